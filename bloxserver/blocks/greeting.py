@@ -1,0 +1,37 @@
+"""`handlers.hello.handle_greeting`: the friendly greeter of the default organism."""
+
+from typing import Any
+
+from pydantic import BaseModel, JsonValue, model_validator
+
+from bloxserver.blocks.base import Block, BlockContext, NoConfig
+
+
+class Greeting(BaseModel):
+    """Whom to greet. What is no `{"name": text}` greets its text, or else the world."""
+
+    name: str = "World"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whom(cls, value: Any) -> dict[str, str]:
+        candidates = [value.get("name"), value.get("text")] if isinstance(value, dict) else [value]
+        for candidate in candidates:
+            if isinstance(candidate, str) and candidate.strip():
+                return {"name": candidate.strip()}
+        return {}
+
+
+async def handle_greeting(payload: Greeting, config: NoConfig, context: BlockContext) -> JsonValue:
+    return {"message": f"Hello, {payload.name}!"}
+
+
+block = Block(
+    name="handlers.hello.handle_greeting",
+    description="Greets the name, or the text, that it was given.",
+    payload=Greeting,
+    config=NoConfig,
+    handler=handle_greeting,
+    payload_aliases=("handlers.hello.Greeting",),
+    example={"config": {}, "payload": {"name": "Ada"}},
+)

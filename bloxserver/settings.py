@@ -1,0 +1,200 @@
+"""Every setting: its name in the environment, its meaning, its default.
+
+A setting that cannot be read never breaks an import: `get_settings` puts the default in its place and keeps
+the complaint in `problems`; `check_startup` then refuses to start and says which variables are wrong.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from bloxserver.errors import SettingsError
+
+MINIMUM_SECRET_BYTES = 32
+
+
+def _split(value: object) -> object:
+    """Comma separated text → list of what stands between the commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _blank_as_none(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
+OptionalText = Annotated[str | None, BeforeValidator(_blank_as_none)]
+OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_blank_as_none)]
+
+
+class Settings(BaseSettings):
+    """Read from the environment and from a `.env` file in the working directory; the environment wins."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+    env: Literal["development", "test", "staging", "production"] = Field(
+        "development", description="What kind of installation this is. Production refuses unsafe settings."
+    )
+    host: str = Field("0.0.0.0", description="Address that the server binds to.")  # noqa: S104
+    port: int = Field(8000, ge=0, le=65535, description="Port that the server binds to; 0 takes a free one.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level that is logged.")
+    enable_docs: bool = Field(True, description="Serve /docs, /redoc and /openapi.json.")
+    cors_origins: CommaSeparated = Field(
+        ("http://localhost:3000", "https://app.openblox.ai"),
+        description="Origins of browsers that may call the API, comma separated.",
+    )
+    webhook_base_url: str = Field(
+        "https://api.openblox.ai/webhooks", description="Public address under which webhooks are reached."
+    )
+    max_body_bytes: int = Field(1024 * 1024, ge=1, description="Largest request body, in bytes.")
+    body_timeout_seconds: float = Field(30, gt=0, description="How long a client may take to send its body.")
+
+    database_url: str = Field(
+        "sqlite+aiosqlite:///./bloxserver.db",
+        description="SQLAlchemy URL of the database: sqlite+aiosqlite or postgresql+asyncpg.",
+    )
+    auto_create_tables: bool = Field(True, description="Migrate the database at start-up; never in production.")
+    allow_sqlite: bool = Field(False, description="Accept SQLite in production.")
+    sql_echo: bool = Field(False, description="Log every SQL statement, without its values.")
+    database_pool_size: int = Field(10, ge=1, le=1000, description="Connections kept to PostgreSQL by a process.")
+    database_pool_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a connection before 503.")
+
+    clerk_issuer: OptionalText = Field(
+        None, description="Issuer of the Clerk tokens, like https://x.clerk.accounts.dev."
+    )
+    clerk_audience: OptionalText = Field(None, description="Audience that tokens must name, if set.")
+    clerk_authorized_parties: CommaSeparated = Field(
+        (), description="Origins that tokens may have been issued to (`azp`), comma separated; empty accepts any."
+    )
+    clerk_require_azp: bool = Field(False, description="Refuse tokens without `azp`.")
+
+    worker_concurrency: int = Field(50, ge=1, le=10_000, description="Executions that one worker runs at once.")
+    sweep_seconds: float = Field(2, gt=0, le=60, description="Longest time until unnoticed work is found.")
+    engine_poll_seconds: float = Field(0.05, gt=0, le=60, description="How often a worker looks into its queues.")
+    heartbeat_seconds: float = Field(5, gt=0, le=60, description="How often a worker says that it lives.")
+    dead_after_seconds: float = Field(
+        20, gt=0, le=600, description="Silence after which a worker's work is taken over."
+    )
+    drain_seconds: float = Field(10, ge=0, le=600, description="Time that running work gets when a worker stops.")
+    concurrency_free: int = Field(2, ge=1, description="Executions of one free user that run at once.")
+    concurrency_pro: int = Field(10, ge=1, description="Executions of one pro user that run at once.")
+    concurrency_enterprise: int = Field(50, ge=1, description="Executions of one enterprise user that run at once.")
+    concurrency_high_frequency: int = Field(
+        100, ge=1, description="Executions of one high_frequency user that run at once."
+    )
+    ssrf_allow_cidrs: Networks = Field(
+        (), description="Private networks that flows may reach all the same, comma separated, like 10.0.0.0/8."
+    )
+
+    redis_url: OptionalText = Field(None, description="Accepted for compatibility; nothing uses Redis.")
+    stripe_secret_key: OptionalSecret = Field(None, description="Secret key of the Stripe account.")
+    stripe_webhook_secret: OptionalSecret = Field(None, description="Signing secret of the Stripe webhook.")
+    api_key_encryption_key: OptionalSecret = Field(
+        None, description="Key that seals the secrets which users store: at least 32 characters."
+    )
+
+    problems: tuple[str, ...] = Field((), exclude=True, description="What could not be read; not a setting.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _async_driver(cls, value: str) -> str:
+        return normalised_database_url(value).render_as_string(hide_password=False)
+
+    @field_validator("clerk_issuer", "webhook_base_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str | None) -> str | None:
+        return value.rstrip("/") if value else value
+
+    @property
+    def is_production(self) -> bool:
+        """Whether unsafe settings are refused, logs are JSON and migrations are left to `bloxserver migrate`."""
+        return self.env == "production"
+
+    @property
+    def dev_bypass(self) -> bool:
+        """Whether every request is the development user: only in development without a Clerk issuer."""
+        return self.env == "development" and self.clerk_issuer is None
+
+    @property
+    def uses_sqlite(self) -> bool:
+        return self.database_url.startswith("sqlite")
+
+    def check_startup(self) -> None:
+        """Raise `SettingsError` naming every variable that keeps this process from starting; no value is told."""
+        problems = [*self.problems]
+        if self.is_production:
+            problems += self._production_problems()
+        if problems:
+            raise SettingsError(problems)
+
+    def _production_problems(self) -> list[str]:
+        """The refusals of a production start."""
+        refusals = {
+            "CLERK_ISSUER must be an https address in production": not (self.clerk_issuer or "").startswith("https://"),
+            "DATABASE_URL must be PostgreSQL in production (or set ALLOW_SQLITE=1)": self.uses_sqlite
+            and not self.allow_sqlite,
+            "CORS_ORIGINS must not contain * in production": any("*" in origin for origin in self.cors_origins),
+            "ENABLE_DOCS must be false in production": self.enable_docs,
+            f"API_KEY_ENCRYPTION_KEY must have at least {MINIMUM_SECRET_BYTES} bytes of your own in production": _weak(
+                self.api_key_encryption_key
+            ),
+            "STRIPE_SECRET_KEY must not be a test key in production": _is_test_key(self.stripe_secret_key),
+            "STRIPE_WEBHOOK_SECRET must be set when STRIPE_SECRET_KEY is": self.stripe_secret_key is not None
+            and self.stripe_webhook_secret is None,
+        }
+        return [problem for problem, holds in refusals.items() if holds]
+
+    @classmethod
+    def load(cls) -> Self:
+        """Settings of the environment; what cannot be read has its default and a line in `problems`."""
+        try:
+            return cls()
+        except ValidationError as error:
+            problems = {str(item["loc"][0]): item["msg"] for item in error.errors(include_input=False)}
+            defaults = {name: cls.model_fields[name].get_default() for name in problems}
+            told = tuple(f"{name.upper()}: {reason}" for name, reason in problems.items())
+            return cls(**defaults, problems=told)
+
+
+def normalised_database_url(text: str) -> URL:
+    """The URL with the async driver that we use; `postgres://` and driverless forms are accepted.
+
+    Raises `ValueError` for anything but SQLite and PostgreSQL.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ValueError("not a database URL") from None
+    backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
+    if backend == "sqlite":
+        return url.set(drivername="sqlite+aiosqlite")
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+asyncpg")
+    raise ValueError("only sqlite and postgresql are supported")
+
+
+def _weak(secret: SecretStr | None) -> bool:
+    if secret is None:
+        return True
+    value = secret.get_secret_value()
+    return len(value.encode()) < MINIMUM_SECRET_BYTES or len(set(value)) < 8 or "change" in value.lower()
+
+
+def _is_test_key(secret: SecretStr | None) -> bool:
+    return secret is not None and secret.get_secret_value().startswith(("sk_test_", "rk_test_"))
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings.load()
