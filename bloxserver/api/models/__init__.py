@@ -1,0 +1,46 @@
+"""Tables and the database. In spite of its path this is the bottom layer: it imports settings and errors only."""
+
+from bloxserver.api.models.base import Base
+from bloxserver.api.models.database import get_db, init_db
+from bloxserver.api.models.tables import (
+    BillingStatus,
+    ExecutionRecord,
+    ExecutionStatus,
+    ExecutionStepRecord,
+    FlowRecord,
+    FlowStatus,
+    FlowVersionRecord,
+    InputEncoding,
+    StepStatus,
+    StripeEventRecord,
+    Tier,
+    TriggerRecord,
+    TriggerType,
+    UsageRecord,
+    UserApiKeyRecord,
+    UserRecord,
+    WorkerRecord,
+)
+
+__all__ = [
+    "Base",
+    "BillingStatus",
+    "ExecutionRecord",
+    "ExecutionStatus",
+    "ExecutionStepRecord",
+    "FlowRecord",
+    "FlowStatus",
+    "FlowVersionRecord",
+    "InputEncoding",
+    "StepStatus",
+    "StripeEventRecord",
+    "Tier",
+    "TriggerRecord",
+    "TriggerType",
+    "UsageRecord",
+    "UserApiKeyRecord",
+    "UserRecord",
+    "WorkerRecord",
+    "get_db",
+    "init_db",
+]

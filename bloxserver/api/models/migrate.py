@@ -1,0 +1,57 @@
+"""The schema's revision: bring it up to date, and tell whether this version of the code can serve it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+SCRIPTS = Path(__file__).parents[2] / "migrations"
+
+
+class SchemaState(StrEnum):
+    CURRENT = "current"
+    NEWER = "newer"
+    """A revision that this code does not know: a later version has migrated, as in a rolling deploy."""
+    OLDER = "older"
+    MISSING = "missing"
+    """No revision at all: an empty database, or tables that were made without migrations."""
+
+
+def _config(connection: sa.Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def upgrade(connection: sa.Connection, revision: str = "head") -> None:
+    """Migrate up to `revision`; does nothing where the schema is there already."""
+    if schema_state(connection) is not SchemaState.NEWER:
+        command.upgrade(_config(connection), revision)
+
+
+def downgrade(connection: sa.Connection, revision: str) -> None:
+    command.downgrade(_config(connection), revision)
+
+
+def check(connection: sa.Connection) -> None:
+    """Raise `alembic.util.CommandError` when models and migrations differ."""
+    command.check(_config(connection))
+
+
+def schema_state(connection: sa.Connection) -> SchemaState:
+    """How the database's revision stands to the newest one that this code knows."""
+    current = MigrationContext.configure(connection).get_current_heads()
+    scripts = ScriptDirectory(str(SCRIPTS))
+    if not current:
+        return SchemaState.MISSING
+    if set(current) == set(scripts.get_heads()):
+        return SchemaState.CURRENT
+    known = {script.revision for script in scripts.walk_revisions()}
+    return SchemaState.OLDER if set(current) <= known else SchemaState.NEWER

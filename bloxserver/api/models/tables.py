@@ -1,0 +1,294 @@
+"""The tables. Every column that a writer does not name is nullable or has a default here and in the database."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from bloxserver.api.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
+from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.api.models.enums import (
+    BillingStatus,
+    ExecutionStatus,
+    FlowStatus,
+    InputEncoding,
+    StepStatus,
+    Tier,
+    TriggerType,
+)
+from bloxserver.api.models.types import database_now, enum_text, now
+from bloxserver.settings import get_settings
+
+__all__ = [
+    "BillingStatus",
+    "ExecutionRecord",
+    "ExecutionStatus",
+    "ExecutionStepRecord",
+    "FlowRecord",
+    "FlowStatus",
+    "FlowVersionRecord",
+    "InputEncoding",
+    "StepStatus",
+    "StripeEventRecord",
+    "Tier",
+    "TriggerRecord",
+    "TriggerType",
+    "UsageRecord",
+    "UserApiKeyRecord",
+    "UserRecord",
+    "WorkerRecord",
+]
+
+
+class UserRecord(Base):
+    __tablename__ = "users"
+
+    id: Mapped[Id]
+    clerk_id: Mapped[str] = mapped_column(sa.String(255), unique=True)
+    email: Mapped[str] = mapped_column(sa.String(320), default="", server_default="")
+    name: Mapped[str | None] = mapped_column(sa.String(255))
+    avatar_url: Mapped[str | None] = mapped_column(sa.Text)
+    tier: Mapped[Tier] = mapped_column(enum_text(Tier), default=Tier.FREE, server_default=Tier.FREE.value)
+    billing_status: Mapped[BillingStatus] = mapped_column(
+        enum_text(BillingStatus), default=BillingStatus.ACTIVE, server_default=BillingStatus.ACTIVE.value
+    )
+    stripe_customer_id: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
+    stripe_subscription_id: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
+    stripe_subscription_item_id: Mapped[str | None] = mapped_column(sa.String(255))
+    trial_ends_at: Mapped[datetime | None]
+    current_period_start: Mapped[datetime | None]
+    current_period_end: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[UpdatedAt]
+
+    flows: Mapped[list[FlowRecord]] = relationship(
+        back_populates="user", lazy="raise", cascade="all, delete-orphan", passive_deletes=True
+    )
+
+
+class FlowRecord(Base):
+    __tablename__ = "flows"
+    __table_args__ = (
+        sa.Index(None, "user_id", "updated_at", "id"),
+        # the few flows that the engine has to start or stop, whoever they belong to
+        sa.Index(
+            "ix_flows_unsettled",
+            "updated_at",
+            sqlite_where=sa.text("status IN ('starting', 'stopping')"),
+            postgresql_where=sa.text("status IN ('starting', 'stopping')"),
+        ),
+    )
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    """The owner: the one column that decides whose flow this is."""
+    name: Mapped[str] = mapped_column(sa.String(100))
+    description: Mapped[str | None] = mapped_column(sa.String(500))
+    organism_yaml: Mapped[str] = mapped_column(sa.Text, default=DEFAULT_ORGANISM, server_default=DEFAULT_ORGANISM)
+    canvas_state: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    status: Mapped[FlowStatus] = mapped_column(
+        enum_text(FlowStatus), default=FlowStatus.STOPPED, server_default=FlowStatus.STOPPED.value
+    )
+    active_version_id: Mapped[uuid.UUID | None]
+    """The version that the last start armed. No foreign key: versions already point at their flow."""
+    container_id: Mapped[str | None] = mapped_column(sa.String(255))
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[UpdatedAt]
+
+    user: Mapped[UserRecord] = relationship(back_populates="flows", lazy="raise")
+    triggers: Mapped[list[TriggerRecord]] = relationship(
+        back_populates="flow", lazy="raise", cascade="all, delete-orphan", passive_deletes=True
+    )
+    executions: Mapped[list[ExecutionRecord]] = relationship(
+        back_populates="flow", lazy="raise", cascade="all, delete-orphan", passive_deletes=True
+    )
+
+
+class FlowVersionRecord(Base):
+    """A definition as it was started: what an execution ran stays readable after the flow was edited."""
+
+    __tablename__ = "flow_versions"
+    __table_args__ = (sa.UniqueConstraint("flow_id", "number"),)
+
+    id: Mapped[Id]
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    """1 for the first version of the flow, then counting up."""
+    organism_yaml: Mapped[str] = mapped_column(sa.Text)
+    canvas_state: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    created_at: Mapped[CreatedAt]
+
+
+class TriggerRecord(Base):
+    __tablename__ = "triggers"
+    __table_args__ = (sa.Index(None, "flow_id", "created_at", "id"),)
+
+    id: Mapped[Id]
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
+    type: Mapped[TriggerType] = mapped_column(enum_text(TriggerType))
+    name: Mapped[str] = mapped_column(sa.String(100))
+    config: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict, server_default="{}")
+    webhook_token: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
+    own_webhook_url: Mapped[str | None] = mapped_column("webhook_url", sa.Text)
+    """An address that the row's writer chose; null for ours, which follow `WEBHOOK_BASE_URL`."""
+    created_at: Mapped[CreatedAt]
+
+    flow: Mapped[FlowRecord] = relationship(back_populates="triggers", lazy="raise")
+    executions: Mapped[list[ExecutionRecord]] = relationship(
+        back_populates="trigger", lazy="raise", passive_deletes=True
+    )
+
+    @property
+    def webhook_url(self) -> str | None:
+        """Where the webhook is reached; null for other triggers."""
+        if self.own_webhook_url is not None or self.webhook_token is None:
+            return self.own_webhook_url
+        return f"{get_settings().webhook_base_url}/{self.webhook_token}"
+
+    @webhook_url.setter
+    def webhook_url(self, value: str | None) -> None:
+        self.own_webhook_url = value
+
+
+class ExecutionRecord(Base):
+    """One run of a flow. The row is the job: it is `running` from its acceptance until its end is written."""
+
+    __tablename__ = "executions"
+    __table_args__ = (
+        sa.Index(None, "flow_id", "started_at", "id"),
+        sa.Index(None, "flow_id", "status", "started_at", "id"),
+        sa.Index(
+            "ix_executions_live",
+            "flow_id",
+            "dispatched_at",
+            "started_at",
+            sqlite_where=sa.text("status = 'running'"),
+            postgresql_where=sa.text("status = 'running'"),
+        ),
+    )
+
+    id: Mapped[Id]
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
+    flow_version_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("flow_versions.id", ondelete="SET NULL"))
+    """The definition that it runs; null means the flow's current one."""
+    trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="SET NULL"), index=True)
+    trigger_type: Mapped[TriggerType] = mapped_column(enum_text(TriggerType))
+    target: Mapped[str | None] = mapped_column(sa.String(255))
+    """The listener that the trigger named as entry, if it named one."""
+    status: Mapped[ExecutionStatus] = mapped_column(
+        enum_text(ExecutionStatus), default=ExecutionStatus.RUNNING, server_default=ExecutionStatus.RUNNING.value
+    )
+    started_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
+    """When it was accepted."""
+    picked_up_at: Mapped[datetime | None]
+    """When a worker first took it."""
+    completed_at: Mapped[datetime | None]
+    duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    input_payload: Mapped[str | None] = mapped_column(sa.Text)
+    input_encoding: Mapped[InputEncoding] = mapped_column(
+        enum_text(InputEncoding), default=InputEncoding.TEXT, server_default=InputEncoding.TEXT.value
+    )
+    output_payload: Mapped[str | None] = mapped_column(sa.Text)
+
+    dispatch_number: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often it was handed to the engine; part of the engine's job id, so that handing over twice is once."""
+    dispatched_at: Mapped[datetime | None]
+    """When it was handed to the engine last; null while it is due to be."""
+    resume_at: Mapped[datetime | None]
+    """Not to be handed over before this instant."""
+    lease: Mapped[uuid.UUID | None]
+    """Drawn by the worker that took it last; one whose lease is no longer here must not write."""
+
+    flow: Mapped[FlowRecord] = relationship(back_populates="executions", lazy="raise")
+    trigger: Mapped[TriggerRecord | None] = relationship(back_populates="executions", lazy="raise")
+
+
+class ExecutionStepRecord(Base):
+    """One handled message: checkpoint, timeline and log in one. A step that is here as a success never runs again."""
+
+    __tablename__ = "execution_steps"
+    __table_args__ = (sa.UniqueConstraint("execution_id", "key"),)
+
+    id: Mapped[Id]
+    execution_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
+    key: Mapped[str] = mapped_column(sa.String(255))
+    """Says which message of the execution this is, the same on every run: the sender's step and the listener."""
+    parent_id: Mapped[uuid.UUID | None]
+    """The step whose answer was this message; null for the entry."""
+    listener: Mapped[str] = mapped_column(sa.String(255))
+    handler: Mapped[str | None] = mapped_column(sa.String(255))
+    status: Mapped[StepStatus] = mapped_column(
+        enum_text(StepStatus), default=StepStatus.SUCCESS, server_default=StepStatus.SUCCESS.value
+    )
+    attempt: Mapped[int] = mapped_column(default=1, server_default="1")
+    input_payload: Mapped[str | None] = mapped_column(sa.Text)
+    output_payload: Mapped[str | None] = mapped_column(sa.Text)
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    started_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
+    completed_at: Mapped[datetime | None]
+    """For a waiting step: when its answer is due."""
+    duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+
+
+class UsageRecord(Base):
+    """What a user used in a billing period. A paid user's counts are spread over slots, so that runs do not queue."""
+
+    __tablename__ = "usage_records"
+    __table_args__ = (sa.UniqueConstraint("user_id", "period_start", "slot"),)
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    period_start: Mapped[datetime]
+    period_end: Mapped[datetime | None]
+    slot: Mapped[int] = mapped_column(default=0, server_default="0")
+    workflow_runs: Mapped[Counter]
+    llm_tokens_in: Mapped[Counter]
+    llm_tokens_out: Mapped[Counter]
+    last_synced_runs: Mapped[Counter]
+    last_synced_at: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+
+
+class UserApiKeyRecord(Base):
+    """A user's own key for a provider, sealed."""
+
+    __tablename__ = "user_api_keys"
+    __table_args__ = (sa.UniqueConstraint("user_id", "provider"),)
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    provider: Mapped[str] = mapped_column(sa.String(64))
+    encrypted_key: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    key_hint: Mapped[str | None] = mapped_column(sa.String(16))
+    is_valid: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
+    last_error: Mapped[str | None] = mapped_column(sa.Text)
+    last_used_at: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+
+
+class StripeEventRecord(Base):
+    """A Stripe event that was taken in: its id is here once, however often it is delivered."""
+
+    __tablename__ = "stripe_events"
+
+    event_id: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    event_type: Mapped[str] = mapped_column(sa.String(255), default="", server_default="")
+    received_at: Mapped[CreatedAt]
+    processed_at: Mapped[datetime | None]
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+
+
+class WorkerRecord(Base):
+    """A worker that lives, or lived: one that stops beating has its work taken over."""
+
+    __tablename__ = "workers"
+
+    executor_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    beat_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
+    started_at: Mapped[CreatedAt]

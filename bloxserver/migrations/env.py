@@ -1,0 +1,62 @@
+"""Runs the migrations over the connection that `api.models.migrate` hands in, or over DATABASE_URL's."""
+
+import asyncio
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+
+from bloxserver.api.models.database import Base, database
+from bloxserver.api.models.types import UtcDateTime, database_now, database_uuid
+
+LOCK = 0x626C6F78
+"""Advisory lock: replicas that start together migrate one after the other."""
+
+ENGINE_SCHEMA = "dbos"
+
+
+def is_ours(name: str | None, kind: str, parents: object) -> bool:
+    """Tables of the execution engine are its own affair."""
+    return not (kind == "schema" and name == ENGINE_SCHEMA)
+
+
+def render(kind: str, item: Any, autogenerate: AutogenContext) -> str | Literal[False]:
+    """How our own types and defaults stand in a migration: the same text for both databases."""
+    if kind == "type" and isinstance(item, sa.Enum):
+        return f"sa.String({item.length})"
+    ours: Any = item if kind == "type" else getattr(item, "arg", None)
+    if isinstance(ours, UtcDateTime | database_now | database_uuid):
+        name = type(ours).__name__
+        autogenerate.imports.add(f"from bloxserver.api.models.types import {name}")
+        return f"{name}()"
+    return False
+
+
+def run(connection: sa.Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_as_batch=connection.dialect.name == "sqlite",
+        compare_type=True,
+        include_name=is_ours,
+        render_item=render,
+    )
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        context.run_migrations()
+
+
+async def run_alone() -> None:
+    async with database.engine.connect() as connection:
+        await connection.run_sync(run)
+        await connection.commit()
+
+
+given: sa.Connection | None = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    asyncio.run(run_alone())
