@@ -2,7 +2,7 @@
 
 BloxError
 ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 · NotFound 404 · Conflict 409
-├── PayloadTooLarge 413 · Unprocessable 422
+├── Unprocessable 422
 └── Unavailable 503
 SettingsError (the process cannot start; never a response)
 """
@@ -63,13 +63,6 @@ class NotFound(BloxError):
 
 class Conflict(BloxError):
     status = 409
-
-
-class PayloadTooLarge(BloxError):
-    status = 413
-
-    def __init__(self, limit: int) -> None:
-        super().__init__("payload_too_large", f"Request body is larger than {limit} bytes", details={"limit": limit})
 
 
 class Unprocessable(BloxError):

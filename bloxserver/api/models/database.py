@@ -38,9 +38,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self.engine = _create_engine(settings)
         self._session_class = type("DatabaseSession", (Session,), {})
-        self.sessions = async_sessionmaker(
-            self.engine, expire_on_commit=False, sync_session_class=self._session_class
-        )
+        self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, sync_session_class=self._session_class)
         self.reading_sessions = async_sessionmaker(
             self.engine.execution_options(**{_READ_ONLY: True}),
             expire_on_commit=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -45,13 +46,19 @@ def check(connection: sa.Connection) -> None:
     command.check(_config(connection))
 
 
+@lru_cache
+def _revisions() -> tuple[frozenset[str], frozenset[str]]:
+    """The newest revisions and all revisions that this code knows."""
+    scripts = ScriptDirectory(str(SCRIPTS))
+    return frozenset(scripts.get_heads()), frozenset(script.revision for script in scripts.walk_revisions())
+
+
 def schema_state(connection: sa.Connection) -> SchemaState:
     """How the database's revision stands to the newest one that this code knows."""
-    current = MigrationContext.configure(connection).get_current_heads()
-    scripts = ScriptDirectory(str(SCRIPTS))
+    current = set(MigrationContext.configure(connection).get_current_heads())
+    heads, known = _revisions()
     if not current:
         return SchemaState.MISSING
-    if set(current) == set(scripts.get_heads()):
+    if current == heads:
         return SchemaState.CURRENT
-    known = {script.revision for script in scripts.walk_revisions()}
-    return SchemaState.OLDER if set(current) <= known else SchemaState.NEWER
+    return SchemaState.OLDER if current <= known else SchemaState.NEWER

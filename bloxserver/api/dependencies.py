@@ -1,0 +1,167 @@
+"""What routes ask for by type: the session, the user, a page, a body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Header, Path, Query, Request
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import get_db
+from bloxserver.api.models.tables import Tier, UserRecord
+from bloxserver.clients.clerk import get_verifier
+from bloxserver.errors import Forbidden, Unauthorized
+from bloxserver.queries.paging import PageRequest
+from bloxserver.queries.usage import Period, period_at
+from bloxserver.services.executions import Input, input_of_body
+from bloxserver.services.users import DEV_CLAIMS, user_of_claims
+from bloxserver.settings import get_settings
+
+MAX_PAGE = 1_000_000_000
+
+DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
+"""The request's session. In function scope the commit comes before the response: who reads 201 can GET it."""
+
+FlowId = Annotated[UUID, Path(description="The flow's id.")]
+TriggerId = Annotated[UUID, Path(description="The trigger's id.")]
+ExecutionId = Annotated[UUID, Path(description="The execution's id.")]
+
+
+@dataclass(frozen=True)
+class CurrentUser:
+    """Who makes the request. The record may be detached, or not be in the database: only what it has loaded is read."""
+
+    user: UserRecord
+    clerk_payload: dict[str, Any]
+
+    def _loaded(self, name: str) -> Any:
+        return vars(self.user).get(name)
+
+    @property
+    def id(self) -> UUID:
+        user_id: UUID = self._loaded("id")
+        return user_id
+
+    @property
+    def clerk_id(self) -> str:
+        return self._loaded("clerk_id") or ""
+
+    @property
+    def email(self) -> str:
+        return self._loaded("email") or ""
+
+    @property
+    def name(self) -> str | None:
+        name: str | None = self._loaded("name")
+        return name
+
+    @property
+    def avatar_url(self) -> str | None:
+        url: str | None = self._loaded("avatar_url")
+        return url
+
+    @property
+    def tier(self) -> str:
+        return str(self._loaded("tier") or Tier.FREE.value)
+
+    @property
+    def billing_status(self) -> str:
+        return str(self._loaded("billing_status") or "active")
+
+    @property
+    def trial_ends_at(self) -> datetime | None:
+        at: datetime | None = self._loaded("trial_ends_at")
+        return at
+
+    @property
+    def current_period_end(self) -> datetime | None:
+        at: datetime | None = self._loaded("current_period_end")
+        return at
+
+    @property
+    def created_at(self) -> datetime | None:
+        at: datetime | None = self._loaded("created_at")
+        return at
+
+    def period_at(self, moment: datetime) -> Period:
+        """The billing period that `moment` falls into."""
+        return period_at(moment, self._loaded("current_period_start"), self.current_period_end)
+
+
+Authorization = Annotated[str | None, Header(include_in_schema=False)]
+
+
+def _bearer(authorization: str | None) -> str:
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthorized("missing_token", "Missing authentication token")
+    return token.strip()
+
+
+async def validate_clerk_token(token: str) -> dict[str, Any]:
+    """The claims of a valid token; raises `Unauthorized`, or `Unavailable` when Clerk's keys are not to be had."""
+    return await get_verifier(get_settings()).verify(token)
+
+
+async def get_current_user(session: DbSession, authorization: Authorization = None) -> CurrentUser:
+    """The signed-in user, created by his first valid token; raises `Unauthorized`."""
+    # The session has no connection before its first statement: none is held while keys are fetched.
+    claims = DEV_CLAIMS if get_settings().dev_bypass else await validate_clerk_token(_bearer(authorization))
+    return CurrentUser(await user_of_claims(session, claims), claims)
+
+
+async def get_optional_user(session: DbSession, authorization: Authorization = None) -> CurrentUser | None:
+    """The signed-in user, or None where no valid token came."""
+    try:
+        return await get_current_user(session, authorization)
+    except Unauthorized:
+        return None
+
+
+AuthenticatedUser = Annotated[CurrentUser, Depends(get_current_user)]
+OptionalUser = Annotated[CurrentUser | None, Depends(get_optional_user)]
+
+
+class require_tier:  # noqa: N801
+    """A dependency that lets users of these tiers through and answers 403 to others."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = [str(name) for name in names]
+
+    async def __call__(self, user: AuthenticatedUser) -> CurrentUser:
+        if user.tier not in self.names:
+            raise Forbidden(
+                "tier_required",
+                f"This feature requires one of: {', '.join(self.names)}",
+                details={"tiers": self.names},
+            )
+        return user
+
+
+RequirePro = Annotated[CurrentUser, Depends(require_tier(Tier.PRO, Tier.ENTERPRISE))]
+RequireEnterprise = Annotated[CurrentUser, Depends(require_tier(Tier.ENTERPRISE))]
+
+
+def _page(default_size: int) -> Any:
+    async def page_query(
+        page: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Counts from 1.")] = 1,
+        page_size: Annotated[int, Query(ge=1, le=1000, description="Items on a page.")] = default_size,
+    ) -> PageRequest:
+        return PageRequest(page, page_size)
+
+    return Depends(page_query)
+
+
+FlowPage = Annotated[PageRequest, _page(20)]
+ExecutionPage = Annotated[PageRequest, _page(50)]
+
+
+async def webhook_input(request: Request) -> Input:
+    """The body as it came; read before the session takes a connection, so that a slow sender holds none."""
+    return input_of_body(await request.body(), request.headers.get("content-type"))
+
+
+WebhookInput = Annotated[Input, Depends(webhook_input)]

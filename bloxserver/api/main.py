@@ -1,0 +1,103 @@
+"""The application: `uvicorn bloxserver.api.main:app`, or `python -m bloxserver.api.main`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import APIRouter, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from bloxserver import __version__
+from bloxserver.api.errors import install_error_handlers
+from bloxserver.api.middleware import BodyLimit, CatchAll, RequestContext
+from bloxserver.api.models import database as models_database
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.migrate import SchemaState, schema_state
+from bloxserver.api.openapi import AUTHENTICATED_PREFIX, install_openapi
+from bloxserver.api.routes import AUTHENTICATED, PUBLIC
+from bloxserver.engine.engine import Engine
+from bloxserver.errors import SettingsError
+from bloxserver.log import configure_logging
+from bloxserver.settings import Settings, get_settings
+
+log = structlog.stdlib.get_logger("bloxserver")
+
+
+def create_app() -> FastAPI:
+    """The API; its lifespan migrates or checks the database and runs the engine."""
+    settings = get_settings()
+    app = FastAPI(
+        title="BloxServer API",
+        version=__version__,
+        docs_url="/docs" if settings.enable_docs else None,
+        redoc_url="/redoc" if settings.enable_docs else None,
+        openapi_url="/openapi.json" if settings.enable_docs else None,
+        lifespan=_lifespan,
+    )
+    for router in PUBLIC:
+        app.include_router(router)
+    authenticated = APIRouter(prefix=AUTHENTICATED_PREFIX)
+    for router in AUTHENTICATED:
+        authenticated.include_router(router)
+    app.include_router(authenticated)
+    install_error_handlers(app)
+    install_openapi(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit)
+    app.add_middleware(CatchAll)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(settings.cors_origins),
+        allow_credentials=True,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
+    app.add_middleware(RequestContext)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings = get_settings()
+    configure_logging(level=settings.log_level, as_json=settings.is_production)
+    settings.check_startup()
+    _warn(settings)
+    database = models_database.database
+    await prepare_database(settings, database)
+    engine = Engine(settings, database, works=settings.run_worker)
+    await engine.start()
+    log.info("ready", version=__version__, env=settings.env, worker=settings.run_worker)
+    try:
+        yield
+    finally:
+        await engine.stop()
+        await database.engine.dispose()
+
+
+async def prepare_database(settings: Settings, database: Database) -> None:
+    """Migrate in development; in production refuse, with `SettingsError`, a schema that is older than the code."""
+    if settings.auto_create_tables and not settings.is_production:
+        await database.migrate()
+        return
+    async with database.engine.connect() as connection:
+        state = await connection.run_sync(schema_state)
+    if state in (SchemaState.OLDER, SchemaState.MISSING):
+        raise SettingsError([f"the database's schema is {state.value}: run `bloxserver migrate` first"])
+
+
+def _warn(settings: Settings) -> None:
+    if settings.dev_bypass:
+        log.warning("development sign-in: every request is the development user", clerk_issuer=None)
+    elif settings.is_production and not settings.clerk_authorized_parties:
+        log.warning("CLERK_AUTHORIZED_PARTIES is empty: tokens issued to any origin are accepted")
+
+
+app = create_app()
+
+if __name__ == "__main__":
+    import uvicorn
+
+    uvicorn.run(app, host=get_settings().host, port=get_settings().port, log_config=None, server_header=False)

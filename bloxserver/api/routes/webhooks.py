@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from bloxserver.api.dependencies import DbSession, WebhookInput
+from bloxserver.api.openapi import any_body, errors
+from bloxserver.api.schemas import WebhookAccepted, WebhookTest
+from bloxserver.queries.triggers import read_webhook
+from bloxserver.services.executions import receive_webhook
+
+router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+
+WebhookToken = Annotated[str, Path(description="The secret token of the webhook's address.")]
+
+
+@router.post(
+    "/{webhook_token}",
+    response_model=WebhookAccepted,
+    operation_id="receiveWebhook",
+    responses=errors(400, 403, 404, 413),
+    openapi_extra=any_body("Becomes the execution's `inputPayload`, whatever it is."),
+)
+async def receive(session: DbSession, webhook_token: WebhookToken, given: WebhookInput) -> object:
+    """Start an execution; the body, of any kind or none, is its input."""
+    execution_id = await receive_webhook(session, webhook_token, given)
+    return WebhookAccepted(
+        status="accepted", execution_id=execution_id, message="Webhook received and execution started"
+    )
+
+
+@router.get("/{webhook_token}/test", response_model=WebhookTest, operation_id="testWebhook", responses=errors(404))
+async def test(session: DbSession, webhook_token: WebhookToken) -> object:
+    """Say whether the address is known, without starting anything."""
+    webhook = await read_webhook(session, webhook_token)
+    return WebhookTest(
+        valid=True,
+        trigger_name=webhook.trigger_name,
+        flow_name=webhook.flow_name,
+        flow_status=webhook.flow_status,
+    )

@@ -1,0 +1,61 @@
+"""Request and response bodies, a module per resource."""
+
+from bloxserver.api.models.enums import (
+    BillingStatus,
+    ExecutionStatus,
+    FlowStatus,
+    InputEncoding,
+    Tier,
+    TriggerType,
+)
+from bloxserver.api.schemas.base import CamelModel, PaginatedResponse, RequestModel
+from bloxserver.api.schemas.errors import ApiError
+from bloxserver.api.schemas.executions import Execution, ExecutionSummary, FlowStats, RunRequest
+from bloxserver.api.schemas.flows import (
+    CanvasEdge,
+    CanvasNode,
+    CanvasState,
+    CreateFlowRequest,
+    Flow,
+    FlowSummary,
+    UpdateFlowRequest,
+)
+from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
+from bloxserver.api.schemas.triggers import CreateTriggerRequest, Trigger, WebhookAccepted, WebhookTest
+from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, UsageDashboard, User
+
+__all__ = [
+    "AddApiKeyRequest",
+    "ApiError",
+    "ApiKeyInfo",
+    "BillingStatus",
+    "CamelModel",
+    "CanvasEdge",
+    "CanvasNode",
+    "CanvasState",
+    "CreateFlowRequest",
+    "CreateTriggerRequest",
+    "Execution",
+    "ExecutionStatus",
+    "ExecutionSummary",
+    "Flow",
+    "FlowStats",
+    "FlowStatus",
+    "FlowSummary",
+    "Health",
+    "InputEncoding",
+    "Liveness",
+    "PaginatedResponse",
+    "Readiness",
+    "RequestModel",
+    "RunRequest",
+    "ServiceInfo",
+    "Tier",
+    "Trigger",
+    "TriggerType",
+    "UpdateFlowRequest",
+    "UsageDashboard",
+    "User",
+    "WebhookAccepted",
+    "WebhookTest",
+]

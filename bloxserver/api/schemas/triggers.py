@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from pydantic import Field
+
+from bloxserver.api.models.enums import FlowStatus, TriggerType
+from bloxserver.api.schemas.base import CamelModel, RequestModel, UtcTime
+
+
+class Trigger(CamelModel):
+    """What starts executions of a flow. Token and URL are null but for webhooks."""
+
+    id: UUID
+    flow_id: UUID
+    type: TriggerType
+    name: str
+    config: dict[str, Any]
+    webhook_token: str | None
+    webhook_url: str | None
+    created_at: UtcTime
+
+
+class CreateTriggerRequest(RequestModel):
+    type: TriggerType
+    name: str = Field(min_length=1, max_length=100, examples=["Orders from the shop"])
+    config: dict[str, Any] = Field(
+        description="A schedule needs `cron` (five fields), `timezone` is UTC unless given; "
+        "`target` names the listener to start at.",
+        examples=[{"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin"}],
+    )
+
+
+class WebhookAccepted(CamelModel):
+    status: str = Field(examples=["accepted"])
+    execution_id: UUID
+    message: str
+
+
+class WebhookTest(CamelModel):
+    valid: bool
+    trigger_name: str
+    flow_name: str
+    flow_status: FlowStatus

@@ -1,0 +1,31 @@
+"""`delay`: answers with what it was given, later."""
+
+from datetime import timedelta
+
+from pydantic import Field, JsonValue, RootModel
+
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, Wait
+
+MAX_SECONDS = 30 * 24 * 60 * 60
+
+
+class DelayPayload(RootModel[JsonValue]):
+    """Any JSON value."""
+
+
+class DelayConfig(BlockConfig):
+    seconds: float = Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True, description="How long to wait.")
+
+
+async def handle_delay(payload: DelayPayload, config: DelayConfig, context: BlockContext) -> Wait:
+    return Wait(until=context.clock() + timedelta(seconds=config.seconds), answer=payload.root)
+
+
+block = Block(
+    name="delay",
+    description="Hands its message on after some time, up to 30 days.",
+    payload=DelayPayload,
+    config=DelayConfig,
+    handler=handle_delay,
+    example={"config": {"seconds": 60}, "payload": {"any": "value"}},
+)

@@ -1,0 +1,201 @@
+"""Session tokens of Clerk: from the text of a bearer token to claims that can be believed.
+
+A token is a JWT (RFC 7519) signed with RS256. Clerk's own claims are described at
+https://clerk.com/docs/guides/sessions/session-tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from bloxserver.clients.jwks import FETCH_SECONDS, SigningKeys
+from bloxserver.errors import Unauthorized, Unavailable
+from bloxserver.settings import Settings
+
+MAXIMUM_TOKEN_CHARACTERS = 8 * 1024
+LEEWAY_SECONDS = 5
+"""How far the clocks of Clerk and of this machine may be apart; the default of Clerk's own libraries."""
+
+# The compact form of RFC 7515 section 7.1, which knows no padding; five parts would be an encrypted token.
+COMPACT_TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+# The subject becomes a key in the database.
+SUBJECT = re.compile(r"[ -~]{1,255}")
+
+_rs256 = jwt.PyJWS(algorithms=["RS256"])
+
+
+class ClerkVerifier:
+    """Verifies tokens of `settings.clerk_issuer`, with the keys that this issuer publishes.
+
+    `clock` gives the seconds since 1970 that tokens are dated in, `monotonic` those that the age of keys is counted
+    in. Belongs to one event loop; see `get_verifier`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        fetch_seconds: float = FETCH_SECONDS,
+    ) -> None:
+        self._issuer = settings.clerk_issuer
+        self._audience = settings.clerk_audience
+        # An origin has no path, but people copy it from the address bar.
+        self._authorized_parties = frozenset(party.rstrip("/") for party in settings.clerk_authorized_parties)
+        self._require_azp = settings.clerk_require_azp
+        self._clock = clock
+        self._keys = SigningKeys(f"{self._issuer}/.well-known/jwks.json", clock=monotonic, fetch_seconds=fetch_seconds)
+
+    async def verify(self, token: str) -> dict[str, Any]:
+        """The claims of the token; those named in `_check_claims` have been checked, the others may be anything.
+
+        Raises `Unauthorized` with the code `token_expired` or `invalid_token`, and `Unavailable` if there are no keys
+        to check the signature with. No error repeats the token or what it claims.
+        """
+        key_id = _key_id(token)
+        if self._issuer is None:
+            raise Unavailable("identity_provider_unavailable", "No identity provider is configured")
+        key = await self._keys.find(key_id)
+        if key is None:
+            raise _invalid("unknown signing key")
+        claims = _signed_claims(token, key)
+        self._check_claims(claims)
+        return claims
+
+    async def aclose(self) -> None:
+        """Stop the fetch of keys that runs, if any. The verifier can be used again."""
+        await self._keys.aclose()
+
+    def _check_claims(self, claims: dict[str, Any]) -> None:
+        """Raise `Unauthorized` unless the token is for us, now."""
+        self._check_times(claims)
+        if _text(claims, "iss") != self._issuer:
+            raise _invalid("wrong issuer")
+        if not SUBJECT.fullmatch(_text(claims, "sub")):
+            raise _invalid("unusable claim sub")
+        if self._audience is not None and self._audience not in _audiences(claims):
+            raise _invalid("wrong audience")
+        self._check_authorized_party(claims)
+        # The user has signed in, but has yet to do something else, like choosing an organization.
+        if claims.get("sts") == "pending":
+            raise _invalid("session is pending")
+
+    def _check_times(self, claims: dict[str, Any]) -> None:
+        """RFC 7519 sections 4.1.4 to 4.1.6; all three are required, since Clerk always sets them."""
+        now = self._clock()
+        expires, starts, issued = (_seconds(claims, name) for name in ("exp", "nbf", "iat"))
+        if expires + LEEWAY_SECONDS <= now:
+            raise Unauthorized("token_expired", "Token has expired")
+        if starts - LEEWAY_SECONDS > now or issued - LEEWAY_SECONDS > now:
+            raise _invalid("not valid yet")
+
+    def _check_authorized_party(self, claims: dict[str, Any]) -> None:
+        """Clerk leaves `azp` out if the browser sent no Origin, so its absence is allowed unless settings say no."""
+        if claims.get("azp") is None:
+            if self._require_azp:
+                raise _invalid("missing claim azp")
+            return
+        party = _text(claims, "azp")
+        if self._authorized_parties and party not in self._authorized_parties:
+            raise _invalid("wrong authorized party")
+
+
+_verifiers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...], ClerkVerifier]] = WeakKeyDictionary()
+
+
+def get_verifier(settings: Settings) -> ClerkVerifier:
+    """The verifier of the running event loop for these settings, so that its keys are fetched once.
+
+    Raises `RuntimeError` outside of an event loop.
+    """
+    configuration = (
+        settings.clerk_issuer,
+        settings.clerk_audience,
+        settings.clerk_authorized_parties,
+        settings.clerk_require_azp,
+    )
+    verifiers = _verifiers.setdefault(asyncio.get_running_loop(), {})
+    if configuration not in verifiers:
+        verifiers[configuration] = ClerkVerifier(settings)
+    return verifiers[configuration]
+
+
+def _invalid(reason: str) -> Unauthorized:
+    return Unauthorized("invalid_token", f"Invalid token: {reason}")
+
+
+def _key_id(token: str) -> str:
+    """The id of the key that the token says it is signed with. Nothing else in the header is believed."""
+    if len(token) > MAXIMUM_TOKEN_CHARACTERS:
+        raise _invalid("too long")
+    if not COMPACT_TOKEN.fullmatch(token):
+        raise _invalid("malformed")
+    try:
+        header = _rs256.get_unverified_header(token)
+    except jwt.PyJWTError:
+        raise _invalid("malformed") from None
+    if header.get("alg") != "RS256":
+        raise _invalid("algorithm is not RS256")
+    # RFC 7515 section 4.1.11: an extension that is critical and not understood; we understand none.
+    if "crit" in header:
+        raise _invalid("critical header is not supported")
+    key_id = header.get("kid")
+    if not isinstance(key_id, str):
+        raise _invalid("missing key id")
+    return key_id
+
+
+def _signed_claims(token: str, key: RSAPublicKey) -> dict[str, Any]:
+    try:
+        payload = _rs256.decode_complete(token, key, algorithms=["RS256"])["payload"]
+    except jwt.PyJWTError:
+        raise _invalid("signature does not match") from None
+    try:
+        claims = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise _invalid("malformed") from None
+    if not isinstance(claims, dict):
+        raise _invalid("malformed")
+    return claims
+
+
+def _claim(claims: dict[str, Any], name: str) -> object:
+    value = claims.get(name)
+    if value is None:
+        raise _invalid(f"missing claim {name}")
+    return value
+
+
+def _text(claims: dict[str, Any], name: str) -> str:
+    value = _claim(claims, name)
+    if not isinstance(value, str):
+        raise _invalid(f"unusable claim {name}")
+    return value
+
+
+def _seconds(claims: dict[str, Any], name: str) -> float:
+    """A NumericDate of RFC 7519 section 2."""
+    value = _claim(claims, name)
+    # bool is an int to Python; NaN, which Python's JSON reads, is never in the past.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _invalid(f"unusable claim {name}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _invalid(f"unusable claim {name}")
+    return value
+
+
+def _audiences(claims: dict[str, Any]) -> list[object]:
+    """One text or a list of them (RFC 7519 section 4.1.3)."""
+    audience = _claim(claims, "aud")
+    return audience if isinstance(audience, list) else [audience]

@@ -1,0 +1,240 @@
+"""The one client for the outgoing requests of flows, guarded against reaching the inside (SSRF).
+
+The guard sits where connections are made: names are resolved once, every address is checked, a checked address is
+dialled. Whatever the URL looked like and wherever a redirect points, there is no other way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import httpcore
+import httpx
+
+from bloxserver.clients.addresses import Network
+from bloxserver.clients.connections import Connections, GuardedBackend, OutgoingRequestError
+from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
+
+__all__ = ["GuardedClient", "HttpResponse", "OutgoingRequestError", "read_url"]
+
+MEBIBYTE = 1024 * 1024
+MAX_REDIRECTS = 3
+PORTS = frozenset({80, 443, 8080, 8443})
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+HOST = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
+"""A name or an IPv4 address, or an IPv6 address without a zone."""
+# What frames the message is for the client to say: a second opinion is how requests are smuggled.
+OWN_HEADERS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# All that another origin is told after a redirect; any other header may be a credential.
+SAFE_HEADERS = frozenset({"accept", "accept-language", "user-agent"})
+CONTENT_HEADERS = frozenset({"content-encoding", "content-language", "content-location", "content-type"})
+
+
+@dataclass(frozen=True)
+class HttpResponse:
+    """An answer, read to its end. `headers` have lower-case names; repeated ones are joined by a comma."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+    """Decoded."""
+    url: str
+    """Of the last hop."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One hop."""
+
+    method: str
+    url: httpx.URL
+    headers: Mapping[str, str]
+    content: bytes | None
+
+
+class GuardedClient:
+    """Keeps connections, but no cookies, and takes nothing from the environment: users share it.
+
+    Addresses inside `allow` may be reached although they are private, on any port.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow: Sequence[Network] = (),
+        max_response_bytes: int = 5 * MEBIBYTE,
+        total_timeout_seconds: float = 30,
+        ports: frozenset[int] = PORTS,
+    ) -> None:
+        self._max_response_bytes = max_response_bytes
+        self._total_timeout_seconds = total_timeout_seconds
+        self._connections = Connections(GuardedBackend(allow, ports))
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        timeout_seconds: float | None = None,
+        follow_redirects: bool = False,
+    ) -> HttpResponse:
+        """The answer to a request, of whatever status. `timeout_seconds` is for all of it, redirects included.
+
+        Headers that frame the message (`Host`, `Content-Length`, …) are set here and ignored in `headers`.
+        Raises `OutgoingRequestError`.
+        """
+        if not TOKEN.fullmatch(method):
+            raise OutgoingRequestError("invalid_request", "the method is not one")
+        request = _Request(method, read_url(url), _checked_headers(headers or {}), content)
+        seconds = self._total_timeout_seconds if timeout_seconds is None else timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._send_and_follow(request, MAX_REDIRECTS if follow_redirects else None)
+        except OutgoingRequestError:
+            raise
+        except Exception as error:
+            _fail(error, request.url.host)
+
+    async def aclose(self) -> None:
+        await self._connections.aclose()
+
+    async def _send_and_follow(self, request: _Request, redirects: int | None) -> HttpResponse:
+        """`redirects` is how many may follow; None hands a redirect back as the answer."""
+        while True:
+            response = await self._send(request)
+            location = response.headers.get("location")
+            if redirects is None or response.status not in (301, 302, 303, 307, 308) or location is None:
+                return response
+            if redirects == 0:
+                raise OutgoingRequestError("too_many_redirects", f"{request.url.host} redirects too often")
+            request, redirects = _redirected(request, response.status, location), redirects - 1
+
+    async def _send(self, request: _Request) -> HttpResponse:
+        url = httpcore.URL(
+            scheme=request.url.raw_scheme,
+            host=request.url.raw_host,
+            port=request.url.port,
+            target=request.url.raw_path,
+        )
+        headers = [
+            ("Host", request.url.netloc.decode("ascii")),
+            ("Accept-Encoding", "gzip"),
+            *request.headers.items(),
+        ]
+        async with (
+            self._connections.lend(url.origin) as connection,
+            connection.stream(request.method, url, headers=headers, content=request.content) as response,
+        ):
+            answered = _joined(response.headers)
+            reader = BodyReader(answered.get("content-encoding", ""), self._max_response_bytes)
+            async for chunk in response.aiter_stream():
+                reader.feed(chunk)
+            return HttpResponse(response.status, answered, reader.finish(), str(request.url))
+
+
+def read_url(text: str) -> httpx.URL:
+    """The URL that `text` spells, if it is one that can be requested. Raises `OutgoingRequestError`."""
+    try:
+        url = httpx.URL(text)
+        host = url.raw_host.decode("ascii")
+        _ = url.host  # raises for punycode that spells no name
+    except (httpx.InvalidURL, ValueError, TypeError):
+        raise OutgoingRequestError("invalid_url", "not a URL") from None
+    if url.scheme not in ("http", "https"):
+        raise OutgoingRequestError("invalid_url", "a URL must start with http:// or https://")
+    if len(host) > 253 or not HOST.fullmatch(host):
+        raise OutgoingRequestError("invalid_url", "a URL must name a host")
+    if not 0 < _port(url) < 65536:
+        raise OutgoingRequestError("invalid_url", "a URL must have a port between 1 and 65535, or none")
+    if url.userinfo:
+        raise OutgoingRequestError("invalid_url", "a URL must not name a user; use an Authorization header")
+    return url.copy_with(fragment=None)
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers as they can be sent, by lower-case name."""
+    checked: dict[str, str] = {"accept": "*/*", "user-agent": "BloxServer"}
+    for name, value in headers.items():
+        if not TOKEN.fullmatch(name):
+            raise OutgoingRequestError("invalid_header", "the name of a header is not one")
+        if not HEADER_VALUE.fullmatch(value):
+            raise OutgoingRequestError("invalid_header", f"the header {name[:100]} may have printable ASCII only")
+        if name.lower() not in OWN_HEADERS:
+            checked[name.lower()] = value.strip(" \t")
+    return checked
+
+
+def _redirected(request: _Request, status: int, location: str) -> _Request:
+    """The next hop: another origin is told nothing that was meant for the first."""
+    try:
+        url = read_url(str(request.url.join(location)))
+    except (httpx.InvalidURL, ValueError):
+        raise OutgoingRequestError("invalid_url", f"{request.url.host} redirects to what is no URL") from None
+    method, content = request.method, request.content
+    if (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST"):
+        method, content = "GET", None
+    same_origin = (url.scheme, url.host, _port(url)) == (request.url.scheme, request.url.host, _port(request.url))
+    if content is not None and not same_origin:
+        raise OutgoingRequestError("redirect_refused", f"{request.url.host} redirects the body to another origin")
+    headers = {
+        name: value
+        for name, value in request.headers.items()
+        if (same_origin or name in SAFE_HEADERS) and (content is not None or name not in CONTENT_HEADERS)
+    }
+    return _Request(method, url, headers, content)
+
+
+def _port(url: httpx.URL) -> int:
+    # `is None`: 0 is a port that somebody wrote.
+    return (443 if url.scheme == "https" else 80) if url.port is None else url.port
+
+
+def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("ascii", "replace").lower(), raw_value.decode("latin-1")
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
+
+
+def _fail(error: Exception, host: str) -> NoReturn:
+    """Raise the `OutgoingRequestError` that says what `error` means."""
+    match error:
+        case TimeoutError() | httpcore.TimeoutException():
+            code, message = "timeout", f"{host} took too long"
+        case ResponseTooLarge():
+            code, message = "response_too_large", f"the answer of {host} is too large"
+        case httpcore.LocalProtocolError():
+            code, message = "invalid_request", f"the request to {host} cannot be sent"
+        case httpcore.RemoteProtocolError() | ValueError():
+            code, message = "invalid_response", f"the answer of {host} cannot be read"
+        case httpcore.ConnectError(__cause__=ssl.SSLError()):
+            code, message = "tls_failed", f"{host} has no trusted certificate"
+        case httpcore.NetworkError() | OSError():
+            code, message = "connection_failed", f"the connection to {host} failed"
+        case _:
+            raise error
+    raise OutgoingRequestError(code, message) from None

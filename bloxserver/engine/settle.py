@@ -1,0 +1,73 @@
+"""Brings flows that were asked to start or stop to `running`, `error` or `stopped`."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.enums import FlowStatus
+from bloxserver.api.models.tables import FlowRecord
+from bloxserver.engine.organisms import parse_organism
+from bloxserver.organism.problems import OrganismError
+from bloxserver.queries.flows import read_unsettled_flows
+from bloxserver.services.flows import transition_flow
+from bloxserver.services.versions import current_version
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+BATCH = 100
+
+
+async def settle_flows(database: Database) -> None:
+    """Settle all flows that wait for it."""
+    while True:
+        async with database.transaction(read_only=True) as session:
+            waiting = await read_unsettled_flows(session, BATCH)
+        for flow_id in waiting:
+            await settle_flow(database, flow_id)
+        if len(waiting) < BATCH:
+            return
+
+
+async def settle_flow(database: Database, flow_id: UUID) -> None:
+    """Settle one flow; does nothing where it was settled, changed or deleted meanwhile."""
+    async with database.transaction(read_only=True) as session:
+        asked = await session.execute(
+            sa.select(FlowRecord.status, FlowRecord.organism_yaml).where(FlowRecord.id == flow_id)
+        )
+        flow = asked.first()
+    if flow is None:
+        return
+    if flow.status is FlowStatus.STOPPING:
+        async with database.transaction() as session:
+            await transition_flow(session, flow_id, FlowStatus.STOPPED)
+    elif flow.status is FlowStatus.STARTING:
+        error = await _problem(flow.organism_yaml)
+        async with database.transaction() as session:
+            await _end_start(session, flow_id, flow.organism_yaml, error)
+
+
+async def _problem(organism_yaml: str) -> str | None:
+    try:
+        await parse_organism(organism_yaml)
+    except OrganismError as error:
+        return str(error)
+    return None
+
+
+async def _end_start(session: AsyncSession, flow_id: UUID, checked: str, error: str | None) -> None:
+    # What was checked is what gets armed: an edit in between leaves the flow to the next sweep.
+    same = FlowRecord.organism_yaml == checked
+    if error is not None:
+        if await transition_flow(session, flow_id, FlowStatus.ERROR, same, error_message=error):
+            log.info("flow refused", flow_id=str(flow_id))
+    elif await transition_flow(session, flow_id, FlowStatus.RUNNING, same):
+        version_id = await current_version(session, flow_id)
+        await session.execute(
+            sa.update(FlowRecord).where(FlowRecord.id == flow_id).values(active_version_id=version_id)
+        )
+        log.info("flow runs", flow_id=str(flow_id))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.enums import ExecutionStatus
+from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
+from bloxserver.errors import NotFound
+from bloxserver.queries.flows import owned_by
+from bloxserver.queries.paging import Page, PageRequest
+
+
+async def read_executions(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, page: PageRequest, status: ExecutionStatus | None
+) -> Page:
+    """A page of the executions of the user's flow, the newest first; raises `NotFound` for the flow."""
+    wanted = [ExecutionRecord.flow_id == flow_id]
+    if status is not None:
+        wanted.append(ExecutionRecord.status == status)
+    count = sa.select(sa.func.count()).select_from(ExecutionRecord).where(*wanted).scalar_subquery()
+    total = await session.scalar(
+        sa.select(count).select_from(FlowRecord).where(owned_by(user_id), FlowRecord.id == flow_id)
+    )
+    if total is None:
+        raise NotFound("Flow")
+    rows = await session.execute(
+        sa.select(
+            ExecutionRecord.id,
+            ExecutionRecord.status,
+            ExecutionRecord.trigger_type,
+            ExecutionRecord.started_at,
+            ExecutionRecord.duration_ms,
+        )
+        .where(*wanted)
+        .order_by(ExecutionRecord.started_at.desc(), ExecutionRecord.id.desc())
+        .limit(page.page_size)
+        .offset(page.offset)
+    )
+    return Page(rows.all(), total, page.page, page.page_size)
+
+
+async def read_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID) -> ExecutionRecord:
+    """One execution of the user's flow; raises `NotFound`."""
+    execution = await session.scalar(
+        sa.select(ExecutionRecord)
+        .join(FlowRecord, FlowRecord.id == ExecutionRecord.flow_id)
+        .where(owned_by(user_id), FlowRecord.id == flow_id, ExecutionRecord.id == execution_id)
+        # the engine writes this row from outside the session
+        .execution_options(populate_existing=True)
+    )
+    if execution is None:
+        raise NotFound("Execution")
+    return execution
+
+
+async def read_statistics(session: AsyncSession, user_id: UUID, flow_id: UUID) -> sa.Row[Any]:
+    """Counts over all executions of the user's flow, in one statement; raises `NotFound` for the flow."""
+    status = ExecutionRecord.status
+    row: sa.Row[Any] | None = (
+        await session.execute(
+            sa.select(
+                FlowRecord.id.label("flow_id"),
+                sa.func.count(ExecutionRecord.id).label("executions_total"),
+                sa.func.count().filter(status == ExecutionStatus.SUCCESS).label("executions_success"),
+                sa.func.count().filter(status == ExecutionStatus.ERROR).label("executions_error"),
+                sa.func.coalesce(sa.func.avg(ExecutionRecord.duration_ms), 0).label("avg_duration_ms"),
+                sa.func.max(ExecutionRecord.started_at).label("last_executed_at"),
+            )
+            .outerjoin(ExecutionRecord, ExecutionRecord.flow_id == FlowRecord.id)
+            .where(owned_by(user_id), FlowRecord.id == flow_id)
+            .group_by(FlowRecord.id)
+        )
+    ).first()
+    if row is None:
+        raise NotFound("Flow")
+    return row

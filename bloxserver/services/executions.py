@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any, NamedTuple
+from urllib.parse import quote
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import wake_engine_after_commit
+from bloxserver.api.models.enums import FlowStatus, InputEncoding, TriggerType
+from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
+from bloxserver.api.models.types import new_id, now
+from bloxserver.errors import BadRequest, NotFound
+from bloxserver.queries.flows import owned_by
+from bloxserver.queries.triggers import read_webhook
+from bloxserver.queries.usage import Period, period_at
+from bloxserver.services.usage import count_run
+
+
+class Input(NamedTuple):
+    """What an execution is given, as it is stored."""
+
+    payload: str | None
+    encoding: InputEncoding = InputEncoding.TEXT
+
+
+async def run_flow(
+    session: AsyncSession, user_id: UUID, tier: str, period: Period, flow_id: UUID, given: Input
+) -> ExecutionRecord:
+    """Accept a run by hand; raises `NotFound`, `BadRequest` where the flow does not run, `Forbidden` at the limit."""
+    flow = (
+        await session.execute(
+            sa.select(FlowRecord.status, FlowRecord.active_version_id).where(
+                owned_by(user_id), FlowRecord.id == flow_id
+            )
+        )
+    ).first()
+    if flow is None:
+        raise NotFound("Flow")
+    if flow.status is not FlowStatus.RUNNING:
+        raise BadRequest("flow_not_running", f"Flow must be running to execute (current: {flow.status.value})")
+    await count_run(session, user_id, tier, period, now())
+    return await _accept(
+        session,
+        flow_id=flow_id,
+        flow_version_id=flow.active_version_id,
+        trigger_type=TriggerType.MANUAL,
+        given=given,
+    )
+
+
+async def receive_webhook(session: AsyncSession, token: str, given: Input) -> UUID:
+    """Accept a run by webhook and return its id; raises as `run_flow` does."""
+    webhook = await read_webhook(session, token)
+    if webhook.flow_status is not FlowStatus.RUNNING:
+        raise BadRequest("flow_not_running", f"Flow is not running (status: {webhook.flow_status.value})")
+    moment = now()
+    period = period_at(moment, webhook.current_period_start, webhook.current_period_end)
+    await count_run(session, webhook.user_id, (webhook.tier or "free"), period, moment)
+    target = webhook.config.get("target")
+    execution = await _accept(
+        session,
+        flow_id=webhook.flow_id,
+        flow_version_id=webhook.active_version_id,
+        trigger_id=webhook.trigger_id,
+        trigger_type=TriggerType.WEBHOOK,
+        target=target if isinstance(target, str) else None,
+        given=given,
+    )
+    return execution.id
+
+
+async def _accept(session: AsyncSession, *, given: Input, **values: Any) -> ExecutionRecord:
+    execution = ExecutionRecord(
+        id=new_id(), started_at=now(), input_payload=given.payload, input_encoding=given.encoding, **values
+    )
+    session.add(execution)
+    await session.flush()
+    wake_engine_after_commit(session)
+    return execution
+
+
+def input_of_body(body: bytes, content_type: str | None) -> Input:
+    """A webhook's body: UTF-8 text without NUL as it came, nothing as null, the rest as a `data:` URL (RFC 2397)."""
+    if not body:
+        return Input(None)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" not in text:
+        return Input(text)
+    media_type = re.sub(r"\s*;\s*", ";", (content_type or "").strip()) or "application/octet-stream"
+    media_type = quote(media_type, safe="!#$&'*+-.^_`|~/;=\"")
+    return Input(f"data:{media_type};base64,{base64.b64encode(body).decode()}", InputEncoding.DATA_URL)
+
+
+def input_of_json(value: Any) -> Input:
+    """A payload given as JSON: text stays text, null is no payload, the rest becomes JSON text."""
+    if value is None:
+        return Input(None)
+    return Input(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import begin_writing
+from bloxserver.api.models.enums import Tier
+from bloxserver.api.models.tables import UserRecord
+from bloxserver.queries.users import read_user_by_clerk_id
+
+DEV_CLERK_ID = "dev_user_001"
+DEV_CLAIMS: dict[str, Any] = {"sub": DEV_CLERK_ID, "dev": True}
+
+
+async def user_of_claims(session: AsyncSession, claims: dict[str, Any]) -> UserRecord:
+    """The user that a verified token names; the first token creates him, however many arrive at once."""
+    clerk_id = claims["sub"]
+    user = await read_user_by_clerk_id(session, clerk_id)
+    if user is not None:
+        return user
+    await begin_writing(session)
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    await session.execute(
+        insert(UserRecord)
+        .values(clerk_id=clerk_id, **_profile(claims))
+        .on_conflict_do_nothing(index_elements=[UserRecord.clerk_id])
+    )
+    user = await read_user_by_clerk_id(session, clerk_id)
+    if user is None:
+        raise RuntimeError("the user row vanished between insert and select")
+    return user
+
+
+def _profile(claims: dict[str, Any]) -> dict[str, Any]:
+    if claims.get("dev"):
+        return {"email": "dev@localhost", "name": "Dev User", "tier": Tier.PRO}
+    return {
+        "email": _text(claims.get("email"), 320) or f"{claims['sub']}@unknown",
+        "name": _text(claims.get("name"), 255),
+        "avatar_url": _text(claims.get("image_url"), 2048),
+        "tier": Tier.FREE,
+    }
+
+
+def _text(claim: object, limit: int) -> str | None:
+    """The claim where it is text that can be stored, cut to `limit`; a profile must not keep anybody out."""
+    if not isinstance(claim, str):
+        return None
+    storable = claim.replace("\0", "").encode(errors="ignore").decode()
+    return storable[:limit] or None

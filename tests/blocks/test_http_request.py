@@ -1,0 +1,243 @@
+"""`http.request` against a real server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import JsonValue, ValidationError
+
+from bloxserver.blocks.base import BlockContext, BlockError
+from bloxserver.blocks.http_request import block
+from tests.clients.loopback import LoopbackServer, answer
+
+JSON = {"Content-Type": "application/json"}
+BODY_METHODS = ("POST", "PUT", "PATCH")
+
+
+async def run(context: BlockContext, payload: JsonValue, **config: Any) -> Any:
+    return await block.handler(block.payload.model_validate(payload), block.config.model_validate(config), context)
+
+
+async def failure(context: BlockContext, payload: JsonValue, **config: Any) -> BlockError:
+    with pytest.raises(BlockError) as caught:
+        await run(context, payload, **config)
+    return caught.value
+
+
+class TestRequest:
+    """What is sent."""
+
+    async def test_is_what_the_payload_describes(self, context: BlockContext, server: LoopbackServer) -> None:
+        server.answers["/a"] = answer(b"ok")
+        payload: JsonValue = {
+            "url": server.url("/a"),
+            "method": "put",
+            "headers": {"X-One": "1"},
+            "body": {"é": [1]},
+            "note": 1,
+        }
+        await run(context, payload)
+        [request] = server.received
+        assert (request.method, request.path, json.loads(request.body)) == ("PUT", "/a", {"é": [1]})
+        assert (request.headers["x-one"], request.headers["content-type"]) == ("1", "application/json")
+
+    async def test_config_wins_over_the_payload(self, context: BlockContext, server: LoopbackServer) -> None:
+        server.answers["/a"] = answer()
+        payload: JsonValue = {
+            "url": server.url("/a"),
+            "method": "DELETE",
+            "headers": {"x-one": "1", "X-Two": "2"},
+            "body": "theirs",
+        }
+        await run(context, payload, method="POST", headers={"X-One": "config"}, body="ours")
+        [request] = server.received
+        assert (request.method, request.body) == ("POST", b"ours")
+        assert (request.headers["x-one"], request.headers["x-two"]) == ("config", "2")
+
+    @pytest.mark.parametrize("method", BODY_METHODS)
+    async def test_with_a_url_in_the_config_the_payload_is_the_body(
+        self, context: BlockContext, server: LoopbackServer, method: str
+    ) -> None:
+        server.answers["/a"] = answer()
+        payload: JsonValue = {"url": "http://10.0.0.1/", "method": "GET"}
+        await run(context, payload, url=server.url("/a"), method=method)
+        await run(context, payload, url=server.url("/a"), method=method, body=[1])
+        assert [request.method for request in server.received] == [method] * 2
+        assert [json.loads(request.body) for request in server.received] == [payload, [1]]
+
+    @pytest.mark.parametrize("method", [None, "GET", "DELETE"])
+    async def test_other_methods_do_not_send_the_payload(
+        self, context: BlockContext, server: LoopbackServer, method: str | None
+    ) -> None:
+        server.answers["/a"] = answer()
+        await run(context, {"any": "thing"}, url=server.url("/a"), method=method)
+        [request] = server.received
+        assert (request.method, request.body) == (method or "GET", b"")
+
+    @pytest.mark.parametrize(
+        ("body", "headers", "sent", "content_type"),
+        [
+            ("text é", {}, "text é".encode(), "text/plain; charset=utf-8"),
+            ("<x/>", {"content-type": "text/xml"}, b"<x/>", "text/xml"),
+            ({"a": 1}, {}, b'{"a":1}', "application/json"),
+            ([1], {"Content-Type": "application/vnd.api+json"}, b"[1]", "application/vnd.api+json"),
+            (False, {}, b"false", "application/json"),
+            (0, {}, b"0", "application/json"),
+            ("", {}, b"", "text/plain; charset=utf-8"),
+            (None, {}, b"", None),
+        ],
+        ids=repr,
+    )
+    async def test_body_is_sent_as_its_type(
+        self,
+        context: BlockContext,
+        server: LoopbackServer,
+        body: JsonValue,
+        headers: dict[str, str],
+        sent: bytes,
+        content_type: str | None,
+    ) -> None:
+        server.answers["/"] = answer()
+        await run(context, {"url": server.url("/"), "method": "POST", "headers": {**headers}, "body": body})
+        [request] = server.received
+        assert (request.body, request.headers.get("content-type")) == (sent, content_type)
+        assert request.headers["content-length"] == str(len(sent))
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    async def test_that_may_change_something_carries_the_idempotency_key(
+        self, context: BlockContext, server: LoopbackServer, method: str
+    ) -> None:
+        server.answers["/"] = answer()
+        await run(context, {"url": server.url("/")}, method=method)
+        await run(context, {"url": server.url("/"), "headers": {"idempotency-key": "own"}}, method=method)
+        keys = [request.headers.get("idempotency-key") for request in server.received]
+        assert keys == [None if method in ("GET", "HEAD") else "key-1", "own"]
+
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [("\ud800", "invalid_body"), ([float("nan")], "invalid_body"), (10**5000, "invalid_body")],
+        ids=["surrogate", "nan", "long"],
+    )
+    async def test_body_that_is_no_json_is_an_error(self, context: BlockContext, body: JsonValue, code: str) -> None:
+        payload = block.payload.model_construct(root={"url": "http://127.0.0.1/", "body": body})
+        with pytest.raises(BlockError) as caught:
+            await block.handler(payload, block.config(), context)
+        assert caught.value.code == code
+
+
+class TestAnswer:
+    """What comes back."""
+
+    @pytest.mark.parametrize(
+        ("content_type", "sent", "body"),
+        [
+            ("application/json", b'{"a":[1,null]}', {"a": [1, None]}),
+            ("application/problem+json; charset=utf-8", b"[]", []),
+            ("Application/JSON", b'"text"', "text"),
+            ("application/json", b"", ""),
+            ("application/json", b"{broken", "{broken"),
+            ("application/json", b"NaN", "NaN"),
+            ("application/json", b"[1e400]", "[1e400]"),
+            ("application/json", b'["\\u0000"]', '["\\u0000"]'),
+            ("application/json", b'{"\\u0000":1}', '{"\\u0000":1}'),
+            ("application/json", b'"\\ud800"', '"\\ud800"'),
+            ("application/json", b"[" * 64 + b"]" * 64, json.loads("[" * 64 + "]" * 64)),
+            ("application/json", b"[" * 66 + b"]" * 66, "[" * 66 + "]" * 66),
+            ("application/json", b"[" * 50_000, "[" * 50_000),
+            ("application/json", b"9" * 5000, "9" * 5000),
+            ("text/html", b'{"a":1}', '{"a":1}'),
+            ("text/plain", "é日".encode(), "é日"),
+            ("image/png", b"\x89PNG", "data:image/png;base64,iVBORw=="),
+            ("text/plain", b"a\0b", "data:text/plain;base64,YQBi"),
+            ("", b"\xff", "data:application/octet-stream;base64,/w=="),
+            ("text/html, x,y", b"\xff", "data:application/octet-stream;base64,/w=="),
+        ],
+        ids=lambda value: ascii(value)[:30],
+    )
+    async def test_body_is_json_or_text_or_a_data_url(
+        self, context: BlockContext, server: LoopbackServer, content_type: str, sent: bytes, body: JsonValue
+    ) -> None:
+        server.answers["/"] = answer(sent, headers={"Content-Type": content_type})
+        assert (await run(context, {"url": server.url("/")}))["body"] == body
+
+    async def test_has_status_and_headers(self, context: BlockContext, server: LoopbackServer) -> None:
+        server.answers["/"] = answer(b"[]", status="201 Created", headers=JSON | {"X-A": "1", "x-a": "2"})
+        assert await run(context, {"url": server.url("/")}) == {
+            "status": 201,
+            "headers": {"content-type": "application/json", "x-a": "1, 2", "content-length": "2"},
+            "body": [],
+        }
+
+    @pytest.mark.parametrize(
+        ("status", "told"), [("404 Nope", "404 Not Found"), ("500 No", "500 Internal Server Error"), ("599 x", "599")]
+    )
+    async def test_of_an_error_status_is_an_error_unless_wanted(
+        self, context: BlockContext, server: LoopbackServer, status: str, told: str
+    ) -> None:
+        server.answers["/"] = answer(b"why", status=status)
+        error = await failure(context, {"url": server.url("/?key=secret")})
+        assert (error.code, error.message) == ("http_error_status", f"127.0.0.1 answered {told}")
+        answered = await run(context, {"url": server.url("/")}, fail_on_error_status=False)
+        assert (answered["status"], answered["body"]) == (int(status[:3]), "why")
+
+    async def test_of_a_redirect_is_followed_if_wanted(self, context: BlockContext, server: LoopbackServer) -> None:
+        server.answers |= {"/": answer(status="302 Found", headers={"Location": "/to"}), "/to": answer(b"there")}
+        assert (await run(context, {"url": server.url("/")}))["status"] == 302
+        assert (await run(context, {"url": server.url("/")}, follow_redirects=True))["body"] == "there"
+
+
+class TestFailure:
+    @pytest.mark.parametrize(
+        ("payload", "told"),
+        [
+            (None, "it is not an object with a url"),
+            ("http://127.0.0.1/", "it is not an object with a url"),
+            ({}, "its url is not valid"),
+            ({"url": 1}, "its url is not valid"),
+            ({"url": "http://127.0.0.1/", "method": "TRACE"}, "its method is not valid"),
+            ({"url": "http://127.0.0.1/", "headers": {"secret": 1}}, "its headers.secret is not valid"),
+        ],
+        ids=repr,
+    )
+    async def test_payload_that_describes_no_request(
+        self, context: BlockContext, payload: JsonValue, told: str
+    ) -> None:
+        error = await failure(context, payload)
+        assert (error.code, error.message) == (
+            "invalid_payload",
+            f"the message does not describe a request: {told}",
+        )
+
+    @pytest.mark.parametrize(
+        ("request_", "code"),
+        [
+            ({"url": "http://169.254.169.254/"}, "address_refused"),
+            ({"url": "file:///etc/passwd"}, "invalid_url"),
+            ({"url": "http://127.0.0.1/", "headers": {"a": "é"}}, "invalid_header"),
+            ({"url": "http://127.0.0.1:1/"}, "connection_failed"),
+        ],
+        ids=repr,
+    )
+    async def test_of_the_client_keeps_its_code(self, context: BlockContext, request_: JsonValue, code: str) -> None:
+        assert (await failure(context, request_)).code == code
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"method": "TRACE"},
+            {"url": "ftp://127.0.0.1/"},
+            {"url": "http://"},
+            {"url": "http://user:secret@example.com/"},
+            {"headers": {"a": 1}},
+            {"timeout_seconds": 0},
+            {"timeout_seconds": 301},
+            {"timeout_seconds": float("nan")},
+            {"retries": 1},
+        ],
+        ids=str,
+    )
+    def test_config_that_cannot_work(self, config: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError):
+            block.config.model_validate(config)

@@ -1,0 +1,392 @@
+"""The guarded client: what it refuses to reach, and what it does with answers that mean harm."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import tracemalloc
+from asyncio import StreamWriter
+from collections.abc import AsyncIterator
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
+from bloxserver.clients.http import GuardedClient, OutgoingRequestError
+from tests.clients.hostile import HOSTILE_LOCATIONS, HOSTILE_URLS, NAMES, PUBLIC, PUBLIC_IPV6
+from tests.clients.loopback import LoopbackServer, answer, running_server
+
+LOOPBACK = ip_network("127.0.0.1/32")
+
+
+class Network:
+    """The network as the event loop sees it: names from `NAMES`, and a record of every address dialled.
+
+    Dials of addresses that are not in `reachable` are recorded and refused.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        self.reachable = {"127.0.0.1"}
+        self.dialled: list[str] = []
+        self.questions: list[str] = []
+        self._connect = loop.sock_connect
+        monkeypatch.setattr(loop, "getaddrinfo", self._getaddrinfo)
+        monkeypatch.setattr(loop, "sock_connect", self._sock_connect)
+
+    async def _getaddrinfo(self, host: str, port: int, **options: Any) -> list[Any]:
+        self.questions.append(host)
+        if host in NAMES:
+            answers = NAMES[host][min(self.questions.count(host), len(NAMES[host])) - 1]
+            return [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
+        # Other spellings of addresses are read as the system reads them; no question leaves the machine.
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+
+    async def _sock_connect(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        self.dialled.append(address[0])
+        if address[0] not in self.reachable:
+            raise ConnectionRefusedError
+        await self._connect(sock, address)
+
+
+@pytest.fixture
+async def network(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Network]:
+    # Undone here, not by pytest: the loop must be itself again when its fixtures end.
+    with monkeypatch.context() as patch:
+        yield Network(patch)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LoopbackServer]:
+    async with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def strict() -> AsyncIterator[GuardedClient]:
+    """As an installation that allows nothing."""
+    client = GuardedClient()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def client(server: LoopbackServer) -> AsyncIterator[GuardedClient]:
+    """May reach the server, on any port, and nothing else inside."""
+    client = GuardedClient(allow=[LOOPBACK], max_response_bytes=100_000, total_timeout_seconds=5)
+    yield client
+    await client.aclose()
+
+
+async def refusal(client: GuardedClient, url: str, method: str = "GET", **options: Any) -> str:
+    """The code of the error that a request ends with."""
+    with pytest.raises(OutgoingRequestError) as caught:
+        await client.request(method, url, **options)
+    assert "secret" not in caught.value.message
+    return caught.value.code
+
+
+class TestGuard:
+    def test_the_matrix_is_large_enough(self) -> None:
+        assert len(HOSTILE_URLS) + len(HOSTILE_LOCATIONS) >= 52
+
+    @pytest.mark.parametrize(("url", "code"), HOSTILE_URLS, ids=lambda value: ascii(value)[:50])
+    async def test_no_hostile_url_is_dialled(
+        self, strict: GuardedClient, network: Network, url: str, code: str
+    ) -> None:
+        assert await refusal(strict, url, follow_redirects=True) == code
+        assert network.dialled == []
+
+    @pytest.mark.parametrize(("location", "code"), HOSTILE_LOCATIONS.items())
+    async def test_no_redirect_leads_inside(
+        self, client: GuardedClient, server: LoopbackServer, network: Network, location: str, code: str
+    ) -> None:
+        server.answers["/"] = answer(status="302 Found", headers={"Location": location})
+        assert await refusal(client, server.url("/"), follow_redirects=True) == code
+        assert network.dialled == ["127.0.0.1"]
+
+    @pytest.mark.parametrize(
+        ("host", "dialled"), [("public.test", [PUBLIC]), ("public6.test", [PUBLIC_IPV6, PUBLIC]), (PUBLIC, [PUBLIC])]
+    )
+    async def test_public_addresses_are_dialled_in_turn(
+        self, strict: GuardedClient, network: Network, host: str, dialled: list[str]
+    ) -> None:
+        assert await refusal(strict, f"http://{host}:8080/?key=secret") == "connection_failed"
+        assert network.dialled == dialled
+
+    async def test_a_name_is_resolved_once_and_dialled_where_it_was_checked(
+        self, strict: GuardedClient, network: Network
+    ) -> None:
+        assert await refusal(strict, "http://rebound.test/") == "connection_failed"
+        assert (network.questions, network.dialled) == (["rebound.test"], [PUBLIC])
+        assert await refusal(strict, "http://rebound.test/") == "address_refused"
+        assert network.dialled == [PUBLIC]
+
+    async def test_an_allowed_network_is_reached_on_any_port_under_its_name(
+        self, client: GuardedClient, server: LoopbackServer, network: Network
+    ) -> None:
+        server.answers["/"] = answer(b"inside")
+        for host in ("server.test", "127.0.0.1", "[::ffff:127.0.0.1]"):
+            response = await client.request("GET", server.url("/", host=host))
+            assert response.content == b"inside"
+        assert [request.headers["host"].rpartition(":")[0] for request in server.received] == [
+            "server.test",
+            "127.0.0.1",
+            "[::ffff:127.0.0.1]",
+        ]
+        assert network.dialled == ["127.0.0.1"] * 3
+        assert await refusal(client, "http://10.0.0.1/") == "address_refused"
+
+    async def test_proxies_of_the_environment_are_not_used(
+        self, strict: GuardedClient, network: Network, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:3128")
+        assert await refusal(strict, "http://public.test/") == "connection_failed"
+        assert network.dialled == [PUBLIC]
+
+    @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", PUBLIC, "2001:4860:4860::8888", "2a00:1450::1"])
+    async def test_the_public_internet_is_not_refused(
+        self, strict: GuardedClient, network: Network, address: str
+    ) -> None:
+        host = f"[{address}]" if ":" in address else address
+        assert await refusal(strict, f"https://{host}/") == "connection_failed"
+        assert [ip_address(each) for each in network.dialled] == [ip_address(address)]
+
+
+class TestRedirects:
+    async def test_are_answers_unless_followed(self, client: GuardedClient, server: LoopbackServer) -> None:
+        server.answers["/"] = answer(status="302 Found", headers={"Location": "/next"})
+        response = await client.request("GET", server.url("/"))
+        assert (response.status, response.headers["location"], len(server.received)) == (302, "/next", 1)
+
+    async def test_three_are_followed_and_no_more(self, client: GuardedClient, server: LoopbackServer) -> None:
+        for number in range(1, 5):
+            server.answers[f"/{number}"] = answer(status="302 Found", headers={"Location": f"/{number - 1}"})
+        server.answers["/0"] = answer(b"there")
+        response = await client.request("GET", server.url("/3#part"), follow_redirects=True)
+        assert (response.content, response.url) == (b"there", server.url("/0"))
+        assert await refusal(client, server.url("/4"), follow_redirects=True) == "too_many_redirects"
+
+    @pytest.mark.parametrize(
+        ("status", "method", "followed", "body"),
+        [
+            ("301 Moved", "POST", "GET", b""),
+            ("302 Found", "POST", "GET", b""),
+            ("302 Found", "PUT", "PUT", b"secret"),
+            ("303 See Other", "PUT", "GET", b""),
+            ("303 See Other", "HEAD", "HEAD", b""),
+            ("307 Temporary", "POST", "POST", b"secret"),
+            ("308 Permanent", "POST", "POST", b"secret"),
+        ],
+    )
+    async def test_keep_method_and_body_as_the_status_says(
+        self, client: GuardedClient, server: LoopbackServer, status: str, method: str, followed: str, body: bytes
+    ) -> None:
+        server.answers |= {"/": answer(status=status, headers={"Location": "/next"}), "/next": answer()}
+        content = None if method == "HEAD" else b"secret"
+        headers = {"Content-Type": "text/plain", "X-Api-Key": "mine"}
+        await client.request(method, server.url("/"), content=content, headers=headers, follow_redirects=True)
+        last = server.received[-1]
+        assert (last.method, last.path, last.body) == (followed, "/next", body)
+        assert last.headers["x-api-key"] == "mine"
+        assert ("content-type" in last.headers) == bool(body)
+
+    async def test_another_origin_is_told_nothing_but_safe_headers(
+        self, client: GuardedClient, server: LoopbackServer, network: Network
+    ) -> None:
+        location = server.url("/next", host="server.test")
+        server.answers |= {"/": answer(status="302 Found", headers={"Location": location}), "/next": answer()}
+        headers = {"Accept": "text/x", "Authorization": "Bearer a", "Cookie": "b", "X-Api-Key": "c", "User-Agent": "d"}
+        await client.request("GET", server.url("/"), headers=headers, follow_redirects=True)
+        assert server.received[0].headers["x-api-key"] == "c"
+        assert server.received[1].headers == {
+            "host": f"server.test:{server.port}",
+            "accept-encoding": "gzip",
+            "accept": "text/x",
+            "user-agent": "d",
+        }
+
+    @pytest.mark.parametrize("status", ["307 Temporary", "308 Permanent"])
+    async def test_no_body_goes_to_another_origin(
+        self, client: GuardedClient, server: LoopbackServer, network: Network, status: str
+    ) -> None:
+        server.answers["/"] = answer(status=status, headers={"Location": server.url("/", host="server.test")})
+        code = await refusal(client, server.url("/"), "POST", content=b"secret", follow_redirects=True)
+        assert (code, len(server.received)) == ("redirect_refused", 1)
+
+
+async def drip(writer: StreamWriter) -> None:
+    """A byte now and then, each in time for any timeout that is per read."""
+    writer.write(answer(length=1000))
+    while not writer.is_closing():
+        writer.write(b".")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def flood(writer: StreamWriter) -> None:
+    """A body without an end or a length."""
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while not writer.is_closing():
+        writer.write(b"1000\r\n" + b"." * 0x1000 + b"\r\n")
+        await writer.drain()
+
+
+async def hang_up(writer: StreamWriter) -> None:
+    writer.close()
+
+
+BOMB = gzip.compress(bytes(20_000_000))
+GZIP = {"Content-Encoding": "gzip"}
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("sent", "code"),
+        [
+            (drip, "timeout"),
+            (flood, "response_too_large"),
+            (hang_up, "invalid_response"),
+            (answer(bytes(100_001)), "response_too_large"),
+            (answer(BOMB, headers=GZIP), "response_too_large"),
+            (answer(gzip.compress(BOMB), headers={"Content-Encoding": "gzip, gzip"}), "invalid_response"),
+            (answer(b"not packed", headers=GZIP), "invalid_response"),
+            (answer(gzip.compress(b"whole")[:-3], headers=GZIP), "invalid_response"),
+            (answer(gzip.compress(b"one") + gzip.compress(b"two"), headers=GZIP), "invalid_response"),
+            (answer(b"?", headers={"Content-Encoding": "br"}), "invalid_response"),
+            (b"\0\0\0\0\r\n\r\n", "invalid_response"),
+            (b"HTTP/1.1 abc\r\n\r\n", "invalid_response"),
+            (answer(headers={"X": "\0"}), "invalid_response"),
+            (answer(headers={"Transfer-Encoding": "chunked, chunked"}), "invalid_response"),
+            (b"HTTP/1.1 200 OK\r\n" + b"X: " + b"a" * 200_000 + b"\r\n\r\n", "invalid_response"),
+        ],
+        ids=lambda value: ascii(getattr(value, "__name__", value))[:40],
+    )
+    async def test_that_mean_harm_are_errors(
+        self, client: GuardedClient, server: LoopbackServer, sent: Any, code: str
+    ) -> None:
+        server.answers["/"] = sent
+        assert await refusal(client, server.url("/?key=secret"), timeout_seconds=0.3) == code
+
+    @pytest.mark.parametrize(
+        ("sent", "content"),
+        [
+            (answer(bytes(100_000)), bytes(100_000)),
+            (answer(gzip.compress(b"packed"), headers=GZIP), b"packed"),
+            (answer(b"", headers=GZIP), b""),
+            (answer(b"plain", headers={"Content-Encoding": "Identity"}), b"plain"),
+            (b"HTTP/1.1 100 Continue\r\n\r\n" + answer(b"late"), b"late"),
+        ],
+        ids=["as large as allowed", "gzip", "empty gzip", "identity", "continue"],
+    )
+    async def test_of_other_kinds_are_read(
+        self, client: GuardedClient, server: LoopbackServer, sent: bytes, content: bytes
+    ) -> None:
+        server.answers["/"] = sent
+        assert (await client.request("GET", server.url("/"))).content == content
+
+    def test_that_are_bombs_are_not_unpacked_past_the_limit(self) -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ResponseTooLarge):
+                BodyReader("gzip", 100_000).feed(BOMB)
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+
+    async def test_to_head_have_no_body_whatever_they_say(self, client: GuardedClient, server: LoopbackServer) -> None:
+        server.answers["/"] = answer(headers={"Content-Encoding": "br"}, length=10_000_000)
+        response = await client.request("HEAD", server.url("/"))
+        assert (response.status, response.content) == (200, b"")
+
+    async def test_repeated_headers_are_joined(self, client: GuardedClient, server: LoopbackServer) -> None:
+        server.answers["/"] = answer(headers={"Set-Cookie": "a=1", "SET-COOKIE": "b=2", "X-Name": "é"})
+        response = await client.request("GET", server.url("/"))
+        assert response.headers == {"set-cookie": "a=1, b=2", "x-name": "é", "content-length": "0"}
+
+
+class TestRequests:
+    @pytest.mark.parametrize(
+        "header",
+        [
+            *((name, "x") for name in ("", "X Y", "é", "X:", "X\n")),
+            *(("X", value) for value in ("é", "日", "\ud800", "a\r\nY: b", "\0", "x\n")),
+        ],
+        ids=ascii,
+    )
+    async def test_junk_headers_are_refused(
+        self, client: GuardedClient, server: LoopbackServer, header: tuple[str, str]
+    ) -> None:
+        assert await refusal(client, server.url("/"), headers=dict([header])) == "invalid_header"
+        assert server.received == []
+
+    @pytest.mark.parametrize("method", ["", "GET /", "G\r\nET", "é"])
+    async def test_junk_methods_are_refused(self, client: GuardedClient, server: LoopbackServer, method: str) -> None:
+        assert await refusal(client, server.url("/"), method) == "invalid_request"
+        assert server.received == []
+
+    async def test_framing_is_not_for_the_caller_to_say(self, client: GuardedClient, server: LoopbackServer) -> None:
+        server.answers["/"] = answer()
+        headers = {"Host": "inside", "content-length": "3", "Transfer-Encoding": "chunked", "X": " kept "}
+        await client.request("POST", server.url("/?a=b"), content=b"whole", headers=headers)
+        [request] = server.received
+        assert (request.method, request.path, request.body) == ("POST", "/?a=b", b"whole")
+        assert request.headers == {
+            "host": f"127.0.0.1:{server.port}",
+            "accept-encoding": "gzip",
+            "accept": "*/*",
+            "user-agent": "BloxServer",
+            "x": "kept",
+            "content-length": "5",
+        }
+
+    async def test_no_cookie_is_kept_from_one_user_to_the_next(
+        self, client: GuardedClient, server: LoopbackServer
+    ) -> None:
+        server.answers["/"] = answer(headers={"Set-Cookie": "session=1"})
+        for _ in range(2):
+            await client.request("GET", server.url("/"))
+        assert "cookie" not in server.received[1].headers
+
+    async def test_connections_are_used_again(self, client: GuardedClient, server: LoopbackServer) -> None:
+        server.answers["/"] = answer(b"again")
+        for _ in range(5):
+            await client.request("GET", server.url("/"))
+        assert server.connections == 1
+
+    async def test_a_connection_that_the_server_closed_is_not_used_again(
+        self, client: GuardedClient, server: LoopbackServer
+    ) -> None:
+        async def once(writer: StreamWriter) -> None:
+            writer.write(answer(b"once"))
+            writer.close()
+
+        server.answers["/"] = once
+        for _ in range(3):
+            assert (await client.request("GET", server.url("/"))).content == b"once"
+            await asyncio.sleep(0.01)
+        assert server.connections == 3
+
+    async def test_a_connection_given_up_in_the_middle_is_not_used_again(
+        self, client: GuardedClient, server: LoopbackServer
+    ) -> None:
+        server.answers |= {"/": answer(b"fine"), "/drip": drip}
+        assert await refusal(client, server.url("/drip"), timeout_seconds=0.05) == "timeout"
+        assert (await client.request("GET", server.url("/"))).content == b"fine"
+        assert server.connections == 2
+
+    async def test_many_requests_run_at_once(self, client: GuardedClient, server: LoopbackServer) -> None:
+        all_here = asyncio.Event()
+
+        async def together(writer: StreamWriter) -> None:
+            if len(server.received) == 400:
+                all_here.set()
+            await all_here.wait()
+            writer.write(answer(b"ok"))
+
+        server.answers["/"] = together
+        requests = (client.request("GET", server.url("/"), timeout_seconds=30) for _ in range(400))
+        assert [response.content for response in await asyncio.gather(*requests)] == [b"ok"] * 400

@@ -1,0 +1,299 @@
+"""Definitions: what they become, and what is said of broken ones."""
+
+import random
+import time
+from typing import Any
+
+import pytest
+from pydantic import JsonValue
+
+from bloxserver.blocks import echo, greeting
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext
+from bloxserver.blocks.registry import BlockRegistry
+from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.organism.model import ExecutionLimits, Organism, UnknownListener
+from bloxserver.organism.parse import check, parse
+from bloxserver.organism.problems import OrganismError
+
+
+class Header(BlockConfig):
+    name: str
+    value: str = ""
+
+
+class FetchConfig(BlockConfig):
+    method: str = "GET"
+    headers: list[Header] = []
+
+
+async def handle_fetch(payload: echo.EchoPayload, config: FetchConfig, context: BlockContext) -> JsonValue:
+    return None
+
+
+fetch = Block(
+    name="http.request",
+    description="Fetches.",
+    payload=echo.EchoPayload,
+    config=FetchConfig,
+    handler=handle_fetch,
+    aliases=("tools.fetch",),
+)
+REGISTRY = BlockRegistry([echo.block, greeting.block, fetch])
+
+Row = tuple[int, int, str]
+
+
+def listeners(*lines: str) -> str:
+    """A definition whose listeners begin in line 3."""
+    return "\n".join(["organism: {name: x}", "listeners:", *lines])
+
+
+def rows(text: str) -> list[Row]:
+    return [(problem.line, problem.column, problem.code) for problem in check(text, REGISTRY)]
+
+
+def test_the_default_organism_is_valid_and_is_the_contract() -> None:
+    organism = parse(DEFAULT_ORGANISM, REGISTRY)
+    [greeter] = organism.listeners
+    assert organism.name == "my-flow"
+    assert (
+        greeter.name,
+        greeter.handler,
+        greeter.payload_class,
+        greeter.description,
+        greeter.agent,
+        greeter.peers,
+    ) == (
+        "greeter",
+        "handlers.hello.handle_greeting",
+        "handlers.hello.Greeting",
+        "A friendly greeter agent",
+        True,
+        (),
+    )
+    assert greeter.block is greeting.block
+    assert organism.execution == ExecutionLimits(timeout_seconds=300, max_iterations=100)
+    assert check(DEFAULT_ORGANISM, REGISTRY) == []
+
+
+def test_everything_that_can_be_given_is_read() -> None:
+    organism = parse(
+        """
+organism: {name: My Flow, description: about}
+listeners:
+  - {name: b.1, handler: echo, description: d, peers: null, retries: 0, payload_class: EchoPayload}
+  - name: a
+    handler: tools.fetch
+    description: fetches
+    tool_config: {method: POST, headers: [{name: n}]}
+    peers: [b.1, a]
+    timeout_seconds: 0.5
+execution: {timeout_seconds: 86400, max_iterations: 10000}
+""",
+        REGISTRY,
+    )
+    fetcher = organism.listener("a")
+    assert (organism.name, organism.description) == ("My Flow", "about")
+    assert organism.execution == ExecutionLimits(timeout_seconds=86_400, max_iterations=10_000)
+    assert (fetcher.block, fetcher.peers, fetcher.timeout_seconds) == (fetch, ("b.1", "a"), 0.5)
+    assert fetcher.config == FetchConfig(method="POST", headers=[Header(name="n")])
+    assert (organism.listener("b.1").peers, organism.listener("b.1").timeout_seconds) == ((), None)
+
+
+def test_every_problem_is_reported_at_once_and_the_first_is_named() -> None:
+    text = """\
+organism:
+  name: x
+listeners:
+  - name: fetch
+    handler: http.reqest
+    description: d
+    peers: [sumarise]
+  - name: summarise
+    handler: echo
+"""
+    with pytest.raises(OrganismError) as caught:
+        parse(text, REGISTRY)
+    problems = caught.value.problems
+    assert [(problem.line, problem.column, problem.code) for problem in problems] == [
+        (5, 14, "unknown_handler"),
+        (7, 13, "unknown_peer"),
+        (8, 5, "missing_field"),
+    ]
+    assert problems[1].hint == 'did you mean "summarise"?'
+    assert problems[1].path == ("listeners", 0, "peers", 0)
+    assert str(caught.value) == (
+        'line 5, column 14: unknown handler "http.reqest"; did you mean "http.request"? (and 2 more problems)'
+    )
+
+
+GOOD = "name: a, handler: echo, description: d"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1", [(1, 4, "yaml_syntax")]),
+        ("a: *b", [(1, 4, "yaml_limit")]),
+        ("organism:\n", [(1, 10, "missing_field"), (1, 1, "missing_field")]),
+        ("organism: {}\nlisteners: []", [(1, 11, "missing_field"), (2, 12, "missing_field")]),
+        ("organism: [x]\nlisteners: {a: 1}", [(1, 11, "wrong_type"), (2, 12, "wrong_type")]),
+        (f"organism: {{name: 7}}\nlisteners: [{{{GOOD}}}]", [(1, 18, "wrong_type")]),
+        (f'organism: {{name: "a\\nb"}}\nlisteners: [{{{GOOD}}}]', [(1, 18, "invalid_name")]),
+        (f"organism: {{name: {'x' * 65}}}\nlisteners: [{{{GOOD}}}]", [(1, 18, "invalid_name")]),
+        (f"organism: {{name: x, name: y}}\nlisteners: [{{{GOOD}}}]", [(1, 21, "duplicate_key")]),
+        (listeners("  - text", "  -"), [(3, 5, "wrong_type"), (4, 4, "wrong_type")]),
+        (listeners("  - {name: a b, handler: echo, description: d}"), [(3, 12, "invalid_name")]),
+        (listeners("  - {name: é, handler: echo, description: d}"), [(3, 12, "invalid_name")]),
+        (listeners(f"  - {{name: {'x' * 65}, handler: echo, description: d}}"), [(3, 12, "invalid_name")]),
+        (listeners("  - {name: .nan, handler: echo, description: d}"), [(3, 12, "out_of_range")]),
+        (listeners(f"  - {{{GOOD}}}", f"  - {{{GOOD}}}"), [(4, 12, "duplicate_listener")]),
+        (listeners("  - {name: a, description: d}"), [(3, 5, "missing_field")]),
+        (listeners("  - {name: a, description: ' ', handler: echo}"), [(3, 28, "missing_field")]),
+        (listeners("  - {name: a, description: d, handler: [x]}"), [(3, 40, "wrong_type")]),
+        (listeners("  - {name: a, description: d, handler: os.system}"), [(3, 40, "unknown_handler")]),
+        (listeners("  - name: a", "    description: d", "    prompt: p"), [(5, 5, "unsupported")]),
+        (listeners(f"  - {{{GOOD}, prompt: p, model: m}}"), [(3, 46, "unused_key"), (3, 57, "unused_key")]),
+        (listeners(f"  - {GOOD.replace(', ', chr(10) + '    ')}", "    retries: 2"), [(6, 14, "unsupported")]),
+        (listeners(f"  - {{{GOOD}, retries: -1}}"), [(3, 55, "out_of_range")]),
+        (listeners(f"  - {{{GOOD}, agent: yes}}"), [(3, 53, "wrong_type")]),
+        (listeners(f"  - {{{GOOD}, timeout_seconds: 0}}"), [(3, 63, "out_of_range")]),
+        (listeners(f"  - {{{GOOD}, timeout_seconds: true}}"), [(3, 63, "wrong_type")]),
+        (listeners(f"  - {{{GOOD}, timeout_seconds: -.inf}}"), [(3, 63, "out_of_range")]),
+        (listeners(f"  - {{{GOOD}, payload_class: Greeting}}"), [(3, 61, "payload_class_mismatch")]),
+        (listeners(f"  - {{{GOOD}, peers: a}}"), [(3, 53, "wrong_type")]),
+        (
+            listeners(f"  - {{{GOOD}, peers: [b, a, a, 3, {{to: a, when: 'true'}}]}}"),
+            [(3, 54, "unknown_peer"), (3, 60, "duplicate_peer"), (3, 63, "wrong_type"), (3, 66, "unsupported")],
+        ),
+        (listeners(f"  - {{{GOOD}, config: [1]}}"), [(3, 54, "wrong_type")]),
+        (listeners(f"  - {{{GOOD}, config: {{}}, tool_config: {{}}}}"), [(3, 58, "duplicate_key")]),
+        (listeners(f"  - {{{GOOD}, tool_config: {{x: 1}}}}"), [(3, 60, "invalid_config")]),
+        (
+            listeners(
+                "  - name: a",
+                "    description: d",
+                "    handler: http.request",
+                "    config:",
+                "      method: 5",
+                "      metod: GET",
+                "      headers:",
+                "        - value: v",
+                "        - name: [n]",
+            ),
+            [
+                (7, 15, "invalid_config"),
+                (8, 7, "invalid_config"),
+                (10, 11, "invalid_config"),
+                (11, 17, "invalid_config"),
+            ],
+        ),
+        (
+            listeners(f"  - {{{GOOD}}}", "execution: {timeout_seconds: 86401, max_iterations: 0}"),
+            [(4, 30, "out_of_range"), (4, 53, "out_of_range")],
+        ),
+        (
+            listeners(f"  - {{{GOOD}}}", "execution: {timeout_seconds: 5m, max_iterations: 1.5}"),
+            [(4, 30, "wrong_type"), (4, 50, "wrong_type")],
+        ),
+    ],
+)
+def test_broken_definitions(text: str, expected: list[Row]) -> None:
+    assert rows(text) == sorted(expected)
+    severities = {problem.severity for problem in check(text, REGISTRY)}
+    if severities == {"warning"}:
+        parse(text, REGISTRY)
+    else:
+        with pytest.raises(OrganismError):
+            parse(text, REGISTRY)
+
+
+def test_what_has_no_effect_is_a_warning() -> None:
+    text = f"""\
+organism: {{name: x, port: 8765, max_concurrent_pipelines: 5, prot: 1}}
+llm: {{}}
+gateways: []
+listener: []
+listeners: [{{{GOOD}, broadcast: true, peer: []}}]
+execution: {{log_level: debug}}
+"""
+    assert rows(text) == [
+        (1, 21, "unused_key"),
+        (1, 33, "unused_key"),
+        (1, 62, "unknown_key"),
+        (2, 1, "unused_key"),
+        (3, 1, "unused_key"),
+        (4, 1, "unknown_key"),
+        (5, 54, "unused_key"),
+        (5, 71, "unknown_key"),
+        (6, 13, "unused_key"),
+    ]
+    assert [problem.hint for problem in check(text, REGISTRY) if problem.code == "unknown_key"] == [
+        "",
+        'did you mean "listeners"?',
+        'did you mean "peers"?',
+    ]
+    assert parse(text, REGISTRY).name == "x"
+
+
+@pytest.mark.parametrize(
+    ("peers", "target", "entry"),
+    [
+        ({"a": [], "b": []}, None, "a"),
+        ({"a": [], "b": ["a"]}, None, "b"),
+        ({"a": ["b"], "b": ["a"]}, None, "a"),
+        ({"c": [], "a": ["c"], "b": ["c"]}, None, "c"),
+        ({"a": ["b"], "b": []}, "b", "b"),
+    ],
+)
+def test_the_entry(peers: dict[str, list[str]], target: str | None, entry: str) -> None:
+    assert organism_of(peers).entry(target).name == entry
+
+
+def test_an_entry_that_is_no_listener_is_an_error() -> None:
+    with pytest.raises(UnknownListener, match='no listener is called "z"'):
+        organism_of({"a": []}).entry("z")
+
+
+def organism_of(peers: dict[str, list[str]]) -> Organism:
+    return parse(
+        listeners(*(f"- {{name: {n}, handler: echo, description: d, peers: {p}}}" for n, p in peers.items())), REGISTRY
+    )
+
+
+def test_thousands_of_mistakes_take_no_time() -> None:
+    text = listeners(*(f"- {{name: listener_{i}, handler: eco_{i}, peers: [lstner_{i}]}}" for i in range(1800)))
+    started = time.perf_counter()
+    assert len(check(text, REGISTRY)) == 3 * 1800
+    assert time.perf_counter() - started < 5
+
+
+def test_mutated_definitions_raise_nothing_else() -> None:
+    chance = random.Random(7)  # noqa: S311
+    values: list[Any] = [
+        "null",
+        "1",
+        "-1.5",
+        "true",
+        "[]",
+        "{}",
+        "[x]",
+        "{a: {b: 1}}",
+        "'x'",
+        ".inf",
+        "é",
+        "9" * 30,
+        '"\\0"',
+    ]
+    text = listeners(
+        f"  - {{{GOOD}, config: {{}}, peers: [a], retries: 0, agent: true}}", "execution: {max_iterations: 3}"
+    )
+    words = text.replace("{", "{ ").replace(",", " ,").split(" ")
+    for _ in range(500):
+        mutated = list(words)
+        for _ in range(chance.randrange(1, 4)):
+            mutated[chance.randrange(len(mutated))] = chance.choice(values)
+        for problem in check(" ".join(mutated), REGISTRY):
+            assert problem.line >= 1
+            assert problem.column >= 1
+            assert "\n" not in str(problem)

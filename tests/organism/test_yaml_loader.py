@@ -1,0 +1,158 @@
+"""Hostile and odd YAML: read as JSON or refused with a place, never anything else."""
+
+import json
+import random
+import time
+from typing import Any
+
+import pytest
+import yaml
+
+from bloxserver.organism import yaml_loader
+from bloxserver.organism.problems import OrganismError
+from bloxserver.organism.yaml_loader import MAX_BYTES, MAX_DEPTH, MAX_NODES, Place, load
+
+
+@pytest.fixture(params=["c", "python"], autouse=True)
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on both of PyYAML's parsers."""
+    monkeypatch.setattr(yaml_loader, "PARSER", yaml.CLoader if request.param == "c" else yaml.SafeLoader)
+
+
+@pytest.mark.parametrize(
+    ("scalar", "value"),
+    [
+        *[("", None), ("~", None), ("null", None), ("true", True), ("False", False)],
+        *[("0", 0), ("-7", -7), ("+7", 7), ("9223372036854775807", 2**63 - 1), ("-9223372036854775808", -(2**63))],
+        *[("1.5", 1.5), ("-.5", -0.5), ("1.", 1.0), ("1e3", 1000.0), ("1E-2", 0.01)],
+        *[(text, text) for text in ("yes", "no", "on", "off", "y", "N", "tRue", "none")],
+        *[(text, text) for text in ("2024-01-31", "2024-13-45", "2024-01-31T10:00:00Z", "12:30:45", "1:30.5")],
+        *[(text, text) for text in ("010", "0o17", "0x1F", "0b11", "0b_", "0x_", "1_000", "1e", "=", "+", ".")],
+        *[('"null"', "null"), ("'1'", "1"), ('"<<"', "<<"), ('"é\\u20ac"', "é€"), ('".nan"', ".nan")],
+        ("|\n  1\n", "1\n"),
+        ("[1, {a: [x]}, ]", [1, {"a": ["x"]}]),
+        ("{}", {}),
+    ],
+)
+def test_scalars_are_read_as_json(scalar: str, value: Any) -> None:
+    document = load(f"a: {scalar}")
+    assert document.problems == []
+    assert json.dumps(document.value) == json.dumps({"a": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "place"),
+    [
+        ("", "wrong_type", (1, 1)),
+        ("# nothing\n", "wrong_type", (1, 1)),
+        ("--- just text", "wrong_type", (1, 5)),
+        ("\n- a\n- b", "wrong_type", (2, 1)),
+        ("a: 1\n---\nb: 2", "yaml_limit", (2, 1)),
+        ("---\n" * 50_000, "yaml_limit", (2, 1)),
+        ("a: &a [1]\nb: *a", "yaml_limit", (2, 4)),
+        ("a: &a [*a]", "yaml_limit", (1, 8)),
+        ("a: !!set {x}", "yaml_limit", (1, 4)),
+        ("a: !!binary aGVsbG8=", "yaml_limit", (1, 4)),
+        ("a: !!python/object/apply:os.system [id]", "yaml_limit", (1, 4)),
+        ("a: !!python/name:os.system x", "yaml_limit", (1, 4)),
+        ("!own\na: 1", "yaml_limit", (1, 1)),
+        ("a: " + "[" * 100_000, "yaml_limit", (1, 67)),
+        ("{a: " * 60_000, "yaml_limit", (1, 4 * MAX_DEPTH + 1)),
+        ("- " * 100_000, "yaml_limit", (1, 2 * MAX_DEPTH + 1)),
+        ("a: [" + "1," * MAX_NODES + "]", "yaml_limit", (1, 5 + 2 * (MAX_NODES - 3))),
+        ("a: " + "é" * (MAX_BYTES // 2), "yaml_limit", (1, 1)),
+        ("a: 1\nb: x\0y", "yaml_syntax", (2, 5)),
+        ("a: \ud800", "yaml_syntax", (1, 4)),
+        ("a: x\x07", "yaml_syntax", (1, 5)),
+        ("a:\n\t- b", "yaml_syntax", (2, 1)),
+        ("a: 1\nb: 'open\nc: 2\n", "yaml_syntax", (2, 4)),
+        ("a: [1, 2\n", "yaml_syntax", (1, 4)),
+        ("a: b: c", "yaml_syntax", (1, 5)),
+        ("a: 1\n b: 2", "yaml_syntax", (2, 3)),
+        ("a: @x", "yaml_syntax", (1, 4)),
+        ("%YAML 1." + "9" * 5000 + "\n---\na: 1", "yaml_syntax", None),
+        (r'a: "\U99999999"', "yaml_syntax", None),
+        (r'a: "\UFFFFFFFF"', "yaml_syntax", None),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_place(text: str, code: str, place: tuple[int, int] | None) -> None:
+    started = time.perf_counter()
+    with pytest.raises(OrganismError) as caught:
+        load(text)
+    assert time.perf_counter() - started < 5
+    [problem] = caught.value.problems
+    assert problem.code == code
+    assert place is None or (problem.line, problem.column) == place
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "place", "value"),
+    [
+        ("a: 1\nb: 2\na: {x: [3]}\nc: 4", "duplicate_key", (3, 1), {"a": 1, "b": 2, "c": 4}),
+        ("b: {k: 1, 'k': 2}", "duplicate_key", (1, 11), {"b": {"k": 1}}),
+        ("a: 1\n<<: {b: 2}", "yaml_limit", (2, 1), {"a": 1}),
+        ("1: x\na: 2", "wrong_type", (1, 1), {"a": 2}),
+        ("a: 2\n~: x", "wrong_type", (2, 1), {"a": 2}),
+        ("? [x, y]\n: 1\n", "wrong_type", (1, 3), {}),
+        (r'a: "x\0y"', "yaml_syntax", (1, 4), {"a": ""}),
+        ("a: .nan", "out_of_range", (1, 4), {"a": ".nan"}),
+        ("a: -.inf", "out_of_range", (1, 4), {"a": "-.inf"}),
+        ("a: 1e999", "out_of_range", (1, 4), {"a": "1e999"}),
+        ("a: 9223372036854775808", "out_of_range", (1, 4), {"a": "9223372036854775808"}),
+        ("a: " + "9" * 5000, "out_of_range", (1, 4), {"a": "9" * 5000}),
+    ],
+)
+def test_what_can_be_stepped_over_is_reported(text: str, code: str, place: tuple[int, int], value: Any) -> None:
+    document = load(text)
+    [problem] = document.problems
+    assert (problem.code, problem.line, problem.column) == (code, *place)
+    assert document.value == value
+
+
+def test_an_escaped_half_of_a_surrogate_pair_never_gets_through() -> None:
+    try:
+        problems = load(r'a: "\ud800"').problems
+    except OrganismError as error:
+        problems = error.problems
+    assert [problem.code for problem in problems] == ["yaml_syntax"]
+
+
+def test_keys_and_values_have_places() -> None:
+    document = load('organism:\n  name: é\n  "tags": [a, {b: 1}]\n')
+    path = ("organism", "tags", 1, "b")
+    assert document.place_of(("organism", "name")) == Place(2, 9)
+    assert document.place_of_key(("organism", "tags")) == Place(3, 3)
+    assert document.place_of_key(path) == Place(3, 16)
+    assert document.place_of(path) == Place(3, 19)
+    assert document.place_of((*path, "deeper", 0)) == Place(3, 19)
+
+
+def test_the_limits_themselves_are_taken() -> None:
+    nested = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
+    assert load(f"a: {nested}").problems == []
+    assert len(load("a: " + "x" * (MAX_BYTES - 3)).value) == 1
+    assert load("a: [" + "1," * (MAX_NODES - 3) + "]").problems == []
+
+
+def test_no_text_whatever_raises_anything_else() -> None:
+    chance = random.Random(20_240_131)  # noqa: S311
+    seed = 'organism: {name: x}\nlisteners:\n  - name: "a\\n"\n    peers: [&a b, *a]\n    <<: !!set {1, .nan, 0x1}\n'
+    alphabet = list("[]{},:-?*&!|>'\"%@`#~<=\n\t\r\\0x1e.é\0\ud800\x85\u2028 ")
+    for case in range(2000):
+        if case % 4 == 0:
+            text = chance.randbytes(chance.randrange(200)).decode(chance.choice(["latin-1", "utf-8"]), "replace")
+        elif case % 4 == 1:
+            text = "".join(chance.choices(alphabet, k=chance.randrange(200)))
+        else:
+            letters = list(seed)
+            for _ in range(chance.randrange(1, 8)):
+                at = chance.randrange(len(letters))
+                letters[at : at + chance.randrange(3)] = chance.choices(alphabet, k=chance.randrange(3))
+            text = "".join(letters)
+        try:
+            document = load(text)
+        except OrganismError as error:
+            assert error.problems  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            json.dumps(document.value, allow_nan=False).encode()
