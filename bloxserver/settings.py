@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     run_worker: bool = Field(True, description="Run executions in the API's process; false leaves them to workers.")
     worker_concurrency: int = Field(50, ge=1, le=10_000, description="Executions that one worker runs at once.")
     sweep_seconds: float = Field(2, gt=0, le=60, description="Longest time until unnoticed work is found.")
-    engine_poll_seconds: float = Field(0.05, gt=0, le=60, description="How often a worker looks into its queues.")
+    engine_poll_seconds: float = Field(0.1, gt=0, le=60, description="How often a worker looks into its queues.")
     heartbeat_seconds: float = Field(5, gt=0, le=60, description="How often a worker says that it lives.")
     dead_after_seconds: float = Field(
         20, gt=0, le=600, description="Silence after which a worker's work is taken over."

@@ -10,6 +10,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -151,8 +152,10 @@ class JobQueue:
         """Take no more jobs and let go of the database; running jobs must have ended or are left to a later start."""
         if self._working:
             await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+            # DBOS had made its own thread pool the loop's, and has shut it down.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio"))
             self._working = False
-        await asyncio.to_thread(self._engine.dispose)
+        self._engine.dispose()
         if self._directory is not None:
             self._directory.cleanup()
 

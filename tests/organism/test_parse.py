@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
+from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.blocks import echo, greeting
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext
 from bloxserver.blocks.registry import BlockRegistry
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.model import ExecutionLimits, Organism, UnknownListener
 from bloxserver.organism.parse import check, parse
 from bloxserver.organism.problems import OrganismError

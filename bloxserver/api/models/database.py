@@ -6,7 +6,7 @@ One request or one step of the engine is one transaction; only `get_db` and `Dat
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -56,6 +56,10 @@ class Database:
                 await session.rollback()
                 raise
             await session.commit()
+
+    def request_transaction(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """The transaction of the request that is being served."""
+        return self.transaction(read_only=read_only_request.get())
 
     async def migrate(self) -> None:
         """Bring the schema to the newest revision."""
@@ -150,7 +154,7 @@ async_session_maker = database.sessions
 
 async def get_db() -> AsyncIterator[AsyncSession]:
     """The session of a request: committed before the response is sent, rolled back when the request fails."""
-    async with database.transaction(read_only=read_only_request.get()) as session:
+    async with database.request_transaction() as session:
         yield session
 
 

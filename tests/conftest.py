@@ -1,0 +1,174 @@
+"""Fixtures. What takes a database runs on SQLite and on PostgreSQL; `--database sqlite` runs one of them alone.
+
+`client` drives the app as other people's tests do: no lifespan, `get_db` overridden, tables by `create_all`.
+`live_client` goes through our own sessions on a migrated database, for what needs many connections at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+for name in (
+    "CLERK_ISSUER",
+    "DATABASE_URL",
+    "ENV",
+    "CORS_ORIGINS",
+    "WEBHOOK_BASE_URL",
+    "ENABLE_DOCS",
+    "MAX_BODY_BYTES",
+):
+    os.environ.pop(name, None)
+os.environ["DATABASE_URL"] = "sqlite+aiosqlite:///:memory:"
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool, StaticPool
+
+from bloxserver.settings import Settings, get_settings
+
+Settings.model_config["env_file"] = None  # a developer's own .env does not reach the tests
+get_settings.cache_clear()
+
+from bloxserver.api.main import app
+from bloxserver.api.models.database import Base, Database, get_db
+from bloxserver.api.models.tables import UserRecord
+from bloxserver.engine.engine import Engine
+from tests.postgres import postgres_database, postgres_server
+
+BACKENDS = ("sqlite", "postgresql")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--database", choices=BACKENDS, help="run the tests that need a database on this one alone")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--database")
+        metafunc.parametrize("backend", [chosen] if chosen else BACKENDS, scope="session")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
+    """An empty PostgreSQL database of this test process."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if worker_id != "master" else base
+    with postgres_server(shared / "postgres") as server, postgres_database(server, f"test_{worker_id}") as url:
+        yield url
+
+
+@pytest.fixture
+def backend_url(backend: str, request: pytest.FixtureRequest) -> str:
+    """The URL for `create_all` tests: SQLite in memory, or the PostgreSQL database of this process."""
+    if backend == "sqlite":
+        return "sqlite+aiosqlite:///:memory:"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+async def database_engine(backend: str, backend_url: str) -> AsyncIterator[AsyncEngine]:
+    """Somebody else's engine, as the contract describes it: tables by `create_all`, no listener or pragma of ours."""
+    if backend == "sqlite":
+        engine = create_async_engine(backend_url, poolclass=StaticPool)
+    else:
+        engine = create_async_engine(backend_url, poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    yield engine
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+    await engine.dispose()
+
+
+@pytest.fixture
+def sessions(database_engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    return async_sessionmaker(database_engine, expire_on_commit=False)
+
+
+@pytest.fixture
+async def session(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[AsyncSession]:
+    """A session for arranging and for looking; what it adds is to be committed to be seen by requests."""
+    async with sessions() as session:
+        yield session
+
+
+@pytest.fixture
+async def client(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[httpx.AsyncClient]:
+    """The API without its lifespan; the caller is the development user."""
+
+    async def override() -> AsyncIterator[AsyncSession]:
+        async with sessions() as session:
+            try:
+                yield session
+                await session.commit()
+            except BaseException:
+                await session.rollback()
+                raise
+
+    app.dependency_overrides[get_db] = override
+    async with api_client() as client:
+        yield client
+    app.dependency_overrides.clear()
+
+
+def api_client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
+
+
+@pytest.fixture
+async def dev_user(client: httpx.AsyncClient, session: AsyncSession) -> UserRecord:
+    """The development user's row."""
+    await client.get("/api/v1/me")
+    user = await session.scalar(sa.select(UserRecord).where(UserRecord.clerk_id == "dev_user_001"))
+    assert user is not None
+    await session.commit()
+    return user
+
+
+@pytest.fixture
+def live_settings(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+    """Settings of a whole installation on an empty database, quick to notice work."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/test.db" if backend == "sqlite" else request.getfixturevalue("postgres_url")
+    return Settings(database_url=url, engine_poll_seconds=0.02, sweep_seconds=0.5, drain_seconds=0.1)
+
+
+@pytest.fixture
+async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
+    """Our own engine and sessions on a migrated database."""
+    database = Database(live_settings)
+    await database.migrate()
+    yield database
+    async with database.engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            await connection.execute(sa.text("DROP SCHEMA IF EXISTS dbos CASCADE"))
+            await connection.run_sync(Base.metadata.drop_all)
+            await connection.execute(sa.text("DROP TABLE alembic_version"))
+    await database.engine.dispose()
+
+
+@pytest.fixture
+async def live_client(live_database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    """The API on `live_database`, with the transactions of the real `get_db`."""
+
+    async def override() -> AsyncIterator[AsyncSession]:
+        async with live_database.request_transaction() as session:
+            yield session
+
+    app.dependency_overrides[get_db] = override
+    async with api_client() as client:
+        yield client
+    app.dependency_overrides.clear()
+
+
+@pytest.fixture
+async def engine(live_settings: Settings, live_database: Database) -> AsyncIterator[Engine]:
+    """A dispatcher and a worker on `live_database`."""
+    engine = Engine(live_settings, live_database, works=True)
+    await engine.start()
+    yield engine
+    await engine.stop()
