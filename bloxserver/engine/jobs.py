@@ -118,13 +118,19 @@ class JobQueue:
             "serializer": DBOSPortableJSONSerializer(),
             "log_level": "WARNING",
             "use_listen_notify": False,
-            "run_migrations": not self._settings.is_production,
+            "run_migrations": False,
         }
+        if not self._settings.is_production:
+            await self.prepare()
+        # Before the launch: queues that come later are noticed only after a second.
+        await asyncio.to_thread(self._register_queues)
         DBOS(config=config)
         DBOS.launch()
         self._working = True
+
+    def _register_queues(self) -> None:
         for tier, concurrency in concurrency_by_tier(self._settings).items():
-            await DBOS.register_queue_async(
+            self._client.register_queue(
                 _queue_name(tier),
                 worker_concurrency=self._settings.worker_concurrency,
                 partition_concurrency=concurrency,

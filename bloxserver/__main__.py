@@ -1,0 +1,5 @@
+"""`python -m bloxserver`."""
+
+from bloxserver.cli import app
+
+app()

@@ -1,0 +1,213 @@
+"""The command line: `bloxserver serve`, `worker`, `migrate`, `demo`, `check`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from bloxserver import __version__
+from bloxserver.errors import SettingsError
+from bloxserver.settings import Settings, get_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="A self-hosted control plane for AI-agent workflows. Settings come from the environment and from .env.",
+)
+
+DRAIN_MARGIN_SECONDS = 15
+"""What open requests get beyond the engine's own draining when the server stops."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A self-hosted control plane for AI-agent workflows. Settings come from the environment and from .env."""
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind to. [default: HOST; in development 127.0.0.1]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to bind to. [default: PORT, 8000]")] = None,
+    worker: Annotated[
+        bool | None,
+        typer.Option("--worker/--no-worker", help="Also run executions in this process. [default: --worker]"),
+    ] = None,
+) -> None:
+    """Serve the API and, unless told otherwise, run executions in the same process.
+
+    In development the database is migrated first and, without CLERK_ISSUER, every request is the development user.
+    In production the database must have been migrated with `bloxserver migrate`.
+    """
+    settings = _checked_settings()
+    development = settings.env == "development"
+    if host is None:
+        host = "127.0.0.1" if development and "host" not in settings.model_fields_set else settings.host
+    port = port or settings.port
+    os.environ |= {"HOST": host, "PORT": str(port)}
+    if worker is not None:
+        os.environ["RUN_WORKER"] = str(worker)
+    if development and "webhook_base_url" not in settings.model_fields_set:
+        shown = "localhost" if host in ("0.0.0.0", "127.0.0.1", "::") else host  # noqa: S104
+        os.environ["WEBHOOK_BASE_URL"] = f"http://{shown}:{port}/webhooks"
+    get_settings.cache_clear()
+
+    import uvicorn
+
+    # uvicorn raises the signal that stopped it once more when all is done: an orderly end is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    uvicorn.run(
+        "bloxserver.api.main:app",
+        host=host,
+        port=port,
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_MARGIN_SECONDS,
+    )
+
+
+@app.command()
+def worker() -> None:
+    """Run executions, without the API: as many of these processes as you like, on PostgreSQL.
+
+    Ends on SIGTERM or SIGINT: running executions get DRAIN_SECONDS, then go on with another worker.
+    """
+    settings = _checked_settings()
+    if settings.uses_sqlite:
+        _fail("SQLite is for one process: `bloxserver serve` runs executions itself")
+    _run(_work(settings))
+
+
+async def _work(settings: Settings) -> None:
+    from bloxserver.api.main import prepare_database
+    from bloxserver.api.models.database import database
+    from bloxserver.engine.engine import Engine
+    from bloxserver.log import configure_logging
+
+    configure_logging(level=settings.log_level, as_json=settings.is_production)
+    await prepare_database(settings, database)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    engine = Engine(settings, database, works=True)
+    await engine.start()
+    typer.echo("bloxserver worker: ready", err=True)
+    await stopped.wait()
+    await engine.stop()
+    await database.engine.dispose()
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database of DATABASE_URL, and the job queue's tables in it, to the newest schema.
+
+    Safe to run again, and from several machines at once. Run it before serving a new version in production.
+    """
+    _run(_migrate(_readable_settings()))
+
+
+async def _migrate(settings: Settings) -> None:
+    from bloxserver.api.models.database import database
+    from bloxserver.api.models.migrate import schema_state
+    from bloxserver.engine.jobs import JobQueue
+
+    await database.migrate()
+    await JobQueue(settings).prepare()
+    async with database.engine.connect() as connection:
+        state = await connection.run_sync(schema_state)
+    await database.engine.dispose()
+    typer.echo(f"database schema: {state.value}")
+
+
+@app.command()
+def demo() -> None:
+    """Show the main job on a temporary server: flow, webhook, runs, a kill -9 in between, history, statistics.
+
+    Ends with a non-zero status when anything is not as it should be.
+    """
+    from bloxserver.demo import run_demo
+
+    raise typer.Exit(run_demo())
+
+
+@app.command()
+def check(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, allow_dash=True, help="The organism; - reads standard input.")
+    ],
+) -> None:
+    """Check an organism: print every problem with its line, its column and what to do.
+
+    Ends with status 1 when there is an error; warnings alone end with 0.
+    """
+    from bloxserver.blocks.registry import get_registry
+    from bloxserver.organism.parse import check as find_problems
+
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        _fail(f"{file}: not UTF-8 text")
+    problems = find_problems(text, get_registry())
+    for problem in problems:
+        hint = f" ({problem.hint})" if problem.hint else ""
+        typer.echo(
+            f"{file}:{problem.line}:{problem.column}: {problem.severity}: {problem.message}{hint} [{problem.code}]"
+        )
+    errors = sum(problem.severity == "error" for problem in problems)
+    typer.echo(f"{file}: {errors} errors, {len(problems) - errors} warnings")
+    raise typer.Exit(1 if errors else 0)
+
+
+def _checked_settings() -> Settings:
+    """The settings, or the end of the process with all that is wrong with them."""
+    settings = get_settings()
+    try:
+        settings.check_startup()
+    except SettingsError as error:
+        _fail(str(error))
+    return settings
+
+
+def _readable_settings() -> Settings:
+    """The settings where they can be read: enough to reach the database."""
+    settings = get_settings()
+    if settings.problems:
+        _fail(str(SettingsError(settings.problems)))
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        asyncio.run(work)
+    except SettingsError as error:
+        _fail(str(error))
+    except (OSError, SQLAlchemyError) as error:
+        _fail(f"the database cannot be used: {type(error).__name__}")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"bloxserver: {message}", err=True)
+    raise typer.Exit(1)
