@@ -317,7 +317,9 @@ def run_demo() -> int:
         except (DemoFailed, httpx.HTTPError) as failure:
             console.print(f"  [red]✗[/red] {escape(str(failure))}", highlight=False)
             console.print("the server's last words:")
-            console.print("".join(demo.server.log.read_text().splitlines(keepends=True)[-15:]), markup=False, soft_wrap=True)
+            console.print(
+                "".join(demo.server.log.read_text().splitlines(keepends=True)[-15:]), markup=False, soft_wrap=True
+            )
             return 1
         finally:
             demo.server.kill()

@@ -100,21 +100,25 @@ class Pump:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _run(self, entry: Message) -> Outcome:
-        outcome: Outcome | None = self._send([entry])
-        while self._running and outcome is None:
+        self._handled = 1
+        self._send([entry])
+        while True:
             ended, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
             steps = [task.result() for task in ended]
-            outcome = self._take(steps)
-            if outcome is None and not self._running:
+            answers = self._take(steps)
+            outcome: Outcome | None = answers if isinstance(answers, Failed) else None
+            if not answers and not self._running:
                 outcome = self._outcome()
+            # Before the answers go out: what a listener was sent must not be taken back by a crash.
             await self._save([step for step in steps if self._kept.get(step.message.key) is not step], outcome)
-        if outcome is None:
-            outcome = self._outcome()
-            await self._save([], outcome)
-        return outcome
+            if outcome is not None:
+                return outcome
+            if not isinstance(answers, Failed):
+                self._send(answers)
 
-    def _take(self, steps: Sequence[Step]) -> Failed | None:
-        """Send on what the steps answered."""
+    def _take(self, steps: Sequence[Step]) -> list[Message] | Failed:
+        """The messages that the steps' answers make."""
+        messages: list[Message] = []
         for step in steps:
             if step.status is StepStatus.WAITING:
                 self._waiting.append(step)
@@ -124,22 +128,19 @@ class Pump:
                 peers = self._organism.listener(step.message.listener).peers
                 if not peers:
                     self._leaves.append(step)
-                failed = self._send([Message(peer, step.output, step.id) for peer in peers])
-                if failed is not None:
-                    return failed
-        return None
+                messages += [Message(peer, step.output, step.id) for peer in peers]
+        self._handled += len(messages)
+        limit = self._organism.execution.max_iterations
+        if self._handled > limit:
+            return Failed(f"{messages[-1].listener}: more than {limit} messages (execution.max_iterations)")
+        return messages
 
-    def _send(self, messages: Sequence[Message]) -> Failed | None:
+    def _send(self, messages: Sequence[Message]) -> None:
         """Begin to handle messages; those of an earlier run are taken from there."""
         for message in messages:
-            self._handled += 1
-            limit = self._organism.execution.max_iterations
-            if self._handled > limit:
-                return Failed(f"{message.listener}: more than {limit} messages (execution.max_iterations)")
-            listener = self._organism.listener(message.listener)
             kept = self._kept.get(message.key)
+            listener = self._organism.listener(message.listener)
             self._running.add(asyncio.create_task(self._resume(kept) if kept else self._handle(listener, message)))
-        return None
 
     async def _resume(self, kept: Step) -> Step:
         """A step of an earlier run; one that waited ends when its time has come."""

@@ -1,0 +1,240 @@
+"""The worker on a real database, without the job queue: leases, checkpoints, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from ipaddress import ip_network
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStatus,
+    ExecutionStepRecord,
+    FlowRecord,
+    StepStatus,
+    UserRecord,
+)
+from bloxserver.api.models.types import now
+from bloxserver.clients.http import GuardedClient
+from bloxserver.engine.worker import Worker, payload_of
+from bloxserver.services import leases
+from tests.factories import create_execution, create_flow, create_user
+
+
+@pytest.fixture
+async def worker(live_database: Database) -> AsyncIterator[Worker]:
+    http = GuardedClient()
+    yield Worker(live_database, http)
+    await http.aclose()
+
+
+async def accepted(database: Database, organism: str | None = None, **values: Any) -> ExecutionRecord:
+    async with database.sessions() as session:
+        user = await create_user(session)
+        flow = await create_flow(session, user, **({"organism_yaml": organism} if organism else {}))
+        return await create_execution(session, flow, **values)
+
+
+async def stored(database: Database, execution: ExecutionRecord) -> ExecutionRecord:
+    async with database.sessions() as session:
+        return await session.get_one(ExecutionRecord, execution.id)
+
+
+async def steps_of(database: Database, execution: ExecutionRecord) -> list[ExecutionStepRecord]:
+    async with database.sessions() as session:
+        steps = await session.scalars(
+            sa.select(ExecutionStepRecord)
+            .where(ExecutionStepRecord.execution_id == execution.id)
+            .order_by(ExecutionStepRecord.id)
+        )
+        return list(steps)
+
+
+DELAYED = """\
+organism: {name: delayed}
+listeners:
+  - {name: first, description: d, handler: echo, peers: [wait]}
+  - {name: wait, description: d, handler: delay, config: {seconds: 3600}, peers: [last]}
+  - {name: last, description: d, handler: echo}
+"""
+
+
+async def test_an_execution_ends_with_output_and_steps(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database, input_payload='{"name": "Ada"}')
+    await worker.run(execution.id, 0)
+    ended = await stored(live_database, execution)
+    assert ended.status is ExecutionStatus.SUCCESS
+    assert json.loads(ended.output_payload or "") == {"message": "Hello, Ada!"}
+    assert ended.completed_at is not None
+    assert ended.duration_ms == int((ended.completed_at - ended.started_at).total_seconds() * 1000)
+    (step,) = await steps_of(live_database, execution)
+    assert (step.listener, step.handler, step.status) == (
+        "greeter",
+        "handlers.hello.handle_greeting",
+        StepStatus.SUCCESS,
+    )
+    assert json.loads(step.input_payload or "") == {"name": "Ada"}
+
+
+@pytest.mark.parametrize(
+    ("organism", "error"),
+    [
+        ("listeners: }", "line 1, column 12"),
+        ("organism: {name: x}\nlisteners:\n  - {name: a, description: d, handler: nope}\n", "line 3, column"),
+    ],
+)
+async def test_a_definition_that_cannot_run_ends_in_error(
+    live_database: Database, worker: Worker, organism: str, error: str
+) -> None:
+    execution = await accepted(live_database, organism)
+    await worker.run(execution.id, 0)
+    ended = await stored(live_database, execution)
+    assert ended.status is ExecutionStatus.ERROR
+    assert error in (ended.error_message or "")
+
+
+async def test_an_unknown_target_ends_in_error(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database, target="nobody")
+    await worker.run(execution.id, 0)
+    assert (await stored(live_database, execution)).error_message == 'no listener is called "nobody"'
+
+
+async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, worker: Worker) -> None:
+    text = DELAYED.replace(
+        "handler: delay, config: {seconds: 3600}", "handler: http.request, config: {url: 'http://192.0.2.1/'}"
+    )
+    execution = await accepted(live_database, text + "execution: {timeout_seconds: 0.001}\n")
+    await worker.run(execution.id, 0)
+    ended = await stored(live_database, execution)
+    assert ended.status is ExecutionStatus.TIMEOUT
+    assert ended.error_message == "not finished within 0.001 seconds (execution.timeout_seconds)"
+
+
+async def test_a_waiting_execution_leaves_the_worker_and_goes_on_when_due(
+    live_database: Database, worker: Worker
+) -> None:
+    execution = await accepted(live_database, DELAYED, input_payload='"m"')
+    await worker.run(execution.id, 0)
+    parked = await stored(live_database, execution)
+    assert (parked.status, parked.dispatch_number, parked.lease) == (ExecutionStatus.RUNNING, 1, None)
+    assert parked.resume_at is not None
+    assert parked.resume_at > now() + timedelta(seconds=3590)
+    async with live_database.transaction() as session:
+        await session.execute(sa.update(ExecutionStepRecord).values(completed_at=now()))
+    await worker.run(execution.id, 0)
+    assert (await stored(live_database, execution)).status is ExecutionStatus.RUNNING, "the old job is void"
+    await worker.run(execution.id, 1)
+    ended = await stored(live_database, execution)
+    assert (ended.status, ended.output_payload) == (ExecutionStatus.SUCCESS, '"m"')
+    steps = await steps_of(live_database, execution)
+    assert [(step.listener, step.status) for step in steps] == [
+        ("first", StepStatus.SUCCESS),
+        ("wait", StepStatus.SUCCESS),
+        ("last", StepStatus.SUCCESS),
+    ]
+
+
+async def test_one_whose_lease_was_taken_writes_nothing(live_database: Database) -> None:
+    execution = await accepted(live_database)
+
+    async def take() -> leases.TakenExecution:
+        async with live_database.transaction() as session:
+            taken = await leases.take_lease(session, execution.id, 0, uuid4())
+        assert taken is not None
+        return taken
+
+    frozen, present = await take(), await take()
+    step = {"key": ":greeter", "listener": "greeter", "output_payload": "1", "completed_at": now(), "duration_ms": 0}
+    with pytest.raises(leases.LeaseLost):
+        async with live_database.transaction() as session:
+            await leases.save_steps(session, frozen, [step])
+    with pytest.raises(leases.LeaseLost):
+        async with live_database.transaction() as session:
+            await leases.park(session, frozen, now())
+    with pytest.raises(leases.LeaseLost):
+        async with live_database.transaction() as session:
+            await leases.end_execution(session, frozen, ExecutionStatus.ERROR, error="zombie")
+    async with live_database.transaction() as session:
+        await leases.end_execution(session, present, ExecutionStatus.SUCCESS, output="1")
+    ended = await stored(live_database, execution)
+    assert (ended.status, ended.error_message) == (ExecutionStatus.SUCCESS, None)
+    assert await steps_of(live_database, execution) == []
+
+
+async def test_an_execution_ends_once(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database)
+    await asyncio.gather(*(worker.run(execution.id, 0) for _ in range(5)))
+    first = await stored(live_database, execution)
+    assert first.status is ExecutionStatus.SUCCESS
+    await worker.run(execution.id, 0)
+    again = await stored(live_database, execution)
+    assert again.completed_at == first.completed_at
+    assert len(await steps_of(live_database, execution)) == 1
+
+
+async def test_a_deleted_flow_ends_the_work_quietly(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database)
+    async with live_database.transaction() as session:
+        await session.execute(sa.delete(FlowRecord))
+        await session.execute(sa.delete(UserRecord))
+    await worker.run(execution.id, 0)
+    async with live_database.sessions() as session:
+        assert await session.scalar(sa.select(sa.func.count()).select_from(ExecutionRecord)) == 0
+
+
+async def test_draining_hands_over_what_does_not_end_in_time(live_database: Database, worker: Worker) -> None:
+    listening = asyncio.Event()
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        listening.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        http = GuardedClient(allow=[ip_network("127.0.0.0/8")])
+        worker = Worker(live_database, http)
+        text = DELAYED.replace(
+            "handler: delay, config: {seconds: 3600}",
+            f"handler: http.request, config: {{url: 'http://127.0.0.1:{port}/'}}",
+        )
+        execution = await accepted(live_database, text)
+        running = asyncio.create_task(worker.run(execution.id, 0))
+        await listening.wait()
+        await worker.drain(0)
+        await asyncio.gather(running, return_exceptions=True)
+        await http.aclose()
+    left = await stored(live_database, execution)
+    assert (left.status, left.dispatch_number, left.dispatched_at, left.lease) == (
+        ExecutionStatus.RUNNING,
+        1,
+        None,
+        None,
+    )
+    assert [step.listener for step in await steps_of(live_database, execution)] == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("text", "payload"),
+    [
+        (None, {}),
+        ("", {"text": ""}),
+        ("plain", {"text": "plain"}),
+        ("[1]", [1]),
+        ('"s"', "s"),
+        ("null", None),
+        ("NaN", {"text": "NaN"}),
+        ("[" * 100_000, {"text": "[" * 100_000}),
+        ("9" * 5_000, {"text": "9" * 5_000}),
+    ],
+)
+def test_the_input_is_json_or_text(text: str | None, payload: Any) -> None:
+    assert payload_of(text) == payload
