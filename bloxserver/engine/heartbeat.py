@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Database
+from bloxserver.api.models.statements import insert_into
 from bloxserver.api.models.tables import WorkerRecord
 from bloxserver.api.models.types import database_now
 from bloxserver.engine.jobs import JobQueue
@@ -50,9 +50,8 @@ class Heartbeat:
             await session.execute(sa.delete(WorkerRecord).where(WorkerRecord.executor_id == self._executor_id))
 
     async def _beat(self, session: AsyncSession) -> None:
-        insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
         await session.execute(
-            insert(WorkerRecord)
+            insert_into(session, WorkerRecord)
             .values(executor_id=self._executor_id, beat_at=database_now())
             .on_conflict_do_update(index_elements=[WorkerRecord.executor_id], set_={"beat_at": database_now()})
         )

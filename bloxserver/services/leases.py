@@ -12,11 +12,11 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import wake_engine_after_commit
 from bloxserver.api.models.enums import ExecutionStatus, StepStatus
+from bloxserver.api.models.statements import insert_into
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, FlowVersionRecord
 from bloxserver.api.models.types import now
 
@@ -85,8 +85,7 @@ async def save_steps(session: AsyncSession, execution: TakenExecution, steps: Se
     await _hold(session, execution)
     if not steps:
         return
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    rows = insert(ExecutionStepRecord).values([{**step, "execution_id": execution.id} for step in steps])
+    rows = insert_into(session, ExecutionStepRecord).values([{**step, "execution_id": execution.id} for step in steps])
     # A step that waited is here already and now ends; one whose commit was answered by silence is here unchanged.
     finished = {name: rows.excluded[name] for name in ("status", "completed_at", "duration_ms")}
     await session.execute(

@@ -7,9 +7,9 @@ from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.api.models.statements import insert_into
 from bloxserver.api.models.tables import UsageRecord
 from bloxserver.api.models.types import new_id
 from bloxserver.errors import Forbidden
@@ -32,8 +32,7 @@ async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Per
         "slot": slot,
         "workflow_runs": 1,
     }
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(UsageRecord)
+    statement = insert_into(session, UsageRecord)
     if limit is None:
         counted = statement.values(**values).on_conflict_do_update(
             index_elements=[UsageRecord.user_id, UsageRecord.period_start, UsageRecord.slot],

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import begin_writing
 from bloxserver.api.models.enums import Tier
+from bloxserver.api.models.statements import insert_into
 from bloxserver.api.models.tables import UserRecord
 from bloxserver.queries.users import read_user_by_clerk_id
 
@@ -21,9 +21,8 @@ async def user_of_claims(session: AsyncSession, claims: dict[str, Any]) -> UserR
     if user is not None:
         return user
     await begin_writing(session)
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     await session.execute(
-        insert(UserRecord)
+        insert_into(session, UserRecord)
         .values(clerk_id=clerk_id, **_profile(claims))
         .on_conflict_do_nothing(index_elements=[UserRecord.clerk_id])
     )
