@@ -115,7 +115,7 @@ async def _work(settings: Settings) -> None:
     typer.echo("bloxserver worker: ready", err=True)
     await stopped.wait()
     await engine.stop()
-    await database.engine.dispose()
+    await database.dispose()
 
 
 @app.command()
@@ -136,7 +136,7 @@ async def _migrate(settings: Settings) -> None:
     await JobQueue(settings).prepare()
     async with database.engine.connect() as connection:
         state = await connection.run_sync(schema_state)
-    await database.engine.dispose()
+    await database.dispose()
     typer.echo(f"database schema: {state.value}")
 
 

@@ -148,7 +148,7 @@ async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
             await connection.execute(sa.text("DROP SCHEMA IF EXISTS dbos CASCADE"))
             await connection.run_sync(Base.metadata.drop_all)
             await connection.execute(sa.text("DROP TABLE alembic_version"))
-    await database.engine.dispose()
+    await database.dispose()
 
 
 @pytest.fixture

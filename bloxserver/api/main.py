@@ -74,7 +74,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await engine.stop()
-        await database.engine.dispose()
+        await database.dispose()
 
 
 async def prepare_database(settings: Settings, database: Database) -> None:

@@ -25,7 +25,7 @@ __all__ = ["Base", "Database", "async_session_maker", "engine", "get_db", "get_d
 SQLITE_BUSY_TIMEOUT_SECONDS = 15
 POSTGRES_LOCK_TIMEOUT_MS = 5_000
 POSTGRES_STATEMENT_TIMEOUT_MS = 30_000
-_READ_ONLY = "sqlite_read_only"
+_WRITING_ENGINE = "bloxserver_writing_engine"
 _WAKE = "bloxserver_wake_engine"
 
 read_only_request: ContextVar[bool] = ContextVar("read_only_request", default=False)
@@ -33,18 +33,26 @@ read_only_request: ContextVar[bool] = ContextVar("read_only_request", default=Fa
 
 
 class Database:
-    """An engine and its session makers. `sessions` may write, `reading_sessions` take no write lock on SQLite."""
+    """Engines and session makers. `sessions` may write; `reading_sessions` do not wait for a writer on SQLite."""
 
     def __init__(self, settings: Settings) -> None:
         self.engine = _create_engine(settings)
+        self._reading_engine = self.engine
+        if settings.uses_sqlite and not _is_in_memory(settings):
+            self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
         self._session_class = type("DatabaseSession", (Session,), {})
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, sync_session_class=self._session_class)
         self.reading_sessions = async_sessionmaker(
-            self.engine.execution_options(**{_READ_ONLY: True}),
+            self._reading_engine,
             expire_on_commit=False,
             sync_session_class=self._session_class,
-            info={_READ_ONLY: self.engine},
+            info={_WRITING_ENGINE: self.engine},
         )
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+        await self._reading_engine.dispose()
 
     @asynccontextmanager
     async def transaction(self, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
@@ -87,64 +95,70 @@ def wake_engine_after_commit(session: AsyncSession) -> None:
 async def begin_writing(session: AsyncSession) -> None:
     """Let a session that was opened for reading write.
 
-    On SQLite a transaction that has read cannot become a writing one once another has written, so the reading one
-    ends here: what was read before may have changed and has to be read again. Other sessions are left as they are.
+    The transaction so far ends here: what was read before may have changed and has to be read again. Sessions that
+    are not ours are left as they are.
     """
-    engine: AsyncEngine | None = session.info.pop(_READ_ONLY, None)
+    engine: AsyncEngine | None = session.info.pop(_WRITING_ENGINE, None)
     if engine is not None:
         await session.rollback()
         session.sync_session.bind = engine.sync_engine
 
 
 def _create_engine(settings: Settings) -> AsyncEngine:
-    url = sa.make_url(settings.database_url)
-    options: dict[str, Any] = {"echo": settings.sql_echo, "hide_parameters": True}
-    if not settings.uses_sqlite:
-        return create_async_engine(
-            url,
-            pool_size=settings.database_pool_size,
-            max_overflow=0,
-            pool_timeout=settings.database_pool_timeout_seconds,
-            pool_pre_ping=True,
-            connect_args={
-                "timeout": 5,
-                "server_settings": {
-                    "application_name": "bloxserver",
-                    "timezone": "UTC",
-                    "lock_timeout": str(POSTGRES_LOCK_TIMEOUT_MS),
-                    "statement_timeout": str(POSTGRES_STATEMENT_TIMEOUT_MS),
-                },
+    if settings.uses_sqlite:
+        # SQLite has one writer. Transactions that write take turns at one connection, in the order in which they
+        # came; several would wait for each other by trying again and again. An in-memory database is its connection.
+        return _create_sqlite_engine(settings, pool_size=1, writes=True)
+    return create_async_engine(
+        settings.database_url,
+        echo=settings.sql_echo,
+        hide_parameters=True,
+        pool_size=settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=settings.database_pool_timeout_seconds,
+        pool_pre_ping=True,
+        connect_args={
+            "timeout": 5,
+            "server_settings": {
+                "application_name": "bloxserver",
+                "timezone": "UTC",
+                "lock_timeout": str(POSTGRES_LOCK_TIMEOUT_MS),
+                "statement_timeout": str(POSTGRES_STATEMENT_TIMEOUT_MS),
             },
-            **options,
-        )
-    in_memory = url.database in (None, "", ":memory:")
+        },
+    )
+
+
+def _is_in_memory(settings: Settings) -> bool:
+    return sa.make_url(settings.database_url).database in (None, "", ":memory:")
+
+
+def _create_sqlite_engine(settings: Settings, *, pool_size: int, writes: bool) -> AsyncEngine:
     engine = create_async_engine(
-        url,
+        settings.database_url,
+        echo=settings.sql_echo,
+        hide_parameters=True,
         poolclass=AsyncAdaptedQueuePool,
-        # An in-memory database lives in its one connection, which transactions then take in turn.
-        pool_size=1 if in_memory else settings.database_pool_size,
+        pool_size=pool_size,
         max_overflow=0,
         pool_timeout=SQLITE_BUSY_TIMEOUT_SECONDS,
         connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS},
-        **options,
     )
-    event.listen(engine.sync_engine, "connect", _set_up_sqlite_connection)
-    event.listen(engine.sync_engine, "begin", _begin_on_sqlite)
+    # A transaction that reads first and writes later would fail when another process wrote in between.
+    begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
+
+    def set_up(connection: Any, record: object) -> None:
+        connection.isolation_level = None  # the driver begins no transaction: we do
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        if not writes:
+            cursor.execute("PRAGMA query_only=ON")
+        cursor.close()
+
+    event.listen(engine.sync_engine, "connect", set_up)
+    event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
-
-
-def _set_up_sqlite_connection(connection: Any, record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transaction: `_begin_on_sqlite` does
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_on_sqlite(connection: sa.Connection) -> None:
-    # A transaction that reads first and writes later fails with "database is locked" when another wrote in between.
-    reads_only = connection.get_execution_options().get(_READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
 
 database = Database(get_settings())
