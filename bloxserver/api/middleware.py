@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bloxserver.api.errors import unexpected_error_response
 from bloxserver.api.models.database import read_only_request
+from bloxserver.api.openapi import AUTHENTICATED_PREFIX
 from bloxserver.settings import get_settings
 
 log = structlog.stdlib.get_logger("bloxserver.request")
@@ -69,14 +70,21 @@ class RequestContext:
             await self.app(scope, receive, send_with_headers)
         finally:
             read_only_request.reset(read_only)
-            route = scope.get("route")
             log.info(
                 "request",
                 method=scope["method"],
-                route=getattr(route, "path", None),  # the template: a path holds tokens
+                route=route_template(scope),
                 status=status,
                 duration_ms=round((time.perf_counter() - started) * 1000, 1),
             )
+
+
+def route_template(scope: Scope) -> str | None:
+    """The route's path with its parameters' names, for a path itself holds tokens; None where no route matched."""
+    path: str | None = getattr(scope.get("route"), "path", None)
+    if path is not None and scope["path"].startswith(f"{AUTHENTICATED_PREFIX}/"):
+        return AUTHENTICATED_PREFIX + path
+    return path
 
 
 class BodyLimit:

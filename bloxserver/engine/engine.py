@@ -37,6 +37,8 @@ class Engine:
 
     async def start(self) -> None:
         """Begin to take work; returns when jobs are being run."""
+        if not self._settings.is_production:
+            await self._jobs.prepare()
         if self._works:
             await self._heartbeat.beat()
             if self._settings.uses_sqlite:

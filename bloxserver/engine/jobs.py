@@ -120,8 +120,6 @@ class JobQueue:
             "use_listen_notify": False,
             "run_migrations": False,
         }
-        if not self._settings.is_production:
-            await self.prepare()
         # Before the launch: queues that come later are noticed only after a second.
         await asyncio.to_thread(self._register_queues)
         DBOS(config=config)
@@ -183,7 +181,8 @@ def _queue_name(tier: str) -> str:
 
 def _set_up_sqlite_connection(connection: Any, record: object) -> None:
     connection.isolation_level = "IMMEDIATE"
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+    # NORMAL: what a power cut takes from this file, the next start hands over anew; the database itself is FULL.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
         connection.execute(f"PRAGMA {pragma}")
     if sqlite3.sqlite_version_info < (3, 42):
         # DBOS uses unixepoch('subsec') on Python 3.12 and later, whatever SQLite knows.

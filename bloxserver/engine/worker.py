@@ -28,6 +28,9 @@ from bloxserver.services.leases import LeaseLost, TakenExecution
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
+LEASE_SECONDS = 5
+"""How long taking a lease may still take when the worker stops."""
+
 
 class Worker:
     """What a process does with the jobs that it gets."""
@@ -36,6 +39,7 @@ class Worker:
         self._database = database
         self._http = http
         self._running: dict[asyncio.Task[Any], TakenExecution | None] = {}
+        self._draining = False
 
     async def run(self, execution_id: UUID, number: int) -> None:
         """Run an execution until it ends or waits. Does nothing where it has ended, is gone, or was handed on."""
@@ -49,17 +53,20 @@ class Worker:
             self._running.pop(task, None)
 
     async def drain(self, seconds: float) -> None:
-        """Wait for running executions; those that do not end in time are cut off and handed over."""
+        """Wait for running executions; those that do not end in time, or come now, are handed over."""
+        self._draining = True
         if not self._running:
             return
         await asyncio.wait(self._running, timeout=seconds)
-        late = dict(self._running)
+        # Those that are only taking their lease hand over by themselves.
+        late = {task: execution for task, execution in self._running.items() if execution is not None}
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         for execution in late.values():
-            if execution is not None:
-                await self._hand_over(execution)
+            await self._hand_over(execution)
+        if self._running:
+            await asyncio.wait(self._running, timeout=LEASE_SECONDS)
 
     async def _hand_over(self, execution: TakenExecution) -> None:
         try:
@@ -76,13 +83,23 @@ class Worker:
             return
         if task := asyncio.current_task():
             self._running[task] = execution
+        if self._draining:
+            await self._hand_over(execution)
+            return
         try:
             organism = await parse_organism(execution.organism_yaml)
             entry = Message(organism.entry(execution.target).name, payload_of(execution.input_payload))
         except (OrganismError, UnknownListener) as error:
             await self._save(execution, [], Failed(str(error)))
             return
-        await self._pump(execution, organism, entry)
+        try:
+            await self._pump(execution, organism, entry)
+        except LeaseLost:
+            raise
+        except Exception as bug:
+            # Without an end the execution would be `running` for ever.
+            log.error("execution failed unexpectedly", execution_id=str(execution_id), exc_info=bug)
+            await self._end(execution, ExecutionStatus.ERROR, error="internal error")
 
     async def _pump(self, execution: TakenExecution, organism: Organism, entry: Message) -> None:
         async def save(steps: Sequence[Step], outcome: Outcome | None) -> None:
