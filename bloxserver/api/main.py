@@ -78,13 +78,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def prepare_database(settings: Settings, database: Database) -> None:
-    """Migrate in development; in production refuse, with `SettingsError`, a schema that is older than the code."""
+    """Migrate where that is wanted, else refuse, with `SettingsError`, a schema that is older than the code.
+
+    A newer one is served: in a rolling deploy the new version migrates while the old one still runs.
+    """
     if settings.auto_create_tables and not settings.is_production:
         await database.migrate()
         return
     async with database.engine.connect() as connection:
         state = await connection.run_sync(schema_state)
-    if state in (SchemaState.OLDER, SchemaState.MISSING):
+    if state is SchemaState.OLDER or (state is SchemaState.MISSING and settings.is_production):
         raise SettingsError([f"the database's schema is {state.value}: run `bloxserver migrate` first"])
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import command
+from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+
+from bloxserver.api.models.base import Base
+from bloxserver.errors import SettingsError
 
 SCRIPTS = Path(__file__).parents[2] / "migrations"
 
@@ -32,8 +36,17 @@ def _config(connection: sa.Connection) -> Config:
 
 
 def upgrade(connection: sa.Connection, revision: str = "head") -> None:
-    """Migrate up to `revision`; does nothing where the schema is there already."""
-    if schema_state(connection) is not SchemaState.NEWER:
+    """Migrate up to `revision`; does nothing where the schema is there already, or is newer.
+
+    Tables that were made from the models, without migrations, are taken as they are. Raises `SettingsError` for
+    other tables of these names: they are not ours to change.
+    """
+    state = schema_state(connection)
+    if state is SchemaState.MISSING and sa.inspect(connection).has_table("flows"):
+        if compare_metadata(MigrationContext.configure(connection), Base.metadata):
+            raise SettingsError(["DATABASE_URL: the database has tables that bloxserver did not make"])
+        command.stamp(_config(connection), "head")
+    elif state is not SchemaState.NEWER:
         command.upgrade(_config(connection), revision)
 
 
