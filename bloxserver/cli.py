@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -153,9 +151,7 @@ def demo() -> None:
 
 @app.command()
 def check(
-    file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, allow_dash=True, help="The organism; - reads standard input.")
-    ],
+    file: Annotated[typer.FileBinaryRead, typer.Argument(help="The organism; - reads standard input.")],
 ) -> None:
     """Check an organism: print every problem with its line, its column and what to do.
 
@@ -165,17 +161,17 @@ def check(
     from bloxserver.organism.parse import check as find_problems
 
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
-        _fail(f"{file}: not UTF-8 text")
+        _fail(f"{file.name}: not UTF-8 text")
     problems = find_problems(text, get_registry())
     for problem in problems:
         hint = f" ({problem.hint})" if problem.hint else ""
         typer.echo(
-            f"{file}:{problem.line}:{problem.column}: {problem.severity}: {problem.message}{hint} [{problem.code}]"
+            f"{file.name}:{problem.line}:{problem.column}: {problem.severity}: {problem.message}{hint} [{problem.code}]"
         )
     errors = sum(problem.severity == "error" for problem in problems)
-    typer.echo(f"{file}: {errors} errors, {len(problems) - errors} warnings")
+    typer.echo(f"{file.name}: {errors} errors, {len(problems) - errors} warnings")
     raise typer.Exit(1 if errors else 0)
 
 
