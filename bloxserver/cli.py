@@ -151,7 +151,7 @@ def demo() -> None:
 
 @app.command()
 def check(
-    file: Annotated[typer.FileBinaryRead, typer.Argument(help="The organism; - reads standard input.")],
+    file: Annotated[typer.FileBinaryRead, typer.Argument(metavar="FILE", help="The organism; - reads standard input.")],
 ) -> None:
     """Check an organism: print every problem with its line, its column and what to do.
 
@@ -160,18 +160,19 @@ def check(
     from bloxserver.blocks.registry import get_registry
     from bloxserver.organism.parse import check as find_problems
 
+    name = getattr(file, "name", "<stdin>")
     try:
         text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
-        _fail(f"{file.name}: not UTF-8 text")
+        _fail(f"{name}: not UTF-8 text")
     problems = find_problems(text, get_registry())
     for problem in problems:
         hint = f" ({problem.hint})" if problem.hint else ""
         typer.echo(
-            f"{file.name}:{problem.line}:{problem.column}: {problem.severity}: {problem.message}{hint} [{problem.code}]"
+            f"{name}:{problem.line}:{problem.column}: {problem.severity}: {problem.message}{hint} [{problem.code}]"
         )
     errors = sum(problem.severity == "error" for problem in problems)
-    typer.echo(f"{file.name}: {errors} errors, {len(problems) - errors} warnings")
+    typer.echo(f"{name}: {errors} errors, {len(problems) - errors} warnings")
     raise typer.Exit(1 if errors else 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -55,7 +56,8 @@ def unexpected_error_response(request: Request, error: Exception) -> JSONRespons
     if known is not None:
         log.warning("database error", code=known.code, error=type(error).__name__, sqlstate=_sqlstate(error))
         return _respond(request, known)
-    log.error("unhandled exception", exc_info=error)
+    # As text: where logging is not configured, in other people's tests, structlog would print every variable.
+    log.error("unhandled exception", exception="".join(traceback.format_exception(error)))
     return problem(request, 500, "internal_error", "Internal server error")
 
 

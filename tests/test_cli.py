@@ -1,0 +1,104 @@
+"""The command line, as an operator meets it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bloxserver import __version__
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.cli import app
+from bloxserver.settings import Settings
+
+BROKEN = """\
+organism: {name: x}
+listeners:
+  - {name: a, description: d, handler: ecko, unheard_of: 1}
+"""
+
+
+def bloxserver(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = [sys.executable, "-m", "bloxserver", *arguments]
+    return subprocess.run(
+        command, env=kept | environment, capture_output=True, text=True, timeout=60, check=False, input=""
+    )
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("worker",), ("migrate",), ("demo",), ("check",)])
+def test_every_command_has_help(command: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*command, "--help"])
+    assert shown.exit_code == 0
+    assert len(shown.output.splitlines()) > 5
+
+
+def test_the_version_is_told() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "lines"),
+    [
+        (DEFAULT_ORGANISM, 0, ["<stdin>: 0 errors, 0 warnings"]),
+        (
+            BROKEN,
+            1,
+            [
+                '<stdin>:3:40: error: unknown handler "ecko" (did you mean "echo"?) [unknown_handler]',
+                '<stdin>:3:46: warning: "unheard_of" is not known [unknown_key]',
+                "<stdin>: 1 errors, 1 warnings",
+            ],
+        ),
+    ],
+)
+def test_check_tells_every_problem(text: str, status: int, lines: list[str]) -> None:
+    checked = CliRunner().invoke(app, ["check", "-"], input=text)
+    assert checked.output.splitlines() == lines
+    assert checked.exit_code == status
+
+
+def test_check_reads_a_file_and_refuses_what_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "organism.yaml"
+    file.write_text(DEFAULT_ORGANISM)
+    assert CliRunner().invoke(app, ["check", str(file)]).exit_code == 0
+    file.write_bytes(b"\xff")
+    assert CliRunner().invoke(app, ["check", str(file)]).exit_code == 1
+    assert CliRunner().invoke(app, ["check", str(tmp_path / "none")]).exit_code == 2
+
+
+def test_migrate_makes_the_schema_and_can_be_repeated(
+    live_settings: Settings, live_database: Database, tmp_path: Path
+) -> None:
+    new = f"sqlite+aiosqlite:///{tmp_path}/new.db" if live_settings.uses_sqlite else live_settings.database_url
+    for _ in range(2):
+        migrated = bloxserver("migrate", DATABASE_URL=new)
+        assert (migrated.returncode, migrated.stdout) == (0, "database schema: current\n"), migrated.stderr
+
+
+def test_a_database_that_is_away_is_told_without_its_address() -> None:
+    refused = bloxserver("migrate", DATABASE_URL="postgresql://user:s3cret@127.0.0.1:1/x")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("bloxserver: the database cannot be used")
+    assert "s3cret" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (("worker",), {"DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "SQLite is for one process"),
+        (("serve",), {"ENV": "production"}, "CLERK_ISSUER must be an https address in production"),
+        (("serve",), {"PORT": "abc"}, "PORT: "),
+        (("migrate",), {"DATABASE_URL": "mysql://x"}, "only sqlite and postgresql are supported"),
+    ],
+)
+def test_a_start_that_must_not_be_says_why(arguments: tuple[str, ...], environment: dict[str, str], told: str) -> None:
+    refused = bloxserver(*arguments, **environment)
+    assert refused.returncode == 1
+    assert told in refused.stderr
+    assert "Traceback" not in refused.stderr
