@@ -1,0 +1,84 @@
+# `make` lists the targets. Each makes what it needs: Python 3.11 or later with pip, and make, are all there has to be.
+
+# The first that starts, is new enough and has pip. Another one: make PYTHON=/path/to/python …
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys, pip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
+UV ?= uv
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+LOCKED := $(VENV)/.locked
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL = "$(PYTHON)" -m pip --python $(BIN)/python --disable-pip-version-check -qq install
+UV_COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	--quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help $(VENV) demo serve test check format format-check lint types imports lock upgrade clean FORCE
+.DELETE_ON_ERROR:
+
+help: ## List the targets
+	@sed -n 's/^\([a-z.$$()A-Z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		sed 's/^$$(VENV)/.venv/' | while IFS="$$(printf '\t')" read -r target meaning; do \
+		printf '  make %-14s %s\n' "$$target" "$$meaning"; done
+
+$(VENV): $(INSTALLED) ## Create .venv from the lock files, or bring it up to date
+
+demo: $(INSTALLED) ## Run a flow from its creation to its result, on a database of its own
+	@$(BIN)/bloxserver demo
+
+serve: $(INSTALLED) ## Run a development server on 127.0.0.1:8000
+	@$(BIN)/bloxserver serve --host 127.0.0.1 --port 8000
+
+test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL
+	@$(RUN) pytest -n auto --cov --cov-report=term
+
+check: format-check lint types imports test ## All that a change must pass
+
+format: $(INSTALLED) ## Format the code, and repair what the linter can
+	@$(RUN) ruff check --fix --quiet .
+	@$(RUN) ruff format .
+
+format-check: $(INSTALLED) ## Say whether the code is formatted
+	@$(RUN) ruff format --check .
+
+lint: $(INSTALLED) ## Run the linter
+	@$(RUN) ruff check .
+
+types: $(INSTALLED) ## Check the types
+	@$(RUN) mypy
+
+imports: $(INSTALLED) ## Check that imports point down
+	@$(BIN)/lint-imports
+
+lock: ## Lock what pyproject.toml asks for, keeping the versions that are locked; needs uv
+	@$(UV_COMPILE) pyproject.toml --output-file requirements.lock
+	@$(UV_COMPILE) pyproject.toml --group dev --output-file requirements-dev.lock
+	@$(UV_COMPILE) --group build --output-file requirements-build.lock
+
+upgrade: ## The same at the newest versions
+	@$(MAKE) --no-print-directory lock UV_COMPILE='$(UV_COMPILE) --upgrade'
+
+clean: ## Remove .venv, caches and what was built; databases stay
+	rm -rf $(VENV) dist build htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment works only where it was made: in a copy of the directory it is made anew.
+ifneq ($(shell cat $(LOCKED) 2>/dev/null),$(CURDIR))
+$(LOCKED): FORCE
+endif
+
+$(LOCKED): requirements-dev.lock
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later with pip was found; name one: make PYTHON=…" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or later" >&2; exit 1; }
+	@"$(PYTHON)" -m pip --version >/dev/null || { echo "$(PYTHON) has no pip" >&2; exit 1; }
+	@echo "creating $(VENV) with $$("$(PYTHON)" --version) from $<"
+	@rm -rf $(VENV)
+	@"$(PYTHON)" -m venv --without-pip $(VENV)
+	@$(PIP_INSTALL) --require-hashes --requirement $<
+	@echo "$(CURDIR)" > $@
+
+$(INSTALLED): $(LOCKED) pyproject.toml
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
