@@ -1,0 +1,248 @@
+"""Who may do what: a matrix over every operation of the OpenAPI document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.main import app
+from bloxserver.api.models.database import Base
+from bloxserver.api.models.tables import FlowStatus, Tier, UserRecord
+from tests import factories
+from tests.clerk import Clerk, clerk_sign_in
+
+OWNER = "user_owner"
+STRANGER = "user_stranger"
+METHODS = {"get", "put", "post", "patch", "delete"}
+
+
+class Call(NamedTuple):
+    """How to call an operation so that its owner succeeds, but for the ids in its path."""
+
+    body: dict[str, Any] | None = None
+    status: FlowStatus = FlowStatus.RUNNING
+    """The flow's status before the call."""
+
+
+AUTHENTICATED: dict[str, Call] = {
+    "getCurrentUser": Call(),
+    "getUsage": Call(),
+    "listFlows": Call(),
+    "createFlow": Call({"name": "Another"}),
+    "getFlow": Call(),
+    "updateFlow": Call({"name": "Renamed", "canvasState": None}),
+    "deleteFlow": Call(),
+    "startFlow": Call(status=FlowStatus.STOPPED),
+    "stopFlow": Call(),
+    "listTriggers": Call(),
+    "createTrigger": Call({"type": "webhook", "name": "Mine", "config": {}}),
+    "getTrigger": Call(),
+    "deleteTrigger": Call(),
+    "regenerateTriggerToken": Call(),
+    "listExecutions": Call(),
+    "runFlow": Call({"inputPayload": "x"}),
+    "getFlowStats": Call(),
+    "getExecution": Call(),
+}
+PUBLIC = {"getServiceInfo", "getHealth", "getLiveness", "getReadiness", "receiveWebhook", "testWebhook"}
+
+
+class Operation(NamedTuple):
+    method: str
+    path: str
+
+    @property
+    def ids(self) -> set[str]:
+        return set(re.findall(r"{(\w+)}", self.path))
+
+
+OPERATIONS = {
+    operation["operationId"]: Operation(method.upper(), path)
+    for path, methods in app.openapi()["paths"].items()
+    for method, operation in methods.items()
+    if method in METHODS
+}
+WITH_ID = {name: OPERATIONS[name] for name in AUTHENTICATED if name in OPERATIONS and OPERATIONS[name].ids}
+NESTED = {name: operation for name, operation in WITH_ID.items() if len(operation.ids) > 1}
+
+
+@pytest.fixture
+async def clerk() -> AsyncIterator[Clerk]:
+    async with clerk_sign_in() as clerk:
+        yield clerk
+
+
+@pytest.fixture
+async def owner(session: AsyncSession) -> UserRecord:
+    return await factories.create_user(session, clerk_id=OWNER, tier=Tier.PRO)
+
+
+async def ids_of(session: AsyncSession, user: UserRecord, status: FlowStatus = FlowStatus.RUNNING) -> dict[str, str]:
+    """Path ids of a new flow of the user with a trigger and an execution."""
+    flow = await factories.create_flow(session, user, status=status, canvas_state={"nodes": []})
+    trigger = await factories.create_trigger(session, flow)
+    execution = await factories.create_execution(session, flow, trigger_id=trigger.id)
+    return {"flow_id": str(flow.id), "trigger_id": str(trigger.id), "execution_id": str(execution.id)}
+
+
+async def call(
+    client: httpx.AsyncClient, name: str, ids: dict[str, str], headers: dict[str, str] | None = None
+) -> httpx.Response:
+    operation = OPERATIONS[name]
+    body = AUTHENTICATED[name].body
+    return await client.request(operation.method, operation.path.format(**ids), json=body, headers=headers)
+
+
+def without_request_id(response: httpx.Response) -> tuple[int, dict[str, Any]]:
+    return response.status_code, {name: value for name, value in response.json().items() if name != "requestId"}
+
+
+async def all_rows(session: AsyncSession) -> dict[str, list[Any]]:
+    """Everything in the database but users, whom a first request creates."""
+    tables = [table for table in Base.metadata.sorted_tables if table.name != "users"]
+    rows = {table.name: sorted(map(repr, (await session.execute(sa.select(table))).all())) for table in tables}
+    await session.commit()
+    return rows
+
+
+def test_the_table_names_every_operation() -> None:
+    assert set(OPERATIONS) == AUTHENTICATED.keys() | PUBLIC, "a route that is not in the table is not tested"
+    assert {name for name, operation in OPERATIONS.items() if operation.path.startswith("/api/v1/")} == set(
+        AUTHENTICATED
+    )
+    assert len(WITH_ID) == 14
+    assert set(NESTED) == {"getTrigger", "deleteTrigger", "regenerateTriggerToken", "getExecution"}
+
+
+def test_the_document_says_which_operations_need_a_token() -> None:
+    secured = {
+        operation["operationId"]
+        for methods in app.openapi()["paths"].values()
+        for operation in methods.values()
+        if operation.get("security") == [{"clerk": []}]
+    }
+    assert secured == set(AUTHENTICATED)
+
+
+async def test_nobody_gets_401(
+    client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
+) -> None:
+    ids = await ids_of(session, owner)
+    before = await all_rows(session)
+    for name in AUTHENTICATED:
+        response = await call(client, name, ids)
+        assert response.status_code == 401, name
+        assert response.headers["WWW-Authenticate"] == "Bearer", name
+        assert response.json()["message"] == "Missing authentication token", name
+        forged = await call(client, name, ids, {"Authorization": "Bearer a.b.c"})
+        assert (forged.status_code, forged.json()["code"]) == (401, "invalid_token"), name
+    assert await all_rows(session) == before
+    assert await session.scalar(sa.select(sa.func.count()).select_from(UserRecord)) == 1
+
+
+async def test_the_owner_succeeds(
+    client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
+) -> None:
+    """Shows that the calls of the table are sound: what strangers are refused is not for another reason."""
+    answers = {}
+    for name, given in AUTHENTICATED.items():
+        ids = await ids_of(session, owner, given.status)
+        answers[name] = (await call(client, name, ids, clerk.headers(OWNER))).status_code
+    created = {"createFlow": 201, "createTrigger": 201, "runFlow": 201, "deleteFlow": 204, "deleteTrigger": 204}
+    assert answers == dict.fromkeys(AUTHENTICATED, 200) | created
+
+
+async def test_a_stranger_gets_what_a_random_id_gets(
+    client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
+) -> None:
+    for name in WITH_ID:
+        ids = await ids_of(session, owner, AUTHENTICATED[name].status)
+        before = await all_rows(session)
+        random = {place: str(uuid4()) for place in ids}
+        headers = clerk.headers(STRANGER)
+        theirs = without_request_id(await call(client, name, ids, headers))
+        assert theirs == without_request_id(await call(client, name, random, headers)), name
+        assert theirs[0] == 404, name
+        assert await all_rows(session) == before, name
+
+
+async def test_what_is_nested_must_hang_on_the_callers_own_flow(
+    client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
+) -> None:
+    stranger = await factories.create_user(session, clerk_id=STRANGER)
+    theirs, own = await ids_of(session, owner), await ids_of(session, stranger)
+    second = await ids_of(session, stranger)
+    before = await all_rows(session)
+    headers = clerk.headers(STRANGER)
+    for name, operation in NESTED.items():
+        nested = operation.ids - {"flow_id"}
+        unknown = without_request_id(await call(client, name, own | dict.fromkeys(nested, str(uuid4())), headers))
+        assert unknown[0] == 404, name
+        mixtures = {
+            "own flow, their id": own | {place: theirs[place] for place in nested},
+            "their flow, own id": theirs | {place: own[place] for place in nested},
+            "own flow, id of another own flow": own | {place: second[place] for place in nested},
+        }
+        for mixture, ids in mixtures.items():
+            assert without_request_id(await call(client, name, ids, headers)) == unknown, (name, mixture)
+    assert await all_rows(session) == before
+
+
+async def test_lists_hold_no_foreign_rows(
+    client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
+) -> None:
+    stranger = await factories.create_user(session, clerk_id=STRANGER)
+    theirs, own = await ids_of(session, owner), await ids_of(session, stranger)
+    headers = clerk.headers(STRANGER)
+    flows = (await call(client, "listFlows", own, headers)).json()
+    assert ([flow["id"] for flow in flows["items"]], flows["total"]) == ([own["flow_id"]], 1)
+    triggers = (await call(client, "listTriggers", own, headers)).json()
+    assert [trigger["id"] for trigger in triggers] == [own["trigger_id"]]
+    executions = (await call(client, "listExecutions", own, headers)).json()
+    assert ([row["id"] for row in executions["items"]], executions["total"]) == ([own["execution_id"]], 1)
+    assert (await call(client, "getFlowStats", own, headers)).json()["executionsTotal"] == 1
+    assert (await call(client, "getCurrentUser", own, headers)).json()["clerkId"] == STRANGER
+    assert (await call(client, "runFlow", theirs, headers)).status_code == 404
+    assert (await call(client, "getUsage", own, clerk.headers(OWNER))).json()["runsUsed"] == 0
+
+
+async def test_a_body_changes_only_what_it_may(
+    client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
+) -> None:
+    """Clients send whole objects back, so other members are ignored: every column, in both spellings."""
+    ids = await ids_of(session, owner)
+    headers = clerk.headers(OWNER)
+    path = f"/api/v1/flows/{ids['flow_id']}"
+    before = (await client.get(path, headers=headers)).json()
+    stranger = await factories.create_user(session, clerk_id=STRANGER)
+    foreign = {
+        "id": str(uuid4()),
+        "userId": str(stranger.id),
+        "user_id": str(stranger.id),
+        "status": "error",
+        "containerId": "c",
+        "container_id": "c",
+        "errorMessage": "e",
+        "activeVersionId": str(uuid4()),
+        "active_version_id": str(uuid4()),
+        "createdAt": "2001-01-01T00:00:00Z",
+        "created_at": "2001-01-01T00:00:00Z",
+        "updatedAt": "2001-01-01T00:00:00Z",
+        "tier": "enterprise",
+    }
+    assert (await client.patch(path, json=foreign, headers=headers)).json() == before
+    created = (await client.post("/api/v1/flows", json={"name": "New"} | foreign, headers=headers)).json()
+    assert (created["userId"], created["status"]) == (before["userId"], "stopped")
+    assert created["createdAt"] > before["createdAt"]
+    assert created["id"] != foreign["id"]
+    body = {"type": "manual", "name": "T", "config": {}, "webhookToken": "chosen", "flowId": str(uuid4())}
+    trigger = (await client.post(f"{path}/triggers", json=body, headers=headers)).json()
+    assert (trigger["flowId"], trigger["webhookToken"]) == (ids["flow_id"], None)
+    assert (await client.get("/api/v1/me", headers=headers)).json()["tier"] == "pro"

@@ -1,0 +1,114 @@
+"""What is careless or hostile is refused or kept: never a fault, and no row that breaks a later read."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.tables import UserRecord
+from tests import factories
+from tests.api.hostile import ROWS, Row
+from tests.clerk import clerk_sign_in
+from tests.conftest import api_client
+
+
+@pytest.fixture
+async def places(dev_user: UserRecord, session: AsyncSession) -> dict[str, str]:
+    """What `{flow}` and `{token}` stand for."""
+    flow = await factories.create_flow(session, dev_user)
+    trigger = await factories.create_trigger(session, flow)
+    assert trigger.webhook_token is not None
+    return {"{flow}": str(flow.id), "{token}": trigger.webhook_token}
+
+
+async def spoilt(client: httpx.AsyncClient, places: dict[str, str]) -> dict[str, int]:
+    """Reads that no longer work."""
+    flow = f"/api/v1/flows/{places['{flow}']}"
+    reads = ["/api/v1/flows?page_size=1000", "/api/v1/usage", flow, f"{flow}/executions?page_size=1000"]
+    reads += [f"{flow}/triggers", f"{flow}/executions/stats"]
+    answers = {path: (await client.get(path)).status_code for path in reads}
+    return {path: status for path, status in answers.items() if status != 200}
+
+
+async def answers_of(client: httpx.AsyncClient, rows: Iterable[Row], places: dict[str, str]) -> dict[str, Any]:
+    """The status of each row; for one that was taken and spoils what comes after, what it spoils."""
+    answers: dict[str, Any] = {}
+    for row in rows:
+        assert row.name not in answers, "row names are unique"
+        path = row.path
+        for place, value in places.items():
+            path = path.replace(place, value)
+        response = await client.request(row.method, path, content=row.content, headers=row.raw_headers())
+        answers[row.name] = response.status_code
+        if response.status_code >= 400:
+            problem = response.json()
+            assert response.headers["Content-Type"] == "application/problem+json", row.name
+            assert problem["status"] == response.status_code, row.name
+            assert set(problem) >= {"type", "title", "detail", "code", "message", "details", "requestId"}, row.name
+        elif row.method != "GET":
+            answers[row.name] = await spoilt(client, places) or response.status_code
+    return answers
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+async def test_hostile_input(client: httpx.AsyncClient, places: dict[str, str], rows: list[Row]) -> None:
+    assert await answers_of(client, rows, places) == {row.name: row.status for row in rows}
+    assert await spoilt(client, places) == {}
+
+
+REQUEST_IDS = [
+    b"", b" ", b"a b", b"<script>",
+    b"x" * 129, b"x" * 20_000, b"\xff\xfe", b"a\tb", b"%0d%0aSet-Cookie: a=b", b"{}", b"\xe9",
+]  # fmt: skip
+
+
+async def test_a_request_id_of_junk_is_replaced() -> None:
+    async with api_client() as client:
+        for given in REQUEST_IDS:
+            response = await client.get("/nothing", headers=[(b"X-Request-Id", given)])
+            assert response.status_code == 404, given[:80]
+            assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-Id"]), given[:80]
+            assert response.json()["requestId"] == response.headers["X-Request-Id"], given[:80]
+
+
+async def test_a_request_id_of_the_client_is_kept() -> None:
+    async with api_client() as client:
+        response = await client.get("/nothing", headers={"X-Request-Id": "trace:01.a_b-c"})
+    assert response.headers["X-Request-Id"] == response.json()["requestId"] == "trace:01.a_b-c"
+
+
+MISSING = [
+    b"",
+    b" ",
+    b"Bearer",
+    b"Bearer ",
+    b"Basic YTpi",
+    b"bearer:x",
+    b"\xff",
+    b"Bearer\tx",
+    b"Negotiate " + b"x" * 20_000,
+]
+INVALID = [
+    b"Bearer x", b"bearer a.b.c", b"Bearer " + b"x" * 20_000, b"Bearer " + b"x" * 7_000 + b".y.z", b"Bearer a b c",
+    b"Bearer ..",
+    b"Bearer \xff.\xff.\xff", b"Bearer %00.%00.%00", b"Bearer null", b"Bearer eyJ9.e30.", b"Bearer " + b"." * 8_000,
+    b"Bearer " + b64encode(b"[" * 6_000).rstrip(b"=") + b".e30.x",
+    b"Bearer " + b64encode(b'{"alg":NaN}').rstrip(b"=") + b".e30.x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "headers"), [("missing_token", MISSING), ("invalid_token", INVALID)], ids=["missing", "invalid"]
+)
+async def test_authorization_of_junk_is_401(client: httpx.AsyncClient, code: str, headers: list[bytes]) -> None:
+    async with clerk_sign_in():
+        for given in headers:
+            response = await client.get("/api/v1/flows", headers=[(b"Authorization", given)])
+            assert (response.status_code, response.json()["code"]) == (401, code), given[:80]
+            assert response.headers["WWW-Authenticate"].startswith("Bearer"), given[:80]

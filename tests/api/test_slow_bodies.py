@@ -1,0 +1,109 @@
+"""Bodies that are too large, or do not come, over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, FlowStatus, TriggerRecord, TriggerType
+from bloxserver.services.users import DEV_CLAIMS, user_of_claims
+from tests.clerk import changed_settings
+from tests.server import connection, head, served_app, status_of
+
+LIMIT = 64 * 1024
+STALLED = 32
+"""More clients than the pool has connections."""
+PATHS = ["/webhooks/the-token", "/api/v1/flows"]
+
+
+@pytest.fixture
+async def port(live_client: httpx.AsyncClient, live_database: Database) -> AsyncIterator[int]:
+    """A server with small limits, and a webhook in its database."""
+    async with live_database.transaction() as session:
+        user = await user_of_claims(session, DEV_CLAIMS)
+        flow = FlowRecord(user_id=user.id, name="A flow", status=FlowStatus.RUNNING)
+        session.add(flow)
+        await session.flush()
+        session.add(TriggerRecord(flow_id=flow.id, type=TriggerType.WEBHOOK, name="T", webhook_token="the-token"))
+    with changed_settings(MAX_BODY_BYTES=str(LIMIT), BODY_TIMEOUT_SECONDS="1"):
+        async with served_app() as port:
+            yield port
+
+
+async def rows(database: Database) -> tuple[int, int]:
+    async with database.transaction() as session:
+        counts = [
+            await session.scalar(select(func.count()).select_from(table)) for table in (FlowRecord, ExecutionRecord)
+        ]
+    return counts[0] or 0, counts[1] or 0
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_body_over_the_limit_is_413(port: int, live_database: Database, path: str) -> None:
+    """In every framing; the client, which writes to the end before it reads, gets the answer."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for _ in range(12):
+                yield b" " * (LIMIT // 4)
+
+        for body in (chunks(), b" " * (LIMIT + 1), b" " * (LIMIT * 10)):
+            response = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+            assert response.status_code == 413
+            assert response.json()["code"] == "payload_too_large"
+            assert response.json()["detail"] == f"Request body is larger than {LIMIT} bytes"
+        largest = b'{"name": "n"}'.ljust(LIMIT)
+        response = await client.post(path, content=largest, headers={"Content-Type": "application/json"})
+        assert response.status_code in (200, 201)
+    assert sum(await rows(live_database)) == 2
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_an_endless_body_ends_with_the_connection(port: int, live_database: Database, path: str) -> None:
+    async with connection(port) as (reader, writer):
+        writer.write(head("POST", path, "Transfer-Encoding: chunked"))
+        chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
+        sent = 0
+        async with asyncio.timeout(10):
+            with suppress(ConnectionError):
+                while sent < 64 * LIMIT and not reader.at_eof():
+                    writer.write(chunk)
+                    await writer.drain()
+                    sent += len(chunk)
+        assert sent < 64 * LIMIT
+    assert await rows(live_database) == (1, 0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+async def test_a_body_that_stalls_is_408(port: int, live_database: Database, path: str, framing: str) -> None:
+    async with connection(port) as (reader, writer):
+        writer.write(head("POST", path, framing) + b"5\r\nhello\r\n")
+        assert await status_of(reader) == 408
+        answer = (await asyncio.wait_for(reader.read(), 10)).lower()
+        assert b"connection: close" in answer
+        assert b'"code":"request_timeout"' in answer
+    assert await rows(live_database) == (1, 0)
+
+
+async def test_clients_that_stall_hold_up_nobody(port: int, live_database: Database) -> None:
+    async with AsyncExitStack() as stack:
+        stalled = [await stack.enter_async_context(connection(port)) for _ in range(STALLED)]
+        for number, (_, writer) in enumerate(stalled):
+            writer.write(head("POST", PATHS[number % 2], "Content-Length: 100") + b"half")
+            await writer.drain()
+        began = time.monotonic()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.get("/api/v1/flows")).json()["total"] == 1
+            assert (await client.post("/api/v1/flows", json={"name": "n"})).status_code == 201
+            assert (await client.post(PATHS[0], content=b"x")).status_code == 200
+        assert time.monotonic() - began < 1, "served while the others still stalled"
+        assert [await status_of(reader) for reader, _ in stalled] == [408] * STALLED
+    assert await rows(live_database) == (2, 1)

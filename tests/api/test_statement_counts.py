@@ -1,0 +1,95 @@
+"""How many statements a request costs, whatever the number of rows: one is for the user."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import httpx
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    FlowRecord,
+    FlowStatus,
+    TriggerRecord,
+    TriggerType,
+    UserRecord,
+)
+from bloxserver.api.models.types import new_id
+from tests.statements import count_statements
+
+
+class Cost(NamedTuple):
+    statements: int
+    method: str
+    path: str
+    status: int = 200
+    body: dict[str, str | dict[str, str]] | None = None
+
+
+COSTS = {
+    "current user": Cost(1, "GET", "/api/v1/me"),
+    "usage": Cost(2, "GET", "/api/v1/usage"),
+    "list flows": Cost(3, "GET", "/api/v1/flows"),
+    "create a flow": Cost(4, "POST", "/api/v1/flows", 201, {"name": "New"}),
+    "get a flow": Cost(2, "GET", "/api/v1/flows/{running}"),
+    "change a flow": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"name": "Changed"}),
+    "change nothing": Cost(2, "PATCH", "/api/v1/flows/{running}", 200, {}),
+    "start a flow": Cost(4, "POST", "/api/v1/flows/{stopped}/start"),
+    "stop a flow": Cost(4, "POST", "/api/v1/flows/{running}/stop"),
+    "delete a flow": Cost(7, "DELETE", "/api/v1/flows/{running}", 204),
+    "list triggers": Cost(3, "GET", "/api/v1/flows/{running}/triggers"),
+    "create a trigger": Cost(
+        3, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
+    ),
+    "list executions": Cost(3, "GET", "/api/v1/flows/{running}/executions"),
+    "list executions of a status": Cost(3, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),
+    "get an execution": Cost(2, "GET", "/api/v1/flows/{running}/executions/{execution}"),
+    "statistics": Cost(2, "GET", "/api/v1/flows/{running}/executions/stats"),
+    "run": Cost(4, "POST", "/api/v1/flows/{running}/executions/run", 201, {"inputPayload": "x"}),
+    "run what does not run": Cost(2, "POST", "/api/v1/flows/{stopped}/executions/run", 400),
+    "webhook": Cost(3, "POST", "/webhooks/{token}", 200, {"a": "b"}),
+    "unknown webhook": Cost(1, "POST", "/webhooks/{token}-", 404),
+    "test of a webhook": Cost(1, "GET", "/webhooks/{token}/test"),
+    "liveness": Cost(0, "GET", "/health/live"),
+    "no such route": Cost(0, "GET", "/api/v1/nothing", 404),
+    "malformed id": Cost(1, "GET", "/api/v1/flows/x", 422),
+}
+
+
+async def arranged(session: AsyncSession, user: UserRecord, rows: int) -> dict[str, str]:
+    """What stands in the paths: a running and a stopped flow, among and with this many rows."""
+    running = FlowRecord(id=new_id(), user_id=user.id, name="A flow", status=FlowStatus.RUNNING)
+    stopped = FlowRecord(id=new_id(), user_id=user.id, name="A flow")
+    webhook = TriggerRecord(
+        flow_id=running.id, type=TriggerType.WEBHOOK, name="T", webhook_token=f"token-of-{running.id}"
+    )
+    executions = [
+        ExecutionRecord(id=new_id(), flow_id=running.id, trigger_type=TriggerType.MANUAL) for _ in range(rows)
+    ]
+    session.add_all([running, stopped, *(FlowRecord(user_id=user.id, name="A flow") for _ in range(rows))])
+    await session.flush()
+    session.add_all([webhook, *executions])
+    session.add_all(TriggerRecord(flow_id=running.id, type=TriggerType.MANUAL, name="T") for _ in range(rows))
+    await session.commit()
+    return {
+        "{running}": str(running.id),
+        "{stopped}": str(stopped.id),
+        "{execution}": str(executions[0].id),
+        "{token}": f"token-of-{running.id}",
+    }
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+async def test_the_number_of_statements(
+    client: httpx.AsyncClient, session: AsyncSession, database_engine: AsyncEngine, dev_user: UserRecord, rows: int
+) -> None:
+    for name, cost in COSTS.items():
+        path = cost.path
+        for place, value in (await arranged(session, dev_user, rows)).items():
+            path = path.replace(place, value)
+        with count_statements(database_engine) as statements:
+            response = await client.request(cost.method, path, json=cost.body)
+        assert response.status_code == cost.status, name
+        assert len(statements) == cost.statements, (name, statements)

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, TriggerType, UserRecord
+from tests import factories
+from tests.api.contract import assert_invalid, assert_problem, covers, path_of
+from tests.clerk import changed_settings
+
+TRIGGER = {"id", "flowId", "type", "name", "config", "webhookToken", "webhookUrl", "createdAt"}
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+CONFIG = {"snake_case": 1, "camelCase": {"a": [None, True, 0.1, "é🌍", {}]}, "": "", "cron": 7, "timezone": []}
+
+
+@pytest.fixture
+async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
+    return await factories.create_flow(session, dev_user)
+
+
+async def triggers(session: AsyncSession) -> list[TriggerRecord]:
+    statement = sa.select(TriggerRecord).order_by(TriggerRecord.name).execution_options(populate_existing=True)
+    return list(await session.scalars(statement))
+
+
+class TestCreateTrigger:
+    @covers("triggers.shape", "triggers.webhook.token", "triggers.webhook.url", "env.webhook-base-url")
+    async def test_a_webhook_gets_a_token_and_an_address(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
+        body = {"type": "webhook", "name": "Hook", "config": {}}
+        created = [(await client.post(f"{path_of(flow)}/triggers", json=body)).json() for _ in range(3)]
+        tokens = {trigger["webhookToken"] for trigger in created}
+        assert len(tokens) == 3
+        for trigger in created:
+            assert trigger.keys() >= TRIGGER
+            assert (trigger["flowId"], trigger["type"], trigger["name"]) == (str(flow.id), "webhook", "Hook")
+            assert len(trigger["webhookToken"]) == 43
+            assert len(base64.urlsafe_b64decode(trigger["webhookToken"] + "=")) == 32
+            assert trigger["webhookUrl"] == f"https://api.openblox.ai/webhooks/{trigger['webhookToken']}"
+        assert {trigger.webhook_token for trigger in await triggers(session)} == tokens
+        with changed_settings(WEBHOOK_BASE_URL="https://hooks.example/in/"):
+            moved = (await client.get(f"{path_of(flow)}/triggers/{created[0]['id']}")).json()
+        assert moved["webhookUrl"] == f"https://hooks.example/in/{moved['webhookToken']}"
+
+    @covers("triggers.token-null", "triggers.schedule.cron", "triggers.schedule.timezone")
+    @pytest.mark.parametrize(
+        ("kind", "config"),
+        [
+            ("manual", {}),
+            ("schedule", {"cron": "* * * * *"}),
+            ("schedule", {"cron": "*/5 0-6 1,15 * mon-fri", "timezone": "Europe/Berlin"}),
+            ("schedule", {"cron": "0 9 29 2 *", "timezone": "UTC", "target": "greeter"}),
+        ],
+    )
+    async def test_others_get_none(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, kind: str, config: dict[str, str]
+    ) -> None:
+        response = await client.post(
+            f"{path_of(flow)}/triggers", json={"type": kind, "name": "x" * 100, "config": config}
+        )
+        assert response.status_code == 201
+        body = response.json()
+        assert (body["type"], body["name"], body["config"]) == (kind, "x" * 100, config)
+        assert (body["webhookToken"], body["webhookUrl"]) == (None, None)
+        stored = (await triggers(session))[0]
+        assert (str(stored.id), stored.flow_id, stored.config) == (body["id"], flow.id, config)
+        assert (stored.webhook_token, stored.webhook_url) == (None, None)
+        assert (await client.get(f"{path_of(flow)}/triggers/{body['id']}")).json() == body
+
+    @covers("triggers.config")
+    async def test_the_config_comes_back_exactly(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
+        response = await client.post(
+            f"{path_of(flow)}/triggers", json={"type": "webhook", "name": "Hook", "config": CONFIG}
+        )
+        assert (response.status_code, response.json()["config"]) == (201, CONFIG)
+        listed = (await client.get(f"{path_of(flow)}/triggers")).json()
+        assert [trigger["config"] for trigger in listed] == [CONFIG]
+        assert (await triggers(session))[0].config == CONFIG
+
+    @covers("triggers.create.input", "triggers.config")
+    async def test_what_does_not_fit_is_refused(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
+        whole: dict[str, Any] = {"type": "webhook", "name": "Hook", "config": {}}
+        refusals: list[tuple[dict[str, Any], str]] = [
+            (whole | {"type": "cron"}, "body.type"),
+            (whole | {"type": "WEBHOOK"}, "body.type"),
+            (whole | {"type": None}, "body.type"),
+            (whole | {"name": ""}, "body.name"),
+            (whole | {"name": "x" * 101}, "body.name"),
+            (whole | {"config": None}, "body.config"),
+            (whole | {"config": []}, "body.config"),
+            (whole | {"config": "{}"}, "body.config"),
+            *[({key: whole[key] for key in whole if key != absent}, f"body.{absent}") for absent in whole],
+        ]
+        for body, place in refusals:
+            assert_invalid(await client.post(f"{path_of(flow)}/triggers", json=body), place)
+        assert await triggers(session) == []
+
+    @covers("triggers.schedule.invalid", "triggers.schedule.cron", "triggers.schedule.timezone")
+    async def test_schedules_that_cannot_fire_are_refused(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
+        crons = [
+            "@daily",
+            "@reboot",
+            "banana",
+            "",
+            "* * * *",
+            "* * * * * *",
+            "60 * * * *",
+            "* 24 * * *",
+            "* * 0 * *",
+            "* * * 13 *",
+            "*/0 * * * *",
+            "0 0 31 2 *",
+            "* * * * \N{ARABIC-INDIC DIGIT ONE}\N{ZERO WIDTH SPACE}",
+            "*," * 200 + "* * * * *",
+            None,
+            7,
+            ["* * * * *"],
+        ]
+        zones = [
+            "../../etc/passwd",
+            "America",
+            "",
+            "Europe/Atlantis",
+            "/etc/localtime",
+            "utc+1",
+            "a\u2028b",
+            7,
+            None,
+            {},
+        ]
+        refusals: list[tuple[dict[str, Any], set[str]]] = [
+            ({}, {"cron"}),
+            ({"timezone": "nowhere"}, {"cron", "timezone"}),
+            *[({"cron": cron}, {"cron"}) for cron in crons],
+            *[({"cron": "* * * * *", "timezone": zone}, {"timezone"}) for zone in zones],
+        ]
+        for config, places in refusals:
+            body = {"type": "schedule", "name": "Daily", "config": config}
+            refused = await client.post(f"{path_of(flow)}/triggers", json=body)
+            assert_invalid(refused, *[f"body.config.{place}" for place in places])
+        assert await triggers(session) == []
+
+
+class TestListTriggers:
+    @covers("triggers.list")
+    async def test_a_plain_array_the_oldest_first(
+        self, client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
+    ) -> None:
+        assert (await client.get(f"{path_of(flow)}/triggers")).json() == []
+        for name, hours in {"b": 2, "c": 3, "a": 1}.items():
+            kind = list(TriggerType)[hours - 1]
+            await factories.create_trigger(
+                session, flow, name=name, type=kind, created_at=NOON + timedelta(hours=hours)
+            )
+        await factories.create_trigger(session, await factories.create_flow(session, dev_user))
+        listed = (await client.get(f"{path_of(flow)}/triggers")).json()
+        assert [(trigger["name"], trigger["type"]) for trigger in listed] == [
+            ("a", "webhook"),
+            ("b", "schedule"),
+            ("c", "manual"),
+        ]
+        assert listed[0]["createdAt"] == "2024-05-01T13:00:00.000000Z"
+        for trigger in listed:
+            assert (await client.get(f"{path_of(flow)}/triggers/{trigger['id']}")).json() == trigger
+
+
+class TestTriggerNotFound:
+    @covers("triggers.404")
+    async def test_unknown_elsewhere_and_malformed(
+        self, client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
+    ) -> None:
+        elsewhere = await factories.create_trigger(session, await factories.create_flow(session, dev_user))
+        for method, suffix in [("GET", ""), ("DELETE", ""), ("POST", "/regenerate-token")]:
+            for trigger_id in (uuid4(), elsewhere.id):
+                response = await client.request(method, f"{path_of(flow)}/triggers/{trigger_id}{suffix}")
+                assert_problem(response, 404, "trigger_not_found", "Trigger not found")
+            malformed = await client.request(method, f"{path_of(flow)}/triggers/7{suffix}")
+            assert_invalid(malformed, "path.trigger_id")
+        assert [trigger.webhook_token for trigger in await triggers(session)] == [elsewhere.webhook_token]
+
+
+class TestDeleteTrigger:
+    @covers("triggers.delete", "testers.no-pragma")
+    async def test_the_executions_stay(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
+        gone = await factories.create_trigger(session, flow)
+        kept = await factories.create_trigger(session, flow, name="Kept")
+        first = await factories.create_execution(session, flow, trigger_id=gone.id, trigger_type=TriggerType.WEBHOOK)
+        await factories.create_execution(session, flow, trigger_id=kept.id)
+        response = await client.delete(f"{path_of(flow)}/triggers/{gone.id}")
+        assert (response.status_code, response.content) == (204, b"")
+        assert [trigger.name for trigger in await triggers(session)] == ["Kept"]
+        links = await session.execute(sa.select(ExecutionRecord.id, ExecutionRecord.trigger_id))
+        assert {row.trigger_id for row in links} == {None, kept.id}
+        read = (await client.get(f"{path_of(flow)}/executions/{first.id}")).json()
+        assert (read["triggerId"], read["triggerType"]) == (None, "webhook")
+        assert (await client.post(f"/webhooks/{gone.webhook_token}")).status_code == 404
+
+
+class TestRegenerateToken:
+    @covers("triggers.regenerate")
+    async def test_the_old_token_is_dead_at_once(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
+        body = {"type": "webhook", "name": "Hook", "config": CONFIG}
+        old = (await client.post(f"{path_of(flow)}/triggers", json=body)).json()
+        assert (await client.post(f"/webhooks/{old['webhookToken']}")).status_code == 200
+        response = await client.post(f"{path_of(flow)}/triggers/{old['id']}/regenerate-token")
+        new = response.json()
+        assert response.status_code == 200
+        assert (await client.post(f"/webhooks/{old['webhookToken']}")).status_code == 404
+        assert (await client.get(f"/webhooks/{old['webhookToken']}/test")).status_code == 404
+        assert (await client.post(f"/webhooks/{new['webhookToken']}")).status_code == 200
+        assert len(new["webhookToken"]) == 43
+        assert new["webhookUrl"] == f"https://api.openblox.ai/webhooks/{new['webhookToken']}"
+        assert new == old | {"webhookToken": new["webhookToken"], "webhookUrl": new["webhookUrl"]}
+        assert (await client.get(f"{path_of(flow)}/triggers/{old['id']}")).json() == new
+
+    @covers("triggers.regenerate.refused")
+    @pytest.mark.parametrize("kind", [TriggerType.SCHEDULE, TriggerType.MANUAL])
+    async def test_only_webhooks_have_one(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, kind: TriggerType
+    ) -> None:
+        trigger = await factories.create_trigger(session, flow, type=kind)
+        response = await client.post(f"{path_of(flow)}/triggers/{trigger.id}/regenerate-token")
+        message = "Can only regenerate token for webhook triggers"
+        assert_problem(response, 400, "trigger_not_a_webhook", message)
+        assert (await triggers(session))[0].webhook_token is None

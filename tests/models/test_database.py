@@ -1,0 +1,331 @@
+"""Instants, transactions, and what happens when a commit fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from bloxserver.api.dependencies import CurrentUser, get_current_user
+from bloxserver.api.main import app
+from bloxserver.api.models.database import (
+    Base,
+    Database,
+    begin_writing,
+    get_db,
+    read_only_request,
+    wake_engine_after_commit,
+)
+from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    FlowRecord,
+    Tier,
+    TriggerRecord,
+    TriggerType,
+    UsageRecord,
+    UserRecord,
+)
+from bloxserver.settings import Settings
+
+TOKYO = timezone(timedelta(hours=9))
+INSTANTS = [
+    (datetime(2026, 6, 1, 12, 0, 0, 1, tzinfo=UTC), datetime(2026, 6, 1, 12, 0, 0, 1, tzinfo=UTC)),
+    (datetime(2026, 6, 1, 12, 0, 0, 999_999, tzinfo=TOKYO), datetime(2026, 6, 1, 3, 0, 0, 999_999, tzinfo=UTC)),
+    (datetime(2026, 6, 1, 12), datetime(2026, 6, 1, 12, tzinfo=UTC)),  # noqa: DTZ001
+    (datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)),
+    (datetime(9000, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), datetime(9000, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)),
+]
+
+
+async def count(database: Database, table: type[UserRecord | FlowRecord] = UserRecord) -> int:
+    async with database.transaction(read_only=True) as session:
+        return await session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+
+class TestInstants:
+    @pytest.mark.parametrize(("written", "read"), INSTANTS)
+    async def test_are_kept_to_the_microsecond_in_utc(
+        self, session: AsyncSession, written: datetime, read: datetime
+    ) -> None:
+        session.add(UserRecord(clerk_id="a", trial_ends_at=written))
+        await session.commit()
+        stored = await session.scalar(sa.select(UserRecord.trial_ends_at))
+        assert stored == read
+        assert stored is not None
+        assert stored.tzinfo is UTC
+
+    @pytest.mark.parametrize(("written", "read"), INSTANTS)
+    async def test_are_compared_as_instants(self, session: AsyncSession, written: datetime, read: datetime) -> None:
+        tick = timedelta(microseconds=1)
+        session.add_all(
+            UserRecord(clerk_id=str(moment), trial_ends_at=moment) for moment in (read - tick, read, read + tick)
+        )
+        await session.commit()
+        later = await session.scalars(sa.select(UserRecord.trial_ends_at).where(UserRecord.trial_ends_at > written))
+        assert later.all() == [read + tick]
+        assert await session.scalar(sa.select(sa.func.max(UserRecord.trial_ends_at))) == read + tick
+
+    async def test_are_ordered_as_they_pass(self, session: AsyncSession) -> None:
+        moments = [read for _, read in INSTANTS]
+        session.add_all(UserRecord(clerk_id=str(moment), trial_ends_at=moment) for moment in moments)
+        await session.commit()
+        ordered = await session.scalars(sa.select(UserRecord.trial_ends_at).order_by(UserRecord.trial_ends_at))
+        assert ordered.all() == sorted(moments)
+
+
+async def test_rows_of_raw_sql_have_defaults_that_can_be_read(session: AsyncSession) -> None:
+    """Every column that is not named, as the models would fill it."""
+    began = datetime.now(UTC)
+    await session.execute(sa.text("INSERT INTO users (clerk_id) VALUES ('raw')"))
+    user = (await session.scalars(sa.select(UserRecord))).one()
+    key = user.id.hex
+    if session.get_bind().dialect.name == "postgresql":
+        key = str(user.id)
+    await session.execute(sa.text("INSERT INTO flows (user_id, name) VALUES (:key, 'raw')"), {"key": key})
+    flow = (await session.scalars(sa.select(FlowRecord))).one()
+    key = flow.id.hex if key == user.id.hex else str(flow.id)
+    for statement in (
+        "INSERT INTO triggers (flow_id, type, name) VALUES (:key, 'manual', 'raw')",
+        "INSERT INTO executions (flow_id, trigger_type) VALUES (:key, 'manual')",
+    ):
+        await session.execute(sa.text(statement), {"key": key})
+    trigger = (await session.scalars(sa.select(TriggerRecord))).one()
+    execution = (await session.scalars(sa.select(ExecutionRecord))).one()
+    for row in (user, flow, trigger, execution):
+        assert isinstance(row.id, UUID)
+    moments = [user.created_at, user.updated_at, flow.created_at, flow.updated_at, trigger.created_at]
+    for moment in (*moments, execution.started_at):
+        assert moment.tzinfo is UTC
+        assert abs(moment - began) < timedelta(minutes=1)
+    assert (user.tier, user.billing_status, user.email) == ("free", "active", "")
+    assert (flow.status, flow.organism_yaml, flow.canvas_state) == ("stopped", DEFAULT_ORGANISM, None)
+    assert (trigger.type, trigger.config, trigger.webhook_url) == (TriggerType.MANUAL, {}, None)
+    assert (execution.status, execution.input_encoding, execution.dispatch_number) == ("running", "text", 0)
+    await session.execute(sa.insert(Base.metadata.tables["usage_records"]), {"user_id": user.id, "period_start": began})
+    usage = (await session.scalars(sa.select(UsageRecord))).one()
+    assert (usage.slot, usage.workflow_runs, usage.llm_tokens_in) == (0, 0, 0)
+
+
+async def test_raw_sql_is_shown_with_an_offset(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    await session.execute(sa.text("INSERT INTO users (clerk_id, tier) VALUES ('dev_user_001', 'pro')"))
+    await session.commit()
+    created = (await client.get("/api/v1/me")).json()["createdAt"]
+    assert created.endswith("Z")
+    assert abs(datetime.fromisoformat(created) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+class TestReadingSessions:
+    async def test_read_while_another_writes(self, live_database: Database) -> None:
+        async with asyncio.timeout(5), live_database.transaction() as writer:
+            writer.add(UserRecord(clerk_id="a"))
+            await writer.flush()
+            readings = [count(live_database) for _ in range(20)]
+            assert await asyncio.gather(*readings) == [0] * 20
+        assert await count(live_database) == 1
+
+    async def test_write_after_begin_writing(self, live_database: Database) -> None:
+        async with live_database.transaction(read_only=True) as session:
+            assert await session.scalar(sa.select(UserRecord.clerk_id)) is None
+            async with live_database.transaction() as other:
+                other.add(UserRecord(clerk_id="of another"))
+            await begin_writing(session)
+            assert await session.scalar(sa.select(UserRecord.clerk_id)) == "of another"
+            session.add(UserRecord(clerk_id="ours"))
+            await begin_writing(session)
+            await session.flush()
+        assert await count(live_database) == 2
+
+    async def test_do_not_write_on_sqlite(self, live_database: Database, backend: str) -> None:
+        """Where it would cost the others a wait; PostgreSQL has no such difference."""
+        if backend == "sqlite":
+            async with live_database.transaction(read_only=True) as session:
+                with pytest.raises(OperationalError, match="readonly"):
+                    await session.execute(sa.insert(UserRecord).values(clerk_id="a"))
+        assert await count(live_database) == 0
+
+    async def test_begin_writing_leaves_the_sessions_of_others_alone(
+        self, sessions: async_sessionmaker[AsyncSession]
+    ) -> None:
+        async with sessions() as session:
+            session.add(UserRecord(clerk_id="a"))
+            await session.flush()
+            await begin_writing(session)
+            await session.commit()
+            assert await session.scalar(sa.select(UserRecord.clerk_id)) == "a"
+
+    async def test_a_get_may_create_its_user(self, live_client: httpx.AsyncClient, live_database: Database) -> None:
+        responses = await asyncio.gather(*(live_client.get("/api/v1/flows") for _ in range(20)))
+        assert {response.status_code for response in responses} == {200}
+        assert await count(live_database) == 1
+        assert read_only_request.get() is False
+
+
+class TestTransactions:
+    async def test_a_block_that_raises_leaves_nothing(self, live_database: Database) -> None:
+        async def write() -> None:
+            async with live_database.transaction() as session:
+                session.add(UserRecord(clerk_id="a"))
+                await session.flush()
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            await write()
+        assert await count(live_database) == 0
+
+    async def test_a_block_that_is_cancelled_leaves_nothing(self, live_database: Database) -> None:
+        entered = asyncio.Event()
+
+        async def write() -> None:
+            async with live_database.transaction() as session:
+                session.add(UserRecord(clerk_id="a"))
+                await session.flush()
+                entered.set()
+                await asyncio.Event().wait()
+
+        writing = asyncio.create_task(write())
+        await entered.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert await count(live_database) == 0
+
+    async def test_what_is_answered_201_can_be_read_at_once(self, live_client: httpx.AsyncClient) -> None:
+        for _ in range(20):
+            created = (await live_client.post("/api/v1/flows", json={"name": "A flow"})).json()
+            assert (await live_client.get(f"/api/v1/flows/{created['id']}")).json() == created
+
+
+class TestFailedCommit:
+    async def test_a_constraint_that_fails_at_commit_is_no_success_and_undone(
+        self, live_client: httpx.AsyncClient, live_database: Database, backend: str
+    ) -> None:
+        async with live_database.engine.begin() as connection:
+            if backend == "postgresql":
+                name = "fk_flows_user_id_users"
+                await connection.execute(
+                    sa.text(f"ALTER TABLE flows ALTER CONSTRAINT {name} DEFERRABLE INITIALLY DEFERRED")
+                )
+
+        def defer(connection: sa.Connection) -> None:
+            if backend == "sqlite":
+                connection.exec_driver_sql("PRAGMA defer_foreign_keys=ON")
+
+        event.listen(live_database.engine.sync_engine, "begin", defer)
+        nobody = CurrentUser(UserRecord(id=uuid4(), clerk_id="gone", tier=Tier.PRO), {})
+        app.dependency_overrides[get_current_user] = lambda: nobody
+        response = await live_client.post("/api/v1/flows", json={"name": "A flow"})
+        assert response.status_code == {"sqlite": 409, "postgresql": 404}[backend]
+        assert response.headers["Content-Type"] == "application/problem+json"
+        event.remove(live_database.engine.sync_engine, "begin", defer)
+        assert await count(live_database, FlowRecord) == 0
+        async with live_database.transaction() as session:
+            session.add(UserRecord(clerk_id="the next one that writes"))
+
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [(ConnectionResetError("lost"), 503), (TimeoutError(), 503), (RuntimeError("a secret"), 500)],
+    )
+    async def test_a_session_whose_commit_raises_is_no_success(
+        self, sessions: async_sessionmaker[AsyncSession], client: httpx.AsyncClient, error: Exception, status: int
+    ) -> None:
+        async def override() -> AsyncIterator[AsyncSession]:
+            async with sessions() as session:
+                yield session
+                await session.rollback()
+                raise error
+
+        app.dependency_overrides[get_db] = override
+        for method, path in (("POST", "/api/v1/flows"), ("GET", "/api/v1/flows")):
+            response = await client.request(method, path, json={"name": "A flow"})
+            assert (response.status_code, response.json()["status"]) == (status, status)
+            assert "secret" not in response.text
+            assert ("Retry-After" in response.headers) == (status == 503)
+        async with sessions() as session:
+            assert await session.scalar(sa.select(FlowRecord.id)) is None
+
+    @pytest.mark.parametrize("path", ["/api/v1/flows", "/api/v1/usage", "/webhooks/token/test"])
+    async def test_a_database_that_cannot_be_reached_is_503(self, path: str, backend: str, backend_url: str) -> None:
+        url = sa.make_url(backend_url).set(database="/nowhere/at/all.db")
+        if backend == "postgresql":
+            url = sa.make_url("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
+        database = Database(Settings(database_url=url.render_as_string(hide_password=False)))
+
+        async def override() -> AsyncIterator[AsyncSession]:
+            async with database.request_transaction() as session:
+                yield session
+
+        app.dependency_overrides[get_db] = override
+        try:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+                response = await client.get(path)
+                ready = await client.get("/health/ready")
+                alive = await client.get("/health/live")
+        finally:
+            app.dependency_overrides.clear()
+            await database.dispose()
+        assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+        assert response.headers["Retry-After"]
+        assert (ready.status_code, ready.json()["checks"]) == (503, {"database": "failed"})
+        assert alive.status_code == 200
+
+
+class TestWaking:
+    async def test_comes_after_the_outer_commit_alone(self, live_database: Database) -> None:
+        seen: list[str] = []
+        unlisten = live_database.on_commit(lambda: seen.append("woken"))
+        async with live_database.transaction() as session:
+            async with session.begin_nested():
+                session.add(UserRecord(clerk_id="a"))
+                wake_engine_after_commit(session)
+            assert seen == [], "a savepoint is not to be seen by others"
+        assert seen == ["woken"]
+        async with live_database.transaction() as session:
+            session.add(UserRecord(clerk_id="b"))
+        assert seen == ["woken"], "a commit that left no work"
+        with suppress(KeyError):
+            async with live_database.transaction() as session:
+                wake_engine_after_commit(session)
+                await session.execute(sa.select(1))
+                raise KeyError
+        assert seen == ["woken"], "rolled back"
+        async with live_database.transaction(read_only=True) as session:
+            await begin_writing(session)
+            session.add(UserRecord(clerk_id="c"))
+            wake_engine_after_commit(session)
+        assert seen == ["woken"] * 2
+        unlisten()
+        async with live_database.transaction() as session:
+            session.add(UserRecord(clerk_id="d"))
+            wake_engine_after_commit(session)
+        assert seen == ["woken"] * 2
+
+    async def test_comes_when_the_work_is_to_be_seen(self, live_database: Database) -> None:
+        """What is woken reads in a transaction of its own."""
+        counts: list[asyncio.Task[int]] = []
+        unlisten = live_database.on_commit(lambda: counts.append(asyncio.create_task(count(live_database))))
+        async with live_database.transaction() as session:
+            session.add(UserRecord(clerk_id="a"))
+            wake_engine_after_commit(session)
+        unlisten()
+        assert await asyncio.gather(*counts) == [1]
+
+    async def test_is_of_one_database(self, live_database: Database, live_settings: Settings) -> None:
+        other = Database(live_settings)
+        seen: list[str] = []
+        unlisten = other.on_commit(lambda: seen.append("woken"))
+        async with live_database.transaction() as session:
+            session.add(UserRecord(clerk_id="a"))
+            wake_engine_after_commit(session)
+        unlisten()
+        await other.dispose()
+        assert seen == []

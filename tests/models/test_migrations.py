@@ -1,0 +1,272 @@
+"""The schema: migrations and models agree, and a process knows whether it can serve what it finds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.main import prepare_database
+from bloxserver.api.models import migrate, tables
+from bloxserver.api.models.database import Base, Database
+from bloxserver.api.models.migrate import SchemaState, schema_state
+from bloxserver.api.models.types import UtcDateTime, new_id
+from bloxserver.errors import SettingsError
+from bloxserver.settings import Settings
+
+MOMENT = datetime(2026, 6, 1, 12, 30, 45, 123456, tzinfo=UTC)
+LATER_REVISION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "9999"
+down_revision = "{head}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("users", sa.Column("nickname", sa.String(10), server_default="none", nullable=False))
+
+
+def downgrade() -> None:
+    op.drop_column("users", "nickname")
+"""
+
+
+@pytest.fixture
+async def database(live_settings: Settings) -> AsyncIterator[Database]:
+    """An empty database."""
+    database = Database(live_settings)
+    yield database
+    async with database.engine.begin() as connection:
+        await connection.run_sync(empty)
+    await database.dispose()
+
+
+def empty(connection: sa.Connection) -> None:
+    found = sa.MetaData()
+    found.reflect(connection)
+    found.drop_all(connection)
+
+
+async def state(database: Database) -> SchemaState:
+    async with database.engine.connect() as connection:
+        return await connection.run_sync(schema_state)
+
+
+async def downgrade(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        await connection.run_sync(migrate.downgrade, "base")
+
+
+async def fill(session: AsyncSession) -> None:
+    """A row in every table, and in every column of each."""
+    user, flow, version, trigger, execution, step = (new_id() for _ in range(6))
+    keys: dict[str, dict[str, Any]] = {
+        "users": {"id": user},
+        "flows": {"id": flow, "user_id": user, "active_version_id": version},
+        "flow_versions": {"id": version, "flow_id": flow},
+        "triggers": {"id": trigger, "flow_id": flow},
+        "executions": {"id": execution, "flow_id": flow, "flow_version_id": version, "trigger_id": trigger},
+        "execution_steps": {"id": step, "execution_id": execution},
+        "usage_records": {"user_id": user},
+        "user_api_keys": {"user_id": user},
+        "stripe_events": {},
+        "workers": {},
+    }
+    samples: dict[type[Any], Any] = {
+        sa.String: "t",
+        sa.Integer: 2**31 - 1,
+        sa.Boolean: True,
+        sa.LargeBinary: b"\0\xff",
+        sa.JSON: {"a": [1, None]},
+        UtcDateTime: MOMENT,
+        sa.Uuid: user,
+    }
+    for table in Base.metadata.sorted_tables:
+        values: dict[str, Any] = {}
+        for column in table.columns:
+            kind = next(kind for kind in samples if isinstance(column.type, kind))
+            values[column.name] = column.type.enums[0] if isinstance(column.type, sa.Enum) else samples[kind]
+        await session.execute(sa.insert(table).values(values | keys[table.name]))
+
+
+async def contents(database: Database) -> dict[str, list[Any]]:
+    async with database.transaction(read_only=True) as session:
+        return {
+            table.name: [tuple(row) for row in await session.execute(sa.select(table))]
+            for table in Base.metadata.sorted_tables
+        }
+
+
+async def test_up_down_and_up_again_with_data(database: Database) -> None:
+    assert await state(database) is SchemaState.MISSING
+    for _ in range(2):
+        await database.migrate()
+        assert await state(database) is SchemaState.CURRENT
+        async with database.transaction() as session:
+            await fill(session)
+        before = await contents(database)
+        assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(before, 1)
+        assert len(before) == 10
+        await database.migrate()
+        assert await contents(database) == before, "a second migration changes nothing"
+        await downgrade(database)
+        assert await state(database) is SchemaState.MISSING
+        async with database.engine.connect() as connection:
+            assert await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()) == ["alembic_version"]
+
+
+async def test_models_and_migrations_do_not_differ(database: Database) -> None:
+    await database.migrate()
+    async with database.engine.connect() as connection:
+        await connection.run_sync(migrate.check)
+
+
+def schema(connection: sa.Connection) -> dict[str, Any]:
+    """All that the database says of its tables, in an order that does not depend on how they were made."""
+    inspector = sa.inspect(connection)
+    description = {}
+    for table in Base.metadata.tables:
+        constraints: dict[str, Sequence[object]] = {
+            "indexes": inspector.get_indexes(table),
+            "foreign keys": inspector.get_foreign_keys(table),
+            "unique": inspector.get_unique_constraints(table),
+            "checks": inspector.get_check_constraints(table),
+        }
+        columns = [dict(column) | {"type": repr(column["type"])} for column in inspector.get_columns(table)]
+        described = {
+            name: sorted(json.dumps(one, default=str, sort_keys=True) for one in found)
+            for name, found in (constraints | {"columns": columns}).items()
+        }
+        description[table] = described | {"primary key": [str(inspector.get_pk_constraint(table))]}
+    return description
+
+
+async def test_create_all_makes_what_migrations_make(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        made = await connection.run_sync(schema)
+        await connection.run_sync(empty)
+    assert await state(database) is SchemaState.MISSING
+    await database.migrate()
+    async with database.engine.connect() as connection:
+        migrated = await connection.run_sync(schema)
+    for table, described in made.items():
+        assert migrated[table] == described, table
+
+
+async def set_revision(database: Database, revision: str) -> None:
+    async with database.engine.begin() as connection:
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+
+
+@pytest.fixture
+def later_code(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """A version of the code with one more migration; undo the patch to be back at this one."""
+    scripts = tmp_path / "migrations"
+    shutil.copytree(migrate.SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    (head,) = migrate._revisions()[0]
+    (scripts / "versions" / "9999_later.py").write_text(LATER_REVISION.format(head=head))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(migrate, "SCRIPTS", scripts)
+    migrate._revisions.cache_clear()
+    yield patch
+    patch.undo()
+    migrate._revisions.cache_clear()
+
+
+def production(settings: Settings) -> Settings:
+    return settings.model_copy(update={"env": "production", "auto_create_tables": True})
+
+
+async def test_production_starts_on_a_schema_that_it_can_serve(database: Database, live_settings: Settings) -> None:
+    settings = production(live_settings)
+    with pytest.raises(SettingsError, match="schema is missing: run `bloxserver migrate` first"):
+        await prepare_database(settings, database)
+    assert await state(database) is SchemaState.MISSING, "nothing was created"
+    await database.migrate()
+    await prepare_database(settings, database)
+    await set_revision(database, "from_the_future")
+    assert await state(database) is SchemaState.NEWER
+    await prepare_database(settings, database)
+    await database.migrate()
+    assert await state(database) is SchemaState.NEWER, "an older process leaves a newer schema alone"
+    await set_revision(database, next(iter(migrate._revisions()[0])))
+
+
+async def test_development_migrates_unless_told_not_to(database: Database, live_settings: Settings) -> None:
+    await prepare_database(live_settings.model_copy(update={"auto_create_tables": False}), database)
+    assert await state(database) is SchemaState.MISSING
+    await prepare_database(live_settings, database)
+    assert await state(database) is SchemaState.CURRENT
+
+
+async def test_tables_that_were_made_from_the_models_are_taken_as_they_are(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with database.transaction() as session:
+        await fill(session)
+    before = await contents(database)
+    await database.migrate()
+    assert await state(database) is SchemaState.CURRENT
+    assert await contents(database) == before
+
+
+async def test_strange_tables_of_the_same_name_are_left_alone(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE flows (id INTEGER PRIMARY KEY, mine TEXT)"))
+        before = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
+    with pytest.raises(SettingsError, match="tables that bloxserver did not make"):
+        await database.migrate()
+    async with database.engine.connect() as connection:
+        assert await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()) == before
+
+
+async def test_a_new_version_upgrades_an_older_schema_with_its_rows(
+    database: Database, live_settings: Settings, later_code: pytest.MonkeyPatch
+) -> None:
+    async with database.engine.begin() as connection:
+        await connection.run_sync(migrate.upgrade, "9999")
+        await connection.run_sync(migrate.downgrade, "-1")
+    async with database.transaction() as session:
+        await fill(session)
+    before = await contents(database)
+    assert await state(database) is SchemaState.OLDER
+    with pytest.raises(SettingsError, match="schema is older"):
+        await prepare_database(production(live_settings), database)
+    await database.migrate()
+    assert await state(database) is SchemaState.CURRENT
+    assert await contents(database) == before
+    later_code.undo()
+    migrate._revisions.cache_clear()
+    assert await state(database) is SchemaState.NEWER
+    async with database.transaction() as session:
+        session.add(tables.UserRecord(clerk_id="written by the older code"))
+
+
+async def test_processes_that_migrate_at_once(database: Database, live_settings: Settings) -> None:
+    code = "import asyncio; from bloxserver.api.models.database import database; asyncio.run(database.migrate())"
+    environment = os.environ | {"DATABASE_URL": live_settings.database_url}
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        for _ in range(3)
+    ]
+    outputs = await asyncio.gather(*(process.communicate() for process in processes))
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert await state(database) is SchemaState.CURRENT
+    async with database.engine.connect() as connection:
+        await connection.run_sync(migrate.check)

@@ -1,0 +1,56 @@
+// What a front end does with the API, in the types that are generated from its OpenAPI document.
+import createClient from "openapi-fetch";
+import type { components, paths } from "./schema.js";
+
+type Flow = components["schemas"]["Flow"];
+type Execution = components["schemas"]["Execution"];
+type ApiError = components["schemas"]["ApiError"];
+
+const api = createClient<paths>({ baseUrl: "http://localhost:8000" });
+
+function fail(error: ApiError): never {
+  throw new Error(`${error.code}: ${error.detail} (${error.requestId})`);
+}
+
+export async function createAndStart(name: string): Promise<Flow> {
+  const created = await api.POST("/api/v1/flows", { body: { name, description: null } });
+  if (created.error) fail(created.error);
+  const path = { flow_id: created.data.id };
+  const changed = await api.PATCH("/api/v1/flows/{flow_id}", { params: { path }, body: { canvasState: null } });
+  if (changed.error) fail(changed.error);
+  const started = await api.POST("/api/v1/flows/{flow_id}/start", { params: { path } });
+  if (started.error) fail(started.error);
+  return started.data;
+}
+
+export async function firstNames(): Promise<string[]> {
+  const { data, error } = await api.GET("/api/v1/flows", { params: { query: { page: 1, page_size: 50 } } });
+  if (error) fail(error);
+  const status: "stopped" | "starting" | "running" | "stopping" | "error" | undefined = data.items[0]?.status;
+  return data.items.map((flow) => `${flow.name} ${flow.updatedAt} ${status ?? ""}`);
+}
+
+export async function hook(flow_id: string): Promise<string | null> {
+  const { data, error } = await api.POST("/api/v1/flows/{flow_id}/triggers", {
+    params: { path: { flow_id } },
+    body: { type: "schedule", name: "Mornings", config: { cron: "0 9 * * 1-5", timezone: "Europe/Berlin" } },
+  });
+  if (error) fail(error);
+  return data.webhookUrl;
+}
+
+export async function run(flow_id: string): Promise<Execution> {
+  const { data, error } = await api.POST("/api/v1/flows/{flow_id}/executions/run", {
+    params: { path: { flow_id } },
+    body: { inputPayload: { name: "Ada" } },
+  });
+  if (error) fail(error);
+  const text: string | null = data.outputPayload;
+  const duration: number | null = data.durationMs;
+  return { ...data, outputPayload: text, durationMs: duration };
+}
+
+// @ts-expect-error: there is no such member
+export type Missing = Flow["organism"];
+// @ts-expect-error: a name is text
+export const wrong: components["schemas"]["CreateFlowRequest"] = { name: 5 };

@@ -1,0 +1,48 @@
+"""The app behind a real uvicorn on loopback, for what only a connection shows."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+
+from bloxserver.api.main import app
+
+
+@asynccontextmanager
+async def served_app() -> AsyncIterator[int]:
+    """The port; without the lifespan, so that the caller's overrides hold."""
+    config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, server_header=False)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@asynccontextmanager
+async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+def head(method: str, path: str, *lines: str) -> bytes:
+    """The first lines of a request with a JSON body."""
+    return "\r\n".join(
+        [f"{method} {path} HTTP/1.1", "Host: test", "Content-Type: application/json", *lines, "", ""]
+    ).encode()
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    """The status of the answer that comes next, within ten seconds."""
+    async with asyncio.timeout(10):
+        return int((await reader.readline()).split()[1])

@@ -1,0 +1,84 @@
+"""Rules of the code that no linter knows. The layers are import-linter's affair: see pyproject.toml."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import bloxserver
+
+PACKAGE = Path(bloxserver.__file__).parent
+LONGEST = 400
+WEB_FREE = ("services", "queries", "blocks", "engine", "organism", "clients", "api/models")
+ENDS_TRANSACTIONS = {"api/models/database.py", "migrations/env.py"}
+"""Where a transaction may be ended; `api.models.database` says why only there."""
+
+
+def modules(*folders: str) -> dict[str, Path]:
+    """The modules of these folders, or all, by their path in the package."""
+    roots = [PACKAGE / folder for folder in folders] or [PACKAGE]
+    found = {path.relative_to(PACKAGE).as_posix(): path for root in roots for path in root.rglob("*.py")}
+    assert found, folders
+    return found
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of what a module imports, wherever in it."""
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_transactions_are_ended_in_one_place() -> None:
+    ending = {
+        name
+        for name, path in modules().items()
+        for node in nodes(path)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("commit", "rollback")
+    }
+    assert ending == ENDS_TRANSACTIONS
+
+
+def test_only_the_api_knows_the_web_framework() -> None:
+    for folder in WEB_FREE:
+        for name, path in modules(folder).items():
+            frameworks = {one for one in imported(path) if one.split(".")[0] in ("fastapi", "starlette", "uvicorn")}
+            assert not frameworks, name
+    domain = {*imported(PACKAGE / "errors.py"), *imported(PACKAGE / "plans.py"), *imported(PACKAGE / "settings.py")}
+    assert not {name for name in domain if name.startswith(("fastapi", "starlette", "bloxserver.api"))}
+
+
+def test_errors_are_ours() -> None:
+    """Starlette's own exception is for middleware, which stands outside of the handlers of ours."""
+    names = {"fastapi.HTTPException", "fastapi.exceptions.HTTPException", "starlette.exceptions.HTTPException"}
+    users = {name for name, path in modules().items() if names & set(imported(path))}
+    assert users == {"api/errors.py", "api/middleware.py"}
+    assert not {name for name, path in modules().items() if "fastapi.HTTPException" in set(imported(path))}
+
+
+def test_modules_are_short() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length >= LONGEST} == {}
+
+
+def test_no_module_reads_the_environment_but_settings() -> None:
+    """Settings have one place, where each is described."""
+    readers = {
+        name
+        for name, path in modules().items()
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("environ", "getenv")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+    }
+    assert readers <= {"cli.py", "demo.py"}

@@ -1,0 +1,203 @@
+"""Settings: defaults that clients know, starts that are refused, and imports that never are."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from bloxserver.errors import SettingsError
+from bloxserver.settings import Settings, normalised_database_url
+
+ROOT = Path(__file__).parents[1]
+SECRET = "Canary-4f1d9c02b7e8a6539d"
+KEY = "kJ8s0-fQz2Lw7Xv5Nn1Bb6Mm9Rr3Tt4Yy"
+GOOD = {
+    "ENV": "production",
+    "CLERK_ISSUER": "https://clerk.example.com",
+    "DATABASE_URL": "postgresql://blox@db.example.com/blox",
+    "CORS_ORIGINS": "https://app.example.com",
+    "ENABLE_DOCS": "false",
+    "API_KEY_ENCRYPTION_KEY": KEY,
+}
+
+
+def loaded(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> Settings:
+    for name, value in variables.items():
+        patch.setenv(name, value)
+    return Settings.load()
+
+
+def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str, ...]:
+    """Why the process does not start with these variables."""
+    try:
+        loaded(patch, variables).check_startup()
+    except SettingsError as error:
+        return error.problems
+    return ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({}, []),
+        ({"CLERK_ISSUER": ""}, ["CLERK_ISSUER"]),
+        ({"CLERK_ISSUER": f"http://{SECRET}.example.com"}, ["CLERK_ISSUER"]),
+        ({"DATABASE_URL": f"sqlite:///{SECRET}.db"}, ["DATABASE_URL"]),
+        ({"DATABASE_URL": f"sqlite:///{SECRET}.db", "ALLOW_SQLITE": "1"}, []),
+        ({"CORS_ORIGINS": f"*,https://{SECRET}"}, ["CORS_ORIGINS"]),
+        ({"CORS_ORIGINS": "https://*.example.com"}, ["CORS_ORIGINS"]),
+        ({"ENABLE_DOCS": "true"}, ["ENABLE_DOCS"]),
+        ({"API_KEY_ENCRYPTION_KEY": ""}, ["API_KEY_ENCRYPTION_KEY"]),
+        ({"API_KEY_ENCRYPTION_KEY": SECRET}, ["API_KEY_ENCRYPTION_KEY"]),
+        ({"API_KEY_ENCRYPTION_KEY": f"{SECRET}-change-me"}, ["API_KEY_ENCRYPTION_KEY"]),
+        ({"API_KEY_ENCRYPTION_KEY": "0" * 64}, ["API_KEY_ENCRYPTION_KEY"]),
+        ({"STRIPE_SECRET_KEY": f"sk_live_{SECRET}"}, ["STRIPE_WEBHOOK_SECRET"]),
+        ({"STRIPE_SECRET_KEY": f"sk_test_{SECRET}", "STRIPE_WEBHOOK_SECRET": f"whsec_{SECRET}"}, ["STRIPE_SECRET_KEY"]),
+        ({"STRIPE_SECRET_KEY": f"rk_test_{SECRET}", "STRIPE_WEBHOOK_SECRET": f"whsec_{SECRET}"}, ["STRIPE_SECRET_KEY"]),
+        ({"STRIPE_SECRET_KEY": f"sk_live_{SECRET}", "STRIPE_WEBHOOK_SECRET": f"whsec_{SECRET}"}, []),
+        ({"ENV": f"prod-{SECRET}"}, ["ENV"]),
+        ({"PORT": SECRET}, ["PORT"]),
+        ({"PORT": "70000", "LOG_LEVEL": SECRET, "SSRF_ALLOW_CIDRS": SECRET}, ["LOG_LEVEL", "PORT", "SSRF_ALLOW_CIDRS"]),
+        ({"DATABASE_URL": f"mysql://root:{SECRET}@db/x"}, ["DATABASE_URL", "DATABASE_URL"]),
+        (
+            {name: "" for name in GOOD if name not in ("ENV", "CORS_ORIGINS")} | {"ENABLE_DOCS": "true"},
+            ["API_KEY_ENCRYPTION_KEY", "CLERK_ISSUER", "DATABASE_URL", "DATABASE_URL", "ENABLE_DOCS"],
+        ),
+    ],
+)
+def test_production_tells_what_it_refuses_and_never_the_value(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], refused: list[str]
+) -> None:
+    told = problems(monkeypatch, GOOD | changes)
+    assert sorted(re.split(r"[ :]", problem)[0] for problem in told) == refused
+    assert not any(SECRET in problem for problem in told)
+
+
+PLACEHOLDERS = {
+    "CLERK_ISSUER": "",
+    "CLERK_AUDIENCE": "",
+    "REDIS_URL": "redis://localhost:6379",
+    "STRIPE_SECRET_KEY": "sk_test_...",
+    "STRIPE_WEBHOOK_SECRET": "whsec_...",
+    "API_KEY_ENCRYPTION_KEY": "change-me",
+    "CORS_ORIGINS": "",
+}
+
+
+def test_placeholders_do_not_keep_a_development_server_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(monkeypatch, PLACEHOLDERS)
+    settings.check_startup()
+    assert settings.dev_bypass
+
+
+def test_the_example_file_is_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With every line of it in force; each setting is named."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    variables = dict(line.removeprefix("# ").split("=", 1) for line in lines if re.match(r"# [A-Z_]+=", line))
+    assert {name.lower() for name in variables} == Settings.model_fields.keys() - {"problems"}
+    monkeypatch.delenv("DATABASE_URL")
+    default = Settings.load()
+    settings = loaded(monkeypatch, variables)
+    settings.check_startup()
+    assert settings == default
+
+
+def test_the_defaults_of_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL")
+    settings = Settings.load()
+    assert (settings.env, settings.host, settings.port) == ("development", "0.0.0.0", 8000)  # noqa: S104
+    assert settings.database_url == "sqlite+aiosqlite:///./bloxserver.db"
+    assert settings.webhook_base_url == "https://api.openblox.ai/webhooks"
+    assert settings.cors_origins == ("http://localhost:3000", "https://app.openblox.ai")
+    assert settings.auto_create_tables
+    assert settings.enable_docs
+    assert settings.max_body_bytes == 1024 * 1024
+    assert (settings.clerk_issuer, settings.clerk_audience, settings.redis_url) == (None, None, None)
+    assert settings.dev_bypass
+    settings.check_startup()
+
+
+@pytest.mark.parametrize(
+    ("variables", "bypass"),
+    [
+        ({}, True),
+        ({"ENV": "development", "CLERK_ISSUER": " "}, True),
+        ({"CLERK_ISSUER": "https://clerk.example.com"}, False),
+        ({"ENV": "test"}, False),
+        ({"ENV": "staging"}, False),
+        ({"ENV": "production"}, False),
+    ],
+)
+def test_only_development_without_an_issuer_signs_everybody_in(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], bypass: bool
+) -> None:
+    assert loaded(monkeypatch, variables).dev_bypass is bypass
+
+
+def test_what_cannot_be_read_has_its_default_and_the_rest_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(monkeypatch, {"PORT": "abc", "MAX_BODY_BYTES": "-1", "HOST": "127.0.0.1", "SQL_ECHO": "perhaps"})
+    assert (settings.port, settings.max_body_bytes, settings.host, settings.sql_echo) == (
+        8000,
+        1024 * 1024,
+        "127.0.0.1",
+        False,
+    )
+    assert sorted(problem.split(":")[0] for problem in settings.problems) == ["MAX_BODY_BYTES", "PORT", "SQL_ECHO"]
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("sqlite:///a.db", "sqlite+aiosqlite:///a.db"),
+        ("sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///:memory:"),
+        ("postgres://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
+        ("postgresql://u:p%40@h:5433/d", "postgresql+asyncpg://u:p%40@h:5433/d"),
+        ("postgresql+psycopg2://h/d", "postgresql+asyncpg://h/d"),
+    ],
+)
+def test_database_urls_of_other_drivers_are_taken(given: str, used: str) -> None:
+    assert normalised_database_url(given) == make_url(used)
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "API_KEY_ENCRYPTION_KEY")
+    settings = loaded(monkeypatch, dict.fromkeys(secrets, SECRET))
+    assert settings.stripe_secret_key is not None
+    assert settings.stripe_secret_key.get_secret_value() == SECRET
+    assert SECRET not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+BROKEN = {"PORT": "abc", "DATABASE_URL": f"oracle://x:{SECRET}@y", "ENV": "moon", "MAX_BODY_BYTES": "much"}
+
+
+def python(*arguments: str, directory: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"} | variables
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_settings_that_cannot_be_read_do_not_break_an_import(tmp_path: Path) -> None:
+    done = python("-c", "from bloxserver.api.main import app; print(app.title)", directory=tmp_path, **BROKEN)
+    assert (done.returncode, done.stdout.strip()) == (0, "BloxServer API"), done.stderr
+
+
+def test_a_start_with_them_says_which(tmp_path: Path) -> None:
+    done = python("-m", "bloxserver.api.main", directory=tmp_path, **BROKEN)
+    assert done.returncode != 0
+    for name in BROKEN:
+        assert f"- {name}: " in done.stderr
+    assert SECRET not in done.stderr + done.stdout
+    assert list(tmp_path.iterdir()) == [], "no database was made"
