@@ -8,13 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.migrate import SchemaState, schema_state
 
+UNREACHABLE = "the database cannot be reached"
+
 
 async def database_problem(session: AsyncSession) -> str | None:
     """Why the database cannot be used, without its address; None where it answers."""
     try:
         await session.execute(sa.select(1))
     except (SQLAlchemyError, OSError):
-        return "the database cannot be reached"
+        return UNREACHABLE
     return None
 
 

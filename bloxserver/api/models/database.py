@@ -156,7 +156,13 @@ def _create_sqlite_engine(settings: Settings, *, pool_size: int, writes: bool) -
             cursor.execute("PRAGMA query_only=ON")
         cursor.close()
 
+    def end_transaction(connection: Any, record: object) -> None:
+        # SQLAlchemy takes a COMMIT that failed for the end; to SQLite the transaction goes on, with its lock.
+        if connection is not None and connection.driver_connection.in_transaction:
+            connection.rollback()
+
     event.listen(engine.sync_engine, "connect", set_up)
+    event.listen(engine.sync_engine, "checkin", end_transaction)
     event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
 

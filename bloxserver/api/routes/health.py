@@ -1,15 +1,39 @@
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from sqlalchemy.exc import SQLAlchemyError
 
 from bloxserver import __version__
 from bloxserver.api.dependencies import DbSession
 from bloxserver.api.models.types import now
 from bloxserver.api.schemas import Health, Liveness, Readiness, ServiceInfo
-from bloxserver.queries.health import database_problem, schema_problem
+from bloxserver.queries.health import UNREACHABLE, database_problem, schema_problem
 from bloxserver.settings import get_settings
 
-router = APIRouter(tags=["health"])
+
+class _HealthRoute(APIRoute):
+    """Answers with the body of readiness also where not even a session could be made."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (SQLAlchemyError, OSError):
+                errors = [f"database: {UNREACHABLE}"]
+                body = Readiness(status="unhealthy", timestamp=now(), checks={"database": "failed"}, errors=errors)
+                return JSONResponse(body.model_dump(mode="json"), 503, headers={"Retry-After": "5"})
+
+        return answer
+
+
+router = APIRouter(tags=["health"], route_class=_HealthRoute)
 
 
 @router.get("/", response_model=ServiceInfo, operation_id="getServiceInfo")

@@ -40,4 +40,6 @@ class FlowStats(CamelModel):
 
 
 class RunRequest(RequestModel):
-    input_payload: Any = Field(None, description="Text, or any JSON value, given to the entry listener.")
+    input_payload: Any = Field(
+        None, description="Text, or any JSON value, given to the entry listener.", examples=[{"name": "Ada"}]
+    )
