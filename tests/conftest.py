@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 for name in (
@@ -37,6 +40,7 @@ from bloxserver.api.main import app
 from bloxserver.api.models.database import Base, Database, get_db
 from bloxserver.api.models.tables import UserRecord
 from bloxserver.engine.engine import Engine
+from bloxserver.engine.jobs import JobQueue
 from tests.postgres import postgres_database, postgres_server
 
 BACKENDS = ("sqlite", "postgresql")
@@ -53,12 +57,43 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
-    """An empty PostgreSQL database of this test process."""
+def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[sa.URL]:
+    """The PostgreSQL server, shared by the processes of this run."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if worker_id != "master" else base
-    with postgres_server(shared / "postgres") as server, postgres_database(server, f"test_{worker_id}") as url:
+    with postgres_server((base.parent if worker_id != "master" else base) / "postgres") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres: sa.URL, worker_id: str) -> Iterator[str]:
+    """A database of this process with the tables of the models, empty at the beginning of each test."""
+    with postgres_database(postgres, f"tables_{worker_id}") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a migrated database, to be copied: migrating takes longer than most tests."""
+    directory = tmp_path_factory.mktemp("migrated")
+    asyncio.run(migrate(Settings(database_url=f"sqlite+aiosqlite:///{directory}/test.db")))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: sa.URL, worker_id: str) -> Iterator[str]:
+    """The name of a migrated database, to be copied."""
+    name = f"migrated_{worker_id}"
+    with postgres_database(postgres, name) as url:
+        asyncio.run(migrate(Settings(database_url=url)))
+        yield name
+
+
+async def migrate(settings: Settings) -> None:
+    database, jobs = Database(settings), JobQueue(settings)
+    await database.migrate()
+    await jobs.prepare()
+    await jobs.stop()
+    await database.dispose()
 
 
 @pytest.fixture
@@ -80,8 +115,10 @@ async def database_engine(backend: str, backend_url: str) -> AsyncIterator[Async
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     yield engine
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
+    if backend == "postgresql":
+        async with engine.begin() as connection:
+            for table in reversed(Base.metadata.sorted_tables):
+                await connection.execute(sa.delete(table))
     await engine.dispose()
 
 
@@ -131,23 +168,26 @@ async def dev_user(client: httpx.AsyncClient, session: AsyncSession) -> UserReco
 
 
 @pytest.fixture
-def live_settings(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
-    """Settings of a whole installation on an empty database, quick to notice work."""
-    url = f"sqlite+aiosqlite:///{tmp_path}/test.db" if backend == "sqlite" else request.getfixturevalue("postgres_url")
-    return Settings(database_url=url, engine_poll_seconds=0.02, sweep_seconds=0.5, drain_seconds=0.1)
+def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.FixtureRequest) -> Iterator[Settings]:
+    """Settings of a whole installation, quick to notice work; its database is empty unless `live_database` is used."""
+    migrated = "live_database" in request.fixturenames
+    with ExitStack() as stack:
+        if backend == "sqlite":
+            if migrated:
+                shutil.copytree(request.getfixturevalue("migrated_sqlite"), tmp_path, dirs_exist_ok=True)
+            url = f"sqlite+aiosqlite:///{tmp_path}/test.db"
+        else:
+            server = request.getfixturevalue("postgres")
+            template = request.getfixturevalue("migrated_postgres") if migrated else None
+            url = stack.enter_context(postgres_database(server, f"live_{worker_id}", template=template))
+        yield Settings(database_url=url, engine_poll_seconds=0.02, sweep_seconds=0.5, drain_seconds=0.1)
 
 
 @pytest.fixture
 async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
     """Our own engine and sessions on a migrated database."""
     database = Database(live_settings)
-    await database.migrate()
     yield database
-    async with database.engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            await connection.execute(sa.text("DROP SCHEMA IF EXISTS dbos CASCADE"))
-            await connection.run_sync(Base.metadata.drop_all)
-            await connection.execute(sa.text("DROP TABLE alembic_version"))
     await database.dispose()
 
 

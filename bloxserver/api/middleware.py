@@ -112,6 +112,8 @@ class BodyLimit:
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "The request body did not arrive in time", {"Connection": "close"}) from None
+            if message["type"] == "http.disconnect":
+                raise HTTPException(400, "The client went away before its request body had ended")
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             return message

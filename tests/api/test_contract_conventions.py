@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -278,4 +277,4 @@ class TestCommit:
             assert response.status_code == status
             assert response.json()["status"] == status
         rows = (await session.execute(sa.select(FlowRecord.name, FlowRecord.status))).all()
-        assert json.loads(json.dumps([list(row) for row in rows])) == [["A flow", "running"]]
+        assert [tuple(row) for row in rows] == [("A flow", FlowStatus.RUNNING)]

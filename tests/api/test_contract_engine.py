@@ -6,14 +6,12 @@ import json
 from datetime import datetime
 
 import httpx
-import pytest
 import sqlalchemy as sa
 
 from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, FlowStatus, TriggerType, UserRecord
+from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, FlowStatus, TriggerRecord, TriggerType, UserRecord
 from bloxserver.engine.engine import Engine
-from tests import factories
-from tests.api.contract import API, UTC_TIME, covers, eventually, running_flow
+from tests.api.contract import API, UTC_TIME, covers, eventually, path_of, running_flow
 
 
 @covers("organism.greets", "organism.greets-without-name", "executions.duration", "executions.picked-up-at")
@@ -45,42 +43,35 @@ async def test_the_default_organism_greets_whoever_comes(live_client: httpx.Asyn
     assert statistics["lastExecutedAt"] == accepted["startedAt"]
 
 
-@covers("testers.rows-are-dispatched")
-@pytest.mark.parametrize("definition", [None, "organism: ["])
-async def test_rows_written_by_hand_are_run(
-    live_client: httpx.AsyncClient, live_database: Database, engine: Engine, definition: str | None
-) -> None:
-    await live_client.get(f"{API}/me")
-    async with live_database.transaction() as session:
-        user = (await session.scalars(sa.select(UserRecord))).one()
-        yaml = {} if definition is None else {"organism_yaml": definition}
-        flow = FlowRecord(user_id=user.id, name="By hand", status=FlowStatus.RUNNING, **yaml)
-        session.add(flow)
-        await session.flush()
-        trigger = await factories.create_trigger(session, flow)
-        execution = ExecutionRecord(flow_id=flow.id, trigger_type=TriggerType.WEBHOOK, trigger_id=trigger.id)
-        session.add(execution)
-    path = f"{API}/flows/{flow.id}"
-    ended = await eventually(live_client, f"{path}/executions/{execution.id}", {"success", "error", "timeout"})
-    assert ended["status"] == ("success" if definition is None else "error")
-    assert bool(ended["errorMessage"]) is (definition is not None)
-    received = await live_client.post(f"/webhooks/{trigger.webhook_token}", json={"name": "Ada"})
-    other = await eventually(live_client, f"{path}/executions/{received.json()['executionId']}", {"success", "error"})
-    assert other["status"] == ended["status"]
-    listed = (await live_client.get(f"{path}/executions")).json()
-    assert [item["id"] for item in listed["items"]] == [other["id"], ended["id"]]
-    statistics = (await live_client.get(f"{path}/executions/stats")).json()
-    assert statistics["executionsTotal"] == 2
-
-
 @covers("testers.rows-are-dispatched", "flows.start.outcome", "flows.stop.outcome")
-@pytest.mark.parametrize(("status", "after"), [(FlowStatus.STARTING, "running"), (FlowStatus.STOPPING, "stopped")])
-async def test_statuses_written_by_hand_are_settled(
-    live_client: httpx.AsyncClient, live_database: Database, engine: Engine, status: FlowStatus, after: str
+async def test_rows_written_by_hand_are_run_and_settled(
+    live_client: httpx.AsyncClient, live_database: Database, engine: Engine
 ) -> None:
     await live_client.get(f"{API}/me")
     async with live_database.transaction() as session:
         user = (await session.scalars(sa.select(UserRecord))).one()
-        flow = FlowRecord(user_id=user.id, name="By hand", status=status)
-        session.add(flow)
-    assert (await eventually(live_client, f"{API}/flows/{flow.id}", {after, "error"}))["status"] == after
+        flow = FlowRecord(user_id=user.id, name="By hand", status=FlowStatus.RUNNING)
+        broken = FlowRecord(user_id=user.id, name="By hand", status=FlowStatus.RUNNING, organism_yaml="organism: [")
+        starting = FlowRecord(user_id=user.id, name="By hand", status=FlowStatus.STARTING)
+        stopping = FlowRecord(user_id=user.id, name="By hand", status=FlowStatus.STOPPING)
+        session.add_all([flow, broken, starting, stopping])
+        await session.flush()
+        trigger = TriggerRecord(flow_id=flow.id, type=TriggerType.WEBHOOK, name="By hand", webhook_token="by-hand")
+        session.add(trigger)
+        await session.flush()
+        execution = ExecutionRecord(flow_id=flow.id, trigger_type=TriggerType.WEBHOOK, trigger_id=trigger.id)
+        failing = ExecutionRecord(flow_id=broken.id, trigger_type=TriggerType.MANUAL)
+        session.add_all([execution, failing])
+    assert (await eventually(live_client, path_of(starting), {"running", "error"}))["status"] == "running"
+    assert (await eventually(live_client, path_of(stopping), {"stopped", "error"}))["status"] == "stopped"
+    ended = await eventually(live_client, f"{path_of(flow)}/executions/{execution.id}", {"success", "error"})
+    assert (ended["status"], ended["errorMessage"]) == ("success", None)
+    failed = await eventually(live_client, f"{path_of(broken)}/executions/{failing.id}", {"success", "error"})
+    assert (failed["status"], bool(failed["errorMessage"])) == ("error", True)
+    received = (await live_client.post("/webhooks/by-hand", json={"name": "Ada"})).json()
+    other = await eventually(live_client, f"{path_of(flow)}/executions/{received['executionId']}", {"success", "error"})
+    assert json.loads(other["outputPayload"]) == {"message": "Hello, Ada!"}
+    listed = (await live_client.get(f"{path_of(flow)}/executions")).json()
+    assert [item["id"] for item in listed["items"]] == [other["id"], ended["id"]]
+    statistics = (await live_client.get(f"{path_of(flow)}/executions/stats")).json()
+    assert (statistics["executionsTotal"], statistics["executionsSuccess"]) == (2, 2)

@@ -14,10 +14,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from bloxserver.api.main import app, create_app
+from bloxserver.api.main import create_app
 from bloxserver.api.models.database import Base, Database
 from bloxserver.api.models.tables import UserRecord
-from bloxserver.errors import SettingsError
 from bloxserver.settings import Settings
 from tests.api.contract import API, covers, eventually, running_flow
 from tests.clerk import changed_settings
@@ -31,6 +30,21 @@ BROKEN = {
     "ENV": "moon",
     "CLERK_ISSUER": "nonsense",
 }
+START = """
+import asyncio
+from bloxserver.api.main import app
+from bloxserver.errors import SettingsError
+
+async def start():
+    async with app.router.lifespan_context(app):
+        pass
+
+print(app.title)
+try:
+    asyncio.run(start())
+except SettingsError as refusal:
+    print(*refusal.problems, sep="\\n")
+"""
 PLACEHOLDERS = {
     "CLERK_ISSUER": "",
     "CLERK_AUDIENCE": "",
@@ -96,23 +110,21 @@ class TestNamesAndDefaults:
 class TestStart:
     @covers("env.imports")
     async def test_importing_survives_what_starting_refuses(self) -> None:
-        code = "import bloxserver.api.main as main; print(main.app.title)"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            code,
+            START,
             env=os.environ | BROKEN | {"PYTHONPATH": str(ROOT)},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         out, err = await process.communicate()
-        assert (process.returncode, out.decode().strip()) == (0, "BloxServer API"), err.decode()
-        with changed_settings(**BROKEN), pytest.raises(SettingsError) as refusal:
-            async with app.router.lifespan_context(app):
-                pass
-        for name in ("PORT", "DATABASE_URL", "ENABLE_DOCS", "MAX_BODY_BYTES", "ENV"):
-            assert any(problem.startswith(f"{name}:") for problem in refusal.value.problems)
-        assert "secret-word" not in str(refusal.value)
+        assert process.returncode == 0, err.decode()
+        title, *problems = out.decode().splitlines()
+        assert title == "BloxServer API"
+        named = {problem.split(":")[0] for problem in problems}
+        assert named >= {"PORT", "DATABASE_URL", "ENABLE_DOCS", "MAX_BODY_BYTES", "ENV"}
+        assert "secret-word" not in out.decode() + err.decode()
 
     @covers("env.placeholders")
     def test_placeholders_do_not_break_development(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver.api.models.tables import (
@@ -23,6 +22,7 @@ from bloxserver.api.models.tables import (
 )
 from tests import factories
 from tests.api.contract import UTC_TIME, assert_invalid, assert_problem, covers, path_of
+from tests.statements import count_statements
 
 EXECUTION = {
     "id",
@@ -300,9 +300,9 @@ class TestStatistics:
             )
         other = await factories.create_flow(session, dev_user)
         await factories.create_execution(session, other, status=success, duration_ms=10**6)
-        statements: list[str] = []
-        event.listen(database_engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-        assert (await client.get(f"{path_of(flow)}/executions/stats")).json() == {
+        with count_statements(database_engine) as statements:
+            response = await client.get(f"{path_of(flow)}/executions/stats")
+        assert response.json() == {
             "flowId": str(flow.id),
             "executionsTotal": 7,
             "executionsSuccess": 2,

@@ -12,7 +12,6 @@ import httpx
 import pytest
 import sqlalchemy as sa
 import yaml
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver.api.models.database import Database
@@ -29,6 +28,7 @@ from bloxserver.api.models.tables import (
 )
 from tests import factories
 from tests.api.contract import API, assert_invalid, assert_problem, covers, path_of
+from tests.statements import count_statements
 
 FLOW = {
     "id",
@@ -279,11 +279,8 @@ class TestDeleteFlow:
             await factories.create_execution(
                 session, flow, trigger_id=(await factories.create_trigger(session, flow)).id
             )
-        statements: list[str] = []
-        event.listen(
-            database_engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2].lower())
-        )
-        assert (await client.delete(path_of(flow))).status_code == 204
-        assert any(statement.startswith("delete from executions") for statement in statements)
-        reads = [statement for statement in statements if statement.startswith("select")]
-        assert not any("from executions" in read or "from triggers" in read for read in reads)
+        with count_statements(database_engine) as statements:
+            assert (await client.delete(path_of(flow))).status_code == 204
+        assert any(statement.startswith("DELETE FROM executions") for statement in statements)
+        reads = [statement for statement in statements if statement.startswith("SELECT")]
+        assert not any("FROM executions" in read or "FROM triggers" in read for read in reads)
