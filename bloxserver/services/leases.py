@@ -83,18 +83,18 @@ async def take_lease(session: AsyncSession, execution_id: UUID, number: int, lea
 async def save_steps(session: AsyncSession, execution: TakenExecution, steps: Sequence[dict[str, Any]]) -> None:
     """Keep finished steps, once each; raises `LeaseLost`."""
     await _hold(session, execution)
-    if not steps:
-        return
-    rows = insert_into(session, ExecutionStepRecord).values([{**step, "execution_id": execution.id} for step in steps])
-    # A step that waited is here already and now ends; one whose commit was answered by silence is here unchanged.
-    finished = {name: rows.excluded[name] for name in ("status", "completed_at", "duration_ms")}
-    await session.execute(
-        rows.on_conflict_do_update(
-            index_elements=[ExecutionStepRecord.execution_id, ExecutionStepRecord.key],
-            set_=finished,
-            where=ExecutionStepRecord.status == StepStatus.WAITING,
-        )
-    )
+    waited = {step.key for step in execution.steps if step.status is StepStatus.WAITING}
+    new = [{**step, "execution_id": execution.id} for step in steps if step["key"] not in waited]
+    if new:
+        # A commit whose answer was lost may have kept them already.
+        await session.execute(insert_into(session, ExecutionStepRecord).values(new).on_conflict_do_nothing())
+    for step in steps:
+        if step["key"] in waited:
+            await session.execute(
+                sa.update(ExecutionStepRecord)
+                .where(ExecutionStepRecord.execution_id == execution.id, ExecutionStepRecord.key == step["key"])
+                .values({name: step[name] for name in ("status", "completed_at", "duration_ms")})
+            )
 
 
 async def _hold(session: AsyncSession, execution: TakenExecution) -> None:
