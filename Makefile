@@ -15,7 +15,7 @@ UV_COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hash
 	--quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) demo serve test check format format-check lint types imports lock upgrade clean FORCE
+.PHONY: help $(VENV) demo serve test client check format format-check lint types imports lock upgrade clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -33,6 +33,9 @@ serve: $(INSTALLED) ## Run a development server on 127.0.0.1:8000
 
 test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL
 	@$(RUN) pytest -n auto --cov --cov-report=term
+
+client: $(INSTALLED) ## Generate a TypeScript client from the OpenAPI document and compile it; needs node and npm
+	@scripts/check-openapi-client.sh
 
 check: format-check lint types imports test ## All that a change must pass
 

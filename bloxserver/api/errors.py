@@ -82,6 +82,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     """What the framework raises itself: no such route, wrong method, a body that is no JSON."""
     assert isinstance(error, StarletteHTTPException)  # noqa: S101
+    if isinstance(error.__cause__, ValueError | RecursionError):  # of the JSON parser
+        return _respond(request, Unprocessable({"body": "Not readable as JSON"}))
     phrase = HTTPStatus(error.status_code).phrase  # that of 413 differs between versions of Python
     code = "payload_too_large" if error.status_code == 413 else phrase.lower().replace(" ", "_")
     return problem(request, error.status_code, code, error.detail or phrase, headers=error.headers)

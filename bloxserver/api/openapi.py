@@ -20,6 +20,7 @@ EXAMPLES = {
     401: ("missing_token", "Missing authentication token"),
     403: ("run_limit_reached", "Run limit reached (1000). Upgrade to run more."),
     404: ("flow_not_found", "Flow not found"),
+    408: ("request_timeout", "The request body did not arrive in time"),
     413: ("payload_too_large", "Request body is larger than 1048576 bytes"),
     422: ("validation_error", "Request validation failed"),
     503: ("database_unavailable", "The database cannot be reached, try again"),
@@ -29,6 +30,7 @@ MEANINGS = {
     401: "No valid token.",
     403: "Beyond what the plan allows.",
     404: "No such thing, or somebody else's.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
     422: "The request is malformed; `details` maps each place to its reason.",
     503: "Something that the service depends on does not answer; try again after `Retry-After` seconds.",
@@ -38,6 +40,11 @@ MEANINGS = {
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for its `responses`."""
     return {status: _error(status) for status in statuses}
+
+
+def errors_by_name(*statuses: int) -> dict[str, dict[str, Any]]:
+    """The same as they stand in the document."""
+    return {str(status): _error(status) for status in statuses}
 
 
 def any_body(description: str) -> dict[str, Any]:
@@ -90,11 +97,13 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
         for operation in operations.values():
             responses = operation["responses"]
             if "422" in responses:
-                responses["422"] = _error(422)
+                responses |= errors_by_name(422)
+            if "requestBody" in operation:
+                responses |= errors_by_name(408, 413)
             if not path.startswith("/health") and path != "/":
-                responses["503"] = _error(503)
+                responses |= errors_by_name(503)
             if path.startswith(AUTHENTICATED_PREFIX):
                 operation["security"] = [{"clerk": []}]
-                responses["401"] = _error(401)
+                responses |= errors_by_name(401)
             operation["responses"] = dict(sorted(responses.items()))
     return document

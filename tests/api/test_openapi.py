@@ -31,14 +31,14 @@ GET /health getHealth 200
 GET /health/live getLiveness 200
 GET /health/ready getReadiness 200 503
 GET /webhooks/{webhook_token}/test testWebhook 200 404 422 503
-PATCH /api/v1/flows/{flow_id} updateFlow 200 401 404 422 503
-POST /api/v1/flows createFlow 201 401 403 422 503
-POST /api/v1/flows/{flow_id}/executions/run runFlow 201 400 401 403 404 422 503
+PATCH /api/v1/flows/{flow_id} updateFlow 200 401 404 408 413 422 503
+POST /api/v1/flows createFlow 201 401 403 408 413 422 503
+POST /api/v1/flows/{flow_id}/executions/run runFlow 201 400 401 403 404 408 413 422 503
 POST /api/v1/flows/{flow_id}/start startFlow 200 400 401 404 422 503
 POST /api/v1/flows/{flow_id}/stop stopFlow 200 400 401 404 422 503
-POST /api/v1/flows/{flow_id}/triggers createTrigger 201 401 404 422 503
+POST /api/v1/flows/{flow_id}/triggers createTrigger 201 401 404 408 413 422 503
 POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/regenerate-token regenerateTriggerToken 200 400 401 404 422 503
-POST /webhooks/{webhook_token} receiveWebhook 200 400 403 404 413 422 503
+POST /webhooks/{webhook_token} receiveWebhook 200 400 403 404 408 413 422 503
 """.strip()
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
