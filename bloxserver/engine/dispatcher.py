@@ -10,8 +10,10 @@ import structlog
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.types import now
 from bloxserver.engine.jobs import Job, JobQueue, concurrency_by_tier
+from bloxserver.engine.schedules import fire_due_schedules
 from bloxserver.engine.settle import settle_flows
 from bloxserver.queries.dispatch import read_due_executions, read_next_resume
+from bloxserver.queries.triggers import read_next_fire
 from bloxserver.services.dispatch import mark_dispatched
 from bloxserver.settings import Settings
 
@@ -20,6 +22,7 @@ log = structlog.stdlib.get_logger("bloxserver.engine")
 BATCH = 100
 LEAD = 2
 """Executions of a user that are with the engine, as a multiple of those that run at once: enough to keep it busy."""
+SHORTEST_PAUSE_SECONDS = 0.01
 
 
 class Dispatcher:
@@ -55,13 +58,13 @@ class Dispatcher:
     async def _sweep(self) -> float:
         """Do all there is to do; returns the seconds until the clock brings more."""
         await settle_flows(self._database)
+        await fire_due_schedules(self._database)
         while await self._dispatch():
             pass
         async with self._database.transaction(read_only=True) as session:
-            resume_at = await read_next_resume(session)
-        if resume_at is None:
-            return self._sweep_seconds
-        return min(self._sweep_seconds, max(0.01, (resume_at - now()) / timedelta(seconds=1)))
+            times = [await read_next_resume(session), await read_next_fire(session)]
+        seconds = [(time - now()) / timedelta(seconds=1) for time in times if time is not None]
+        return min(self._sweep_seconds, max(SHORTEST_PAUSE_SECONDS, min(seconds, default=self._sweep_seconds)))
 
     async def _dispatch(self) -> bool:
         """Hand over one batch; whether there may be more."""

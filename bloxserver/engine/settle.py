@@ -15,6 +15,7 @@ from bloxserver.engine.organisms import parse_organism
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.flows import read_unsettled_flows
 from bloxserver.services.flows import transition_flow
+from bloxserver.services.schedules import disarm_schedules
 from bloxserver.services.versions import current_version
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -44,7 +45,8 @@ async def settle_flow(database: Database, flow_id: UUID) -> None:
         return
     if flow.status is FlowStatus.STOPPING:
         async with database.transaction() as session:
-            await transition_flow(session, flow_id, FlowStatus.STOPPED)
+            if await transition_flow(session, flow_id, FlowStatus.STOPPED):
+                await disarm_schedules(session, flow_id)
     elif flow.status is FlowStatus.STARTING:
         error = await _problem(flow.organism_yaml)
         async with database.transaction() as session:

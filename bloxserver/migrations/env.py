@@ -37,7 +37,8 @@ def run(connection: sa.Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        render_as_batch=connection.dialect.name == "sqlite",
+        # No batch mode: it replaces a table by a copy, and dropping the old one deletes what refers to it.
+        render_as_batch=False,
         compare_type=True,
         include_name=is_ours,
         render_item=render,

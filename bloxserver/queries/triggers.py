@@ -39,12 +39,13 @@ async def read_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, trig
     return trigger
 
 
-class WebhookRow(NamedTuple):
-    """All that taking in a webhook needs to know."""
+class TriggerRow(NamedTuple):
+    """All that accepting a run for a trigger needs to know."""
 
     trigger_id: UUID
     trigger_name: str
     config: dict[str, Any]
+    enabled: bool
     flow_id: UUID
     flow_name: str
     flow_status: FlowStatus
@@ -55,30 +56,71 @@ class WebhookRow(NamedTuple):
     current_period_end: datetime | None
 
 
-async def read_webhook(session: AsyncSession, token: str) -> WebhookRow:
+def _trigger_rows() -> sa.Select[Any]:
+    """Whoever's triggers, with their flows and owners, in the order of `TriggerRow`."""
+    return (
+        sa.select(
+            TriggerRecord.id,
+            TriggerRecord.name,
+            TriggerRecord.config,
+            TriggerRecord.enabled,
+            FlowRecord.id,
+            FlowRecord.name,
+            FlowRecord.status,
+            FlowRecord.active_version_id,
+            FlowRecord.user_id,
+            UserRecord.tier,
+            UserRecord.current_period_start,
+            UserRecord.current_period_end,
+        )
+        .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
+        .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
+    )
+
+
+async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
     """The webhook with this token, with its flow and its owner, in one statement; raises `NotFound`."""
     if len(token) > MAX_TOKEN_LENGTH or not token.isprintable():
         raise NotFound("Webhook")
-    row = (
-        await session.execute(
-            sa.select(
-                TriggerRecord.id,
-                TriggerRecord.name,
-                TriggerRecord.config,
-                FlowRecord.id,
-                FlowRecord.name,
-                FlowRecord.status,
-                FlowRecord.active_version_id,
-                FlowRecord.user_id,
-                UserRecord.tier,
-                UserRecord.current_period_start,
-                UserRecord.current_period_end,
-            )
-            .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
-            .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
-            .where(TriggerRecord.webhook_token == token, TriggerRecord.type == TriggerType.WEBHOOK)
-        )
-    ).first()
+    wanted = _trigger_rows().where(TriggerRecord.webhook_token == token, TriggerRecord.type == TriggerType.WEBHOOK)
+    row = (await session.execute(wanted)).first()
     if row is None:
         raise NotFound("Webhook")
-    return WebhookRow(*row)
+    return TriggerRow(*row)
+
+
+class DueSchedule(NamedTuple):
+    """A schedule that has to be looked at: it is due, or has no time yet."""
+
+    next_fire_at: datetime | None
+    trigger: TriggerRow
+
+
+def _live_schedules() -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        TriggerRecord.type == TriggerType.SCHEDULE,
+        TriggerRecord.enabled.is_(True),
+        FlowRecord.status == FlowStatus.RUNNING,
+    )
+
+
+async def read_due_schedules(session: AsyncSession, moment: datetime, limit: int) -> list[DueSchedule]:
+    """Enabled schedules of running flows that are due or have no time yet, the longest due first."""
+    due = sa.or_(TriggerRecord.next_fire_at.is_(None), TriggerRecord.next_fire_at <= moment)
+    rows = await session.execute(
+        _trigger_rows()
+        .add_columns(TriggerRecord.next_fire_at)
+        .where(*_live_schedules(), due)
+        .order_by(TriggerRecord.next_fire_at)
+        .limit(limit)
+    )
+    return [DueSchedule(row[-1], TriggerRow(*row[:-1])) for row in rows]
+
+
+async def read_next_fire(session: AsyncSession) -> datetime | None:
+    """When the next schedule of a running flow is due."""
+    return await session.scalar(
+        sa.select(sa.func.min(TriggerRecord.next_fire_at))
+        .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
+        .where(*_live_schedules())
+    )

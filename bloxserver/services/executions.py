@@ -14,9 +14,9 @@ from bloxserver.api.models.database import wake_engine_after_commit
 from bloxserver.api.models.enums import FlowStatus, InputEncoding, TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.api.models.types import new_id, now
-from bloxserver.errors import BadRequest, NotFound
+from bloxserver.errors import BadRequest, Conflict, NotFound
 from bloxserver.queries.flows import owned_by
-from bloxserver.queries.triggers import read_webhook
+from bloxserver.queries.triggers import TriggerRow, read_webhook
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.usage import count_run
 
@@ -54,24 +54,33 @@ async def run_flow(
 
 
 async def receive_webhook(session: AsyncSession, token: str, given: Input) -> UUID:
-    """Accept a run by webhook and return its id; raises as `run_flow` does."""
+    """Accept a run by webhook and return its id; raises as `run_flow` does, and `Conflict` for a disabled one."""
     webhook = await read_webhook(session, token)
     if webhook.flow_status is not FlowStatus.RUNNING:
         raise BadRequest("flow_not_running", f"Flow is not running (status: {webhook.flow_status.value})")
+    if not webhook.enabled:
+        raise Conflict("trigger_disabled", "Webhook is disabled")
+    execution = await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, given)
+    return execution.id
+
+
+async def accept_for_trigger(
+    session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input
+) -> ExecutionRecord:
+    """Count and accept a run that a trigger asked for; raises `Forbidden` at the limit."""
     moment = now()
-    period = period_at(moment, webhook.current_period_start, webhook.current_period_end)
-    await count_run(session, webhook.user_id, (webhook.tier or "free"), period, moment)
-    target = webhook.config.get("target")
-    execution = await _accept(
+    period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
+    await count_run(session, trigger.user_id, trigger.tier or "free", period, moment)
+    target = trigger.config.get("target")
+    return await _accept(
         session,
-        flow_id=webhook.flow_id,
-        flow_version_id=webhook.active_version_id,
-        trigger_id=webhook.trigger_id,
-        trigger_type=TriggerType.WEBHOOK,
+        flow_id=trigger.flow_id,
+        flow_version_id=trigger.active_version_id,
+        trigger_id=trigger.trigger_id,
+        trigger_type=kind,
         target=target if isinstance(target, str) else None,
         given=given,
     )
-    return execution.id
 
 
 async def _accept(session: AsyncSession, *, given: Input, **values: Any) -> ExecutionRecord:

@@ -1,23 +1,23 @@
 from __future__ import annotations
 
 import secrets
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
-from zoneinfo import available_timezones
 
 import sqlalchemy as sa
-from cronsim import CronSim, CronSimError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.api.models.database import wake_engine_after_commit
 from bloxserver.api.models.enums import TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, TriggerRecord
-from bloxserver.errors import BadRequest, Unprocessable
+from bloxserver.api.models.types import now
+from bloxserver.errors import BadRequest
 from bloxserver.queries.flows import require_flow
 from bloxserver.queries.triggers import read_trigger
+from bloxserver.services.cron import check_schedule, upcoming
 
 TOKEN_BYTES = 32
-MAX_CRON_LENGTH = 255
 
 
 async def create_trigger(
@@ -36,6 +36,23 @@ async def create_trigger(
     )
     session.add(trigger)
     await session.flush()
+    wake_engine_after_commit(session)  # a schedule gets its first time
+    return trigger
+
+
+async def update_trigger(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID, changes: dict[str, Any]
+) -> TriggerRecord:
+    """Change what is named in `changes`; raises `NotFound`, and `Unprocessable` for a schedule that cannot fire."""
+    trigger = await read_trigger(session, user_id, flow_id, trigger_id)
+    if trigger.type is TriggerType.SCHEDULE and changes:
+        check_schedule(changes.get("config", trigger.config))
+        # Reckoned anew from now on: what a disabled schedule or an older one would have done is not made up for.
+        changes = {**changes, "next_fire_at": None}
+    for name, value in changes.items():
+        setattr(trigger, name, value)
+    await session.flush()
+    wake_engine_after_commit(session)
     return trigger
 
 
@@ -61,27 +78,14 @@ async def regenerate_token(session: AsyncSession, user_id: UUID, flow_id: UUID, 
     return trigger
 
 
-def check_schedule(config: dict[str, Any]) -> None:
-    """Raise `Unprocessable` unless `cron` has five valid fields that come to pass, and `timezone` is a zone's name."""
-    reasons = {}
-    cron = config.get("cron")
-    if not isinstance(cron, str):
-        reasons["body.config.cron"] = "A schedule needs a cron expression of five fields"
-    elif len(cron) > MAX_CRON_LENGTH or len(cron.split()) != 5 or not _fires(cron):
-        reasons["body.config.cron"] = "Not a valid cron expression of five fields"
-    zone = config.get("timezone", "UTC")
-    if not isinstance(zone, str) or zone not in available_timezones():
-        reasons["body.config.timezone"] = "Not the name of a time zone"
-    if reasons:
-        raise Unprocessable(reasons)
-
-
-def _fires(cron: str) -> bool:
-    try:
-        next(CronSim(cron, datetime.now(UTC)))
-    except (CronSimError, StopIteration):
-        return False
-    return True
+async def upcoming_firings(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID, count: int
+) -> list[datetime]:
+    """The next firings of a schedule, in UTC; raises `NotFound`, `BadRequest` for another kind of trigger."""
+    trigger = await read_trigger(session, user_id, flow_id, trigger_id)
+    if trigger.type is not TriggerType.SCHEDULE:
+        raise BadRequest("trigger_not_a_schedule", "Only schedules have upcoming firings")
+    return upcoming(trigger.config, now(), count)
 
 
 def _new_token() -> str:

@@ -44,6 +44,8 @@ AUTHENTICATED: dict[str, Call] = {
     "listTriggers": Call(),
     "createTrigger": Call({"type": "webhook", "name": "Mine", "config": {}}),
     "getTrigger": Call(),
+    "updateTrigger": Call({"name": "Renamed"}),
+    "listUpcomingFirings": Call(),
     "deleteTrigger": Call(),
     "regenerateTriggerToken": Call(),
     "listExecutions": Call(),
@@ -117,8 +119,15 @@ def test_the_table_names_every_operation() -> None:
     assert {name for name, operation in OPERATIONS.items() if operation.path.startswith("/api/v1/")} == set(
         AUTHENTICATED
     )
-    assert len(WITH_ID) == 14
-    assert set(NESTED) == {"getTrigger", "deleteTrigger", "regenerateTriggerToken", "getExecution"}
+    assert len(WITH_ID) == 16
+    assert set(NESTED) == {
+        "getTrigger",
+        "updateTrigger",
+        "listUpcomingFirings",
+        "deleteTrigger",
+        "regenerateTriggerToken",
+        "getExecution",
+    }
 
 
 def test_the_document_says_which_operations_need_a_token() -> None:
@@ -156,7 +165,8 @@ async def test_the_owner_succeeds(
         ids = await ids_of(session, owner, given.status)
         answers[name] = (await call(client, name, ids, clerk.headers(OWNER))).status_code
     created = {"createFlow": 201, "createTrigger": 201, "runFlow": 201, "deleteFlow": 204, "deleteTrigger": 204}
-    assert answers == dict.fromkeys(AUTHENTICATED, 200) | created
+    of_a_webhook = {"listUpcomingFirings": 400}
+    assert answers == dict.fromkeys(AUTHENTICATED, 200) | created | of_a_webhook
 
 
 async def test_a_stranger_gets_what_a_random_id_gets(

@@ -25,6 +25,7 @@ GET /api/v1/flows/{flow_id}/executions/stats getFlowStats 200 401 404 422 503
 GET /api/v1/flows/{flow_id}/executions/{execution_id} getExecution 200 401 404 422 503
 GET /api/v1/flows/{flow_id}/triggers listTriggers 200 401 404 422 503
 GET /api/v1/flows/{flow_id}/triggers/{trigger_id} getTrigger 200 401 404 422 503
+GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/upcoming listUpcomingFirings 200 400 401 404 422 503
 GET /api/v1/me getCurrentUser 200 401 422 503
 GET /api/v1/usage getUsage 200 401 422 503
 GET /health getHealth 200
@@ -32,13 +33,14 @@ GET /health/live getLiveness 200
 GET /health/ready getReadiness 200 503
 GET /webhooks/{webhook_token}/test testWebhook 200 404 422 503
 PATCH /api/v1/flows/{flow_id} updateFlow 200 401 404 408 413 422 503
+PATCH /api/v1/flows/{flow_id}/triggers/{trigger_id} updateTrigger 200 401 404 408 413 422 503
 POST /api/v1/flows createFlow 201 401 403 408 413 422 503
 POST /api/v1/flows/{flow_id}/executions/run runFlow 201 400 401 403 404 408 413 422 503
 POST /api/v1/flows/{flow_id}/start startFlow 200 400 401 404 422 503
 POST /api/v1/flows/{flow_id}/stop stopFlow 200 400 401 404 422 503
 POST /api/v1/flows/{flow_id}/triggers createTrigger 201 401 404 408 413 422 503
 POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/regenerate-token regenerateTriggerToken 200 400 401 404 422 503
-POST /webhooks/{webhook_token} receiveWebhook 200 400 403 404 408 413 422 503
+POST /webhooks/{webhook_token} receiveWebhook 200 400 403 404 408 409 413 422 503
 """.strip()
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}

@@ -1,7 +1,6 @@
 """Definitions: what they become, and what is said of broken ones."""
 
 import random
-import time
 from typing import Any
 
 import pytest
@@ -261,11 +260,12 @@ def organism_of(peers: dict[str, list[str]]) -> Organism:
     )
 
 
-def test_thousands_of_mistakes_take_no_time() -> None:
+def test_thousands_of_mistakes_are_all_told() -> None:
     text = listeners(*(f"- {{name: listener_{i}, handler: eco_{i}, peers: [lstner_{i}]}}" for i in range(1800)))
-    started = time.perf_counter()
-    assert len(check(text, REGISTRY)) == 3 * 1800
-    assert time.perf_counter() - started < 5
+    problems = check(text, REGISTRY)
+    assert len(problems) == 3 * 1800
+    # Finding what was meant is the slow part: only the first mistakes get it.
+    assert sum("did you mean" in problem.hint for problem in problems) <= 20
 
 
 def test_mutated_definitions_raise_nothing_else() -> None:

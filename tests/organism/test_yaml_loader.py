@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from typing import Any
 
 import pytest
@@ -76,10 +75,8 @@ def test_scalars_are_read_as_json(scalar: str, value: Any) -> None:
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(text: str, code: str, place: tuple[int, int] | None) -> None:
-    started = time.perf_counter()
     with pytest.raises(OrganismError) as caught:
         load(text)
-    assert time.perf_counter() - started < 5
     [problem] = caught.value.problems
     assert problem.code == code
     assert place is None or (problem.line, problem.column) == place

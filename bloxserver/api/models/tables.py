@@ -126,7 +126,15 @@ class FlowVersionRecord(Base):
 
 class TriggerRecord(Base):
     __tablename__ = "triggers"
-    __table_args__ = (sa.Index(None, "flow_id", "created_at", "id"),)
+    __table_args__ = (
+        sa.Index(None, "flow_id", "created_at", "id"),
+        sa.Index(
+            "ix_triggers_schedules",
+            "next_fire_at",
+            sqlite_where=sa.text("type = 'schedule'"),
+            postgresql_where=sa.text("type = 'schedule'"),
+        ),
+    )
 
     id: Mapped[Id]
     flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
@@ -136,6 +144,10 @@ class TriggerRecord(Base):
     webhook_token: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
     own_webhook_url: Mapped[str | None] = mapped_column("webhook_url", sa.Text)
     """An address that the row's writer chose; null for ours, which follow `WEBHOOK_BASE_URL`."""
+    enabled: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
+    next_fire_at: Mapped[datetime | None]
+    """When a schedule fires next; null while its flow does not run, and until it was first looked at."""
+    last_fired_at: Mapped[datetime | None]
     created_at: Mapped[CreatedAt]
 
     flow: Mapped[FlowRecord] = relationship(back_populates="triggers", lazy="raise")

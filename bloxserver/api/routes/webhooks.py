@@ -19,7 +19,7 @@ WebhookToken = Annotated[str, Path(description="The secret token of the webhook'
     "/{webhook_token}",
     response_model=WebhookAccepted,
     operation_id="receiveWebhook",
-    responses=errors(400, 403, 404),
+    responses=errors(400, 403, 404, 409),
     openapi_extra=any_body("Becomes the execution's `inputPayload`, whatever it is."),
 )
 async def receive(session: DbSession, webhook_token: WebhookToken, given: WebhookInput) -> object:

@@ -21,7 +21,14 @@ from bloxserver.api.schemas.flows import (
     UpdateFlowRequest,
 )
 from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
-from bloxserver.api.schemas.triggers import CreateTriggerRequest, Trigger, WebhookAccepted, WebhookTest
+from bloxserver.api.schemas.triggers import (
+    CreateTriggerRequest,
+    Trigger,
+    UpcomingFirings,
+    UpdateTriggerRequest,
+    WebhookAccepted,
+    WebhookTest,
+)
 from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, UsageDashboard, User
 
 __all__ = [
@@ -53,7 +60,9 @@ __all__ = [
     "Tier",
     "Trigger",
     "TriggerType",
+    "UpcomingFirings",
     "UpdateFlowRequest",
+    "UpdateTriggerRequest",
     "UsageDashboard",
     "User",
     "WebhookAccepted",

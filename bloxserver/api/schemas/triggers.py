@@ -19,6 +19,9 @@ class Trigger(CamelModel):
     config: dict[str, Any]
     webhook_token: str | None
     webhook_url: str | None
+    enabled: bool
+    next_fire_at: UtcTime | None = Field(description="When a schedule fires next; null while its flow does not run.")
+    last_fired_at: UtcTime | None
     created_at: UtcTime
 
 
@@ -30,6 +33,24 @@ class CreateTriggerRequest(RequestModel):
         "`target` names the listener to start at.",
         examples=[{"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin"}],
     )
+
+
+class UpdateTriggerRequest(RequestModel):
+    """What is absent, or null, stays as it is."""
+
+    name: str | None = Field(None, min_length=1, max_length=100, examples=["Orders from the shop"])
+    config: dict[str, Any] | None = None
+    enabled: bool | None = Field(None, strict=True)
+
+    def changes(self) -> dict[str, Any]:
+        """The columns to write."""
+        return self.model_dump(exclude_none=True)
+
+
+class UpcomingFirings(CamelModel):
+    """When a schedule fires next, as if its flow ran."""
+
+    times: list[UtcTime]
 
 
 class WebhookAccepted(CamelModel):

@@ -1,0 +1,88 @@
+"""Firing schedules: once, however many replicas look, and with no burst after the server was down."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.enums import TriggerType
+from bloxserver.api.models.tables import TriggerRecord
+from bloxserver.errors import Forbidden, Unprocessable
+from bloxserver.queries.triggers import DueSchedule
+from bloxserver.services.cron import Cron
+from bloxserver.services.executions import accept_for_trigger, input_of_json
+
+log = structlog.stdlib.get_logger("bloxserver.schedules")
+
+PUNCTUAL = timedelta(minutes=2)
+"""A firing up to this late is on time: it waited for a sweep, not for a server that was down."""
+FRESH = timedelta(hours=1)
+"""How old a missed firing may be to be made up for, unless `catch_up` says otherwise."""
+
+
+async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetime) -> bool:
+    """Give the schedule its next time and, where it is due, accept an execution; whether one was accepted.
+
+    Both happen in this transaction, which only one of those that look at once can win.
+    """
+    try:
+        cron = Cron(due.trigger.config)
+    except Unprocessable:
+        log.warning("schedule cannot fire", trigger_id=str(due.trigger.trigger_id))
+        await _move(session, due, None, enabled=False)
+        return False
+    fires = due.next_fire_at is not None and _is_to_be_made_up(due, cron, moment)
+    if not await _move(session, due, cron.next_after(moment), **({"last_fired_at": moment} if fires else {})):
+        return False
+    if not fires:
+        return False
+    try:
+        await accept_for_trigger(
+            session, due.trigger, TriggerType.SCHEDULE, input_of_json(due.trigger.config.get("payload"))
+        )
+    except Forbidden as refusal:
+        log.warning("schedule refused", trigger_id=str(due.trigger.trigger_id), code=refusal.code)
+        return False
+    return True
+
+
+def _is_to_be_made_up(due: DueSchedule, cron: Cron, moment: datetime) -> bool:
+    """Whether a schedule that is due fires now: on time it does, late only as its `catch_up` says."""
+    missed = cron.last_before(moment)
+    if missed is None or (due.next_fire_at is not None and moment - due.next_fire_at <= PUNCTUAL):
+        return True
+    match due.trigger.config.get("catch_up"):
+        case "none":
+            return moment - missed <= PUNCTUAL
+        case "last":
+            return True
+        case _:
+            return moment - missed < FRESH
+
+
+async def _move(session: AsyncSession, due: DueSchedule, to: datetime | None, **values: object) -> bool:
+    """Write the next time unless another has done so since `due` was read."""
+    moved = await session.execute(
+        sa.update(TriggerRecord)
+        .where(
+            TriggerRecord.id == due.trigger.trigger_id,
+            TriggerRecord.next_fire_at.is_not_distinct_from(due.next_fire_at),
+            TriggerRecord.enabled.is_(True),
+        )
+        .values(next_fire_at=to, **values)
+        .returning(TriggerRecord.id)
+    )
+    return moved.first() is not None
+
+
+async def disarm_schedules(session: AsyncSession, flow_id: UUID) -> None:
+    """Take the times from a stopped flow's schedules: what they would have done meanwhile is not made up for."""
+    await session.execute(
+        sa.update(TriggerRecord)
+        .where(TriggerRecord.flow_id == flow_id, TriggerRecord.type == TriggerType.SCHEDULE)
+        .values(next_fire_at=None)
+    )
