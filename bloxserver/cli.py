@@ -8,6 +8,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Annotated, Any, NoReturn
 
+import structlog
 import typer
 
 from bloxserver import __version__
@@ -71,6 +72,8 @@ def serve(
 
     import uvicorn
 
+    if settings.is_production:
+        _run(_check_schema(settings))
     # uvicorn raises the signal that stopped it once more when all is done: an orderly end is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
@@ -83,6 +86,17 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=DRAIN_MARGIN_SECONDS,
     )
+
+
+async def _check_schema(settings: Settings) -> None:
+    """Said here in one line; the server would say it with a traceback."""
+    from bloxserver.api.main import prepare_database
+    from bloxserver.api.models.database import database
+
+    try:
+        await prepare_database(settings, database)
+    finally:
+        await database.dispose()
 
 
 @app.command()
@@ -110,7 +124,7 @@ async def _work(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     engine = Engine(settings, database, works=True)
     await engine.start()
-    typer.echo("bloxserver worker: ready", err=True)
+    structlog.stdlib.get_logger("bloxserver").info("worker ready", version=__version__)
     await stopped.wait()
     await engine.stop()
     await database.dispose()

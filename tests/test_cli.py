@@ -88,12 +88,22 @@ def test_a_database_that_is_away_is_told_without_its_address() -> None:
     assert "s3cret" not in refused.stderr
 
 
+PRODUCTION = {
+    "ENV": "production",
+    "ALLOW_SQLITE": "1",
+    "CLERK_ISSUER": "https://clerk.example.com",
+    "ENABLE_DOCS": "false",
+    "API_KEY_ENCRYPTION_KEY": "0123456789abcdef0123456789abcdef",
+}
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "told"),
     [
         (("worker",), {"DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "SQLite is for one process"),
         (("serve",), {"ENV": "production"}, "CLERK_ISSUER must be an https address in production"),
         (("serve",), {"PORT": "abc"}, "PORT: "),
+        (("serve",), {**PRODUCTION, "DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "run `bloxserver migrate` first"),
         (("migrate",), {"DATABASE_URL": "mysql://x"}, "only sqlite and postgresql are supported"),
     ],
 )
