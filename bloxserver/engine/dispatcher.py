@@ -62,7 +62,7 @@ class Dispatcher:
         while await self._dispatch():
             pass
         async with self._database.transaction(read_only=True) as session:
-            times = [await read_next_resume(session), await read_next_fire(session)]
+            times = [await read_next_resume(session, now()), await read_next_fire(session, now())]
         seconds = [(time - now()) / timedelta(seconds=1) for time in times if time is not None]
         return min(self._sweep_seconds, max(SHORTEST_PAUSE_SECONDS, min(seconds, default=self._sweep_seconds)))
 

@@ -17,6 +17,8 @@ from bloxserver.api.models.database import Database
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 Result = TypeVar("Result")
+PASSING_SIGNS = ("locked", "connection", "disk is full", "readonly database", "disk I/O error", "unable to open")
+"""What SQLite says, and drivers say without a SQLSTATE, where somebody can help."""
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 
@@ -32,9 +34,8 @@ def is_passing(error: BaseException) -> bool:
     return (
         error.connection_invalidated
         or state[:2] in ("08", "40", "53", "57")
-        or state == "55P03"
-        or "locked" in text
-        or "connection" in text.lower()
+        or state in ("25006", "55P03")
+        or any(sign in text for sign in PASSING_SIGNS)
     )
 
 

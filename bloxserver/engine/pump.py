@@ -160,7 +160,7 @@ class Pump:
         started = now()
         status, output, error, completed = StepStatus.SUCCESS, None, None, None
         try:
-            async with asyncio.timeout(listener.timeout_seconds):
+            async with asyncio.timeout(listener.timeout_seconds) as limit:
                 answer = await self._call(listener, message)
             if isinstance(answer, Wait):
                 status, output, completed = StepStatus.WAITING, answer.answer, answer.until
@@ -168,9 +168,10 @@ class Pump:
                 output = answer
         except BlockError as refusal:
             status, error = StepStatus.ERROR, refusal.message
-        except TimeoutError:
-            status, error = StepStatus.ERROR, f"no answer within {listener.timeout_seconds:g} seconds"
         except Exception as bug:
+            if isinstance(bug, TimeoutError) and limit.expired():
+                reason = f"no answer within {listener.timeout_seconds:g} seconds"
+                return Step(message, listener.block.name, StepStatus.ERROR, started, now(), error=reason)
             log.error("block failed unexpectedly", block=listener.block.name, exc_info=bug)
             status, error = StepStatus.ERROR, "internal error"
         return Step(message, listener.block.name, status, started, completed or now(), output, error)

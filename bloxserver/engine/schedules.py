@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import structlog
+
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.types import now
-from bloxserver.queries.triggers import read_due_schedules
-from bloxserver.services.schedules import fire_schedule
+from bloxserver.engine.patience import is_passing
+from bloxserver.queries.triggers import DueSchedule, read_due_schedules
+from bloxserver.services.schedules import fire_schedule, switch_off
+
+log = structlog.stdlib.get_logger("bloxserver.schedules")
 
 BATCH = 100
 
 
 async def fire_due_schedules(database: Database) -> None:
-    """Each in a transaction of its own: one that fails keeps no other from firing."""
+    """Fire what is due, each in a transaction of its own."""
     while True:
         async with database.transaction(read_only=True) as session:
             due = await read_due_schedules(session, now(), BATCH)
         for schedule in due:
-            async with database.transaction() as session:
-                await fire_schedule(session, schedule, now())
+            await _fire(database, schedule)
         if len(due) < BATCH:
             return
+
+
+async def _fire(database: Database, schedule: DueSchedule) -> None:
+    """One that cannot be fired is switched off, so that it keeps no other from firing."""
+    try:
+        async with database.transaction() as session:
+            await fire_schedule(session, schedule, now())
+    except Exception as error:
+        if is_passing(error):
+            raise
+        log.error("schedule failed", trigger_id=str(schedule.trigger.trigger_id), exc_info=error)
+        async with database.transaction() as session:
+            await switch_off(session, schedule)

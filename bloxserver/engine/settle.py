@@ -12,6 +12,7 @@ from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import FlowStatus
 from bloxserver.api.models.tables import FlowRecord
 from bloxserver.engine.organisms import parse_organism
+from bloxserver.engine.patience import is_passing
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.flows import read_unsettled_flows
 from bloxserver.services.flows import transition_flow
@@ -28,9 +29,17 @@ async def settle_flows(database: Database) -> None:
     while True:
         async with database.transaction(read_only=True) as session:
             waiting = await read_unsettled_flows(session, BATCH)
+        settled = 0
         for flow_id in waiting:
-            await settle_flow(database, flow_id)
-        if len(waiting) < BATCH:
+            try:
+                await settle_flow(database, flow_id)
+                settled += 1
+            except Exception as error:
+                if is_passing(error):
+                    raise
+                # It stays for the next sweep, and keeps no other flow waiting.
+                log.error("flow cannot be settled", flow_id=str(flow_id), exc_info=error)
+        if len(waiting) < BATCH or settled == 0:
             return
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -148,14 +149,18 @@ def payload_of(text: str | None) -> JsonValue:
     if text is None:
         return {}
     try:
-        value: JsonValue = json.loads(text, parse_constant=_refuse_constant)
+        value: JsonValue = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         return {"text": text}
     return value
 
 
-def _refuse_constant(name: str) -> JsonValue:
-    raise ValueError(f"{name} is not JSON")
+def _finite(number: str) -> float:
+    """What JSON can say again: neither NaN nor what is too large for a float."""
+    value = float(number)
+    if not isfinite(value):
+        raise ValueError("not a finite number")
+    return value
 
 
 def _json(value: JsonValue) -> str:

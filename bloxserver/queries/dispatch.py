@@ -71,10 +71,12 @@ async def read_due_executions(
     return [DueExecution(*row) for row in rows]
 
 
-async def read_next_resume(session: AsyncSession) -> datetime | None:
-    """When the next parked execution is due."""
+async def read_next_resume(session: AsyncSession, now: datetime) -> datetime | None:
+    """When the next parked execution is due, of those that are not: one that is due waits for a place."""
     return await session.scalar(
         sa.select(sa.func.min(ExecutionRecord.resume_at)).where(
-            ExecutionRecord.status == ExecutionStatus.RUNNING, ExecutionRecord.dispatched_at.is_(None)
+            ExecutionRecord.status == ExecutionStatus.RUNNING,
+            ExecutionRecord.dispatched_at.is_(None),
+            ExecutionRecord.resume_at > now,
         )
     )

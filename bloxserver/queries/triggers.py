@@ -117,10 +117,10 @@ async def read_due_schedules(session: AsyncSession, moment: datetime, limit: int
     return [DueSchedule(row[-1], TriggerRow(*row[:-1])) for row in rows]
 
 
-async def read_next_fire(session: AsyncSession) -> datetime | None:
-    """When the next schedule of a running flow is due."""
+async def read_next_fire(session: AsyncSession, moment: datetime) -> datetime | None:
+    """When the next schedule of a running flow is due after `moment`."""
     return await session.scalar(
         sa.select(sa.func.min(TriggerRecord.next_fire_at))
         .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
-        .where(*_live_schedules())
+        .where(*_live_schedules(), TriggerRecord.next_fire_at > moment)
     )

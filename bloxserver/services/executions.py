@@ -20,6 +20,9 @@ from bloxserver.queries.triggers import TriggerRow, read_webhook
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.usage import count_run
 
+MAX_TARGET_LENGTH = 255
+"""Longer than any listener's name: what is cut here names nobody, as it did before."""
+
 
 class Input(NamedTuple):
     """What an execution is given, as it is stored."""
@@ -78,7 +81,7 @@ async def accept_for_trigger(
         flow_version_id=trigger.active_version_id,
         trigger_id=trigger.trigger_id,
         trigger_type=kind,
-        target=target if isinstance(target, str) else None,
+        target=target[:MAX_TARGET_LENGTH] if isinstance(target, str) else None,
         given=given,
     )
 

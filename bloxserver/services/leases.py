@@ -20,6 +20,9 @@ from bloxserver.api.models.statements import insert_into
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, FlowVersionRecord
 from bloxserver.api.models.types import now
 
+ROWS_PER_INSERT = 500
+"""Both databases take some 32,000 values in a statement."""
+
 
 class LeaseLost(Exception):
     """The execution has ended, is gone, or belongs to another worker by now."""
@@ -85,9 +88,10 @@ async def save_steps(session: AsyncSession, execution: TakenExecution, steps: Se
     await _hold(session, execution)
     waited = {step.key for step in execution.steps if step.status is StepStatus.WAITING}
     new = [{**step, "execution_id": execution.id} for step in steps if step["key"] not in waited]
-    if new:
+    for begin in range(0, len(new), ROWS_PER_INSERT):
         # A commit whose answer was lost may have kept them already.
-        await session.execute(insert_into(session, ExecutionStepRecord).values(new).on_conflict_do_nothing())
+        rows = new[begin : begin + ROWS_PER_INSERT]
+        await session.execute(insert_into(session, ExecutionStepRecord).values(rows).on_conflict_do_nothing())
     for step in steps:
         if step["key"] in waited:
             await session.execute(

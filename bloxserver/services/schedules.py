@@ -33,7 +33,7 @@ async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetim
         cron = Cron(due.trigger.config)
     except Unprocessable:
         log.warning("schedule cannot fire", trigger_id=str(due.trigger.trigger_id))
-        await _move(session, due, None, enabled=False)
+        await switch_off(session, due)
         return False
     fires = due.next_fire_at is not None and _is_to_be_made_up(due, cron, moment)
     if not await _move(session, due, cron.next_after(moment), **({"last_fired_at": moment} if fires else {})):
@@ -48,6 +48,11 @@ async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetim
         log.warning("schedule refused", trigger_id=str(due.trigger.trigger_id), code=refusal.code)
         return False
     return True
+
+
+async def switch_off(session: AsyncSession, due: DueSchedule) -> None:
+    """Disable a schedule that cannot be fired."""
+    await _move(session, due, None, enabled=False)
 
 
 def _is_to_be_made_up(due: DueSchedule, cron: Cron, moment: datetime) -> bool:

@@ -42,7 +42,8 @@ async def test_parked_executions_wait_for_their_time(session: AsyncSession) -> N
     at = now() + timedelta(hours=1)
     parked = await create_execution(session, flow, resume_at=at, dispatch_number=1)
     assert await read_due_executions(session, now(), PLACES, 100) == []
-    assert await read_next_resume(session) == at
+    assert await read_next_resume(session, now()) == at
+    assert await read_next_resume(session, at) is None, "one that is due waits for a place"
     (due,) = await read_due_executions(session, at, PLACES, 100)
     assert (due.execution_id, due.number) == (parked.id, 1)
 

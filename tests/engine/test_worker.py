@@ -180,6 +180,19 @@ async def test_an_execution_ends_once(live_database: Database, worker: Worker) -
     assert len(await steps_of(live_database, execution)) == 1
 
 
+async def test_thousands_of_steps_may_end_together(live_database: Database, worker: Worker) -> None:
+    middle, leaves = [f"m{i}" for i in range(60)], [f"l{i}" for i in range(50)]
+    chain = [("root", middle), *((name, leaves) for name in middle), *((name, []) for name in leaves)]
+    listeners = "".join(
+        f"  - {{name: {name}, description: d, handler: echo, peers: [{', '.join(peers)}]}}\n" for name, peers in chain
+    )
+    text = f"organism: {{name: wide}}\nlisteners:\n{listeners}execution: {{max_iterations: 10000}}\n"
+    execution = await accepted(live_database, text)
+    await worker.run(execution.id, 0)
+    assert (await stored(live_database, execution)).status is ExecutionStatus.SUCCESS
+    assert len(await steps_of(live_database, execution)) == 1 + 60 + 60 * 50
+
+
 async def test_a_deleted_flow_ends_the_work_quietly(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database)
     async with live_database.transaction() as session:
@@ -232,6 +245,8 @@ async def test_draining_hands_over_what_does_not_end_in_time(live_database: Data
         ('"s"', "s"),
         ("null", None),
         ("NaN", {"text": "NaN"}),
+        ("[1e400]", {"text": "[1e400]"}),
+        ("[1e3]", [1000.0]),
         ("[" * 100_000, {"text": "[" * 100_000}),
         ("9" * 5_000, {"text": "9" * 5_000}),
     ],

@@ -177,6 +177,15 @@ async def test_one_that_cannot_fire_is_switched_off_and_keeps_no_other_from_firi
     assert (await stored(live_database, broken)).enabled is False
 
 
+@pytest.mark.parametrize("config", [{"target": "t" * 300}, {"payload": "a\0b"}, {"payload": "\ud800"}])
+async def test_one_that_fails_keeps_no_other_from_firing(live_database: Database, config: dict[str, Any]) -> None:
+    """Written by hand: the API refuses such payloads."""
+    await schedule(live_database, MINUTELY | config, next_fire_at=now() - timedelta(seconds=9))
+    sound = await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=5))
+    await fire_due_schedules(live_database)
+    assert sound.id in {execution.trigger_id for execution in await executions(live_database)}
+
+
 class TestApi:
     async def created(self, client: httpx.AsyncClient, kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         flow = (await client.post("/api/v1/flows", json={"name": "A flow"})).json()
