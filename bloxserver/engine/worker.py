@@ -132,7 +132,7 @@ class Worker:
                 case Finished(output):
                     await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=_json(output))
                 case Failed(error):
-                    await leases.end_execution(session, execution, ExecutionStatus.ERROR, error=error)
+                    await leases.end_execution(session, execution, ExecutionStatus.ERROR, error=_storable(error))
                 case Parked(until):
                     await leases.park(session, execution, until)
 
@@ -173,6 +173,11 @@ def _json(value: JsonValue) -> str:
     return text
 
 
+def _storable(text: str) -> str:
+    """The text as every database takes it: an error may quote what a user sent."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 def _row(step: Step) -> dict[str, Any]:
     return {
         "id": step.id,
@@ -183,7 +188,7 @@ def _row(step: Step) -> dict[str, Any]:
         "status": step.status,
         "input_payload": _json(step.message.payload),
         "output_payload": None if step.error is not None else _json(step.output),
-        "error_message": step.error,
+        "error_message": step.error and _storable(step.error),
         "started_at": step.started_at,
         "completed_at": step.completed_at,
         "duration_ms": elapsed_ms(step),

@@ -101,6 +101,21 @@ async def test_a_definition_that_cannot_run_ends_in_error(
     assert error in (ended.error_message or "")
 
 
+@pytest.mark.parametrize("name", ["x\\u0000", "connection\\ud800"])
+async def test_an_error_that_quotes_what_no_database_stores_is_kept(
+    live_database: Database, worker: Worker, name: str
+) -> None:
+    text = "organism: {name: x}\nlisteners:\n  - {name: a, description: d, handler: http.request}\n"
+    payload = f'{{"url": "http://x.example/", "headers": {{"{name}": 5}}}}'
+    execution = await accepted(live_database, text, input_payload=payload)
+    async with asyncio.timeout(20):
+        await worker.run(execution.id, 0)
+    ended = await stored(live_database, execution)
+    assert ended.status is ExecutionStatus.ERROR
+    assert (ended.error_message or "").startswith("a: ")
+    assert [step.status for step in await steps_of(live_database, execution)] == [StepStatus.ERROR]
+
+
 async def test_an_unknown_target_ends_in_error(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database, target="nobody")
     await worker.run(execution.id, 0)
