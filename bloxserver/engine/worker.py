@@ -32,11 +32,15 @@ log = structlog.stdlib.get_logger("bloxserver.engine")
 LEASE_SECONDS = 5
 """How long taking a lease may still take when the worker stops."""
 
+RETRY_SECONDS = 5
+"""Pause before an execution is tried again that the database would not let run."""
+
 
 class Worker:
     """What a process does with the jobs that it gets."""
 
-    def __init__(self, database: Database, http: GuardedClient) -> None:
+    def __init__(self, database: Database, http: GuardedClient, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._retry_seconds = retry_seconds
         self._database = database
         self._http = http
         self._running: dict[asyncio.Task[Any], TakenExecution | None] = {}
@@ -44,14 +48,26 @@ class Worker:
 
     async def run(self, execution_id: UUID, number: int) -> None:
         """Run an execution until it ends or waits. Does nothing where it has ended, is gone, or was handed on."""
+        while True:
+            if await self._attempt(execution_id, number):
+                return
+            # A job that failed is never given out again, and its execution would be `running` for ever.
+            await asyncio.sleep(self._retry_seconds)
+
+    async def _attempt(self, execution_id: UUID, number: int) -> bool:
+        """Whether there is nothing left to do; False where even the end could not be written."""
         task = asyncio.create_task(self._run(execution_id, number))
         self._running[task] = None
         try:
             await task
         except LeaseLost:
             log.info("execution taken by another worker, or gone", execution_id=str(execution_id))
+        except Exception as error:
+            log.error("execution cannot be run now", execution_id=str(execution_id), exc_info=error)
+            return False
         finally:
             self._running.pop(task, None)
+        return True
 
     async def drain(self, seconds: float) -> None:
         """Wait for running executions; those that do not end in time, or come now, are handed over."""

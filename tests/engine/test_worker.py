@@ -208,6 +208,23 @@ async def test_thousands_of_steps_may_end_together(live_database: Database, work
     assert len(await steps_of(live_database, execution)) == 1 + 60 + 60 * 50
 
 
+async def test_a_database_that_refuses_for_a_while_strands_nothing(live_database: Database) -> None:
+    """As in a deploy that goes wrong: the error is no lost connection, so it is not simply tried again."""
+    http = GuardedClient()
+    execution = await accepted(live_database)
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE execution_steps RENAME TO elsewhere"))
+    running = asyncio.create_task(Worker(live_database, http, retry_seconds=0.05).run(execution.id, 0))
+    done, _ = await asyncio.wait([running], timeout=0.3)
+    assert not done, "the job is kept"
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE elsewhere RENAME TO execution_steps"))
+    async with asyncio.timeout(20):
+        await running
+    await http.aclose()
+    assert (await stored(live_database, execution)).status is ExecutionStatus.SUCCESS
+
+
 async def test_a_deleted_flow_ends_the_work_quietly(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database)
     async with live_database.transaction() as session:
