@@ -93,6 +93,7 @@ def caused_by(cause: Exception) -> Exception:
         *((wrapped(state), 500, "internal_error") for state in ("42P01", "42703", "0A000", "XX000", "25P02")),
         (Reported("57P01"), 503, "database_unavailable"),
         (ConnectionRefusedError("secret"), 503, "database_unavailable"),
+        (DBAPIError("SELECT", {}, ConnectionRefusedError("secret")), 503, "database_unavailable"),
         (TimeoutError("secret"), 503, "database_unavailable"),
         (PoolTimeoutError("secret"), 503, "database_unavailable"),
         (caused_by(ConnectionResetError()), 503, "database_unavailable"),

@@ -112,6 +112,7 @@ def _of_database(error: Exception) -> BloxError | None:
         state[:2] in ("08", "40", "53", "57")
         or state == "55P03"
         or isinstance(error, PoolTimeoutError | OSError)
+        or isinstance(getattr(error, "orig", None), OSError)
         or (
             isinstance(error, DBAPIError)
             and (error.connection_invalidated or "locked" in text or "unable to open" in text)
