@@ -12,8 +12,8 @@ WORKDIR /src
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv --without-pip /opt/bloxserver \
     && python -m venv --without-pip /opt/build \
-    && pip --python /opt/bloxserver/bin/python install --only-binary :all: --require-hashes -r requirements.lock \
-    && pip --python /opt/build/bin/python install --only-binary :all: --require-hashes -r requirements-build.lock
+    && pip --python /opt/bloxserver/bin/python install --only-binary :all: --no-deps --require-hashes -r requirements.lock \
+    && pip --python /opt/build/bin/python install --only-binary :all: --no-deps --require-hashes -r requirements-build.lock
 
 COPY pyproject.toml README.md ./
 COPY bloxserver bloxserver

@@ -79,7 +79,7 @@ $(LOCKED): requirements-dev.lock
 	@echo "creating $(VENV) with $$("$(PYTHON)" --version) from $<"
 	@rm -rf $(VENV)
 	@"$(PYTHON)" -m venv --without-pip $(VENV)
-	@$(PIP_INSTALL) --require-hashes --requirement $<
+	@$(PIP_INSTALL) --require-hashes --no-deps --requirement $<
 	@echo "$(CURDIR)" > $@
 
 $(INSTALLED): $(LOCKED) pyproject.toml
