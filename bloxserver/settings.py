@@ -87,6 +87,15 @@ class Settings(BaseSettings):
         20, gt=0, le=600, description="Silence after which a worker's work is taken over."
     )
     drain_seconds: float = Field(10, ge=0, le=600, description="Time that running work gets when a worker stops.")
+    stop_grace_seconds: float = Field(
+        30, ge=0, le=86_400, description="Time that the running executions of a flow get when it is stopped."
+    )
+    call_depth: int = Field(
+        8,
+        ge=0,
+        le=100,
+        description="How deep flows may call flows, and webhooks of this server, before it is an error.",
+    )
     concurrency_free: int = Field(2, ge=1, description="Executions of one free user that run at once.")
     concurrency_pro: int = Field(10, ge=1, description="Executions of one pro user that run at once.")
     concurrency_enterprise: int = Field(50, ge=1, description="Executions of one enterprise user that run at once.")
@@ -97,11 +106,34 @@ class Settings(BaseSettings):
         (), description="Private networks that flows may reach all the same, comma separated, like 10.0.0.0/8."
     )
 
+    llm_provider: Annotated[Literal["openai", "anthropic"] | None, BeforeValidator(_blank_as_none)] = Field(
+        None, description="Which API the language models speak; unset, it follows from LLM_BASE_URL and LLM_MODEL."
+    )
+    llm_base_url: OptionalText = Field(
+        None, description="Address of an OpenAI-compatible server, or of Anthropic; unset, the provider's own."
+    )
+    llm_api_key: OptionalSecret = Field(None, description="Key for the language models.")
+    llm_model: OptionalText = Field(None, description="The model of agents that name none.")
+    llm_timeout_seconds: float = Field(
+        120, gt=0, le=3_600, description="Longest wait for one answer of a language model."
+    )
+
+    smtp_host: OptionalText = Field(None, description="Mail server for email.send and for failure notices.")
+    smtp_port: int = Field(587, ge=1, le=65535, description="Its port.")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="How the connection to the mail server is encrypted."
+    )
+    smtp_username: OptionalText = Field(None, description="User name for the mail server.")
+    smtp_password: OptionalSecret = Field(None, description="Password for the mail server.")
+    smtp_from: OptionalText = Field(None, description="Sender of mails that name none.")
+
     redis_url: OptionalText = Field(None, description="Accepted for compatibility; nothing uses Redis.")
     stripe_secret_key: OptionalSecret = Field(None, description="Secret key of the Stripe account.")
     stripe_webhook_secret: OptionalSecret = Field(None, description="Signing secret of the Stripe webhook.")
     api_key_encryption_key: OptionalSecret = Field(
-        None, description="Key that seals the secrets which users store: at least 32 characters."
+        None,
+        description="Keys that seal the secrets which users store, comma separated, each of at least 32 characters: "
+        "the first seals, all of them open.",
     )
 
     problems: tuple[str, ...] = Field((), exclude=True, description="What could not be read; not a setting.")
@@ -111,7 +143,7 @@ class Settings(BaseSettings):
     def _async_driver(cls, value: str) -> str:
         return normalised_database_url(value).render_as_string(hide_password=False)
 
-    @field_validator("clerk_issuer", "webhook_base_url")
+    @field_validator("clerk_issuer", "webhook_base_url", "llm_base_url")
     @classmethod
     def _no_trailing_slash(cls, value: str | None) -> str | None:
         return value.rstrip("/") if value else value

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from bloxserver.clients.http import GuardedClient
+
+if TYPE_CHECKING:
+    from bloxserver.clients.llm import LanguageModels
+    from bloxserver.clients.mail import Mailer
 
 
 class BlockConfig(BaseModel):
@@ -23,12 +28,18 @@ class NoConfig(BlockConfig):
 
 
 class BlockError(Exception):
-    """A message that a block could not handle: `code` is stable and snake_case, the flow's owner reads the text."""
+    """A message that a block could not handle: `code` is stable and snake_case, the flow's owner reads the text.
 
-    def __init__(self, code: str, message: str) -> None:
+    `retryable` says whether another attempt at the same message may end otherwise, `retry_after` how many seconds
+    it should wait at the least.
+    """
+
+    def __init__(self, code: str, message: str, *, retryable: bool = True, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.retryable = retryable
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,91 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Routed:
+    """Returned by a handler that chooses who gets its answer: those of the listener's peers that `to` names."""
+
+    answer: JsonValue
+    to: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Called:
+    """Returned by a handler that leaves the answer to another execution: its output becomes the answer."""
+
+    execution_id: UUID
+
+
+Result = JsonValue | Wait | Routed | Called
+
+
+class KeyValueStore(Protocol):
+    """What the flow remembers from one execution to the next. Limits are told by `BlockError`."""
+
+    async def get(self, key: str) -> tuple[bool, JsonValue]:
+        """Whether there is a value, and the value."""
+
+    async def set(self, key: str, value: JsonValue) -> None: ...
+
+    async def delete(self, key: str) -> bool:
+        """Whether there was a value."""
+
+    async def add(self, key: str, value: JsonValue) -> tuple[bool, JsonValue]:
+        """Set the key unless it has a value: whether it was set by this message, and the value that is there now."""
+
+    async def increment(self, key: str, by: float) -> float:
+        """Add to a number, which is 0 where there is none, once for each message; returns the sum."""
+
+
+class FlowCaller(Protocol):
+    """Starts executions of other flows of the same user."""
+
+    async def call(self, flow: str, payload: JsonValue, target: str | None) -> UUID:
+        """The id of the execution that was accepted; the same for every call from one attempt at a message.
+
+        `flow` is an id, or a name that one flow alone has. Raises `BlockError`.
+        """
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A listener that an agent may call."""
+
+    name: str
+    """As a model may spell it: letters, digits, _ and -, at most 64."""
+    listener: str
+    description: str
+    schema: dict[str, Any]
+    """JSON Schema of an object. Where the listener takes anything else, an object whose `input` is the payload."""
+    wrapped: bool
+    """Whether the payload is the `input` of what the model gives."""
+
+
+class Conversation(Protocol):
+    """An agent's memory and its hands, kept by the engine through interruptions."""
+
+    @property
+    def state(self) -> JsonValue:
+        """What was kept last for this message; None at the beginning."""
+
+    async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
+        """Store the state, and count tokens that were used since it was last called."""
+
+    async def call(self, tool: Tool, payload: JsonValue, call: str) -> JsonValue:
+        """What the listener answers. `call` names the call within the conversation: one that was answered before
+        an interruption is not made again. Raises `BlockError` where the listener failed.
+        """
+
+
+@dataclass(frozen=True)
+class AgentContext:
+    """What an agent gets on top of what every block gets."""
+
+    models: LanguageModels
+    tools: Sequence[Tool]
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
 class BlockContext:
     """The world as a handler may use it."""
 
@@ -51,16 +147,29 @@ class BlockContext:
     """The current time, aware UTC."""
     idempotency_key: str
     """The same for every attempt at this message, and for no other message."""
+    store: KeyValueStore
+    flows: FlowCaller
+    mail: Mailer
+    depth: int = 0
+    """How many executions stand above this one; told to servers that may be our own, so that a circle ends."""
+    agent: AgentContext | None = None
+    """For agents alone."""
 
 
 Payload = TypeVar("Payload", bound=BaseModel)
 Config = TypeVar("Config", bound=BlockConfig)
-Handler = Callable[[Payload, Config, BlockContext], Awaitable[JsonValue | Wait]]
+Handler = Callable[[Payload, Config, BlockContext], Awaitable[Result]]
+
+
+def no_targets(config: Any) -> Iterable[str]:
+    return ()
 
 
 @dataclass(frozen=True)
 class Block(Generic[Payload, Config]):
-    """A built-in handler. `aliases` are dotted paths under which organisms may also name it."""
+    """A built-in handler. `aliases` are dotted paths under which organisms may also name it; one that ends in `*`
+    stands for all that begin alike.
+    """
 
     name: str
     description: str
@@ -70,6 +179,12 @@ class Block(Generic[Payload, Config]):
     aliases: tuple[str, ...] = ()
     payload_aliases: tuple[str, ...] = ()
     """Names that an organism may give as `payload_class`."""
+    templates: frozenset[str] = frozenset()
+    """Members of `config` in whose texts `{{ payload.… }}` and `{{ secrets.NAME }}` are replaced before the handler
+    is called. A secret may stand nowhere else: what a handler answers is stored.
+    """
+    targets: Callable[[Config], Iterable[str]] = no_targets
+    """The listeners that a config names: they become peers."""
     example: dict[str, Any] = field(default_factory=dict)
     """A `config` and a `payload` that show it."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
-from bloxserver.blocks.base import AnyBlock, BlockConfig
+from pydantic import JsonValue
+
+from bloxserver.blocks.base import AnyBlock, BlockConfig, Tool
+from bloxserver.blocks.expressions import Expression
 
 
 class UnknownListener(LookupError):
@@ -17,25 +21,57 @@ class UnknownListener(LookupError):
 
 
 @dataclass(frozen=True, slots=True)
+class Peer:
+    """A way that messages take from a listener: its answer or, `on` an error, the error, where `when` holds."""
+
+    to: str
+    on: Literal["answer", "error"] = "answer"
+    when: Expression | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """One station of the organism: `block` handles its messages with `config`, `peers` get its answers."""
 
     name: str
     description: str
-    handler: str
-    """The block's name as the definition has it, which may be an alias."""
+    handler: str | None
+    """The block's name as the definition has it, which may be an alias; null for an agent that has a prompt."""
     block: AnyBlock
     config: BlockConfig
+    given_config: dict[str, JsonValue] = field(default_factory=dict)
+    """The config as it is written, with its placeholders."""
+    templates: frozenset[str] = frozenset()
+    """The members of `given_config` that hold placeholders; where there are none, `config` serves as it is."""
+    secrets: frozenset[str] = frozenset()
+    """The names of the secrets in it."""
     payload_class: str | None = None
-    peers: tuple[str, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    """For an agent: the peers that it may call. They answer the agent, not their own peers."""
     timeout_seconds: float | None = None
-    """For one message; null: only the execution's own limit counts."""
+    """For one attempt at a message; null: only the execution's own limit counts."""
+    retries: int = 0
+    """How often a message is tried again that could not be handled."""
+    backoff_seconds: float = 1
+    """The pause before the first retry; it doubles with each one."""
     agent: bool = False
+    """As the definition has it; what has a prompt and no handler is an agent in deed: `tools`, `block`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureNotice:
+    """Who is told of an execution that failed. Texts may hold `{{ secrets.NAME }}`."""
+
+    url: str | None = None
+    secret: str | None = None
+    """Signs the notices that go to `url` (Standard Webhooks)."""
+    email: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionLimits:
-    """How long one execution may take, in seconds, and how many messages it may handle."""
+    """How long one execution may take, in seconds of work, and how many messages it may handle."""
 
     timeout_seconds: float = 300
     max_iterations: int = 100
@@ -49,6 +85,7 @@ class Organism:
     listeners: tuple[Listener, ...]
     description: str | None = None
     execution: ExecutionLimits = ExecutionLimits()
+    on_failure: FailureNotice | None = None
 
     @cached_property
     def _by_name(self) -> dict[str, Listener]:
@@ -67,6 +104,7 @@ class Organism:
         """
         if target is not None:
             return self.listener(target)
-        peers = {peer for listener in self.listeners for peer in listener.peers}
+        peers = {peer.to for listener in self.listeners for peer in listener.peers}
+        peers |= {tool.listener for listener in self.listeners for tool in listener.tools}
         free = [listener for listener in self.listeners if listener.name not in peers]
         return free[0] if len(free) == 1 else self.listeners[0]

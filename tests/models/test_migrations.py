@@ -84,6 +84,9 @@ async def fill(session: AsyncSession) -> None:
         "user_api_keys": {"user_id": user},
         "stripe_events": {},
         "workers": {},
+        "secrets": {"user_id": user},
+        "key_values": {"flow_id": flow},
+        "failure_notices": {"execution_id": execution},
     }
     samples: dict[type[Any], Any] = {
         sa.String: "t",
@@ -119,7 +122,7 @@ async def test_up_down_and_up_again_with_data(database: Database) -> None:
             await fill(session)
         before = await contents(database)
         assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(before, 1)
-        assert len(before) == 10
+        assert len(before) == 13
         await database.migrate()
         assert await contents(database) == before, "a second migration changes nothing"
         await downgrade(database)

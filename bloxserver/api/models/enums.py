@@ -41,9 +41,24 @@ class ExecutionStatus(StrEnum):
 
 
 class StepStatus(StrEnum):
+    RUNNING = "running"
     WAITING = "waiting"
+    """The answer is known and due later."""
+    RETRYING = "retrying"
+    """An attempt failed; the next one is due later."""
+    CALLING = "calling"
+    """Another execution is to give the answer."""
     SUCCESS = "success"
     ERROR = "error"
+    CANCELLED = "cancelled"
+    """The execution ended before the step did."""
+
+
+class NoticeChannel(StrEnum):
+    """How a failure notice travels."""
+
+    URL = "url"
+    EMAIL = "email"
 
 
 class InputEncoding(StrEnum):

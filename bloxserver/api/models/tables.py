@@ -16,6 +16,7 @@ from bloxserver.api.models.enums import (
     ExecutionStatus,
     FlowStatus,
     InputEncoding,
+    NoticeChannel,
     StepStatus,
     Tier,
     TriggerType,
@@ -28,10 +29,14 @@ __all__ = [
     "ExecutionRecord",
     "ExecutionStatus",
     "ExecutionStepRecord",
+    "FailureNoticeRecord",
     "FlowRecord",
     "FlowStatus",
     "FlowVersionRecord",
     "InputEncoding",
+    "KeyValueRecord",
+    "NoticeChannel",
+    "SecretRecord",
     "StepStatus",
     "StripeEventRecord",
     "Tier",
@@ -95,6 +100,12 @@ class FlowRecord(Base):
     )
     active_version_id: Mapped[uuid.UUID | None]
     """The version that the last start armed. No foreign key: versions already point at their flow."""
+    active_version: Mapped[int | None]
+    """Its number."""
+    latest_version: Mapped[int | None]
+    """The number of the newest version; null where none was made yet, as for rows that were written by hand."""
+    stop_requested_at: Mapped[datetime | None]
+    """When the last stop was asked for: from then on what still runs has `STOP_GRACE_SECONDS`."""
     container_id: Mapped[str | None] = mapped_column(sa.String(255))
     error_message: Mapped[str | None] = mapped_column(sa.Text)
     created_at: Mapped[CreatedAt]
@@ -110,7 +121,7 @@ class FlowRecord(Base):
 
 
 class FlowVersionRecord(Base):
-    """A definition as it was started: what an execution ran stays readable after the flow was edited."""
+    """A definition as it was saved: what an execution ran stays readable after the flow was edited."""
 
     __tablename__ = "flow_versions"
     __table_args__ = (sa.UniqueConstraint("flow_id", "number"),)
@@ -182,12 +193,23 @@ class ExecutionRecord(Base):
             sqlite_where=sa.text("status = 'running'"),
             postgresql_where=sa.text("status = 'running'"),
         ),
+        # a step that calls a flow is handled again after a crash, and must find what it began
+        sa.Index(
+            "ix_executions_calls",
+            "parent_id",
+            "parent_key",
+            unique=True,
+            sqlite_where=sa.text("parent_id IS NOT NULL"),
+            postgresql_where=sa.text("parent_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[Id]
     flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
     flow_version_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("flow_versions.id", ondelete="SET NULL"))
     """The definition that it runs; null means the flow's current one."""
+    flow_version: Mapped[int | None]
+    """That version's number."""
     trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="SET NULL"), index=True)
     trigger_type: Mapped[TriggerType] = mapped_column(enum_text(TriggerType))
     target: Mapped[str | None] = mapped_column(sa.String(255))
@@ -207,6 +229,20 @@ class ExecutionRecord(Base):
         enum_text(InputEncoding), default=InputEncoding.TEXT, server_default=InputEncoding.TEXT.value
     )
     output_payload: Mapped[str | None] = mapped_column(sa.Text)
+    input_tokens: Mapped[Counter]
+    """Tokens that language models read for it."""
+    output_tokens: Mapped[Counter]
+    """Tokens that language models wrote for it."""
+    retry_of: Mapped[uuid.UUID | None]
+    """The execution that this one does again. No foreign key: the older one may be gone."""
+    parent_id: Mapped[uuid.UUID | None]
+    """The execution whose step called this one's flow."""
+    parent_key: Mapped[str | None] = mapped_column(sa.String(320))
+    """That step's key and attempt."""
+    depth: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many executions stand above it, through calls and through webhooks that flows sent."""
+    worked_ms: Mapped[Counter]
+    """Time that workers spent on it until it was last parked: what counts against its time limit."""
 
     dispatch_number: Mapped[int] = mapped_column(default=0, server_default="0")
     """How often it was handed to the engine; part of the engine's job id, so that handing over twice is once."""
@@ -225,12 +261,14 @@ class ExecutionStepRecord(Base):
     """One handled message: checkpoint, timeline and log in one. A step that is here as a success never runs again."""
 
     __tablename__ = "execution_steps"
-    __table_args__ = (sa.UniqueConstraint("execution_id", "key"),)
+    __table_args__ = (sa.UniqueConstraint("execution_id", "key"), sa.Index(None, "execution_id", "sequence"))
 
     id: Mapped[Id]
     execution_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
     key: Mapped[str] = mapped_column(sa.String(255))
     """Says which message of the execution this is, the same on every run: the sender's step and the listener."""
+    sequence: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Counts the changes of an execution's steps: that of this one's last change."""
     parent_id: Mapped[uuid.UUID | None]
     """The step whose answer was this message; null for the entry."""
     listener: Mapped[str] = mapped_column(sa.String(255))
@@ -242,10 +280,21 @@ class ExecutionStepRecord(Base):
     input_payload: Mapped[str | None] = mapped_column(sa.Text)
     output_payload: Mapped[str | None] = mapped_column(sa.Text)
     error_message: Mapped[str | None] = mapped_column(sa.Text)
+    error_code: Mapped[str | None] = mapped_column(sa.String(64))
     started_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
     completed_at: Mapped[datetime | None]
-    """For a waiting step: when its answer is due."""
+    """For a step that waits: when it goes on."""
     duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    input_tokens: Mapped[Counter]
+    output_tokens: Mapped[Counter]
+    routed_to: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """The listeners that the block chose for its answer; null where it left that to the definition."""
+    called_id: Mapped[uuid.UUID | None]
+    """The execution that gives, or gave, the answer."""
+    copied: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """Taken over from the execution that this one retries."""
+    state: Mapped[str | None] = mapped_column(sa.Text)
+    """What an agent has said and heard so far, as JSON: it goes on from there after an interruption."""
 
 
 class UsageRecord(Base):
@@ -304,3 +353,59 @@ class WorkerRecord(Base):
     executor_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     beat_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
     started_at: Mapped[CreatedAt]
+
+
+class SecretRecord(Base):
+    """A secret of a user, sealed."""
+
+    __tablename__ = "secrets"
+    __table_args__ = (sa.UniqueConstraint("user_id", "name"),)
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(sa.String(64))
+    sealed: Mapped[str] = mapped_column(sa.Text, default="", server_default="")
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[UpdatedAt]
+
+
+class KeyValueRecord(Base):
+    """What a flow remembers from one execution to the next."""
+
+    __tablename__ = "key_values"
+
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    value: Mapped[str] = mapped_column(sa.Text, default="null", server_default="null")
+    """JSON."""
+    size: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Bytes of key and value."""
+    written_by: Mapped[str | None] = mapped_column(sa.String(320))
+    """The idempotency key of the step that wrote it last."""
+    updated_at: Mapped[UpdatedAt]
+
+
+class FailureNoticeRecord(Base):
+    """A message about an execution that failed, to be delivered; written in the transaction that ends it."""
+
+    __tablename__ = "failure_notices"
+    __table_args__ = (
+        sa.UniqueConstraint("execution_id", "channel"),
+        sa.Index(
+            "ix_failure_notices_due",
+            "due_at",
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[Id]
+    execution_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
+    channel: Mapped[NoticeChannel] = mapped_column(enum_text(NoticeChannel))
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
+    due_at: Mapped[datetime | None]
+    """When it is to be sent; null once it was delivered, or given up."""
+    delivered_at: Mapped[datetime | None]
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    """Why the last attempt failed."""
+    created_at: Mapped[CreatedAt]

@@ -1,0 +1,6 @@
+"""Talks to language models."""
+
+from __future__ import annotations
+
+
+class LanguageModels: ...

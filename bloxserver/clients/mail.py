@@ -1,0 +1,6 @@
+"""Sends mail."""
+
+from __future__ import annotations
+
+
+class Mailer: ...
