@@ -5,21 +5,57 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from ipaddress import ip_network
+from uuid import UUID
 
 import pytest
+from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockContext
 from bloxserver.clients.http import GuardedClient
+from bloxserver.clients.mail import Mailer
 from tests.clients.loopback import LoopbackServer, running_server
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
+class NoStore:
+    """For blocks that remember nothing."""
+
+    async def get(self, key: str) -> tuple[bool, JsonValue]:
+        raise AssertionError("not expected here")
+
+    async def set(self, key: str, value: JsonValue) -> None:
+        raise AssertionError("not expected here")
+
+    async def delete(self, key: str) -> bool:
+        raise AssertionError("not expected here")
+
+    async def add(self, key: str, value: JsonValue) -> tuple[bool, JsonValue]:
+        raise AssertionError("not expected here")
+
+    async def increment(self, key: str, by: float) -> float:
+        raise AssertionError("not expected here")
+
+
+class NoFlows:
+    """For blocks that call no flow."""
+
+    async def call(self, flow: str, payload: JsonValue, target: str | None) -> UUID:
+        raise AssertionError("not expected here")
+
+
 @pytest.fixture
 async def context() -> AsyncIterator[BlockContext]:
-    """Time stands still, and 127.0.0.1 may be reached."""
+    """Time stands still, 127.0.0.1 may be reached, and there is no store, no other flow and no mail server."""
     client = GuardedClient(allow=[ip_network("127.0.0.1/32")], max_response_bytes=100_000)
-    yield BlockContext(http=client, clock=lambda: NOW, idempotency_key="key-1")
+    yield BlockContext(
+        http=client,
+        clock=lambda: NOW,
+        idempotency_key="key-1",
+        store=NoStore(),
+        flows=NoFlows(),
+        mail=Mailer(default=None, sender=None),
+    )
     await client.aclose()
 
 
