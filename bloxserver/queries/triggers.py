@@ -50,6 +50,7 @@ class TriggerRow(NamedTuple):
     flow_name: str
     flow_status: FlowStatus
     active_version_id: UUID | None
+    active_version: int | None
     user_id: UUID
     tier: Tier | None
     current_period_start: datetime | None
@@ -68,6 +69,7 @@ def _trigger_rows() -> sa.Select[Any]:
             FlowRecord.name,
             FlowRecord.status,
             FlowRecord.active_version_id,
+            FlowRecord.active_version,
             FlowRecord.user_id,
             UserRecord.tier,
             UserRecord.current_period_start,

@@ -19,6 +19,7 @@ from bloxserver.queries.flows import owned_by
 from bloxserver.queries.triggers import TriggerRow, read_webhook
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.usage import count_run
+from bloxserver.settings import get_settings
 
 MAX_TARGET_LENGTH = 255
 """Longer than any listener's name: what is cut here names nobody, as it did before."""
@@ -37,7 +38,7 @@ async def run_flow(
     """Accept a run by hand; raises `NotFound`, `BadRequest` where the flow does not run, `Forbidden` at the limit."""
     flow = (
         await session.execute(
-            sa.select(FlowRecord.status, FlowRecord.active_version_id).where(
+            sa.select(FlowRecord.status, FlowRecord.active_version_id, FlowRecord.active_version).where(
                 owned_by(user_id), FlowRecord.id == flow_id
             )
         )
@@ -47,48 +48,70 @@ async def run_flow(
     if flow.status is not FlowStatus.RUNNING:
         raise BadRequest("flow_not_running", f"Flow must be running to execute (current: {flow.status.value})")
     await count_run(session, user_id, tier, period, now())
-    return await _accept(
+    return await accept(
         session,
         flow_id=flow_id,
         flow_version_id=flow.active_version_id,
+        flow_version=flow.active_version,
         trigger_type=TriggerType.MANUAL,
         given=given,
     )
 
 
-async def receive_webhook(session: AsyncSession, token: str, given: Input) -> UUID:
-    """Accept a run by webhook and return its id; raises as `run_flow` does, and `Conflict` for a disabled one."""
+async def receive_webhook(session: AsyncSession, token: str, given: Input, depth: int = 0) -> UUID:
+    """Accept a run by webhook and return its id; raises as `run_flow` does, and `Conflict` for a disabled one.
+
+    `depth` is how many executions stand above it, as the sender says; raises `BadRequest` for too many.
+    """
     webhook = await read_webhook(session, token)
     if webhook.flow_status is not FlowStatus.RUNNING:
         raise BadRequest("flow_not_running", f"Flow is not running (status: {webhook.flow_status.value})")
     if not webhook.enabled:
         raise Conflict("trigger_disabled", "Webhook is disabled")
-    execution = await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, given)
+    require_depth(depth)
+    execution = await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, given, depth)
     return execution.id
 
 
+def require_depth(depth: int) -> None:
+    """Raise `BadRequest` where more executions stand above one than `CALL_DEPTH` allows: flows that call each other
+    in a circle come to an end there.
+    """
+    limit = get_settings().call_depth
+    if depth > limit:
+        raise BadRequest("call_depth_exceeded", f"Flows call each other more than {limit} deep")
+
+
 async def accept_for_trigger(
-    session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input
+    session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input, depth: int = 0
 ) -> ExecutionRecord:
     """Count and accept a run that a trigger asked for; raises `Forbidden` at the limit."""
     moment = now()
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
     await count_run(session, trigger.user_id, trigger.tier or "free", period, moment)
     target = trigger.config.get("target")
-    return await _accept(
+    return await accept(
         session,
         flow_id=trigger.flow_id,
         flow_version_id=trigger.active_version_id,
+        flow_version=trigger.active_version,
         trigger_id=trigger.trigger_id,
         trigger_type=kind,
         target=target[:MAX_TARGET_LENGTH] if isinstance(target, str) else None,
         given=given,
+        depth=depth,
     )
 
 
-async def _accept(session: AsyncSession, *, given: Input, **values: Any) -> ExecutionRecord:
+async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values: Any) -> ExecutionRecord:
+    """Insert the execution that is the job, without a check or a count: those are the caller's."""
     execution = ExecutionRecord(
-        id=new_id(), started_at=now(), input_payload=given.payload, input_encoding=given.encoding, **values
+        id=new_id(),
+        flow_id=flow_id,
+        started_at=now(),
+        input_payload=given.payload,
+        input_encoding=given.encoding,
+        **values,
     )
     session.add(execution)
     await session.flush()

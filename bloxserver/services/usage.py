@@ -1,4 +1,4 @@
-"""Counts runs. Called in the transaction that accepts the run, so that a run and its count exist together or not."""
+"""Counts runs and tokens. Called in the transaction that writes what is counted, so that both exist or neither."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.statements import insert_into
-from bloxserver.api.models.tables import UsageRecord
+from bloxserver.api.models.tables import UsageRecord, UserRecord
 from bloxserver.api.models.types import new_id
 from bloxserver.errors import Forbidden
-from bloxserver.plans import plan_of
+from bloxserver.plans import PLANS, plan_of
 from bloxserver.queries.usage import Period, read_usage
 
 SLOTS = 16
@@ -23,7 +23,7 @@ SLOTS = 16
 async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Period, now: datetime) -> None:
     """Count one run, in one statement; raises `Forbidden` (`run_limit_reached`) at a hard limit."""
     limit = plan_of(tier).hard_run_limit
-    slot = 0 if limit is not None else random.randrange(SLOTS)  # noqa: S311
+    slot = 0 if limit is not None else _any_slot()
     values = {
         "id": new_id(),
         "user_id": user_id,
@@ -66,3 +66,33 @@ async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Per
             f"Run limit reached ({limit}). Upgrade to run more.",
             details={"limit": limit, "used": used, "resetsAt": resets_at},
         )
+
+
+async def count_tokens(
+    session: AsyncSession, user_id: UUID, period: Period, input_tokens: int, output_tokens: int
+) -> None:
+    """Count what language models read and wrote, in one statement; no limit is enforced."""
+    unlimited = [tier for tier, plan in PLANS.items() if plan.hard_run_limit is None]
+    slot = sa.case((UserRecord.tier.in_(unlimited), _any_slot()), else_=0)
+    counted = insert_into(session, UsageRecord).values(
+        id=new_id(),
+        user_id=user_id,
+        period_start=period.start,
+        period_end=period.end,
+        slot=sa.select(slot).where(UserRecord.id == user_id).scalar_subquery(),
+        llm_tokens_in=input_tokens,
+        llm_tokens_out=output_tokens,
+    )
+    await session.execute(
+        counted.on_conflict_do_update(
+            index_elements=[UsageRecord.user_id, UsageRecord.period_start, UsageRecord.slot],
+            set_={
+                "llm_tokens_in": UsageRecord.llm_tokens_in + counted.excluded.llm_tokens_in,
+                "llm_tokens_out": UsageRecord.llm_tokens_out + counted.excluded.llm_tokens_out,
+            },
+        )
+    )
+
+
+def _any_slot() -> int:
+    return random.randrange(SLOTS)  # noqa: S311
