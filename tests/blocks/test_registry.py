@@ -1,30 +1,70 @@
-"""The registry, and what is true of every block in it."""
+"""The registry, what installed packages add to it, and what is true of every block in it."""
 
 from __future__ import annotations
 
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from pydantic import ValidationError
 
 from bloxserver.blocks import echo
 from bloxserver.blocks.base import AnyBlock, BlockConfig
 from bloxserver.blocks.registry import BlockRegistry, get_registry
+from bloxserver.errors import SettingsError
+
+PLUGIN = Path(__file__).parents[1] / "plugin"
+BUILT_IN = get_registry().blocks
 
 
-def registered() -> list[AnyBlock]:
-    return [block for name in get_registry().names if (block := get_registry().find(name)) is not None]
+def test_every_module_with_a_block_is_found() -> None:
+    names = get_registry().names
+    assert {"delay", "echo", "handlers.hello.handle_greeting", "http.request", "transform"} <= set(names)
+    assert names == sorted(names)
+    assert [block.name for block in get_registry().blocks] == names
 
 
 def test_names_and_aliases_lead_to_the_same_block() -> None:
     registry = get_registry()
-    assert {"delay", "echo", "handlers.hello.handle_greeting", "http.request", "transform"} <= set(registry.names)
-    for block in registered():
-        assert all(registry.find(name) is block for name in (block.name, *block.aliases))
+    for block in registry.blocks:
+        plain = [name for name in (block.name, *block.aliases) if not name.endswith("*")]
+        assert all(registry.find(name) is block for name in plain)
     assert registry.find("xml_pipeline.tools.fetch.handle_fetch") is registry.find("http.request")
 
 
-def test_two_blocks_cannot_have_one_name() -> None:
-    with pytest.raises(ValueError, match="two blocks are called echo"):
-        BlockRegistry([echo.block, echo.block])
+def test_an_alias_with_a_star_stands_for_all_that_begin_alike() -> None:
+    near, far = replace(echo.block, name="near", aliases=("a.b.handle_*",)), replace(echo.block, name="far")
+    far = replace(far, aliases=("a.*", "a.b.handle_me"))
+    registry = BlockRegistry([near, far])
+    found = {
+        name: block.name if (block := registry.find(name)) else None
+        for name in ("a.b.handle_it", "a.b.handle_", "a.b.handle_*", "a.b", "a.c", "a", "A.c", "*", "a.b.handle_me")
+    }
+    assert found == {
+        "a.b.handle_it": "near",
+        "a.b.handle_": "near",
+        "a.b.handle_*": "near",
+        "a.b": "far",
+        "a.c": "far",
+        "a": None,
+        "A.c": None,
+        "*": None,
+        "a.b.handle_me": "far",
+    }
+    assert registry.nearest("a.b.handel_me") == "a.b.handle_me"
+
+
+@pytest.mark.parametrize("aliases", [("other",), ("mine", "mine"), ("other.*",), ("new",)])
+def test_two_blocks_cannot_have_one_name(aliases: tuple[str, ...]) -> None:
+    registry = BlockRegistry([replace(echo.block, name="other", aliases=("other.*", "new"))])
+    with pytest.raises(ValueError, match="two blocks are called"):
+        registry.add(replace(echo.block, name="mine", aliases=aliases))
+    assert registry.names == ["other"]
+    assert registry.find("mine") is None
 
 
 @pytest.mark.parametrize(
@@ -35,12 +75,84 @@ def test_an_unknown_name_is_not_found_but_may_have_a_neighbour(name: str, neares
     assert get_registry().nearest(name) == nearest
 
 
-@pytest.mark.parametrize("block", registered(), ids=lambda block: block.name)
+class TestPlugins:
+    @pytest.fixture(autouse=True)
+    def installation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """A directory for packages, from which a registry of its own is read."""
+        known = set(sys.modules)
+        monkeypatch.syspath_prepend(tmp_path)
+        get_registry.cache_clear()
+        yield tmp_path
+        get_registry.cache_clear()
+        for name in set(sys.modules) - known:
+            if getattr(sys.modules[name], "__file__", "").startswith(str(tmp_path)):
+                del sys.modules[name]
+
+    @staticmethod
+    def install(directory: Path, value: str, source: str) -> None:
+        """What pip leaves behind of a package with one module and one entry point."""
+        (directory / "broken_blocks.py").write_text(source)
+        information = directory / "broken-1.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[bloxserver.blocks]\nmine = {value}\n")
+
+    def test_an_installed_package_adds_its_blocks(self, installation: Path) -> None:
+        [wheel] = WheelBuilder(str(PLUGIN)).build(directory=str(installation / "built"), versions=["standard"])
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(installation)
+        registry = get_registry()
+        assert registry.names == sorted([*(block.name for block in BUILT_IN), "acme.postage"])
+        postage = registry.find("acme.postage")
+        assert postage is not None
+        assert registry.find("acme.handle_anything") is postage
+        assert postage.config.model_validate({}).model_dump() == {"per_kilogram": 2}
+
+    @pytest.mark.parametrize(
+        ("value", "source", "reason"),
+        [
+            ("broken_blocks:block", "import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+            ("broken_blocks:block", "raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+            ("broken_blocks:nothing", "", "AttributeError: "),
+            ("no_such_module", "", "ModuleNotFoundError: "),
+            ("broken_blocks", "", "a value of type module is no Block"),
+            ("broken_blocks:block", "block = {}", "a value of type dict is no Block"),
+            ("broken_blocks:block", "block = [echo, 1]", "a value of type int is no Block"),
+            ("broken_blocks:block", "block = echo", "two blocks are called echo"),
+            ("broken_blocks:block", "block = replace(echo, name='mine', aliases=('delay',))", "are called delay"),
+            ("broken_blocks:block", "block = replace(echo, name=' ')", "needs another name"),
+            ("broken_blocks:block", "block = replace(echo, name='a', payload=dict)", "a Pydantic model as its payload"),
+            ("broken_blocks:block", "block = replace(echo, name='a', config=echo.payload)", "needs a BlockConfig"),
+            ("broken_blocks:block", "block = replace(echo, name='a', handler=print)", "needs an async function"),
+            ("broken_blocks:block", "block = replace(echo, name='a', templates=frozenset({'url'}))", "in 'url'"),
+        ],
+    )
+    def test_a_broken_one_is_refused_with_its_entry_point(
+        self, installation: Path, value: str, source: str, reason: str
+    ) -> None:
+        prelude = "from dataclasses import replace\nfrom bloxserver.blocks.echo import block as echo\n"
+        self.install(installation, value, prelude + source)
+        for _ in range(2):
+            with pytest.raises(SettingsError) as refused:
+                get_registry()
+            [problem] = refused.value.problems
+            assert problem.startswith(f'the block plugin "mine = {value}" of broken cannot be used: ')
+            assert reason in problem
+            assert "\n" not in problem
+
+    def test_all_broken_ones_are_told_at_once(self, installation: Path) -> None:
+        self.install(installation, "broken_blocks:block\nother = no_such_module", "block = 1")
+        with pytest.raises(SettingsError, match=r"(?s)mine = .*other = "):
+            get_registry()
+
+
+@pytest.mark.parametrize("block", BUILT_IN, ids=lambda block: block.name)
 class TestEveryBlock:
     def test_describes_itself(self, block: AnyBlock) -> None:
         assert block.description.endswith(".")
         assert set(block.example) == {"config", "payload"}
         assert issubclass(block.config, BlockConfig)
+        assert block.templates <= block.config.model_fields.keys()
 
     def test_accepts_its_own_example(self, block: AnyBlock) -> None:
         block.config.model_validate(block.example["config"])

@@ -1,0 +1,29 @@
+"""A block that is not ours."""
+
+from pydantic import BaseModel, JsonValue
+
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext
+
+
+class Parcel(BaseModel):
+    kilograms: float
+
+
+class Tariff(BlockConfig):
+    per_kilogram: float = 2
+
+
+async def handle_postage(payload: Parcel, config: Tariff, context: BlockContext) -> JsonValue:
+    return {"price": payload.kilograms * config.per_kilogram}
+
+
+postage = Block(
+    name="acme.postage",
+    description="Says what a parcel costs.",
+    payload=Parcel,
+    config=Tariff,
+    handler=handle_postage,
+    aliases=("acme.handle_*",),
+    example={"config": {"per_kilogram": 3}, "payload": {"kilograms": 2}},
+)
+blocks = [postage]
