@@ -1,0 +1,151 @@
+"""How executions end, and what their end does to what hangs on them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from bloxserver.api.models.enums import StepStatus
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, FlowRecord
+from bloxserver.api.models.types import now
+from bloxserver.services.endings import CALLER_ENDED, cancel_executions, end_execution
+from tests.factories import create_execution, create_flow, create_user
+from tests.statements import count_statements
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+async def flow(session: AsyncSession) -> FlowRecord:
+    return await create_flow(session, await create_user(session))
+
+
+async def stored(session: AsyncSession, execution_id: UUID) -> ExecutionRecord:
+    return await session.get_one(ExecutionRecord, execution_id, populate_existing=True)
+
+
+async def create_step(session: AsyncSession, execution: ExecutionRecord, **values: Any) -> ExecutionStepRecord:
+    step = ExecutionStepRecord(execution_id=execution.id, key=f"{uuid4()}:a", listener="a", **values)
+    session.add(step)
+    await session.commit()
+    return step
+
+
+async def test_a_success_without_a_caller_is_one_statement(
+    session: AsyncSession, flow: FlowRecord, database_engine: AsyncEngine
+) -> None:
+    execution = await create_execution(session, flow, resume_at=now(), lease=uuid4())
+    with count_statements(database_engine) as statements:
+        assert await end_execution(session, execution.id, ExecutionStatus.SUCCESS, parent_id=None, output="1")
+    assert len(statements) == 1
+    ended = await stored(session, execution.id)
+    assert (ended.status, ended.output_payload, ended.error_message) == (ExecutionStatus.SUCCESS, "1", None)
+    assert (ended.resume_at, ended.lease) == (None, None)
+    assert ended.completed_at is not None
+    assert not await end_execution(session, execution.id, ExecutionStatus.ERROR, parent_id=None, error="late")
+    assert (await stored(session, execution.id)).error_message is None
+
+
+async def test_a_condition_that_does_not_hold_changes_nothing(session: AsyncSession, flow: FlowRecord) -> None:
+    lease = uuid4()
+    execution = await create_execution(session, flow, lease=lease)
+    other = ExecutionRecord.lease == uuid4()
+    assert not await end_execution(session, execution.id, ExecutionStatus.ERROR, other, parent_id=None)
+    assert not await end_execution(session, uuid4(), ExecutionStatus.ERROR, parent_id=None)
+    assert (await stored(session, execution.id)).status is ExecutionStatus.RUNNING
+    ours = ExecutionRecord.lease == lease
+    assert await end_execution(session, execution.id, ExecutionStatus.ERROR, ours, parent_id=None, error="why")
+    assert (await stored(session, execution.id)).error_message == "why"
+
+
+@pytest.mark.parametrize("microseconds", [0, 1, 499, 999, 999_499, 999_500, 999_999])
+async def test_the_duration_is_in_whole_milliseconds(
+    session: AsyncSession, flow: FlowRecord, microseconds: int
+) -> None:
+    execution = await create_execution(session, flow, started_at=NOON + timedelta(microseconds=microseconds))
+    await end_execution(session, execution.id, ExecutionStatus.SUCCESS, parent_id=None)
+    ended = await stored(session, execution.id)
+    assert ended.completed_at is not None
+    assert ended.duration_ms == (ended.completed_at - ended.started_at) // timedelta(milliseconds=1)
+
+
+async def test_the_duration_is_never_negative(session: AsyncSession, flow: FlowRecord) -> None:
+    execution = await create_execution(session, flow, started_at=now() + timedelta(hours=1))
+    await end_execution(session, execution.id, ExecutionStatus.SUCCESS, parent_id=None)
+    assert (await stored(session, execution.id)).duration_ms == 0
+
+
+async def test_a_failure_closes_open_steps(session: AsyncSession, flow: FlowRecord) -> None:
+    execution, other = await create_execution(session, flow), await create_execution(session, flow)
+    waiting = await create_step(
+        session, execution, sequence=3, status=StepStatus.WAITING, started_at=NOON, completed_at=now() + timedelta(1)
+    )
+    success = await create_step(session, execution, sequence=2, started_at=NOON, completed_at=NOON)
+    elsewhere = await create_step(session, other, sequence=1, status=StepStatus.RUNNING)
+    assert await end_execution(session, execution.id, ExecutionStatus.TIMEOUT, parent_id=None)
+    for step in (waiting, success, elsewhere):
+        await session.refresh(step)
+    assert (waiting.status, waiting.sequence) == (StepStatus.CANCELLED, 4)
+    assert waiting.completed_at is not None
+    assert NOON < waiting.completed_at <= now()
+    assert waiting.duration_ms == (waiting.completed_at - NOON) // timedelta(milliseconds=1)
+    assert (success.status, success.sequence, success.completed_at) == (StepStatus.SUCCESS, 2, NOON)
+    assert (elsewhere.status, elsewhere.sequence) == (StepStatus.RUNNING, 1)
+
+
+async def test_a_caller_that_waits_goes_on(session: AsyncSession, flow: FlowRecord) -> None:
+    later = now() + timedelta(days=1)
+    parked = await create_execution(session, flow, resume_at=later, dispatch_number=1)
+    busy = await create_execution(session, flow, resume_at=later, dispatched_at=now())
+    over = await create_execution(session, flow, resume_at=later, status=ExecutionStatus.CANCELLED)
+    for parent in (parked, busy, over):
+        child = await create_execution(session, flow, parent_id=parent.id, parent_key="k:1")
+        assert await end_execution(session, child.id, ExecutionStatus.SUCCESS, parent_id=parent.id)
+    resume_at = (await stored(session, parked.id)).resume_at
+    assert resume_at is not None
+    assert resume_at <= now()
+    assert (await stored(session, busy.id)).resume_at == later
+    assert (await stored(session, over.id)).resume_at == later
+
+
+async def test_callees_end_with_their_caller(session: AsyncSession, flow: FlowRecord) -> None:
+    root = await create_execution(session, flow)
+    called = await create_execution(session, flow, parent_id=root.id, parent_key="a:1")
+    deeper = await create_execution(session, flow, parent_id=called.id, parent_key="b:1")
+    done = await create_execution(
+        session, flow, parent_id=root.id, parent_key="c:1", status=ExecutionStatus.SUCCESS, output_payload="1"
+    )
+    step = await create_step(session, deeper, status=StepStatus.RUNNING)
+    assert await end_execution(session, root.id, ExecutionStatus.ERROR, parent_id=None, error="why")
+    for execution in (called, deeper):
+        ended = await stored(session, execution.id)
+        assert (ended.status, ended.error_message) == (ExecutionStatus.CANCELLED, CALLER_ENDED)
+    assert (await stored(session, done.id)).status is ExecutionStatus.SUCCESS
+    await session.refresh(step)
+    assert step.status is StepStatus.CANCELLED
+
+
+async def test_many_are_cancelled_together(
+    session: AsyncSession, flow: FlowRecord, database_engine: AsyncEngine
+) -> None:
+    parent = await create_execution(session, flow, resume_at=now() + timedelta(days=1))
+    child = await create_execution(session, flow, parent_id=parent.id, parent_key="a:1")
+    others = [await create_execution(session, flow) for _ in range(20)]
+    done = await create_execution(session, flow, status=ExecutionStatus.SUCCESS)
+    await session.commit()
+    with count_statements(database_engine) as statements:
+        ids = [execution.id for execution in (child, *others, done)]
+        assert await cancel_executions(session, ids, "why") == 21
+    assert len(statements) == 6
+    cancelled = await session.scalars(
+        sa.select(ExecutionRecord.id).where(ExecutionRecord.status == ExecutionStatus.CANCELLED)
+    )
+    assert set(cancelled) == {child.id, *(other.id for other in others)}
+    resume_at = (await stored(session, parent.id)).resume_at
+    assert resume_at is not None
+    assert resume_at <= now()
