@@ -38,6 +38,20 @@ NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 LONGEST_INTEGER = 20
 
 
+SYNTAX_HINT = "look for a missing quote, colon or bracket, and at how far this line is indented"
+SYNTAX_HINTS = {
+    "mapping values are not allowed": "put quotes around a text with a colon, else indent the line like its neighbours",
+    "cannot start any token": "put the text into quotes",
+    "expected alphabetic or numeric character": "put the text into quotes",
+    "while scanning a quoted scalar": "add the quote that ends the text",
+    "unknown escape": "put the text into single quotes, where a backslash is nothing special, or write it twice",
+    "parsing a flow": "add the missing comma, or the bracket that ends it",
+    "block mapping": "indent all keys of a mapping alike, and let nothing follow a closing quote",
+    "block collection": "indent the dashes of a list alike",
+    "could not find expected ':'": "add a colon and a value, or indent the line as part of the text above it",
+}
+
+
 class Place(NamedTuple):
     """Where something is written; both count from 1, columns in characters."""
 
@@ -72,11 +86,13 @@ def load(text: str) -> Document:
     """Read one document whose top is a mapping. Raises OrganismError, and nothing else, whatever the text is."""
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_BYTES:
-        raise _refusal(Place(1, 1), "yaml_limit", f"the definition has {size} bytes; at most {MAX_BYTES} are taken")
+        message = f"the definition has {size} bytes; at most {MAX_BYTES} are taken"
+        raise _refusal(Place(1, 1), "yaml_limit", message, "make it shorter, or divide it into several flows")
     if forbidden := FORBIDDEN_CHARACTER.search(text):
         before = (text[: forbidden.start()] + "x").splitlines()
         place = Place(len(before), len(before[-1]))
-        raise _refusal(place, "yaml_syntax", f"the character U+{ord(forbidden[0]):04X} is not allowed")
+        message = f"the character U+{ord(forbidden[0]):04X} is not allowed"
+        raise _refusal(place, "yaml_syntax", message, "remove it; it may not be seen in an editor")
     events = _scan(text)
     if not events:
         raise _refusal(Place(1, 1), "wrong_type", "the definition is empty", 'begin with "organism:"')
@@ -85,7 +101,7 @@ def load(text: str) -> Document:
     return _Builder(iter(events)).document
 
 
-def _refusal(place: Place, code: str, message: str, hint: str = "") -> OrganismError:
+def _refusal(place: Place, code: str, message: str, hint: str) -> OrganismError:
     return OrganismError([Problem(*place, code, message, hint)])
 
 
@@ -116,7 +132,7 @@ def _scan(text: str) -> list[yaml.Event]:
         raise _syntax_error(error, text) from None
     # The pure Python parser lets these out for escapes and directives with absurd numbers.
     except (ValueError, OverflowError) as error:
-        raise _refusal(Place(1, 1), "yaml_syntax", f"this is no YAML: {error}") from None
+        raise _refusal(Place(1, 1), "yaml_syntax", f"this is no YAML: {error}", SYNTAX_HINT) from None
     return events
 
 
@@ -129,21 +145,32 @@ def _refuse_beyond_limits(event: yaml.NodeEvent, depth: int, nodes: int) -> None
     if isinstance(event, yaml.ScalarEvent | CollectionStartEvent) and event.tag is not None:
         raise _refusal(place, "yaml_limit", f"the tag {quoted(event.tag)} is not taken", "remove the tag")
     if depth > MAX_DEPTH:
-        raise _refusal(place, "yaml_limit", f"the definition is nested more than {MAX_DEPTH} levels deep")
+        message = f"the definition is nested more than {MAX_DEPTH} levels deep"
+        raise _refusal(place, "yaml_limit", message, "make it flatter, or divide it into several listeners")
     if nodes > MAX_NODES:
-        raise _refusal(place, "yaml_limit", f"the definition has more than {MAX_NODES} values")
+        message = f"the definition has more than {MAX_NODES} values"
+        raise _refusal(place, "yaml_limit", message, "make it shorter, or divide it into several flows")
 
 
 def _syntax_error(error: yaml.YAMLError, text: str) -> OrganismError:
     if not isinstance(error, yaml.MarkedYAMLError):
-        return _refusal(Place(1, 1), "yaml_syntax", "this is no YAML")
+        return _refusal(Place(1, 1), "yaml_syntax", "this is no YAML", SYNTAX_HINT)
     mark = error.problem_mark or error.context_mark
     # What never ends is repaired where it begins.
     if mark and error.context_mark and mark.index >= len(text.rstrip()):
         mark = error.context_mark
     place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
     message = ": ".join(part for part in (error.context, error.problem) if part)
-    return _refusal(place, "yaml_syntax", message or "this is no YAML")
+    return _refusal(place, "yaml_syntax", message or "this is no YAML", _syntax_hint(message, text, place))
+
+
+def _syntax_hint(message: str, text: str, place: Place) -> str:
+    """What to do about the mistakes that are made most."""
+    line = text.splitlines()[place.line - 1 : place.line]
+    if any("\t" in part[: len(part) - len(part.lstrip())] for part in line) or "\\t" in message:
+        return "indent with spaces, not with tabs"
+    hints = (hint for part, hint in SYNTAX_HINTS.items() if part in message)
+    return next(hints, SYNTAX_HINT)
 
 
 class _Builder:
@@ -155,7 +182,7 @@ class _Builder:
         self.document.values[()] = _place(next(events))
         self.document.value = self._mapping(())
 
-    def _report(self, event: yaml.Event, path: Path, code: str, message: str, hint: str = "") -> None:
+    def _report(self, event: yaml.Event, path: Path, code: str, message: str, hint: str) -> None:
         self.document.problems.append(Problem(*_place(event), code, message, hint, path=path))
 
     def _node(self, event: yaml.Event, path: Path) -> JsonValue:
@@ -192,7 +219,7 @@ class _Builder:
         """The key, or None where the entry cannot count."""
         if not isinstance(event, yaml.ScalarEvent):
             self._skip(event)
-            self._report(event, path, "wrong_type", "a key must be text")
+            self._report(event, path, "wrong_type", "a key must be text", "write a word before the colon")
             return None
         if event.implicit[0] and event.value == "<<":
             self._report(event, path, "yaml_limit", "merge keys (<<) are not taken", "write the entries out")
@@ -205,7 +232,9 @@ class _Builder:
         if key in taken:
             first = self.document.keys[(*path, key)]
             message = f"the key {quoted(key)} is given twice"
-            self._report(event, (*path, key), "duplicate_key", message, f"the first is in line {first.line}")
+            self._report(
+                event, (*path, key), "duplicate_key", message, f"the first is in line {first.line}; remove one"
+            )
             return None
         return key
 
@@ -213,7 +242,8 @@ class _Builder:
         """What a scalar means. One that JSON cannot hold is reported and stays text."""
         text = event.value
         if UNSTORABLE_CHARACTER.search(text):
-            self._report(event, path, "yaml_syntax", "the text contains a NUL character or half a surrogate pair")
+            message = "the text contains a NUL character or half a surrogate pair"
+            self._report(event, path, "yaml_syntax", message, "remove the escape that stands for it")
             return ""
         if not event.implicit[0]:
             return text
@@ -233,6 +263,11 @@ class _Builder:
             if depth == 0:
                 return
             event = next(self._events)
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether the text, written without quotes, stands for itself: not for a number, a truth value or null."""
+    return text not in CONSTANTS and _number(text) is None
 
 
 def _number(text: str) -> int | float | None:

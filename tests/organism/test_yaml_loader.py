@@ -79,6 +79,7 @@ def test_what_cannot_be_read_is_refused_with_its_place(text: str, code: str, pla
         load(text)
     [problem] = caught.value.problems
     assert problem.code == code
+    assert problem.hint
     assert place is None or (problem.line, problem.column) == place
 
 
@@ -103,7 +104,34 @@ def test_what_can_be_stepped_over_is_reported(text: str, code: str, place: tuple
     document = load(text)
     [problem] = document.problems
     assert (problem.code, problem.line, problem.column) == (code, *place)
+    assert problem.hint
     assert document.value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a:\n\t- b", "tabs"),
+        ("a:\n  b: |\n    x\n\ty: 1", "tabs"),
+        ("a: b: c", "quotes around a text with a colon"),
+        ("a: 1\n b: 2", "indent the line like its neighbours"),
+        ("a: @x", "put the text into quotes"),
+        ("a: *", "put the text into quotes"),
+        ("a: 'open", "add the quote"),
+        (r'a: "\d"', "single quotes"),
+        ("a: [1, 2", "bracket"),
+        ("a: {b: 1, c\nd: 2", "bracket"),
+        ("a:\n  - b\n c: 1", "indent"),
+        ("b: 1\na:\n  - x\n  y: 2", "indent"),
+        ("a: 1\nb\nc: 2", "add a colon"),
+        ("a: *b\nb: &b 1", "write the value out"),
+        ("a: }", "look for"),
+    ],
+)
+def test_what_to_do_is_told(text: str, hint: str) -> None:
+    with pytest.raises(OrganismError) as caught:
+        load(text)
+    assert hint in caught.value.problems[0].hint
 
 
 def test_an_escaped_half_of_a_surrogate_pair_never_gets_through() -> None:
