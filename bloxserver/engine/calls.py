@@ -1,0 +1,37 @@
+"""Lets a step call another flow of the same user."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from pydantic import JsonValue
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Database
+from bloxserver.blocks.base import BlockError
+from bloxserver.engine.patience import in_transaction
+from bloxserver.errors import BloxError
+from bloxserver.services.calls import CallingExecution, call_flow
+
+RETRYABLE = frozenset({"flow_not_running"})
+"""A flow that is being restarted runs again soon. Another name, less depth or a new billing period do not come."""
+
+
+class Calls:
+    """What one attempt at a step may call; its calls are all the same one."""
+
+    def __init__(self, database: Database, *, execution_id: UUID, user_id: UUID, depth: int, key: str) -> None:
+        """`key` names the attempt within the execution, `depth` is the execution's."""
+        self._database = database
+        self._caller = CallingExecution(execution_id, user_id, depth, key)
+
+    async def call(self, flow: str, payload: JsonValue, target: str | None) -> UUID:
+        """The id of the execution that was accepted, by this call or by one before; raises `BlockError`."""
+
+        async def work(session: AsyncSession) -> UUID:
+            return await call_flow(session, caller=self._caller, flow=flow, payload=payload, target=target)
+
+        try:
+            return await in_transaction(self._database, work)
+        except BloxError as error:
+            raise BlockError(error.code, error.message, retryable=error.code in RETRYABLE) from None
