@@ -6,11 +6,11 @@ import base64
 import json
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from http import HTTPStatus
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-import httpx
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,12 +25,14 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, from_json
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
-from bloxserver.clients.http import HttpResponse, OutgoingRequestError, read_url
+from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
 
 MAX_TIMEOUT_SECONDS = 300
 MAX_JSON_DEPTH = 64
 MEDIA_TYPE = re.compile(r"[0-9a-z.+_-]+/[0-9a-z.+_-]+")
 BODY_METHODS = ("POST", "PUT", "PATCH")
+# Statuses below 500 with which a server asks for another attempt.
+PASSING_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def _upper(value: object) -> object:
@@ -38,6 +40,8 @@ def _upper(value: object) -> object:
 
 
 def _checked_url(url: str) -> str:
+    if "{{" in url:  # known when its placeholders are replaced
+        return url
     try:
         read_url(url)
     except OutgoingRequestError as error:
@@ -45,6 +49,7 @@ def _checked_url(url: str) -> str:
     return url
 
 
+Url = Annotated[str, AfterValidator(_checked_url)]
 Method = Annotated[Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"], BeforeValidator(_upper)]
 
 
@@ -70,7 +75,7 @@ class HttpRequestConfig(BlockConfig):
     """What is set here goes before what the message says."""
 
     method: Method | None = Field(None, description="GET unless set here or in the message.")
-    url: Annotated[str, AfterValidator(_checked_url)] | None = Field(
+    url: Url | None = Field(
         None, description="With it the message is the body of a POST, PUT or PATCH; without, it describes the request."
     )
     headers: dict[str, str] | None = Field(None, description="Added to those of the message.")
@@ -89,20 +94,61 @@ async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig,
         _set_default(headers, "Content-Type", content_type)
     if method not in ("GET", "HEAD"):
         _set_default(headers, "Idempotency-Key", context.idempotency_key)
+    response = await send_request(
+        context,
+        method,
+        description.url,
+        headers=headers,
+        content=b"" if content is None and method in BODY_METHODS else content,
+        timeout_seconds=config.timeout_seconds,
+        follow_redirects=config.follow_redirects,
+    )
+    if response.status >= 400 and config.fail_on_error_status:
+        raise status_error(response, context.clock())
+    return {"status": response.status, "headers": dict(response.headers), "body": _read_body(response)}
+
+
+async def send_request(
+    context: BlockContext,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    content: bytes | None,
+    timeout_seconds: float,
+    follow_redirects: bool = False,
+) -> HttpResponse:
+    """Any answer to a request that says how deep this execution stands. Raises `BlockError`."""
     try:
-        response = await context.http.request(
+        return await context.http.request(
             method,
-            description.url,
-            headers=headers,
-            content=b"" if content is None and method in BODY_METHODS else content,
-            timeout_seconds=config.timeout_seconds,
-            follow_redirects=config.follow_redirects,
+            url,
+            headers=_merged(headers, {DEPTH_HEADER: str(context.depth + 1)}),
+            content=content,
+            timeout_seconds=timeout_seconds,
+            follow_redirects=follow_redirects,
         )
     except OutgoingRequestError as error:
-        raise BlockError(error.code, error.message) from None
-    if response.status >= 400 and config.fail_on_error_status:
-        raise BlockError("http_error_status", f"{_host(response)} answered {_status(response.status)}")
-    return {"status": response.status, "headers": dict(response.headers), "body": _read_body(response)}
+        raise BlockError(error.code, error.message, retryable=error.retryable) from None
+
+
+def status_error(response: HttpResponse, now: datetime) -> BlockError:
+    """What a status that is a failure means: it names the host, since a URL may hold a secret."""
+    status = response.status
+    return BlockError(
+        "http_error_status",
+        f"{response.host} answered {_phrase(status)}",
+        retryable=status >= 500 or status in PASSING_STATUSES,
+        retry_after=response.retry_after(now) if status in (429, 503) else None,
+    )
+
+
+def encode_json(value: JsonValue) -> bytes:
+    """Compact JSON. Raises `BlockError`."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise BlockError("invalid_body", "the body is neither text nor valid JSON", retryable=False) from None
 
 
 def _described(payload: JsonValue, config: HttpRequestConfig) -> RequestDescription:
@@ -115,7 +161,9 @@ def _described(payload: JsonValue, config: HttpRequestConfig) -> RequestDescript
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])[:100]
         reason = f"its {where} is not valid" if where else "it is not an object with a url"
-        raise BlockError("invalid_payload", f"the message does not describe a request: {reason}") from None
+        raise BlockError(
+            "invalid_payload", f"the message does not describe a request: {reason}", retryable=False
+        ) from None
     return RequestDescription(
         url=described.url,
         method=config.method or described.method,
@@ -138,13 +186,12 @@ def _encoded(body: JsonValue) -> tuple[bytes | None, str | None]:
     """A body's bytes and content type. Raises `BlockError`."""
     if body is None:
         return None, None
+    if not isinstance(body, str):
+        return encode_json(body), "application/json"
     try:
-        if isinstance(body, str):
-            return body.encode(), "text/plain; charset=utf-8"
-        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode(), "application/json"
-    except (ValueError, RecursionError):
-        raise BlockError("invalid_body", "the body is neither text nor valid JSON") from None
+        return body.encode(), "text/plain; charset=utf-8"
+    except UnicodeEncodeError:
+        raise BlockError("invalid_body", "the body is neither text nor valid JSON", retryable=False) from None
 
 
 def _read_body(response: HttpResponse) -> JsonValue:
@@ -188,11 +235,7 @@ def _children(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _host(response: HttpResponse) -> str:
-    return httpx.URL(response.url).host
-
-
-def _status(status: int) -> str:
+def _phrase(status: int) -> str:
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -206,6 +249,7 @@ block = Block(
     config=HttpRequestConfig,
     handler=handle_request,
     aliases=("xml_pipeline.tools.fetch.handle_fetch",),
+    templates=frozenset({"url", "headers", "body"}),
     example={
         "config": {"method": "GET", "timeout_seconds": 10},
         "payload": {"url": "https://example.com/items", "headers": {"Accept": "application/json"}},

@@ -15,6 +15,7 @@ from bloxserver.clients.addresses import Address, Network, is_public, is_within,
 MAX_IDLE = 64
 IDLE_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
+PASSING = frozenset({"name_not_resolved", "connection_failed", "timeout", "invalid_response"})
 
 
 class OutgoingRequestError(Exception):
@@ -29,6 +30,11 @@ class OutgoingRequestError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may get an answer another time."""
+        return self.code in PASSING
 
 
 class Connections:
@@ -92,9 +98,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        addresses = await _resolve(host, port)
-        for address in addresses:
-            self._check(address, host, port)
+        addresses = await resolve(host, port)
+        check_addresses(addresses, host, port, self._allow, self._ports)
         failure: Exception | None = None
         for address in addresses:
             try:
@@ -113,18 +118,9 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         raise OutgoingRequestError("address_refused", "unix sockets cannot be reached")
 
-    def _check(self, address: Address, host: str, port: int) -> None:
-        if is_within(address, self._allow):
-            return
-        if not is_public(address):
-            raise OutgoingRequestError("address_refused", f"{host} is not on the public internet")
-        if port not in self._ports:
-            ports = ", ".join(str(number) for number in sorted(self._ports))
-            raise OutgoingRequestError("port_refused", f"port {port} of {host} is not one of {ports}")
 
-
-async def _resolve(host: str, port: int) -> list[Address]:
-    """The addresses of a name, in the order to try them."""
+async def resolve(host: str, port: int) -> list[Address]:
+    """The addresses of a name, in the order to try them. Raises `OutgoingRequestError`."""
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = [read_address(str(answer[4][0])) for answer in answers]
@@ -134,3 +130,20 @@ async def _resolve(host: str, port: int) -> list[Address]:
     if not addresses:
         raise OutgoingRequestError("name_not_resolved", f"{host} has no address")
     return list(dict.fromkeys(addresses))
+
+
+def check_addresses(
+    addresses: Iterable[Address], host: str, port: int, allow: Sequence[Network], ports: frozenset[int]
+) -> None:
+    """Raise `OutgoingRequestError` unless all addresses of a host are public, and the port one of `ports`.
+
+    An address inside `allow` is fine, on any port.
+    """
+    for address in addresses:
+        if is_within(address, allow):
+            continue
+        if not is_public(address):
+            raise OutgoingRequestError("address_refused", f"{host} is not on the public internet")
+        if port not in ports:
+            numbers = ", ".join(str(number) for number in sorted(ports))
+            raise OutgoingRequestError("port_refused", f"port {port} of {host} is not one of {numbers}")

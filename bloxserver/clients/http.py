@@ -11,6 +11,8 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import NoReturn
 
 import httpcore
@@ -20,12 +22,14 @@ from bloxserver.clients.addresses import Network
 from bloxserver.clients.connections import Connections, GuardedBackend, OutgoingRequestError
 from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
 
-__all__ = ["GuardedClient", "HttpResponse", "OutgoingRequestError", "read_url"]
+__all__ = ["DEPTH_HEADER", "GuardedClient", "HttpResponse", "OutgoingRequestError", "read_url"]
 
 MEBIBYTE = 1024 * 1024
 MAX_REDIRECTS = 3
+MAX_RETRY_AFTER_SECONDS = 3600.0
 PORTS = frozenset({80, 443, 8080, 8443})
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+DIGITS = re.compile(r"[0-9]+")
 HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 HOST = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
 """A name or an IPv4 address, or an IPv6 address without a zone."""
@@ -46,8 +50,10 @@ OWN_HEADERS = frozenset(
         "upgrade",
     }
 )
+DEPTH_HEADER = "BloxServer-Depth"
+"""How many executions stand above a request: a server like this one counts on, and ends circles."""
 # All that another origin is told after a redirect; any other header may be a credential.
-SAFE_HEADERS = frozenset({"accept", "accept-language", "user-agent"})
+SAFE_HEADERS = frozenset({"accept", "accept-language", DEPTH_HEADER.lower(), "user-agent"})
 CONTENT_HEADERS = frozenset({"content-encoding", "content-language", "content-location", "content-type"})
 
 
@@ -61,6 +67,19 @@ class HttpResponse:
     """Decoded."""
     url: str
     """Of the last hop."""
+
+    @property
+    def host(self) -> str:
+        return httpx.URL(self.url).host
+
+    def retry_after(self, now: datetime) -> float | None:
+        """How many seconds the server asks to be left alone, at most an hour; None where it does not say."""
+        text = self.headers.get("retry-after", "")
+        try:
+            seconds = float(text) if DIGITS.fullmatch(text) else (_read_date(text) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -218,6 +237,12 @@ def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         name, value = raw_name.decode("ascii", "replace").lower(), raw_value.decode("latin-1")
         joined[name] = f"{joined[name]}, {value}" if name in joined else value
     return joined
+
+
+def _read_date(text: str) -> datetime:
+    """An HTTP date. Raises whatever junk makes its parser raise."""
+    date = parsedate_to_datetime(text)
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 
 
 def _fail(error: Exception, host: str) -> NoReturn:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from bloxserver.blocks.base import BlockContext, BlockError
 from bloxserver.blocks.http_request import block
+from tests.blocks.conftest import NOW
 from tests.clients.loopback import LoopbackServer, answer
 
 JSON = {"Content-Type": "application/json"}
@@ -115,6 +119,14 @@ class TestRequest:
         keys = [request.headers.get("idempotency-key") for request in server.received]
         assert keys == [None if method in ("GET", "HEAD") else "key-1", "own"]
 
+    async def test_says_how_deep_the_execution_stands(self, context: BlockContext, server: LoopbackServer) -> None:
+        server.answers["/"] = answer()
+        headers: JsonValue = {"bloxserver-DEPTH": "0", "BloxServer-Depth": "-5", "X": "1"}
+        await run(context, {"url": server.url("/"), "headers": headers}, headers={"BLOXSERVER-DEPTH": "0"})
+        await run(replace(context, depth=7), {}, url=server.url("/"), headers={"bloxserver-depth": "0"})
+        assert [request.headers["bloxserver-depth"] for request in server.received] == ["1", "8"]
+        assert server.received[0].headers["x"] == "1"
+
     @pytest.mark.parametrize(
         ("body", "code"),
         [("\ud800", "invalid_body"), ([float("nan")], "invalid_body"), (10**5000, "invalid_body")],
@@ -124,7 +136,7 @@ class TestRequest:
         payload = block.payload.model_construct(root={"url": "http://127.0.0.1/", "body": body})
         with pytest.raises(BlockError) as caught:
             await block.handler(payload, block.config(), context)
-        assert caught.value.code == code
+        assert (caught.value.code, caught.value.retryable) == (code, False)
 
 
 class TestAnswer:
@@ -205,23 +217,71 @@ class TestFailure:
         self, context: BlockContext, payload: JsonValue, told: str
     ) -> None:
         error = await failure(context, payload)
-        assert (error.code, error.message) == (
+        assert (error.code, error.message, error.retryable) == (
             "invalid_payload",
             f"the message does not describe a request: {told}",
+            False,
         )
 
     @pytest.mark.parametrize(
-        ("request_", "code"),
+        ("request_", "code", "retryable"),
         [
-            ({"url": "http://169.254.169.254/"}, "address_refused"),
-            ({"url": "file:///etc/passwd"}, "invalid_url"),
-            ({"url": "http://127.0.0.1/", "headers": {"a": "é"}}, "invalid_header"),
-            ({"url": "http://127.0.0.1:1/"}, "connection_failed"),
+            ({"url": "http://169.254.169.254/"}, "address_refused", False),
+            ({"url": "file:///etc/passwd"}, "invalid_url", False),
+            ({"url": "http://127.0.0.1/", "headers": {"a": "é"}}, "invalid_header", False),
+            ({"url": "http://127.0.0.1:1/"}, "connection_failed", True),
         ],
         ids=repr,
     )
-    async def test_of_the_client_keeps_its_code(self, context: BlockContext, request_: JsonValue, code: str) -> None:
-        assert (await failure(context, request_)).code == code
+    async def test_of_the_client_keeps_its_code(
+        self, context: BlockContext, request_: JsonValue, code: str, retryable: bool
+    ) -> None:
+        error = await failure(context, request_)
+        assert (error.code, error.retryable) == (code, retryable)
+
+    @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 410, 422, 425, 429, 499, 500, 502, 503, 504])
+    async def test_is_tried_again_where_that_may_help(
+        self, context: BlockContext, server: LoopbackServer, status: int
+    ) -> None:
+        server.answers["/"] = answer(status=f"{status} x")
+        error = await failure(context, {"url": server.url("/")})
+        assert error.retryable == (status in (408, 425, 429, 500, 502, 503, 504))
+
+    @pytest.mark.parametrize(
+        ("status", "header", "seconds"),
+        [
+            (429, "7", 7),
+            (503, "0", 0),
+            (429, format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90),
+            (429, format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0),
+            (429, "Fri, 02 Jan 2026 03:05:05 -0000", 60),
+            (503, "86400", 3600),
+            (503, "9" * 5000, 3600),
+            (503, "Fri, 31 Dec 9999 23:59:59 GMT", 3600),
+            (429, None, None),
+            (429, "-1", None),
+            (429, "1.5", None),
+            (429, "1, 2", None),
+            (429, "\u0661", None),
+            (429, "soon", None),
+            (429, "Fri, 99 Jan 99999 03:05:05 GMT", None),
+            (500, "7", None),
+            (404, "7", None),
+        ],
+        ids=lambda value: ascii(value)[:40],
+    )
+    async def test_says_how_long_to_wait_if_the_server_does(
+        self, context: BlockContext, server: LoopbackServer, status: int, header: str | None, seconds: float | None
+    ) -> None:
+        headers = {} if header is None else {"Retry-After": header.encode().decode("latin-1")}
+        server.answers["/"] = answer(status=f"{status} x", headers=headers)
+        assert (await failure(context, {"url": server.url("/")})).retry_after == seconds
+
+    @pytest.mark.parametrize("url", ["{{ payload.url }}", "http://{{ payload.host }}/", "ftp://{{ payload.host }}"])
+    async def test_of_a_url_is_found_when_its_placeholders_are_replaced(self, context: BlockContext, url: str) -> None:
+        assert "url" in block.templates
+        error = await failure(context, {}, url=url)
+        assert (error.code, error.retryable) == ("invalid_url", False)
 
     @pytest.mark.parametrize(
         "config",

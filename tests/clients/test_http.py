@@ -200,6 +200,7 @@ class TestRedirects:
         location = server.url("/next", host="server.test")
         server.answers |= {"/": answer(status="302 Found", headers={"Location": location}), "/next": answer()}
         headers = {"Accept": "text/x", "Authorization": "Bearer a", "Cookie": "b", "X-Api-Key": "c", "User-Agent": "d"}
+        headers["BloxServer-Depth"] = "3"
         await client.request("GET", server.url("/"), headers=headers, follow_redirects=True)
         assert server.received[0].headers["x-api-key"] == "c"
         assert server.received[1].headers == {
@@ -207,6 +208,7 @@ class TestRedirects:
             "accept-encoding": "gzip",
             "accept": "text/x",
             "user-agent": "d",
+            "bloxserver-depth": "3",
         }
 
     @pytest.mark.parametrize("status", ["307 Temporary", "308 Permanent"])
