@@ -1,0 +1,94 @@
+"""`webhook.send`: tells another server of something, signed as Standard Webhooks has it."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, JsonValue, RootModel
+
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, encode_json, send_request, status_error
+from bloxserver.clients.signatures import identify, read_secret, sign
+
+OWN_HEADERS = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"})
+
+
+def _checked_secret(secret: str) -> str:
+    if "{{" not in secret:  # known when its placeholders are replaced
+        read_secret(secret)
+    return secret
+
+
+class WebhookPayload(RootModel[JsonValue]):
+    """Any JSON value: what the other server is told."""
+
+
+class WebhookConfig(BlockConfig):
+    url: Url = Field(description="Where it is sent, by POST.", repr=False)
+    secret: Annotated[str, AfterValidator(_checked_secret)] | None = Field(
+        None,
+        description="Signs it: whsec_ and the base64 of 24 to 64 bytes, like {{ secrets.NAME }}. Unsigned without.",
+        repr=False,
+    )
+    type: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="The kind of event, like order.paid. With it the body is an object with type, timestamp and the "
+        "message as data; without, the body is the message.",
+    )
+    headers: dict[str, str] = Field({}, description="Sent as well.", repr=False)
+    timeout_seconds: float = Field(20, gt=0, le=MAX_TIMEOUT_SECONDS, description="For all of it.")
+    fail_on_error_status: bool = Field(True, description="Treat a status of 300 and above as an error.")
+
+
+async def handle_webhook(payload: WebhookPayload, config: WebhookConfig, context: BlockContext) -> JsonValue:
+    # The same at every attempt: by it the receiver knows what it has had before.
+    message_id = "msg_" + sha256(context.idempotency_key.encode()).hexdigest()[:32]
+    body = encode_json(_event(payload.root, config, context))
+    given = {name: value for name, value in config.headers.items() if name.lower() not in OWN_HEADERS}
+    if "content-type" not in {name.lower() for name in given}:
+        given["Content-Type"] = "application/json"
+    response = await send_request(
+        context,
+        "POST",
+        config.url,
+        headers=given | _identity(config.secret, message_id, body, context),
+        content=body,
+        timeout_seconds=config.timeout_seconds,
+    )
+    if response.status >= 300 and config.fail_on_error_status:
+        raise status_error(response, context.clock())
+    return {"status": response.status, "id": message_id}
+
+
+def _event(payload: JsonValue, config: WebhookConfig, context: BlockContext) -> JsonValue:
+    if config.type is None:
+        return payload
+    timestamp = context.clock().isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {"type": config.type, "timestamp": timestamp, "data": payload}
+
+
+def _identity(secret: str | None, message_id: str, body: bytes, context: BlockContext) -> dict[str, str]:
+    """The headers that only this block may set."""
+    if secret is None:
+        return identify(message_id, context.clock())
+    try:
+        return sign(secret, message_id, context.clock(), body)
+    except ValueError as error:
+        raise BlockError("invalid_secret", str(error), retryable=False) from None
+
+
+block = Block(
+    name="webhook.send",
+    description="Sends its message to another server as a webhook, signed if it is given a secret.",
+    payload=WebhookPayload,
+    config=WebhookConfig,
+    handler=handle_webhook,
+    templates=frozenset({"url", "secret", "headers"}),
+    example={
+        "config": {"url": "https://example.com/hooks/orders", "type": "order.paid"},
+        "payload": {"order": 17, "total": 99.5},
+    },
+)

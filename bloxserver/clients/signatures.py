@@ -1,0 +1,42 @@
+"""Signs outgoing webhooks as Standard Webhooks has it, so that a receiver knows whom they come from."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+
+from standardwebhooks import Webhook
+
+PREFIX = "whsec_"
+SHORTEST_KEY = 24
+LONGEST_KEY = 64
+
+
+def sign(secret: str, message_id: str, timestamp: datetime, body: bytes) -> dict[str, str]:
+    """The headers of a message: its id, its time and the signature over both and the body, which is UTF-8.
+
+    `secret` is `whsec_` and the base64 of 24 to 64 bytes. Raises `ValueError` for any other, without telling it.
+    """
+    moment = timestamp.astimezone(UTC)
+    return {
+        **identify(message_id, moment),
+        "webhook-signature": Webhook(read_secret(secret)).sign(message_id, moment, body.decode()),
+    }
+
+
+def identify(message_id: str, timestamp: datetime) -> dict[str, str]:
+    """The headers of a message that bears no signature."""
+    return {"webhook-id": message_id, "webhook-timestamp": str(int(timestamp.timestamp()))}
+
+
+def read_secret(secret: str) -> bytes:
+    """The key that a secret spells. Raises `ValueError`, without telling it."""
+    encoded = secret.removeprefix(PREFIX)
+    try:
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if encoded == secret or not SHORTEST_KEY <= len(key) <= LONGEST_KEY:
+        raise ValueError(f"the secret must be {PREFIX} and the base64 of {SHORTEST_KEY} to {LONGEST_KEY} bytes")
+    return key
