@@ -20,11 +20,13 @@ from bloxserver.errors import SettingsError
 MINIMUM_SECRET_BYTES = 32
 
 
+def _parts(text: str) -> list[str]:
+    """What stands between the commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _split(value: object) -> object:
-    """Comma separated text → list of what stands between the commas."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
+    return _parts(value) if isinstance(value, str) else value
 
 
 def _blank_as_none(value: object) -> object:
@@ -162,6 +164,12 @@ class Settings(BaseSettings):
     def uses_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite")
 
+    @property
+    def encryption_keys(self) -> tuple[str, ...]:
+        """The keys in `API_KEY_ENCRYPTION_KEY`, in their order; none where it is not set."""
+        given = self.api_key_encryption_key
+        return () if given is None else tuple(_parts(given.get_secret_value()))
+
     def check_startup(self) -> None:
         """Raise `SettingsError` naming every variable that keeps this process from starting; no value is told."""
         problems = [*self.problems]
@@ -178,9 +186,8 @@ class Settings(BaseSettings):
             and not self.allow_sqlite,
             "CORS_ORIGINS must not contain * in production": any("*" in origin for origin in self.cors_origins),
             "ENABLE_DOCS must be false in production": self.enable_docs,
-            f"API_KEY_ENCRYPTION_KEY must have at least {MINIMUM_SECRET_BYTES} bytes of your own in production": _weak(
-                self.api_key_encryption_key
-            ),
+            f"API_KEY_ENCRYPTION_KEY must have at least {MINIMUM_SECRET_BYTES} bytes of your own in production, "
+            "in each of its keys": not self.encryption_keys or any(_weak(key) for key in self.encryption_keys),
             "STRIPE_SECRET_KEY must not be a test key in production": _is_test_key(self.stripe_secret_key),
             "STRIPE_WEBHOOK_SECRET must be set when STRIPE_SECRET_KEY is": self.stripe_secret_key is not None
             and self.stripe_webhook_secret is None,
@@ -216,11 +223,9 @@ def normalised_database_url(text: str) -> URL:
     raise ValueError("only sqlite and postgresql are supported")
 
 
-def _weak(secret: SecretStr | None) -> bool:
-    if secret is None:
-        return True
-    value = secret.get_secret_value()
-    return len(value.encode()) < MINIMUM_SECRET_BYTES or len(set(value)) < 8 or "change" in value.lower()
+def _weak(key: str) -> bool:
+    size = len(key.encode(errors="surrogatepass"))
+    return size < MINIMUM_SECRET_BYTES or len(set(key)) < 8 or "change" in key.lower()
 
 
 def _is_test_key(secret: SecretStr | None) -> bool:

@@ -57,6 +57,10 @@ def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str,
         ({"API_KEY_ENCRYPTION_KEY": SECRET}, ["API_KEY_ENCRYPTION_KEY"]),
         ({"API_KEY_ENCRYPTION_KEY": f"{SECRET}-change-me"}, ["API_KEY_ENCRYPTION_KEY"]),
         ({"API_KEY_ENCRYPTION_KEY": "0" * 64}, ["API_KEY_ENCRYPTION_KEY"]),
+        ({"API_KEY_ENCRYPTION_KEY": " , ,"}, ["API_KEY_ENCRYPTION_KEY"]),
+        ({"API_KEY_ENCRYPTION_KEY": f"{KEY}-1, {KEY}-2"}, []),
+        ({"API_KEY_ENCRYPTION_KEY": f"{KEY},{SECRET}"}, ["API_KEY_ENCRYPTION_KEY"]),
+        ({"API_KEY_ENCRYPTION_KEY": f"{SECRET},{KEY}"}, ["API_KEY_ENCRYPTION_KEY"]),
         ({"STRIPE_SECRET_KEY": f"sk_live_{SECRET}"}, ["STRIPE_WEBHOOK_SECRET"]),
         ({"STRIPE_SECRET_KEY": f"sk_test_{SECRET}", "STRIPE_WEBHOOK_SECRET": f"whsec_{SECRET}"}, ["STRIPE_SECRET_KEY"]),
         ({"STRIPE_SECRET_KEY": f"rk_test_{SECRET}", "STRIPE_WEBHOOK_SECRET": f"whsec_{SECRET}"}, ["STRIPE_SECRET_KEY"]),
@@ -171,6 +175,11 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.stripe_secret_key is not None
     assert settings.stripe_secret_key.get_secret_value() == SECRET
     assert SECRET not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+def test_the_keys_that_seal_are_told_apart_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded(monkeypatch, {"API_KEY_ENCRYPTION_KEY": f" {KEY} ,, second "}).encryption_keys == (KEY, "second")
+    assert loaded(monkeypatch, {"API_KEY_ENCRYPTION_KEY": " "}).encryption_keys == ()
 
 
 BROKEN = {"PORT": "abc", "DATABASE_URL": f"oracle://x:{SECRET}@y", "ENV": "moon", "MAX_BODY_BYTES": "much"}
