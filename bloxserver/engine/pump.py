@@ -6,190 +6,265 @@ It knows no database: what has ended is handed to `save`, and a step that was sa
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-import structlog
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.types import new_id, now
-from bloxserver.blocks.base import BlockContext, BlockError, Wait
-from bloxserver.organism.model import Listener, Organism
+from bloxserver.api.models.types import now
+from bloxserver.blocks.base import BlockError, Tool
+from bloxserver.engine.handling import Attempt, World, handle
+from bloxserver.engine.routing import Undecided, receivers
+from bloxserver.engine.steps import Change, Failed, Finished, Message, Outcome, Parked, Save, Step, Tokens
+from bloxserver.organism.model import Organism
+from bloxserver.services.calls import CalledResult
 
-log = structlog.stdlib.get_logger("bloxserver.engine")
-
-
-@dataclass(frozen=True)
-class Message:
-    """What a listener is to handle. `key` names it within its execution, the same on every run."""
-
-    listener: str
-    payload: JsonValue
-    parent_id: UUID | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.parent_id or ''}:{self.listener}"
-
-
-@dataclass(frozen=True)
-class Step:
-    """A handled message. `waiting` means that the answer is known and due at `completed_at`."""
-
-    message: Message
-    handler: str
-    status: StepStatus
-    started_at: datetime
-    completed_at: datetime
-    output: JsonValue = None
-    error: str | None = None
-    id: UUID = field(default_factory=new_id)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """All messages were handled; `output` is what reached no peer."""
-
-    output: JsonValue
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A listener could not handle its message, or the organism went on for too long."""
-
-    error: str
-
-
-@dataclass(frozen=True)
-class Parked:
-    """Nothing can be done before `until`."""
-
-    until: datetime
-
-
-Outcome = Finished | Failed | Parked
-Save = Callable[[Sequence[Step], Outcome | None], Awaitable[None]]
-"""Keeps steps that ended together and, with the last of them, the outcome."""
-ContextOf = Callable[[Message], BlockContext]
+PATIENCE = timedelta(seconds=2)
+"""What is due this soon is waited for on the worker; parking and coming back takes as long."""
+CALL_CHECK = timedelta(minutes=5)
+"""How often a caller looks after what it called, should nobody wake it."""
 
 
 class Pump:
     """One run of an execution, from the entry or from where an earlier run came to."""
 
-    def __init__(self, organism: Organism, kept: Iterable[Step], context_of: ContextOf, save: Save) -> None:
+    def __init__(
+        self,
+        organism: Organism,
+        kept: Iterable[Step],
+        world: World,
+        save: Save,
+        called: Mapping[UUID, CalledResult] | None = None,
+    ) -> None:
         self._organism = organism
         self._kept = {step.message.key: step for step in kept}
-        self._context_of = context_of
+        self._world = world
         self._save = save
-        self._running: set[asyncio.Task[Step]] = set()
-        self._waiting: list[Step] = []
+        self._called = called or {}
+        self._saving = asyncio.Lock()
+        self._sequence = max((step.sequence for step in self._kept.values()), default=0)
+        self._tokens = {key: step.tokens for key, step in self._kept.items()}
+        self._inbox: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
+        self._running: dict[UUID, asyncio.Task[None]] = {}
+        """Attempts, by step."""
+        self._waiting: dict[str, Step] = {}
+        self._asked: dict[str, asyncio.Future[Step]] = {}
+        """Calls that agents wait for, by the message's key."""
+        self._blocked: Counter[UUID] = Counter()
+        """How many calls an agent's step waits for."""
         self._leaves: list[Step] = []
         self._handled = 0
+        self._failure: Failed | None = None
+        """Why an agent's call cannot be made."""
 
     async def run(self, entry: Message) -> Outcome:
         """Handle everything that can be handled now; the outcome was saved when this returns."""
         try:
             return await self._run(entry)
         finally:
-            for task in self._running:
+            tasks = list(self._running.values())
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, entry: Message) -> Outcome:
         self._handled = 1
         self._send([entry])
         while True:
-            ended, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            steps = [task.result() for task in ended]
-            answers = self._take(steps)
-            outcome: Outcome | None = answers if isinstance(answers, Failed) else None
-            if not answers and not self._running:
-                outcome = self._outcome()
-            # Before the answers go out: what a listener was sent must not be taken back by a crash.
-            await self._save([step for step in steps if self._kept.get(step.message.key) is not step], outcome)
-            if outcome is not None:
+            steps = self._due_steps()
+            if not steps:
+                until = self._wake_time()
+                if until is not None and self._is_idle() and self._inbox.empty() and until > now() + PATIENCE:
+                    return await self._park(until)
+                steps = await self._next_steps(until)
+            if (steps or self._failure) and (outcome := await self._take(steps)) is not None:
                 return outcome
-            if not isinstance(answers, Failed):
-                self._send(answers)
 
-    def _take(self, steps: Sequence[Step]) -> list[Message] | Failed:
-        """The messages that the steps' answers make."""
-        messages: list[Message] = []
-        for step in steps:
+    async def _next_steps(self, until: datetime | None) -> list[Step]:
+        """Steps that have ended; none where only the time or an agent's call woke the pump."""
+        seconds = None if until is None else max(0.0, (until - now()).total_seconds())
+        items: list[Step | BaseException | None] = []
+        try:
+            async with asyncio.timeout(seconds):
+                items.append(await self._inbox.get())
+        except TimeoutError:
+            return []
+        while not self._inbox.empty():
+            items.append(self._inbox.get_nowait())
+        for item in items:
+            if isinstance(item, BaseException):
+                raise item
+        return [item for item in items if isinstance(item, Step)]
+
+    def _due_steps(self) -> list[Step]:
+        """Begin again what is due to be tried again; returns those whose answer is due."""
+        moment = now()
+        answers: list[Step] = []
+        for key, step in list(self._waiting.items()):
+            if step.status is StepStatus.CALLING or step.completed_at is None or step.completed_at > moment:
+                continue
+            del self._waiting[key]
             if step.status is StepStatus.WAITING:
-                self._waiting.append(step)
-            elif step.status is StepStatus.ERROR:
-                return Failed(f"{step.message.listener}: {step.error}")
+                answers.append(replace(step, status=StepStatus.SUCCESS))
             else:
-                peers = self._organism.listener(step.message.listener).peers
-                if not peers:
-                    self._leaves.append(step)
-                messages += [Message(peer, step.output, step.id) for peer in peers]
-        self._handled += len(messages)
-        limit = self._organism.execution.max_iterations
-        if self._handled > limit:
-            return Failed(f"{messages[-1].listener}: more than {limit} messages (execution.max_iterations)")
+                self._attempt(step.message, step.attempt + 1, step.started_at, step)
+        return answers
+
+    def _wake_time(self) -> datetime | None:
+        """When something that waits goes on."""
+        times = [
+            now() + CALL_CHECK if step.status is StepStatus.CALLING else step.completed_at or now()
+            for step in self._waiting.values()
+        ]
+        return min(times, default=None)
+
+    def _is_idle(self) -> bool:
+        """Whether all that runs are agents that wait for calls."""
+        return all(self._blocked[step_id] > 0 for step_id in self._running)
+
+    async def _park(self, until: datetime) -> Outcome:
+        called = [step.called_id for step in self._waiting.values() if step.called_id is not None]
+        outcome = Parked(until, tuple(called))
+        await self._store([], outcome)
+        return outcome
+
+    async def _take(self, steps: Sequence[Step]) -> Outcome | None:
+        """Keep steps and send their answers on; returns the outcome where that is all."""
+        messages: list[Message] = []
+        answers: list[Step] = []
+        outcome: Outcome | None = self._failure
+        for step in steps:
+            self._running.pop(step.id, None)
+            if step.is_open:
+                self._waiting[step.message.key] = step
+            elif step.message.call is not None:
+                answers.append(step)
+            else:
+                try:
+                    messages += self._route(step)
+                except Undecided as failure:
+                    outcome = outcome or Failed(str(failure))
+        outcome = outcome or self._count(messages)
+        if outcome is None and not (messages or answers or self._running or self._waiting):
+            outcome = Finished(output_of(self._leaves))
+        # Before the answers go out: what a listener was sent must not be taken back by a crash.
+        begun = [self._begun(message) for message in messages if message.key not in self._kept] if not outcome else []
+        ended = [step for step in steps if self._kept.get(step.message.key) is not step]
+        if ended or begun or outcome:
+            await self._store([*ended, *begun], outcome)
+        if outcome is None:
+            self._answer(answers)
+            self._send(messages)
+        return outcome
+
+    def _route(self, step: Step) -> list[Message]:
+        listener = self._organism.listener(step.message.listener)
+        messages = [Message(name, payload, step.id) for name, payload in receivers(listener, step)]
+        if not messages:
+            self._leaves.append(step)
         return messages
 
-    def _send(self, messages: Sequence[Message]) -> None:
-        """Begin to handle messages; those of an earlier run are taken from there."""
+    def _count(self, messages: Sequence[Message]) -> Failed | None:
+        self._handled += len(messages)
+        limit = self._organism.execution.max_iterations
+        if self._handled <= limit:
+            return None
+        return Failed(f"{messages[-1].listener}: more than {limit} messages (execution.max_iterations)")
+
+    def _begun(self, message: Message) -> Step:
+        name = self._organism.listener(message.listener).block.name
+        return Step(message, name, StepStatus.RUNNING, now())
+
+    def _answer(self, steps: Iterable[Step]) -> None:
+        """Hand the answers of called listeners to the agents that called them."""
+        for step in steps:
+            future = self._asked.pop(step.message.key, None)
+            if future is not None and step.message.parent_id is not None and not future.done():
+                self._blocked[step.message.parent_id] -= 1
+                future.set_result(step)
+
+    def _send(self, messages: Iterable[Message]) -> None:
+        """Begin to handle messages; what an earlier run has of them is taken from there."""
         for message in messages:
             kept = self._kept.get(message.key)
-            listener = self._organism.listener(message.listener)
-            self._running.add(asyncio.create_task(self._resume(kept) if kept else self._handle(listener, message)))
-
-    async def _resume(self, kept: Step) -> Step:
-        """A step of an earlier run; one that waited ends when its time has come."""
-        if kept.status is StepStatus.WAITING and kept.completed_at <= now():
-            return Step(
-                kept.message,
-                kept.handler,
-                StepStatus.SUCCESS,
-                kept.started_at,
-                kept.completed_at,
-                kept.output,
-                id=kept.id,
-            )
-        return kept
-
-    async def _handle(self, listener: Listener, message: Message) -> Step:
-        started = now()
-        status, output, error, completed = StepStatus.SUCCESS, None, None, None
-        try:
-            async with asyncio.timeout(listener.timeout_seconds) as limit:
-                answer = await self._call(listener, message)
-            if isinstance(answer, Wait):
-                status, output, completed = StepStatus.WAITING, answer.answer, answer.until
+            if kept is None:
+                self._attempt(message, 1, now(), None)
+            elif kept.status is StepStatus.RUNNING:
+                self._attempt(kept.message, kept.attempt, kept.started_at, kept)
+            elif kept.status is StepStatus.CALLING:
+                listener = self._organism.listener(message.listener)
+                attempt = Attempt(listener, kept.message, kept.attempt, kept.started_at)
+                self._inbox.put_nowait(attempt.settled(kept, self._called))
             else:
-                output = answer
-        except BlockError as refusal:
-            status, error = StepStatus.ERROR, refusal.message
-        except Exception as bug:
-            if isinstance(bug, TimeoutError) and limit.expired():
-                reason = f"no answer within {listener.timeout_seconds:g} seconds"
-                return Step(message, listener.block.name, StepStatus.ERROR, started, now(), error=reason)
-            log.error("block failed unexpectedly", block=listener.block.name, exc_info=bug)
-            status, error = StepStatus.ERROR, "internal error"
-        return Step(message, listener.block.name, status, started, completed or now(), output, error)
+                self._inbox.put_nowait(kept)
 
-    async def _call(self, listener: Listener, message: Message) -> JsonValue | Wait:
+    def _attempt(self, message: Message, number: int, started_at: datetime, earlier: Step | None) -> None:
+        listener = self._organism.listener(message.listener)
+        attempt = Attempt(listener, message, number, started_at)
+        conversation = _Conversation(self, attempt, earlier)
+        work = self._work(handle(attempt, self._world, conversation))
+        self._running[message.id] = asyncio.create_task(work)
+
+    async def _work(self, handling: Coroutine[Any, Any, Step]) -> None:
         try:
-            payload = listener.block.payload.model_validate(message.payload)
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "payload"
-            raise BlockError("invalid_payload", f"unusable payload: {place}: {first['msg']}") from None
-        answer: JsonValue | Wait = await listener.block.handler(payload, listener.config, self._context_of(message))
-        return answer
+            self._inbox.put_nowait(await handling)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._inbox.put_nowait(error)
 
-    def _outcome(self) -> Outcome:
-        if self._waiting:
-            return Parked(min(step.completed_at for step in self._waiting))
-        return Finished(output_of(self._leaves))
+    async def call(self, agent: Message, listener: str, payload: JsonValue, call: str) -> Step:
+        """Have a listener handle what an agent asks of it."""
+        message = Message(listener, payload, agent.id, call)
+        self._failure = self._failure or self._count([message])
+        future: asyncio.Future[Step] = asyncio.get_running_loop().create_future()
+        self._asked[message.key] = future
+        self._blocked[agent.id] += 1
+        self._send([message])
+        self._inbox.put_nowait(None)  # this agent runs no longer: perhaps there is nothing else
+        return await future
+
+    async def keep(self, step: Step) -> None:
+        """Store how far an agent has come."""
+        await self._store([step], None)
+
+    async def _store(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
+        """One at a time: who follows the sequence must not see a later change before an earlier one."""
+        async with self._saving:
+            used = Tokens()
+            numbered: list[Step] = []
+            for step in steps:
+                self._sequence += 1
+                used = used.plus(step.tokens.minus(self._tokens.get(step.message.key, Tokens())))
+                self._tokens[step.message.key] = step.tokens
+                numbered.append(replace(step, sequence=self._sequence))
+            await self._save(Change(numbered, used, outcome))
+
+
+class _Conversation:
+    """An agent's, kept in its step."""
+
+    def __init__(self, pump: Pump, attempt: Attempt, earlier: Step | None) -> None:
+        self._pump = pump
+        self._attempt = attempt
+        self.state: JsonValue = earlier.state if earlier else None
+        self.tokens = earlier.tokens if earlier else Tokens()
+
+    async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
+        self.state = state
+        self.tokens = self.tokens.plus(Tokens(input_tokens, output_tokens))
+        await self._pump.keep(self._attempt.step(StepStatus.RUNNING, state=state, tokens=self.tokens))
+
+    async def call(self, tool: Tool, payload: JsonValue, call: str) -> JsonValue:
+        step = await self._pump.call(self._attempt.message, tool.listener, payload, call)
+        if step.status is StepStatus.ERROR:
+            raise BlockError(step.error_code or "failed", step.error or "failed", retryable=False)
+        return step.output
 
 
 def output_of(leaves: Sequence[Step]) -> JsonValue:
@@ -200,7 +275,3 @@ def output_of(leaves: Sequence[Step]) -> JsonValue:
     if len(leaves) == 1:
         return leaves[0].output
     return {name: given[0] if len(given) == 1 else given for name, given in answers.items()}
-
-
-def elapsed_ms(step: Step) -> int:
-    return max(0, int((step.completed_at - step.started_at) / timedelta(milliseconds=1)))

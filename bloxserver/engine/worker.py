@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Sequence
-from math import isfinite
 from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionStepRecord
 from bloxserver.api.models.types import now
-from bloxserver.blocks.base import BlockContext
-from bloxserver.clients.http import GuardedClient
 from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.patience import in_transaction
-from bloxserver.engine.pump import Failed, Finished, Message, Outcome, Parked, Pump, Step, elapsed_ms
-from bloxserver.organism.model import Organism, UnknownListener
+from bloxserver.engine.pump import Pump
+from bloxserver.engine.records import json_text, kept_step, payload_of, step_row, storable_text
+from bloxserver.engine.steps import Change, Failed, Finished, Message, Outcome, Parked, Tokens
+from bloxserver.engine.world import ExecutionWorld, Outside
+from bloxserver.organism.model import FailureNotice, Organism, UnknownListener
 from bloxserver.organism.problems import OrganismError
 from bloxserver.services import leases
 from bloxserver.services.leases import LeaseLost, TakenExecution
+from bloxserver.services.notices import note_failure
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
@@ -35,16 +32,20 @@ LEASE_SECONDS = 5
 RETRY_SECONDS = 5
 """Pause before an execution is tried again that the database would not let run."""
 
+WATCH_SECONDS = 0.5
+"""How often a worker looks whether what it runs was ended, or taken by another."""
+
 
 class Worker:
     """What a process does with the jobs that it gets."""
 
-    def __init__(self, database: Database, http: GuardedClient, *, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, database: Database, outside: Outside, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self._retry_seconds = retry_seconds
         self._database = database
-        self._http = http
+        self._outside = outside
         self._running: dict[asyncio.Task[Any], TakenExecution | None] = {}
         self._draining = False
+        self._looking = asyncio.Event()
 
     async def run(self, execution_id: UUID, number: int) -> None:
         """Run an execution until it ends or waits. Does nothing where it has ended, is gone, or was handed on."""
@@ -61,13 +62,47 @@ class Worker:
         try:
             await task
         except LeaseLost:
-            log.info("execution taken by another worker, or gone", execution_id=str(execution_id))
+            log.info("execution ended elsewhere, or gone", execution_id=str(execution_id))
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self._draining or (current is not None and current.cancelling()):
+                raise
+            log.info("execution stopped", execution_id=str(execution_id))
         except Exception as error:
             log.error("execution cannot be run now", execution_id=str(execution_id), exc_info=error)
             return False
         finally:
             self._running.pop(task, None)
         return True
+
+    def look(self) -> None:
+        """Look now whether something was ended; to be called on the event loop."""
+        self._looking.set()
+
+    async def watch(self) -> None:
+        """Stop what was cancelled, or taken by another worker. Until cancelled itself."""
+        while True:
+            try:
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._looking.wait()
+            except TimeoutError:
+                pass
+            self._looking.clear()
+            try:
+                await self._stop_lost()
+            except Exception as error:
+                log.warning("cannot look after running executions", error=type(error).__name__, exc_info=error)
+
+    async def _stop_lost(self) -> None:
+        running = {task: execution for task, execution in self._running.items() if execution is not None}
+        if not running:
+            return
+        held = {execution.id: execution.lease for execution in running.values()}
+        async with self._database.transaction(read_only=True) as session:
+            lost = await leases.lost_leases(session, held)
+        for task, execution in running.items():
+            if execution.id in lost:
+                task.cancel()
 
     async def drain(self, seconds: float) -> None:
         """Wait for running executions; those that do not end in time, or come now, are handed over."""
@@ -103,122 +138,86 @@ class Worker:
         if self._draining:
             await self._hand_over(execution)
             return
+        run = _Run(self._database, self._outside, execution)
         try:
-            organism = await parse_organism(execution.organism_yaml)
-            entry = Message(organism.entry(execution.target).name, payload_of(execution.input_payload))
-        except (OrganismError, UnknownListener) as error:
-            await self._save(execution, [], Failed(str(error)))
-            return
-        try:
-            await self._pump(execution, organism, entry)
+            await run.pump()
         except LeaseLost:
             raise
         except Exception as bug:
             # Without an end the execution would be `running` for ever.
             log.error("execution failed unexpectedly", execution_id=str(execution_id), exc_info=bug)
-            await self._end(execution, ExecutionStatus.ERROR, error="internal error")
+            await run.end(ExecutionStatus.ERROR, "internal error")
 
-    async def _pump(self, execution: TakenExecution, organism: Organism, entry: Message) -> None:
-        async def save(steps: Sequence[Step], outcome: Outcome | None) -> None:
-            await self._save(execution, steps, outcome)
 
-        def context_of(message: Message) -> BlockContext:
-            return BlockContext(http=self._http, clock=now, idempotency_key=f"{execution.id}:{message.key}")
+class _Run:
+    """One execution on this worker."""
 
-        seconds = organism.execution.timeout_seconds
-        pump = Pump(organism, [_kept(step) for step in execution.steps], context_of, save)
+    def __init__(self, database: Database, outside: Outside, execution: TakenExecution) -> None:
+        self._database = database
+        self._outside = outside
+        self._execution = execution
+        self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
+        self._stored = {step.key for step in execution.steps}
+        self._on_failure: FailureNotice | None = None
+
+    async def pump(self) -> None:
+        """Go on with the execution until it ends or waits. Raises `LeaseLost`."""
+        execution = self._execution
         try:
-            async with asyncio.timeout(seconds) as limit:
+            organism = await parse_organism(execution.organism_yaml)
+            self._on_failure = organism.on_failure
+            entry = Message(organism.entry(execution.target).name, payload_of(execution.input_payload))
+        except (OrganismError, UnknownListener) as error:
+            await self.end(ExecutionStatus.ERROR, str(error))
+            return
+        await self._pump(organism, entry)
+
+    async def _pump(self, organism: Organism, entry: Message) -> None:
+        execution = self._execution
+        kept = [kept_step(step) for step in execution.steps if organism.has(step.listener)]
+        world = ExecutionWorld(self._database, self._outside, execution)
+        pump = Pump(organism, kept, world, self._save, execution.called)
+        seconds = organism.execution.timeout_seconds
+        try:
+            async with asyncio.timeout(max(0.0, seconds - execution.worked_ms / 1000)) as limit:
                 await pump.run(entry)
         except TimeoutError:
             if not limit.expired():
                 raise
-            await self._end(
-                execution,
-                ExecutionStatus.TIMEOUT,
-                error=f"not finished within {seconds:g} seconds (execution.timeout_seconds)",
-            )
+            error = f"not finished within {seconds:g} seconds (execution.timeout_seconds)"
+            await self.end(ExecutionStatus.TIMEOUT, error)
 
-    async def _save(self, execution: TakenExecution, steps: Sequence[Step], outcome: Outcome | None) -> None:
-        rows = [_row(step) for step in steps]
+    async def end(self, status: ExecutionStatus, error: str) -> None:
+        """End it with what it could not come beyond."""
+        await in_transaction(self._database, lambda session: self._fail(session, status, error))
+
+    async def _save(self, change: Change) -> None:
+        self._tokens = self._tokens.plus(change.used)
+        rows = [step_row(step, known=step.message.key in self._stored) for step in change.steps]
 
         async def write(session: AsyncSession) -> None:
-            await leases.save_steps(session, execution, rows)
-            match outcome:
-                case Finished(output):
-                    await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=_json(output))
-                case Failed(error):
-                    await leases.end_execution(session, execution, ExecutionStatus.ERROR, error=_storable(error))
-                case Parked(until):
-                    await leases.park(session, execution, until)
+            # First: it is what holds the lease against others.
+            await self._write_outcome(session, change.outcome, counts=change.used != Tokens())
+            await leases.save_steps(session, self._execution, rows)
+            if change.used != Tokens():
+                await leases.note_tokens(session, self._execution, self._tokens)
 
         await in_transaction(self._database, write)
+        self._stored |= {step.message.key for step in change.steps}
 
-    async def _end(self, execution: TakenExecution, status: ExecutionStatus, *, error: str) -> None:
-        await in_transaction(
-            self._database, lambda session: leases.end_execution(session, execution, status, error=error)
-        )
+    async def _write_outcome(self, session: AsyncSession, outcome: Outcome | None, *, counts: bool) -> None:
+        execution = self._execution
+        match outcome:
+            case None:
+                await leases.hold(session, execution, to_write=counts)
+            case Finished(output):
+                await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=json_text(output))
+            case Failed(error):
+                await self._fail(session, ExecutionStatus.ERROR, error)
+            case Parked(until, called):
+                await leases.park(session, execution, until, called)
 
-
-def payload_of(text: str | None) -> JsonValue:
-    """The entry's message: the input where it is JSON, else `{"text": input}`; no input is an empty object."""
-    if text is None:
-        return {}
-    try:
-        value: JsonValue = json.loads(text, parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return {"text": text}
-    return value
-
-
-def _finite(number: str) -> float:
-    """What JSON can say again: neither NaN nor what is too large for a float."""
-    value = float(number)
-    if not isfinite(value):
-        raise ValueError("not a finite number")
-    return value
-
-
-def _json(value: JsonValue) -> str:
-    """JSON text that every database stores: escaped where it holds what is no Unicode."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value)
-    return text
-
-
-def _storable(text: str) -> str:
-    """The text as every database takes it: an error may quote what a user sent."""
-    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
-
-
-def _row(step: Step) -> dict[str, Any]:
-    return {
-        "id": step.id,
-        "key": step.message.key,
-        "parent_id": step.message.parent_id,
-        "listener": step.message.listener,
-        "handler": step.handler,
-        "status": step.status,
-        "input_payload": _json(step.message.payload),
-        "output_payload": None if step.error is not None else _json(step.output),
-        "error_message": step.error and _storable(step.error),
-        "started_at": step.started_at,
-        "completed_at": step.completed_at,
-        "duration_ms": elapsed_ms(step),
-    }
-
-
-def _kept(record: ExecutionStepRecord) -> Step:
-    return Step(
-        message=Message(record.listener, json.loads(record.input_payload or "null"), record.parent_id),
-        handler=record.handler or "",
-        status=record.status,
-        started_at=record.started_at,
-        completed_at=record.completed_at or record.started_at,
-        output=json.loads(record.output_payload or "null"),
-        error=record.error_message,
-        id=record.id,
-    )
+    async def _fail(self, session: AsyncSession, status: ExecutionStatus, error: str) -> None:
+        await leases.end_execution(session, self._execution, status, error=storable_text(error))
+        if self._on_failure is not None:
+            await note_failure(session, self._execution.id, self._on_failure)

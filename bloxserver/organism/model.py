@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -10,6 +11,8 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import AnyBlock, BlockConfig, Tool
 from bloxserver.blocks.expressions import Expression
+from bloxserver.blocks.templates import secret_names
+from bloxserver.organism.yaml_loader import Place
 
 
 class UnknownListener(LookupError):
@@ -45,6 +48,8 @@ class Listener:
     """The members of `given_config` that hold placeholders; where there are none, `config` serves as it is."""
     secrets: frozenset[str] = frozenset()
     """The names of the secrets in it."""
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False)
+    """Where the listener's `name` and the members of its config are written."""
     payload_class: str | None = None
     peers: tuple[Peer, ...] = ()
     tools: tuple[Tool, ...] = ()
@@ -67,6 +72,12 @@ class FailureNotice:
     secret: str | None = None
     """Signs the notices that go to `url` (Standard Webhooks)."""
     email: str | None = None
+    place: Place = field(default=Place(1, 1), compare=False)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The names of the secrets in it."""
+        return frozenset().union(*(secret_names(text) for text in (self.url, self.secret, self.email) if text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,9 @@ class Organism:
     @cached_property
     def _by_name(self) -> dict[str, Listener]:
         return {listener.name: listener for listener in self.listeners}
+
+    def has(self, name: str) -> bool:
+        return name in self._by_name
 
     def listener(self, name: str) -> Listener:
         """Raises UnknownListener."""

@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from uuid import UUID
 
 import pytest
+from pydantic import JsonValue
 
-from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.types import now
-from bloxserver.blocks.base import BlockContext
-from bloxserver.blocks.registry import get_registry
-from bloxserver.clients.http import GuardedClient
-from bloxserver.engine.pump import Failed, Finished, Message, Outcome, Parked, Pump, Step
-from bloxserver.organism.parse import parse
-
-
-@dataclass
-class Log:
-    """What a pump saved, save by save."""
-
-    saves: list[tuple[list[Step], Outcome | None]] = field(default_factory=list)
-
-    async def save(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
-        self.saves.append((list(steps), outcome))
-
-    @property
-    def steps(self) -> list[Step]:
-        return [step for steps, _ in self.saves for step in steps]
-
-    def handled(self) -> list[str]:
-        return sorted(step.message.listener for step in self.steps)
-
-
-def organism(*listeners: str, execution: str = "{}") -> str:
-    lines = "\n".join(f"  - {{description: d, {listener}}}" for listener in listeners)
-    return f"organism: {{name: test}}\nlisteners:\n{lines}\nexecution: {execution}\n"
-
-
-def echo(name: str, *peers: str) -> str:
-    return f"name: {name}, handler: echo, peers: [{', '.join(peers)}]"
-
-
-async def pump(
-    text: str, payload: Any = None, *, kept: Sequence[Step] = (), entry: str | None = None
-) -> tuple[Outcome, Log]:
-    log = Log()
-    http = GuardedClient()
-
-    def context_of(message: Message) -> BlockContext:
-        return BlockContext(http=http, clock=now, idempotency_key=message.key)
-
-    parsed = parse(text, get_registry())
-    outcome = await Pump(parsed, kept, context_of, log.save).run(Message(parsed.entry(entry).name, payload))
-    await http.aclose()
-    assert log.saves[-1][1] == outcome
-    return outcome, log
+from bloxserver.api.models.enums import ExecutionStatus, StepStatus
+from bloxserver.api.models.types import new_id, now
+from bloxserver.blocks.base import BlockContext, BlockError, Called, Result
+from bloxserver.engine.steps import Failed, Finished, Parked
+from bloxserver.services.calls import CalledResult
+from tests.engine.pumping import block, echo, organism, pump
 
 
 async def test_a_chain_hands_its_answer_on() -> None:
@@ -65,7 +22,9 @@ async def test_a_chain_hands_its_answer_on() -> None:
     assert outcome == Finished({"x": 1})
     assert [step.message.listener for step in log.steps] == ["a", "b", "c"]
     assert [step.message.parent_id for step in log.steps] == [None, log.steps[0].id, log.steps[1].id]
-    assert len(log.saves) == 3, "the last step and the outcome are saved together"
+    assert len(log.changes) == 3, "the last step and the outcome are saved together"
+    assert [step.status for step in log.saved] == ["success", "running", "success", "running", "success"]
+    assert [step.sequence for step in log.saved] == [1, 2, 3, 4, 5]
 
 
 async def test_an_answer_goes_to_every_peer_and_leaves_are_the_output() -> None:
@@ -115,9 +74,7 @@ async def test_a_listener_gets_its_time_and_no_more() -> None:
 async def test_finished_steps_of_an_earlier_run_are_not_run_again() -> None:
     text = organism(echo("a", "b"), echo("b", "c"), echo("c"))
     _, first = await pump(text, "new")
-    kept = [
-        Step(s.message, s.handler, s.status, s.started_at, s.completed_at, "kept", id=s.id) for s in first.steps[:2]
-    ]
+    kept = [replace(step, output="kept") for step in first.steps[:2]]
     outcome, second = await pump(text, "new", kept=kept)
     assert outcome == Finished("kept")
     assert second.handled() == ["c"], "a and b were spared"
@@ -136,13 +93,165 @@ async def test_a_delay_parks_the_execution_and_other_branches_go_on() -> None:
     assert early == outcome
     assert log.handled() == [], "nothing is due, nothing is written again"
 
-    due = [
-        Step(s.message, s.handler, s.status, s.started_at, min(s.completed_at, now()), s.output, id=s.id)
-        for s in first.steps
-    ]
+    due = [replace(step, completed_at=now()) for step in first.steps]
     late, second = await pump(text, "m", kept=due)
     assert late == Finished({"c": "m", "d": "m"})
     assert {step.message.listener: step.status for step in second.steps} == {
         "b": StepStatus.SUCCESS,
         "d": StepStatus.SUCCESS,
     }
+
+
+async def test_conditions_choose_who_gets_the_answer() -> None:
+    text = organism(
+        "name: a, handler: echo, peers: [{to: big, when: payload.n > 10}, {to: small, when: payload.n <= 10}, all]",
+        echo("big"),
+        echo("small"),
+        echo("all"),
+    )
+    assert (await pump(text, {"n": 11}))[0] == Finished({"big": {"n": 11}, "all": {"n": 11}})
+    assert (await pump(text, {"n": 10}))[0] == Finished({"small": {"n": 10}, "all": {"n": 10}})
+
+
+async def test_an_answer_that_no_condition_takes_is_output() -> None:
+    text = organism("name: a, handler: echo, peers: [{to: b, when: payload > 10}]", echo("b"))
+    assert (await pump(text, 1))[0] == Finished(1)
+
+
+async def test_a_condition_that_cannot_be_judged_fails_the_execution() -> None:
+    text = organism("name: a, handler: echo, peers: [{to: b, when: payload.score > 3}]", echo("b"))
+    outcome, _ = await pump(text, {"scores": 4})
+    assert isinstance(outcome, Failed)
+    assert outcome.error.startswith('a: the condition for "b" cannot be judged: ')
+
+
+async def test_an_error_goes_to_the_peer_that_takes_errors() -> None:
+    text = organism(
+        "name: a, handler: fails, peers: [b, {to: c, on: error}, {to: d, on: error, when: error.code == 'other'}]",
+        echo("b"),
+        echo("c"),
+        echo("d"),
+    )
+
+    async def fails(payload: JsonValue, context: BlockContext) -> Result:
+        raise BlockError("broken", "it broke")
+
+    outcome, log = await pump(text, {"x": 1}, blocks=[block("fails", fails)])
+    error = {"listener": "a", "code": "broken", "message": "it broke", "attempt": 1}
+    assert outcome == Finished({"error": error, "input": {"x": 1}})
+    assert log.handled() == ["a", "c"]
+    again, second = await pump(text, {"x": 1}, kept=log.steps[:1], blocks=[block("fails", fails)])
+    assert (again, second.handled()) == (outcome, ["c"]), "the failed step is not run again: its error was taken"
+
+
+async def test_a_message_is_tried_again_and_the_attempt_is_told() -> None:
+    tries: list[str] = []
+
+    async def flaky(payload: JsonValue, context: BlockContext) -> Result:
+        tries.append(context.idempotency_key)
+        if len(tries) < 3:
+            raise BlockError("busy", "come back")
+        return "done"
+
+    text = organism("name: a, handler: flaky, retries: 2, backoff_seconds: 0.001")
+    outcome, log = await pump(text, blocks=[block("flaky", flaky)])
+    assert outcome == Finished("done")
+    assert [(step.status, step.attempt, step.error) for step in log.saved] == [
+        (StepStatus.RETRYING, 1, "come back"),
+        (StepStatus.RETRYING, 2, "come back"),
+        (StepStatus.SUCCESS, 3, None),
+    ]
+    assert len(set(tries)) == 1, "all attempts have the same idempotency key"
+
+
+@pytest.mark.parametrize(("retryable", "attempts"), [(True, 3), (False, 1)])
+async def test_the_last_error_says_which_attempt_it_was(retryable: bool, attempts: int) -> None:
+    async def fails(payload: JsonValue, context: BlockContext) -> Result:
+        raise BlockError("busy", "no", retryable=retryable)
+
+    text = organism("name: a, handler: fails, retries: 2, backoff_seconds: 0.001")
+    outcome, log = await pump(text, blocks=[block("fails", fails)])
+    assert outcome == Failed(f"a (attempt {attempts} of 3): no")
+    assert log.step("a").attempt == attempts
+
+
+async def test_a_long_pause_before_a_retry_leaves_the_worker() -> None:
+    async def fails(payload: JsonValue, context: BlockContext) -> Result:
+        raise BlockError("busy", "no", retry_after=100)
+
+    text = organism("name: a, handler: fails, retries: 1")
+    outcome, first = await pump(text, blocks=[block("fails", fails)])
+    assert isinstance(outcome, Parked)
+    assert outcome.until >= now() + timedelta(seconds=99)
+    assert (await pump(text, kept=first.steps, blocks=[block("fails", fails)]))[0] == outcome
+    due = [replace(first.steps[0], completed_at=now())]
+    assert (await pump(text, kept=due, blocks=[block("fails", fails)]))[0] == Failed("a (attempt 2 of 2): no")
+
+
+async def test_an_interrupted_step_runs_again_under_its_id() -> None:
+    text = organism(echo("a", "b"), echo("b"))
+    _, first = await pump(text, "m")
+    begun = [step for step in first.saved if step.status is StepStatus.RUNNING or step.message.listener == "a"]
+    outcome, second = await pump(text, "m", kept=begun)
+    assert outcome == Finished("m")
+    assert [step.id for step in second.steps] == [first.step("b").id]
+    assert second.steps[0].sequence > first.saved[1].sequence
+
+
+async def test_a_branch_sends_to_the_first_case_that_holds() -> None:
+    branch = (
+        "name: a, handler: branch, config: {cases: [{when: payload > 10, to: big}, {when: payload > 5, to: middle}], "
+        "otherwise: small}"
+    )
+    text = organism(branch, echo("big"), echo("middle"), echo("small"))
+    for payload, taken in ((11, "big"), (6, "middle"), (1, "small")):
+        outcome, log = await pump(text, payload)
+        assert (outcome, log.handled()) == (Finished(payload), sorted(["a", taken]))
+        again, second = await pump(text, payload, kept=log.steps[:1])
+        assert (again, second.handled()) == (outcome, [taken]), "an earlier run's choice holds"
+
+
+class TestCalls:
+    TEXT = organism("name: a, handler: calls, peers: [b]", echo("b"))
+
+    @staticmethod
+    def calling(execution_id: UUID) -> list[object]:
+        async def calls(payload: JsonValue, context: BlockContext) -> Result:
+            return Called(execution_id)
+
+        return [block("calls", calls)]
+
+    async def test_a_caller_parks_and_goes_on_with_the_answer(self) -> None:
+        child = new_id()
+        outcome, first = await pump(self.TEXT, blocks=self.calling(child))  # type: ignore[arg-type]
+        assert isinstance(outcome, Parked)
+        assert outcome.called == (child,)
+        for result, expected in (
+            (CalledResult(ExecutionStatus.SUCCESS, '{"x": 1}', None), Finished({"x": 1})),
+            (
+                CalledResult(ExecutionStatus.ERROR, None, "b: no"),
+                Failed(f"a: the called execution {child} ended as error: b: no"),
+            ),
+        ):
+            again, _ = await pump(
+                self.TEXT,
+                kept=first.steps,
+                called={child: result},
+                blocks=self.calling(child),  # type: ignore[arg-type]
+            )
+            assert again == expected
+
+    async def test_a_called_execution_that_is_gone_is_an_error(self) -> None:
+        child = new_id()
+        _, first = await pump(self.TEXT, blocks=self.calling(child))  # type: ignore[arg-type]
+        outcome, _ = await pump(self.TEXT, kept=first.steps, blocks=self.calling(child))  # type: ignore[arg-type]
+        assert outcome == Failed("a: the execution that was called is gone")
+
+
+async def test_a_secret_is_filled_in_and_never_kept() -> None:
+    text = organism(
+        'name: a, handler: http.request, config: {url: "http://127.0.0.1:1/{{ secrets.KEY }}"}',
+    )
+    outcome, log = await pump(text, secrets={"KEY": "canary-4711"})
+    assert isinstance(outcome, Failed)
+    assert "canary-4711" not in repr(log.changes)

@@ -9,8 +9,8 @@ from pydantic import JsonValue
 from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.blocks import echo, greeting
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext
-from bloxserver.blocks.registry import BlockRegistry
-from bloxserver.organism.model import ExecutionLimits, Organism, UnknownListener
+from bloxserver.blocks.registry import BlockRegistry, get_registry
+from bloxserver.organism.model import ExecutionLimits, FailureNotice, Organism, Peer, UnknownListener
 from bloxserver.organism.parse import check, parse
 from bloxserver.organism.problems import OrganismError
 
@@ -94,7 +94,7 @@ execution: {timeout_seconds: 86400, max_iterations: 10000}
     fetcher = organism.listener("a")
     assert (organism.name, organism.description) == ("My Flow", "about")
     assert organism.execution == ExecutionLimits(timeout_seconds=86_400, max_iterations=10_000)
-    assert (fetcher.block, fetcher.peers, fetcher.timeout_seconds) == (fetch, ("b.1", "a"), 0.5)
+    assert (fetcher.block, fetcher.peers, fetcher.timeout_seconds) == (fetch, (Peer("b.1"), Peer("a")), 0.5)
     assert fetcher.config == FetchConfig(method="POST", headers=[Header(name="n")])
     assert (organism.listener("b.1").peers, organism.listener("b.1").timeout_seconds) == ((), None)
 
@@ -151,9 +151,20 @@ GOOD = "name: a, handler: echo, description: d"
         (listeners("  - {name: a, description: ' ', handler: echo}"), [(3, 28, "missing_field")]),
         (listeners("  - {name: a, description: d, handler: [x]}"), [(3, 40, "wrong_type")]),
         (listeners("  - {name: a, description: d, handler: os.system}"), [(3, 40, "unknown_handler")]),
-        (listeners("  - name: a", "    description: d", "    prompt: p"), [(5, 5, "unsupported")]),
+        (listeners("  - name: a", "    description: d", "    prompt: p"), []),
+        (listeners("  - name: a", "    description: d", "    agent: true"), [(3, 5, "missing_field")]),
+        (
+            listeners("  - name: a", "    description: d", "    prompt: '{{ secrets.X }}'"),
+            [(5, 13, "secret_not_allowed")],
+        ),
+        (listeners("  - {name: a, description: d, prompt: p, temperature: 3}"), [(3, 55, "invalid_config")]),
+        (listeners("  - {name: a, description: d, prompt: p, config: {max_cals: 3}}"), [(3, 51, "invalid_config")]),
+        (
+            listeners("  - {name: a, description: d, prompt: p, peers: [a, {to: a, when: 'true'}]}"),
+            [(3, 61, "unsupported")],
+        ),
         (listeners(f"  - {{{GOOD}, prompt: p, model: m}}"), [(3, 46, "unused_key"), (3, 57, "unused_key")]),
-        (listeners(f"  - {GOOD.replace(', ', chr(10) + '    ')}", "    retries: 2"), [(6, 14, "unsupported")]),
+        (listeners(f"  - {GOOD.replace(', ', chr(10) + '    ')}", "    retries: 21"), [(6, 14, "out_of_range")]),
         (listeners(f"  - {{{GOOD}, retries: -1}}"), [(3, 55, "out_of_range")]),
         (listeners(f"  - {{{GOOD}, agent: yes}}"), [(3, 53, "wrong_type")]),
         (listeners(f"  - {{{GOOD}, timeout_seconds: 0}}"), [(3, 63, "out_of_range")]),
@@ -163,7 +174,7 @@ GOOD = "name: a, handler: echo, description: d"
         (listeners(f"  - {{{GOOD}, peers: a}}"), [(3, 53, "wrong_type")]),
         (
             listeners(f"  - {{{GOOD}, peers: [b, a, a, 3, {{to: a, when: 'true'}}]}}"),
-            [(3, 54, "unknown_peer"), (3, 60, "duplicate_peer"), (3, 63, "wrong_type"), (3, 66, "unsupported")],
+            [(3, 54, "unknown_peer"), (3, 60, "duplicate_peer"), (3, 63, "wrong_type"), (3, 71, "duplicate_peer")],
         ),
         (listeners(f"  - {{{GOOD}, config: [1]}}"), [(3, 54, "wrong_type")]),
         (listeners(f"  - {{{GOOD}, config: {{}}, tool_config: {{}}}}"), [(3, 58, "duplicate_key")]),
@@ -200,7 +211,8 @@ GOOD = "name: a, handler: echo, description: d"
 def test_broken_definitions(text: str, expected: list[Row]) -> None:
     assert rows(text) == sorted(expected)
     severities = {problem.severity for problem in check(text, REGISTRY)}
-    if severities == {"warning"}:
+    assert all(problem.hint for problem in check(text, REGISTRY)), "every problem says what to do"
+    if severities <= {"warning"}:
         parse(text, REGISTRY)
     else:
         with pytest.raises(OrganismError):
@@ -228,7 +240,7 @@ execution: {{log_level: debug}}
         (6, 13, "unused_key"),
     ]
     assert [problem.hint for problem in check(text, REGISTRY) if problem.code == "unknown_key"] == [
-        "",
+        "known are name, description",
         'did you mean "listeners"?',
         'did you mean "peers"?',
     ]
@@ -297,3 +309,77 @@ def test_mutated_definitions_raise_nothing_else() -> None:
             assert problem.line >= 1
             assert problem.column >= 1
             assert "\n" not in str(problem)
+
+
+class TestPeers:
+    @pytest.mark.parametrize(
+        ("peer", "expected"),
+        [
+            ("{to: a, wen: x}", [(3, 62, "unknown_key")]),
+            ("{when: 'true'}", [(3, 54, "missing_field")]),
+            ("{to: a, on: failure}", [(3, 66, "wrong_type")]),
+            ("{to: a, when: 'payload >'}", [(3, 68, "invalid_expression")]),
+            ("{to: a, when: 'paylod > 1'}", [(3, 68, "invalid_expression")]),
+            ("{to: a, when: 'error.code == 1'}", [(3, 68, "invalid_expression")]),
+            ("{to: a, on: error, when: \"error.code == 'x'\"}", []),
+            ("{to: b, on: error}", [(3, 59, "unknown_peer")]),
+        ],
+    )
+    def test_a_peer_may_have_a_condition_and_take_errors(self, peer: str, expected: list[Row]) -> None:
+        assert rows(listeners(f"  - {{{GOOD}, peers: [{peer}]}}")) == expected
+
+    def test_an_answer_and_an_error_may_go_to_the_same_listener(self) -> None:
+        organism = parse(listeners(f"  - {{{GOOD}, peers: [a, {{to: a, on: error}}]}}"), REGISTRY)
+        assert organism.listener("a").peers == (Peer("a"), Peer("a", "error"))
+
+    def test_the_peers_of_an_agent_are_its_tools_unless_they_take_its_answer(self) -> None:
+        agent = "{name: a, description: d, prompt: p, peers: [b, {to: c, on: answer}, {to: b, on: error}]}"
+        others = "{name: b, description: the b, handler: echo}", "{name: c, description: d, handler: echo}"
+        organism = parse(listeners(*(f"  - {one}" for one in (agent, *others))), REGISTRY)
+        agent_listener = organism.listener("a")
+        assert [(tool.listener, tool.description) for tool in agent_listener.tools] == [("b", "the b")]
+        assert agent_listener.peers == (Peer("c"), Peer("b", "error"))
+        assert organism.entry().name == "a"
+
+
+class TestFailureNotices:
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ("{}", [(4, 25, "missing_field")]),
+            ("{url: nope}", [(4, 31, "invalid_config")]),
+            ("{email: nope}", [(4, 33, "invalid_config")]),
+            ("{url: 'https://x.example/{{ payload.x }}'}", [(4, 31, "invalid_template")]),
+            ("{mail: a@b.example, url: 'https://x.example/'}", [(4, 26, "unknown_key")]),
+        ],
+    )
+    def test_what_is_wrong_with_one(self, given: str, expected: list[Row]) -> None:
+        assert rows(listeners(f"  - {{{GOOD}}}", f"execution: {{on_failure: {given}}}")) == expected
+
+    def test_its_secrets_are_known(self) -> None:
+        given = "{url: 'https://x.example/{{ secrets.PATH }}', secret: '{{ secrets.KEY }}', email: a@b.example}"
+        organism = parse(listeners(f"  - {{{GOOD}}}", f"execution: {{on_failure: {given}}}"), REGISTRY)
+        assert organism.on_failure == FailureNotice(
+            "https://x.example/{{ secrets.PATH }}", "{{ secrets.KEY }}", "a@b.example"
+        )
+        assert organism.on_failure.secrets == {"PATH", "KEY"}
+
+
+class TestTemplates:
+    def test_a_secret_stands_only_where_it_cannot_be_stored(self) -> None:
+        request = (
+            "  - {name: a, description: d, handler: http.request, config: {url: 'https://x.example/{{ secrets.A }}'}}"
+        )
+        organism = parse(listeners(request), get_registry())
+        assert (organism.listener("a").templates, organism.listener("a").secrets) == ({"url"}, {"A"})
+        assert organism.listener("a").places["url"].line == 3
+        transform = "  - {name: a, description: d, handler: transform, config: {output: {x: '{{ secrets.A }}'}}}"
+        assert [(problem.code, problem.hint != "") for problem in check(listeners(transform), get_registry())][0] == (
+            "secret_not_allowed",
+            True,
+        )
+
+    @pytest.mark.parametrize("text", ["{{ secrets }}", "{{ secrets.A.b }}", "{{ nope.x }}", "{{ payload.x"])
+    def test_a_placeholder_must_be_one(self, text: str) -> None:
+        request = f"  - {{name: a, description: d, handler: http.request, config: {{url: 'https://x.example/{text}'}}}}"
+        assert [problem.code for problem in check(listeners(request), get_registry())] == ["invalid_template"]

@@ -1,0 +1,167 @@
+"""One attempt at one message: the config is filled in, the block called, its answer or its error made a step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+import structlog
+from pydantic import JsonValue, ValidationError
+
+from bloxserver.api.models.enums import ExecutionStatus, StepStatus
+from bloxserver.api.models.types import now
+from bloxserver.blocks import templates
+from bloxserver.blocks.base import (
+    AgentContext,
+    BlockConfig,
+    BlockContext,
+    BlockError,
+    Called,
+    Conversation,
+    Routed,
+    Wait,
+)
+from bloxserver.clients.llm import LanguageModels
+from bloxserver.engine.steps import Message, Step, Tokens
+from bloxserver.organism.model import Listener
+from bloxserver.sealing import redact
+from bloxserver.services.calls import CalledResult
+from bloxserver.services.leases import LeaseLost
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+LONGEST_PAUSE_SECONDS = 3600
+
+
+class World(Protocol):
+    """What one execution may reach."""
+
+    models: LanguageModels
+
+    def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext: ...
+
+    async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
+        """The values of the owner's secrets. Raises `BlockError`."""
+
+
+class KeptConversation(Conversation, Protocol):
+    """A conversation that knows what it used."""
+
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The `number`th try at a message, counted from 1."""
+
+    listener: Listener
+    message: Message
+    number: int
+    started_at: datetime
+    """Of the first try."""
+
+    def step(self, status: StepStatus, **values: Any) -> Step:
+        """How the try came out."""
+        name = self.listener.block.name
+        return Step(self.message, name, status, self.started_at, attempt=self.number, **values)
+
+    def failure(self, error: BlockError) -> Step:
+        """A step that is tried again, or has failed for good."""
+        told = {"error": error.message, "error_code": error.code}
+        if not error.retryable or self.number > self.listener.retries:
+            return self.step(StepStatus.ERROR, completed_at=now(), **told)
+        pause = min(self.listener.backoff_seconds * 2 ** (self.number - 1), LONGEST_PAUSE_SECONDS)
+        pause = max(pause, min(error.retry_after or 0, LONGEST_PAUSE_SECONDS))
+        due = now() + timedelta(seconds=pause * random.uniform(1, 1.1))  # noqa: S311
+        return self.step(StepStatus.RETRYING, completed_at=due, **told)
+
+    def settled(self, calling: Step, called: Mapping[UUID, CalledResult]) -> Step:
+        """How a step that called another execution stands, by that one's end."""
+        result = called.get(calling.called_id) if calling.called_id else None
+        if result is None:
+            return self.failure(BlockError("call_lost", "the execution that was called is gone"))
+        if result.status is ExecutionStatus.RUNNING:
+            return calling
+        if result.status is ExecutionStatus.SUCCESS:
+            output = json.loads(result.output or "null")
+            return self.step(StepStatus.SUCCESS, completed_at=now(), output=output, called_id=calling.called_id)
+        reason = f"the called execution {calling.called_id} ended as {result.status.value}: {result.error or ''}"
+        return self.failure(BlockError("call_failed", reason))
+
+
+async def handle(attempt: Attempt, world: World, conversation: KeptConversation) -> Step:
+    """Call the block; its failure, whatever it is, becomes the step's. Raises `LeaseLost`."""
+    listener = attempt.listener
+    secrets: Mapping[str, str] = {}
+    try:
+        async with asyncio.timeout(listener.timeout_seconds) as limit:
+            secrets = await world.secrets(listener.secrets) if listener.secrets else {}
+            step = await _call(attempt, world, conversation, secrets)
+    except BlockError as refusal:
+        step = attempt.failure(refusal)
+    except LeaseLost:
+        raise
+    except Exception as bug:
+        if isinstance(bug, TimeoutError) and limit.expired():
+            step = attempt.failure(
+                BlockError("listener_timeout", f"no answer within {listener.timeout_seconds:g} seconds")
+            )
+        else:
+            log.error("block failed unexpectedly", block=listener.block.name, exc_info=None if secrets else bug)
+            step = attempt.failure(BlockError("internal_error", "internal error"))
+    step = replace(step, tokens=conversation.tokens)
+    if step.is_open:
+        step = replace(step, state=conversation.state)
+    if secrets:
+        error = redact(step.error, secrets)
+        step = replace(step, output=redact(step.output, secrets), error=None if error is None else str(error))
+    return step
+
+
+async def _call(attempt: Attempt, world: World, conversation: Conversation, secrets: Mapping[str, str]) -> Step:
+    listener, message = attempt.listener, attempt.message
+    config = _filled(listener, message.payload, secrets)
+    try:
+        payload = listener.block.payload.model_validate(message.payload)
+    except ValidationError as error:
+        raise BlockError("invalid_payload", f"unusable payload: {_first(error)}", retryable=False) from None
+    agent = AgentContext(world.models, listener.tools, conversation)
+    result = await listener.block.handler(payload, config, world.context(message, attempt.number, agent))
+    match result:
+        case Wait(until, answer):
+            return attempt.step(StepStatus.WAITING, completed_at=until, output=answer)
+        case Routed(answer, to):
+            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=answer, routed_to=to)
+        case Called(execution_id):
+            return attempt.step(StepStatus.CALLING, called_id=execution_id)
+        case answer:
+            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=answer)
+
+
+def _filled(listener: Listener, payload: JsonValue, secrets: Mapping[str, str]) -> BlockConfig:
+    """The config with its placeholders replaced, all in one pass: what was put in is not looked at again."""
+    if not listener.templates:
+        return listener.config
+    scope: dict[str, JsonValue] = {"payload": payload, "secrets": dict(secrets)}
+    given = {
+        name: templates.render(value, scope) if name in listener.templates else value
+        for name, value in listener.given_config.items()
+    }
+    try:
+        config: BlockConfig = listener.block.config.model_validate(given)
+    except ValidationError as error:
+        message = f"unusable config, once filled in: {_first(error)}"
+        raise BlockError("invalid_config", message, retryable=False) from None
+    return config
+
+
+def _first(error: ValidationError) -> str:
+    reason = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in reason["loc"]) or "payload"
+    return f"{place}: {reason['msg']}"

@@ -1,0 +1,102 @@
+"""What the pump works with, as the database stores it, and back."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import Any
+
+from pydantic import JsonValue
+
+from bloxserver.api.models.enums import StepStatus
+from bloxserver.api.models.tables import ExecutionStepRecord
+from bloxserver.engine.steps import Message, Step, Tokens
+
+
+def payload_of(text: str | None) -> JsonValue:
+    """The entry's message: the input where it is JSON, else `{"text": input}`; no input is an empty object."""
+    if text is None:
+        return {}
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return {"text": text}
+    return value
+
+
+def _finite(number: str) -> float:
+    """What JSON can say again: neither NaN nor what is too large for a float."""
+    value = float(number)
+    if not isfinite(value):
+        raise ValueError("not a finite number")
+    return value
+
+
+def json_text(value: JsonValue) -> str:
+    """JSON text that every database stores: escaped where it holds what is no Unicode."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
+
+
+def storable_text(text: str) -> str:
+    """The text as every database takes it: an error may quote what a user sent."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def step_row(step: Step, *, known: bool) -> dict[str, Any]:
+    """The row of a step; the input of one that is known to be stored is not sent again."""
+    has_output = step.status in (StepStatus.SUCCESS, StepStatus.WAITING)
+    return {
+        "id": step.id,
+        "key": step.message.key,
+        "parent_id": step.message.parent_id,
+        "sequence": step.sequence,
+        "listener": step.message.listener,
+        "handler": step.handler,
+        "status": step.status,
+        "attempt": step.attempt,
+        "input_payload": None if known else json_text(step.message.payload),
+        "output_payload": json_text(step.output) if has_output else None,
+        "error_message": None if step.error is None else storable_text(step.error),
+        "error_code": step.error_code,
+        "started_at": step.started_at,
+        "completed_at": step.completed_at,
+        "duration_ms": step.duration_ms,
+        "input_tokens": step.tokens.input,
+        "output_tokens": step.tokens.output,
+        "routed_to": None if step.routed_to is None else list(step.routed_to),
+        "called_id": step.called_id,
+        "state": None if step.state is None else json_text(step.state),
+    }
+
+
+def kept_step(record: ExecutionStepRecord) -> Step:
+    """A step of an earlier run."""
+    prefix = f"{record.parent_id or ''}:{record.listener}"
+    message = Message(
+        record.listener,
+        json.loads(record.input_payload or "null"),
+        record.parent_id,
+        record.key[len(prefix) + 1 :] if len(record.key) > len(prefix) else None,
+        record.id,
+    )
+    return Step(
+        message=message,
+        handler=record.handler or "",
+        status=record.status,
+        started_at=record.started_at,
+        completed_at=record.completed_at,
+        output=json.loads(record.output_payload or "null"),
+        error=record.error_message,
+        error_code=record.error_code,
+        attempt=record.attempt,
+        routed_to=None if record.routed_to is None else tuple(record.routed_to),
+        called_id=record.called_id,
+        state=json.loads(record.state or "null"),
+        tokens=Tokens(record.input_tokens, record.output_tokens),
+        sequence=record.sequence,
+    )

@@ -1,0 +1,51 @@
+"""Who gets a listener's answer, or its error."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from bloxserver.api.models.enums import StepStatus
+from bloxserver.blocks.base import BlockError
+from bloxserver.engine.steps import Step
+from bloxserver.organism.model import Listener, Peer
+
+
+class Undecided(Exception):
+    """An error that nobody takes, or a condition that cannot be judged: the execution has failed."""
+
+
+def receivers(listener: Listener, step: Step) -> list[tuple[str, JsonValue]]:
+    """The listeners that a step which has ended sends something to, and what. Raises `Undecided`."""
+    if step.status is StepStatus.SUCCESS:
+        scope: dict[str, JsonValue] = {"payload": step.output}
+        peers = [peer for peer in listener.peers if peer.on == "answer"]
+        if step.routed_to is not None:
+            peers = [peer for peer in peers if peer.to in step.routed_to]
+        return [(peer.to, step.output) for peer in peers if _holds(listener, peer, scope)]
+    error: dict[str, JsonValue] = {
+        "listener": listener.name,
+        "code": step.error_code,
+        "message": step.error,
+        "attempt": step.attempt,
+    }
+    scope = {"payload": step.message.payload, "error": error}
+    report: JsonValue = {"error": error, "input": step.message.payload}
+    taken = [(peer.to, report) for peer in listener.peers if peer.on == "error" and _holds(listener, peer, scope)]
+    if not taken:
+        raise Undecided(failure_text(listener, step))
+    return taken
+
+
+def failure_text(listener: Listener, step: Step) -> str:
+    """Which listener, which attempt, why."""
+    attempt = f" (attempt {step.attempt} of {listener.retries + 1})" if listener.retries else ""
+    return f"{listener.name}{attempt}: {step.error}"
+
+
+def _holds(listener: Listener, peer: Peer, scope: dict[str, JsonValue]) -> bool:
+    if peer.when is None:
+        return True
+    try:
+        return peer.when.holds(scope)
+    except BlockError as error:
+        raise Undecided(f'{listener.name}: the condition for "{peer.to}" cannot be judged: {error.message}') from None

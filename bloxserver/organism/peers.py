@@ -1,0 +1,105 @@
+"""The ways that messages take from a listener."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import JsonValue
+
+from bloxserver.blocks.expressions import Expression, compile_expression
+from bloxserver.organism.model import Peer
+from bloxserver.organism.problems import Path, quoted
+from bloxserver.organism.sections import Section, nearest_of
+from bloxserver.organism.yaml_loader import Place
+
+PEER_KEYS = ("to", "when", "on")
+NAMES = {"answer": frozenset({"payload"}), "error": frozenset({"payload", "error"})}
+
+
+def read_peers(
+    section: Section, names: dict[str, Place], *, is_agent: bool, targets: Sequence[str]
+) -> tuple[tuple[Peer, ...], tuple[str, ...]]:
+    """The peers of a listener and, for an agent, the names of those that it may call."""
+    reader = _Peers(section, names, is_agent)
+    for index, item in enumerate(section.items("peers", "write [name]")):
+        reader.read(item, (*section.path_to("peers"), index))
+    for name in targets:
+        reader.add_target(name)
+    return tuple(reader.peers), tuple(reader.tools)
+
+
+class _Peers:
+    def __init__(self, section: Section, names: dict[str, Place], is_agent: bool) -> None:
+        self._section = section
+        self._findings = section.findings
+        self._names = names
+        self._nearest = nearest_of(names)
+        self._is_agent = is_agent
+        self.peers: list[Peer] = []
+        self.tools: list[str] = []
+
+    def read(self, item: JsonValue, path: Path) -> None:
+        if isinstance(item, str):
+            if self._is_known(item, path):
+                self._add(Peer(item), path, is_tool=self._is_agent)
+        elif isinstance(item, dict):
+            self._read_mapping(Section(item, path, self._findings))
+        else:
+            hint = "write a name, or {to: name, when: condition}"
+            self._findings.error(path, "wrong_type", "a peer must be the name of a listener, or a mapping", hint)
+
+    def add_target(self, name: str) -> None:
+        """A listener that the block's config names."""
+        path = self._section.path_to("config")
+        if self._is_known(name, path) and Peer(name) not in self.peers:
+            self.peers.append(Peer(name))
+
+    def _read_mapping(self, item: Section) -> None:
+        for key in item.values:
+            if key not in PEER_KEYS:
+                hint = item.findings.suggest(key, nearest_of(PEER_KEYS), f"known are {', '.join(PEER_KEYS)}")
+                item.findings.error(
+                    item.path_to(key), "unknown_key", f"{quoted(key)} is not known of a peer", hint, at_key=True
+                )
+        to, on, when = item.text("to", required=True), item.text("on"), item.text("when")
+        if on is not None and on not in NAMES:
+            hint = "leave it out for the answer, or write on: error"
+            item.findings.error(item.path_to("on"), "wrong_type", f'"on" cannot be {quoted(on)}', hint)
+            return
+        condition = self._compiled(item, when, on or "answer")
+        if to is None or not self._is_known(to, item.path_to("to")):
+            return
+        if self._is_agent and on is None and when is not None:
+            hint = "write on: answer beside it, if the agent's answer is to go there"
+            message = "a condition has no meaning for a listener that an agent may call"
+            item.findings.error(item.path_to("when"), "unsupported", message, hint, at_key=True)
+            return
+        peer = Peer(to, "error" if on == "error" else "answer", condition)
+        self._add(peer, item.path_to("to"), is_tool=self._is_agent and on is None)
+
+    def _compiled(self, item: Section, when: str | None, on: str) -> Expression | None:
+        if when is None:
+            return None
+        try:
+            return compile_expression(when, NAMES[on])
+        except ValueError as error:
+            hint = "write a CEL expression over payload, like payload.score > 3"
+            item.findings.error(item.path_to("when"), "invalid_expression", str(error), hint)
+            return None
+
+    def _is_known(self, name: str, path: Path) -> bool:
+        if name in self._names:
+            return True
+        hint = self._findings.suggest(name, self._nearest, f"add a listener called {quoted(name)}, or take this out")
+        self._findings.error(path, "unknown_peer", f"unknown peer {quoted(name)}", hint)
+        return False
+
+    def _add(self, peer: Peer, path: Path, *, is_tool: bool) -> None:
+        taken = peer.to in self.tools if is_tool else any((peer.to, peer.on) == (p.to, p.on) for p in self.peers)
+        if taken:
+            hint = "keep one of them; two conditions are one with ||"
+            self._findings.error(path, "duplicate_peer", f"the peer {quoted(peer.to)} is given twice", hint)
+        elif is_tool:
+            self.tools.append(peer.to)
+        else:
+            self.peers.append(peer)

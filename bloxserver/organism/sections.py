@@ -1,0 +1,156 @@
+"""Reading a definition part by part: what is wrong is noted where it is written, and reading goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from itertools import islice
+
+from pydantic import JsonValue
+
+from bloxserver.organism.problems import Path, Problem, quoted
+from bloxserver.organism.yaml_loader import Document, Place
+
+LONGEST_NAME = 64
+LONGEST_TIMEOUT = 86_400
+
+# Looking for what was meant takes time that grows with the text: only the first mistakes get it.
+MOST_SUGGESTIONS = 20
+MOST_CANDIDATES = 200
+
+# Other servers of this format use them.
+UNUSED_KEYS = ("max_concurrent_*", "thread_scheduling", "llm", "gateways", "triggers", "broadcast")
+
+
+class Findings:
+    """The problems of one document, each put where it is written."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems = list(document.problems)
+        self._unreadable = {Place(problem.line, problem.column) for problem in document.problems}
+        self._suggestions = 0
+
+    def error(self, path: Path, code: str, message: str, hint: str, *, at_key: bool = False) -> None:
+        place = self.document.place_of_key(path) if at_key else self.document.place_of(path)
+        if place not in self._unreadable:
+            self.problems.append(Problem(*place, code, message, hint, path=path))
+
+    def warning(self, path: Path, code: str, message: str, hint: str) -> None:
+        place = self.document.place_of_key(path)
+        self.problems.append(Problem(*place, code, message, hint, severity="warning", path=path))
+
+    def suggest(self, name: str, nearest: Callable[[str], str | None], otherwise: str) -> str:
+        """A hint at what an unknown name was probably meant to be, or else the other one."""
+        self._suggestions += 1
+        if self._suggestions > MOST_SUGGESTIONS or len(name) > LONGEST_NAME:
+            return otherwise
+        known = nearest(name)
+        return f"did you mean {quoted(known)}?" if known else otherwise
+
+
+def nearest_of(candidates: Iterable[str]) -> Callable[[str], str | None]:
+    short = [candidate for candidate in islice(candidates, MOST_CANDIDATES) if len(candidate) <= LONGEST_NAME]
+    return lambda name: next(iter(get_close_matches(name, short, n=1)), None)
+
+
+class Section:
+    """A mapping of the definition. Its readers report what is wrong and go on with what stands for nothing.
+
+    A null counts as absent.
+    """
+
+    def __init__(self, values: dict[str, JsonValue], path: Path, findings: Findings) -> None:
+        self.values = values
+        self.path = path
+        self.findings = findings
+
+    def path_to(self, key: str | int) -> Path:
+        return (*self.path, key)
+
+    def _wrong_type(self, key: str, wanted: str, hint: str = "") -> None:
+        hint = hint or f"write {quoted(key)} as {wanted}"
+        self.findings.error(self.path_to(key), "wrong_type", f"{quoted(key)} must be {wanted}", hint)
+
+    def missing(self, key: str, hint: str = "") -> None:
+        self.findings.error(self.path_to(key), "missing_field", f"{quoted(key)} is missing", hint or f"add {key}: …")
+
+    def out_of_range(self, key: str, message: str) -> None:
+        hint = "choose a value within these limits, or leave it out for the default"
+        self.findings.error(self.path_to(key), "out_of_range", message, hint)
+
+    def text(self, key: str, *, required: bool = False) -> str | None:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            self._wrong_type(key, "text", "write it in quotes" if isinstance(value, int | float) else "")
+            return None
+        if required and not (value and value.strip()):
+            self.missing(key)
+            return None
+        return value
+
+    def text_or_empty(self, key: str) -> str:
+        """The text, without judging what else may stand there."""
+        value = self.values.get(key)
+        return value if isinstance(value, str) else ""
+
+    def flag(self, key: str) -> bool:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            self._wrong_type(key, "true or false")
+        return value is True
+
+    def seconds(self, key: str) -> float | None:
+        """More than 0, at most a day."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._wrong_type(key, "a number of seconds")
+            return None
+        if not 0 < value <= LONGEST_TIMEOUT:
+            self.out_of_range(key, f"{quoted(key)} must be more than 0 and at most {LONGEST_TIMEOUT}")
+            return None
+        return value
+
+    def count(self, key: str, least: int, most: int) -> int | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._wrong_type(key, "a whole number")
+            return None
+        if not least <= value <= most:
+            self.out_of_range(key, f"{quoted(key)} must be from {least} to {most}")
+            return None
+        return value
+
+    def items(self, key: str, hint: str = "") -> list[JsonValue]:
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self._wrong_type(key, "a list", hint)
+            return []
+        return value
+
+    def section(self, key: str) -> Section | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self._wrong_type(key, "a mapping")
+            return None
+        return Section(value, self.path_to(key), self.findings)
+
+    def warn_of_unknown(self, known: Sequence[str], unused: Sequence[str]) -> None:
+        for key in self.values:
+            if key in known:
+                continue
+            if any(fnmatchcase(key, pattern) for pattern in unused):
+                hint = "remove it, or leave it for servers that use it"
+                self.findings.warning(self.path_to(key), "unused_key", f"{quoted(key)} has no effect here", hint)
+            else:
+                hint = self.findings.suggest(key, nearest_of(known), f"known are {', '.join(known)}")
+                self.findings.warning(self.path_to(key), "unknown_key", f"{quoted(key)} is not known", hint)

@@ -1,0 +1,131 @@
+"""Runs organisms through the pump alone, and notes what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from pydantic import JsonValue, RootModel
+
+from bloxserver.api.models.types import now
+from bloxserver.blocks.base import AgentContext, Block, BlockContext, NoConfig, Result
+from bloxserver.blocks.registry import BlockRegistry, get_registry
+from bloxserver.clients.http import GuardedClient
+from bloxserver.clients.llm import LanguageModels
+from bloxserver.clients.mail import Mailer
+from bloxserver.engine.pump import Pump
+from bloxserver.engine.steps import Change, Message, Outcome, Step, Tokens
+from bloxserver.organism.parse import parse
+from bloxserver.services.calls import CalledResult
+from bloxserver.settings import Settings
+from tests.blocks.conftest import NoFlows, NoStore
+
+
+@dataclass
+class Log:
+    """What a pump saved, change by change."""
+
+    changes: list[Change] = field(default_factory=list)
+
+    async def save(self, change: Change) -> None:
+        self.changes.append(change)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The last state of every step, in the order in which they ended."""
+        by_key = {}
+        for step in self.saved:
+            by_key.pop(step.message.key, None)
+            by_key[step.message.key] = step
+        return list(by_key.values())
+
+    @property
+    def saved(self) -> list[Step]:
+        return [step for change in self.changes for step in change.steps]
+
+    @property
+    def used(self) -> Tokens:
+        total = Tokens()
+        for change in self.changes:
+            total = total.plus(change.used)
+        return total
+
+    def handled(self) -> list[str]:
+        return sorted(step.message.listener for step in self.steps)
+
+    def step(self, listener: str) -> Step:
+        (found,) = [step for step in self.steps if step.message.listener == listener]
+        return found
+
+
+class World:
+    """Nothing outside but loopback."""
+
+    def __init__(self, http: GuardedClient, models: LanguageModels, secrets: Mapping[str, str]) -> None:
+        self.models = models
+        self._http = http
+        self._secrets = secrets
+
+    def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
+        return BlockContext(
+            http=self._http,
+            clock=now,
+            idempotency_key=message.key,
+            store=NoStore(),
+            flows=NoFlows(),
+            mail=Mailer(default=None, sender=None),
+            agent=agent,
+        )
+
+    async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
+        return {name: self._secrets[name] for name in names}
+
+
+def organism(*listeners: str, execution: str = "{}") -> str:
+    lines = "\n".join(f"  - {{description: d, {listener}}}" for listener in listeners)
+    return f"organism: {{name: test}}\nlisteners:\n{lines}\nexecution: {execution}\n"
+
+
+def echo(name: str, *peers: str) -> str:
+    return f"name: {name}, handler: echo, peers: [{', '.join(peers)}]"
+
+
+class Anything(RootModel[JsonValue]):
+    """Any JSON value."""
+
+
+def block(name: str, handle: Callable[[JsonValue, BlockContext], Awaitable[Result]]) -> Block[Anything, NoConfig]:
+    """A block for one test."""
+
+    async def handler(payload: Anything, config: NoConfig, context: BlockContext) -> Result:
+        return await handle(payload.root, context)
+
+    return Block(name=name, description="for a test", payload=Anything, config=NoConfig, handler=handler)
+
+
+async def pump(
+    text: str,
+    payload: JsonValue = None,
+    *,
+    kept: Sequence[Step] = (),
+    entry: str | None = None,
+    blocks: Sequence[Block[Anything, NoConfig]] = (),
+    settings: Settings | None = None,
+    secrets: Mapping[str, str] | None = None,
+    called: Mapping[UUID, CalledResult] | None = None,
+) -> tuple[Outcome, Log]:
+    """How a run comes out, and what it saved."""
+    log = Log()
+    settings = settings or Settings()
+    http = GuardedClient(allow=settings.ssrf_allow_cidrs)
+    models = LanguageModels(settings)
+    parsed = parse(text, BlockRegistry([*get_registry().blocks, *blocks]))
+    world = World(http, models, secrets or {})
+    try:
+        outcome = await Pump(parsed, kept, world, log.save, called).run(Message(parsed.entry(entry).name, payload))
+    finally:
+        await http.aclose()
+        await models.aclose()
+    assert log.changes[-1].outcome == outcome
+    return outcome, log
