@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -20,7 +19,18 @@ from bloxserver.api.models.types import now
 from bloxserver.blocks.base import BlockError, Tool
 from bloxserver.engine.handling import Attempt, World, handle
 from bloxserver.engine.routing import Undecided, receivers
-from bloxserver.engine.steps import Change, Failed, Finished, Message, Outcome, Parked, Save, Step, Tokens
+from bloxserver.engine.steps import (
+    NO_TOKENS,
+    Change,
+    Failed,
+    Finished,
+    Message,
+    Outcome,
+    Parked,
+    Save,
+    Step,
+    Tokens,
+)
 from bloxserver.organism.model import Organism
 from bloxserver.services.calls import CalledResult
 
@@ -207,12 +217,11 @@ class Pump:
         listener = self._organism.listener(message.listener)
         attempt = Attempt(listener, message, number, started_at)
         conversation = _Conversation(self, attempt, earlier)
-        work = self._work(handle(attempt, self._world, conversation))
-        self._running[message.id] = asyncio.create_task(work)
+        self._running[message.id] = asyncio.create_task(self._work(attempt, conversation))
 
-    async def _work(self, handling: Coroutine[Any, Any, Step]) -> None:
+    async def _work(self, attempt: Attempt, conversation: _Conversation) -> None:
         try:
-            self._inbox.put_nowait(await handling)
+            self._inbox.put_nowait(await handle(attempt, self._world, conversation))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -236,11 +245,11 @@ class Pump:
     async def _store(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
         """One at a time: who follows the sequence must not see a later change before an earlier one."""
         async with self._saving:
-            used = Tokens()
+            used = NO_TOKENS
             numbered: list[Step] = []
             for step in steps:
                 self._sequence += 1
-                used = used.plus(step.tokens.minus(self._tokens.get(step.message.key, Tokens())))
+                used = used.plus(step.tokens.minus(self._tokens.get(step.message.key, NO_TOKENS)))
                 self._tokens[step.message.key] = step.tokens
                 numbered.append(replace(step, sequence=self._sequence))
             await self._save(Change(numbered, used, outcome))
@@ -253,7 +262,7 @@ class _Conversation:
         self._pump = pump
         self._attempt = attempt
         self.state: JsonValue = earlier.state if earlier else None
-        self.tokens = earlier.tokens if earlier else Tokens()
+        self.tokens = earlier.tokens if earlier else NO_TOKENS
 
     async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
         self.state = state

@@ -45,6 +45,9 @@ class Tokens(NamedTuple):
         return Tokens(self.input - less.input, self.output - less.output)
 
 
+NO_TOKENS = Tokens()
+
+
 @dataclass(frozen=True)
 class Step:
     """How far a message was handled. `completed_at` is, for a step that waits, when it goes on."""
@@ -62,7 +65,7 @@ class Step:
     called_id: UUID | None = None
     state: JsonValue = None
     """What an agent goes on from."""
-    tokens: Tokens = Tokens()
+    tokens: Tokens = NO_TOKENS
     sequence: int = 0
 
     @property
@@ -110,7 +113,7 @@ class Change:
     """What is to be kept in one transaction: steps, tokens that were used, and the outcome with the last of them."""
 
     steps: Sequence[Step]
-    used: Tokens = Tokens()
+    used: Tokens = NO_TOKENS
     outcome: Outcome | None = None
 
 

@@ -16,7 +16,7 @@ from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.patience import in_transaction
 from bloxserver.engine.pump import Pump
 from bloxserver.engine.records import json_text, kept_step, payload_of, step_row, storable_text
-from bloxserver.engine.steps import Change, Failed, Finished, Message, Outcome, Parked, Tokens
+from bloxserver.engine.steps import NO_TOKENS, Change, Failed, Finished, Message, Outcome, Parked, Tokens
 from bloxserver.engine.world import ExecutionWorld, Outside
 from bloxserver.organism.model import FailureNotice, Organism, UnknownListener
 from bloxserver.organism.problems import OrganismError
@@ -197,9 +197,9 @@ class _Run:
 
         async def write(session: AsyncSession) -> None:
             # First: it is what holds the lease against others.
-            await self._write_outcome(session, change.outcome, counts=change.used != Tokens())
+            await self._write_outcome(session, change.outcome, counts=change.used != NO_TOKENS)
             await leases.save_steps(session, self._execution, rows)
-            if change.used != Tokens():
+            if change.used != NO_TOKENS:
                 await leases.note_tokens(session, self._execution, self._tokens)
 
         await in_transaction(self._database, write)

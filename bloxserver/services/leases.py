@@ -149,7 +149,10 @@ async def take_lease(session: AsyncSession, execution_id: UUID, number: int, lea
 
 
 async def hold(session: AsyncSession, execution: TakenExecution, *, to_write: bool) -> None:
-    """Keep the lease from being taken until this transaction ends, `to_write` the execution's row; raises `LeaseLost`."""
+    """Keep the lease from being taken until this transaction ends; raises `LeaseLost`.
+
+    `to_write` says that the execution's row will be written.
+    """
     ours = sa.select(ExecutionRecord.id).where(*_ours(execution))
     held = await session.scalar(ours.with_for_update(read=not to_write))
     if held is None:
@@ -172,7 +175,8 @@ def _upsert_of_steps(dialect: str) -> sa.Executable:
     new = statement.excluded
     changes: dict[str, Any] = {name: new[name] for name in CHANGING}
     changes["input_payload"] = sa.func.coalesce(new.input_payload, table.c.input_payload)
-    return statement.on_conflict_do_update(index_elements=["execution_id", "key"], set_=changes)
+    upsert: sa.Executable = statement.on_conflict_do_update(index_elements=["execution_id", "key"], set_=changes)
+    return upsert
 
 
 async def note_tokens(session: AsyncSession, execution: TakenExecution, total: tuple[int, int]) -> None:

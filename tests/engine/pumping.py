@@ -34,7 +34,7 @@ class Log:
     @property
     def steps(self) -> list[Step]:
         """The last state of every step, in the order in which they ended."""
-        by_key = {}
+        by_key: dict[str, Step] = {}
         for step in self.saved:
             by_key.pop(step.message.key, None)
             by_key[step.message.key] = step

@@ -11,10 +11,10 @@ from pydantic import JsonValue
 
 from bloxserver.api.models.enums import ExecutionStatus, StepStatus
 from bloxserver.api.models.types import new_id, now
-from bloxserver.blocks.base import BlockContext, BlockError, Called, Result
+from bloxserver.blocks.base import Block, BlockContext, BlockError, Called, NoConfig, Result
 from bloxserver.engine.steps import Failed, Finished, Parked
 from bloxserver.services.calls import CalledResult
-from tests.engine.pumping import block, echo, organism, pump
+from tests.engine.pumping import Anything, block, echo, organism, pump
 
 
 async def test_a_chain_hands_its_answer_on() -> None:
@@ -137,7 +137,7 @@ async def test_an_error_goes_to_the_peer_that_takes_errors() -> None:
         raise BlockError("broken", "it broke")
 
     outcome, log = await pump(text, {"x": 1}, blocks=[block("fails", fails)])
-    error = {"listener": "a", "code": "broken", "message": "it broke", "attempt": 1}
+    error: JsonValue = {"listener": "a", "code": "broken", "message": "it broke", "attempt": 1}
     assert outcome == Finished({"error": error, "input": {"x": 1}})
     assert log.handled() == ["a", "c"]
     again, second = await pump(text, {"x": 1}, kept=log.steps[:1], blocks=[block("fails", fails)])
@@ -215,7 +215,7 @@ class TestCalls:
     TEXT = organism("name: a, handler: calls, peers: [b]", echo("b"))
 
     @staticmethod
-    def calling(execution_id: UUID) -> list[object]:
+    def calling(execution_id: UUID) -> list[Block[Anything, NoConfig]]:
         async def calls(payload: JsonValue, context: BlockContext) -> Result:
             return Called(execution_id)
 
@@ -223,7 +223,7 @@ class TestCalls:
 
     async def test_a_caller_parks_and_goes_on_with_the_answer(self) -> None:
         child = new_id()
-        outcome, first = await pump(self.TEXT, blocks=self.calling(child))  # type: ignore[arg-type]
+        outcome, first = await pump(self.TEXT, blocks=self.calling(child))
         assert isinstance(outcome, Parked)
         assert outcome.called == (child,)
         for result, expected in (
@@ -237,14 +237,14 @@ class TestCalls:
                 self.TEXT,
                 kept=first.steps,
                 called={child: result},
-                blocks=self.calling(child),  # type: ignore[arg-type]
+                blocks=self.calling(child),
             )
             assert again == expected
 
     async def test_a_called_execution_that_is_gone_is_an_error(self) -> None:
         child = new_id()
-        _, first = await pump(self.TEXT, blocks=self.calling(child))  # type: ignore[arg-type]
-        outcome, _ = await pump(self.TEXT, kept=first.steps, blocks=self.calling(child))  # type: ignore[arg-type]
+        _, first = await pump(self.TEXT, blocks=self.calling(child))
+        outcome, _ = await pump(self.TEXT, kept=first.steps, blocks=self.calling(child))
         assert outcome == Failed("a: the execution that was called is gone")
 
 

@@ -371,13 +371,11 @@ class TestTemplates:
             "  - {name: a, description: d, handler: http.request, config: {url: 'https://x.example/{{ secrets.A }}'}}"
         )
         organism = parse(listeners(request), get_registry())
-        assert (organism.listener("a").templates, organism.listener("a").secrets) == ({"url"}, {"A"})
+        assert organism.listener("a").templates == {"url"}
+        assert organism.listener("a").secrets == {"A"}
         assert organism.listener("a").places["url"].line == 3
         transform = "  - {name: a, description: d, handler: transform, config: {output: {x: '{{ secrets.A }}'}}}"
-        assert [(problem.code, problem.hint != "") for problem in check(listeners(transform), get_registry())][0] == (
-            "secret_not_allowed",
-            True,
-        )
+        assert "secret_not_allowed" in [problem.code for problem in check(listeners(transform), get_registry())]
 
     @pytest.mark.parametrize("text", ["{{ secrets }}", "{{ secrets.A.b }}", "{{ nope.x }}", "{{ payload.x"])
     def test_a_placeholder_must_be_one(self, text: str) -> None:

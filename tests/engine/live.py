@@ -1,0 +1,67 @@
+"""A whole installation in a test: an engine with settings of the test's choice, flows that run, executions that end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from typing import Any
+
+import httpx
+
+from bloxserver.api.models.database import Database
+from bloxserver.engine.engine import Engine
+from bloxserver.settings import Settings
+
+ENDED = {"success", "error", "timeout", "cancelled"}
+
+
+@asynccontextmanager
+async def running_engine(settings: Settings, database: Database, **changes: Any) -> AsyncIterator[Engine]:
+    """An engine that may reach loopback; `changes` are settings that differ."""
+    allowed = {"ssrf_allow_cidrs": (ip_network("127.0.0.0/8"),)}
+    engine = Engine(settings.model_copy(update=allowed | changes), database, works=True)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def eventually(client: httpx.AsyncClient, path: str, wanted: set[str]) -> dict[str, Any]:
+    """The object at `path` once its status is one of the wanted."""
+    async with asyncio.timeout(20):
+        while True:
+            body: dict[str, Any] = (await client.get(path)).json()
+            if body["status"] in wanted:
+                return body
+            await asyncio.sleep(0.02)
+
+
+async def started_flow(
+    client: httpx.AsyncClient, organism: str | None, settled: str = "running", *, name: str = "A flow"
+) -> str:
+    """The path of a new flow that has been started and has come to `settled`."""
+    created = await client.post("/api/v1/flows", json={"name": name, "organismYaml": organism})
+    path = f"/api/v1/flows/{created.json()['id']}"
+    assert (await client.post(f"{path}/start")).json()["status"] == "starting"
+    await eventually(client, path, {settled})
+    return path
+
+
+async def accept(client: httpx.AsyncClient, path: str, payload: Any = None) -> str:
+    """The path of an execution that was accepted."""
+    accepted = await client.post(f"{path}/executions/run", json={"inputPayload": payload})
+    assert accepted.status_code == 201, accepted.text
+    return f"{path}/executions/{accepted.json()['id']}"
+
+
+async def run(client: httpx.AsyncClient, path: str, payload: Any = None) -> dict[str, Any]:
+    """An execution that has ended."""
+    return await eventually(client, await accept(client, path, payload), ENDED)
+
+
+async def steps_of(client: httpx.AsyncClient, execution: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = (await client.get(f"{execution}/steps")).json()["items"]
+    return items
