@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -10,7 +14,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import get_db
+from bloxserver.api.models.database import get_db, read_only_request
 from bloxserver.api.models.tables import Tier, UserRecord
 from bloxserver.clients.clerk import get_verifier
 from bloxserver.errors import Forbidden, Unauthorized
@@ -21,13 +25,47 @@ from bloxserver.services.users import DEV_CLAIMS, user_of_claims
 from bloxserver.settings import get_settings
 
 MAX_PAGE = 1_000_000_000
+GREATEST_DEPTH = 1000
 
 DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
 """The request's session. In function scope the commit comes before the response: who reads 201 can GET it."""
 
+
+class SessionSource:
+    """Short sessions for what goes on after the request's own has ended; from `get_db`, or from what overrides it."""
+
+    def __init__(self, request: Request) -> None:
+        self._make: Callable[[], Any] = request.app.dependency_overrides.get(get_db, get_db)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A session that reads; its connection is free again at the end of the block."""
+        token = read_only_request.set(True)
+        try:
+            async with AsyncExitStack() as stack:
+                yield await _entered(stack, self._make())
+        finally:
+            read_only_request.reset(token)
+
+
+async def _entered(stack: AsyncExitStack, made: Any) -> AsyncSession:
+    """The session that a dependency of any kind has made."""
+    if inspect.isasyncgen(made):
+        made = await stack.enter_async_context(asynccontextmanager(lambda: made)())
+    elif inspect.isgenerator(made):
+        made = stack.enter_context(contextmanager(lambda: made)())
+    elif inspect.isawaitable(made):
+        made = await made
+    session: AsyncSession = made
+    return session
+
+
+Sessions = Annotated[SessionSource, Depends()]
+
 FlowId = Annotated[UUID, Path(description="The flow's id.")]
 TriggerId = Annotated[UUID, Path(description="The trigger's id.")]
 ExecutionId = Annotated[UUID, Path(description="The execution's id.")]
+VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.")]
 
 
 @dataclass(frozen=True)
@@ -157,6 +195,13 @@ def _page(default_size: int) -> Any:
 
 FlowPage = Annotated[PageRequest, _page(20)]
 ExecutionPage = Annotated[PageRequest, _page(50)]
+StepPage = Annotated[PageRequest, _page(100)]
+VersionPage = Annotated[PageRequest, _page(20)]
+
+WaitSeconds = Annotated[
+    float | None,
+    Query(gt=0, le=60, description="Seconds to wait for the execution's end; 202 where it has not ended by then."),
+]
 
 
 async def webhook_input(request: Request) -> Input:
@@ -165,3 +210,13 @@ async def webhook_input(request: Request) -> Input:
 
 
 WebhookInput = Annotated[Input, Depends(webhook_input)]
+
+
+def call_depth(
+    depth: Annotated[str, Header(alias="BloxServer-Depth", include_in_schema=False)] = "",
+) -> int:
+    """How many executions stand above what this request starts, as a flow that sends it says."""
+    return min(int(depth), GREATEST_DEPTH) if re.fullmatch("[0-9]{1,9}", depth) else 0
+
+
+CallDepth = Annotated[int, Depends(call_depth)]

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from bloxserver.api.schemas import ApiError
+from bloxserver.api.schemas import ApiError, AwaitedExecution
 
 AUTHENTICATED_PREFIX = "/api/v1"
 DESCRIPTION = (
@@ -36,6 +36,10 @@ MEANINGS = {
     413: "The body is too large.",
     422: "The request is malformed; `details` maps each place to its reason.",
     503: "Something that the service depends on does not answer; try again after `Retry-After` seconds.",
+}
+
+STILL_RUNNING: dict[int | str, dict[str, Any]] = {
+    202: {"model": AwaitedExecution, "description": "The execution has not ended within `wait` seconds."}
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -11,10 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import FlowStatus
 from bloxserver.api.models.tables import FlowRecord
+from bloxserver.api.models.types import now
 from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.patience import is_passing
 from bloxserver.organism.problems import OrganismError
-from bloxserver.queries.flows import read_unsettled_flows
+from bloxserver.queries.flows import has_running_executions, read_unsettled_flows
+from bloxserver.services.cancellation import cancel_running
 from bloxserver.services.flows import transition_flow
 from bloxserver.services.schedules import disarm_schedules
 from bloxserver.services.versions import current_version
@@ -22,17 +25,19 @@ from bloxserver.services.versions import current_version
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 BATCH = 100
+FLOW_STOPPED = "The flow was stopped"
 
 
-async def settle_flows(database: Database) -> None:
-    """Settle all flows that wait for it."""
+async def settle_flows(database: Database, grace_seconds: float) -> None:
+    """Settle all flows that wait for it; what runs of one that stops has `grace_seconds` from the stop on."""
     while True:
+        grace_over = now() - timedelta(seconds=grace_seconds)
         async with database.transaction(read_only=True) as session:
-            waiting = await read_unsettled_flows(session, BATCH)
+            waiting = await read_unsettled_flows(session, BATCH, grace_over)
         settled = 0
         for flow_id in waiting:
             try:
-                await settle_flow(database, flow_id)
+                await settle_flow(database, flow_id, grace_over)
                 settled += 1
             except Exception as error:
                 if is_passing(error):
@@ -43,23 +48,38 @@ async def settle_flows(database: Database) -> None:
             return
 
 
-async def settle_flow(database: Database, flow_id: UUID) -> None:
-    """Settle one flow; does nothing where it was settled, changed or deleted meanwhile."""
+async def settle_flow(database: Database, flow_id: UUID, grace_over: datetime) -> None:
+    """Settle one flow; does nothing where it was settled, changed or deleted meanwhile.
+
+    Executions of a flow that was asked to stop before `grace_over` are cancelled.
+    """
     async with database.transaction(read_only=True) as session:
         asked = await session.execute(
-            sa.select(FlowRecord.status, FlowRecord.organism_yaml).where(FlowRecord.id == flow_id)
+            sa.select(FlowRecord.status, FlowRecord.organism_yaml, FlowRecord.stop_requested_at).where(
+                FlowRecord.id == flow_id
+            )
         )
         flow = asked.first()
     if flow is None:
         return
     if flow.status is FlowStatus.STOPPING:
+        if flow.stop_requested_at is None or flow.stop_requested_at <= grace_over:
+            await _cancel_what_runs(database, flow_id)
         async with database.transaction() as session:
-            if await transition_flow(session, flow_id, FlowStatus.STOPPED):
+            if await transition_flow(session, flow_id, FlowStatus.STOPPED, ~has_running_executions()):
                 await disarm_schedules(session, flow_id)
     elif flow.status is FlowStatus.STARTING:
         error = await _problem(flow.organism_yaml)
         async with database.transaction() as session:
             await _end_start(session, flow_id, flow.organism_yaml, error)
+
+
+async def _cancel_what_runs(database: Database, flow_id: UUID) -> None:
+    """In batches, so that no transaction is long."""
+    cancelled = True
+    while cancelled:
+        async with database.transaction() as session:
+            cancelled = await cancel_running(session, flow_id, FLOW_STOPPED) > 0
 
 
 async def _problem(organism_yaml: str) -> str | None:
@@ -77,8 +97,8 @@ async def _end_start(session: AsyncSession, flow_id: UUID, checked: str, error: 
         if await transition_flow(session, flow_id, FlowStatus.ERROR, same, error_message=error):
             log.info("flow refused", flow_id=str(flow_id))
     elif await transition_flow(session, flow_id, FlowStatus.RUNNING, same):
-        version_id = await current_version(session, flow_id)
-        await session.execute(
-            sa.update(FlowRecord).where(FlowRecord.id == flow_id).values(active_version_id=version_id)
-        )
+        flow = await session.get_one(FlowRecord, flow_id, populate_existing=True)
+        version = await current_version(session, flow)
+        flow.active_version_id, flow.active_version = version.id, version.number
+        await session.flush()
         log.info("flow runs", flow_id=str(flow_id))

@@ -56,6 +56,34 @@ async def read_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, ex
     return execution
 
 
+async def find_execution(session: AsyncSession, execution_id: UUID) -> ExecutionRecord | None:
+    """Anybody's execution, as it is now."""
+    return await session.get(ExecutionRecord, execution_id, populate_existing=True)
+
+
+async def read_status(session: AsyncSession, execution_id: UUID) -> ExecutionStatus | None:
+    """The status of anybody's execution; None where it is gone."""
+    return await session.scalar(sa.select(ExecutionRecord.status).where(ExecutionRecord.id == execution_id))
+
+
+async def require_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID) -> None:
+    """Raise `NotFound` unless the execution is of the user's flow."""
+    found = await session.scalar(
+        sa.select(ExecutionRecord.id)
+        .join(FlowRecord, FlowRecord.id == ExecutionRecord.flow_id)
+        .where(owned_by(user_id), FlowRecord.id == flow_id, ExecutionRecord.id == execution_id)
+    )
+    if found is None:
+        raise NotFound("Execution")
+
+
+async def read_outline(session: AsyncSession, execution_id: UUID) -> sa.Row[Any] | None:
+    """Anybody's execution without its payloads; None where it is gone."""
+    payloads = {ExecutionRecord.input_payload.key, ExecutionRecord.output_payload.key}
+    columns = [column for column in ExecutionRecord.__table__.columns if column.name not in payloads]
+    return (await session.execute(sa.select(*columns).where(ExecutionRecord.id == execution_id))).first()
+
+
 async def read_statistics(session: AsyncSession, user_id: UUID, flow_id: UUID) -> sa.Row[Any]:
     """Counts over all executions of the user's flow, in one statement; raises `NotFound` for the flow."""
     status = ExecutionRecord.status

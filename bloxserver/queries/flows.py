@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import FlowStatus
-from bloxserver.api.models.tables import FlowRecord
+from bloxserver.api.models.enums import ExecutionStatus, FlowStatus
+from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.errors import NotFound
 from bloxserver.queries.paging import Page, PageRequest
 
@@ -16,18 +17,21 @@ def owned_by(user_id: UUID) -> sa.ColumnElement[bool]:
     return FlowRecord.user_id == user_id
 
 
-async def read_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
-    """The user's flow; raises `NotFound`."""
-    flow = await session.scalar(sa.select(FlowRecord).where(owned_by(user_id), FlowRecord.id == flow_id))
+async def read_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock: bool = False) -> FlowRecord:
+    """The user's flow, if wanted locked until the transaction ends; raises `NotFound`."""
+    wanted = sa.select(FlowRecord).where(owned_by(user_id), FlowRecord.id == flow_id)
+    if lock:
+        wanted = wanted.with_for_update().execution_options(populate_existing=True)
+    flow = await session.scalar(wanted)
     if flow is None:
         raise NotFound("Flow")
     return flow
 
 
-async def require_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> None:
+async def require_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock: bool = False) -> None:
     """Raise `NotFound` unless the flow is the user's."""
-    found = await session.scalar(sa.select(FlowRecord.id).where(owned_by(user_id), FlowRecord.id == flow_id))
-    if found is None:
+    wanted = sa.select(FlowRecord.id).where(owned_by(user_id), FlowRecord.id == flow_id)
+    if await session.scalar(wanted.with_for_update() if lock else wanted) is None:
         raise NotFound("Flow")
 
 
@@ -48,8 +52,29 @@ async def count_flows(session: AsyncSession, user_id: UUID) -> int:
     return await session.scalar(sa.select(sa.func.count()).select_from(FlowRecord).where(owned_by(user_id))) or 0
 
 
-async def read_unsettled_flows(session: AsyncSession, limit: int) -> list[UUID]:
-    """Flows of anybody that wait for the engine to start or stop them, the longest waiting first."""
-    waiting = FlowRecord.status.in_([FlowStatus.STARTING, FlowStatus.STOPPING])
-    flows = await session.scalars(sa.select(FlowRecord.id).where(waiting).order_by(FlowRecord.updated_at).limit(limit))
+async def read_unsettled_flows(session: AsyncSession, limit: int, grace_over: datetime) -> list[UUID]:
+    """Flows of anybody that the engine can start or stop now, the longest waiting first.
+
+    One that stops waits for its executions, unless it was asked to stop before `grace_over`.
+    """
+    starting = FlowRecord.status == FlowStatus.STARTING
+    stopping = FlowRecord.status == FlowStatus.STOPPING
+    asked = FlowRecord.stop_requested_at
+    over = sa.or_(asked.is_(None), asked <= grace_over, ~has_running_executions())
+    flows = await session.scalars(
+        sa.select(FlowRecord.id)
+        .where(sa.or_(starting, sa.and_(stopping, over)))
+        .order_by(FlowRecord.updated_at)
+        .limit(limit)
+    )
     return list(flows)
+
+
+def has_running_executions() -> sa.ColumnElement[bool]:
+    """Whether anything of a flow has not ended yet, in a statement about flows."""
+    return (
+        sa.select(ExecutionRecord.id)
+        .where(ExecutionRecord.flow_id == FlowRecord.id, ExecutionRecord.status == ExecutionStatus.RUNNING)
+        .correlate(FlowRecord)
+        .exists()
+    )

@@ -8,12 +8,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import wake_engine_after_commit
 from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.enums import FlowStatus
+from bloxserver.api.models.enums import ExecutionStatus, FlowStatus
 from bloxserver.api.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
+    FailureNoticeRecord,
     FlowRecord,
     FlowVersionRecord,
+    KeyValueRecord,
     TriggerRecord,
     UserRecord,
 )
@@ -21,6 +23,8 @@ from bloxserver.api.models.types import now
 from bloxserver.errors import BadRequest, Forbidden
 from bloxserver.plans import plan_of
 from bloxserver.queries.flows import count_flows, read_flow, require_flow
+from bloxserver.queries.versions import read_version
+from bloxserver.services.versions import current_version, is_same_definition
 
 MOVES = {
     FlowStatus.STARTING: {FlowStatus.STOPPED, FlowStatus.ERROR},
@@ -30,6 +34,8 @@ MOVES = {
     FlowStatus.STOPPED: {FlowStatus.STOPPING},
 }
 """For each status, those from which it may be entered."""
+DEFINITION = ("organism_yaml", "canvas_state")
+"""What makes a version."""
 
 
 async def create_flow(
@@ -46,33 +52,75 @@ async def create_flow(
             details={"limit": limit},
         )
     flow = FlowRecord(
-        user_id=user_id, name=name, description=description, organism_yaml=organism_yaml or DEFAULT_ORGANISM
+        user_id=user_id,
+        name=name,
+        description=description,
+        organism_yaml=organism_yaml or DEFAULT_ORGANISM,
+        latest_version=1,
     )
     session.add(flow)
+    await session.flush()
+    session.add(FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml=flow.organism_yaml))
     await session.flush()
     return flow
 
 
 async def update_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, changes: dict[str, Any]) -> FlowRecord:
-    """Change what is named in `changes`; raises `NotFound`."""
-    flow = await read_flow(session, user_id, flow_id)
+    """Change what is named in `changes`; another definition makes a new version. Raises `NotFound`."""
+    flow = await read_flow(session, user_id, flow_id, lock=not changes.keys().isdisjoint(DEFINITION))
+    if changes:
+        await _change(session, flow, changes)
+    return flow
+
+
+async def restore_version(session: AsyncSession, user_id: UUID, flow_id: UUID, number: int) -> FlowRecord:
+    """Make a version's definition the flow's again, as a new version; raises `NotFound`."""
+    flow = await read_flow(session, user_id, flow_id, lock=True)
+    version = await read_version(session, user_id, flow_id, number)
+    await _change(session, flow, {name: getattr(version, name) for name in DEFINITION})
+    return flow
+
+
+async def _change(session: AsyncSession, flow: FlowRecord, changes: dict[str, Any]) -> None:
+    organism_yaml, canvas_state = (changes.get(name, getattr(flow, name)) for name in DEFINITION)
+    redefined = not is_same_definition(flow, organism_yaml, canvas_state)
+    if redefined and flow.latest_version is None:
+        await current_version(session, flow)  # a flow that was written by hand: what it was is kept, too
     for name, value in changes.items():
         setattr(flow, name, value)
-    if changes:
-        flow.updated_at = now()
-        await session.flush()
-    return flow
+    flow.updated_at = now()
+    if redefined:
+        await current_version(session, flow)
+    await session.flush()
 
 
 async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> None:
     """Delete the flow and all that hangs on it, by statements alone; raises `NotFound`."""
-    await require_flow(session, user_id, flow_id)
+    await require_flow(session, user_id, flow_id, lock=True)
+    await _wake_callers(session, flow_id)
     executions = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_id == flow_id)
     await _delete(session, ExecutionStepRecord, ExecutionStepRecord.execution_id.in_(executions))
+    await _delete(session, FailureNoticeRecord, FailureNoticeRecord.execution_id.in_(executions))
     await _delete(session, ExecutionRecord, ExecutionRecord.flow_id == flow_id)
     await _delete(session, TriggerRecord, TriggerRecord.flow_id == flow_id)
+    await _delete(session, KeyValueRecord, KeyValueRecord.flow_id == flow_id)
     await _delete(session, FlowVersionRecord, FlowVersionRecord.flow_id == flow_id)
     await _delete(session, FlowRecord, FlowRecord.id == flow_id)
+    wake_engine_after_commit(session)
+
+
+async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
+    """Let executions that wait for this flow find out that it is gone."""
+    running = ExecutionRecord.status == ExecutionStatus.RUNNING
+    callers = sa.select(ExecutionRecord.parent_id).where(
+        ExecutionRecord.flow_id == flow_id, running, ExecutionRecord.parent_id.is_not(None)
+    )
+    await session.execute(
+        sa.update(ExecutionRecord)
+        .where(ExecutionRecord.id.in_(callers), running, ExecutionRecord.dispatched_at.is_(None))
+        .values(resume_at=now())
+        .execution_options(synchronize_session=False)
+    )
 
 
 async def _delete(session: AsyncSession, table: type[Any], condition: sa.ColumnElement[bool]) -> None:
@@ -81,17 +129,19 @@ async def _delete(session: AsyncSession, table: type[Any], condition: sa.ColumnE
 
 async def start_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
     """Ask for a start: the engine validates the organism and writes `running`, or `error` with the reason."""
-    return await _request(session, user_id, flow_id, FlowStatus.STARTING, "start")
+    return await _request(session, user_id, flow_id, FlowStatus.STARTING, "start", stop_requested_at=None)
 
 
 async def stop_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
-    """Ask for a stop: the engine writes `stopped`."""
-    return await _request(session, user_id, flow_id, FlowStatus.STOPPING, "stop")
+    """Ask for a stop: no new runs, and when those that run have ended, or their time is over, it is `stopped`."""
+    return await _request(session, user_id, flow_id, FlowStatus.STOPPING, "stop", stop_requested_at=now())
 
 
-async def _request(session: AsyncSession, user_id: UUID, flow_id: UUID, to: FlowStatus, verb: str) -> FlowRecord:
+async def _request(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, to: FlowStatus, verb: str, **values: Any
+) -> FlowRecord:
     flow = await read_flow(session, user_id, flow_id)
-    if not await transition_flow(session, flow_id, to):
+    if not await transition_flow(session, flow_id, to, **values):
         raise BadRequest("flow_wrong_state", f"Cannot {verb} flow in {flow.status.value} state")
     wake_engine_after_commit(session)
     await session.refresh(flow)

@@ -1,6 +1,8 @@
+"""A flow's definitions as they were saved."""
+
 from __future__ import annotations
 
-from uuid import UUID
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -8,30 +10,44 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.api.models.tables import FlowRecord, FlowVersionRecord
 
 
-async def current_version(session: AsyncSession, flow_id: UUID) -> UUID:
+async def current_version(session: AsyncSession, flow: FlowRecord) -> FlowVersionRecord:
     """The version that holds the flow's definition as it is now; made where the newest one differs.
 
-    The caller has written the flow's row in this transaction, which keeps two versions from being made at once.
+    The caller has written or locked the flow's row in this transaction, which keeps two versions from being made
+    at once.
     """
-    flow = (
-        await session.execute(
-            sa.select(FlowRecord.organism_yaml, FlowRecord.canvas_state).where(FlowRecord.id == flow_id)
-        )
-    ).one()
-    newest = await session.scalar(
+    newest = (
         sa.select(FlowVersionRecord)
-        .where(FlowVersionRecord.flow_id == flow_id)
+        .where(FlowVersionRecord.flow_id == flow.id)
         .order_by(FlowVersionRecord.number.desc())
         .limit(1)
     )
-    if newest is not None and newest.organism_yaml == flow.organism_yaml and newest.canvas_state == flow.canvas_state:
-        return newest.id
-    version = FlowVersionRecord(
-        flow_id=flow_id,
-        number=newest.number + 1 if newest is not None else 1,
-        organism_yaml=flow.organism_yaml,
-        canvas_state=flow.canvas_state,
-    )
-    session.add(version)
+    with session.no_autoflush:  # the flow's change is written with its version, in one statement
+        version = await session.scalar(newest)
+    if version is None or not is_same_definition(version, flow.organism_yaml, flow.canvas_state):
+        version = FlowVersionRecord(
+            flow_id=flow.id,
+            number=1 if version is None else version.number + 1,
+            organism_yaml=flow.organism_yaml,
+            canvas_state=flow.canvas_state,
+        )
+        session.add(version)
+    flow.latest_version = version.number
     await session.flush()
-    return version.id
+    return version
+
+
+def is_same_definition(
+    one: FlowRecord | FlowVersionRecord, organism_yaml: str, canvas_state: dict[str, Any] | None
+) -> bool:
+    """Whether it is this definition."""
+    return one.organism_yaml == organism_yaml and _is_same(one.canvas_state, canvas_state)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Equality as JSON has it: 1 is 1.0 and is not true."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)

@@ -5,12 +5,13 @@ from bloxserver.api.models.enums import (
     ExecutionStatus,
     FlowStatus,
     InputEncoding,
+    StepStatus,
     Tier,
     TriggerType,
 )
 from bloxserver.api.schemas.base import CamelModel, PaginatedResponse, RequestModel
 from bloxserver.api.schemas.errors import ApiError
-from bloxserver.api.schemas.executions import Execution, ExecutionSummary, FlowStats, RunRequest
+from bloxserver.api.schemas.executions import AwaitedExecution, Execution, ExecutionSummary, FlowStats, RunRequest, Step
 from bloxserver.api.schemas.flows import (
     CanvasEdge,
     CanvasNode,
@@ -30,11 +31,13 @@ from bloxserver.api.schemas.triggers import (
     WebhookTest,
 )
 from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, UsageDashboard, User
+from bloxserver.api.schemas.versions import FlowVersion, FlowVersionSummary
 
 __all__ = [
     "AddApiKeyRequest",
     "ApiError",
     "ApiKeyInfo",
+    "AwaitedExecution",
     "BillingStatus",
     "CamelModel",
     "CanvasEdge",
@@ -49,6 +52,8 @@ __all__ = [
     "FlowStats",
     "FlowStatus",
     "FlowSummary",
+    "FlowVersion",
+    "FlowVersionSummary",
     "Health",
     "InputEncoding",
     "Liveness",
@@ -57,6 +62,8 @@ __all__ = [
     "RequestModel",
     "RunRequest",
     "ServiceInfo",
+    "Step",
+    "StepStatus",
     "Tier",
     "Trigger",
     "TriggerType",

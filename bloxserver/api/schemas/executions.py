@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
-from bloxserver.api.models.enums import ExecutionStatus, InputEncoding, TriggerType
+from bloxserver.api.models.enums import ExecutionStatus, InputEncoding, StepStatus, TriggerType
 from bloxserver.api.schemas.base import CamelModel, RequestModel, UtcTime
 
 
@@ -17,16 +17,65 @@ class ExecutionSummary(CamelModel):
     duration_ms: int | None
 
 
-class Execution(ExecutionSummary):
-    """One run of a flow."""
+class ExecutionOutline(ExecutionSummary):
+    """An execution without its payloads."""
 
     flow_id: UUID
+    flow_version: int | None = Field(description="The version of the flow's definition that it runs.")
     trigger_id: UUID | None
+    retry_of: UUID | None = Field(description="The execution that this one does again.")
+    parent_execution_id: UUID | None = Field(
+        validation_alias=AliasChoices("parent_id", "parentExecutionId"),
+        description="The execution that called this one.",
+    )
     picked_up_at: UtcTime | None = Field(description="When a worker took it; null while it waits for one.")
     completed_at: UtcTime | None
     error_message: str | None
-    input_payload: str | None
     input_encoding: InputEncoding
+    input_tokens: int = Field(description="Tokens that language models read for it.")
+    output_tokens: int = Field(description="Tokens that language models wrote for it.")
+
+
+class Execution(ExecutionOutline):
+    """One run of a flow."""
+
+    input_payload: str | None
+    output_payload: str | None
+
+
+class AwaitedExecution(Execution):
+    """What a wait came to: `status` says whether the execution has ended."""
+
+    execution_id: UUID = Field(description="The same as `id`.")
+    message: str
+
+
+class StepOutline(CamelModel):
+    """A step without its payloads."""
+
+    id: UUID
+    parent_id: UUID | None = Field(description="The step whose answer it handles; null for the entry.")
+    listener: str
+    handler: str | None
+    status: StepStatus
+    attempt: int
+    copied: bool = Field(description="Taken over from the execution that this one retries.")
+    error_code: str | None
+    error_message: str | None
+    routed_to: list[str] | None = Field(description="The peers that the block chose for its answer.")
+    called_execution_id: UUID | None = Field(description="The execution that gives the answer.")
+    started_at: UtcTime
+    completed_at: UtcTime | None
+    resumes_at: UtcTime | None = Field(description="When a step that waits goes on.")
+    duration_ms: int | None
+    input_tokens: int
+    output_tokens: int
+
+
+class Step(StepOutline):
+    """One handled message of an execution."""
+
+    input_payload: str | None
     output_payload: str | None
 
 

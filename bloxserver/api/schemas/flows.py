@@ -77,6 +77,8 @@ class Flow(CamelModel):
     organism_yaml: str
     canvas_state: CanvasState | None
     status: FlowStatus
+    active_version: int | None = Field(description="The version that the last start armed.")
+    latest_version: int | None
     container_id: str | None
     error_message: str | None = Field(description="Why the last start failed, with line and column.")
     created_at: UtcTime

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.enums import StepStatus
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
+from bloxserver.errors import NotFound
+from bloxserver.queries.flows import owned_by
+from bloxserver.queries.paging import Page, PageRequest
+
+WAITING = (StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
+ENDED = (StepStatus.SUCCESS, StepStatus.ERROR, StepStatus.CANCELLED)
+
+
+async def read_steps(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID, page: PageRequest
+) -> Page:
+    """A page of the steps of an execution of the user's flow, the oldest first; raises `NotFound`."""
+    of_execution = ExecutionStepRecord.execution_id == execution_id
+    count = sa.select(sa.func.count()).select_from(ExecutionStepRecord).where(of_execution).scalar_subquery()
+    total = await session.scalar(
+        sa.select(count)
+        .select_from(ExecutionRecord)
+        .join(FlowRecord, FlowRecord.id == ExecutionRecord.flow_id)
+        .where(owned_by(user_id), FlowRecord.id == flow_id, ExecutionRecord.id == execution_id)
+    )
+    if total is None:
+        raise NotFound("Execution")
+    rows = await session.execute(
+        sa.select(*_outline(), ExecutionStepRecord.input_payload, ExecutionStepRecord.output_payload)
+        .where(of_execution)
+        .order_by(ExecutionStepRecord.started_at, ExecutionStepRecord.id)
+        .limit(page.page_size)
+        .offset(page.offset)
+    )
+    return Page(rows.all(), total, page.page, page.page_size)
+
+
+class StepPosition(NamedTuple):
+    """Where a reader of an execution's changes stands."""
+
+    sequence: int
+    id: UUID
+
+
+async def read_step_changes(
+    session: AsyncSession, execution_id: UUID, after: StepPosition, limit: int
+) -> Sequence[Any]:
+    """Steps, without payloads, that changed after a position, in the order of their changes."""
+    sequence = ExecutionStepRecord.sequence
+    rows = await session.execute(
+        sa.select(*_outline(), sequence)
+        .where(
+            ExecutionStepRecord.execution_id == execution_id,
+            sequence >= after.sequence,
+            sa.or_(sequence > after.sequence, ExecutionStepRecord.id > after.id),
+        )
+        .order_by(sequence, ExecutionStepRecord.id)
+        .limit(limit)
+    )
+    return rows.all()
+
+
+def _outline() -> list[Any]:
+    """All that is shown of a step but its payloads."""
+    step = ExecutionStepRecord
+    due_or_done = step.completed_at
+    return [
+        step.id,
+        step.parent_id,
+        step.listener,
+        step.handler,
+        step.status,
+        step.attempt,
+        step.copied,
+        step.error_code,
+        step.error_message,
+        step.routed_to,
+        step.called_id.label("called_execution_id"),
+        step.started_at,
+        sa.case((step.status.in_(ENDED), due_or_done)).label("completed_at"),
+        sa.case((step.status.in_(WAITING), due_or_done)).label("resumes_at"),
+        step.duration_ms,
+        step.input_tokens,
+        step.output_tokens,
+    ]
+
+
+class StepLink(NamedTuple):
+    """What says where a step stands among the others."""
+
+    id: UUID
+    parent_id: UUID | None
+    key: str
+    listener: str
+    status: StepStatus
+
+
+async def read_step_links(session: AsyncSession, execution_id: UUID) -> list[StepLink]:
+    """All steps of an execution, in the order of their changes."""
+    step = ExecutionStepRecord
+    rows = await session.execute(
+        sa.select(step.id, step.parent_id, step.key, step.listener, step.status)
+        .where(step.execution_id == execution_id)
+        .order_by(step.sequence, step.started_at, step.id)
+    )
+    return [StepLink(*row) for row in rows]
