@@ -1,0 +1,237 @@
+"""Tells people of executions that failed, by a request to a URL or by mail, again until it works or is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from traceback import extract_tb
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.enums import NoticeChannel
+from bloxserver.api.models.types import now
+from bloxserver.blocks import templates
+from bloxserver.blocks.base import BlockError
+from bloxserver.clients.http import DEPTH_HEADER, GuardedClient, OutgoingRequestError
+from bloxserver.clients.mail import Mailer, MailError
+from bloxserver.clients.signatures import identify, sign
+from bloxserver.engine.organisms import parse_organism
+from bloxserver.engine.patience import in_transaction
+from bloxserver.organism.problems import OrganismError
+from bloxserver.sealing import sealer_of
+from bloxserver.services.notices import (
+    ClaimedNotice,
+    DueNotice,
+    Failure,
+    claim_notice,
+    end_attempt,
+    event_of,
+    mail_of,
+    read_due_notices,
+    read_failure,
+)
+from bloxserver.services.secrets import SecretUnavailable, open_secrets
+from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver.notices")
+
+BATCH = 10
+"""Notices that a process sends at once."""
+MOST_ATTEMPTS = 6
+FIRST_PAUSE = timedelta(seconds=30)
+GROWTH = 4.0
+"""With the pauses that grow by it, the last attempt comes half a day after the first."""
+REQUEST_SECONDS = 15
+ATTEMPT = timedelta(minutes=5)
+"""Longer than any attempt takes: one that has not ended by then is begun anew, by whichever process."""
+SHORTEST_PAUSE_SECONDS = 0.2
+
+
+class Undelivered(Exception):
+    """Why an attempt failed, in words that hold neither address nor secret; `final` ones are not tried again."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class Notifier:
+    """Runs on every worker: what is due goes out once, whichever of them sees it first."""
+
+    def __init__(self, database: Database, http: GuardedClient, mailer: Mailer, settings: Settings) -> None:
+        self._database = database
+        self._http = http
+        self._mailer = mailer
+        self._sealer = sealer_of(settings)
+        self._pause_seconds = settings.sweep_seconds
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look for notices now; to be called on the event loop."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Until cancelled. A failure is logged and tried again by the next round."""
+        while True:
+            self._woken.clear()
+            try:
+                await self.deliver_due()
+            except Exception as error:
+                log.warning("failure notices failed", error=type(error).__name__, exc_info=error)
+            await asyncio.sleep(SHORTEST_PAUSE_SECONDS)
+            try:
+                async with asyncio.timeout(self._pause_seconds):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    async def deliver_due(self) -> int:
+        """Make an attempt at each notice that is due; returns how many."""
+        attempts = 0
+        while True:
+            async with self._database.transaction(read_only=True) as session:
+                due = await read_due_notices(session, now(), BATCH)
+            attempted = sum(await asyncio.gather(*(self._attempt(notice) for notice in due)))
+            attempts += attempted
+            if attempted < BATCH:
+                return attempts
+
+    async def _attempt(self, due: DueNotice) -> bool:
+        """Whether an attempt was made; False where another process makes it, or the database does not let us."""
+        try:
+            notice = await self._claim(due)
+            if notice is None:
+                return False
+            await self._record(notice, await self._problem(notice))
+        except Exception as error:
+            log.error("failure notice cannot be sent now", notice_id=str(due.id), exc_info=error)
+            return False
+        return True
+
+    async def _claim(self, due: DueNotice) -> ClaimedNotice | None:
+        async def claim(session: AsyncSession) -> ClaimedNotice | None:
+            return await claim_notice(session, due, now() + ATTEMPT)
+
+        return await in_transaction(self._database, claim)
+
+    async def _problem(self, notice: ClaimedNotice) -> Undelivered | None:
+        """Send; what kept the notice from being delivered, if anything did."""
+        try:
+            await self._send(notice)
+        except Undelivered as problem:
+            return problem
+        except Exception as bug:
+            # Without its text, which could tell an address.
+            place = extract_tb(bug.__traceback__)[-1]
+            log.error(
+                "failure notice failed unexpectedly",
+                notice_id=str(notice.id),
+                error=type(bug).__name__,
+                place=f"{place.filename}:{place.lineno}",
+            )
+            return Undelivered("internal error")
+        return None
+
+    async def _record(self, notice: ClaimedNotice, problem: Undelivered | None) -> None:
+        due_at = None
+        if problem is not None and not problem.final and notice.attempts < MOST_ATTEMPTS:
+            due_at = now() + pause_after(notice.attempts)
+        error = None if problem is None else str(problem)
+        await in_transaction(self._database, lambda session: end_attempt(session, notice, error=error, due_at=due_at))
+        outcome = "delivered" if problem is None else "given up" if due_at is None else "to be tried again"
+        log.info(
+            "failure notice",
+            outcome=outcome,
+            channel=notice.channel.value,
+            execution_id=str(notice.execution_id),
+            attempt=notice.attempts,
+            reason=error,
+        )
+
+    async def _send(self, notice: ClaimedNotice) -> None:
+        """Raises `Undelivered`."""
+        if notice.attempts > MOST_ATTEMPTS:
+            raise Undelivered("the server stopped during the last attempt", final=True)
+        async with self._database.transaction(read_only=True) as session:
+            failure = await read_failure(session, notice.execution_id)
+        if failure is None:
+            raise Undelivered("the execution is gone", final=True)
+        try:
+            organism = await parse_organism(failure.organism_yaml)
+        except OrganismError:
+            raise Undelivered("the definition cannot be read any more", final=True) from None
+        told = organism.on_failure
+        if told is not None and notice.channel is NoticeChannel.URL and told.url is not None:
+            url, secret = await self._filled(failure.user_id, told.url, told.secret or "")
+            await self._post(notice.id, failure, url, secret)
+        elif told is not None and notice.channel is NoticeChannel.EMAIL and told.email is not None:
+            [address] = await self._filled(failure.user_id, told.email)
+            await self._mail(notice.id, failure, address)
+        else:
+            raise Undelivered("the definition names nobody to be told any more", final=True)
+
+    async def _filled(self, user_id: UUID, *texts: str) -> list[str]:
+        """The texts with the secrets that they name; raises `Undelivered`."""
+        names = {name for text in texts for name in templates.secret_names(text)}
+        try:
+            async with self._database.transaction(read_only=True) as session:
+                secrets = await open_secrets(session, self._sealer, user_id, names) if names else {}
+        except SecretUnavailable as error:
+            raise Undelivered(error.message) from None
+        try:
+            return [str(templates.render(text, {"secrets": dict(secrets)})) for text in texts]
+        except BlockError as error:
+            raise Undelivered(f"execution.on_failure cannot be filled in ({error.code})", final=True) from None
+
+    async def _post(self, notice_id: UUID, failure: Failure, url: str, secret: str) -> None:
+        body, moment = event_of(failure), now()
+        try:
+            response = await self._http.request(
+                "POST",
+                url,
+                headers={
+                    "Content-Type": "application/json",
+                    # A flow whose notices go to its own webhook comes to an end.
+                    DEPTH_HEADER: str(failure.depth + 1),
+                    **_signature(secret, str(notice_id), moment, body),
+                },
+                content=body,
+                timeout_seconds=REQUEST_SECONDS,
+            )
+        except OutgoingRequestError as error:
+            raise Undelivered(f"the request failed ({error.code})", final=not error.retryable) from None
+        if not 200 <= response.status < 300:
+            gone = response.status == HTTPStatus.GONE
+            raise Undelivered(f"the server answered {response.status}", final=gone)
+
+    async def _mail(self, notice_id: UUID, failure: Failure, address: str) -> None:
+        sender = self._mailer.sender
+        if self._mailer.default is None or not sender:
+            raise Undelivered("this server sends no mail: SMTP_HOST and SMTP_FROM must be set", final=True)
+        try:
+            mail = mail_of(failure, notice_id, sender=sender, address=address)
+        except ValueError:
+            raise Undelivered("execution.on_failure.email is no address that mail can be sent to", final=True) from None
+        try:
+            await self._mailer.send(mail)
+        except MailError as error:
+            raise Undelivered(f"the mail was not sent ({error.code})", final=not error.retryable) from None
+
+
+def pause_after(attempts: int) -> timedelta:
+    """How long to wait after so many attempts that failed, within a fifth."""
+    return FIRST_PAUSE * GROWTH**attempts * random.uniform(0.8, 1.2)  # noqa: S311
+
+
+def _signature(secret: str, message_id: str, moment: datetime, body: bytes) -> Mapping[str, str]:
+    """The headers that name the message and, with a secret, prove who sent it. Raises `Undelivered`."""
+    try:
+        return sign(secret, message_id, moment, body) if secret else identify(message_id, moment)
+    except ValueError:
+        raise Undelivered("execution.on_failure.secret cannot sign", final=True) from None
