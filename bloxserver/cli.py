@@ -173,18 +173,19 @@ def check(
     """
     from bloxserver.blocks.registry import get_registry
     from bloxserver.organism.parse import check as find_problems
+    from bloxserver.organism.problems import OrganismError
+    from bloxserver.organism.yaml_loader import decode
 
     name = getattr(file, "name", "<stdin>")
     try:
-        text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        _fail(f"{name}: not UTF-8 text")
-    problems = find_problems(text, get_registry())
+        problems = find_problems(decode(file.read()), get_registry())
+    except OrganismError as error:
+        problems = error.problems
+    except SettingsError as error:
+        _fail(str(error))
     for problem in problems:
-        hint = f" ({problem.hint})" if problem.hint else ""
-        typer.echo(
-            f"{name}:{problem.line}:{problem.column}: {problem.severity}: {problem.message}{hint} [{problem.code}]"
-        )
+        place = f"{name}:{problem.line}:{problem.column}"
+        typer.echo(f"{place}: {problem.severity}: {problem.message} ({problem.hint}) [{problem.code}]")
     errors = sum(problem.severity == "error" for problem in problems)
     typer.echo(f"{name}: {errors} errors, {len(problems) - errors} warnings")
     raise typer.Exit(1 if errors else 0)

@@ -14,6 +14,7 @@ from bloxserver import __version__
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.cli import app
+from bloxserver.organism.listeners import LISTENER_KEYS
 from bloxserver.settings import Settings
 
 BROKEN = """\
@@ -51,7 +52,8 @@ def test_the_version_is_told() -> None:
             1,
             [
                 '<stdin>:3:40: error: unknown handler "ecko" (did you mean "echo"?) [unknown_handler]',
-                '<stdin>:3:46: warning: "unheard_of" is not known [unknown_key]',
+                '<stdin>:3:46: warning: "unheard_of" is not known '
+                f"(known are {', '.join(LISTENER_KEYS)}) [unknown_key]",
                 "<stdin>: 1 errors, 1 warnings",
             ],
         ),
@@ -67,8 +69,10 @@ def test_check_reads_a_file_and_refuses_what_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "organism.yaml"
     file.write_text(DEFAULT_ORGANISM)
     assert CliRunner().invoke(app, ["check", str(file)]).exit_code == 0
-    file.write_bytes(b"\xff")
-    assert CliRunner().invoke(app, ["check", str(file)]).exit_code == 1
+    file.write_bytes(b"organism:\n  name: \xff")
+    refused = CliRunner().invoke(app, ["check", str(file)])
+    assert refused.exit_code == 1
+    assert refused.output.startswith(f"{file}:2:9: error: this is no text in UTF-8")
     assert CliRunner().invoke(app, ["check", str(tmp_path / "none")]).exit_code == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pkgutil
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -112,8 +113,10 @@ def _problem_of(block: AnyBlock) -> str | None:
         return "needs an async function as its handler"
     if unknown := sorted(block.templates - block.config.model_fields.keys()):
         return f"takes placeholders in {unknown[0]!r}, which its config does not have"
+    if not all(isinstance(text, str) for text in (block.description, *block.aliases)):
+        return "needs texts as its description and aliases"
     try:
-        block.payload.model_json_schema(), block.config.model_json_schema()
+        json.dumps([block.payload.model_json_schema(), block.config.model_json_schema(), block.example])
     except Exception as error:
-        return f"has no JSON Schema ({type(error).__name__})"
+        return f"cannot be shown as JSON: its schemas, or its example ({type(error).__name__})"
     return None

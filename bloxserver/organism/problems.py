@@ -17,20 +17,19 @@ LONGEST_QUOTE = 80
 class Problem:
     """One thing to repair. `line` and `column` count characters from 1; `code` is stable and snake_case.
 
-    A definition with an error does not run; one with nothing but warnings does. `hint` says what to do, or is empty.
+    A definition with an error does not run; one with nothing but warnings does. `hint` says what to do.
     """
 
     line: int
     column: int
     code: str
     message: str
-    hint: str = ""
+    hint: str
     severity: Literal["error", "warning"] = "error"
     path: Path = ()
 
     def __str__(self) -> str:
-        hint = f"; {self.hint}" if self.hint else ""
-        return f"line {self.line}, column {self.column}: {self.message}{hint}"
+        return f"line {self.line}, column {self.column}: {self.message}; {self.hint}"
 
 
 class OrganismError(Exception):

@@ -6,6 +6,7 @@ can be made to crash the process (nested brackets) or to fill its memory (aliase
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterator
@@ -80,6 +81,17 @@ class Document:
 
     def place_of_key(self, path: Path) -> Place:
         return self.keys.get(path) or self.place_of(path)
+
+
+def decode(data: bytes) -> str:
+    """The text of a definition that came as bytes. Raises OrganismError where they are no UTF-8."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        before = (data[: error.start].decode() + "x").splitlines()
+        place = Place(len(before), len(before[-1]))
+        raise _refusal(place, "yaml_syntax", "this is no text in UTF-8", "save it in the encoding UTF-8") from None
 
 
 def load(text: str) -> Document:

@@ -121,10 +121,12 @@ class TestPlugins:
             ("broken_blocks:block", "block = echo", "two blocks are called echo"),
             ("broken_blocks:block", "block = replace(echo, name='mine', aliases=('delay',))", "are called delay"),
             ("broken_blocks:block", "block = replace(echo, name=' ')", "needs another name"),
+            ("broken_blocks:block", "block = replace(echo, name='a', description=None)", "needs texts"),
             ("broken_blocks:block", "block = replace(echo, name='a', payload=dict)", "a Pydantic model as its payload"),
             ("broken_blocks:block", "block = replace(echo, name='a', config=echo.payload)", "needs a BlockConfig"),
             ("broken_blocks:block", "block = replace(echo, name='a', handler=print)", "needs an async function"),
             ("broken_blocks:block", "block = replace(echo, name='a', templates=frozenset({'url'}))", "in 'url'"),
+            ("broken_blocks:block", "block = replace(echo, name='a', example={'config': echo})", "as JSON"),
         ],
     )
     def test_a_broken_one_is_refused_with_its_entry_point(

@@ -9,7 +9,7 @@ import yaml
 
 from bloxserver.organism import yaml_loader
 from bloxserver.organism.problems import OrganismError
-from bloxserver.organism.yaml_loader import MAX_BYTES, MAX_DEPTH, MAX_NODES, Place, load
+from bloxserver.organism.yaml_loader import MAX_BYTES, MAX_DEPTH, MAX_NODES, Place, decode, load
 
 
 @pytest.fixture(params=["c", "python"], autouse=True)
@@ -132,6 +132,17 @@ def test_what_to_do_is_told(text: str, hint: str) -> None:
     with pytest.raises(OrganismError) as caught:
         load(text)
     assert hint in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    ("data", "place"), [(b"\xff", (1, 1)), (b"a: 1\nb: \xc3\xa9\xc3", (2, 5)), (b"\xef\xbb\xbfa\xff", (1, 2))]
+)
+def test_bytes_that_are_no_text_are_refused_with_their_place(data: bytes, place: tuple[int, int]) -> None:
+    assert decode(b"\xef\xbb\xbfa: 1") == "a: 1"
+    with pytest.raises(OrganismError) as caught:
+        decode(data)
+    [problem] = caught.value.problems
+    assert (problem.code, problem.line, problem.column) == ("yaml_syntax", *place)
 
 
 def test_an_escaped_half_of_a_surrogate_pair_never_gets_through() -> None:

@@ -1,0 +1,352 @@
+"""What a canvas means as a definition."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from pydantic import JsonValue
+
+from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.organism.canvas import Canvas
+from bloxserver.organism.derive import derive, differences
+from bloxserver.organism.parse import parse
+from bloxserver.organism.problems import OrganismError
+from bloxserver.organism.yaml_loader import load
+from tests.api.hostile import objects
+from tests.organism.canvases import (
+    DEFINITIONS,
+    REGISTRY,
+    VALID,
+    as_sent,
+    block,
+    canvas,
+    definition,
+    drawn,
+    edge,
+    line,
+    meaning,
+    node,
+    told,
+)
+
+
+@pytest.mark.parametrize("text", VALID.values(), ids=VALID.keys())
+class TestThereAndBack:
+    def test_the_definition_comes_back_to_the_letter(self, text: str) -> None:
+        parse(text, REGISTRY)
+        derived, problems = derive(drawn(text), text, REGISTRY)
+        assert derived.strip() == text.strip()
+        assert [problem for problem in problems if problem.severity == "error"] == []
+        assert differences(drawn(text), text, REGISTRY) == []
+
+    def test_it_means_the_same_where_all_is_written_anew(self, text: str) -> None:
+        """As it is where the YAML was lost: but for what a canvas does not hold, nothing is missing."""
+        derived, problems = derive(drawn(text), "[", REGISTRY)
+        assert "definition_unreadable" in [problem.code for problem in problems]
+        assert meaning(derived) == meaning(text)
+        assert drawn(derived) == {**drawn(text), "nodes": drawn(derived)["nodes"]}
+        again, _ = derive(drawn(derived), derived, REGISTRY)
+        assert again == derived
+
+    def test_it_means_the_same_where_every_listener_is_written_anew(self, text: str) -> None:
+        changed = drawn(text)
+        for one in changed["nodes"]:
+            one["data"]["description"] = f"other: {one['data']['description']}"
+        derived, _ = derive(changed, text, REGISTRY)
+        organism, before = parse(derived, REGISTRY), parse(text, REGISTRY)
+        assert (organism.name, organism.execution, organism.on_failure) == (
+            before.name, before.execution, before.on_failure,
+        )  # fmt: skip
+        assert drawn(derived) == changed
+        assert len(differences(changed, text, REGISTRY)) == len(before.listeners)
+        restored = drawn(derived)
+        for one in restored["nodes"]:
+            one["data"]["description"] = one["data"]["description"].removeprefix("other: ")
+        assert meaning(derive(restored, derived, REGISTRY)[0]) == meaning(text)
+
+
+class TestDerive:
+    def test_a_canvas_becomes_a_definition(self) -> None:
+        shown = canvas(
+            block("a", label="A", config={}, timeout_seconds=5),
+            node("b", kind="agent", description="d", prompt="Be kind.\nAlways.\n"),
+            block("n-3", name="c"),
+            edge("a", "b"),
+            edge("a", "n-3", "error"),
+            edge("b", "n-3", "tool"),
+            edge("b", "a", "answer", when="payload.x"),
+        )
+        text, problems = derive(shown, "organism:\n  name: mine\nexecution:\n  timeout_seconds: 7\n", REGISTRY)
+        assert problems == []
+        assert (
+            text
+            == """\
+organism:
+  name: mine
+listeners:
+  - name: a
+    description: d
+    handler: echo
+    config: {}
+    peers:
+      - b
+      - to: c
+        on: error
+    timeout_seconds: 5
+  - name: b
+    description: d
+    prompt: |
+      Be kind.
+      Always.
+    peers:
+      - c
+      - to: a
+        on: answer
+        when: payload.x
+  - name: c
+    description: d
+    handler: echo
+execution:
+  timeout_seconds: 7
+"""
+        )
+
+    def test_what_did_not_change_keeps_its_lines(self) -> None:
+        text = DEFINITIONS["comments"]
+        shown = drawn(text)
+        shown["nodes"][1]["data"]["retries"] = 2
+        shown["nodes"].append(block("c"))
+        shown["edges"].append(edge("a", "c"))
+        shown["edges"].append(edge("c", "b"))
+        derived, problems = derive(shown, text, REGISTRY)
+        assert derived == (
+            "# 1\norganism: {name: x} # 2\nlisteners: # 3\n  # 4\n"
+            "  - name: a\n    description: d\n    handler: echo\n    peers:\n      - c\n"
+            "  # 7\n# 8\n"
+            "  - name: b\n    description: d\n    handler: echo\n    retries: 2\n"
+            "  - name: c\n    description: d\n    handler: echo\n    peers:\n      - b\n"
+            "# 10\nexecution: {} # 11\n"
+        )
+        assert told((derived, problems)) == [
+            ("warning", "comments_lost", ("nodes", "a")),
+            ("warning", "comments_lost", ("nodes", "b")),
+        ]
+        assert [(problem.line, problem.column) for problem in problems] == [(5, 5), (12, 5)]
+
+    def test_listeners_come_go_and_change_places(self) -> None:
+        text = definition(
+            "  # first", line("a", "[b]"), "  # second", line("b", "[c]"), "  # third", line("c"), "mine: 1"
+        )
+        shown = drawn(text)
+        shown["nodes"] = [shown["nodes"][2], shown["nodes"][0]]
+        shown["edges"] = []
+        derived, _ = derive(shown, text, REGISTRY)
+        assert derived == definition(
+            "  # third", line("c"), "  # first", "  - name: a", "    description: d", "    handler: echo", "mine: 1"
+        )
+        assert sorted(differences(shown, text, REGISTRY)) == ["a", "b"]
+        shown = drawn(text)
+        shown["nodes"].reverse()
+        assert derive(shown, text, REGISTRY)[0] == definition(
+            "  # third", line("c"), "  # second", line("b", "[c]"), "  # first", line("a", "[b]"), "mine: 1"
+        )
+        assert differences(shown, text, REGISTRY) == ["a", "b", "c"]
+
+    def test_a_renamed_listener_stays_the_one_that_it_was(self) -> None:
+        text = definition("  # lead", line("a", "[b]"), line("b", "[{to: a, on: error}]"))
+        shown = drawn(text)
+        shown["nodes"][0]["data"]["name"] = "first"
+        derived, problems = derive(shown, text, REGISTRY)
+        assert problems == []
+        assert derived.startswith("organism: {name: x}\nlisteners:\n  # lead\n  - name: first\n")
+        assert [(one["source"], one["target"]) for one in drawn(derived)["edges"]] == [("first", "b"), ("b", "first")]
+
+    def test_what_only_the_definition_has_is_taken_over(self) -> None:
+        text = definition(
+            line("a", "[b]", "handler: transform, config: {output: 1}, mine: [1]"),
+            line("b", "[]", "prompt: p, model: m"),
+        )
+        shown = canvas(node("1", name="a", config={"output": 1}), node("2", name="b", prompt="p"), edge("1", "2"))
+        derived, problems = derive(shown, text, REGISTRY)
+        assert [problem.code for problem in problems] == ["unknown_key"]
+        [a, b] = parse(derived, REGISTRY).listeners
+        assert (a.handler, a.description, b.description, b.given_config) == ("transform", "d", "d", {"prompt": "p"})
+        assert "mine:" in derived
+        assert differences(shown, text, REGISTRY) == ["b"]
+
+    def test_comments_of_what_is_no_list_of_lines_are_lost_and_told_of(self) -> None:
+        text = "# one\norganism: {name: x}\nlisteners: [{name: a, description: d, handler: echo}]\n"
+        shown = drawn(text)
+        shown["nodes"].append(block("b"))
+        derived, problems = derive(shown, text, REGISTRY)
+        assert "# one" not in derived
+        assert told((derived, problems)) == [("warning", "comments_lost", ())]
+        assert derive(shown, text.removeprefix("# one\n"), REGISTRY)[1] == []
+        assert derive(shown, text.removeprefix("# one\n").replace("name: x", 'name: "x # y"'), REGISTRY)[1] == []
+
+    @pytest.mark.parametrize(
+        ("shown", "code", "path"),
+        [
+            (canvas(block("a"), block("a", name="b")), "duplicate_node", ("nodes", "a")),
+            (canvas(block("a"), block("b", name="a")), "duplicate_listener", ("nodes", "b", "data", "name")),
+            (canvas(block("a b")), "invalid_name", ("nodes", "a b", "data", "name")),
+            (canvas(block("a", name=5)), "wrong_type", ("nodes", "a", "data", "name")),
+            (canvas(block("a", handler="ecko")), "unknown_handler", ("nodes", "a", "data", "handler")),
+            (canvas(block("a", config={"x": 1})), "invalid_config", ("nodes", "a", "data", "config", "x")),
+            (canvas(node("a", kind="agent", description="d")), "missing_field", ("nodes", "a", "data", "handler")),
+            (canvas(block("a"), edge("a", "b")), "dangling_edge", ("edges", "a-b")),
+            (canvas(block("b"), edge("a", "b")), "dangling_edge", ("edges", "a-b")),
+            (canvas(block("a"), edge("a", "a", when="a b")), "invalid_expression", ("edges", "a-a", "data", "when")),
+            (canvas(block("a"), edge("a", "a", on="never")), "wrong_type", ("edges", "a-a", "data", "on")),
+            (canvas(block("a"), edge("a", "a"), edge("a", "a")), "duplicate_peer", ("edges", "a-a")),
+            (canvas(), "missing_field", ("listeners",)),
+            ({}, "missing_field", ("listeners",)),
+        ],
+    )
+    def test_what_is_wrong_is_told_where_it_is_on_the_canvas(
+        self, shown: Canvas, code: str, path: tuple[str, ...]
+    ) -> None:
+        text, problems = derive(shown, "organism: {name: x}", REGISTRY)
+        assert told((text, problems)) == [("error", code, path)]
+        assert all(problem.hint and problem.message for problem in problems)
+
+    @pytest.mark.parametrize(
+        ("shown", "code", "path"),
+        [
+            (canvas(block("a"), node("n", kind="note")), "not_a_listener", ("nodes", "n")),
+            (canvas(block("a"), node("t", kind="trigger"), edge("t", "a")), "not_a_listener", ("nodes", "t")),
+            (canvas(block("a", peers=["b"])), "peers_are_edges", ("nodes", "a")),
+            (canvas(block("a", color="red", icon=1)), "unknown_key", ("nodes", "a")),
+            (canvas(block("a"), edge("a", "a", "answer", on="error")), "edge_contradiction", ("edges", "a-a")),
+        ],
+    )
+    def test_what_a_definition_cannot_say_is_told_and_left_out(
+        self, shown: Canvas, code: str, path: tuple[str, ...]
+    ) -> None:
+        text, problems = derive(shown, "organism: {name: x}", REGISTRY)
+        assert told((text, problems)) == [("warning", code, path)]
+        assert all(problem.hint and problem.message for problem in problems)
+        assert [one.name for one in parse(text, REGISTRY).listeners] == ["a"]
+
+    @pytest.mark.parametrize(
+        ("shown", "peers"),
+        [
+            (canvas(block("a"), edge("a", "a", "right")), ["a"]),
+            (canvas(block("a"), edge("a", "a", "tool")), ["a"]),
+            (canvas(block("a"), edge("a", "a", "answer", on="answer")), ["a"]),
+            (canvas(block("a"), edge("a", "a", "answer", when="")), ["a"]),
+            (canvas(block("a"), edge("a", "a", on="error")), [{"to": "a", "on": "error"}]),
+            (canvas(block("a"), edge("a", "a", "error", when="true")), [{"to": "a", "on": "error", "when": "true"}]),
+            (canvas(block("a"), node("g", kind="group"), edge("a", "g"), edge("g", "a")), None),
+            (canvas(node("a", kind="my-own", handler="echo"), edge("a", "a")), ["a"]),
+        ],
+    )
+    def test_what_other_canvases_have_is_understood(self, shown: Canvas, peers: list[JsonValue] | None) -> None:
+        text, _ = derive(shown, "", REGISTRY)
+        written = drawn(text)
+        assert written["nodes"][0]["data"]["name"] == "a"
+        listeners = load(text).value["listeners"]
+        assert isinstance(listeners, list)
+        assert isinstance(listeners[0], dict)
+        assert listeners[0].get("peers") == peers
+
+    def test_what_react_flow_keeps_for_itself_changes_nothing(self) -> None:
+        text = DEFINITIONS["a chain"]
+        shown = drawn(text)
+        for one in [*shown["nodes"], *shown["edges"]]:
+            one |= {"selected": True, "width": 150, "style": {"stroke": "red"}, "zIndex": 3, "measured": {"width": 1}}
+        shown["viewport"] = {"x": 5}
+        shown["nodes"][0]["position"] = {"x": -1e9}
+        assert derive(shown, text, REGISTRY) == (text, [])
+
+    def test_a_definition_that_cannot_be_read_is_replaced_and_it_is_told(self) -> None:
+        for base in ("", "[", "\0", "a: &a [*a]"):
+            text, problems = derive(canvas(block("a")), base, REGISTRY)
+            assert parse(text, REGISTRY).name == "my-flow"
+            assert [problem.code for problem in problems] == ["definition_unreadable"]
+
+    def test_what_is_too_large_is_told_of(self) -> None:
+        text, problems = derive(canvas(block("a", description="x" * 300_000)), "", REGISTRY)
+        assert len(text) > 300_000
+        assert "yaml_limit" in [problem.code for problem in problems]
+
+    @pytest.mark.parametrize(
+        "shown",
+        [
+            {"nodes": None, "edges": 5},
+            {"nodes": [None, 5, [], "x", {}], "edges": [None, {}, {"source": 5}]},
+            {"nodes": [{"id": None, "data": None}, {"id": 5, "data": []}, {"data": {"name": {"a": 1}}}]},
+            canvas(block("a", config="x", handler=["echo"]), block("b", prompt=5), edge("a", "b", when={"a": [1]})),
+            canvas(block("a", handler="star", config={"names": 5}), edge("a", "a", "config")),
+            canvas(block("a", config=json.loads(objects(55)))),
+            canvas(block("a", **{"": {"": ""}, "\x07": "\x07", "on": True, "<<": {}, "mine": 10**400})),
+            canvas(block("\x85\u2028"), edge("\x85\u2028", "\x85\u2028")),
+            canvas(block("a", name=["x"]), block("b"), edge("b", "a"), edge("a", "b")),
+            canvas(block("a", name=True), edge("a", "a")),
+        ],
+    )
+    def test_nothing_on_a_canvas_raises(self, shown: Canvas) -> None:
+        for base in ("", DEFAULT_ORGANISM, DEFINITIONS["comments"]):
+            text, problems = derive(as_sent(shown), base, REGISTRY)
+            assert all(problem.hint for problem in problems)
+            text.encode()
+            json.dumps([problem.path for problem in problems])
+            try:
+                differences(shown, base, REGISTRY)
+            except OrganismError:
+                assert base == ""
+
+    def test_no_canvas_whatever_raises(self) -> None:
+        chance = random.Random(9)  # noqa: S311
+        texts = [
+            "a",
+            "b",
+            "echo",
+            "ecko",
+            "",
+            "answer",
+            "error",
+            "case:0",
+            "case:x",
+            "otherwise",
+            "tool",
+            "config",
+            "x y",
+            "\n",
+        ]
+        values = [None, True, 0, 1.5, *texts, [], {}, ["a"], {"to": "a"}, {"cases": [{"to": "a"}, 5], "otherwise": "b"}]
+        keys = [
+            "name",
+            "handler",
+            "prompt",
+            "description",
+            "config",
+            "peers",
+            "when",
+            "on",
+            "label",
+            "retries",
+            "agent",
+            "zz",
+        ]
+
+        def data() -> dict[str, Any]:
+            return {chance.choice(keys): chance.choice(values) for _ in range(chance.randrange(6))}
+
+        for _ in range(500):
+            nodes = [
+                {"id": chance.choice(texts), "type": chance.choice([None, "agent", "block", "note"]), "data": data()}
+                for _ in range(chance.randrange(5))
+            ]
+            edges = [
+                edge(chance.choice(texts), chance.choice(texts), chance.choice(texts), **data())
+                for _ in range(chance.randrange(6))
+            ]
+            base = chance.choice(list(DEFINITIONS.values()))
+            text, problems = derive({"nodes": nodes, "edges": edges}, base, REGISTRY)
+            assert all(problem.hint for problem in problems)
+            if all(problem.severity != "error" for problem in problems):
+                parse(text, REGISTRY)
