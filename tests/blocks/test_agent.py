@@ -1,0 +1,409 @@
+"""The agent, with a language model on loopback that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from pydantic import JsonValue, SecretStr
+
+from bloxserver.blocks.agent import MAX_RESULT_BYTES, MAX_STATE_BYTES, agent, tool_of
+from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, Tool
+from bloxserver.blocks.http_request import HttpRequestPayload
+from bloxserver.blocks.transform import TransformPayload
+from bloxserver.clients.llm import LanguageModels
+from bloxserver.settings import Settings
+from tests.llm_server import Api, LanguageModelServer, Reply, calls, cut, fails, language_model, page, says, sends
+
+KEY = "sk-canary-key-4711"
+PROMPT = "You answer briefly. {{ payload.secret }}"
+QUESTION = "What is on the page?"
+FETCH = tool_of("fetch.page", "Fetches a page.", HttpRequestPayload, ())
+SHAPE = tool_of("shape", "Shapes anything.", TransformPayload, ())
+
+both_providers = pytest.mark.parametrize("provider", ["openai", "anthropic"])
+
+Respond = Callable[[JsonValue], Awaitable[JsonValue]]
+
+
+@dataclass
+class Memory:
+    """A conversation, with what the engine would have in its rows."""
+
+    respond: Mapping[str, Respond] = field(default_factory=dict)
+    state: JsonValue = None
+    answered: dict[str, JsonValue] = field(default_factory=dict)
+    kept: list[JsonValue] = field(default_factory=list)
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+    called: list[tuple[str, JsonValue, str]] = field(default_factory=list)
+
+    async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
+        self.state = json.loads(json.dumps(state))
+        self.kept.append(self.state)
+        self.tokens.append((input_tokens, output_tokens))
+
+    async def call(self, tool: Tool, payload: JsonValue, call: str) -> JsonValue:
+        if call not in self.answered:
+            self.called.append((tool.listener, payload, call))
+            self.answered[call] = await self.respond[tool.listener](payload)
+        return self.answered[call]
+
+
+async def fetched(payload: JsonValue) -> JsonValue:
+    assert isinstance(payload, dict)
+    return {"status": 200, "body": f"page {payload.get('url')}"}
+
+
+async def refused(payload: JsonValue) -> JsonValue:
+    raise BlockError("http_error_status", "example.com answered 404 Not Found")
+
+
+@asynccontextmanager
+async def language_models(
+    *script: Reply, provider: Api = "openai"
+) -> AsyncIterator[tuple[LanguageModels, LanguageModelServer]]:
+    async with language_model(script) as server:
+        settings = Settings(
+            llm_provider=provider,
+            llm_base_url=server.url,
+            llm_api_key=SecretStr(KEY),
+            llm_model="parrot-1",
+            llm_timeout_seconds=20,
+        )
+        models = LanguageModels(settings)
+        yield models, server
+        await models.aclose()
+
+
+async def answer_of(
+    context: BlockContext,
+    models: LanguageModels,
+    memory: Memory,
+    payload: JsonValue = QUESTION,
+    tools: tuple[Tool, ...] = (FETCH, SHAPE),
+    **config: Any,
+) -> JsonValue:
+    given = agent.config.model_validate({"prompt": PROMPT} | config)
+    world = replace(context, agent=AgentContext(models, tools, memory))
+    answer = await agent.handler(agent.payload.model_validate(payload), given, world)
+    assert isinstance(answer, dict)
+    return answer
+
+
+@both_providers
+async def test_an_agent_calls_its_tools_until_the_model_answers(context: BlockContext, provider: Api) -> None:
+    memory = Memory({"fetch.page": fetched, "shape": fetched})
+    script = [
+        calls(("fetch_page", {"url": "a"}), text="Let me look.", input_tokens=10, output_tokens=5),
+        calls(("fetch_page", {"url": "b"}), ("shape", {"input": {"url": "c"}}), input_tokens=20, output_tokens=6),
+        says("Two pages.", input_tokens=30, output_tokens=7),
+    ]
+    async with language_models(*script, provider=provider) as (models, server):
+        assert await answer_of(context, models, memory, model="parrot-2", temperature=0) == {"text": "Two pages."}
+    assert sorted(memory.called, key=lambda call: call[2]) == [
+        ("fetch.page", {"url": "a"}, "1.1"),
+        ("fetch.page", {"url": "b"}, "2.1"),
+        ("shape", {"url": "c"}, "2.2"),
+    ]
+    assert memory.tokens == [(10, 5), (20, 6), (30, 7)]
+    pages = [f'{{"status":200,"body":"page {name}"}}' for name in "abc"]
+    assert server.requests[0].texts == [PROMPT, QUESTION]
+    assert server.requests[2].texts == [PROMPT, QUESTION, "Let me look.", *pages]
+    assert [(asked.json["model"], asked.json["temperature"]) for asked in server.requests] == [("parrot-2", 0)] * 3
+
+
+@both_providers
+async def test_the_model_is_shown_the_tools_as_they_are(context: BlockContext, provider: Api) -> None:
+    async with language_models(says("Hello."), provider=provider) as (models, server):
+        await answer_of(context, models, Memory())
+    told = server.requests[0].json["tools"]
+    if provider == "openai":
+        shown = [(tool["function"]["name"], tool["function"]["parameters"]) for tool in told]
+    else:
+        shown = [(tool["name"], tool["input_schema"]) for tool in told]
+    titles = ("title", "description")
+    assert shown[1][1]["required"] == ["input"]
+    assert [name for name, _ in shown] == ["fetch_page", "shape"]
+    assert {key for key in shown[0][1] if key not in titles} == {key for key in FETCH.schema if key not in titles}
+
+
+async def test_the_calls_of_one_answer_run_at_the_same_time(context: BlockContext) -> None:
+    together = asyncio.Barrier(3)
+
+    async def wait_for_the_others(payload: JsonValue) -> JsonValue:
+        await together.wait()
+        return payload
+
+    memory = Memory({"fetch.page": wait_for_the_others})
+    script = [calls(*[("fetch_page", {"url": name}) for name in "abc"]), says("Done.")]
+    async with language_models(*script) as (models, server), asyncio.timeout(20):
+        assert await answer_of(context, models, memory) == {"text": "Done."}
+    assert server.requests[1].texts[2:] == ['{"url":"a"}', '{"url":"b"}', '{"url":"c"}']
+
+
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        ("How are you?", "How are you?"),
+        ({"text": "How are you?"}, "How are you?"),
+        ({"text": "How are you?", "name": "Ada"}, '{"text":"How are you?","name":"Ada"}'),
+        ({"text": 1}, '{"text":1}'),
+        (["ä", None], '["ä",null]'),
+        ("{{ secrets.KEY }}", "{{ secrets.KEY }}"),
+    ],
+    ids=str,
+)
+async def test_the_model_is_told_the_message(context: BlockContext, payload: JsonValue, told: str) -> None:
+    async with language_models(says("Well.")) as (models, server):
+        await answer_of(context, models, Memory(), payload)
+    assert server.requests[0].texts == [PROMPT, told]
+
+
+SCRIPT = [
+    calls(("fetch_page", {"url": "a"})),
+    calls(("fetch_page", {"url": "b"}), ("fetch_page", {"url": "c"})),
+    says("Three pages."),
+]
+
+
+@both_providers
+@pytest.mark.parametrize("kept", [1, 2, 3])
+async def test_an_interrupted_agent_goes_on_from_what_was_kept_and_asks_nothing_twice(
+    context: BlockContext, provider: Api, kept: int
+) -> None:
+    whole = Memory({"fetch.page": fetched})
+    async with language_models(*SCRIPT, provider=provider) as (models, before):
+        await answer_of(context, models, whole)
+    # The calls of the last kept answer were interrupted half-way.
+    answered = {call: answer for call, answer in whole.answered.items() if call in ("1.1", "2.1")}
+    resumed = Memory({"fetch.page": fetched}, state=whole.kept[kept - 1], answered=answered)
+    async with language_models(*SCRIPT[kept:], provider=provider) as (models, server):
+        assert await answer_of(context, models, resumed) == {"text": "Three pages."}
+    assert [asked.texts for asked in server.requests] == [asked.texts for asked in before.requests[kept:]]
+    assert [call for _, _, call in resumed.called] == (["2.2"] if kept < 3 else [])
+    assert resumed.tokens == whole.tokens[kept:]
+
+
+async def test_a_worker_that_dies_during_a_call_has_kept_the_answer_that_asked_for_it(context: BlockContext) -> None:
+    class Died(Exception): ...
+
+    async def die(payload: JsonValue) -> JsonValue:
+        raise Died
+
+    memory = Memory({"fetch.page": die})
+    async with language_models(*SCRIPT[1:]) as (models, server):
+        with pytest.raises(Died):
+            await answer_of(context, models, memory)
+        memory.respond = {"fetch.page": fetched}
+        assert await answer_of(context, models, memory) == {"text": "Three pages."}
+    assert len(server.requests) == 2
+
+
+async def test_what_is_no_failure_of_a_tool_ends_the_other_calls_and_the_agent(context: BlockContext) -> None:
+    class LostLease(Exception): ...
+
+    ended = asyncio.Event()
+
+    async def respond(payload: JsonValue) -> JsonValue:
+        if payload == {"url": "a"}:
+            raise LostLease
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with language_models(calls(("fetch_page", {"url": "b"}), ("fetch_page", {"url": "a"}))) as (models, _):
+        with pytest.raises(LostLease):
+            await answer_of(context, models, Memory({"fetch.page": respond}))
+    assert ended.is_set()
+
+
+@both_providers
+async def test_the_model_is_told_of_a_tool_that_failed(context: BlockContext, provider: Api) -> None:
+    script = [calls(("fetch_page", {"url": "a"})), says("It is gone.")]
+    async with language_models(*script, provider=provider) as (models, server):
+        assert await answer_of(context, models, Memory({"fetch.page": refused})) == {"text": "It is gone."}
+    reason = "http_error_status: example.com answered 404 Not Found"
+    told = server.requests[1].json["messages"][-1]
+    if provider == "openai":
+        assert json.loads(told["content"]) == {"error": reason}
+    else:
+        assert told["content"][0]["is_error"]
+        assert server.requests[1].texts[-1] == reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (("fetch", {}), "the tools are: fetch_page, shape"),
+        (("fetch_page", '{"url": "a'), "not valid JSON"),
+        (("fetch_page", '{"url": NaN}'), "not valid JSON"),
+        (("fetch_page", "[1]"), "must be a JSON object"),
+        (("shape", {"value": 1}), "the arguments must have"),
+    ],
+    ids=str,
+)
+async def test_the_model_can_mend_a_call_that_is_none(
+    context: BlockContext, wanted: tuple[str, dict[str, Any] | str], told: str
+) -> None:
+    memory = Memory({"fetch.page": fetched})
+    script = [calls(wanted, ("fetch_page", {"url": "a"})), calls(("fetch_page", {"url": "b"})), says("Done.")]
+    async with language_models(*script) as (models, server):
+        assert await answer_of(context, models, memory) == {"text": "Done."}
+    assert told in server.requests[1].texts[2]
+    assert [call for _, _, call in memory.called] == ["1.2", "2.1"]
+
+
+async def test_a_tool_without_arguments_gets_an_empty_object(context: BlockContext) -> None:
+    memory = Memory({"fetch.page": fetched})
+    async with language_models(calls(("fetch_page", "")), says("Done.")) as (models, _):
+        await answer_of(context, models, memory)
+    assert memory.called == [("fetch.page", {}, "1.1")]
+
+
+async def test_a_long_result_is_cut_and_says_so(context: BlockContext) -> None:
+    async def much(payload: JsonValue) -> JsonValue:
+        return "ä" * MAX_RESULT_BYTES
+
+    async with language_models(calls(("fetch_page", {})), says("Much.")) as (models, server):
+        await answer_of(context, models, Memory({"fetch.page": much}))
+    told = server.requests[1].texts[2]
+    assert told.startswith("ä" * (MAX_RESULT_BYTES // 2) + "\n[cut here")
+    assert f"of {2 * MAX_RESULT_BYTES} bytes" in told
+    assert len(told) < MAX_RESULT_BYTES
+
+
+async def test_what_a_database_refuses_is_replaced(context: BlockContext) -> None:
+    memory = Memory({"fetch.page": fetched})
+    script = [calls(("fetch_page", '{"url": "a\\u0000", "path": "\\\\u0000"}'), text="one\0"), says("a\0b \\u0000")]
+    async with language_models(*script) as (models, _):
+        assert await answer_of(context, models, memory) == {"text": "a\ufffdb \\u0000"}
+    assert memory.called == [("fetch.page", {"url": "a\ufffd", "path": "\\u0000"}, "1.1")]
+    assert "\0" not in str(memory.kept)
+    assert "one\ufffd" in str(memory.kept)
+
+
+async def test_half_a_character_is_no_answer_but_was_paid_for(context: BlockContext) -> None:
+    content = '[{"type": "text", "text": "\\ud800"}]'
+    members = '"id": "1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn"'
+    reply = sends(f'{{{members}, "content": {content}, "usage": {{"input_tokens": 3, "output_tokens": 2}}}}')
+    memory = Memory()
+    async with language_models(reply, provider="anthropic") as (models, _):
+        with pytest.raises(BlockError) as caught:
+            await answer_of(context, models, memory)
+    assert caught.value.code == "llm_unusable_answer"
+    assert (memory.kept, memory.tokens) == ([None], [(3, 2)])
+
+
+async def test_a_model_that_never_ends_is_stopped_before_more_is_done(context: BlockContext) -> None:
+    memory = Memory({"fetch.page": fetched})
+    script = [calls(("fetch_page", {})) for _ in range(5)]
+    async with language_models(*script) as (models, server):
+        with pytest.raises(BlockError, match="after 3 answers") as caught:
+            await answer_of(context, models, memory, max_calls=3)
+    assert (caught.value.code, caught.value.retryable) == ("agent_call_limit", False)
+    assert (len(server.requests), len(memory.called)) == (3, 2)
+
+
+async def test_an_agent_may_use_so_many_tokens(context: BlockContext) -> None:
+    memory = Memory({"fetch.page": fetched})
+    script = [calls(("fetch_page", {}), input_tokens=40, output_tokens=10) for _ in range(5)]
+    async with language_models(*script) as (models, server):
+        with pytest.raises(BlockError, match="after 100 tokens") as caught:
+            await answer_of(context, models, memory, max_total_tokens=100)
+    assert (caught.value.code, caught.value.retryable) == ("agent_token_limit", False)
+    assert len(server.requests) == 2
+
+
+async def test_bounds_hold_over_an_interruption(context: BlockContext) -> None:
+    memory = Memory({"fetch.page": fetched})
+    script = [calls(("fetch_page", {})), fails(500), calls(("fetch_page", {})), calls(("fetch_page", {}))]
+    async with language_models(*script) as (models, server):
+        with pytest.raises(BlockError, match="status 500"):
+            await answer_of(context, models, memory, max_calls=2)
+        with pytest.raises(BlockError, match="after 2 answers"):
+            await answer_of(context, models, memory, max_calls=2)
+    assert len(server.requests) == 3
+    assert [call for _, _, call in memory.called] == ["1.1"]
+
+
+async def test_an_answer_that_comes_with_the_last_allowed_tokens_is_taken(context: BlockContext) -> None:
+    async with language_models(says("Done.", input_tokens=500)) as (models, _):
+        answer = await answer_of(context, models, Memory(), max_calls=1, max_total_tokens=100)
+    assert answer == {"text": "Done."}
+
+
+async def test_a_conversation_that_grows_too_long_to_keep_is_an_error(context: BlockContext) -> None:
+    async def much(payload: JsonValue) -> JsonValue:
+        return "ä" * (MAX_RESULT_BYTES // 2)
+
+    memory = Memory({"fetch.page": much})
+    many = MAX_STATE_BYTES // MAX_RESULT_BYTES + 1
+    script = [calls(*[("fetch_page", {})] * many), says("Much.", input_tokens=60, output_tokens=1)]
+    async with language_models(*script) as (models, _):
+        with pytest.raises(BlockError) as caught:
+            await answer_of(context, models, memory)
+    assert (caught.value.code, caught.value.retryable) == ("llm_too_long", False)
+    assert memory.tokens == [(10, 5), (60, 1)]
+    assert memory.kept[1] == memory.kept[0]
+
+
+@both_providers
+@pytest.mark.parametrize(
+    ("fault", "code", "retryable", "retry_after"),
+    [
+        (fails(429, headers={"Retry-After": "17"}), "llm_rate_limited", True, 17),
+        (fails(500), "llm_unavailable", True, None),
+        (fails(401, f"Incorrect key {KEY}"), "llm_unauthorized", False, None),
+        (fails(400, f"cannot use {KEY}"), "llm_rejected", False, None),
+        (page(), "llm_unusable_answer", True, None),
+        (cut(says("Two pages."), "length"), "llm_cut_off", True, None),
+        (cut(says("Two pages."), "chunked"), "llm_cut_off", True, None),
+        (says("Two", finish="length"), "llm_too_long", False, None),
+        (says("", finish="content_filter"), "llm_refused", False, None),
+    ],
+    ids=["429", "500", "401", "400", "page", "cut length", "cut chunked", "too long", "refused"],
+)
+async def test_after_a_fault_another_attempt_asks_only_for_what_is_missing(
+    context: BlockContext,
+    provider: Api,
+    fault: Reply,
+    code: str,
+    retryable: bool,
+    retry_after: float | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    memory = Memory({"fetch.page": fetched})
+    script = [calls(("fetch_page", {"url": "a"})), fault, says("One page.")]
+    async with language_models(*script, provider=provider) as (models, server):
+        with pytest.raises(BlockError) as caught:
+            await answer_of(context, models, memory)
+        error = caught.value
+        assert (error.code, error.retryable, error.retry_after) == (code, retryable, retry_after)
+        assert await answer_of(context, models, memory) == {"text": "One page."}
+    assert len(server.requests) == 3
+    assert [call for _, _, call in memory.called] == ["1.1"]
+    told = (error.message, caplog.text, str(memory.kept))
+    assert not [text for text in told if KEY in text]
+
+
+async def test_an_unusable_answer_is_counted(context: BlockContext) -> None:
+    memory = Memory()
+    async with language_models(says("I", finish="length", input_tokens=30, output_tokens=4)) as (models, _):
+        with pytest.raises(BlockError):
+            await answer_of(context, models, memory)
+    assert (memory.kept, memory.tokens) == ([None], [(30, 4)])
+
+
+async def test_without_configuration_it_says_what_is_missing(context: BlockContext) -> None:
+    models = LanguageModels(Settings(llm_base_url=None, llm_api_key=None, llm_model=None))
+    with pytest.raises(BlockError, match="LLM_API_KEY") as caught:
+        await answer_of(context, models, Memory())
+    assert (caught.value.code, caught.value.retryable) == ("llm_not_configured", False)
