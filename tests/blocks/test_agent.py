@@ -189,14 +189,12 @@ async def test_an_interrupted_agent_goes_on_from_what_was_kept_and_asks_nothing_
 
 
 async def test_a_worker_that_dies_during_a_call_has_kept_the_answer_that_asked_for_it(context: BlockContext) -> None:
-    class Died(Exception): ...
-
     async def die(payload: JsonValue) -> JsonValue:
-        raise Died
+        raise ConnectionAbortedError("the worker died")
 
     memory = Memory({"fetch.page": die})
     async with language_models(*SCRIPT[1:]) as (models, server):
-        with pytest.raises(Died):
+        with pytest.raises(ConnectionAbortedError):
             await answer_of(context, models, memory)
         memory.respond = {"fetch.page": fetched}
         assert await answer_of(context, models, memory) == {"text": "Three pages."}
@@ -204,20 +202,18 @@ async def test_a_worker_that_dies_during_a_call_has_kept_the_answer_that_asked_f
 
 
 async def test_what_is_no_failure_of_a_tool_ends_the_other_calls_and_the_agent(context: BlockContext) -> None:
-    class LostLease(Exception): ...
-
     ended = asyncio.Event()
 
     async def respond(payload: JsonValue) -> JsonValue:
         if payload == {"url": "a"}:
-            raise LostLease
+            raise ConnectionAbortedError("the lease is lost")
         try:
             return await asyncio.Event().wait()
         finally:
             ended.set()
 
     async with language_models(calls(("fetch_page", {"url": "b"}), ("fetch_page", {"url": "a"}))) as (models, _):
-        with pytest.raises(LostLease):
+        with pytest.raises(ConnectionAbortedError):
             await answer_of(context, models, Memory({"fetch.page": respond}))
     assert ended.is_set()
 
