@@ -30,7 +30,7 @@ class Dispatcher:
 
     def __init__(self, settings: Settings, database: Database, jobs: JobQueue) -> None:
         self._sweep_seconds = settings.sweep_seconds
-        self._stop_grace_seconds = settings.stop_grace_seconds
+        self._settings = settings
         self._places = {tier: LEAD * count for tier, count in concurrency_by_tier(settings).items()}
         self._database = database
         self._jobs = jobs
@@ -58,7 +58,7 @@ class Dispatcher:
 
     async def _sweep(self) -> float:
         """Do all there is to do; returns the seconds until the clock brings more."""
-        await settle_flows(self._database, self._stop_grace_seconds)
+        await settle_flows(self._database, self._settings)
         await fire_due_schedules(self._database)
         while await self._dispatch():
             pass

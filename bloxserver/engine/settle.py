@@ -19,8 +19,10 @@ from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.flows import has_running_executions, read_unsettled_flows
 from bloxserver.services.cancellation import cancel_running
 from bloxserver.services.flows import transition_flow
+from bloxserver.services.readiness import installation_problems
 from bloxserver.services.schedules import disarm_schedules
 from bloxserver.services.versions import current_version
+from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
@@ -28,16 +30,16 @@ BATCH = 100
 FLOW_STOPPED = "The flow was stopped"
 
 
-async def settle_flows(database: Database, grace_seconds: float) -> None:
-    """Settle all flows that wait for it; what runs of one that stops has `grace_seconds` from the stop on."""
+async def settle_flows(database: Database, settings: Settings) -> None:
+    """Settle all flows that wait for it; what runs of one that stops has `STOP_GRACE_SECONDS` from the stop on."""
     while True:
-        grace_over = now() - timedelta(seconds=grace_seconds)
+        grace_over = now() - timedelta(seconds=settings.stop_grace_seconds)
         async with database.transaction(read_only=True) as session:
             waiting = await read_unsettled_flows(session, BATCH, grace_over)
         settled = 0
         for flow_id in waiting:
             try:
-                await settle_flow(database, flow_id, grace_over)
+                await settle_flow(database, settings, flow_id, grace_over)
                 settled += 1
             except Exception as error:
                 if is_passing(error):
@@ -48,16 +50,16 @@ async def settle_flows(database: Database, grace_seconds: float) -> None:
             return
 
 
-async def settle_flow(database: Database, flow_id: UUID, grace_over: datetime) -> None:
+async def settle_flow(database: Database, settings: Settings, flow_id: UUID, grace_over: datetime) -> None:
     """Settle one flow; does nothing where it was settled, changed or deleted meanwhile.
 
     Executions of a flow that was asked to stop before `grace_over` are cancelled.
     """
     async with database.transaction(read_only=True) as session:
         asked = await session.execute(
-            sa.select(FlowRecord.status, FlowRecord.organism_yaml, FlowRecord.stop_requested_at).where(
-                FlowRecord.id == flow_id
-            )
+            sa.select(
+                FlowRecord.status, FlowRecord.organism_yaml, FlowRecord.stop_requested_at, FlowRecord.user_id
+            ).where(FlowRecord.id == flow_id)
         )
         flow = asked.first()
     if flow is None:
@@ -69,7 +71,7 @@ async def settle_flow(database: Database, flow_id: UUID, grace_over: datetime) -
             if await transition_flow(session, flow_id, FlowStatus.STOPPED, ~has_running_executions()):
                 await disarm_schedules(session, flow_id)
     elif flow.status is FlowStatus.STARTING:
-        error = await _problem(flow.organism_yaml)
+        error = await _problem(database, settings, flow.user_id, flow.organism_yaml)
         async with database.transaction() as session:
             await _end_start(session, flow_id, flow.organism_yaml, error)
 
@@ -82,12 +84,15 @@ async def _cancel_what_runs(database: Database, flow_id: UUID) -> None:
             cancelled = await cancel_running(session, flow_id, FLOW_STOPPED) > 0
 
 
-async def _problem(organism_yaml: str) -> str | None:
+async def _problem(database: Database, settings: Settings, user_id: UUID, organism_yaml: str) -> str | None:
+    """Why the definition cannot run here."""
     try:
-        await parse_organism(organism_yaml)
+        organism = await parse_organism(organism_yaml)
     except OrganismError as error:
         return str(error)
-    return None
+    async with database.transaction(read_only=True) as session:
+        problems = await installation_problems(session, settings, user_id, organism)
+    return str(OrganismError(problems)) if problems else None
 
 
 async def _end_start(session: AsyncSession, flow_id: UUID, checked: str, error: str | None) -> None:

@@ -13,9 +13,10 @@ from bloxserver.api.models.types import now
 from bloxserver.engine.settle import FLOW_STOPPED, settle_flow, settle_flows
 from bloxserver.services import endings
 from bloxserver.services.flows import MOVES, transition_flow
+from bloxserver.settings import Settings
 from tests.factories import create_execution, create_flow, create_user
 
-GRACE_SECONDS = 30.0
+SETTINGS = Settings(stop_grace_seconds=30.0)
 
 
 async def stored(database: Database, flow: FlowRecord) -> FlowRecord:
@@ -26,14 +27,14 @@ async def stored(database: Database, flow: FlowRecord) -> FlowRecord:
 async def test_a_start_makes_a_version_only_for_a_new_definition(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session), status=FlowStatus.STARTING)
-    await settle_flows(live_database, GRACE_SECONDS)
+    await settle_flows(live_database, SETTINGS)
     first = await stored(live_database, flow)
     assert first.status is FlowStatus.RUNNING
 
     async def restart(**values: str) -> FlowRecord:
         async with live_database.transaction() as session:
             await session.execute(sa.update(FlowRecord).values(status=FlowStatus.STARTING, **values))
-        await settle_flows(live_database, GRACE_SECONDS)
+        await settle_flows(live_database, SETTINGS)
         return await stored(live_database, flow)
 
     assert (first.active_version, first.latest_version) == (1, 1)
@@ -49,13 +50,13 @@ async def test_a_start_makes_a_version_only_for_a_new_definition(live_database: 
 async def test_a_refused_start_says_why_and_a_stop_keeps_it(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session), status=FlowStatus.STARTING, organism_yaml="]")
-    await settle_flow(live_database, flow.id, now())
+    await settle_flow(live_database, SETTINGS, flow.id, now())
     refused = await stored(live_database, flow)
     assert refused.status is FlowStatus.ERROR
     assert (refused.error_message or "").startswith("line 1, column 1")
     async with live_database.transaction() as session:
         assert await transition_flow(session, flow.id, FlowStatus.STOPPING)
-    await settle_flow(live_database, flow.id, now())
+    await settle_flow(live_database, SETTINGS, flow.id, now())
     stopped = await stored(live_database, flow)
     assert (stopped.status, stopped.error_message) == (FlowStatus.STOPPED, refused.error_message)
 
@@ -77,7 +78,7 @@ async def test_a_flow_that_is_gone_is_left_alone(live_database: Database) -> Non
         flow = await create_flow(session, await create_user(session), status=FlowStatus.STARTING)
         await session.delete(flow)
         await session.commit()
-    await settle_flow(live_database, flow.id, now())
+    await settle_flow(live_database, SETTINGS, flow.id, now())
     async with live_database.sessions() as session:
         assert await session.scalar(sa.select(sa.func.count()).select_from(FlowVersionRecord)) == 0
 
@@ -88,12 +89,12 @@ async def test_a_stop_waits_for_what_runs(live_database: Database) -> None:
             session, await create_user(session), status=FlowStatus.STOPPING, stop_requested_at=now()
         )
         execution = await create_execution(session, flow)
-    await settle_flows(live_database, GRACE_SECONDS)
+    await settle_flows(live_database, SETTINGS)
     assert (await stored(live_database, flow)).status is FlowStatus.STOPPING
     async with live_database.transaction() as session:
         success = ExecutionStatus.SUCCESS
         assert await endings.end_execution(session, execution.id, success, parent_id=None, output="1")
-    await settle_flows(live_database, GRACE_SECONDS)
+    await settle_flows(live_database, SETTINGS)
     assert (await stored(live_database, flow)).status is FlowStatus.STOPPED
 
 
@@ -103,14 +104,14 @@ async def test_what_runs_when_the_grace_is_over_is_cancelled(
     monkeypatch.setattr("bloxserver.services.cancellation.BATCH", 2)
     async with live_database.sessions() as session:
         user = await create_user(session)
-        asked = now() - timedelta(seconds=GRACE_SECONDS)
+        asked = now() - timedelta(seconds=SETTINGS.stop_grace_seconds)
         late = await create_flow(session, user, status=FlowStatus.STOPPING, stop_requested_at=asked)
         by_hand = await create_flow(session, user, status=FlowStatus.STOPPING)
         other = await create_flow(session, user)
         for flow in (late, late, late, late, late, by_hand, other):
             await create_execution(session, flow)
         await create_execution(session, late, status=ExecutionStatus.SUCCESS)
-    await settle_flows(live_database, GRACE_SECONDS)
+    await settle_flows(live_database, SETTINGS)
     assert (await stored(live_database, late)).status is FlowStatus.STOPPED
     assert (await stored(live_database, by_hand)).status is FlowStatus.STOPPED
     async with live_database.sessions() as session:

@@ -27,6 +27,7 @@ from bloxserver.engine.settle import settle_flows
 from bloxserver.queries.usage import period_at
 from bloxserver.services.cron import Cron
 from bloxserver.services.flows import transition_flow
+from bloxserver.settings import Settings
 from tests.factories import create_flow, create_trigger, create_user
 
 MINUTELY = {"cron": "* * * * *"}
@@ -153,7 +154,7 @@ async def test_a_stop_takes_the_time_away(live_database: Database) -> None:
     trigger = await schedule(live_database, MINUTELY, next_fire_at=now() + timedelta(seconds=30))
     async with live_database.transaction() as session:
         assert await transition_flow(session, trigger.flow_id, FlowStatus.STOPPING)
-    await settle_flows(live_database)
+    await settle_flows(live_database, Settings())
     assert (await stored(live_database, trigger)).next_fire_at is None
 
 

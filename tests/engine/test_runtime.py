@@ -1,0 +1,290 @@
+"""What organisms do in a whole installation: conditions, retries, calls, control, secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+from bloxserver.api.models.database import Base, Database
+from bloxserver.engine.engine import Engine
+from bloxserver.settings import Settings
+from tests.clients.loopback import LoopbackServer, answer, running_server
+from tests.engine.live import ENDED, accept, eventually, run, running_engine, started_flow, steps_of
+from tests.llm_server import calls, language_model, says
+
+SEALING_KEY = "a key of these tests, 0123456789abcdef"
+CANARY = "canary-71c5/&?"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LoopbackServer]:
+    async with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def working(live_settings: Settings, live_database: Database) -> AsyncIterator[Engine]:
+    async with running_engine(live_settings, live_database) as engine:
+        yield engine
+
+
+async def test_an_order_is_routed_and_its_error_is_taken(
+    live_client: httpx.AsyncClient, working: Engine, server: LoopbackServer
+) -> None:
+    server.answers["/down"] = answer(status="503 Service Unavailable")
+    path = await started_flow(
+        live_client,
+        f"""\
+organism: {{name: orders}}
+listeners:
+  - name: sort
+    description: d
+    handler: echo
+    peers: [{{to: ship, when: payload.total > 100}}, {{to: thank, when: payload.total <= 100}}]
+  - {{name: thank, description: d, handler: text.template, config: {{template: "Thanks, {{{{ payload.name }}}}!"}}}}
+  - name: ship
+    description: d
+    handler: http.request
+    config: {{method: POST, url: "{server.url("/down")}"}}
+    retries: 2
+    backoff_seconds: 0.01
+    peers: [{{to: apologise, on: error, when: error.code == 'http_error_status'}}]
+  - name: apologise
+    description: d
+    handler: text.template
+    config: {{template: "Sorry, {{{{ payload.input.name }}}}: {{{{ payload.error.attempt }}}} attempts"}}
+""",
+    )
+    small = await run(live_client, path, {"total": 5, "name": "Ada"})
+    assert (small["status"], json.loads(small["outputPayload"])) == ("success", {"text": "Thanks, Ada!"})
+    execution = await accept(live_client, path, {"total": 500, "name": "Bob"})
+    large = await eventually(live_client, execution, ENDED)
+    assert (large["status"], json.loads(large["outputPayload"])) == ("success", {"text": "Sorry, Bob: 3 attempts"})
+    keys = [request.headers["idempotency-key"] for request in server.received]
+    assert (len(keys), len(set(keys))) == (3, 1)
+    steps = await steps_of(live_client, execution)
+    assert [(step["listener"], step["status"], step["attempt"]) for step in steps] == [
+        ("sort", "success", 1),
+        ("ship", "error", 3),
+        ("apologise", "success", 1),
+    ]
+    assert steps[1]["errorCode"] == "http_error_status"
+
+
+CALLED = """\
+organism: {name: called}
+listeners:
+  - {name: wait, description: d, handler: delay, config: {seconds: 0.1}, peers: [tell]}
+  - {name: tell, description: d, handler: transform, config: {output: {got: "{{ payload }}"}}}
+"""
+CALLER = """\
+organism: {name: caller}
+listeners:
+  - {name: call, description: d, handler: flow.call, config: {flow: called}, peers: [tell]}
+  - {name: tell, description: d, handler: transform, config: {output: {answer: "{{ payload }}"}}}
+"""
+
+
+async def test_a_flow_calls_another_with_one_place_for_both(
+    live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database
+) -> None:
+    async with running_engine(live_settings, live_database, concurrency_pro=1):
+        await started_flow(live_client, CALLED, name="called")
+        path = await started_flow(live_client, CALLER)
+        ended = await run(live_client, path, {"x": 1})
+        assert (ended["status"], json.loads(ended["outputPayload"])) == ("success", {"answer": {"got": {"x": 1}}})
+        usage = (await live_client.get("/api/v1/usage")).json()
+        assert usage["runsUsed"] == 2
+
+
+async def test_a_flow_that_calls_itself_ends(live_client: httpx.AsyncClient, working: Engine) -> None:
+    circle = CALLER.replace("flow: called", "flow: circle")
+    path = await started_flow(live_client, circle, name="circle")
+    ended = await run(live_client, path)
+    assert ended["status"] == "error"
+    assert "more than 8 deep" in ended["errorMessage"]
+
+
+async def test_an_agent_uses_its_tools_and_tokens_are_counted(
+    live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database
+) -> None:
+    text = """\
+organism: {name: agent}
+listeners:
+  - {name: helper, description: d, prompt: Be brief., peers: [look_up]}
+  - {name: look_up, description: Looks it up, handler: transform, config: {output: "42"}}
+"""
+    script = [calls(("look_up", {"input": "?"}), input_tokens=100, output_tokens=20), says("It is 42.")]
+    async with (
+        language_model(script) as model,
+        running_engine(live_settings, live_database, llm_base_url=model.url, llm_model="scripted"),
+    ):
+        path = await started_flow(live_client, text)
+        execution = await accept(live_client, path, "What is it?")
+        ended = await eventually(live_client, execution, ENDED)
+        assert (ended["status"], json.loads(ended["outputPayload"])) == ("success", {"text": "It is 42."})
+        assert (ended["inputTokens"], ended["outputTokens"]) == (110, 25)
+        steps = {step["listener"]: step for step in await steps_of(live_client, execution)}
+        assert (steps["helper"]["inputTokens"], steps["helper"]["outputTokens"]) == (110, 25)
+        assert steps["look_up"]["parentId"] == steps["helper"]["id"]
+        assert (await live_client.get("/api/v1/usage")).json()["tokensUsed"] == 135
+
+
+async def test_an_agent_without_a_language_model_is_refused_at_the_start(
+    live_client: httpx.AsyncClient, working: Engine
+) -> None:
+    text = "organism: {name: a}\nlisteners:\n  - {name: helper, description: d, prompt: p}\n"
+    path = await started_flow(live_client, text, "error")
+    message = (await live_client.get(path)).json()["errorMessage"]
+    assert message.startswith("line 3, column")
+    assert "LLM_BASE_URL" in message
+
+
+class Silent:
+    """A server that never answers."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.asked = asyncio.Event()
+        self.left = asyncio.Event()
+        """Set when the client gives up."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked.set()
+        await reader.read()
+        self.left.set()
+        writer.close()
+
+
+@pytest.fixture
+async def silent() -> AsyncIterator[Silent]:
+    server = Silent()
+    async with await asyncio.start_server(server.serve, "127.0.0.1", 0) as listener:
+        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+        yield server
+
+
+class TestControl:
+    SLOW = """\
+organism: {{name: slow}}
+listeners:
+  - {{name: ask, description: d, handler: http.request, config: {{url: "{url}"}}, peers: [tell]}}
+  - {{name: tell, description: d, handler: echo}}
+"""
+
+    async def test_cancel_stops_running_work(
+        self, live_client: httpx.AsyncClient, working: Engine, silent: Silent
+    ) -> None:
+        path = await started_flow(live_client, self.SLOW.format(url=silent.url))
+        execution = await accept(live_client, path)
+        await asyncio.wait_for(silent.asked.wait(), 20)
+        cancelled = (await live_client.post(f"{execution}/cancel")).json()
+        assert cancelled["status"] == "cancelled"
+        await asyncio.wait_for(silent.left.wait(), 20)
+
+    async def test_a_stopped_flow_gives_what_runs_its_time_and_cancels_the_rest(
+        self,
+        live_client: httpx.AsyncClient,
+        live_settings: Settings,
+        live_database: Database,
+        silent: Silent,
+    ) -> None:
+        async with running_engine(live_settings, live_database, stop_grace_seconds=0.3):
+            path = await started_flow(live_client, self.SLOW.format(url=silent.url))
+            execution = await accept(live_client, path)
+            await asyncio.wait_for(silent.asked.wait(), 20)
+            assert (await live_client.post(f"{path}/stop")).json()["status"] == "stopping"
+            refused = await live_client.post(f"{path}/executions/run")
+            assert refused.json()["detail"] == "Flow must be running to execute (current: stopping)"
+            await eventually(live_client, path, {"stopped"})
+            ended = (await live_client.get(execution)).json()
+            assert (ended["status"], ended["errorMessage"]) == ("cancelled", "The flow was stopped")
+
+    async def test_a_stop_waits_for_what_ends_in_time(self, live_client: httpx.AsyncClient, working: Engine) -> None:
+        path = await started_flow(live_client, CALLED)
+        execution = await accept(live_client, path, 1)
+        await live_client.post(f"{path}/stop")
+        assert (await eventually(live_client, execution, ENDED))["status"] == "success"
+        await eventually(live_client, path, {"stopped"})
+
+    async def test_cancelling_a_caller_cancels_what_it_called(
+        self, live_client: httpx.AsyncClient, working: Engine, silent: Silent
+    ) -> None:
+        called = await started_flow(live_client, self.SLOW.format(url=silent.url), name="called")
+        path = await started_flow(live_client, CALLER)
+        execution = await accept(live_client, path)
+        await asyncio.wait_for(silent.asked.wait(), 20)
+        await live_client.post(f"{execution}/cancel")
+        (child,) = (await live_client.get(f"{called}/executions")).json()["items"]
+        assert child["status"] == "cancelled"
+        await asyncio.wait_for(silent.left.wait(), 20)
+
+
+async def test_a_secret_reaches_its_server_and_nothing_that_is_kept(
+    live_client: httpx.AsyncClient,
+    live_settings: Settings,
+    live_database: Database,
+    server: LoopbackServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The server tells everything back: in its headers, its body, its status line, as text and encoded."""
+    caplog.set_level(logging.INFO)
+
+    async def echo(writer: asyncio.StreamWriter) -> None:
+        request = server.received[-1]
+        told = {"headers": dict(request.headers), "path": request.path, "body": request.body.decode()}
+        told["encoded"] = base64.b64encode(CANARY.encode()).decode()
+        writer.write(answer(json.dumps(told).encode(), headers={"Content-Type": "application/json", "X-Back": CANARY}))
+
+    async def fail(writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(CANARY.encode(), status=f"500 {CANARY}"))
+
+    server.answers |= {"/echo": echo, "/fail": fail}
+    text = """\
+organism: {{name: secretive}}
+listeners:
+  - name: ask
+    description: d
+    handler: http.request
+    config:
+      method: POST
+      url: "{url}?key={{{{ secrets.KEY }}}}"
+      headers: {{Authorization: "Bearer {{{{ secrets.KEY }}}}"}}
+      body: {{token: "{{{{ secrets.KEY }}}}"}}
+    peers: [tell, {{to: tell, on: error}}]
+  - {{name: tell, description: d, handler: echo}}
+"""
+    monkeypatch.setenv("API_KEY_ENCRYPTION_KEY", SEALING_KEY)
+    from bloxserver.settings import get_settings
+
+    get_settings.cache_clear()
+    async with running_engine(live_settings, live_database, api_key_encryption_key=SecretStr(SEALING_KEY)):
+        refused = await started_flow(live_client, text.format(url=server.url("/echo")), "error")
+        assert "KEY" in (await live_client.get(refused)).json()["errorMessage"]
+        stored = await live_client.put("/api/v1/secrets/KEY", json={"value": CANARY})
+        assert stored.status_code == 200, stored.text
+        for route in ("/echo", "/fail"):
+            path = await started_flow(live_client, text.format(url=server.url(route)))
+            execution = await accept(live_client, path)
+            ended = await eventually(live_client, execution, ENDED)
+            assert ended["status"] == "success", ended
+            shown = json.dumps([ended, await steps_of(live_client, execution)])
+            assert "[secret KEY]" in shown or route == "/fail"
+    get_settings.cache_clear()
+    assert server.received[0].headers["authorization"] == f"Bearer {CANARY}"
+    assert json.loads(server.received[0].body) == {"token": CANARY}
+    forms = [CANARY, base64.b64encode(CANARY.encode()).decode(), "canary-71c5%2F", "canary-71c5\\/"]
+    async with live_database.transaction(read_only=True) as session:
+        for table in Base.metadata.sorted_tables:
+            kept = repr((await session.execute(sa.select(table))).all())
+            assert not [form for form in forms if form in kept], table.name
+    assert not [form for form in forms if form in caplog.text]
