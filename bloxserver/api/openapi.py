@@ -31,7 +31,7 @@ MEANINGS = {
     401: "No valid token.",
     403: "Beyond what the plan allows.",
     404: "No such thing, or somebody else's.",
-    409: "Switched off.",
+    409: "Switched off, or there already.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     422: "The request is malformed; `details` maps each place to its reason.",

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import app
 from bloxserver.api.models.database import Base
-from bloxserver.api.models.tables import FlowStatus, Tier, UserRecord
+from bloxserver.api.models.tables import FlowStatus, SecretRecord, Tier, UserRecord
 from tests import factories
-from tests.clerk import Clerk, clerk_sign_in
+from tests.clerk import Clerk, changed_settings, clerk_sign_in
 
 OWNER = "user_owner"
 STRANGER = "user_stranger"
@@ -52,6 +52,10 @@ AUTHENTICATED: dict[str, Call] = {
     "runFlow": Call({"inputPayload": "x"}),
     "getFlowStats": Call(),
     "getExecution": Call(),
+    "listSecrets": Call(),
+    "createSecret": Call({"name": "NEW", "value": "x"}),
+    "setSecret": Call({"value": "x"}),
+    "deleteSecret": Call(),
 }
 PUBLIC = {"getServiceInfo", "getHealth", "getLiveness", "getReadiness", "receiveWebhook", "testWebhook"}
 
@@ -71,14 +75,17 @@ OPERATIONS = {
     for method, operation in methods.items()
     if method in METHODS
 }
-WITH_ID = {name: OPERATIONS[name] for name in AUTHENTICATED if name in OPERATIONS and OPERATIONS[name].ids}
+NAMES = {"name"}
+"""What stands in a path and is no id: anybody may have a secret of the same name."""
+WITH_ID = {name: OPERATIONS[name] for name in AUTHENTICATED if name in OPERATIONS and OPERATIONS[name].ids - NAMES}
 NESTED = {name: operation for name, operation in WITH_ID.items() if len(operation.ids) > 1}
 
 
 @pytest.fixture
 async def clerk() -> AsyncIterator[Clerk]:
     async with clerk_sign_in() as clerk:
-        yield clerk
+        with changed_settings(API_KEY_ENCRYPTION_KEY="a-key-of-an-operator-93d4a86b1f7c"):
+            yield clerk
 
 
 @pytest.fixture
@@ -87,11 +94,15 @@ async def owner(session: AsyncSession) -> UserRecord:
 
 
 async def ids_of(session: AsyncSession, user: UserRecord, status: FlowStatus = FlowStatus.RUNNING) -> dict[str, str]:
-    """Path ids of a new flow of the user with a trigger and an execution."""
+    """Path ids of a new flow of the user with a trigger and an execution, and a secret of his."""
     flow = await factories.create_flow(session, user, status=status, canvas_state={"nodes": []})
     trigger = await factories.create_trigger(session, flow)
     execution = await factories.create_execution(session, flow, trigger_id=trigger.id)
-    return {"flow_id": str(flow.id), "trigger_id": str(trigger.id), "execution_id": str(execution.id)}
+    secret = SecretRecord(user_id=user.id, name=f"S_{uuid4().hex}")
+    session.add(secret)
+    await session.commit()
+    ids = {"flow_id": flow.id, "trigger_id": trigger.id, "execution_id": execution.id, "name": secret.name}
+    return {place: str(value) for place, value in ids.items()}
 
 
 async def call(
@@ -165,6 +176,7 @@ async def test_the_owner_succeeds(
         ids = await ids_of(session, owner, given.status)
         answers[name] = (await call(client, name, ids, clerk.headers(OWNER))).status_code
     created = {"createFlow": 201, "createTrigger": 201, "runFlow": 201, "deleteFlow": 204, "deleteTrigger": 204}
+    created |= {"createSecret": 201, "deleteSecret": 204}
     of_a_webhook = {"listUpcomingFirings": 400}
     assert answers == dict.fromkeys(AUTHENTICATED, 200) | created | of_a_webhook
 
@@ -217,6 +229,8 @@ async def test_lists_hold_no_foreign_rows(
     assert [trigger["id"] for trigger in triggers] == [own["trigger_id"]]
     executions = (await call(client, "listExecutions", own, headers)).json()
     assert ([row["id"] for row in executions["items"]], executions["total"]) == ([own["execution_id"]], 1)
+    secrets = (await call(client, "listSecrets", own, headers)).json()
+    assert sorted(secret["name"] for secret in secrets) == [own["name"]]
     assert (await call(client, "getFlowStats", own, headers)).json()["executionsTotal"] == 1
     assert (await call(client, "getCurrentUser", own, headers)).json()["clerkId"] == STRANGER
     assert (await call(client, "runFlow", theirs, headers)).status_code == 404

@@ -1,8 +1,8 @@
 """All routes. Those in `PUBLIC` need no sign-in; those in `AUTHENTICATED` answer 401 without one."""
 
-from bloxserver.api.routes import executions, flows, health, triggers, users, versions, webhooks
+from bloxserver.api.routes import executions, flows, health, secrets, triggers, users, versions, webhooks
 
 PUBLIC = [health.router, webhooks.router]
-AUTHENTICATED = [users.router, flows.router, versions.router, triggers.router, executions.router]
+AUTHENTICATED = [users.router, flows.router, versions.router, triggers.router, executions.router, secrets.router]
 
 __all__ = ["AUTHENTICATED", "PUBLIC"]

@@ -22,6 +22,7 @@ from bloxserver.api.schemas.flows import (
     UpdateFlowRequest,
 )
 from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
+from bloxserver.api.schemas.secrets import CreateSecretRequest, Secret, SetSecretRequest
 from bloxserver.api.schemas.triggers import (
     CreateTriggerRequest,
     Trigger,
@@ -44,6 +45,7 @@ __all__ = [
     "CanvasNode",
     "CanvasState",
     "CreateFlowRequest",
+    "CreateSecretRequest",
     "CreateTriggerRequest",
     "Execution",
     "ExecutionStatus",
@@ -61,7 +63,9 @@ __all__ = [
     "Readiness",
     "RequestModel",
     "RunRequest",
+    "Secret",
     "ServiceInfo",
+    "SetSecretRequest",
     "Step",
     "StepStatus",
     "Tier",

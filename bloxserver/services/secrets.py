@@ -1,0 +1,166 @@
+"""Secrets of users: written, opened for the moment in which they are used, and never shown."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.statements import insert_into
+from bloxserver.api.models.tables import SecretRecord, UserRecord
+from bloxserver.api.models.types import now
+from bloxserver.errors import Conflict, Forbidden, NotFound, Unavailable
+from bloxserver.queries.secrets import SHOWN, SecretRow, read_sealed
+from bloxserver.sealing import Sealer, Unreadable
+
+MAX_SECRETS = 100
+"""Secrets that a user may have."""
+
+REASONS = {
+    "missing": "does not exist",
+    "unreadable": "cannot be read: the server no longer has the key that sealed it; set it anew",
+}
+
+
+class SecretUnavailable(Conflict):
+    """A secret that is to be used cannot be: `secret_missing`, `secret_unreadable`."""
+
+    def __init__(self, name: str, reason: Literal["missing", "unreadable"]) -> None:
+        super().__init__(f"secret_{reason}", f"The secret {name} {REASONS[reason]}")
+        self.name = name
+        self.reason = reason
+
+
+async def set_secret(session: AsyncSession, sealer: Sealer | None, user_id: UUID, name: str, value: str) -> SecretRow:
+    """Create the secret or replace its value; raises `Unavailable` without a sealer, `Forbidden` at the limit."""
+    sealed = _sealed(sealer, user_id, name, value)
+    await _take_turn(session, user_id, name)
+    moment = now()
+    written = await session.execute(
+        insert_into(session, SecretRecord)
+        .values(user_id=user_id, name=name, sealed=sealed, created_at=moment, updated_at=moment)
+        .on_conflict_do_update(
+            index_elements=[SecretRecord.user_id, SecretRecord.name], set_={"sealed": sealed, "updated_at": moment}
+        )
+        .returning(*SHOWN)
+    )
+    return written.one()
+
+
+async def create_secret(
+    session: AsyncSession, sealer: Sealer | None, user_id: UUID, name: str, value: str
+) -> SecretRow:
+    """A new secret; raises `Conflict` where the name is taken, `Unavailable` without a sealer, `Forbidden`."""
+    sealed = _sealed(sealer, user_id, name, value)
+    await _take_turn(session, user_id, name)
+    moment = now()
+    written = await session.execute(
+        insert_into(session, SecretRecord)
+        .values(user_id=user_id, name=name, sealed=sealed, created_at=moment, updated_at=moment)
+        .on_conflict_do_nothing(index_elements=[SecretRecord.user_id, SecretRecord.name])
+        .returning(*SHOWN)
+    )
+    row = written.first()
+    if row is None:
+        raise Conflict("secret_exists", f"There is a secret called {name} already")
+    return row
+
+
+async def delete_secret(session: AsyncSession, user_id: UUID, name: str) -> None:
+    """Delete the secret; raises `NotFound`."""
+    deleted = await session.execute(
+        sa.delete(SecretRecord)
+        .where(SecretRecord.user_id == user_id, SecretRecord.name == name)
+        .returning(SecretRecord.id)
+    )
+    if deleted.first() is None:
+        raise NotFound("Secret")
+
+
+async def open_secrets(
+    session: AsyncSession, sealer: Sealer | None, user_id: UUID, names: Collection[str]
+) -> dict[str, str]:
+    """The values of the user's secrets of these names, in one statement; raises `SecretUnavailable` for the first
+    that does not exist or cannot be read.
+    """
+    stored = await read_sealed(session, user_id, names)
+    values: dict[str, str] = {}
+    for name in sorted(names):
+        if name not in stored:
+            raise SecretUnavailable(name, "missing")
+        try:
+            if sealer is None:
+                raise Unreadable
+            values[name] = sealer.open(stored[name], owner=user_id, name=name)
+        except Unreadable:
+            raise SecretUnavailable(name, "unreadable") from None
+    return values
+
+
+async def missing_secrets(session: AsyncSession, user_id: UUID, names: Collection[str]) -> set[str]:
+    """Those of the names of which the user has no secret."""
+    return set(names) - (await read_sealed(session, user_id, names)).keys()
+
+
+class Resealed(NamedTuple):
+    """What became of a batch of secrets that the first key had not sealed."""
+
+    resealed: int
+    unreadable: int
+    """Left as they were: their key is gone."""
+    last_id: UUID | None
+    """Where the next batch begins; null where there is none."""
+
+
+async def reseal_stale(session: AsyncSession, sealer: Sealer, limit: int, after: UUID | None = None) -> Resealed:
+    """Seal with the first key what another key sealed, `limit` secrets of anybody at most, those after an id.
+
+    May be ended at any time and begun anew; what is set meanwhile is left alone.
+    """
+    stale = sa.not_(SecretRecord.sealed.startswith(sealer.prefix, autoescape=True))
+    wanted = [stale] if after is None else [stale, SecretRecord.id > after]
+    rows = (
+        await session.execute(
+            sa.select(SecretRecord.id, SecretRecord.user_id, SecretRecord.name, SecretRecord.sealed)
+            .where(*wanted)
+            .order_by(SecretRecord.id)
+            .limit(limit)
+        )
+    ).all()
+    unreadable = 0
+    for secret_id, user_id, name, old in rows:
+        try:
+            sealed = sealer.seal(sealer.open(old, owner=user_id, name=name), owner=user_id, name=name)
+        except Unreadable:
+            unreadable += 1
+            continue
+        await session.execute(
+            sa.update(SecretRecord)
+            .where(SecretRecord.id == secret_id, SecretRecord.sealed == old)
+            .values(sealed=sealed, updated_at=SecretRecord.updated_at)  # its value is the same
+        )
+    return Resealed(len(rows) - unreadable, unreadable, rows[-1].id if len(rows) == limit else None)
+
+
+def _sealed(sealer: Sealer | None, user_id: UUID, name: str, value: str) -> str:
+    if sealer is None:
+        raise Unavailable(
+            "secrets_not_configured",
+            "This server cannot store secrets: its API_KEY_ENCRYPTION_KEY must be set to a key of at least 32 bytes",
+        )
+    return sealer.seal(value, owner=user_id, name=name)
+
+
+async def _take_turn(session: AsyncSession, user_id: UUID, name: str) -> None:
+    """Let writes of one user take turns at his row, so that the limit is exact; raises `Forbidden` at it."""
+    await session.execute(sa.select(UserRecord.id).where(UserRecord.id == user_id).with_for_update(key_share=True))
+    others = sa.select(sa.func.count()).where(SecretRecord.user_id == user_id, SecretRecord.name != name)
+    if (await session.scalar(others) or 0) >= MAX_SECRETS:
+        raise Forbidden(
+            "secret_limit_reached",
+            f"Secret limit reached ({MAX_SECRETS}). Delete one that is no longer used.",
+            details={"limit": MAX_SECRETS},
+        )

@@ -1,0 +1,244 @@
+"""Secrets over HTTP: written, listed by name, deleted, and never shown."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import SecretRecord, UserRecord
+from bloxserver.api.schemas import CreateSecretRequest, SetSecretRequest
+from bloxserver.sealing import Sealer, sealer_of
+from bloxserver.services.secrets import MAX_SECRETS
+from bloxserver.settings import get_settings
+from tests import factories
+from tests.api.contract import API, UTC_TIME, assert_invalid, assert_problem
+from tests.clerk import Clerk, changed_settings, clerk_sign_in
+
+SECRETS = f"{API}/secrets"
+JSON = {"Content-Type": "application/json"}
+CANARY = "canary7f3a9e51"
+KEY = "a-key-of-an-operator-93d4a86b1f7c"
+MISSING_KEY = "This server cannot store secrets: its API_KEY_ENCRYPTION_KEY must be set to a key of at least 32 bytes"
+
+
+@pytest.fixture(autouse=True)
+def encryption_key() -> Iterator[None]:
+    with changed_settings(API_KEY_ENCRYPTION_KEY=KEY):
+        yield
+
+
+@pytest.fixture
+async def clerk() -> AsyncIterator[Clerk]:
+    async with clerk_sign_in() as clerk:
+        yield clerk
+
+
+async def stored(session: AsyncSession) -> list[SecretRecord]:
+    statement = sa.select(SecretRecord).order_by(SecretRecord.name).execution_options(populate_existing=True)
+    records = list(await session.scalars(statement))
+    await session.commit()
+    return records
+
+
+def opened(record: SecretRecord) -> str:
+    sealer = sealer_of(get_settings())
+    assert sealer is not None
+    return sealer.open(record.sealed, owner=record.user_id, name=record.name)
+
+
+class TestWrite:
+    @pytest.mark.parametrize("value", ["x", CANARY, "ä🌍\n\t\"' {{ payload }}", "🌍" * 8192])
+    async def test_put_creates_and_replaces(self, client: httpx.AsyncClient, session: AsyncSession, value: str) -> None:
+        first = await client.put(f"{SECRETS}/SHOP_TOKEN", json={"value": "before"})
+        second = await client.put(f"{SECRETS}/SHOP_TOKEN", json={"value": value})
+        assert (first.status_code, second.status_code) == (200, 200)
+        assert first.json().keys() == second.json().keys() == {"name", "createdAt", "updatedAt"}
+        assert first.json()["createdAt"] == first.json()["updatedAt"] == second.json()["createdAt"]
+        assert second.json()["updatedAt"] > first.json()["updatedAt"]
+        assert all(UTC_TIME.fullmatch(second.json()[name]) for name in ("createdAt", "updatedAt"))
+        (record,) = await stored(session)
+        assert opened(record) == value
+        assert record.sealed.startswith(Sealer([KEY]).prefix)
+
+    async def test_post_creates_and_leaves_alone_what_is_there(
+        self, client: httpx.AsyncClient, session: AsyncSession
+    ) -> None:
+        created = await client.post(SECRETS, json={"name": "TOKEN", "value": CANARY})
+        assert created.status_code == 201
+        assert created.json() == (await client.get(SECRETS)).json()[0]
+        again = await client.post(SECRETS, json={"name": "TOKEN", "value": "another"})
+        assert_problem(again, 409, "secret_exists", "There is a secret called TOKEN already")
+        (record,) = await stored(session)
+        assert opened(record) == CANARY
+        assert (await client.post(SECRETS, json={"name": "token", "value": "x"})).status_code == 201
+
+    @pytest.mark.parametrize("name", ["a", "_", "A1_b", "x" * 64])
+    async def test_names_that_may_be(self, client: httpx.AsyncClient, name: str) -> None:
+        assert (await client.put(f"{SECRETS}/{name}", json={"value": "x"})).json()["name"] == name
+        assert (await client.post(SECRETS, json={"name": name, "value": "x"})).status_code == 409
+
+    @pytest.mark.parametrize("name", ["1", "x" * 65, "a-b", "a.b", "a b", "é", "a\n", "\n", "\u0430", "{{a}}", "a%00"])
+    async def test_names_that_may_not_be(self, client: httpx.AsyncClient, session: AsyncSession, name: str) -> None:
+        path = f"{SECRETS}/{name.replace('%', '%25').replace(chr(10), '%0A')}"
+        assert_invalid(await client.put(path, json={"value": CANARY}), "path.name")
+        assert_invalid(await client.delete(path), "path.name")
+        assert_invalid(await client.post(SECRETS, json={"name": name, "value": CANARY}), "body.name")
+        assert await stored(session) == []
+
+    @pytest.mark.parametrize(
+        ("body", "place"),
+        [
+            ({}, "body.value"),
+            ({"value": None}, "body.value"),
+            ({"value": ""}, "body.value"),
+            ({"value": f"{CANARY}{'x' * 8192}"}, "body.value"),
+            ({"value": 1234567}, "body.value"),
+            ({"value": {CANARY: CANARY}}, "body.value"),
+            ({"value": [CANARY]}, "body.value"),
+            ({"value": f"{CANARY}\0"}, "body"),
+            ({"value": f"{CANARY}\ud800"}, "body"),
+            ({CANARY: f"{CANARY}\0"}, "body"),
+            (CANARY, "body"),
+            ([CANARY], "body"),
+        ],
+    )
+    async def test_values_that_may_not_be_are_not_repeated(
+        self, client: httpx.AsyncClient, session: AsyncSession, body: Any, place: str
+    ) -> None:
+        response = await client.put(f"{SECRETS}/A", content=json.dumps(body), headers=JSON)
+        assert_invalid(response, place)
+        assert CANARY not in response.text
+        if isinstance(body, dict):
+            created = await client.post(SECRETS, content=json.dumps({"name": "A"} | body), headers=JSON)
+            assert_invalid(created, place)
+            assert CANARY not in created.text
+        broken = await client.put(f"{SECRETS}/A", content=f'{{"value": "{CANARY}', headers=JSON)
+        assert broken.status_code == 422
+        assert CANARY not in broken.text
+        assert await stored(session) == []
+
+    async def test_a_hundred_and_no_more(
+        self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
+    ) -> None:
+        session.add_all(SecretRecord(user_id=dev_user.id, name=f"S{number}") for number in range(MAX_SECRETS))
+        await session.commit()
+        message = "Secret limit reached (100). Delete one that is no longer used."
+        for refused in (
+            await client.put(f"{SECRETS}/MORE", json={"value": "x"}),
+            await client.post(SECRETS, json={"name": "MORE", "value": "x"}),
+        ):
+            assert_problem(refused, 403, "secret_limit_reached", message, {"limit": 100})
+        assert len(await stored(session)) == MAX_SECRETS
+        assert (await client.put(f"{SECRETS}/S7", json={"value": "x"})).status_code == 200
+        assert (await client.post(SECRETS, json={"name": "S7", "value": "x"})).status_code == 409
+        assert (await client.delete(f"{SECRETS}/S8")).status_code == 204
+        assert (await client.post(SECRETS, json={"name": "MORE", "value": "x"})).status_code == 201
+
+    @pytest.mark.parametrize("key", ["", "change-me", f"{KEY},short"])
+    async def test_without_a_key_writing_is_503_and_says_what_to_set(
+        self, client: httpx.AsyncClient, session: AsyncSession, key: str
+    ) -> None:
+        assert (await client.put(f"{SECRETS}/A", json={"value": CANARY})).status_code == 200
+        with changed_settings(API_KEY_ENCRYPTION_KEY=key):
+            for refused in (
+                await client.put(f"{SECRETS}/A", json={"value": "other"}),
+                await client.post(SECRETS, json={"name": "B", "value": "other"}),
+            ):
+                assert_problem(refused, 503, "secrets_not_configured", MISSING_KEY)
+            assert [secret["name"] for secret in (await client.get(SECRETS)).json()] == ["A"]
+            (record,) = await stored(session)
+            assert (await client.delete(f"{SECRETS}/A")).status_code == 204
+        assert opened(record) == CANARY
+
+
+async def test_the_list_is_by_name_and_has_no_values(client: httpx.AsyncClient) -> None:
+    assert (await client.get(SECRETS)).json() == []
+    for name in ("b", "_", "B", "a", "A1", "A_"):
+        await client.put(f"{SECRETS}/{name}", json={"value": f"{CANARY}{name}"})
+    response = await client.get(SECRETS)
+    assert [secret["name"] for secret in response.json()] == ["A1", "A_", "B", "_", "a", "b"]
+    assert all(secret.keys() == {"name", "createdAt", "updatedAt"} for secret in response.json())
+    assert CANARY not in response.text
+    assert (await client.get(f"{SECRETS}/a")).status_code == 405
+
+
+async def test_what_was_deleted_is_gone(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    await client.put(f"{SECRETS}/A", json={"value": "x"})
+    await client.put(f"{SECRETS}/B", json={"value": "x"})
+    deleted = await client.delete(f"{SECRETS}/A")
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert [record.name for record in await stored(session)] == ["B"]
+    assert_problem(await client.delete(f"{SECRETS}/A"), 404, "secret_not_found", "Secret not found")
+
+
+async def test_users_do_not_see_each_others(client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession) -> None:
+    ada, bob = clerk.headers("user_ada"), clerk.headers("user_bob")
+    for headers, value in ((ada, "of ada"), (bob, "of bob")):
+        assert (await client.put(f"{SECRETS}/SAME", json={"value": value}, headers=headers)).status_code == 200
+    await client.post(SECRETS, json={"name": "ADAS", "value": "x"}, headers=ada)
+    assert [secret["name"] for secret in (await client.get(SECRETS, headers=bob)).json()] == ["SAME"]
+    theirs = await client.delete(f"{SECRETS}/ADAS", headers=bob)
+    assert_problem(theirs, 404, "secret_not_found", "Secret not found")
+    await client.put(f"{SECRETS}/ADAS", json={"value": "bob's own"}, headers=bob)
+    await client.delete(f"{SECRETS}/SAME", headers=bob)
+    owners = {user.id: user.clerk_id for user in await session.scalars(sa.select(UserRecord))}
+    values = {(owners[record.user_id], record.name): opened(record) for record in await stored(session)}
+    assert values == {("user_ada", "SAME"): "of ada", ("user_ada", "ADAS"): "x", ("user_bob", "ADAS"): "bob's own"}
+
+
+async def test_a_body_sets_nothing_but_the_value(
+    client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
+) -> None:
+    other = await factories.create_user(session)
+    body = {"value": "x", "userId": str(other.id), "user_id": str(other.id), "name": "B", "sealed": "y", "id": "z"}
+    await client.put(f"{SECRETS}/A", json=body | {"createdAt": "2001-01-01T00:00:00Z"})
+    (record,) = await stored(session)
+    assert (record.user_id, record.name, record.created_at.year > 2001) == (dev_user.id, "A", True)
+
+
+class TestNothingTellsTheValue:
+    def test_no_repr_of_a_body(self) -> None:
+        bodies = [SetSecretRequest(value=CANARY), CreateSecretRequest(name="A", value=CANARY)]  # type: ignore[arg-type]
+        assert CANARY not in "".join(f"{body!r}{body}{body.model_dump()}{body.model_dump_json()}" for body in bodies)
+
+    async def test_no_log_and_no_row(
+        self,
+        live_client: httpx.AsyncClient,
+        live_database: Database,
+        caplog: pytest.LogCaptureFixture,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Whether it was stored, refused, malformed, too large, or broken by a bug."""
+        caplog.set_level(logging.DEBUG)
+        caplog.set_level(logging.WARNING, "httpx")  # the test's own client tells addresses
+        sent: list[tuple[str, str, dict[str, Any], int]] = [
+            ("PUT", f"{SECRETS}/A", {"json": {"value": CANARY}}, 200),
+            ("POST", SECRETS, {"json": {"name": "A", "value": CANARY}}, 409),
+            ("POST", SECRETS, {"json": {"name": CANARY + "-", "value": CANARY}}, 422),
+            ("PUT", f"{SECRETS}/A", {"json": {"value": CANARY * 1000}}, 422),
+            ("PUT", f"{SECRETS}/A", {"json": {"value": CANARY * 200_000}}, 413),
+            ("PUT", f"{SECRETS}/A", {"content": f'{{"value": "{CANARY}', "headers": JSON}, 422),
+            ("GET", f"{SECRETS}?value={CANARY}", {}, 200),
+            ("DELETE", f"{SECRETS}/{CANARY}", {}, 404),
+        ]
+        answers = [await live_client.request(method, path, **options) for method, path, options, _ in sent]
+        assert [answer.status_code for answer in answers] == [status for *_, status in sent]
+        async with live_database.transaction() as session:
+            rows = repr((await session.execute(sa.select(SecretRecord.__table__))).all())
+            await session.execute(sa.text("ALTER TABLE secrets RENAME TO hidden"))
+        answers.append(await live_client.put(f"{SECRETS}/A", json={"value": CANARY}))
+        assert answers[-1].status_code == 500
+        printed = capsys.readouterr()
+        told = caplog.text + printed.out + printed.err + rows + "".join(answer.text for answer in answers)
+        assert "unhandled exception" in told
+        assert CANARY not in told
+        assert base64.b64encode(CANARY.encode()).decode().rstrip("=") not in told
