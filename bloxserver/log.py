@@ -8,7 +8,19 @@ from typing import Any
 
 import structlog
 
-QUIET = ("httpx", "httpcore", "uvicorn.access", "aiosqlite", "asyncio", "alembic", "dbos")
+QUIET = (
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+    "openai",
+    "anthropic",
+    "uvicorn.access",
+    "aiosqlite",
+    "asyncio",
+    "alembic",
+    "dbos",
+)
 """Loggers that tell addresses with their credentials, or every little step: only their warnings are shown."""
 
 
