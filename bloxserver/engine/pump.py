@@ -82,6 +82,11 @@ class Pump:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def unfinished(self) -> list[str]:
+        """The listeners that were at work when the run was broken off."""
+        return sorted({task.get_name() for task in self._running.values()})
+
     async def _run(self, entry: Message) -> Outcome:
         self._handled = 1
         self._send([entry])
@@ -217,7 +222,7 @@ class Pump:
         listener = self._organism.listener(message.listener)
         attempt = Attempt(listener, message, number, started_at)
         conversation = _Conversation(self, attempt, earlier)
-        self._running[message.id] = asyncio.create_task(self._work(attempt, conversation))
+        self._running[message.id] = asyncio.create_task(self._work(attempt, conversation), name=message.listener)
 
     async def _work(self, attempt: Attempt, conversation: _Conversation) -> None:
         try:

@@ -184,7 +184,8 @@ class _Run:
         except TimeoutError:
             if not limit.expired():
                 raise
-            error = f"not finished within {seconds:g} seconds (execution.timeout_seconds)"
+            at_work = f"; at work: {', '.join(pump.unfinished)}" if pump.unfinished else ""
+            error = f"not finished within {seconds:g} seconds (execution.timeout_seconds){at_work}"
             await self.end(ExecutionStatus.TIMEOUT, error)
 
     async def end(self, status: ExecutionStatus, error: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
@@ -63,6 +64,18 @@ async def steps_of(database: Database, execution: ExecutionRecord) -> list[Execu
             .order_by(ExecutionStepRecord.id)
         )
         return list(steps)
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[str]:
+    """The address of a server that never answers."""
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
 DELAYED = """\
@@ -130,14 +143,32 @@ async def test_an_unknown_target_ends_in_error(live_database: Database, worker: 
 
 
 async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, worker: Worker) -> None:
-    text = DELAYED.replace(
-        "handler: delay, config: {seconds: 3600}", "handler: http.request, config: {url: 'http://192.0.2.1/'}"
-    )
-    execution = await accepted(live_database, text + "execution: {timeout_seconds: 0.001}\n")
-    await worker.run(execution.id, 0)
+    async with silent_server() as url:
+        slow = f"handler: http.request, config: {{url: '{url}'}}"
+        text = DELAYED.replace("handler: delay, config: {seconds: 3600}", slow)
+        execution = await accepted(live_database, text + "execution: {timeout_seconds: 0.3}\n")
+        await worker.run(execution.id, 0)
     ended = await stored(live_database, execution)
     assert ended.status is ExecutionStatus.TIMEOUT
-    assert ended.error_message == "not finished within 0.001 seconds (execution.timeout_seconds)"
+    assert ended.error_message == "not finished within 0.3 seconds (execution.timeout_seconds); at work: wait"
+    steps = await steps_of(live_database, execution)
+    assert [(step.listener, step.status) for step in steps] == [
+        ("first", StepStatus.SUCCESS),
+        ("wait", StepStatus.CANCELLED),
+    ]
+
+
+async def test_work_before_a_pause_counts_against_the_time(live_database: Database, worker: Worker) -> None:
+    text = DELAYED + "execution: {timeout_seconds: 100}\n"
+    execution = await accepted(live_database, text)
+    await worker.run(execution.id, 0)
+    parked = await stored(live_database, execution)
+    assert 0 <= parked.worked_ms < 20_000
+    async with live_database.transaction() as session:
+        await session.execute(sa.update(ExecutionRecord).values(worked_ms=100_000))
+        await session.execute(sa.update(ExecutionStepRecord).values(completed_at=now()))
+    await worker.run(execution.id, 1)
+    assert (await stored(live_database, execution)).status is ExecutionStatus.TIMEOUT
 
 
 async def test_a_waiting_execution_leaves_the_worker_and_goes_on_when_due(
