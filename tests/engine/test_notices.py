@@ -6,95 +6,36 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import datetime, timedelta
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from pydantic import SecretStr
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from bloxserver.api.models.database import Database
-from bloxserver.api.models.enums import ExecutionStatus, NoticeChannel
-from bloxserver.api.models.tables import ExecutionRecord, FailureNoticeRecord, FlowRecord, UserRecord
+from bloxserver.api.models.enums import NoticeChannel
+from bloxserver.api.models.tables import FlowRecord
 from bloxserver.api.models.types import now
-from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.mail import Mailer, MailServer
-from bloxserver.engine.notices import ATTEMPT, BATCH, MOST_ATTEMPTS, Notifier, pause_after
-from bloxserver.engine.organisms import parse_organism
-from bloxserver.sealing import sealer_of
-from bloxserver.services.notices import claim_notice, note_failure, read_due_notices
-from bloxserver.services.secrets import set_secret
+from bloxserver.engine.notices import ATTEMPT, BATCH, MOST_ATTEMPTS, pause_after
+from bloxserver.services.notices import claim_notice, read_due_notices
 from bloxserver.settings import Settings
-from tests.clients.loopback import LoopbackServer, answer, running_server
-from tests.factories import create_execution, create_flow, create_user
-from tests.smtp_server import SmtpServer, running_smtp_server
+from tests.clients.loopback import answer, running_server
+from tests.engine.noticing import (
+    Installation,
+    assert_given_up,
+    assert_to_be_tried_again,
+    organism,
+    rename,
+)
+from tests.factories import create_user
+from tests.smtp_server import running_smtp_server
 
 CANARY = "canary7f3a9e51"
 SIGNING = "whsec_" + "c2lnbmluZy1rZXktb2YtdGhpcy10ZXN0"
 ADDRESS = "ops@example.com"
-LOOPBACK = [ip_network("127.0.0.1/32")]
-
-
-def organism(**on_failure: str) -> str:
-    """A definition that says who is told."""
-    listener = {"name": "a", "description": "A", "handler": "echo"}
-    execution = {"execution": {"on_failure": on_failure}} if on_failure else {}
-    return json.dumps({"organism": {"name": "x"}, "listeners": [listener], **execution})
-
-
-class Installation:
-    """A database with a user whose flow has failed, and the servers that he wants to be told."""
-
-    user: UserRecord
-
-    def __init__(self, settings: Settings, database: Database, http: LoopbackServer, smtp: SmtpServer) -> None:
-        self.settings = settings.model_copy(update={"api_key_encryption_key": SecretStr("k" * 32)})
-        self.database = database
-        self.http = http
-        self.smtp = smtp
-        self.client = GuardedClient(allow=LOOPBACK)
-        self.http.answers["/hook"] = answer(b"thanks")
-        self.url = self.http.url("/hook")
-
-    def notifier(self, mailer: Mailer | None = None) -> Notifier:
-        server = MailServer("127.0.0.1", self.smtp.port, "none")
-        return Notifier(
-            self.database, self.client, mailer or Mailer(server, "flows@example.com", LOOPBACK), self.settings
-        )
-
-    async def fail(self, definition: str, **values: Any) -> ExecutionRecord:
-        """An execution of this definition that has failed, as a worker leaves it."""
-        told = (await parse_organism(definition)).on_failure
-        assert told is not None
-        defaults = {"status": ExecutionStatus.ERROR, "error_message": "a: it broke", "completed_at": now()}
-        async with self.database.sessions() as session:
-            flow = await create_flow(session, self.user, name="Orders", organism_yaml=definition)
-            execution = await create_execution(session, flow, **defaults | values)
-            await note_failure(session, execution.id, told)
-            await session.commit()
-        return execution
-
-    async def set_secret(self, name: str, value: str) -> None:
-        async with self.database.transaction() as session:
-            await set_secret(session, sealer_of(self.settings), self.user.id, name, value)
-
-    async def notices(self) -> list[FailureNoticeRecord]:
-        async with self.database.sessions() as session:
-            rows = await session.scalars(sa.select(FailureNoticeRecord).order_by(FailureNoticeRecord.id))
-            return list(rows)
-
-    async def notice(self) -> FailureNoticeRecord:
-        [notice] = await self.notices()
-        return notice
-
-    async def change(self, **values: Any) -> None:
-        """Of all notices."""
-        async with self.database.transaction() as session:
-            await session.execute(sa.update(FailureNoticeRecord).values(**values))
 
 
 @pytest.fixture
@@ -105,23 +46,6 @@ async def installation(live_settings: Settings, live_database: Database) -> Asyn
             installation.user = await create_user(session)
         async with aclosing(installation.client):
             yield installation
-
-
-async def rename(installation: Installation, table: str, to: str) -> None:
-    async with installation.database.transaction() as session:
-        await session.execute(sa.text(f"ALTER TABLE {table} RENAME TO {to}"))
-
-
-def assert_given_up(notice: FailureNoticeRecord, attempts: int, reason: str) -> None:
-    assert (notice.attempts, notice.due_at, notice.delivered_at) == (attempts, None, None)
-    assert notice.error_message == reason
-
-
-def assert_to_be_tried_again(notice: FailureNoticeRecord, attempts: int, reason: str, since: datetime) -> None:
-    assert (notice.attempts, notice.delivered_at, notice.error_message) == (attempts, None, reason)
-    pause = timedelta(seconds=30 * 4**attempts)
-    assert notice.due_at is not None
-    assert since + pause * 0.8 <= notice.due_at <= now() + pause * 1.2
 
 
 class TestUrl:

@@ -1,0 +1,104 @@
+"""An installation in which executions have failed, for tests of what is told of them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from ipaddress import ip_network
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.enums import ExecutionStatus
+from bloxserver.api.models.tables import ExecutionRecord, FailureNoticeRecord, UserRecord
+from bloxserver.api.models.types import now
+from bloxserver.clients.http import GuardedClient
+from bloxserver.clients.mail import Mailer, MailServer
+from bloxserver.engine.notices import Notifier
+from bloxserver.engine.organisms import parse_organism
+from bloxserver.sealing import sealer_of
+from bloxserver.services.notices import note_failure
+from bloxserver.services.secrets import set_secret
+from bloxserver.settings import Settings
+from tests.clients.loopback import LoopbackServer, answer
+from tests.factories import create_execution, create_flow
+from tests.smtp_server import SmtpServer
+
+LOOPBACK = [ip_network("127.0.0.1/32")]
+
+
+def organism(**on_failure: str) -> str:
+    """A definition that says who is told."""
+    listener = {"name": "a", "description": "A", "handler": "echo"}
+    execution = {"execution": {"on_failure": on_failure}} if on_failure else {}
+    return json.dumps({"organism": {"name": "x"}, "listeners": [listener], **execution})
+
+
+class Installation:
+    """A database with a user whose flow has failed, and the servers that he wants to be told."""
+
+    user: UserRecord
+
+    def __init__(self, settings: Settings, database: Database, http: LoopbackServer, smtp: SmtpServer) -> None:
+        self.settings = settings.model_copy(update={"api_key_encryption_key": SecretStr("k" * 32)})
+        self.database = database
+        self.http = http
+        self.smtp = smtp
+        self.client = GuardedClient(allow=LOOPBACK)
+        self.http.answers["/hook"] = answer(b"thanks")
+        self.url = self.http.url("/hook")
+
+    def notifier(self, mailer: Mailer | None = None) -> Notifier:
+        server = MailServer("127.0.0.1", self.smtp.port, "none")
+        return Notifier(
+            self.database, self.client, mailer or Mailer(server, "flows@example.com", LOOPBACK), self.settings
+        )
+
+    async def fail(self, definition: str, **values: Any) -> ExecutionRecord:
+        """An execution of this definition that has failed, as a worker leaves it."""
+        told = (await parse_organism(definition)).on_failure
+        assert told is not None
+        defaults = {"status": ExecutionStatus.ERROR, "error_message": "a: it broke", "completed_at": now()}
+        async with self.database.sessions() as session:
+            flow = await create_flow(session, self.user, name="Orders", organism_yaml=definition)
+            execution = await create_execution(session, flow, **defaults | values)
+            await note_failure(session, execution.id, told)
+            await session.commit()
+        return execution
+
+    async def set_secret(self, name: str, value: str) -> None:
+        async with self.database.transaction() as session:
+            await set_secret(session, sealer_of(self.settings), self.user.id, name, value)
+
+    async def notices(self) -> list[FailureNoticeRecord]:
+        async with self.database.sessions() as session:
+            rows = await session.scalars(sa.select(FailureNoticeRecord).order_by(FailureNoticeRecord.id))
+            return list(rows)
+
+    async def notice(self) -> FailureNoticeRecord:
+        [notice] = await self.notices()
+        return notice
+
+    async def change(self, **values: Any) -> None:
+        """Of all notices."""
+        async with self.database.transaction() as session:
+            await session.execute(sa.update(FailureNoticeRecord).values(**values))
+
+
+async def rename(installation: Installation, table: str, to: str) -> None:
+    async with installation.database.transaction() as session:
+        await session.execute(sa.text(f"ALTER TABLE {table} RENAME TO {to}"))
+
+
+def assert_given_up(notice: FailureNoticeRecord, attempts: int, reason: str) -> None:
+    assert (notice.attempts, notice.due_at, notice.delivered_at) == (attempts, None, None)
+    assert notice.error_message == reason
+
+
+def assert_to_be_tried_again(notice: FailureNoticeRecord, attempts: int, reason: str, since: datetime) -> None:
+    assert (notice.attempts, notice.delivered_at, notice.error_message) == (attempts, None, reason)
+    pause = timedelta(seconds=30 * 4**attempts)
+    assert notice.due_at is not None
+    assert since + pause * 0.8 <= notice.due_at <= now() + pause * 1.2
