@@ -1,0 +1,156 @@
+"""`key_value`: remembers values for later executions of the same flow."""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from typing import Annotated, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    RootModel,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from bloxserver.blocks import templates
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+
+Operation = Literal["get", "set", "delete", "add", "increment"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+MAX_NUMBER_AS_KEY = 2**63
+ONE_PLACEHOLDER = re.compile(r"{{[^{}]*}}")
+
+
+class KeyValueRequest(BaseModel):
+    """What to do, as a message says it."""
+
+    operation: Operation = Field(description="add sets a key unless it has a value, increment adds to a number.")
+    key: str = Field(description="1 to 255 printable characters.")
+    value: JsonValue = Field(None, description="For set and add: any JSON.")
+    by: float = Field(1, description="For increment.")
+
+
+class KeyValuePayload(RootModel[JsonValue]):
+    """What to do, as far as the config does not say it; where that names a key, any JSON, which may be the value."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        # Agents read it to know what to send: for them it is the request, although any JSON is taken.
+        return handler.resolve_ref_schema(handler(KeyValueRequest.__pydantic_core_schema__))
+
+
+def _checked(template: JsonValue) -> JsonValue:
+    # The message alone may stand in it, and no secret: what is remembered can be read by every listener.
+    templates.check(template)
+    return template
+
+
+def _checked_number(by: float | str | None) -> float | str | None:
+    if isinstance(by, str):
+        templates.check(by)
+        if not ONE_PLACEHOLDER.fullmatch(by):
+            raise ValueError("it must be a number, or one placeholder and nothing else")
+    elif isinstance(by, float) and not isfinite(by):
+        raise ValueError("it must be a finite number")
+    return by
+
+
+class KeyValueConfig(BlockConfig):
+    """What is set here goes before what the message says. In texts `{{ payload.… }}` is replaced."""
+
+    operation: Operation | None = Field(None, description="get, set, delete, add or increment; null: the message's.")
+    key: Annotated[str | None, AfterValidator(_checked)] = Field(
+        None, description="A text with placeholders; null: the message's `key`."
+    )
+    value: Annotated[JsonValue, AfterValidator(_checked)] = Field(
+        None,
+        description="For set and add, any JSON with placeholders. Where it is left out: the message's `value`, "
+        "or with a key in the config and no such member, the message.",
+    )
+    by: Annotated[StrictInt | StrictFloat | StrictStr | None, AfterValidator(_checked_number)] = Field(
+        None, description="For increment, a number or one placeholder; null: the message's `by`, or 1."
+    )
+
+
+async def handle_key_value(payload: KeyValuePayload, config: KeyValueConfig, context: BlockContext) -> JsonValue:
+    operation = config.operation or _member(payload.root, "operation")
+    if operation not in OPERATIONS:
+        raise _invalid(f"an operation is one of {', '.join(OPERATIONS)}")
+    key = _key(payload.root, config)
+    match operation:
+        case "get":
+            found, value = await context.store.get(key)
+            return {"found": found, "value": value}
+        case "set":
+            value = _value(payload.root, config)
+            await context.store.set(key, value)
+            return {"value": value}
+        case "delete":
+            return {"deleted": await context.store.delete(key)}
+        case "add":
+            added, value = await context.store.add(key, _value(payload.root, config))
+            return {"added": added, "value": value}
+        case _:
+            return {"value": await context.store.increment(key, _by(payload.root, config))}
+
+
+def _member(payload: JsonValue, name: str) -> JsonValue:
+    return payload.get(name) if isinstance(payload, dict) else None
+
+
+def _invalid(reason: str) -> BlockError:
+    return BlockError("invalid_payload", reason, retryable=False)
+
+
+def _filled(template: JsonValue, payload: JsonValue) -> JsonValue:
+    return templates.render(template, {"payload": payload})
+
+
+def _key(payload: JsonValue, config: KeyValueConfig) -> str:
+    key = _member(payload, "key") if config.key is None else _filled(config.key, payload)
+    if isinstance(key, int) and not isinstance(key, bool) and abs(key) <= MAX_NUMBER_AS_KEY:
+        return str(key)  # orders and customers often have numbers
+    if isinstance(key, str):
+        return key
+    raise _invalid("a key is a text or a whole number")
+
+
+def _value(payload: JsonValue, config: KeyValueConfig) -> JsonValue:
+    if "value" in config.model_fields_set:
+        return _filled(config.value, payload)
+    if isinstance(payload, dict) and "value" in payload:
+        return payload["value"]
+    if config.key is None:
+        raise _invalid("the message has no value")
+    return payload
+
+
+def _by(payload: JsonValue, config: KeyValueConfig) -> float:
+    by = _member(payload, "by") if config.by is None else _filled(config.by, payload)
+    if by is None:
+        return 1
+    if not isinstance(by, int | float) or isinstance(by, bool):
+        raise _invalid("what is added is a number")
+    return by
+
+
+block = Block(
+    name="key_value",
+    description="Remembers values under keys for later executions of this flow, and counts.",
+    payload=KeyValuePayload,
+    config=KeyValueConfig,
+    handler=handle_key_value,
+    aliases=("xml_pipeline.tools.keyvalue.handle_*",),
+    example={
+        "config": {"operation": "add", "key": "order {{ payload.order }}"},
+        "payload": {"order": 42},
+    },
+)

@@ -1,0 +1,203 @@
+"""`key_value`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from pydantic import JsonValue, ValidationError
+
+from bloxserver.api.models.database import Database
+from bloxserver.blocks.base import BlockContext, BlockError
+from bloxserver.blocks.key_value import block
+from bloxserver.blocks.registry import get_registry
+from bloxserver.engine.store import FlowStore
+from tests import factories
+
+
+@pytest.fixture
+async def flow(live_database: Database) -> UUID:
+    async with live_database.sessions() as session:
+        return (await factories.create_flow(session, await factories.create_user(session))).id
+
+
+class Remembering:
+    """The block on a real database, each message with a key of its own."""
+
+    def __init__(self, context: BlockContext, database: Database, flow: UUID) -> None:
+        self._context, self._database, self._flow = context, database, flow
+
+    async def handle(self, config: dict[str, Any], payload: Any, step: str | None = None) -> Any:
+        store = FlowStore(self._database, self._flow, step or str(uuid4()))
+        context = replace(self._context, store=store)
+        return await block.handler(block.payload.model_validate(payload), block.config.model_validate(config), context)
+
+    async def refused(self, config: dict[str, Any], payload: JsonValue) -> tuple[str, str, bool]:
+        with pytest.raises(BlockError) as caught:
+            await self.handle(config, payload)
+        return caught.value.code, caught.value.message, caught.value.retryable
+
+
+@pytest.fixture
+def remembering(context: BlockContext, live_database: Database, flow: UUID) -> Remembering:
+    return Remembering(context, live_database, flow)
+
+
+async def test_the_message_may_say_everything(remembering: Remembering) -> None:
+    asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"operation": "get", "key": "a"}, {"found": False, "value": None}),
+        ({"operation": "set", "key": "a", "value": {"b": [1]}}, {"value": {"b": [1]}}),
+        ({"operation": "get", "key": "a"}, {"found": True, "value": {"b": [1]}}),
+        ({"operation": "add", "key": "a", "value": 2}, {"added": False, "value": {"b": [1]}}),
+        ({"operation": "delete", "key": "a"}, {"deleted": True}),
+        ({"operation": "delete", "key": "a"}, {"deleted": False}),
+        ({"operation": "add", "key": "a", "value": None}, {"added": True, "value": None}),
+        ({"operation": "increment", "key": "n"}, {"value": 1}),
+        ({"operation": "increment", "key": "n", "by": 1.5}, {"value": 2.5}),
+        ({"operation": "increment", "key": "n", "by": None}, {"value": 3.5}),
+        ({"operation": "set", "key": 7, "value": "seven"}, {"value": "seven"}),
+        ({"operation": "get", "key": "7"}, {"found": True, "value": "seven"}),
+    ]
+    for payload, answer in asked:
+        assert await remembering.handle({}, payload) == answer
+
+
+async def test_the_config_goes_first(remembering: Remembering) -> None:
+    payload = {"operation": "delete", "key": "theirs", "value": "theirs", "by": 10}
+    config = {"operation": "set", "key": "ours", "value": "ours"}
+    assert await remembering.handle(config, payload) == {"value": "ours"}
+    assert await remembering.handle({"operation": "get", "key": "ours"}, payload) == {"found": True, "value": "ours"}
+    assert await remembering.handle({"operation": "increment", "key": "n", "by": 2}, payload) == {"value": 2}
+    assert await remembering.handle({"operation": "get", "key": None}, payload) == {"found": False, "value": None}
+
+
+async def test_placeholders_are_replaced(remembering: Remembering) -> None:
+    order: JsonValue = {"order": 42, "amount": 9.5, "lines": [{"sku": "x"}], "by": "{{ payload.order }}"}
+    config: dict[str, Any] = {"operation": "set", "key": "order {{ payload.order }}"}
+    config["value"] = {"sku": "{{ payload.lines.0.sku }}", "all": "{{ payload.lines }}", "n": 1}
+    expected = {"sku": "x", "all": [{"sku": "x"}], "n": 1}
+    assert await remembering.handle(config, order) == {"value": expected}
+    assert await remembering.handle({"operation": "get"}, {"key": "order 42"}) == {"found": True, "value": expected}
+    total = {"operation": "increment", "key": "total", "by": "{{ payload.amount }}"}
+    assert [await remembering.handle(total, order) for _ in range(2)] == [{"value": 9.5}, {"value": 19}]
+    by_number = {"operation": "set", "key": "{{ payload.order }}", "value": "{{ payload.by }}"}
+    assert await remembering.handle(by_number, order) == {"value": "{{ payload.order }}"}, "not looked at again"
+    assert await remembering.handle({"operation": "get", "key": "42"}, {}) == {
+        "found": True,
+        "value": "{{ payload.order }}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "payload", "kept"),
+    [
+        ({}, {"key": "a", "value": 1, "more": 2}, 1),
+        ({}, {"key": "a", "value": None}, None),
+        ({"key": "a"}, {"value": 1, "more": 2}, 1),
+        ({"key": "a"}, {"order": 2}, {"order": 2}),
+        ({"key": "a"}, [1, 2], [1, 2]),
+        ({"key": "a"}, None, None),
+        ({"key": "a"}, "text", "text"),
+        ({"key": "a", "value": None}, {"value": 1}, None),
+        ({"value": "{{ payload }}"}, {"key": "a", "value": 1}, {"key": "a", "value": 1}),
+    ],
+)
+async def test_which_value_is_kept(
+    remembering: Remembering, config: dict[str, Any], payload: JsonValue, kept: JsonValue
+) -> None:
+    assert await remembering.handle({"operation": "set"} | config, payload) == {"value": kept}
+    assert await remembering.handle({"operation": "get", "key": "a"}, None) == {"found": True, "value": kept}
+
+
+async def test_each_order_is_handled_once(remembering: Remembering) -> None:
+    """By message, not by attempt: what was interrupted comes to the same when it is handled again."""
+    config = {"operation": "add", "key": "order {{ payload.order }}"}
+    first = await remembering.handle(config, {"order": 1}, step="a")
+    again = await remembering.handle(config, {"order": 1}, step="a")
+    second = await remembering.handle(config, {"order": 1}, step="b")
+    other = await remembering.handle(config, {"order": 2}, step="c")
+    assert [answer["added"] for answer in (first, again, second, other)] == [True, True, False, True]
+
+
+OPERATION = "an operation is one of get, set, delete, add, increment"
+KEY = "a key is a text or a whole number"
+
+
+@pytest.mark.parametrize(
+    ("config", "payload", "message"),
+    [
+        ({}, {}, OPERATION),
+        ({}, None, OPERATION),
+        ({}, "get", OPERATION),
+        ({}, {"operation": ["get"], "key": "a"}, OPERATION),
+        ({"key": "a"}, {"operation": "GET"}, OPERATION),
+        ({"operation": "get"}, {}, KEY),
+        ({"operation": "get"}, {"key": None}, KEY),
+        ({"operation": "get"}, {"key": True}, KEY),
+        ({"operation": "get"}, {"key": 1.5}, KEY),
+        ({"operation": "get"}, {"key": 10**5000}, KEY),
+        ({"operation": "get", "key": "{{ payload.a }}"}, {"a": {}}, KEY),
+        ({"operation": "set"}, {"key": "a"}, "the message has no value"),
+        ({"operation": "increment", "key": "a"}, {"by": "1"}, "what is added is a number"),
+        ({"operation": "increment", "key": "a"}, {"by": True}, "what is added is a number"),
+        ({"operation": "increment", "key": "a", "by": "{{ payload.x }}"}, {"x": []}, "what is added is a number"),
+    ],
+)
+async def test_messages_that_say_too_little(
+    remembering: Remembering, config: dict[str, Any], payload: JsonValue, message: str
+) -> None:
+    assert await remembering.refused(config, payload) == ("invalid_payload", message, False)
+
+
+async def test_limits_are_told(remembering: Remembering) -> None:
+    code, _, retryable = await remembering.refused({"operation": "set", "key": "a"}, "x" * 65536)
+    assert (code, retryable) == ("key_value_limit", False)
+    assert (await remembering.refused({"operation": "get"}, {"key": ""}))[0] == "key_value_invalid"
+    config = {"operation": "get", "key": "{{ payload.missing }}"}
+    assert (await remembering.refused(config, {}))[0] == "template_missing_value"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"operation": "GET"},
+        {"operation": "list"},
+        {"key": 1},
+        {"key": "{{ payload.a"},
+        {"key": "{{ secrets.TOKEN }}"},
+        {"value": {"a": ["{{ secrets.TOKEN }}"]}},
+        {"by": "{{ secrets.TOKEN }}"},
+        {"by": True},
+        {"by": "5"},
+        {"by": "{{ payload.a }} "},
+        {"by": "{{ payload.a }}{{ payload.b }}"},
+        {"by": float("inf")},
+        {"by": [1]},
+        {"by": float("nan")},
+        {"ttl": 1},
+    ],
+    ids=str,
+)
+def test_other_configs_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        block.config.model_validate(config)
+
+
+def test_agents_are_told_how_to_ask() -> None:
+    schema = block.payload.model_json_schema()
+    assert schema["type"] == "object"
+    assert schema["required"] == ["operation", "key"]
+    assert schema["properties"].keys() == {"operation", "key", "value", "by"}
+    assert schema["properties"]["operation"]["enum"] == ["get", "set", "delete", "add", "increment"]
+
+
+@pytest.mark.parametrize("name", ["key_value", "xml_pipeline.tools.keyvalue.handle_keyvalue"])
+def test_it_is_found_by_its_names(name: str) -> None:
+    assert get_registry().find(name) is block
+
+
+async def test_the_example_works(remembering: Remembering) -> None:
+    answer = await remembering.handle(block.example["config"], block.example["payload"])
+    assert answer == {"added": True, "value": {"order": 42}}
