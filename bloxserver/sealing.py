@@ -191,7 +191,8 @@ def _forms(secret: str) -> set[str]:
     forms: set[str] = set()
     for text in {secret, secret.strip()}:
         if len(text) >= SHORTEST_SOUGHT:
-            forms |= {text, *_percent_encoded(text), *_escaped(text), *_base64(_bytes(text))}
+            # hosts of addresses are told in lower case
+            forms |= {text, text.lower(), *_percent_encoded(text), *_escaped(text), *_base64(_bytes(text))}
     return forms
 
 

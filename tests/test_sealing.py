@@ -124,6 +124,7 @@ SECRETS = {
 }
 ENCODINGS: dict[str, Callable[[str], str]] = {
     "as it is": lambda text: text,
+    "like a host": str.lower,
     "json": lambda text: json.dumps({"a": text}),
     "json in unicode": lambda text: json.dumps({"a": text}, ensure_ascii=False),
     "json with escaped slashes": lambda text: json.dumps({"a": text}).replace("/", "\\/"),
