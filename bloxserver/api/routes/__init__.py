@@ -1,8 +1,28 @@
 """All routes. Those in `PUBLIC` need no sign-in; those in `AUTHENTICATED` answer 401 without one."""
 
-from bloxserver.api.routes import executions, flows, health, secrets, triggers, users, versions, webhooks
+from bloxserver.api.routes import (
+    canvas,
+    executions,
+    flows,
+    health,
+    organisms,
+    secrets,
+    triggers,
+    users,
+    versions,
+    webhooks,
+)
 
 PUBLIC = [health.router, webhooks.router]
-AUTHENTICATED = [users.router, flows.router, versions.router, triggers.router, executions.router, secrets.router]
+AUTHENTICATED = [
+    users.router,
+    flows.router,
+    versions.router,
+    triggers.router,
+    executions.router,
+    secrets.router,
+    organisms.router,
+    canvas.router,
+]
 
 __all__ = ["AUTHENTICATED", "PUBLIC"]

@@ -22,6 +22,14 @@ from bloxserver.api.schemas.flows import (
     UpdateFlowRequest,
 )
 from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
+from bloxserver.api.schemas.organisms import (
+    BlockDescription,
+    DefinitionProblem,
+    DerivedOrganism,
+    DeriveRequest,
+    FlowCanvas,
+    Validation,
+)
 from bloxserver.api.schemas.secrets import CreateSecretRequest, Secret, SetSecretRequest
 from bloxserver.api.schemas.triggers import (
     CreateTriggerRequest,
@@ -40,6 +48,7 @@ __all__ = [
     "ApiKeyInfo",
     "AwaitedExecution",
     "BillingStatus",
+    "BlockDescription",
     "CamelModel",
     "CanvasEdge",
     "CanvasNode",
@@ -47,10 +56,14 @@ __all__ = [
     "CreateFlowRequest",
     "CreateSecretRequest",
     "CreateTriggerRequest",
+    "DefinitionProblem",
+    "DeriveRequest",
+    "DerivedOrganism",
     "Execution",
     "ExecutionStatus",
     "ExecutionSummary",
     "Flow",
+    "FlowCanvas",
     "FlowStats",
     "FlowStatus",
     "FlowSummary",
@@ -76,6 +89,7 @@ __all__ = [
     "UpdateTriggerRequest",
     "UsageDashboard",
     "User",
+    "Validation",
     "WebhookAccepted",
     "WebhookTest",
 ]

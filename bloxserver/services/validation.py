@@ -1,0 +1,51 @@
+"""What keeps a definition from running, in itself and in this installation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.blocks.registry import get_registry
+from bloxserver.organism.model import Organism
+from bloxserver.organism.parse import read
+from bloxserver.organism.problems import OrganismError, Problem
+from bloxserver.organism.yaml_loader import decode
+from bloxserver.queries.flows import read_flow, require_flow
+from bloxserver.services.readiness import installation_problems
+from bloxserver.settings import Settings
+
+LARGE = 32 * 1024
+"""Bytes from which reading takes long enough to keep other requests waiting."""
+
+
+async def validate(session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes) -> list[Problem]:
+    """Everything that is wrong with a definition for this user, in the order of its text."""
+    if len(definition) > LARGE:
+        organism, problems = await asyncio.to_thread(_read, definition)
+    else:
+        organism, problems = _read(definition)
+    if organism is not None:
+        problems = [*problems, *await installation_problems(session, settings, user_id, organism)]
+    return sorted(problems, key=lambda problem: (problem.line, problem.column))
+
+
+async def validate_flow(
+    session: AsyncSession, settings: Settings, user_id: UUID, flow_id: UUID, definition: bytes | None
+) -> list[Problem]:
+    """The same of a flow's definition, or of another one for it; raises `NotFound`."""
+    if definition is None:
+        flow = await read_flow(session, user_id, flow_id)
+        definition = flow.organism_yaml.encode(errors="surrogatepass")
+    else:
+        await require_flow(session, user_id, flow_id)
+    return await validate(session, settings, user_id, definition)
+
+
+def _read(definition: bytes) -> tuple[Organism | None, Sequence[Problem]]:
+    try:
+        return read(decode(definition), get_registry())
+    except OrganismError as error:
+        return None, error.problems

@@ -1,0 +1,239 @@
+"""Definitions judged over HTTP: everything at once, and never a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.api.models.tables import FlowRecord, SecretRecord, UserRecord
+from bloxserver.settings import get_settings
+from tests import factories
+from tests.api.contract import API, assert_invalid, assert_problem, eventually, path_of
+from tests.statements import count_statements
+
+VALIDATE = f"{API}/organisms/validate"
+EMPTY: list[dict[str, Any]] = [{}, {"json": {}}, {"json": {"organismYaml": None}}]
+BROKEN = """\
+organism: {name: x}
+listeners:
+  - name: a
+    handler: ecko
+    unheard_of: 1
+"""
+NEEDY = """\
+organism: {name: x}
+listeners:
+  - name: ask
+    description: d
+    handler: http.request
+    config:
+      url: "https://example.com"
+      headers: {Authorization: "Bearer {{ secrets.TOKEN }}"}
+    peers: [think]
+  - name: think
+    description: d
+    prompt: Think.
+"""
+
+
+@pytest.fixture
+async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
+    return await factories.create_flow(session, dev_user)
+
+
+def rows(response: httpx.Response) -> list[tuple[int, int, str]]:
+    assert response.status_code == 200, response.text
+    return [(one["line"], one["column"], one["code"]) for one in response.json()["problems"]]
+
+
+class TestValidateOrganism:
+    async def test_every_problem_is_told_with_its_place_and_what_to_do(self, client: httpx.AsyncClient) -> None:
+        response = await client.post(VALIDATE, content=BROKEN)
+        assert response.status_code == 200
+        assert response.json()["valid"] is False
+        [missing, unknown, warning] = response.json()["problems"]
+        assert unknown == {
+            "line": 4,
+            "column": 14,
+            "code": "unknown_handler",
+            "severity": "error",
+            "message": 'unknown handler "ecko"',
+            "hint": 'did you mean "echo"?',
+            "path": ["listeners", 0, "handler"],
+        }
+        assert (missing["code"], missing["path"]) == ("missing_field", ["listeners", 0, "description"])
+        assert (warning["severity"], warning["code"]) == ("warning", "unknown_key")
+
+    async def test_warnings_alone_leave_it_valid(self, client: httpx.AsyncClient) -> None:
+        assert (await client.post(VALIDATE, content=DEFAULT_ORGANISM)).json() == {"valid": True, "problems": []}
+        response = await client.post(VALIDATE, content=f"{DEFAULT_ORGANISM}mine: 1\n")
+        assert response.json()["valid"] is True
+        assert [one["code"] for one in response.json()["problems"]] == ["unknown_key"]
+
+    @pytest.mark.parametrize("kind", ["application/yaml", "text/plain", "x", "application/x-www-form-urlencoded", None])
+    async def test_the_body_is_the_definition_whatever_its_type(
+        self, client: httpx.AsyncClient, kind: str | None
+    ) -> None:
+        headers = {"Content-Type": kind} if kind else {}
+        assert len(rows(await client.post(VALIDATE, content=BROKEN, headers=headers))) == 3
+
+    @pytest.mark.parametrize("name", ["organismYaml", "organism_yaml"])
+    async def test_json_may_hold_it(self, client: httpx.AsyncClient, name: str) -> None:
+        assert len(rows(await client.post(VALIDATE, json={name: BROKEN, "other": 1}))) == 3
+
+    async def test_json_may_be_it(self, client: httpx.AsyncClient) -> None:
+        listener = {"name": "a", "description": "d", "handler": "echo"}
+        sound = {"organism": {"name": "x"}, "listeners": [listener]}
+        assert (await client.post(VALIDATE, json=sound)).json() == {"valid": True, "problems": []}
+        broken = sound | {"listeners": [listener | {"handler": "ecko"}]}
+        assert [code for *_, code in rows(await client.post(VALIDATE, json=broken))] == ["unknown_handler"]
+
+    async def test_a_definition_that_is_no_text_is_refused(self, client: httpx.AsyncClient) -> None:
+        assert_invalid(await client.post(VALIDATE, json={"organismYaml": 5}), "body.organismYaml")
+
+    @pytest.mark.parametrize(
+        ("body", "kind", "code"),
+        [
+            (b"", "text/plain", "wrong_type"),
+            (b"{}", "application/json", "wrong_type"),
+            (b'{"organismYaml": null}', "application/json", "wrong_type"),
+            (b"null", "application/json", "wrong_type"),
+            (b"[]", "application/json", "wrong_type"),
+            (b'{"a": ', "application/json", "yaml_syntax"),
+            (b"[" * 100_000, "application/json", "yaml_limit"),
+            (b"[" * 100_000, "text/plain", "yaml_limit"),
+            (b"a: &a [*a]", "text/plain", "yaml_limit"),
+            (b"a: " + b"x" * 500_000, "text/plain", "yaml_limit"),
+            (b"- a\n" * 100_000, "text/plain", "yaml_limit"),
+            (b"\xff\xfe\0", "application/octet-stream", "yaml_syntax"),
+            (b"a: \xc3", "application/json", "yaml_syntax"),
+            (b"\0", "text/plain", "yaml_syntax"),
+            (rb'{"organismYaml": "a: \ud800"}', "application/json", "yaml_syntax"),
+            (rb'{"organismYaml": "a: \u0000"}', "application/json", "yaml_syntax"),
+            (b'{"organismYaml": "a: ' + b"9" * 5000 + b'"}', "application/json", "out_of_range"),
+            (b'{"a": ' + b"9" * 5000 + b"}", "application/json", "out_of_range"),
+        ],
+    )
+    async def test_nothing_is_a_fault(self, client: httpx.AsyncClient, body: bytes, kind: str, code: str) -> None:
+        response = await client.post(VALIDATE, content=body, headers={"Content-Type": kind})
+        assert response.status_code == 200
+        assert response.json()["valid"] is False
+        assert code in [one["code"] for one in response.json()["problems"]]
+        assert all(one["hint"] and one["message"] for one in response.json()["problems"])
+
+    async def test_thousands_of_problems_are_told(self, client: httpx.AsyncClient) -> None:
+        text = "organism: {name: x}\nlisteners:\n" + "  - {name: a, handler: ecko, peers: [b], zzz: 1}\n" * 1500
+        assert len(rows(await client.post(VALIDATE, content=text))) > 5000
+
+    async def test_other_requests_are_answered_meanwhile(self, client: httpx.AsyncClient) -> None:
+        """A large definition is read beside the event loop."""
+        text = "organism: {name: x}\nlisteners:\n" + "  - {name: a, handler: ecko, peers: [b], zzz: 1}\n" * 1900
+        large = asyncio.create_task(client.post(VALIDATE, content=text))
+        answered = 0
+        while not large.done():
+            await asyncio.sleep(0)
+            await client.get("/health/live")
+            answered += 1
+        assert len(rows(await large)) > 5000
+        assert answered > 5
+
+    async def test_nothing_is_stored(
+        self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
+    ) -> None:
+        await client.post(VALIDATE, content=DEFAULT_ORGANISM)
+        assert await session.scalar(sa.select(sa.func.count()).select_from(FlowRecord)) == 0
+
+    async def test_it_waits_for_no_writer(self, live_client: httpx.AsyncClient, live_database: Database) -> None:
+        await live_client.get(f"{API}/me")
+        async with live_database.transaction() as writer:
+            await writer.execute(sa.update(UserRecord).values(name="Writing"))
+            async with asyncio.timeout(2):
+                assert (await live_client.post(VALIDATE, content=DEFAULT_ORGANISM)).json()["valid"] is True
+
+
+class TestInstallation:
+    async def test_secrets_and_models_that_are_not_there_are_told(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        response = await client.post(VALIDATE, content=NEEDY)
+        assert rows(response) == [(8, 16, "missing_secret"), (12, 13, "missing_llm")]
+        assert response.json()["valid"] is False
+        assert all(one["hint"] for one in response.json()["problems"])
+
+    async def test_what_is_there_is_not_missed(
+        self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LLM_API_KEY", "k")
+        monkeypatch.setenv("LLM_MODEL", "m")
+        get_settings.cache_clear()
+        try:
+            assert rows(await client.post(VALIDATE, content=NEEDY)) == [(8, 16, "missing_secret")]
+            session.add(SecretRecord(user_id=dev_user.id, name="TOKEN", sealed="s"))
+            await session.commit()
+            assert (await client.post(VALIDATE, content=NEEDY)).json() == {"valid": True, "problems": []}
+        finally:
+            get_settings.cache_clear()
+
+    async def test_secrets_of_others_do_not_count(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
+        stranger = await factories.create_user(session)
+        session.add(SecretRecord(user_id=stranger.id, name="TOKEN", sealed="s"))
+        await session.commit()
+        assert "missing_secret" in [code for *_, code in rows(await client.post(VALIDATE, content=NEEDY))]
+
+
+class TestValidateFlow:
+    async def test_without_a_body_the_stored_definition_is_judged(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
+        assert (await client.post(f"{path_of(flow)}/validate")).json() == {"valid": True, "problems": []}
+        flow.organism_yaml = BROKEN
+        await session.commit()
+        for sent in EMPTY:
+            assert len(rows(await client.post(f"{path_of(flow)}/validate", **sent))) == 3
+
+    async def test_with_a_body_that_is_judged(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
+        assert len(rows(await client.post(f"{path_of(flow)}/validate", content=BROKEN))) == 3
+        assert len(rows(await client.post(f"{path_of(flow)}/validate", json={"organismYaml": BROKEN}))) == 3
+        stored: dict[str, Any] = (await client.get(path_of(flow))).json()
+        assert stored["organismYaml"] == DEFAULT_ORGANISM
+
+    @pytest.mark.parametrize("body", [b"", b"organism: {}"])
+    async def test_a_strangers_flow_is_not_found(
+        self, client: httpx.AsyncClient, session: AsyncSession, body: bytes
+    ) -> None:
+        theirs = await factories.create_flow(session, await factories.create_user(session))
+        for flow_id in (theirs.id, uuid4()):
+            response = await client.post(f"{API}/flows/{flow_id}/validate", content=body)
+            assert_problem(response, 404, "flow_not_found", "Flow not found")
+
+    async def test_it_says_what_the_start_will_say(
+        self, live_client: httpx.AsyncClient, live_database: Database, engine: object
+    ) -> None:
+        created = (await live_client.post(f"{API}/flows", json={"name": "F", "organismYaml": BROKEN})).json()
+        path = f"{API}/flows/{created['id']}"
+        first = (await live_client.post(f"{path}/validate")).json()["problems"][0]
+        await live_client.post(f"{path}/start")
+        flow = await eventually(live_client, path, {"error", "running"})
+        assert flow["status"] == "error"
+        assert flow["errorMessage"].startswith(
+            f"line {first['line']}, column {first['column']}: {first['message']}; {first['hint']}"
+        )
+
+    async def test_it_costs_few_statements(
+        self, client: httpx.AsyncClient, flow: FlowRecord, database_engine: AsyncEngine
+    ) -> None:
+        with count_statements(database_engine) as statements:
+            await client.post(f"{path_of(flow)}/validate")
+        assert len(statements) == 2, statements
+        with count_statements(database_engine) as statements:
+            await client.post(VALIDATE, content=json.dumps(BROKEN))
+        assert len(statements) == 1, statements
