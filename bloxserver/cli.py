@@ -1,4 +1,4 @@
-"""The command line: `bloxserver serve`, `worker`, `migrate`, `demo`, `check`."""
+"""The command line: `bloxserver serve`, `worker`, `migrate`, `reseal`, `demo`, `check`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ app = typer.Typer(
 
 DRAIN_MARGIN_SECONDS = 15
 """What open requests get beyond the engine's own draining when the server stops."""
+
+RESEAL_BATCH = 100
+"""Secrets in one transaction."""
 
 
 def _version(wanted: bool) -> None:
@@ -153,6 +156,38 @@ async def _migrate(settings: Settings) -> None:
 
 
 @app.command()
+def reseal() -> None:
+    """Seal all secrets anew with the first key of API_KEY_ENCRYPTION_KEY; after that the others can be removed.
+
+    Safe to end at any time and to run again, also while servers run. Ends with status 1 where a secret could not be
+    read.
+    """
+    _run(_reseal(_readable_settings()))
+
+
+async def _reseal(settings: Settings) -> None:
+    from bloxserver.api.models.database import database
+    from bloxserver.sealing import sealer_of
+    from bloxserver.services.secrets import reseal_stale
+
+    sealer = sealer_of(settings)
+    if sealer is None:
+        raise SettingsError(["API_KEY_ENCRYPTION_KEY must be set"])
+    resealed = unreadable = 0
+    after = None
+    while True:
+        async with database.transaction() as session:
+            batch = await reseal_stale(session, sealer, RESEAL_BATCH, after)
+        resealed, unreadable, after = resealed + batch.resealed, unreadable + batch.unreadable, batch.last_id
+        if after is None:
+            break
+    await database.dispose()
+    typer.echo(f"sealed anew: {resealed}; not readable with any of the keys: {unreadable}")
+    if unreadable:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo() -> None:
     """Show the main job on a temporary server: flow, webhook, runs, a kill -9 in between, history, statistics.
 
@@ -193,9 +228,12 @@ def check(
 
 def _checked_settings() -> Settings:
     """The settings, or the end of the process with all that is wrong with them."""
+    from bloxserver.blocks.registry import get_registry
+
     settings = get_settings()
     try:
         settings.check_startup()
+        get_registry()
     except SettingsError as error:
         _fail(str(error))
     return settings

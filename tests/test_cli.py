@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from bloxserver import __version__
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.api.models.tables import SecretRecord
 from bloxserver.cli import app
 from bloxserver.organism.listeners import LISTENER_KEYS
+from bloxserver.sealing import Sealer
 from bloxserver.settings import Settings
+from tests.factories import create_user
 
 BROKEN = """\
 organism: {name: x}
@@ -32,7 +37,7 @@ def bloxserver(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("worker",), ("migrate",), ("demo",), ("check",)])
+@pytest.mark.parametrize("command", [(), ("serve",), ("worker",), ("migrate",), ("reseal",), ("demo",), ("check",)])
 def test_every_command_has_help(command: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(app, [*command, "--help"])
     assert shown.exit_code == 0
@@ -116,3 +121,28 @@ def test_a_start_that_must_not_be_says_why(arguments: tuple[str, ...], environme
     assert refused.returncode == 1
     assert told in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+async def test_secrets_are_sealed_anew_with_the_first_key(live_settings: Settings, live_database: Database) -> None:
+    old, new = (Sealer([key]) for key in ("an old key of 32 bytes or more, 1", "a new key of 32 bytes or more, 22"))
+    async with live_database.sessions() as session:
+        user = await create_user(session)
+        for number in range(3):
+            sealed = old.seal(f"value {number}", owner=user.id, name=f"S{number}")
+            session.add(SecretRecord(user_id=user.id, name=f"S{number}", sealed=sealed))
+        await session.commit()
+    environment = {
+        "DATABASE_URL": live_settings.database_url,
+        "API_KEY_ENCRYPTION_KEY": "a new key of 32 bytes or more, 22,an old key of 32 bytes or more, 1",
+    }
+    refused = await asyncio.to_thread(bloxserver, "reseal", DATABASE_URL=live_settings.database_url)
+    assert (refused.returncode, "API_KEY_ENCRYPTION_KEY must be set" in refused.stderr) == (1, True)
+    done = await asyncio.to_thread(lambda: bloxserver("reseal", **environment))
+    assert (done.returncode, done.stdout) == (0, "sealed anew: 3; not readable with any of the keys: 0\n"), done.stderr
+    async with live_database.sessions() as session:
+        secrets = (await session.scalars(sa.select(SecretRecord).order_by(SecretRecord.name))).all()
+    assert [new.open(secret.sealed, owner=user.id, name=secret.name) for secret in secrets] == [
+        "value 0",
+        "value 1",
+        "value 2",
+    ]

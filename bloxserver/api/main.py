@@ -17,6 +17,7 @@ from bloxserver.api.models.database import Database
 from bloxserver.api.models.migrate import SchemaState, schema_state
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, install_openapi
 from bloxserver.api.routes import AUTHENTICATED, PUBLIC
+from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.engine import Engine
 from bloxserver.errors import SettingsError
 from bloxserver.log import configure_logging
@@ -64,6 +65,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = get_settings()
     configure_logging(level=settings.log_level, as_json=settings.is_production)
     settings.check_startup()
+    get_registry()  # a package with a block that cannot be used keeps the server from starting, not flows
     _warn(settings)
     database = models_database.database
     await prepare_database(settings, database)
