@@ -124,7 +124,7 @@ def test_a_start_that_must_not_be_says_why(arguments: tuple[str, ...], environme
 
 
 async def test_secrets_are_sealed_anew_with_the_first_key(live_settings: Settings, live_database: Database) -> None:
-    old, new = (Sealer([key]) for key in ("an old key of 32 bytes or more, 1", "a new key of 32 bytes or more, 22"))
+    old, new = (Sealer([key]) for key in ("an old key of 32 bytes or more: 1", "a new key of 32 bytes or more: 22"))
     async with live_database.sessions() as session:
         user = await create_user(session)
         for number in range(3):
@@ -133,7 +133,7 @@ async def test_secrets_are_sealed_anew_with_the_first_key(live_settings: Setting
         await session.commit()
     environment = {
         "DATABASE_URL": live_settings.database_url,
-        "API_KEY_ENCRYPTION_KEY": "a new key of 32 bytes or more, 22,an old key of 32 bytes or more, 1",
+        "API_KEY_ENCRYPTION_KEY": "a new key of 32 bytes or more: 22,an old key of 32 bytes or more: 1",
     }
     refused = await asyncio.to_thread(bloxserver, "reseal", DATABASE_URL=live_settings.database_url)
     assert (refused.returncode, "API_KEY_ENCRYPTION_KEY must be set" in refused.stderr) == (1, True)
