@@ -1,0 +1,361 @@
+"""`python`: what snippets can do, and what they cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import JsonValue, ValidationError
+
+from bloxserver.blocks.base import BlockContext, BlockError
+from bloxserver.blocks.python import (
+    MAX_ANSWER_BYTES,
+    MAX_CODE_BYTES,
+    PROCESSES,
+    PythonConfig,
+    PythonPayload,
+    block,
+    handle_python,
+)
+
+LOOP = "while True:\n    pass"
+MODULES = """
+builtins ctypes concurrent.futures ftplib gc http.client http.server importlib inspect io.open_code marshal mmap monty
+multiprocessing pickle pkgutil platform psutil pty resource runpy select shutil signal site smtplib socket
+sqlite3 ssl subprocess tempfile threading traceback types urllib.request webbrowser weakref zipimport _thread posix
+"""
+ESCAPES = [
+    "open('/etc/passwd').read()",
+    "open('/tmp/written', 'w')",
+    "from pathlib import Path\nPath('/etc/passwd').read_text()",
+    "from pathlib import Path\nPath('/tmp/written').write_text('x')",
+    "import os\nos.listdir('/')",
+    "import os\nos.environ['PATH']",
+    "import os\nos.getenv('PATH')",
+    "import os\nos.system('id')",
+    "import os\nos.fork()",
+    "import os\nos.kill(1, 9)",
+    "import os\nos.urandom(4)",
+    "import sys\nsys.modules['os']",
+    "import sys\nsys._getframe()",
+    "import sys\nsys.exit(3)",
+    "import time\ntime.sleep(3600)",
+    "import asyncio\nawait asyncio.sleep(3600)",
+    "__import__('os')",
+    "__builtins__",
+    "__loader__",
+    "globals()['__builtins__']",
+    "input()",
+    "breakpoint()",
+    "compile('1', '', 'exec')",
+    "eval('open(\"/etc/passwd\")')",
+    "exec('import socket')",
+    "().__class__.__bases__[0].__subclasses__()",
+    "getattr((), '__class__')",
+    "getattr(payload, '__class__').__mro__",
+    "type(payload).__mro__",
+    "object.__subclasses__()",
+    "(lambda: 0).__globals__",
+    "(lambda: 0).__code__",
+    "def f():\n    pass\nf.__globals__",
+    "class A:\n    def __reduce__(self):\n        pass\nA().__class__.__base__.__subclasses__()",
+    "'{0.__class__}'.format(payload)",
+    "f'{payload.__class__}'",
+    "try:\n    1 / 0\nexcept Exception as error:\n    error.__traceback__.tb_frame",
+    "raise SystemExit(3)",
+    "raise KeyboardInterrupt",
+    "raise BaseException('out')",
+]
+HEAVY = [
+    "'a' * 10**9",
+    "[0] * 10**9",
+    "bytes(10**9)",
+    "10**10**8",
+    "f'{1:>1000000000}'",
+    "'%1000000000d' % 1",
+    "x = [1]\nwhile True:\n    x += x",
+    "x = 'a'\nwhile True:\n    x += x",
+    "[str(n) for n in range(10**7)]",
+    "def f():\n    return f()\nf()",
+    "def f(n):\n    return [f(n + 1)]\nf(0)",
+    LOOP,
+    "while True:\n    try:\n        open('/x')\n    except BaseException:\n        pass",
+    "try:\n    while True:\n        pass\nexcept BaseException:\n    pass\n7",
+    "while True:\n    print('x' * 1000)",
+    "sum(range(10**10))",
+    "sorted(range(10**7), key=lambda n: -n)",
+    "import math\nmath.factorial(10**7)",
+    "import re\nre.match(r'(a+)+\\1$', 'a' * 40 + 'b')",
+    "x = []\nfor _ in range(100000):\n    x = [x]\nx",
+    "x = [0] * 1000\ny = [x] * 1000\n[y] * 1000",
+    "x = 'a' * 1000000\n[x] * 1000000",
+]
+
+
+async def run(context: BlockContext, code: str, payload: JsonValue = None, **config: Any) -> JsonValue:
+    return await handle_python(
+        PythonPayload.model_construct(root=payload), PythonConfig.model_validate({"code": code} | config), context
+    )
+
+
+async def failure(context: BlockContext, code: str, payload: JsonValue = None, **config: Any) -> BlockError:
+    with pytest.raises(BlockError) as caught:
+        await run(context, code, payload, **config)
+    return caught.value
+
+
+def workers(parent: int) -> set[int]:
+    """The processes of snippets that another process has started."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = status.read_text().partition(") ")
+        except OSError:
+            continue  # it has just ended
+        if name.endswith("(monty") and int(rest.split()[1]) == parent:
+            found.add(int(status.parent.name))
+    return found
+
+
+async def worker(parent: int) -> int:
+    """The one process of a snippet, as soon as it is there."""
+    async with asyncio.timeout(10):
+        while not (found := workers(parent)):  # noqa: ASYNC110  # nothing tells us
+            await asyncio.sleep(0.01)
+    [pid] = found
+    return pid
+
+
+def ended(pidfd: int, seconds: float) -> bool:
+    """Whether a process ends within that time."""
+    return bool(select.select([pidfd], [], [], seconds)[0])
+
+
+class TestAnswer:
+    @pytest.mark.parametrize(
+        ("code", "payload", "answer"),
+        [
+            ("payload", {"é": [1, 2.5, None, True, "日"]}, {"é": [1, 2.5, None, True, "日"]}),
+            ("payload['a'] + 1", {"a": 1}, 2),
+            ("x = 1\ny = 2\nx, y", None, [1, 2]),
+            ("if payload > 3:\n    return 'much'\nreturn 'little'", 4, "much"),
+            ("def double(n):\n    return n * 2\n[double(n) for n in payload]", [1, 2], [2, 4]),
+            ("x = 1", None, None),
+            ("# nothing", None, None),
+            ("print('dropped')", None, None),
+            ("import json, re, math, datetime, hashlib\nlen(re.findall('a+', payload))", "aa b a", 2),
+            ("2**63 - 1", None, 2**63 - 1),
+            ("-(2**63)", None, -(2**63)),
+            ("{'a': (1, (2,))}", None, {"a": [1, [2]]}),
+        ],
+    )
+    async def test_is_the_last_value(
+        self, context: BlockContext, code: str, payload: JsonValue, answer: JsonValue
+    ) -> None:
+        assert await run(context, code, payload) == answer
+
+    @pytest.mark.parametrize(
+        ("code", "told"),
+        [
+            ("float('nan')", "holds the number nan, which is no JSON"),
+            ("[1e308 * 10]", "holds the number inf, which is no JSON"),
+            ("2**63", "holds a number of more than 64 bits"),
+            ("{'a': 10**3000}", "holds a number of more than 64 bits"),
+            ("10**100000", "holds a number of more than 64 bits"),
+            ("'a\\0b'", "holds a text with a NUL or half a surrogate pair"),
+            ("{'a\\0': 1}", "holds a text with a NUL or half a surrogate pair"),
+            ("{1: 2}", "holds a dict with a key that is no text"),
+            ("{1, 2}", "holds a value of type set, which is no JSON"),
+            ("b'a'", "holds a value of type bytes, which is no JSON"),
+            ("import datetime\n[datetime.date(2026, 1, 2)]", "holds a value of type date, which is no JSON"),
+            ("x = []\nfor _ in range(64):\n    x = [x]\nx", "is nested deeper than 64"),
+            ("'é' * 524287", "is larger than 1048576 bytes"),
+            ("[12345678] * 120000", "is larger than 1048576 bytes"),
+            ("x = [[]] * 1000\n[x] * 400", "is larger than 1048576 bytes"),
+        ],
+    )
+    async def test_must_be_json_that_can_be_stored(self, context: BlockContext, code: str, told: str) -> None:
+        error = await failure(context, code)
+        assert (error.code, error.message, error.retryable) == ("invalid_answer", f"the answer {told}", False)
+
+    async def test_may_be_as_large_and_as_deep_as_that(self, context: BlockContext) -> None:
+        assert await run(context, "'a' * payload", MAX_ANSWER_BYTES - 3) == "a" * (MAX_ANSWER_BYTES - 3)
+        answer = await run(context, "x = 1\nfor _ in range(64):\n    x = [x]\nx")
+        for _ in range(64):
+            assert isinstance(answer, list)
+            [answer] = answer
+        assert answer == 1
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("code", "told"),
+        [
+            ("x = 1\ny = x / 0", "line 2: ZeroDivisionError: division by zero"),
+            ("payload['a']", "line 1: KeyError: a"),
+            ("def f():\n    raise ValueError('why')\n\nf()", "line 2: ValueError: why"),
+            ("nobody", "line 1: NameError: name 'nobody' is not defined"),
+            ("import numpy", "line 1: ModuleNotFoundError: No module named 'numpy'"),
+            ("raise ValueError('a\\0b')", "line 1: ValueError: a\ufffdb"),
+            ("raise ValueError('x' * 10000)", f"line 1: ValueError: {'x' * 480}"),
+        ],
+        ids=lambda value: ascii(value)[:40],
+    )
+    async def test_tell_line_and_reason(self, context: BlockContext, code: str, told: str) -> None:
+        error = await failure(context, code, {})
+        assert (error.code, error.message, error.retryable) == ("python_failed", told, False)
+
+    @pytest.mark.parametrize(
+        ("code", "told"),
+        [
+            ("def f(:\n    pass", "line 1: SyntaxError: Expected a parameter or the end of the parameter list"),
+            ("x = 1\n\ny = = 2", "line 3: SyntaxError: Expected an expression"),
+            ("  x = 1", "line 1: SyntaxError: Unexpected indentation"),
+            ("x = (1,\n", "line 2: SyntaxError: unexpected EOF while parsing"),
+            ("x = 1\nyield x", "line 2: NotImplementedError: The monty syntax parser does not yet support yield"),
+            ("(" * 10_000, "line 1: SyntaxError: Source is too deeply nested"),
+            ("x" * (MAX_CODE_BYTES + 1), "a snippet may have 20000 bytes"),
+            ("é" * (MAX_CODE_BYTES // 2 + 1), "a snippet may have 20000 bytes"),
+        ],
+        ids=lambda value: ascii(value)[:40],
+    )
+    def test_of_the_syntax_are_found_before_the_snippet_runs(self, code: str, told: str) -> None:
+        with pytest.raises(ValidationError) as caught:
+            block.config.model_validate({"code": code})
+        [error] = caught.value.errors()
+        assert (error["loc"], error["msg"].startswith(f"Value error, {told}")) == (("code",), True)
+
+    @pytest.mark.parametrize("code", [LOOP, "1 / 0", "'a' * 10**9", "import nobody", "x" * MAX_CODE_BYTES, "# x"])
+    def test_of_running_are_not(self, code: str) -> None:
+        assert block.config.model_validate({"code": code}).code == code
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {},
+            {"code": ""},
+            {"code": 1},
+            {"code": "\ud800"},
+            {"code": "1", "timeout_seconds": 0.05},
+            {"code": "1", "timeout_seconds": 31},
+            {"code": "1", "timeout_seconds": float("nan")},
+            {"code": "1", "memory_mb": 0},
+            {"code": "1", "memory_mb": 257},
+            {"code": "1", "imports": ["os"]},
+        ],
+        ids=ascii,
+    )
+    def test_of_a_config_that_cannot_work(self, config: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError):
+            block.config.model_validate(config)
+
+
+class TestSandbox:
+    @pytest.mark.parametrize("code", ESCAPES)
+    async def test_leads_nowhere(self, context: BlockContext, code: str) -> None:
+        error = await failure(context, code, {}, timeout_seconds=1)
+        assert (error.code, error.retryable) == ("python_failed", False)
+        assert "root:" not in error.message
+
+    @pytest.mark.parametrize("module", MODULES.split())
+    async def test_has_no_module_that_leads_out(self, context: BlockContext, module: str) -> None:
+        name, _, member = module.rpartition(".")
+        code = f"from {name} import {member}" if name else f"import {module}"
+        assert (await failure(context, code)).code == "python_failed"
+
+    @pytest.mark.parametrize("code", ["eval('1 + 1')", "exec('x = 2')", "type(1)", "import os\nos.getcwd()"])
+    async def test_keeps_what_looks_like_a_way_out_inside(self, context: BlockContext, code: str) -> None:
+        assert str(await _outcome(context, code)) in {"2", "None", "/", "invalid_answer"}
+
+    @pytest.mark.parametrize("code", HEAVY)
+    async def test_ends_what_takes_too_much(self, context: BlockContext, code: str) -> None:
+        async with asyncio.timeout(20):
+            error = await failure(context, code, timeout_seconds=0.5, memory_mb=16)
+        assert (error.code, error.retryable) in {("python_failed", False), ("invalid_answer", False)}
+
+    async def test_starts_anew_for_each_snippet(self, context: BlockContext) -> None:
+        await run(context, "left = 1\ndef len(x):\n    return -1\n1")
+        assert (await failure(context, "left")).message == "line 1: NameError: name 'left' is not defined"
+        assert await run(context, "len('abc')") == 3
+
+
+async def _outcome(context: BlockContext, code: str) -> JsonValue:
+    try:
+        return await run(context, code)
+    except BlockError as error:
+        return error.code
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+class TestProcesses:
+    async def test_do_not_hold_up_the_event_loop(self, context: BlockContext) -> None:
+        looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
+        pid = await worker(os.getpid())
+        for number in range(3):
+            assert await run(context, "payload + 1", number) == number + 1
+        assert not looping.done()
+        assert pid in workers(os.getpid())
+        looping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looping
+
+    async def test_end_with_whoever_waits_for_them(self, context: BlockContext) -> None:
+        looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
+        pidfd = os.pidfd_open(await worker(os.getpid()))
+        looping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looping
+        assert ended(pidfd, 5)
+        os.close(pidfd)
+
+    async def test_that_are_killed_are_an_error_and_replaced(self, context: BlockContext) -> None:
+        looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
+        os.kill(await worker(os.getpid()), 9)
+        with pytest.raises(BlockError) as caught:
+            await looping
+        assert (caught.value.code, caught.value.retryable) == ("python_failed", True)
+        assert await run(context, "'next'") == "next"
+
+    async def test_wait_for_their_turn(self, context: BlockContext) -> None:
+        numbers: list[JsonValue] = list(range(3 * PROCESSES))
+        answers = await asyncio.gather(*(run(context, "payload", number) for number in numbers))
+        assert answers == numbers
+
+    async def test_are_not_left_behind(self, context: BlockContext) -> None:
+        await run(context, "1")
+        assert workers(os.getpid()) == set()
+
+    async def test_do_not_outlive_their_limit_when_the_server_is_killed(self) -> None:
+        server = subprocess.Popen([sys.executable, "-c", SERVER, LOOP, "2"])  # noqa: ASYNC220
+        pidfd = os.pidfd_open(await worker(server.pid))
+        server.kill()
+        server.wait()
+        assert ended(pidfd, 15)
+        os.close(pidfd)
+
+    @pytest.mark.parametrize("code", ["print('x' * 10000)", "open('/x')", LOOP])
+    def test_leave_a_server_that_exits_as_it_should(self, code: str) -> None:
+        served = subprocess.run([sys.executable, "-c", SERVER, code, "0.1"], capture_output=True, timeout=30)
+        assert (served.returncode, served.stdout) == (0, b"")
+
+
+SERVER = """
+import asyncio, sys
+from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.python import block
+
+async def main():
+    config = block.config(code=sys.argv[1], timeout_seconds=float(sys.argv[2]))
+    try:
+        await block.handler(block.payload(None), config, None)
+    except BlockError:
+        pass
+
+asyncio.run(main())
+"""
