@@ -112,7 +112,7 @@ def _is_literal(text: str) -> bool:
     if "\n" not in text or text[0].isspace() or text.endswith("\n\n"):
         return False
     lines = text.split("\n")
-    return not any(line.isspace() or set(ESCAPED.findall(line)) - {'"', "\\", "\t"} for line in lines)
+    return not any(set(ESCAPED.findall(line)) - {'"', "\\", "\t"} for line in lines)
 
 
 def _literal_header(text: str) -> str:

@@ -71,6 +71,8 @@ DEFINITIONS = {
     "agents that call agents": definition(line("a", "[b]", AGENT), line("b", "[c, {to: c, on: answer}]", AGENT),
                                           line("c")),
     "an agent by name": definition(line("a", "[]", "handler: echo, agent: true, prompt: p")),
+    "a branch": definition(line("a", "[]", BRANCH), line("b"), line("c"), line("d")),
+    "a branch with peers": definition(line("a", "[b, {to: c, on: error}]", BRANCH), line("b"), line("c"), line("d")),
     "its own targets": definition(line("a", "[b]", "handler: star, config: {names: [b, c]}"), line("b"), line("c")),
     "tool_config": definition(line("a", "[]", "handler: delay, tool_config: {seconds: 1}")),
     "everything else": definition(
@@ -91,9 +93,6 @@ DEFINITIONS = {
                 "    handler: echo\n  # 7\n# 8\n  - {name: b, description: d, handler: echo} # 9\n# 10\n"
                 "execution: {} # 11\n",
 }  # fmt: skip
-if REGISTRY.find("branch") is not None:
-    DEFINITIONS["a branch"] = definition(line("a", "[]", BRANCH), line("b"), line("c"), line("d"))
-    DEFINITIONS["a branch with peers"] = definition(line("a", "[b]", BRANCH), line("b"), line("c"), line("d"))
 FILES = {path.stem: path.read_text(encoding="utf-8") for path in EXAMPLES}
 VALID = DEFINITIONS | FILES
 

@@ -19,7 +19,6 @@ from tests.api.hostile import objects
 from tests.organism.canvases import (
     DEFINITIONS,
     REGISTRY,
-    VALID,
     as_sent,
     block,
     canvas,
@@ -27,45 +26,9 @@ from tests.organism.canvases import (
     drawn,
     edge,
     line,
-    meaning,
     node,
     told,
 )
-
-
-@pytest.mark.parametrize("text", VALID.values(), ids=VALID.keys())
-class TestThereAndBack:
-    def test_the_definition_comes_back_to_the_letter(self, text: str) -> None:
-        parse(text, REGISTRY)
-        derived, problems = derive(drawn(text), text, REGISTRY)
-        assert derived.strip() == text.strip()
-        assert [problem for problem in problems if problem.severity == "error"] == []
-        assert differences(drawn(text), text, REGISTRY) == []
-
-    def test_it_means_the_same_where_all_is_written_anew(self, text: str) -> None:
-        """As it is where the YAML was lost: but for what a canvas does not hold, nothing is missing."""
-        derived, problems = derive(drawn(text), "[", REGISTRY)
-        assert "definition_unreadable" in [problem.code for problem in problems]
-        assert meaning(derived) == meaning(text)
-        assert drawn(derived) == {**drawn(text), "nodes": drawn(derived)["nodes"]}
-        again, _ = derive(drawn(derived), derived, REGISTRY)
-        assert again == derived
-
-    def test_it_means_the_same_where_every_listener_is_written_anew(self, text: str) -> None:
-        changed = drawn(text)
-        for one in changed["nodes"]:
-            one["data"]["description"] = f"other: {one['data']['description']}"
-        derived, _ = derive(changed, text, REGISTRY)
-        organism, before = parse(derived, REGISTRY), parse(text, REGISTRY)
-        assert (organism.name, organism.execution, organism.on_failure) == (
-            before.name, before.execution, before.on_failure,
-        )  # fmt: skip
-        assert drawn(derived) == changed
-        assert len(differences(changed, text, REGISTRY)) == len(before.listeners)
-        restored = drawn(derived)
-        for one in restored["nodes"]:
-            one["data"]["description"] = one["data"]["description"].removeprefix("other: ")
-        assert meaning(derive(restored, derived, REGISTRY)[0]) == meaning(text)
 
 
 class TestDerive:
@@ -164,6 +127,12 @@ execution:
         assert derived.startswith("organism: {name: x}\nlisteners:\n  # lead\n  - name: first\n")
         assert [(one["source"], one["target"]) for one in drawn(derived)["edges"]] == [("first", "b"), ("b", "first")]
 
+    def test_two_nodes_of_one_name_are_not_both_the_one_that_is_there(self) -> None:
+        text = definition("  # lead", line("a"))
+        derived, problems = derive(canvas(block("1", name="a"), block("2", name="a")), text, REGISTRY)
+        assert derived.count("# lead") == derived.count(line("a")) == 1
+        assert [problem.code for problem in problems] == ["duplicate_listener"]
+
     def test_what_only_the_definition_has_is_taken_over(self) -> None:
         text = definition(
             line("a", "[b]", "handler: transform, config: {output: 1}, mine: [1]"),
@@ -252,6 +221,48 @@ execution:
         assert isinstance(listeners, list)
         assert isinstance(listeners[0], dict)
         assert listeners[0].get("peers") == peers
+
+    def test_the_edges_of_a_branch_go_into_its_config(self) -> None:
+        text = DEFINITIONS["a branch"]
+        shown = drawn(text)
+        assert [(one["sourceHandle"], one["target"]) for one in shown["edges"]] == [
+            ("case:0", "b"),
+            ("case:1", "c"),
+            ("otherwise", "d"),
+        ]
+        shown["edges"][0]["target"] = "d"
+        shown["edges"].append(edge("a", "b"))
+        shown["nodes"][2]["data"]["name"] = "see"
+        derived, problems = derive(shown, text, REGISTRY)
+        assert problems == []
+        branch = parse(derived, REGISTRY).listener("a")
+        assert [case["to"] for case in branch.given_config["cases"]] == ["d", "see"]  # type: ignore[union-attr, index, call-overload]
+        assert [peer.to for peer in branch.peers] == ["b", "d", "see"]
+
+    def test_a_case_may_get_its_target_from_the_canvas_alone(self) -> None:
+        config = {"cases": [{"when": "payload.x"}]}
+        shown = canvas(block("a", handler="branch", config=config), block("b"), edge("a", "b", "case:0"))
+        text, problems = derive(shown, "organism: {name: x}", REGISTRY)
+        assert problems == []
+        assert [peer.to for peer in parse(text, REGISTRY).listener("a").peers] == ["b"]
+        assert config == {"cases": [{"when": "payload.x"}]}
+
+    @pytest.mark.parametrize("handle", ["case:2", "case:", "case:x", "case:-1", "case:²", "case:" + "9" * 5000])
+    def test_an_edge_of_a_case_that_is_not_there_is_told(self, handle: str) -> None:
+        text = DEFINITIONS["a branch"]
+        shown = drawn(text)
+        shown["edges"].append(edge("a", "b", handle))
+        derived = derive(shown, text, REGISTRY)
+        assert told(derived) == [("error", "unknown_case", ("edges", "a-b"))]
+        assert derived[0] == text
+
+    def test_a_case_that_lost_its_edge_is_told(self) -> None:
+        text = DEFINITIONS["a branch"]
+        shown = drawn(text)
+        del shown["edges"][1:]
+        derived = derive(shown, text, REGISTRY)
+        assert told(derived) == [("warning", "undrawn_case", ("nodes", "a"))] * 2
+        assert derived[0] == text
 
     def test_what_react_flow_keeps_for_itself_changes_nothing(self) -> None:
         text = DEFINITIONS["a chain"]
