@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from pydantic import SecretStr
 
 from bloxserver.api.models.enums import StepStatus
 from bloxserver.api.models.types import now
@@ -123,7 +124,9 @@ async def test_an_agent_may_call_an_agent() -> None:
     assert log.step("c").message.parent_id == log.step("b").id
 
 
-@pytest.mark.parametrize(("settings", "named"), [(Settings(), "LLM_"), (Settings(llm_api_key="k"), "LLM_MODEL")])
+@pytest.mark.parametrize(
+    ("settings", "named"), [(Settings(), "LLM_"), (Settings(llm_api_key=SecretStr("k")), "LLM_MODEL")]
+)
 async def test_without_configuration_it_fails_and_says_what_is_missing(settings: Settings, named: str) -> None:
     outcome, _ = await pump(organism("name: a, prompt: p"), settings=settings)
     assert isinstance(outcome, Failed)
