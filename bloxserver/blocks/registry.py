@@ -111,7 +111,8 @@ def _problem_of(block: AnyBlock) -> str | None:
         return "needs a BlockConfig as its config"
     if not inspect.iscoroutinefunction(block.handler):
         return "needs an async function as its handler"
-    if unknown := sorted(block.templates - block.config.model_fields.keys()):
+    members = {field.alias or name for name, field in block.config.model_fields.items()}
+    if unknown := sorted(block.templates - members):
         return f"takes placeholders in {unknown[0]!r}, which its config does not have"
     if not all(isinstance(text, str) for text in (block.description, *block.aliases)):
         return "needs texts as its description and aliases"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -142,6 +144,26 @@ class TestPlugins:
             assert reason in problem
             assert "\n" not in problem
 
+    @pytest.mark.parametrize("command", [("serve", "--port", "1"), ("check", __file__)])
+    def test_no_process_starts_with_a_broken_one(self, installation: Path, command: tuple[str, ...]) -> None:
+        self.install(installation, "broken_blocks:block", "raise RuntimeError('broken')")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(installation),
+            "DATABASE_URL": "sqlite+aiosqlite:///:memory:",
+        }
+        refused = subprocess.run(
+            [sys.executable, "-m", "bloxserver", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert refused.returncode == 1
+        assert refused.stderr.startswith('bloxserver: cannot start:\n  - the block plugin "mine = broken_blocks:block"')
+        assert len(refused.stderr.splitlines()) == 2
+
     def test_all_broken_ones_are_told_at_once(self, installation: Path) -> None:
         self.install(installation, "broken_blocks:block\nother = no_such_module", "block = 1")
         with pytest.raises(SettingsError, match=r"(?s)mine = .*other = "):
@@ -154,7 +176,7 @@ class TestEveryBlock:
         assert block.description.endswith(".")
         assert set(block.example) == {"config", "payload"}
         assert issubclass(block.config, BlockConfig)
-        assert block.templates <= block.config.model_fields.keys()
+        assert block.templates <= block.config.model_json_schema().get("properties", {}).keys()
 
     def test_accepts_its_own_example(self, block: AnyBlock) -> None:
         block.config.model_validate(block.example["config"])
