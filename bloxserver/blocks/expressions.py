@@ -4,37 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Annotated
 
-import cel
-from pydantic import JsonValue
+from pydantic import AfterValidator, JsonValue
 
 from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.cel.nodes import Node
+from bloxserver.blocks.cel.syntax import parse
+from bloxserver.blocks.cel.values import Budget, Failure, Run, TooCostly, plain
+from bloxserver.blocks.json_values import storable
+
+MAX_STEPS = 300_000
+MAX_QUOTED = 200
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A compiled expression. `text` is as the definition has it."""
+    """A compiled expression. `text` is as the definition has it; `real` as in `Run`."""
 
     text: str
-    program: Any
+    program: Node
+    real: bool = False
 
     def evaluate(self, scope: Mapping[str, JsonValue]) -> JsonValue:
-        """What it says of `scope`. Raises `BlockError` (`expression_failed`), which no retry can mend."""
+        """What it says of `scope`: JSON that can be stored, at most 1 MiB. Timestamps become ISO 8601 text, durations
+        seconds, types their names.
+
+        Raises `BlockError`, which no retry can mend: `expression_failed`, or `expression_too_costly` for what would
+        hold up everybody else; what is refused so has taken about 0.2 seconds.
+        """
+        run = Run(dict(scope), Budget(MAX_STEPS), self.real)
         try:
-            value: JsonValue = self.program.execute(dict(scope))
-        except Exception as error:
-            raise BlockError("expression_failed", f"{self.text}: {error}", retryable=False) from None
-        return value
+            return storable(self.program.evaluate(run), convert=plain)
+        except Failure as failure:
+            raise self._error("expression_failed", str(failure)) from None
+        except TooCostly:
+            raise self._error("expression_too_costly", "it goes through too many values") from None
+        except ValueError as error:
+            raise self._error("expression_failed", f"its value cannot be stored: {error}") from None
 
     def holds(self, scope: Mapping[str, JsonValue]) -> bool:
         """Whether it is true of `scope`. Raises `BlockError`, also where it is neither true nor false."""
         value = self.evaluate(scope)
         if not isinstance(value, bool):
-            raise BlockError("expression_failed", f"{self.text} is neither true nor false", retryable=False)
+            raise self._error("expression_failed", "it is neither true nor false")
         return value
 
+    def _error(self, code: str, reason: str) -> BlockError:
+        text = self.text if len(self.text) <= MAX_QUOTED else f"{self.text[:MAX_QUOTED]}…"
+        return BlockError(code, f"{text}: {reason}", retryable=False)
 
+
+@lru_cache(maxsize=256)
 def compile_expression(text: str, names: frozenset[str] = frozenset({"payload"})) -> Expression:
-    """Raises `ValueError` for what is no expression over `names`."""
-    return Expression(text, cel.compile(text))
+    """Raises `ValueError` for what is no expression over `names`: the syntax, an unknown name or function, too long,
+    too deep. What was compiled last is kept, so that blocks may ask again for each message.
+    """
+    return Expression(text, parse(text, names))
+
+
+def _compilable(text: str) -> str:
+    compile_expression(text)
+    return text
+
+
+ExpressionText = Annotated[str, AfterValidator(_compilable)]
+"""For configs: the text of an expression over `payload`."""

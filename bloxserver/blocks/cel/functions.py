@@ -1,0 +1,245 @@
+"""The functions of the language: those of CEL that JSON needs, and the extensions that are common to it.
+
+Each may be called as `f(x, y)` and as `x.f(y)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from bloxserver.blocks.cel import conversions, patterns
+from bloxserver.blocks.cel.values import CHARACTERS_PER_STEP, Failure, Run, add, equal, fitting, is_number, kind_of
+
+TEXT = "a text"
+LIST = "a list"
+NUMBER = "a number"
+TIME = "a timestamp"
+ANYTHING = "anything"
+
+
+@dataclass(frozen=True)
+class Function:
+    """`call` is given the run, and arguments of the kinds that it takes."""
+
+    call: Callable[..., Any]
+    takes: tuple[str, ...]
+    """For each argument its kind, several between |, or ANYTHING."""
+    optional: int = 0
+    """How many of the last may be left out."""
+    repeats: bool = False
+    """Whether the last may be given more than once."""
+
+    def accepts(self, count: int) -> bool:
+        most = math.inf if self.repeats else len(self.takes)
+        return len(self.takes) - self.optional <= count <= most
+
+    def signature(self, name: str) -> str:
+        arguments = [kind.replace("|", " or ") for kind in self.takes]
+        required = len(arguments) - self.optional
+        arguments[required:] = [f"{argument}, if wanted" for argument in arguments[required:]]
+        return f"{name}({'; '.join(arguments)}{'; …' if self.repeats else ''})"
+
+    def apply(self, name: str, arguments: Sequence[Any], run: Run) -> Any:
+        """Raises `Failure` and `TooCostly`."""
+        for index, argument in enumerate(arguments):
+            takes = self.takes[min(index, len(self.takes) - 1)]
+            if takes != ANYTHING and kind_of(argument) not in takes.split("|"):
+                raise Failure(f"{self.signature(name)} was given {kind_of(argument)}")
+            if isinstance(argument, str):
+                run.budget.spend(len(argument) // CHARACTERS_PER_STEP)
+            elif isinstance(argument, list):
+                run.budget.spend(len(argument))
+        return self.call(run, *arguments)
+
+
+def _contains(run: Run, container: Any, part: Any) -> bool:
+    if isinstance(container, list):
+        return any(equal(part, item, run) for item in container)
+    if not isinstance(part, str):
+        raise Failure(f"contains looks for a text, not for {kind_of(part)}")
+    return part in container
+
+
+def _whole(name: str, number: int | float) -> int:
+    if isinstance(number, float) and not number.is_integer():
+        raise Failure(f"{name} counts in whole numbers")
+    return int(number)
+
+
+def _slice(name: str) -> Callable[..., Any]:
+    """The part of a text or list from one index up to another."""
+
+    def cut(run: Run, whole: Any, start: int | float, end: int | float | None = None) -> Any:
+        first, last = _whole(name, start), len(whole) if end is None else _whole(name, end)
+        if not 0 <= first <= last <= len(whole):
+            raise Failure(f"{name} from {first} to {last} lies outside of 0 to {len(whole)}")
+        return whole[first:last]
+
+    return cut
+
+
+def _char_at(run: Run, text: str, index: int | float) -> str:
+    at = _whole("charAt", index)
+    if not 0 <= at <= len(text):
+        raise Failure(f"charAt {at} lies outside of 0 to {len(text)}")
+    return text[at : at + 1]
+
+
+def _replace(run: Run, text: str, old: str, new: str) -> str:
+    grown = max(0, len(new) - len(old)) * text.count(old)
+    run.budget.spend((len(text) + grown) // CHARACTERS_PER_STEP)
+    return text.replace(old, new)
+
+
+def _split(run: Run, text: str, separator: str) -> list[str]:
+    run.budget.spend(text.count(separator) + 1)
+    return text.split(separator) if separator else list(text)
+
+
+def _join(run: Run, items: list[Any], separator: str = "") -> str:
+    for item in items:
+        if not isinstance(item, str):
+            raise Failure(f"join takes a list of texts, and there is {kind_of(item)} in it: map(x, string(x)) first")
+    total = sum(len(item) for item in items) + len(separator) * len(items)
+    run.budget.spend(total // CHARACTERS_PER_STEP)
+    return separator.join(items)
+
+
+def _ascii(start: str, change: int) -> Callable[[Run, str], str]:
+    table = {ord(start) + offset: ord(start) + offset + change for offset in range(26)}
+    return lambda run, text: text.translate(table)
+
+
+def _distinct(run: Run, items: list[Any]) -> list[Any]:
+    found: list[Any] = []
+    for item in items:
+        if not any(equal(item, known, run) for known in found):
+            found.append(item)
+    return found
+
+
+def _flatten(run: Run, items: list[Any]) -> list[Any]:
+    flat: list[Any] = []
+    for item in items:
+        inner = item if isinstance(item, list) else [item]
+        run.budget.spend(len(inner))
+        flat.extend(inner)
+    return flat
+
+
+def _sort(run: Run, items: list[Any]) -> list[Any]:
+    kinds = {kind_of(item) for item in items}
+    if len(kinds) > 1 or not kinds <= {NUMBER, TEXT, TIME, "a duration", "a boolean"}:
+        raise Failure(f"sort takes a list of numbers, or of texts, not of {' and '.join(sorted(kinds))}")
+    return sorted(items)
+
+
+def _extreme(name: str, choose: Callable[[Sequence[Any]], Any]) -> Callable[..., Any]:
+    """Of the numbers in a list, or of those that are given one by one."""
+
+    def extreme(run: Run, *arguments: Any) -> Any:
+        items = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list) else arguments
+        _sort(run, list(items))
+        if not items:
+            raise Failure(f"{name} of nothing")
+        return choose(items)
+
+    return extreme
+
+
+def _sum(run: Run, items: list[Any]) -> Any:
+    total: Any = 0
+    for index, item in enumerate(items):
+        total = add(total, item, run) if index or is_number(item) else item
+    if isinstance(total, str | list):
+        raise Failure("sum takes a list of numbers")
+    return total
+
+
+def _round(run: Run, number: int | float, digits: int | float = 0) -> int | float:
+    """Halves go away from zero."""
+    places = _whole("round", digits)
+    if not 0 <= places <= 15:
+        raise Failure("round keeps 0 to 15 digits")
+    if isinstance(number, int) or abs(number) >= 2**53:
+        return number
+    # As it is written, 2.675 is half way; as a float it is a little less.
+    return float(Decimal(repr(number)).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP))
+
+
+def _sign(run: Run, number: int | float) -> int | float:
+    return type(number)((number > 0) - (number < 0))
+
+
+def _sqrt(run: Run, number: int | float) -> float:
+    if number < 0:
+        raise Failure("sqrt of a number below 0")
+    return math.sqrt(number)
+
+
+def _rounding(to_whole: Callable[[int | float], int]) -> Callable[[Run, int | float], int | float]:
+    """As in CEL, the whole number is of the type of the number."""
+    return lambda run, number: number if isinstance(number, int) else float(to_whole(number))
+
+
+_least = _extreme("min", min)
+_greatest = _extreme("max", max)
+_TO_NUMBER = "a text|a number|a timestamp"
+_SPAN = "a timestamp|a duration"
+
+FUNCTIONS: dict[str, Function] = {
+    "size": Function(lambda run, value: len(value), ("a text|a list|an object",)),
+    "int": Function(conversions.to_int, (_TO_NUMBER,)),
+    "double": Function(conversions.to_double, ("a text|a number",)),
+    "string": Function(conversions.to_string, ("a text|a number|a boolean|a timestamp|a duration|a type",)),
+    "bool": Function(conversions.to_bool, ("a text|a boolean",)),
+    "type": Function(conversions.type_of, (ANYTHING,)),
+    "dyn": Function(lambda run, value: value, (ANYTHING,)),
+    "timestamp": Function(conversions.to_timestamp, (_TO_NUMBER,)),
+    "duration": Function(conversions.to_duration, ("a text|a number|a duration",)),
+    "getFullYear": Function(conversions.timestamp_part(lambda moment: moment.year), (TIME,)),
+    "getMonth": Function(conversions.timestamp_part(lambda moment: moment.month - 1), (TIME,)),
+    "getDate": Function(conversions.timestamp_part(lambda moment: moment.day), (TIME,)),
+    "getDayOfMonth": Function(conversions.timestamp_part(lambda moment: moment.day - 1), (TIME,)),
+    "getDayOfWeek": Function(conversions.timestamp_part(lambda moment: moment.isoweekday() % 7), (TIME,)),
+    "getDayOfYear": Function(conversions.timestamp_part(lambda moment: moment.timetuple().tm_yday - 1), (TIME,)),
+    "getHours": Function(conversions.time_part(lambda moment: moment.hour, 3600), (_SPAN,)),
+    "getMinutes": Function(conversions.time_part(lambda moment: moment.minute, 60), (_SPAN,)),
+    "getSeconds": Function(conversions.time_part(lambda moment: moment.second, 1), (_SPAN,)),
+    "getMilliseconds": Function(conversions.timestamp_part(lambda moment: moment.microsecond // 1000), (TIME,)),
+    "matches": Function(patterns.matches, (TEXT, TEXT)),
+    "contains": Function(_contains, ("a text|a list", ANYTHING)),
+    "startsWith": Function(lambda run, text, part: text.startswith(part), (TEXT, TEXT)),
+    "endsWith": Function(lambda run, text, part: text.endswith(part), (TEXT, TEXT)),
+    "charAt": Function(_char_at, (TEXT, NUMBER)),
+    "indexOf": Function(lambda run, text, part: text.find(part), (TEXT, TEXT)),
+    "lastIndexOf": Function(lambda run, text, part: text.rfind(part), (TEXT, TEXT)),
+    "substring": Function(_slice("substring"), (TEXT, NUMBER, NUMBER), optional=1),
+    "replace": Function(_replace, (TEXT, TEXT, TEXT)),
+    "split": Function(_split, (TEXT, TEXT)),
+    "join": Function(_join, (LIST, TEXT), optional=1),
+    "lowerAscii": Function(_ascii("A", 32), (TEXT,)),
+    "upperAscii": Function(_ascii("a", -32), (TEXT,)),
+    "trim": Function(lambda run, text: text.strip(), (TEXT,)),
+    "reverse": Function(lambda run, value: value[::-1], ("a text|a list",)),
+    "slice": Function(_slice("slice"), (LIST, NUMBER, NUMBER)),
+    "distinct": Function(_distinct, (LIST,)),
+    "flatten": Function(_flatten, (LIST,)),
+    "sort": Function(_sort, (LIST,)),
+    "sum": Function(_sum, (LIST,)),
+    "min": Function(_least, (ANYTHING,), repeats=True),
+    "max": Function(_greatest, (ANYTHING,), repeats=True),
+    "math.least": Function(_least, (ANYTHING,), repeats=True),
+    "math.greatest": Function(_greatest, (ANYTHING,), repeats=True),
+    "math.abs": Function(lambda run, number: fitting(abs(number), run), (NUMBER,)),
+    "math.sign": Function(_sign, (NUMBER,)),
+    "math.ceil": Function(_rounding(math.ceil), (NUMBER,)),
+    "math.floor": Function(_rounding(math.floor), (NUMBER,)),
+    "math.round": Function(_round, (NUMBER, NUMBER), optional=1),
+    "math.trunc": Function(_rounding(math.trunc), (NUMBER,)),
+    "math.sqrt": Function(_sqrt, (NUMBER,)),
+}

@@ -1,0 +1,149 @@
+"""What expressions may cost: hostile texts, loops within loops, values that grow."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from pydantic import JsonValue
+
+from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.expressions import compile_expression
+from tests.blocks.test_expressions import PAYLOAD, refused, value
+
+HOSTILE = {
+    "parentheses": "(" * 900 + "1" + ")" * 900,
+    "lists": "[" * 900 + "]" * 900,
+    "maps": "{'a':" * 250 + "1" + "}" * 250,
+    "open": "(" * 2000,
+    "not": "!" * 1996 + "true",
+    "minus": "-" * 1999 + "1",
+    "sum": "+".join("1" * 1000),
+    "comparisons": "==".join("1" * 600),
+    "conditions": "true?1:" * 280 + "1",
+    "conditions within": "true?" * 300 + "1" + ":1" * 200,
+    "path": "payload" + ".a" * 900,
+    "indexes": "payload" + "[0]" * 600,
+    "methods": "'a'" + ".trim()" * 280,
+    "macros": "[1]" + ".map(x,x)" * 200,
+    "macros within": "[1].map(x," * 150 + "1" + ")" * 150,
+    "calls": "size([" * 250 + "])" * 250,
+    "all of it": "!([{'a':-(" * 90 + "1" + ")}]==[])" * 90,
+    "questions": "?" * 2000,
+    "quotes": "'" * 1999,
+    "backslashes": "'" + "\\" * 1999,
+    "escapes": "'" + "\\x" * 999,
+    "junk": "#" * 2000,
+    "dots": "." * 2000,
+    "digits": "9" * 2000,
+    "name": "x" * 2000,
+    "commas": "size(" + "1," * 990 + "1)",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_texts_are_refused_quickly(text: str) -> None:
+    started = time.thread_time()
+    with pytest.raises(ValueError, match=r".") as caught:
+        compile_expression(text)
+    assert len(str(caught.value)) < 300
+    assert time.thread_time() - started < 5
+
+
+DEEPEST = {
+    "parentheses": "(" * 31 + "payload" + ")" * 31,
+    "logic": "(true && (true || (" * 10 + "true" + ")))" * 10,
+    "macros": "[1].all(x, " * 31 + "true" + ")" * 31,
+    "operators": "(1 + 2 * (true == (1 < 2) ? 1 : " * 10 + "1" + "))" * 10,
+    "calls": "dyn(" * 31 + "1" + ")" * 31,
+    "sum": " + ".join(["1"] * 99),
+    "alternatives": " || ".join(["payload == 0"] * 120),
+    "comparisons": "payload" + " == 1" * 95,
+}
+
+
+def below(frames: int, text: str) -> JsonValue:
+    return below(frames - 1, text) if frames else value(text, [1])
+
+
+@pytest.mark.parametrize("text", DEEPEST.values(), ids=DEEPEST)
+def test_the_deepest_expressions_fit_on_a_stack_that_is_half_used(text: str) -> None:
+    compile_expression.cache_clear()
+    below(400, text)
+
+
+NUMBERS: JsonValue = list(range(20_000))
+COSTLY: dict[str, tuple[str, JsonValue]] = {
+    "loops within loops": ("payload.all(x, payload.all(y, x + y >= 0))", NUMBERS),
+    "searches within a loop": ("payload.exists(x, -1 in payload)", NUMBERS),
+    "comparisons within a loop": ("payload.exists(x, payload == payload && false)", NUMBERS),
+    "concatenations within a loop": ("payload.map(x, payload + payload)", NUMBERS),
+    "distinct": ("payload.distinct()", NUMBERS),
+    "texts that double": ("['aaaa']" + ".map(x, x + x)" * 90, None),
+    "lists that double": ("[[1]]" + ".map(x, x + x)" * 90, None),
+    "one replacement": ("size(payload.replace('', payload))", "a" * 100_000),
+    "one joining": ("size(payload.join(payload[0]))", ["a" * 10_000] * 5_000),
+    "replacements": ("payload.map(x, x.replace('', x)).map(x, x.replace('', x))", ["a" * 10_000]),
+    "joined copies": ("payload.map(x, payload).map(x, x.join(payload[0]))", ["a" * 1000] * 1000),
+    "reversed copies": ("payload.map(x, payload[0].reverse())", ["a" * 100_000] * 1000),
+    "regular expressions": (r"payload.all(x, string(x).matches('[\\w\\pL]{50}') == false)", NUMBERS),
+}
+# What is large only because one value stands in it many times takes no memory before it is written out.
+TOO_LARGE: dict[str, tuple[str, JsonValue]] = {
+    "lists of lists that double": ("['aaaa']" + ".map(x, [x, x])" * 60, None),
+    "copies": ("[" + ",".join(["payload"] * 200) + "]", "a" * 100_000),
+    "copies within a loop": ("payload.map(x, payload)", ["a" * 1000] * 2000),
+}
+
+
+@pytest.mark.parametrize(("text", "payload"), COSTLY.values(), ids=COSTLY)
+def test_what_would_take_too_long_is_stopped(text: str, payload: JsonValue) -> None:
+    expression = compile_expression(text)
+    started = time.thread_time()
+    with pytest.raises(BlockError) as caught:
+        expression.evaluate({"payload": payload})
+    assert (caught.value.code, caught.value.retryable) == ("expression_too_costly", False)
+    assert time.thread_time() - started < 20  # far less, but for a tool that measures coverage
+
+
+@pytest.mark.parametrize(("text", "payload"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_what_would_be_too_large_is_stopped(text: str, payload: JsonValue) -> None:
+    error = refused(text, payload)
+    assert error.code == "expression_failed"
+    assert "larger than 1048576 bytes" in error.message or "deeper than 64" in error.message
+
+
+def test_a_regular_expression_is_not_tried_on_a_long_text() -> None:
+    assert value("payload.matches('b')", "a" * 65_536) is False
+    assert "at most 65536 characters" in refused("payload.matches('b')", "a" * 65_537).message
+
+
+def test_a_large_message_is_no_reason_to_refuse_what_looks_at_a_part_of_it() -> None:
+    items: JsonValue = [{"id": number, "name": "x" * 100, "price": 2.5} for number in range(20_000)]
+    payload: JsonValue = {"items": items, "total": 3}
+    assert value("payload.total > 2", payload) is True
+    assert value("payload.items.exists(item, item.id == 19999)", payload) is True
+    assert value("size(payload.items.filter(item, item.price > 2 && item.id % 2 == 0))", payload) == 10_000
+
+
+def test_a_deep_message_can_be_looked_at_and_compared() -> None:
+    deep: JsonValue = 1
+    for _ in range(50_000):
+        deep = {"a": deep}
+    assert value("has(payload.a.a.a) && payload == payload", deep) is True
+    assert "deeper than 64" in refused("payload", deep).message
+    while isinstance(deep, dict):  # freed a level at a time: all at once is too deep for some Pythons
+        deep = deep.pop("a")
+
+
+def test_evaluating_takes_microseconds() -> None:
+    expression = compile_expression("payload.score > 3 && payload.name == 'Ada'")
+    scope: dict[str, JsonValue] = {"payload": PAYLOAD}
+    started = time.thread_time()
+    for _ in range(1000):
+        expression.holds(scope)
+    assert (time.thread_time() - started) / 1000 < 1e-3
+
+
+def test_what_was_compiled_is_kept() -> None:
+    assert compile_expression("payload.kept") is compile_expression("payload.kept")

@@ -1,0 +1,63 @@
+"""JSON that can be stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bloxserver.blocks.json_values import storable, value_at
+
+REFUSED: dict[str, Any] = {
+    "a.1.b holds a NUL character": {"a": [1, {"b": "\0"}]},
+    "it holds a NUL character": {"a\0": 1},
+    "a has a key that is no text": {"a": {1: 2}},
+    "it holds half of a character": "\ud800",
+    "0 is no finite number": [float("nan")],
+    "it is a whole number of more than 64 bits": 2**64,
+    "0 is no JSON": [{1, 2}],
+    "it is larger than 1048576 bytes": ["x" * 1000] * 1100,
+}
+
+
+def test_what_can_be_stored_is_copied() -> None:
+    value = {"a": [1, -2.5, None, True, "é"], "b": {}, "c": 2**64 - 1}
+    copied = storable(value)
+    assert copied == value
+    assert copied is not value
+
+
+@pytest.mark.parametrize(("reason", "value"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_stored_is_refused_with_its_place(reason: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        storable(value)
+    assert reason in str(caught.value)
+
+
+def test_the_depth_is_bounded() -> None:
+    value: list[Any] = []
+    for _ in range(63):
+        value = [value]
+    assert storable(value) == value
+    with pytest.raises(ValueError, match="deeper than 64"):
+        storable([value])
+    with pytest.raises(ValueError, match="deeper than 2"):
+        storable([[[]]], max_depth=2)
+
+
+def test_other_types_may_be_converted() -> None:
+    assert storable([{1}], convert=len) == [1]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [([], {"a": [{"0": 1}]}), (["a", "0", "0"], 1), (["a"], [{"0": 1}])],
+)
+def test_a_path_leads_to_a_value(path: list[str], expected: Any) -> None:
+    assert value_at(path, {"a": [{"0": 1}]}) == expected
+
+
+@pytest.mark.parametrize("path", [["b"], ["a", "1"], ["a", "-1"], ["a", "0", "0", "x"], ["a", "9" * 5000]], ids=str)
+def test_a_path_to_nothing_is_an_error(path: list[str]) -> None:
+    with pytest.raises(LookupError):
+        value_at(path, {"a": [{"0": 1}]})
