@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
-from bloxserver.blocks.templates import MAX_OUTPUT_BYTES, MAX_PLACEHOLDERS, check, render
+from bloxserver.blocks.templates import (
+    MAX_OUTPUT_BYTES,
+    MAX_PLACEHOLDERS,
+    check,
+    render,
+    render_text,
+    secret_names,
+    uses,
+)
 
 PAYLOAD: JsonValue = {
     "name": "Ada",
@@ -80,6 +90,7 @@ INVALID = [
 def refused(template: JsonValue, payload: JsonValue = PAYLOAD) -> BlockError:
     with pytest.raises(BlockError) as caught:
         render(template, {"payload": payload})
+    assert not caught.value.retryable
     return caught.value
 
 
@@ -145,3 +156,71 @@ def test_a_million_characters_of_junk_are_read_or_refused(unit: str) -> None:
     except ValueError as error:
         refused_as = str(error)
     assert refused_as is None or len(refused_as) < 1_000
+
+
+WITH_SECRETS = frozenset({"payload", "secrets"})
+LONG_NAME = "secrets." + "A" * 65
+SECRET = "s3cr3t-{{ payload.name }}-{{ secrets.OTHER }}"
+SCOPE: dict[str, JsonValue] = {"payload": {"name": "{{ secrets.KEY }}"}, "secrets": {"KEY": SECRET, "OTHER": "o"}}
+
+
+@pytest.mark.parametrize("name", ["KEY", "key_2", "_", "A" * 64])
+def test_a_secret_is_named_in_two_parts(name: str) -> None:
+    template: JsonValue = ["x", {"a": f"Bearer {{{{ secrets.{name} }}}}"}, "{{ payload.secrets.inner }}"]
+    check(template, WITH_SECRETS)
+    assert secret_names(template) == {name}
+    assert uses(template) == {"payload", "secrets"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["secrets", "secrets.KEY.x", "secrets.0", "secrets.1KEY", "secrets.a-b", "secrets.a b", "secrets.é", LONG_NAME],
+)
+def test_any_other_path_to_secrets_is_refused(path: str) -> None:
+    template = f"{{{{ {path} }}}}"
+    with pytest.raises(ValueError, match=r"named like secrets\.API_KEY"):
+        check(template, WITH_SECRETS)
+    assert secret_names(template) == frozenset()
+    with pytest.raises(BlockError) as caught:
+        render(template, SCOPE)
+    assert (caught.value.code, caught.value.retryable) == ("template_invalid", False)
+    assert "s3cr3t" not in caught.value.message
+
+
+def test_names_and_roots_of_a_template_without_placeholders_are_none() -> None:
+    template: JsonValue = ["text", 1, None, {"{{ secrets.KEY }}": True}]
+    assert secret_names(template) == uses(template) == frozenset()
+
+
+@pytest.mark.parametrize("question", [uses, secret_names])
+def test_a_broken_template_has_no_names(question: Callable[[JsonValue], frozenset[str]]) -> None:
+    with pytest.raises(ValueError, match="has no }}"):
+        question({"a": ["{{ secrets.KEY"]})
+
+
+def test_what_was_copied_is_not_looked_at_again() -> None:
+    template: JsonValue = ["{{ secrets.KEY }}", "{{ payload.name }}", "{{ secrets.KEY }}{{ payload.name }}"]
+    assert render(template, SCOPE) == [SECRET, "{{ secrets.KEY }}", SECRET + "{{ secrets.KEY }}"]
+
+
+def test_pieces_that_together_look_like_a_placeholder_stay_text() -> None:
+    scope: dict[str, JsonValue] = {"payload": {"a": "{{ secrets.", "b": "KEY }}"}, "secrets": {"KEY": "s"}}
+    assert render("{{ payload.a }}{{ payload.b }}", scope) == "{{ secrets.KEY }}"
+
+
+def test_no_error_holds_the_value_of_a_secret() -> None:
+    for template in ["{{ secrets.MISSING }}", "{{ payload.missing }}{{ secrets.KEY }}", "{{ secrets.KEY }}{{ payload"]:
+        with pytest.raises(BlockError) as caught:
+            render(template, SCOPE)
+        assert "s3cr3t" not in caught.value.message
+        assert not caught.value.retryable
+    with pytest.raises(BlockError, match=r"there is no secrets\.MISSING"):
+        render("{{ secrets.MISSING }}", SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [("{{ payload.age }}", "36"), ("{{ payload.none }}", "null"), ("{{ payload.name }}", "Ada"), ("", "")],
+)
+def test_a_text_can_be_asked_for(template: str, expected: str) -> None:
+    assert render_text(template, {"payload": PAYLOAD}) == expected
