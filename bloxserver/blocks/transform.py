@@ -1,35 +1,114 @@
-"""`transform`: answers with a value that its config describes, filled from the message."""
+"""`transform`: answers with a value put together from the message: by a template, a CEL expression, or by paths."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from pydantic import AfterValidator, Field, JsonValue, RootModel
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, JsonValue, RootModel, model_validator
 
 from bloxserver.blocks import templates
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.expressions import ExpressionText, compile_expression
+from bloxserver.blocks.json_values import MAX_DEPTH, answer, value_at
+
+MAX_PATHS = 500
+WHOLE_MESSAGE = "."
+WAYS = ("output", "expression", "mapping")
 
 
 class TransformPayload(RootModel[JsonValue]):
     """Any JSON value."""
 
 
-def _checked(template: JsonValue) -> JsonValue:
+def _checked_template(template: JsonValue) -> JsonValue:
     templates.check(template)
     return template
 
 
+def _checked_mapping(mapping: dict[str, str]) -> dict[str, str]:
+    if not 0 < len(mapping) <= MAX_PATHS:
+        raise ValueError(f"it names 1 to {MAX_PATHS} paths")
+    targets = {_path(target) for target in mapping}
+    for source in mapping.values():
+        if source != WHOLE_MESSAGE:
+            _path(source)
+    for target in targets:
+        if len(target) > MAX_DEPTH:
+            raise ValueError(f"a path has at most {MAX_DEPTH} names")
+        for length in range(1, len(target)):
+            if target[:length] in targets:
+                inner, outer = ".".join(target)[:100], ".".join(target[:length])[:100]
+                raise ValueError(f"{inner} lies within {outer}, which has a value of its own")
+    return mapping
+
+
+def _path(path: str) -> tuple[str, ...]:
+    names = tuple(path.split("."))
+    if not all(names):
+        raise ValueError(f"{path[:100]!r} is no path: write names between dots, like user.name")
+    return names
+
+
 class TransformConfig(BlockConfig):
-    output: Annotated[JsonValue, AfterValidator(_checked)] = Field(
-        description="Any JSON; `{{ payload.path.to.value }}` in its texts is replaced."
+    """One of `output`, `expression` and `mapping`."""
+
+    output: Annotated[JsonValue, AfterValidator(_checked_template)] = Field(
+        None, description="The answer, any JSON; `{{ payload.path.to.value }}` in its texts is replaced."
     )
+    expression: ExpressionText | None = Field(
+        None,
+        description="A CEL expression over `payload`, whose value is the answer, "
+        "like `payload.items.filter(item, item.price > 3)`.",
+    )
+    mapping: Annotated[dict[str, str], AfterValidator(_checked_mapping)] | None = Field(
+        None,
+        description="For each member of the answer, a path like `customer.name`, the path of its value in the message; "
+        "`.` is the whole message.",
+    )
+    skip_missing: bool = Field(False, description="With mapping: leave out what the message does not have.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_way(cls, config: Any) -> Any:
+        if isinstance(config, dict):
+            # An output may be null; anything else that is null is not there.
+            ways = [way for way in WAYS if way in config and (way == "output" or config[way] is not None)]
+            if len(ways) != 1:
+                given = f", not {' and '.join(ways)}" if ways else ""
+                raise ValueError(f"give one of output, expression and mapping{given}")
+            if config.get("skip_missing") and ways != ["mapping"]:
+                raise ValueError("skip_missing has a meaning with mapping alone")
+        return config
 
 
 async def handle_transform(payload: TransformPayload, config: TransformConfig, context: BlockContext) -> JsonValue:
-    return templates.render(config.output, {"payload": payload.root})
+    if config.expression is not None:
+        return compile_expression(config.expression).evaluate({"payload": payload.root})
+    if config.mapping is not None:
+        return answer(_mapped(config.mapping, payload.root, skip_missing=config.skip_missing))
+    return answer(templates.render(config.output, {"payload": payload.root}))
+
+
+def _mapped(mapping: dict[str, str], payload: JsonValue, *, skip_missing: bool) -> JsonValue:
+    mapped: dict[str, Any] = {}
+    for target, source in mapping.items():
+        try:
+            value = payload if source == WHOLE_MESSAGE else value_at(_path(source), payload)
+        except LookupError:
+            if skip_missing:
+                continue
+            raise BlockError("missing_value", f"the message has no {source[:200]}", retryable=False) from None
+        *parents, name = _path(target)
+        parent = mapped
+        for step in parents:
+            parent = parent.setdefault(step, {})
+        parent[name] = value
+    return mapped
 
 
 block = Block(
     name="transform",
-    description="Answers with a value put together from the message.",
+    description="Answers with a value put together from the message: by a template, a CEL expression, or by paths.",
     payload=TransformPayload,
     config=TransformConfig,
     handler=handle_transform,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -31,12 +32,121 @@ async def test_a_message_without_the_value_is_an_error(context: BlockContext) ->
     config = block.config.model_validate({"output": "{{ payload.name }}"})
     with pytest.raises(BlockError, match=r"no payload\.name") as caught:
         await block.handler(block.payload.model_validate({}), config, context)
-    assert caught.value.code == "template_missing_value"
+    assert (caught.value.code, caught.value.retryable) == ("template_missing_value", False)
+
+
+ORDER: JsonValue = {
+    "number": 7,
+    "customer": {"name": "Ada", "city": None},
+    "items": [{"name": "pen", "price": 2.5}, {"name": "book", "price": 12}],
+}
+
+
+async def answer(context: BlockContext, config: dict[str, Any], payload: JsonValue = ORDER) -> Any:
+    return await block.handler(block.payload.model_validate(payload), block.config.model_validate(config), context)
+
+
+async def refused(context: BlockContext, config: dict[str, Any], payload: JsonValue = ORDER) -> BlockError:
+    with pytest.raises(BlockError) as caught:
+        await answer(context, config, payload)
+    assert not caught.value.retryable
+    return caught.value
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"output": "{{ payload"}, {"output": ["{{ secrets.x }}"]}, {"output": 1, "more": 2}], ids=str
+    ("expression", "expected"),
+    [
+        ("payload.items.filter(item, item.price > 3).map(item, item.name)", ["book"]),
+        (
+            "{'total': sum(payload.items.map(item, item.price)), 'to': payload.customer.name}",
+            {"total": 14.5, "to": "Ada"},
+        ),
+        ("payload.customer.city", None),
+    ],
 )
-def test_configs_that_cannot_work_are_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+async def test_answers_with_the_value_of_an_expression(
+    context: BlockContext, expression: str, expected: JsonValue
+) -> None:
+    assert await answer(context, {"expression": expression}) == expected
+
+
+async def test_an_expression_without_a_value_is_an_error(context: BlockContext) -> None:
+    error = await refused(context, {"expression": "payload.nobody"})
+    assert (error.code, error.message) == ("expression_failed", "payload.nobody: no such field: nobody")
+
+
+async def test_a_mapping_moves_values_by_their_paths(context: BlockContext) -> None:
+    mapping = {
+        "order.id": "number",
+        "order.to.name": "customer.name",
+        "order.to.city": "customer.city",
+        "first": "items.0.name",
+        "given": ".",
+    }
+    assert await answer(context, {"mapping": mapping}) == {
+        "order": {"id": 7, "to": {"name": "Ada", "city": None}},
+        "first": "pen",
+        "given": ORDER,
+    }
+
+
+async def test_a_value_that_the_message_does_not_have_is_an_error_unless_it_may_be_missing(
+    context: BlockContext,
+) -> None:
+    mapping = {"a.b": "customer.phone", "name": "customer.name", "c": "items.2"}
+    error = await refused(context, {"mapping": mapping})
+    assert (error.code, error.message) == ("missing_value", "the message has no customer.phone")
+    assert await answer(context, {"mapping": mapping, "skip_missing": True}) == {"name": "Ada"}
+
+
+@pytest.mark.parametrize(
+    ("config", "payload", "reason"),
+    [
+        ({"output": "{{ payload }}"}, ["a\0b"], "0 holds a NUL"),
+        ({"mapping": {"a": "."}}, {"x": float("inf")}, r"a\.x is no finite number"),
+        ({"output": {"a": {"b": "{{ payload }}"}}}, "deep", "deeper than 64"),
+    ],
+)
+async def test_an_answer_that_cannot_be_stored_is_an_error(
+    context: BlockContext, config: dict[str, Any], payload: JsonValue, reason: str
+) -> None:
+    if payload == "deep":
+        for _ in range(63):
+            payload = [payload]
+    error = await refused(context, config, payload)
+    assert error.code == "invalid_answer"
+    assert re.search(reason, error.message)
+
+
+UNWORKABLE: dict[str, dict[str, Any]] = {
+    "give one of output, expression and mapping": {},
+    "give one of output, expression and mapping, not output and expression": {"output": None, "expression": "1"},
+    "give one of output, expression and mapping, not expression and mapping": {
+        "expression": "1",
+        "mapping": {"a": "b"},
+    },
+    "a {{ has no }}": {"output": "{{ payload"},
+    "secrets is unknown": {"output": ["{{ secrets.x }}"]},
+    "Extra inputs": {"output": 1, "more": 2},
+    "nothing is called total here": {"expression": "total > 3"},
+    "there is no function siz; did you mean size?": {"expression": "siz(payload)"},
+    "unexpected the end": {"expression": "payload +"},
+    "it names 1 to 500 paths": {"mapping": {}},
+    "'a..b' is no path": {"mapping": {"a..b": "c"}},
+    "'' is no path": {"mapping": {"a": ""}},
+    "'.' is no path": {"mapping": {".": "a"}},
+    "a.b lies within a, which": {"mapping": {"a.b": "x", "a": "y"}},
+    "a path has at most 64": {"mapping": {".".join("x" * 65): "y"}},
+    "skip_missing has a meaning with mapping alone": {"output": 1, "skip_missing": True},
+}
+
+
+@pytest.mark.parametrize(("reason", "config"), UNWORKABLE.items(), ids=UNWORKABLE)
+def test_configs_that_cannot_work_are_refused(reason: str, config: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=re.escape(reason)):
         block.config.model_validate(config)
+
+
+def test_a_way_that_is_null_is_not_there() -> None:
+    config = block.config.model_validate({"mapping": None, "expression": "payload", "skip_missing": False})
+    assert config.expression == "payload"

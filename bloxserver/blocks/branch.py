@@ -1,0 +1,64 @@
+"""`branch`: hands the message to the first listener whose condition it meets."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, JsonValue, RootModel, StringConstraints
+
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, Routed
+from bloxserver.blocks.expressions import ExpressionText, compile_expression
+
+MAX_CASES = 100
+
+ListenerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class BranchPayload(RootModel[JsonValue]):
+    """Any JSON value."""
+
+
+class BranchCase(BlockConfig):
+    when: ExpressionText = Field(description="A CEL expression that is true or false, like `payload.total > 100`.")
+    to: ListenerName = Field(description="The listener that gets the message where it is true.")
+
+
+class BranchConfig(BlockConfig):
+    cases: tuple[BranchCase, ...] = Field(
+        min_length=1, max_length=MAX_CASES, description="Asked in their order; the first that is true decides."
+    )
+    otherwise: ListenerName | None = Field(
+        None, description="The listener that gets the message where no case is true; null: the message is output."
+    )
+
+
+async def handle_branch(payload: BranchPayload, config: BranchConfig, context: BlockContext) -> Routed:
+    for case in config.cases:
+        if compile_expression(case.when).holds({"payload": payload.root}):
+            return Routed(payload.root, (case.to,))
+    return Routed(payload.root, () if config.otherwise is None else (config.otherwise,))
+
+
+def _targets(config: BranchConfig) -> list[str]:
+    names = [case.to for case in config.cases]
+    return list(dict.fromkeys(names if config.otherwise is None else [*names, config.otherwise]))
+
+
+block = Block(
+    name="branch",
+    description="Hands the message to the first listener whose condition it meets.",
+    payload=BranchPayload,
+    config=BranchConfig,
+    handler=handle_branch,
+    targets=_targets,
+    example={
+        "config": {
+            "cases": [
+                {"when": "payload.total >= 1000", "to": "approve"},
+                {"when": "payload.items.exists(item, item.fragile)", "to": "pack_by_hand"},
+            ],
+            "otherwise": "ship",
+        },
+        "payload": {"total": 120, "items": [{"name": "vase", "fragile": True}]},
+    },
+)

@@ -1,0 +1,46 @@
+"""`json.format`: writes the message as JSON text."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import Field, JsonValue, RootModel, StrictInt
+
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext
+from bloxserver.blocks.json_values import answer
+
+
+class JsonFormatPayload(RootModel[JsonValue]):
+    """Any JSON value."""
+
+
+class JsonFormatConfig(BlockConfig):
+    indent: StrictInt | None = Field(
+        None, ge=0, le=8, description="Spaces for each level, on lines of their own; null: all on one line, compact."
+    )
+    sort_keys: bool = Field(False, description="Write the members of objects in the order of their names.")
+
+
+async def handle_json_format(payload: JsonFormatPayload, config: JsonFormatConfig, context: BlockContext) -> JsonValue:
+    text = json.dumps(
+        answer(payload.root),
+        ensure_ascii=False,
+        allow_nan=False,
+        indent=config.indent,
+        separators=(",", ":") if config.indent is None else (",", ": "),
+        sort_keys=config.sort_keys,
+    )
+    return answer({"text": text})
+
+
+block = Block(
+    name="json.format",
+    description="Writes the message as JSON text.",
+    payload=JsonFormatPayload,
+    config=JsonFormatConfig,
+    handler=handle_json_format,
+    example={
+        "config": {"indent": 2, "sort_keys": True},
+        "payload": {"name": "Ada", "born": 1815, "fields": ["mathematics", "poetry"]},
+    },
+)

@@ -1,0 +1,79 @@
+"""`json.parse`: reads JSON text."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, Field, GetJsonSchemaHandler, JsonValue, RootModel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, from_json
+
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.json_values import MAX_ANSWER_BYTES, storable, value_at
+
+LARGE_CHARACTERS = 32 * 1024
+
+
+class JsonText(BaseModel):
+    text: str = Field(description="JSON text.")
+
+
+class JsonParsePayload(RootModel[JsonValue]):
+    """The text, or an object that has it."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        # Agents read it to know what to send: for them it is an object with the text.
+        return handler.resolve_ref_schema(handler(JsonText.__pydantic_core_schema__))
+
+
+def _checked(path: str) -> str:
+    if not all(path.split(".")):
+        raise ValueError("it is a path of names between dots, like body.data")
+    return path
+
+
+class JsonParseConfig(BlockConfig):
+    path: Annotated[str, AfterValidator(_checked)] | None = Field(
+        None,
+        description="Where in the message the text is, like `body.data`; null: in its `text`, or the message is it.",
+    )
+
+
+async def handle_json_parse(payload: JsonParsePayload, config: JsonParseConfig, context: BlockContext) -> JsonValue:
+    text = _text(payload.root, config.path)
+    if len(text) > LARGE_CHARACTERS:
+        return await asyncio.to_thread(_parsed, text)
+    return _parsed(text)
+
+
+def _text(payload: JsonValue, path: str | None) -> str:
+    try:
+        names = path.split(".") if path else ["text"] if isinstance(payload, dict) else []
+        text = value_at(names, payload)
+    except LookupError:
+        raise BlockError("missing_value", f"the message has no {(path or 'text')[:200]}", retryable=False) from None
+    if not isinstance(text, str):
+        raise BlockError("invalid_payload", f"{(path or 'the message')[:200]} is no text", retryable=False)
+    return text
+
+
+def _parsed(text: str) -> JsonValue:
+    try:
+        return storable(from_json(text.encode(), allow_inf_nan=False), max_bytes=MAX_ANSWER_BYTES)
+    except UnicodeEncodeError as error:
+        reason = f"half of a character (a lone surrogate) at character {error.start + 1}"
+    except ValueError as error:
+        reason = str(error)
+    raise BlockError("invalid_json", f"the text is no JSON that can be used: {reason}", retryable=False)
+
+
+block = Block(
+    name="json.parse",
+    description="Reads JSON text; of members of the same name in an object, the last counts.",
+    payload=JsonParsePayload,
+    config=JsonParseConfig,
+    handler=handle_json_parse,
+    example={"config": {}, "payload": {"text": '{"name": "Ada", "scores": [3, 4.5]}'}},
+)

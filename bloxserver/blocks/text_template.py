@@ -1,0 +1,45 @@
+"""`text.template`: writes a text with values of the message in it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, JsonValue, RootModel
+
+from bloxserver.blocks import templates
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext
+from bloxserver.blocks.json_values import answer
+
+
+class TextTemplatePayload(RootModel[JsonValue]):
+    """Any JSON value."""
+
+
+def _checked(template: str) -> str:
+    templates.check(template)
+    return template
+
+
+class TextTemplateConfig(BlockConfig):
+    template: Annotated[str, AfterValidator(_checked)] = Field(
+        description="The text; `{{ payload.path.to.value }}` is replaced, by JSON where the value is no text."
+    )
+
+
+async def handle_text_template(
+    payload: TextTemplatePayload, config: TextTemplateConfig, context: BlockContext
+) -> JsonValue:
+    return answer({"text": templates.render_text(config.template, {"payload": payload.root})})
+
+
+block = Block(
+    name="text.template",
+    description="Writes a text with values of the message in it.",
+    payload=TextTemplatePayload,
+    config=TextTemplateConfig,
+    handler=handle_text_template,
+    example={
+        "config": {"template": "Dear {{ payload.customer.name }},\nyour order {{ payload.number }} is on its way."},
+        "payload": {"customer": {"name": "Ada"}, "number": 17},
+    },
+)
