@@ -1,10 +1,11 @@
-"""A real SMTP server on 127.0.0.1, and certificates for it."""
+"""SMTP servers on 127.0.0.1: a real one, certificates for it, and some that say what a test wrote down."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -124,6 +125,55 @@ async def running_smtp_server(
             if protocol.transport is not None:
                 protocol.transport.close()
         await listener.wait_closed()
+
+
+Conversation = Callable[[StreamReader, StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def raw_server(talk: Conversation) -> AsyncIterator[int]:
+    """The port of a server that says what it likes."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    def accept(reader: StreamReader, writer: StreamWriter) -> None:
+        async def serve() -> None:
+            try:
+                await talk(reader, writer)
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+
+        task = asyncio.create_task(serve())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield listener.sockets[0].getsockname()[1]
+    finally:
+        listener.close()
+        await asyncio.gather(*tasks)
+        await listener.wait_closed()
+
+
+@asynccontextmanager
+async def smtp_script(*lines: bytes, hangs: bool = False) -> AsyncIterator[int]:
+    """A server that says its lines, one for each command that it gets, and hangs up, or just says no more."""
+
+    async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+        for line in lines:
+            writer.write(line)
+            await writer.drain()
+            if line.startswith(b"354"):
+                await reader.readuntil(b"\r\n.\r\n")
+            elif not await reader.readline():
+                return
+        if hangs:
+            await reader.read()
+
+    async with raw_server(talk) as port:
+        yield port
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import socket
 import tracemalloc
 from asyncio import StreamWriter
 from collections.abc import AsyncIterator
@@ -15,47 +14,11 @@ import pytest
 
 from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
 from bloxserver.clients.http import GuardedClient, OutgoingRequestError
-from tests.clients.hostile import HOSTILE_LOCATIONS, HOSTILE_URLS, NAMES, PUBLIC, PUBLIC_IPV6
+from tests.clients.hostile import HOSTILE_LOCATIONS, HOSTILE_URLS, PUBLIC, PUBLIC_IPV6
 from tests.clients.loopback import LoopbackServer, answer, running_server
+from tests.clients.network import Network
 
 LOOPBACK = ip_network("127.0.0.1/32")
-
-
-class Network:
-    """The network as the event loop sees it: names from `NAMES`, and a record of every address dialled.
-
-    Dials of addresses that are not in `reachable` are recorded and refused.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        loop = asyncio.get_running_loop()
-        self.reachable = {"127.0.0.1"}
-        self.dialled: list[str] = []
-        self.questions: list[str] = []
-        self._connect = loop.sock_connect
-        monkeypatch.setattr(loop, "getaddrinfo", self._getaddrinfo)
-        monkeypatch.setattr(loop, "sock_connect", self._sock_connect)
-
-    async def _getaddrinfo(self, host: str, port: int, **options: Any) -> list[Any]:
-        self.questions.append(host)
-        if host in NAMES:
-            answers = NAMES[host][min(self.questions.count(host), len(NAMES[host])) - 1]
-            return [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
-        # Other spellings of addresses are read as the system reads them; no question leaves the machine.
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-
-    async def _sock_connect(self, sock: socket.socket, address: tuple[str, int]) -> None:
-        self.dialled.append(address[0])
-        if address[0] not in self.reachable:
-            raise ConnectionRefusedError
-        await self._connect(sock, address)
-
-
-@pytest.fixture
-async def network(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Network]:
-    # Undone here, not by pytest: the loop must be itself again when its fixtures end.
-    with monkeypatch.context() as patch:
-        yield Network(patch)
 
 
 @pytest.fixture

@@ -1,0 +1,16 @@
+"""What tests of several clients use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.clients.network import Network
+
+
+@pytest.fixture
+async def network(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Network]:
+    # Undone here, not by pytest: the loop must be itself again when its fixtures end.
+    with monkeypatch.context() as patch:
+        yield Network(patch)
