@@ -16,6 +16,7 @@ from starlette.requests import Request
 from bloxserver import errors
 from bloxserver.api.errors import unexpected_error_response
 from bloxserver.errors import BloxError
+from bloxserver.services.secrets import SecretUnavailable
 from tests.conftest import api_client
 
 MEMBERS = {"type", "title", "status", "detail", "code", "message", "details", "requestId"}
@@ -27,6 +28,7 @@ STATUSES = {
     errors.Conflict: 409,
     errors.Unprocessable: 422,
     errors.Unavailable: 503,
+    SecretUnavailable: 409,
 }
 
 

@@ -220,7 +220,7 @@ def _validated(
 
 
 def _config_hint(block: AnyBlock, name: str, *, unknown: bool) -> str:
-    fields = block.config.model_fields
+    fields = {field.alias or key: field for key, field in block.config.model_fields.items()}
     if unknown:
         return f"its settings are {', '.join(fields)}" if fields else "it has no settings"
     described = fields[name].description if name in fields else None

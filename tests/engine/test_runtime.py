@@ -20,7 +20,7 @@ from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.engine.live import ENDED, accept, eventually, run, running_engine, started_flow, steps_of
 from tests.llm_server import calls, language_model, says
 
-SEALING_KEY = "a key of these tests, 0123456789abcdef"
+SEALING_KEY = "a key of these tests: 0123456789abcdef"
 CANARY = "canary-71c5/&?"
 
 
