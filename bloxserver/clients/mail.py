@@ -61,7 +61,7 @@ class MailError(Exception):
 
     Codes: `mail_not_configured`, `invalid_address`, `address_refused`, `port_refused`, `name_not_resolved`,
     `connection_failed`, `tls_failed`, `timeout`, `invalid_response`, `authentication_failed`,
-    `recipients_refused`, `mail_refused`.
+    `recipients_refused`, `sender_refused`, `mail_refused`.
     """
 
     def __init__(self, code: str, message: str, retryable: bool) -> None:
@@ -164,6 +164,8 @@ class Mailer:
         if chosen is None:
             raise MailError("mail_not_configured", "there is no mail server: SMTP_HOST is not set", retryable=False)
         complete, sender, recipients = self._completed(message)
+        if server is None:
+            self._check_sender(sender)
         try:
             async with (
                 asyncio.timeout(timeout_seconds) as deadline,
@@ -180,6 +182,13 @@ class Mailer:
         except Exception as error:
             raise _meaning(error, chosen.host) from None
         return [address for address in recipients if address not in refused]
+
+    def _check_sender(self, sender: str) -> None:
+        """Nobody writes in another's name through the installation's server."""
+        domain = _domain(read_mailbox(self.sender).addr_spec) if self.sender else _domain(sender)
+        if _domain(sender).lower() != domain.lower():
+            message = f"this server sends for {domain} alone; leave from out, or name a mail server of your own"
+            raise MailError("sender_refused", message, retryable=False)
 
     def _completed(self, message: EmailMessage) -> tuple[EmailMessage, str, list[str]]:
         """The mail as it goes out, with the addresses of its sender and its recipients."""

@@ -164,4 +164,4 @@ def _filled(listener: Listener, payload: JsonValue, secrets: Mapping[str, str]) 
 def _first(error: ValidationError) -> str:
     reason = error.errors(include_input=False, include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in reason["loc"]) or "payload"
-    return f"{place}: {reason['msg']}"
+    return f"{place}: {reason['msg'].removeprefix('Value error, ')}"

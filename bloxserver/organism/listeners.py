@@ -212,7 +212,11 @@ def _validated(
             path = (*places.get(str(location[0]), (*around, location[0])), *location[1:]) if location else around
             where = ".".join(str(part) for part in path[2:])
             unknown = reason["type"] == "extra_forbidden"
-            message = f"{where} is no setting of {quoted(block.name)}" if unknown else f"{where}: {reason['msg']}"
+            message = (
+                f"{where} is no setting of {quoted(block.name)}"
+                if unknown
+                else f"{where}: {reason['msg'].removeprefix('Value error, ')}"
+            )
             hint = _config_hint(block, str(location[-1]) if location else "", unknown=unknown)
             section.findings.error(path, "invalid_config", message, hint, at_key=unknown)
         return None

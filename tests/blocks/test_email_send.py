@@ -102,7 +102,7 @@ class TestMail:
         assert (answered["accepted"], answered["refused"]) == (["ada@example.com"], ["no@example.com"])
 
     async def test_is_filled_from_the_message(self, context: BlockContext, server: SmtpServer) -> None:
-        payload: JsonValue = {"to": ["ada@example.com", "grace@example.com"], "n": 17, "items": [1, "é"]}
+        payload: JsonValue = {"to": ["ada@example.org", "grace@example.com"], "n": 17, "items": [1, "é"]}
         written: dict[str, JsonValue] = {
             "to": "{{ payload.to }}",
             "from": "{{ payload.to.0 }}",
@@ -114,7 +114,7 @@ class TestMail:
         rendered = {name: templates.render(value, {"payload": payload}) for name, value in written.items()}
         await run(context, **rendered)
         [received] = server.received
-        assert (received.sender, received.recipients) == ("ada@example.com", payload["to"])  # type: ignore[call-overload, index]
+        assert (received.sender, received.recipients) == ("ada@example.org", payload["to"])  # type: ignore[call-overload, index]
         assert received.message["Subject"] == "17"
         assert received.message.get_content().strip() == '[1,"é"]'
 

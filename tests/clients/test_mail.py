@@ -218,6 +218,18 @@ class TestRefusals:
 
 
 class TestSettings:
+    @pytest.mark.parametrize(("sender", "accepted"), [("a@Example.org", True), ("a@bank.example", False)])
+    async def test_the_installation_s_server_sends_for_its_own_domain_alone(
+        self, server: SmtpServer, sender: str, accepted: bool
+    ) -> None:
+        mailer = Mailer(plain(server), "Blox <blox@example.org>", [LOOPBACK])
+        if accepted:
+            assert await mailer.send(mail(sender=sender)) == ["ada@example.com"]
+        else:
+            error = await failure(mailer, mail(sender=sender))
+            assert (error.code, error.retryable, server.received) == ("sender_refused", False, [])
+        assert await mailer.send(mail(sender=sender), plain(server)) == ["ada@example.com"], "another server may"
+
     def test_without_a_host_there_is_no_server(self) -> None:
         mailer = mailer_of(Settings())
         assert (mailer.default, mailer.sender) == (None, None)
