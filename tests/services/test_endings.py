@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, FlowRecord
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord
 from bloxserver.api.models.types import now
 from bloxserver.services.endings import CALLER_ENDED, cancel_executions, end_execution
 from tests.factories import create_execution, create_flow, create_user
 from tests.statements import count_statements
+from tests.steps import create_step
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -27,13 +29,6 @@ async def flow(session: AsyncSession) -> FlowRecord:
 
 async def stored(session: AsyncSession, execution_id: UUID) -> ExecutionRecord:
     return await session.get_one(ExecutionRecord, execution_id, populate_existing=True)
-
-
-async def create_step(session: AsyncSession, execution: ExecutionRecord, **values: Any) -> ExecutionStepRecord:
-    step = ExecutionStepRecord(execution_id=execution.id, key=f"{uuid4()}:a", listener="a", **values)
-    session.add(step)
-    await session.commit()
-    return step
 
 
 async def test_a_success_without_a_caller_is_one_statement(
@@ -85,7 +80,7 @@ async def test_a_failure_closes_open_steps(session: AsyncSession, flow: FlowReco
     waiting = await create_step(
         session, execution, sequence=3, status=StepStatus.WAITING, started_at=NOON, completed_at=now() + timedelta(1)
     )
-    success = await create_step(session, execution, sequence=2, started_at=NOON, completed_at=NOON)
+    success = await create_step(session, execution, "b", sequence=2, started_at=NOON, completed_at=NOON)
     elsewhere = await create_step(session, other, sequence=1, status=StepStatus.RUNNING)
     assert await end_execution(session, execution.id, ExecutionStatus.TIMEOUT, parent_id=None)
     for step in (waiting, success, elsewhere):
@@ -149,3 +144,42 @@ async def test_many_are_cancelled_together(
     resume_at = (await stored(session, parent.id)).resume_at
     assert resume_at is not None
     assert resume_at <= now()
+
+
+async def test_a_caller_that_parks_at_the_same_moment_is_not_missed(live_database: Database) -> None:
+    async with live_database.sessions() as session:
+        flow = await create_flow(session, await create_user(session))
+        parent = await create_execution(session, flow, dispatched_at=now())
+        child = await create_execution(session, flow, parent_id=parent.id, parent_key="a:1")
+
+    async def end_child() -> bool:
+        async with live_database.transaction() as session:
+            return await end_execution(session, child.id, ExecutionStatus.SUCCESS, parent_id=parent.id)
+
+    async with live_database.transaction() as session:
+        parks = sa.update(ExecutionRecord).where(ExecutionRecord.id == parent.id)
+        await session.execute(parks.values(dispatched_at=None, resume_at=now() + timedelta(days=1)))
+        ending = asyncio.create_task(end_child())
+        await asyncio.wait({ending}, timeout=0.3)
+        assert not ending.done(), "it waits for the caller"
+    assert await ending
+    async with live_database.sessions() as session:
+        resume_at = (await stored(session, parent.id)).resume_at
+        assert resume_at is not None
+        assert resume_at <= now()
+
+
+async def test_an_execution_ends_once_however_many_end_it(live_database: Database) -> None:
+    async with live_database.sessions() as session:
+        execution = await create_execution(session, await create_flow(session, await create_user(session)))
+
+    async def end(status: ExecutionStatus) -> bool:
+        async with live_database.transaction() as session:
+            return await end_execution(session, execution.id, status, parent_id=None, error=status.value)
+
+    ends = [ExecutionStatus.SUCCESS, ExecutionStatus.ERROR, ExecutionStatus.TIMEOUT, ExecutionStatus.CANCELLED]
+    won = await asyncio.gather(*map(end, ends))
+    assert won.count(True) == 1
+    async with live_database.sessions() as session:
+        ended = await stored(session, execution.id)
+        assert ended.error_message == ended.status.value == ends[won.index(True)].value

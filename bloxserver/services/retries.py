@@ -1,0 +1,165 @@
+"""Executions done again: from the start, or from where they failed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.enums import ExecutionStatus, FlowStatus, StepStatus, TriggerType
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
+from bloxserver.api.models.types import new_id, now
+from bloxserver.errors import BadRequest
+from bloxserver.queries.executions import read_execution
+from bloxserver.queries.flows import read_flow
+from bloxserver.queries.steps import StepLink, read_step_links
+from bloxserver.queries.usage import Period
+from bloxserver.services.executions import Input, accept
+from bloxserver.services.usage import count_run
+from bloxserver.services.versions import current_version
+
+ROWS_PER_INSERT = 500
+FAILED = (ExecutionStatus.ERROR, ExecutionStatus.TIMEOUT, ExecutionStatus.CANCELLED)
+
+
+class RetryFrom(StrEnum):
+    START = "start"
+    FAILED = "failed"
+    """What was finished is not done again."""
+
+
+class RetryVersion(StrEnum):
+    SAME = "same"
+    LATEST = "latest"
+    """The flow's definition as it is now, whether it was started or not."""
+
+
+async def retry_execution(
+    session: AsyncSession,
+    user_id: UUID,
+    tier: str,
+    period: Period,
+    flow_id: UUID,
+    execution_id: UUID,
+    begin: RetryFrom,
+    version: RetryVersion,
+) -> ExecutionRecord:
+    """Accept an execution with the input of one that has ended, and count it as a run.
+
+    Raises `NotFound`, `Forbidden` at the limit, and `BadRequest`: `flow_not_running`, `execution_running`,
+    `nothing_failed`.
+    """
+    original = await read_execution(session, user_id, flow_id, execution_id)
+    flow = await read_flow(session, user_id, flow_id, lock=version is RetryVersion.LATEST)
+    if flow.status is not FlowStatus.RUNNING:
+        raise BadRequest("flow_not_running", f"Flow must be running to execute (current: {flow.status.value})")
+    if original.status is ExecutionStatus.RUNNING:
+        raise BadRequest("execution_running", "Cannot retry execution in running state")
+    if begin is RetryFrom.FAILED and original.status not in FAILED:
+        raise BadRequest("nothing_failed", f"Nothing failed: the execution is in {original.status.value} state")
+    await count_run(session, user_id, tier, period, now())
+    version_id, number = await _version(session, flow, original, version)
+    execution = await accept(
+        session,
+        flow_id=flow_id,
+        flow_version_id=version_id,
+        flow_version=number,
+        trigger_type=TriggerType.MANUAL,
+        target=original.target,
+        given=Input(original.input_payload, original.input_encoding),
+        retry_of=original.id,
+    )
+    if begin is RetryFrom.FAILED:
+        await _copy_finished_steps(session, original.id, execution.id)
+    return execution
+
+
+async def _version(
+    session: AsyncSession, flow: FlowRecord, original: ExecutionRecord, wanted: RetryVersion
+) -> tuple[UUID | None, int | None]:
+    if wanted is RetryVersion.LATEST:
+        latest = await current_version(session, flow)
+        return latest.id, latest.number
+    if original.flow_version_id is None:
+        return flow.active_version_id, flow.active_version
+    return original.flow_version_id, original.flow_version
+
+
+class Copy(NamedTuple):
+    """A step that another execution takes over, and what it is called there."""
+
+    original_id: UUID
+    new_id: UUID
+    new_parent_id: UUID | None
+    new_key: str
+    new_sequence: int
+
+
+def copies_of(steps: Sequence[StepLink]) -> list[Copy]:
+    """The steps that need not be done again: finished ones that hang on finished ones alone.
+
+    An error is finished where it was handled: it went to a peer, or to the agent that called the step.
+    """
+    children: dict[UUID | None, list[StepLink]] = defaultdict(list)
+    for step in steps:
+        children[step.parent_id].append(step)
+
+    def is_finished(step: StepLink) -> bool:
+        if step.status is not StepStatus.ERROR:
+            return step.status is StepStatus.SUCCESS
+        return _is_call(step) or not all(_is_call(child) for child in children[step.id])
+
+    new_ids: dict[UUID | None, UUID | None] = {None: None}
+    reached: list[UUID | None] = [None]
+    while reached:
+        finished = [step for step in children[reached.pop()] if is_finished(step) and step.id not in new_ids]
+        new_ids |= {step.id: new_id() for step in finished}
+        reached += [step.id for step in finished]
+    taken = [step for step in steps if step.id in new_ids]
+    return [_copy(step, new_ids, sequence) for sequence, step in enumerate(taken, 1)]
+
+
+def _is_call(step: StepLink) -> bool:
+    """Whether an agent called the listener as its tool: the key then goes on after the listener's name."""
+    return step.parent_id is not None and step.key != f"{step.parent_id}:{step.listener}"
+
+
+def _copy(step: StepLink, new_ids: dict[UUID | None, UUID | None], sequence: int) -> Copy:
+    parent_id = new_ids[step.parent_id]
+    key = step.key if parent_id is None else str(parent_id) + step.key.removeprefix(str(step.parent_id))
+    id = new_ids[step.id]
+    assert id is not None  # noqa: S101
+    return Copy(step.id, id, parent_id, key, sequence)
+
+
+async def _copy_finished_steps(session: AsyncSession, from_id: UUID, to_id: UUID) -> None:
+    """Inside the database: payloads may be large, and there may be thousands."""
+    copies = copies_of(await read_step_links(session, from_id))
+    insert = _insert_copy(to_id)
+    for begin in range(0, len(copies), ROWS_PER_INSERT):
+        rows = [copy._asdict() for copy in copies[begin : begin + ROWS_PER_INSERT]]
+        await session.execute(insert, rows)
+
+
+def _insert_copy(execution_id: UUID) -> sa.Insert:
+    """Takes what `Copy` names; the rest is as it was."""
+    table = ExecutionStepRecord.metadata.tables[ExecutionStepRecord.__tablename__]
+    columns = table.c
+    values = {
+        "id": sa.bindparam("new_id", type_=columns.id.type),
+        "parent_id": sa.bindparam("new_parent_id", type_=columns.parent_id.type),
+        "key": sa.bindparam("new_key", type_=columns.key.type),
+        "sequence": sa.bindparam("new_sequence", type_=columns.sequence.type),
+        "execution_id": sa.literal(execution_id, columns.execution_id.type),
+        "copied": sa.true(),
+        "input_tokens": sa.literal(0),
+        "output_tokens": sa.literal(0),
+    }
+    values = {column.name: values.get(column.name, column) for column in columns}
+    original = sa.select(*values.values()).where(columns.id == sa.bindparam("original_id"))
+    return sa.insert(table).from_select(list(values), original, include_defaults=False)

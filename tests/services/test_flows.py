@@ -1,0 +1,104 @@
+"""What starting, stopping and deleting a flow does to what hangs on it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStatus,
+    FailureNoticeRecord,
+    FlowRecord,
+    FlowStatus,
+    KeyValueRecord,
+    NoticeChannel,
+    UserRecord,
+)
+from bloxserver.api.models.types import now
+from bloxserver.queries.flows import read_unsettled_flows
+from bloxserver.services.flows import delete_flow, start_flow, stop_flow
+from tests.factories import create_execution, create_flow, create_user
+
+
+@pytest.fixture
+async def user(session: AsyncSession) -> UserRecord:
+    return await create_user(session)
+
+
+async def counted(session: AsyncSession, table: type[Any]) -> int:
+    return await session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+
+async def test_a_stop_notes_when_it_was_asked_for_and_a_start_forgets_it(
+    session: AsyncSession, user: UserRecord
+) -> None:
+    flow = await create_flow(session, user)
+    before = now()
+    await stop_flow(session, user.id, flow.id)
+    assert flow.stop_requested_at is not None
+    assert before <= flow.stop_requested_at <= now()
+    flow.status = FlowStatus.STOPPED
+    await session.flush()
+    assert (await start_flow(session, user.id, flow.id)).stop_requested_at is None
+
+
+async def test_what_the_engine_can_settle(session: AsyncSession, user: UserRecord) -> None:
+    moment = now()
+    stopping = {"status": FlowStatus.STOPPING}
+    recent, old = moment - timedelta(seconds=5), moment - timedelta(seconds=60)
+    flows = {
+        "starting": await create_flow(session, user, status=FlowStatus.STARTING),
+        "idle": await create_flow(session, user, **stopping, stop_requested_at=recent),
+        "busy": await create_flow(session, user, **stopping, stop_requested_at=recent),
+        "over": await create_flow(session, user, **stopping, stop_requested_at=old),
+        "by hand": await create_flow(session, user, **stopping),
+        "running": await create_flow(session, user),
+        "stopped": await create_flow(session, user, status=FlowStatus.STOPPED),
+    }
+    for name in flows.keys() - {"idle"}:
+        await create_execution(session, flows[name])
+    await create_execution(session, flows["idle"], status=ExecutionStatus.SUCCESS)
+    grace_over = moment - timedelta(seconds=30)
+    settleable = await read_unsettled_flows(session, 100, grace_over)
+    assert settleable == [flows[name].id for name in ("starting", "idle", "over", "by hand")]
+    assert await read_unsettled_flows(session, 2, grace_over) == settleable[:2]
+
+
+async def test_a_deleted_flow_takes_what_it_kept_along(session: AsyncSession, user: UserRecord) -> None:
+    for _ in range(2):
+        flow = await create_flow(session, user)
+        execution = await create_execution(session, flow)
+        session.add(KeyValueRecord(flow_id=flow.id, key="k"))
+        session.add(FailureNoticeRecord(execution_id=execution.id, channel=NoticeChannel.URL, due_at=now()))
+        await session.commit()
+    await delete_flow(session, user.id, flow.id)
+    await session.commit()
+    for table in (KeyValueRecord, FailureNoticeRecord, ExecutionRecord, FlowRecord):
+        assert await counted(session, table) == 1, table
+
+
+async def test_who_waits_for_a_deleted_flow_goes_on(session: AsyncSession, user: UserRecord) -> None:
+    flow, other = await create_flow(session, user), await create_flow(session, user)
+    later = now() + timedelta(days=1)
+
+    async def caller(status: ExecutionStatus, **values: Any) -> ExecutionRecord:
+        execution = await create_execution(session, other, resume_at=later, **values)
+        await create_execution(session, flow, parent_id=execution.id, parent_key="a:1", status=status)
+        return execution
+
+    waiting = await caller(ExecutionStatus.RUNNING)
+    working = await caller(ExecutionStatus.RUNNING, dispatched_at=now())
+    answered = await caller(ExecutionStatus.SUCCESS)
+    unrelated = await create_execution(session, other, resume_at=later)
+    await delete_flow(session, user.id, flow.id)
+    await session.commit()
+    for execution in (waiting, working, answered, unrelated):
+        await session.refresh(execution)
+    assert waiting.resume_at is not None
+    assert waiting.resume_at <= now()
+    assert {one.resume_at for one in (working, answered, unrelated)} == {later}

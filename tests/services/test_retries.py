@@ -1,0 +1,162 @@
+"""Which steps an execution takes over from the one that it does again."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from bloxserver.api.models.enums import StepStatus
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, FlowRecord, UserRecord
+from bloxserver.api.models.types import new_id, now
+from bloxserver.queries.usage import period_at
+from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
+from tests.factories import create_execution, create_flow, create_user
+from tests.statements import count_statements
+from tests.steps import create_step
+
+SUCCESS, ERROR, CANCELLED = StepStatus.SUCCESS, StepStatus.ERROR, StepStatus.CANCELLED
+Copies = dict[str, ExecutionStepRecord]
+
+
+@pytest.fixture
+async def user(session: AsyncSession) -> UserRecord:
+    return await create_user(session)
+
+
+@pytest.fixture
+async def flow(session: AsyncSession, user: UserRecord) -> FlowRecord:
+    return await create_flow(session, user)
+
+
+@pytest.fixture
+async def failed(session: AsyncSession, flow: FlowRecord) -> ExecutionRecord:
+    return await create_execution(session, flow, status=ExecutionStatus.ERROR)
+
+
+async def retried(session: AsyncSession, flow: FlowRecord, execution: ExecutionRecord) -> list[ExecutionStepRecord]:
+    """The steps of a retry from what failed, in the order of their numbers."""
+    period = period_at(now(), None, None)
+    retry = await retry_execution(
+        session,
+        flow.user_id,
+        "pro",
+        period,
+        flow.id,
+        execution.id,
+        begin=RetryFrom.FAILED,
+        version=RetryVersion.SAME,
+    )
+    await session.commit()
+    steps = sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id == retry.id)
+    return list(await session.scalars(steps.order_by(ExecutionStepRecord.sequence)))
+
+
+async def test_finished_steps_are_taken_over_as_they_are(
+    session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+) -> None:
+    entry = await create_step(
+        session,
+        failed,
+        "entry",
+        sequence=7,
+        handler="echo",
+        attempt=3,
+        input_payload='{"a": "é\U0001f30d"}',
+        output_payload="1",
+        completed_at=now(),
+        duration_ms=5,
+        input_tokens=10,
+        output_tokens=20,
+        routed_to=["next", "other"],
+        called_id=new_id(),
+        state='{"b": 1}',
+    )
+    following = await create_step(session, failed, "next", parent=entry, sequence=9)
+    await create_step(session, failed, "last", parent=following, sequence=12, status=ERROR, error_message="why")
+    copies = await retried(session, flow, failed)
+    assert [(copy.listener, copy.sequence) for copy in copies] == [("entry", 1), ("next", 2)]
+    first, second = copies
+    assert first.key == ":entry"
+    assert (second.parent_id, second.key) == (first.id, f"{first.id}:next")
+    assert not {first.id, second.id} & {entry.id, following.id}
+    fresh = {"id", "execution_id", "key", "sequence", "parent_id", "copied", "input_tokens", "output_tokens"}
+    for name in {column.key for column in ExecutionStepRecord.__table__.columns} - fresh:
+        assert getattr(first, name) == getattr(entry, name), name
+    assert (first.copied, first.input_tokens, first.output_tokens) == (True, 0, 0)
+    await session.refresh(entry)
+    assert (entry.copied, entry.input_tokens, entry.execution_id) == (False, 10, failed.id)
+
+
+async def test_what_failed_and_what_hangs_on_it_is_done_again(
+    session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+) -> None:
+    entry = await create_step(session, failed, "entry", sequence=1)
+    cut = await create_step(session, failed, "cut", parent=entry, sequence=2, status=CANCELLED)
+    await create_step(session, failed, "below", parent=cut, sequence=3)
+    await create_step(session, failed, "waited", parent=entry, sequence=4, status=StepStatus.WAITING)
+    await create_step(session, failed, "orphan", sequence=5, parent_id=new_id())
+    assert [copy.listener for copy in await retried(session, flow, failed)] == ["entry"]
+
+
+async def test_an_error_that_was_routed_on_is_finished(
+    session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+) -> None:
+    entry = await create_step(session, failed, "entry", sequence=1)
+    routed = await create_step(session, failed, "routed", parent=entry, sequence=2, status=ERROR, error_code="odd")
+    await create_step(session, failed, "handler", parent=routed, sequence=3)
+    await create_step(session, failed, "second", parent=routed, sequence=4, status=ERROR)
+    await create_step(session, failed, "failed", parent=entry, sequence=5, status=ERROR)
+    copies = await retried(session, flow, failed)
+    assert [(copy.listener, copy.status) for copy in copies] == [
+        ("entry", SUCCESS),
+        ("routed", ERROR),
+        ("handler", SUCCESS),
+    ]
+    assert copies[1].error_code == "odd"
+
+
+async def test_an_agents_calls_come_with_the_agent_alone(
+    session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+) -> None:
+    done = await create_step(session, failed, "done", sequence=3)
+    await create_step(session, failed, "tool", parent=done, call="1.0", sequence=1)
+    await create_step(session, failed, "tool", parent=done, call="1.1", sequence=2, status=ERROR)
+    agent = await create_step(session, failed, "agent", parent=done, sequence=6, status=ERROR)
+    await create_step(session, failed, "tool", parent=agent, call="1.0", sequence=4)
+    await create_step(session, failed, "tool", parent=agent, call="1.1", sequence=5)
+    copies = await retried(session, flow, failed)
+    assert [copy.listener for copy in copies] == ["tool", "tool", "done"]
+    called = copies[-1].id
+    assert [copy.key for copy in copies] == [f"{called}:tool:1.0", f"{called}:tool:1.1", ":done"]
+    assert copies[1].status is ERROR, "the agent was told of it"
+
+
+async def test_ten_thousand_steps_take_few_statements(
+    session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord, database_engine: AsyncEngine
+) -> None:
+    entry = await create_step(session, failed, "entry", sequence=1)
+    rows, parent_id = [], entry.id
+    for number in range(2, 10_001):
+        step_id, listener = new_id(), f"l{number}"
+        rows.append(
+            {
+                "id": step_id,
+                "execution_id": failed.id,
+                "key": f"{parent_id}:{listener}",
+                "parent_id": parent_id,
+                "listener": listener,
+                "sequence": number,
+                "status": SUCCESS if number < 10_000 else ERROR,
+            }
+        )
+        parent_id = step_id if number % 3 else entry.id
+    await session.execute(sa.insert(ExecutionStepRecord), rows)
+    await session.commit()
+    with count_statements(database_engine) as statements:
+        copies = await retried(session, flow, failed)
+    assert len(copies) == 9_999
+    assert len(statements) < 40
+    by_id = {copy.id: copy for copy in copies}
+    assert all(copy.parent_id is None or by_id[copy.parent_id].sequence < copy.sequence for copy in copies)
+    assert [copy.listener for copy in copies] == ["entry", *(f"l{number}" for number in range(2, 10_000))]

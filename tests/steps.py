@@ -1,0 +1,29 @@
+"""Steps for tests, written by hand as the engine would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
+
+
+async def create_step(
+    session: AsyncSession,
+    execution: ExecutionRecord,
+    listener: str = "a",
+    *,
+    parent: ExecutionStepRecord | None = None,
+    call: str | None = None,
+    **values: Any,
+) -> ExecutionStepRecord:
+    """A step that handled the answer of `parent`, or, with `call`, the call of an agent whose step that is."""
+    parent_id = parent.id if parent else None
+    key = f"{parent_id or ''}:{listener}" + ("" if call is None else f":{call}")
+    step = ExecutionStepRecord(
+        **{"execution_id": execution.id, "key": key, "listener": listener, "parent_id": parent_id} | values
+    )
+    session.add(step)
+    await session.commit()
+    return step
