@@ -37,7 +37,6 @@ MEANINGS = {
     422: "The request is malformed; `details` maps each place to its reason.",
     503: "Something that the service depends on does not answer; try again after `Retry-After` seconds.",
 }
-
 STILL_RUNNING: dict[int | str, dict[str, Any]] = {
     202: {"model": AwaitedExecution, "description": "The execution has not ended within `wait` seconds."}
 }

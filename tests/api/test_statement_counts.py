@@ -25,20 +25,28 @@ class Cost(NamedTuple):
     method: str
     path: str
     status: int = 200
-    body: dict[str, str | dict[str, str]] | None = None
+    body: dict[str, str | dict[str, str] | None] | None = None
 
 
 COSTS = {
     "current user": Cost(1, "GET", "/api/v1/me"),
     "usage": Cost(2, "GET", "/api/v1/usage"),
     "list flows": Cost(3, "GET", "/api/v1/flows"),
-    "create a flow": Cost(4, "POST", "/api/v1/flows", 201, {"name": "New"}),
+    "create a flow with its first version": Cost(5, "POST", "/api/v1/flows", 201, {"name": "New"}),
     "get a flow": Cost(2, "GET", "/api/v1/flows/{running}"),
     "change a flow": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"name": "Changed"}),
     "change nothing": Cost(2, "PATCH", "/api/v1/flows/{running}", 200, {}),
+    "change a definition to what it is": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"canvasState": None}),
+    "change a definition": Cost(5, "PATCH", "/api/v1/flows/{versioned}", 200, {"organismYaml": "changed"}),
+    "change a definition that has no version yet": Cost(
+        8, "PATCH", "/api/v1/flows/{stopped}", 200, {"organismYaml": "changed"}
+    ),
+    "list versions": Cost(3, "GET", "/api/v1/flows/{running}/versions"),
+    "get a version": Cost(2, "GET", "/api/v1/flows/{running}/versions/1", 404),
     "start a flow": Cost(4, "POST", "/api/v1/flows/{stopped}/start"),
     "stop a flow": Cost(4, "POST", "/api/v1/flows/{running}/stop"),
-    "delete a flow": Cost(7, "DELETE", "/api/v1/flows/{running}", 204),
+    # One for each table, the flow and the user, and one for the executions that wait for it.
+    "delete a flow": Cost(10, "DELETE", "/api/v1/flows/{running}", 204),
     "list triggers": Cost(3, "GET", "/api/v1/flows/{running}/triggers"),
     "create a trigger": Cost(
         3, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
@@ -46,6 +54,11 @@ COSTS = {
     "list executions": Cost(3, "GET", "/api/v1/flows/{running}/executions"),
     "list executions of a status": Cost(3, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),
     "get an execution": Cost(2, "GET", "/api/v1/flows/{running}/executions/{execution}"),
+    "list steps": Cost(3, "GET", "/api/v1/flows/{running}/executions/{execution}/steps"),
+    "come back to a stream that has ended": Cost(
+        2, "GET", "/api/v1/flows/{running}/executions/{execution}/events?last_event_id=end", 204
+    ),
+    "cancel an execution": Cost(6, "POST", "/api/v1/flows/{running}/executions/{execution}/cancel"),
     "statistics": Cost(2, "GET", "/api/v1/flows/{running}/executions/stats"),
     "run": Cost(4, "POST", "/api/v1/flows/{running}/executions/run", 201, {"inputPayload": "x"}),
     "run what does not run": Cost(2, "POST", "/api/v1/flows/{stopped}/executions/run", 400),
@@ -68,7 +81,8 @@ async def arranged(session: AsyncSession, user: UserRecord, rows: int) -> dict[s
     executions = [
         ExecutionRecord(id=new_id(), flow_id=running.id, trigger_type=TriggerType.MANUAL) for _ in range(rows)
     ]
-    session.add_all([running, stopped, *(FlowRecord(user_id=user.id, name="A flow") for _ in range(rows))])
+    versioned = FlowRecord(id=new_id(), user_id=user.id, name="A flow", latest_version=1)
+    session.add_all([running, stopped, versioned, *(FlowRecord(user_id=user.id, name="A flow") for _ in range(rows))])
     await session.flush()
     session.add_all([webhook, *executions])
     session.add_all(TriggerRecord(flow_id=running.id, type=TriggerType.MANUAL, name="T") for _ in range(rows))
@@ -76,6 +90,7 @@ async def arranged(session: AsyncSession, user: UserRecord, rows: int) -> dict[s
     return {
         "{running}": str(running.id),
         "{stopped}": str(stopped.id),
+        "{versioned}": str(versioned.id),
         "{execution}": str(executions[0].id),
         "{token}": f"token-of-{running.id}",
     }

@@ -14,6 +14,7 @@ from bloxserver.engine.settle import FLOW_STOPPED, settle_flow, settle_flows
 from bloxserver.services import endings
 from bloxserver.services.flows import MOVES, transition_flow
 from bloxserver.settings import Settings
+from tests.api.contract import covers
 from tests.factories import create_execution, create_flow, create_user
 
 SETTINGS = Settings(stop_grace_seconds=30.0)
@@ -83,6 +84,7 @@ async def test_a_flow_that_is_gone_is_left_alone(live_database: Database) -> Non
         assert await session.scalar(sa.select(sa.func.count()).select_from(FlowVersionRecord)) == 0
 
 
+@covers("flows.stop.grace")
 async def test_a_stop_waits_for_what_runs(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(
@@ -98,6 +100,7 @@ async def test_a_stop_waits_for_what_runs(live_database: Database) -> None:
     assert (await stored(live_database, flow)).status is FlowStatus.STOPPED
 
 
+@covers("flows.stop.grace")
 async def test_what_runs_when_the_grace_is_over_is_cancelled(
     live_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,26 @@ export async function run(flow_id: string): Promise<Execution> {
   return { ...data, outputPayload: text, durationMs: duration };
 }
 
+export async function runToTheEnd(flow_id: string): Promise<string | null> {
+  const { data, error, response } = await api.POST("/api/v1/flows/{flow_id}/executions/run", {
+    params: { path: { flow_id }, query: { wait: 30 } },
+  });
+  if (error) fail(error);
+  if (response.status === 202) return null;
+  return data.outputPayload ?? data.errorMessage;
+}
+
+export async function retryFromWhereItFailed(flow_id: string, execution_id: string): Promise<string[]> {
+  const path = { flow_id, execution_id };
+  const again = await api.POST("/api/v1/flows/{flow_id}/executions/{execution_id}/retry", {
+    params: { path, query: { from: "failed", version: "latest" } },
+  });
+  if (again.error) fail(again.error);
+  const { data, error } = await api.GET("/api/v1/flows/{flow_id}/executions/{execution_id}/steps", { params: { path } });
+  if (error) fail(error);
+  return data.items.filter((step) => step.copied).map((step) => `${step.listener} ${step.resumesAt ?? ""}`);
+}
+
 // @ts-expect-error: there is no such member
 export type Missing = Flow["organism"];
 // @ts-expect-error: a name is text

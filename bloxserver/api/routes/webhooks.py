@@ -4,9 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from bloxserver.api.dependencies import DbSession, WebhookInput
-from bloxserver.api.openapi import any_body, errors
-from bloxserver.api.schemas import WebhookAccepted, WebhookTest
+from bloxserver.api.dependencies import CallDepth, DbSession, Sessions, WaitSeconds, WebhookInput
+from bloxserver.api.openapi import STILL_RUNNING, any_body, errors
+from bloxserver.api.responses import WaitingResponse
+from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
+from bloxserver.queries.executions import find_execution
 from bloxserver.queries.triggers import read_webhook
 from bloxserver.services.executions import receive_webhook
 
@@ -17,17 +19,27 @@ WebhookToken = Annotated[str, Path(description="The secret token of the webhook'
 
 @router.post(
     "/{webhook_token}",
-    response_model=WebhookAccepted,
+    response_model=WebhookAccepted | AwaitedExecution,
     operation_id="receiveWebhook",
-    responses=errors(400, 403, 404, 409),
+    responses=errors(400, 403, 404, 409) | STILL_RUNNING,
     openapi_extra=any_body("Becomes the execution's `inputPayload`, whatever it is."),
 )
-async def receive(session: DbSession, webhook_token: WebhookToken, given: WebhookInput) -> object:
+async def receive(
+    session: DbSession,
+    sessions: Sessions,
+    webhook_token: WebhookToken,
+    given: WebhookInput,
+    depth: CallDepth,
+    wait: WaitSeconds = None,
+) -> object:
     """Start an execution; the body, of any kind or none, is its input."""
-    execution_id = await receive_webhook(session, webhook_token, given)
-    return WebhookAccepted(
-        status="accepted", execution_id=execution_id, message="Webhook received and execution started"
-    )
+    execution_id = await receive_webhook(session, webhook_token, given, depth)
+    if wait is None:
+        return WebhookAccepted(
+            status="accepted", execution_id=execution_id, message="Webhook received and execution started"
+        )
+    accepted = Execution.model_validate(await find_execution(session, execution_id))
+    return WaitingResponse(sessions, accepted, wait, status_code=200, body=AwaitedExecution)
 
 
 @router.get("/{webhook_token}/test", response_model=WebhookTest, operation_id="testWebhook", responses=errors(404))

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from bloxserver.api.models.enums import ExecutionStatus, InputEncoding, StepStatus, TriggerType
 from bloxserver.api.schemas.base import CamelModel, RequestModel, UtcTime
@@ -24,10 +24,7 @@ class ExecutionOutline(ExecutionSummary):
     flow_version: int | None = Field(description="The version of the flow's definition that it runs.")
     trigger_id: UUID | None
     retry_of: UUID | None = Field(description="The execution that this one does again.")
-    parent_execution_id: UUID | None = Field(
-        validation_alias=AliasChoices("parent_id", "parentExecutionId"),
-        description="The execution that called this one.",
-    )
+    parent_id: UUID | None = Field(description="The execution that called this one.")
     picked_up_at: UtcTime | None = Field(description="When a worker took it; null while it waits for one.")
     completed_at: UtcTime | None
     error_message: str | None

@@ -1,0 +1,318 @@
+"""An execution as it goes on, by Server-Sent Events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from bloxserver.api import responses
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.enums import StepStatus
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStatus,
+    ExecutionStepRecord,
+    FlowRecord,
+    UserRecord,
+)
+from bloxserver.services.endings import end_execution
+from bloxserver.settings import Settings
+from tests import factories
+from tests.api.contract import API, assert_problem, covers, path_of
+from tests.server import served_app
+from tests.single_connection import one_connection
+from tests.statements import count_statements
+from tests.steps import create_step
+
+
+class Event(NamedTuple):
+    kind: str
+    id: str | None
+    data: dict[str, object]
+
+
+def events_of(text: str) -> list[Event]:
+    """The events of a stream, without comments."""
+    events = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
+        if "event" in fields:
+            events.append(Event(fields["event"], fields.get("id"), json.loads(fields["data"])))
+    return events
+
+
+@pytest.fixture
+async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
+    return await factories.create_flow(session, dev_user)
+
+
+@pytest.fixture
+async def ended(session: AsyncSession, flow: FlowRecord) -> ExecutionRecord:
+    """An execution that has ended, with three steps."""
+    execution = await factories.create_execution(
+        session, flow, status=ExecutionStatus.SUCCESS, input_payload="in", output_payload="out"
+    )
+    for sequence, listener in enumerate("abc", 1):
+        await create_step(session, execution, listener, sequence=sequence, output_payload="1")
+    return execution
+
+
+def events_path(execution: ExecutionRecord) -> str:
+    return f"{API}/flows/{execution.flow_id}/executions/{execution.id}/events"
+
+
+@covers("events.stream", "events.end")
+async def test_what_has_ended_is_told_at_once(client: httpx.AsyncClient, ended: ExecutionRecord) -> None:
+    response = await client.get(events_path(ended))
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["X-Accel-Buffering"] == "no"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.text.startswith("retry: 1000\n\n")
+    events = events_of(response.text)
+    assert [(event.kind, event.id) for event in events] == [
+        ("execution", None),
+        ("step", "1"),
+        ("step", "2"),
+        ("step", "3"),
+        ("execution", "end"),
+    ]
+    assert events[0].data == events[-1].data
+    shown = (await client.get(events_path(ended).removesuffix("/events"))).json()
+    assert events[0].data == {name: shown[name] for name in shown.keys() - {"inputPayload", "outputPayload"}}
+    steps = (await client.get(events_path(ended).replace("/events", "/steps"))).json()["items"]
+    outlines = [{name: step[name] for name in step.keys() - {"inputPayload", "outputPayload"}} for step in steps]
+    assert [event.data for event in events[1:4]] == outlines
+
+
+@covers("events.resume")
+async def test_a_reader_that_comes_back_goes_on(client: httpx.AsyncClient, ended: ExecutionRecord) -> None:
+    async def ids(header: str | None, query: str | None = None) -> list[str | None]:
+        response = await client.get(
+            events_path(ended),
+            params={} if query is None else {"last_event_id": query},
+            headers={} if header is None else {b"Last-Event-ID": header.encode()},
+        )
+        assert response.status_code == 200
+        return [event.id for event in events_of(response.text) if event.kind == "step"]
+
+    assert await ids("2") == ["3"]
+    assert await ids(None, "2") == ["3"]
+    assert await ids("3", "1") == [], "the header is newer than the address"
+    for unknown in ("", "x", "-1", "1.5", "²"):
+        assert await ids(unknown) == ["1", "2", "3"]
+    assert await ids("0") == ["1", "2", "3"]
+    assert await ids("9" * 400) == []
+    for params, headers in (({"last_event_id": "end"}, {}), ({"last_event_id": "1"}, {"Last-Event-ID": "end"})):
+        response = await client.get(events_path(ended), params=params, headers=headers)
+        assert (response.status_code, response.content) == (204, b"")
+
+
+async def test_steps_written_by_hand_are_told(
+    client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+) -> None:
+    execution = await factories.create_execution(session, flow, status=ExecutionStatus.ERROR)
+    for listener in "abc":
+        await create_step(session, execution, listener)
+    events = events_of((await client.get(events_path(execution))).text)
+    assert {event.data["listener"] for event in events[1:-1]} == {"a", "b", "c"}
+    assert [event.id for event in events[1:-1]] == [None, None, "0"], "their number is only told when all were"
+
+
+@covers("events.resume")
+@pytest.mark.parametrize("page", [1, 2, 3, 4, 500])
+async def test_nothing_is_missed_or_told_twice_however_it_is_read(
+    client: httpx.AsyncClient,
+    flow: FlowRecord,
+    session: AsyncSession,
+    page: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(responses, "STEPS_PER_LOOK", page)
+    execution = await factories.create_execution(session, flow, status=ExecutionStatus.ERROR)
+    sequences = [1, 2, 2, 2, 3, 4, 4, 5]
+    for number, sequence in enumerate(sequences):
+        await create_step(session, execution, f"l{number}", sequence=sequence)
+    events = events_of((await client.get(events_path(execution))).text)[1:-1]
+    assert sorted(str(event.data["listener"]) for event in events) == [f"l{number}" for number in range(8)]
+    seen: set[object] = set()
+    for event in events:
+        seen.add(event.data["listener"])
+        if event.id is not None:
+            headers = {"Last-Event-ID": event.id}
+            rest = events_of((await client.get(events_path(execution), headers=headers)).text)[1:-1]
+            assert {one.data["listener"] for one in rest} == {f"l{number}" for number in range(8)} - seen
+
+
+async def test_unknown_ones_are_not_found(client: httpx.AsyncClient, flow: FlowRecord, ended: ExecutionRecord) -> None:
+    for path in (f"{path_of(flow)}/executions/{uuid4()}", f"{API}/flows/{uuid4()}/executions/{ended.id}"):
+        for params in ({}, {"last_event_id": "end"}):
+            refused = await client.get(f"{path}/events", params=params)
+            assert_problem(refused, 404, "execution_not_found", "Execution not found")
+
+
+class Reader:
+    """Reads events from a connection, as they come."""
+
+    def __init__(self, lines: AsyncIterator[str]) -> None:
+        self._lines = lines
+
+    async def next(self) -> str:
+        """The next block, within ten seconds; empty at the end of the stream."""
+        block = ""
+        async with asyncio.timeout(10):
+            async for line in self._lines:
+                if not line:
+                    return block
+                block += f"{line}\n"
+        return block
+
+    async def event(self) -> Event:
+        while True:
+            block = await self.next()
+            assert block, "the stream ended"
+            if events := events_of(block):
+                return events[0]
+
+
+@asynccontextmanager
+async def reading(port: int, path: str) -> AsyncIterator[Reader]:
+    async with (
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        client.stream("GET", path) as response,
+    ):
+        assert response.status_code == 200
+        yield Reader(response.aiter_lines())
+
+
+@pytest.fixture
+async def running(live_client: httpx.AsyncClient, live_database: Database) -> ExecutionRecord:
+    """An execution that nothing runs, in a database that takes many connections."""
+    await live_client.get(f"{API}/me")
+    async with live_database.sessions() as session:
+        user = (await session.scalars(sa.select(UserRecord))).one()
+        return await factories.create_execution(session, await factories.create_flow(session, user))
+
+
+async def written(database: Database, execution_id: UUID, listener: str, sequence: int, status: StepStatus) -> None:
+    """The step of a listener, as it is now."""
+    async with database.transaction() as session:
+        changed = await session.execute(
+            sa.update(ExecutionStepRecord)
+            .where(ExecutionStepRecord.listener == listener)
+            .values(sequence=sequence, status=status)
+            .returning(ExecutionStepRecord.id)
+        )
+        if changed.first() is None:
+            session.add(
+                ExecutionStepRecord(
+                    execution_id=execution_id, key=f":{listener}", listener=listener, sequence=sequence, status=status
+                )
+            )
+
+
+async def end(database: Database, execution_id: UUID, status: ExecutionStatus = ExecutionStatus.SUCCESS) -> None:
+    async with database.transaction() as session:
+        assert await end_execution(session, execution_id, status, parent_id=None, output="1")
+
+
+@covers("events.live")
+async def test_changes_are_told_as_they_happen(live_database: Database, running: ExecutionRecord) -> None:
+    async with served_app() as port, reading(port, events_path(running)) as reader:
+        assert (await reader.event()).data["status"] == "running"
+        for sequence, status in enumerate((StepStatus.RUNNING, StepStatus.WAITING, StepStatus.SUCCESS), 1):
+            await written(live_database, running.id, "a", sequence, status)
+            event = await reader.event()
+            assert (event.kind, event.id) == ("step", str(sequence))
+            assert (event.data["listener"], event.data["status"]) == ("a", status.value)
+        await written(live_database, running.id, "b", 4, StepStatus.RUNNING)
+        assert (await reader.event()).data["listener"] == "b"
+        await end(live_database, running.id, ExecutionStatus.TIMEOUT)
+        cancelled = await reader.event()
+        assert (cancelled.data["listener"], cancelled.data["status"], cancelled.id) == ("b", "cancelled", "5")
+        last = await reader.event()
+        assert (last.kind, last.id, last.data["status"]) == ("execution", "end", "timeout")
+        assert await reader.next() == "", "the stream ends"
+
+
+@covers("events.alive")
+async def test_a_quiet_stream_shows_that_it_lives_and_ends_in_time(
+    client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (responses.COMMENT_SECONDS, responses.STREAM_SECONDS) == (15, 3600)
+    monkeypatch.setattr(responses, "COMMENT_SECONDS", 0.15)
+    monkeypatch.setattr(responses, "STREAM_SECONDS", 1.0)
+    execution = await factories.create_execution(session, flow)
+    text = (await client.get(events_path(execution))).text
+    assert text.count(": ping\n\n") >= 2
+    assert [(event.kind, event.id) for event in events_of(text)] == [("execution", None)]
+
+
+async def test_a_deleted_execution_ends_the_stream(
+    live_client: httpx.AsyncClient, live_database: Database, running: ExecutionRecord
+) -> None:
+    async with served_app() as port, reading(port, events_path(running)) as reader:
+        await reader.event()
+        assert (await live_client.delete(f"{API}/flows/{running.flow_id}")).status_code == 204
+        assert await reader.next() == ""
+    refused = await live_client.get(events_path(running))
+    assert_problem(refused, 404, "execution_not_found", "Execution not found")
+
+
+async def test_a_look_costs_two_statements_and_holds_nothing(
+    client: httpx.AsyncClient, ended: ExecutionRecord, database_engine: AsyncEngine
+) -> None:
+    with count_statements(database_engine) as statements:
+        await client.get(events_path(ended))
+    assert len(statements) == 4, "the user, whose execution it is, and one look"
+
+
+async def answered(logs: Sequence[EventDict], path: str) -> None:
+    """A request has been answered, or given up, within five seconds."""
+    async with asyncio.timeout(5):
+        while True:
+            if any(str(line.get("route")).endswith(path) for line in logs):
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_a_reader_that_leaves_ends_the_looking(live_database: Database, running: ExecutionRecord) -> None:
+    with capture_logs() as logs:
+        async with served_app() as port:
+            async with reading(port, events_path(running)) as reader:
+                await reader.event()
+            await answered(logs, "/events")
+
+
+async def test_a_server_that_stops_ends_its_streams(live_database: Database, running: ExecutionRecord) -> None:
+    async with httpx.AsyncClient() as client:
+        async with asyncio.timeout(10), served_app() as port:
+            request = client.build_request("GET", f"http://127.0.0.1:{port}{events_path(running)}")
+            response = await client.send(request, stream=True)
+        text = (await response.aread()).decode()
+    assert [(event.kind, event.id) for event in events_of(text)] == [("execution", None)]
+
+
+@covers("events.no-connection")
+async def test_readers_hold_no_connection(
+    running: ExecutionRecord, live_settings: Settings, live_client: httpx.AsyncClient
+) -> None:
+    async with one_connection(live_settings) as database:
+        streams = [asyncio.create_task(live_client.get(events_path(running))) for _ in range(10)]
+        for number in range(10):
+            await written(database, running.id, "a", number, StepStatus.RUNNING)
+            assert (await live_client.get(f"{API}/flows/{running.flow_id}")).status_code == 200
+        await end(database, running.id)
+        for stream in streams:
+            assert events_of((await stream).text)[-1].id == "end"
