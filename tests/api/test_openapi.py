@@ -17,9 +17,12 @@ from bloxserver.api.schemas import ApiError
 OPERATIONS = """
 DELETE /api/v1/flows/{flow_id} deleteFlow 204 401 404 422 503
 DELETE /api/v1/flows/{flow_id}/triggers/{trigger_id} deleteTrigger 204 401 404 422 503
+DELETE /api/v1/secrets/{name} deleteSecret 204 401 404 422 503
 GET / getServiceInfo 200
+GET /api/v1/blocks listBlocks 200 401 422 503
 GET /api/v1/flows listFlows 200 401 422 503
 GET /api/v1/flows/{flow_id} getFlow 200 401 404 422 503
+GET /api/v1/flows/{flow_id}/canvas getFlowCanvas 200 401 404 422 503
 GET /api/v1/flows/{flow_id}/executions listExecutions 200 401 404 422 503
 GET /api/v1/flows/{flow_id}/executions/stats getFlowStats 200 401 404 422 503
 GET /api/v1/flows/{flow_id}/executions/{execution_id} getExecution 200 401 404 422 503
@@ -31,6 +34,7 @@ GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/upcoming listUpcomingFirings 2
 GET /api/v1/flows/{flow_id}/versions listFlowVersions 200 401 404 422 503
 GET /api/v1/flows/{flow_id}/versions/{number} getFlowVersion 200 401 404 422 503
 GET /api/v1/me getCurrentUser 200 401 422 503
+GET /api/v1/secrets listSecrets 200 401 422 503
 GET /api/v1/usage getUsage 200 401 422 503
 GET /health getHealth 200
 GET /health/live getLiveness 200
@@ -39,6 +43,7 @@ GET /webhooks/{webhook_token}/test testWebhook 200 404 422 503
 PATCH /api/v1/flows/{flow_id} updateFlow 200 401 404 408 413 422 503
 PATCH /api/v1/flows/{flow_id}/triggers/{trigger_id} updateTrigger 200 401 404 408 413 422 503
 POST /api/v1/flows createFlow 201 401 403 408 413 422 503
+POST /api/v1/flows/{flow_id}/canvas/derive deriveOrganism 200 401 404 408 413 422 503
 POST /api/v1/flows/{flow_id}/executions/run runFlow 201 202 400 401 403 404 408 413 422 503
 POST /api/v1/flows/{flow_id}/executions/{execution_id}/cancel cancelExecution 200 400 401 404 422 503
 POST /api/v1/flows/{flow_id}/executions/{execution_id}/retry retryExecution 201 400 401 403 404 422 503
@@ -46,8 +51,12 @@ POST /api/v1/flows/{flow_id}/start startFlow 200 400 401 404 422 503
 POST /api/v1/flows/{flow_id}/stop stopFlow 200 400 401 404 422 503
 POST /api/v1/flows/{flow_id}/triggers createTrigger 201 401 404 408 413 422 503
 POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/regenerate-token regenerateTriggerToken 200 400 401 404 422 503
+POST /api/v1/flows/{flow_id}/validate validateFlow 200 401 404 408 413 422 503
 POST /api/v1/flows/{flow_id}/versions/{number}/restore restoreFlowVersion 200 401 404 422 503
+POST /api/v1/organisms/validate validateOrganism 200 401 408 413 422 503
+POST /api/v1/secrets createSecret 201 401 403 408 409 413 422 503
 POST /webhooks/{webhook_token} receiveWebhook 200 202 400 403 404 408 409 413 422 503
+PUT /api/v1/secrets/{name} setSecret 200 401 403 408 413 422 503
 """.strip()
 
 NOT_YET_OR_NO_MORE = {"202", "204"}
@@ -104,7 +113,7 @@ class TestOperation:
         assert operation["summary"]
         assert re.fullmatch(r"[A-Z].*\.", operation["description"], re.DOTALL)
         (tag,) = operation["tags"]
-        assert tag in {"flows", "triggers", "executions", "users", "webhooks", "health"}
+        assert tag in {"flows", "triggers", "executions", "users", "webhooks", "health", "secrets", "organisms"}
         successes = [status for status in operation["responses"] if status.startswith("2")]
         assert len(successes) == 1 or set(successes[1:]) <= NOT_YET_OR_NO_MORE
         for parameter in operation.get("parameters", []):
