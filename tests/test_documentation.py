@@ -1,17 +1,36 @@
-"""The documents name what is there."""
+"""The documents name what is there, and what they show works."""
 
+from __future__ import annotations
+
+import ast
+import os
 import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hatchling.builders.wheel import WheelBuilder
 
-from bloxserver.blocks.registry import get_registry
+from bloxserver.api.main import app
+from bloxserver.blocks.agent import agent
+from bloxserver.blocks.base import AnyBlock
+from bloxserver.blocks.calculate import CALCULATIONS
+from bloxserver.blocks.cel.functions import FUNCTIONS
+from bloxserver.blocks.expressions import compile_expression
+from bloxserver.blocks.registry import BlockRegistry, get_registry
+from bloxserver.organism import listeners, parse, peers, sections
 from bloxserver.organism.parse import check
 from bloxserver.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bloxserver"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+GUIDE = ROOT / "docs/guides/writing-a-block.md"
 FIELDS = {name.upper(): field for name, field in Settings.model_fields.items() if name != "problems"}
 
 
@@ -28,8 +47,39 @@ def shown_default(name: str) -> str:
     return "" if default is None else str(default)
 
 
-def blocks_of(document: Path, language: str) -> list[str]:
+def shown_in(document: Path, language: str) -> list[str]:
+    """What a document shows in that language."""
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def words_of_code(text: str) -> set[str]:
+    """The words that stand between backticks."""
+    return {word for span in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"[\w.*]+", span)}
+
+
+def anchors_of(document: Path) -> set[str]:
+    """What links may name in a document, as GitHub makes it of its headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def codes_in(sources: Iterable[Path], makers: set[str]) -> set[str]:
+    """The codes that are given to these functions, or to a variable `code`."""
+    found: set[str] = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            given: list[ast.expr] = []
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in makers:
+                given = [each for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+                names = [ast.unparse(each) for each in getattr(node.targets[0], "elts", [])]
+                given = [value for name, value in zip(names, node.value.elts, strict=False) if name == "code"]
+            codes = [each.value for each in given if isinstance(each, ast.Constant) and each.value not in CANVAS_PARTS]
+            found |= {str(code) for code in codes[:1] if re.fullmatch("[a-z]+(_[a-z]+)*", str(code))}
+    return found
+
+
+CANVAS_PARTS = ("nodes", "edges")
 
 
 class TestSettings:
@@ -78,8 +128,15 @@ class TestDocuments:
     @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
     def test_relative_links_lead_somewhere(self, document: Path) -> None:
         targets = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
-        paths = [target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:|#", target)]
-        assert [path for path in paths if not (document.parent / path).exists()] == []
+        broken = []
+        for target in targets:
+            path, _, anchor = target.partition("#")
+            aim = document.parent / path if path else document
+            if re.match(r"[a-z]+:", target):
+                continue
+            if not aim.exists() or (anchor and aim.suffix == ".md" and anchor not in anchors_of(aim)):
+                broken.append(target)
+        assert broken == []
 
     @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
     def test_make_has_every_target_that_is_named(self, document: Path) -> None:
@@ -88,16 +145,160 @@ class TestDocuments:
         named = re.findall(r"^make ([a-z.-]+)|`make (?:[A-Z]+=\S+ )*([a-z.-]+)`", text, re.MULTILINE)
         assert {first or second for first, second in named} <= targets
 
-    @pytest.mark.parametrize("name", ["README.md", "docs/organisms.md"])
-    def test_organisms_that_are_shown_have_no_problems(self, name: str) -> None:
-        shown = blocks_of(ROOT / name, "yaml")
-        assert shown
-        assert [check(text, get_registry()) for text in shown] == [[]] * len(shown)
+    def test_every_document_can_be_reached_from_the_readme(self) -> None:
+        reached: set[Path] = set()
+        waiting = [(ROOT / "README.md").resolve()]
+        while waiting:
+            document = waiting.pop()
+            reached.add(document)
+            for target in re.findall(r"\]\(([^):#\s]+)[^)]*\)", document.read_text(encoding="utf-8")):
+                path = (document.parent / target).resolve()
+                path = path / "README.md" if path.is_dir() else path
+                if path.suffix == ".md" and path not in reached and path.exists():
+                    waiting.append(path)
+        assert {document.resolve() for document in DOCUMENTS} - reached == set()
 
-    def test_every_block_is_described(self) -> None:
-        described = re.findall(r"^### `(.+)`$", read("docs/organisms.md"), re.MULTILINE)
-        assert sorted(described) == get_registry().names
+    @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+    def test_members_in_camel_case_are_those_of_the_api(self, document: Path) -> None:
+        schemas = app.openapi()["components"]["schemas"].values()
+        members = {name for schema in schemas for name in schema.get("properties", {})}
+        known = members | set(FUNCTIONS)
+        words = words_of_code(document.read_text(encoding="utf-8"))
+        named = {word for word in words if re.fullmatch("[a-z]+([A-Z][a-z]+)+", word)}
+        assert named - known == set()
 
     def test_every_decision_is_listed(self) -> None:
         pages = sorted(path.name for path in ROOT.glob("docs/decisions/[0-9]*.md"))
         assert re.findall(r"\(([0-9][^)]+)\)", read("docs/decisions/README.md")) == pages
+
+
+class TestOrganisms:
+    @pytest.mark.parametrize(
+        "document",
+        [document for document in DOCUMENTS if shown_in(document, "yaml")],
+        ids=lambda path: str(path.relative_to(ROOT)),
+    )
+    def test_those_that_are_shown_have_no_problems(self, document: Path) -> None:
+        registry = BlockRegistry([*get_registry().blocks, *([self.block_of_guide()] if document == GUIDE else [])])
+        for text in shown_in(document, "yaml"):
+            value = yaml.safe_load(text)
+            if isinstance(value, dict) and "organism" in value:
+                assert check(text, registry) == [], text
+            elif isinstance(value, list) and all(isinstance(item, dict) and "description" in item for item in value):
+                # Some listeners of an organism: the others are not there to be peers.
+                problems = check(f"organism: {{name: shown}}\nlisteners:\n{text}", registry)
+                assert [problem for problem in problems if problem.code != "unknown_peer"] == [], text
+
+    @staticmethod
+    def block_of_guide() -> AnyBlock:
+        module: dict[str, Any] = {"__name__": "acme_blocks"}
+        exec(compile(shown_in(GUIDE, "python")[0], "acme_blocks.py", "exec", dont_inherit=True), module)  # noqa: S102
+        block: AnyBlock = module["block"]
+        return block
+
+    def test_the_reference_names_every_key(self) -> None:
+        keys = {
+            *(*parse.TOP_KEYS, *parse.ORGANISM_KEYS, *parse.EXECUTION_KEYS, *parse.ON_FAILURE_KEYS),
+            *(*listeners.LISTENER_KEYS, *peers.PEER_KEYS, *sections.UNUSED_KEYS),
+        }
+        assert keys - words_of_code(read("docs/organisms.md")) == set()
+
+    def test_the_reference_names_every_problem(self) -> None:
+        sources = [
+            *PACKAGE.glob("organism/*.py"),
+            *(PACKAGE / name for name in ("queries/canvas.py", "services/readiness.py", "services/validation.py")),
+        ]
+        makers = {"Problem", "error", "warning", "_error", "_warn", "_warning", "_report", "_refusal"}
+        codes = codes_in(sources, makers)
+        assert {"yaml_syntax", "unknown_peer", "unused_key", "missing_secret", "dangling_edge"} <= codes
+        assert codes - words_of_code(read("docs/organisms.md")) == set()
+
+    def test_the_reference_names_every_function_of_expressions(self) -> None:
+        assert set(FUNCTIONS) - words_of_code(read("docs/organisms.md")) == set()
+        assert set(CALCULATIONS) - set(FUNCTIONS) - words_of_code(read("docs/blocks.md")) == set()
+
+    def test_the_expressions_that_it_shows_can_be_compiled(self) -> None:
+        table = read("docs/organisms.md").partition("\n## Expressions\n")[2].partition("\n| for |")[0]
+        shown = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+        assert len(shown) >= 5
+        for text in shown:
+            compile_expression(text)
+
+
+class TestBlocks:
+    SECTIONS = dict(re.findall(r"^## `(.+?)`$\n(.*?)(?=^## |\Z)", read("docs/blocks.md"), re.MULTILINE | re.DOTALL))
+
+    def test_every_one_has_a_section(self) -> None:
+        assert sorted(self.SECTIONS) == get_registry().names
+
+    @pytest.mark.parametrize("block", [*get_registry().blocks, agent], ids=lambda block: block.name)
+    def test_every_member_of_its_config_is_named(self, block: AnyBlock) -> None:
+        section = read("docs/agents.md") if block is agent else self.SECTIONS[block.name]
+        words = {word.removeprefix("config.") for word in words_of_code(section)}
+        schema = block.config.model_json_schema()
+        members = {name for each in [schema, *schema.get("$defs", {}).values()] for name in each.get("properties", {})}
+        assert members - words == set()
+
+    @pytest.mark.parametrize("block", get_registry().blocks, ids=lambda block: block.name)
+    def test_its_other_names_and_placeholders_are_told(self, block: AnyBlock) -> None:
+        section = self.SECTIONS[block.name]
+        words = words_of_code(section)
+        names = [alias.rstrip("*") for alias in (*block.aliases, *block.payload_aliases)]
+        assert [name for name in names if name not in words] == []
+        marked = {
+            name
+            for row in re.findall(r"^\| (`.+`) \| [^|]*\| yes \|", section, re.MULTILINE)
+            for name in words_of_code(row)
+        }
+        assert marked == block.templates
+
+    def test_every_error_is_told(self) -> None:
+        sources = [
+            *PACKAGE.glob("blocks/**/*.py"),
+            *PACKAGE.glob("clients/*.py"),
+            *(PACKAGE / name for name in ("engine/handling.py", "engine/world.py", "services/key_values.py")),
+        ]
+        makers = {
+            "BlockError",
+            "OutgoingRequestError",
+            "MailError",
+            "ModelError",
+            "BadRequest",
+            "Forbidden",
+            "_refusal",
+        }
+        codes = codes_in(sources, makers)
+        assert {"http_error_status", "timeout", "llm_refused", "mail_refused", "key_value_limit"} <= codes
+        told = words_of_code(read("docs/blocks.md") + read("docs/agents.md"))
+        # The first two are for the model alone to read.
+        assert codes - {"unknown_tool", "invalid_arguments"} - told == set()
+
+
+class TestGuide:
+    def test_its_package_passes_its_tests_and_adds_its_block(self, tmp_path: Path) -> None:
+        module, tests = shown_in(GUIDE, "python")
+        [project], [organism] = shown_in(GUIDE, "toml"), shown_in(GUIDE, "yaml")
+        package, installed = tmp_path / "package", tmp_path / "installed"
+        package.mkdir()
+        for name, text in {
+            "acme_blocks.py": module,
+            "test_acme_blocks.py": tests,
+            "pyproject.toml": project,
+            "order.yaml": organism,
+        }.items():
+            assert f"`{name}`" in read(str(GUIDE.relative_to(ROOT)))
+            (package / name).write_text(text)
+        [wheel] = WheelBuilder(str(package)).build(directory=str(tmp_path / "built"), versions=["standard"])
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(installed)
+        (package / "acme_blocks.py").unlink()
+
+        def run(*arguments: str) -> str:
+            environment = {**os.environ, "PYTHONPATH": str(installed)}
+            command = [sys.executable, "-m", *arguments]
+            done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        assert "3 passed" in run("pytest", "-q", "-W", "error", "-p", "no:asyncio", "test_acme_blocks.py")
+        assert "0 errors, 0 warnings" in run("bloxserver", "check", "order.yaml")
