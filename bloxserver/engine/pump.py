@@ -36,6 +36,8 @@ from bloxserver.services.calls import CalledResult
 
 PATIENCE = timedelta(seconds=2)
 """What is due this soon is waited for on the worker; parking and coming back takes as long."""
+SHOW_AFTER = timedelta(seconds=0.2)
+"""What takes longer is stored as running, so that it can be seen; to store every beginning would cost a transaction."""
 CALL_CHECK = timedelta(minutes=5)
 """How often a caller looks after what it called, should nobody wake it."""
 
@@ -50,7 +52,10 @@ class Pump:
         world: World,
         save: Save,
         called: Mapping[UUID, CalledResult] | None = None,
+        *,
+        show_after: timedelta = SHOW_AFTER,
     ) -> None:
+        self._show_after = show_after
         self._organism = organism
         self._kept = {step.message.key: step for step in kept}
         self._world = world
@@ -67,6 +72,8 @@ class Pump:
         """Calls that agents wait for, by the message's key."""
         self._blocked: Counter[UUID] = Counter()
         """How many calls an agent's step waits for."""
+        self._unseen: dict[UUID, Step] = {}
+        """What has begun and is not stored."""
         self._leaves: list[Step] = []
         self._handled = 0
         self._failure: Failed | None = None
@@ -96,7 +103,9 @@ class Pump:
                 until = self._wake_time()
                 if until is not None and self._is_idle() and self._inbox.empty() and until > now() + PATIENCE:
                     return await self._park(until)
-                steps = await self._next_steps(until)
+                steps = await self._next_steps(min(filter(None, (until, self._show_time())), default=None))
+                if not steps:
+                    await self._show()
             if (steps or self._failure) and (outcome := await self._take(steps)) is not None:
                 return outcome
 
@@ -137,6 +146,19 @@ class Pump:
             for step in self._waiting.values()
         ]
         return min(times, default=None)
+
+    def _show_time(self) -> datetime | None:
+        """When something has gone on for so long that it should be seen."""
+        return min((step.started_at + self._show_after for step in self._unseen.values()), default=None)
+
+    async def _show(self) -> None:
+        """Store that what is still at work has begun."""
+        long_ago = now() - self._show_after
+        async with self._saving:
+            # Judged here: an agent may have stored more of itself meanwhile.
+            begun = [step for step in self._unseen.values() if step.started_at <= long_ago]
+            if begun:
+                await self._write(begun, None)
 
     def _is_idle(self) -> bool:
         """Whether all that runs are agents that wait for calls."""
@@ -208,7 +230,10 @@ class Pump:
         for message in messages:
             kept = self._kept.get(message.key)
             if kept is None:
-                self._attempt(message, 1, now(), None)
+                begun = self._begun(message)
+                if message.key not in self._tokens:
+                    self._unseen[message.id] = begun
+                self._attempt(message, 1, begun.started_at, None)
             elif kept.status is StepStatus.RUNNING:
                 self._attempt(kept.message, kept.attempt, kept.started_at, kept)
             elif kept.status is StepStatus.CALLING:
@@ -250,14 +275,19 @@ class Pump:
     async def _store(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
         """One at a time: who follows the sequence must not see a later change before an earlier one."""
         async with self._saving:
-            used = NO_TOKENS
-            numbered: list[Step] = []
-            for step in steps:
-                self._sequence += 1
-                used = used.plus(step.tokens.minus(self._tokens.get(step.message.key, NO_TOKENS)))
-                self._tokens[step.message.key] = step.tokens
-                numbered.append(replace(step, sequence=self._sequence))
-            await self._save(Change(numbered, used, outcome))
+            await self._write(steps, outcome)
+
+    async def _write(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
+        used = NO_TOKENS
+        numbered: list[Step] = []
+        for step in steps:
+            self._sequence += 1
+            used = used.plus(step.tokens.minus(self._tokens.get(step.message.key, NO_TOKENS)))
+            self._tokens[step.message.key] = step.tokens
+            numbered.append(replace(step, sequence=self._sequence))
+        for step in steps:
+            self._unseen.pop(step.id, None)
+        await self._save(Change(numbered, used, outcome))
 
 
 class _Conversation:

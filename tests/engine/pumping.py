@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue, RootModel
@@ -15,7 +17,8 @@ from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer
 from bloxserver.engine.pump import Pump
-from bloxserver.engine.steps import Change, Message, Outcome, Step, Tokens
+from bloxserver.engine.steps import Change, Message, Outcome, Save, Step, Tokens
+from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
 from bloxserver.services.calls import CalledResult
 from bloxserver.settings import Settings
@@ -104,6 +107,11 @@ def block(name: str, handle: Callable[[JsonValue, BlockContext], Awaitable[Resul
     return Block(name=name, description="for a test", payload=Anything, config=NoConfig, handler=handler)
 
 
+def pump_of(organism: Organism, save: Save, **options: Any) -> Pump:
+    """A pump whose blocks reach nothing."""
+    return Pump(organism, [], World(GuardedClient(), LanguageModels(Settings()), {}), save, **options)
+
+
 async def pump(
     text: str,
     payload: JsonValue = None,
@@ -114,6 +122,7 @@ async def pump(
     settings: Settings | None = None,
     secrets: Mapping[str, str] | None = None,
     called: Mapping[UUID, CalledResult] | None = None,
+    show_after: timedelta = timedelta(days=1),
 ) -> tuple[Outcome, Log]:
     """How a run comes out, and what it saved."""
     log = Log()
@@ -123,7 +132,8 @@ async def pump(
     parsed = parse(text, BlockRegistry([*get_registry().blocks, *blocks]))
     world = World(http, models, secrets or {})
     try:
-        outcome = await Pump(parsed, kept, world, log.save, called).run(Message(parsed.entry(entry).name, payload))
+        runs = Pump(parsed, kept, world, log.save, called, show_after=show_after)
+        outcome = await runs.run(Message(parsed.entry(entry).name, payload))
     finally:
         await http.aclose()
         await models.aclose()

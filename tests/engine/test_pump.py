@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
@@ -12,9 +13,11 @@ from pydantic import JsonValue
 from bloxserver.api.models.enums import ExecutionStatus, StepStatus
 from bloxserver.api.models.types import new_id, now
 from bloxserver.blocks.base import Block, BlockContext, BlockError, Called, NoConfig, Result
-from bloxserver.engine.steps import Failed, Finished, Parked
+from bloxserver.blocks.registry import BlockRegistry
+from bloxserver.engine.steps import Change, Failed, Finished, Message, Parked
+from bloxserver.organism.parse import parse
 from bloxserver.services.calls import CalledResult
-from tests.engine.pumping import Anything, block, echo, organism, pump
+from tests.engine.pumping import Anything, Log, block, echo, organism, pump, pump_of
 
 
 async def test_a_chain_hands_its_answer_on() -> None:
@@ -255,3 +258,25 @@ async def test_a_secret_is_filled_in_and_never_kept() -> None:
     outcome, log = await pump(text, secrets={"KEY": "canary-4711"})
     assert isinstance(outcome, Failed)
     assert "canary-4711" not in repr(log.changes)
+
+
+async def test_what_takes_long_is_stored_as_running() -> None:
+    seen = asyncio.Event()
+
+    async def waits(payload: JsonValue, context: BlockContext) -> Result:
+        await seen.wait()
+        return "done"
+
+    text = organism("name: a, handler: waits")
+    log = Log()
+
+    async def save(change: Change) -> None:
+        await log.save(change)
+        seen.set()
+
+    parsed = parse(text, BlockRegistry([block("waits", waits)]))
+    async with asyncio.timeout(20):
+        outcome = await pump_of(parsed, save, show_after=timedelta(0)).run(Message("a", None))
+    assert outcome == Finished("done")
+    assert [step.status for step in log.saved] == [StepStatus.RUNNING, StepStatus.SUCCESS]
+    assert len({step.id for step in log.saved}) == 1

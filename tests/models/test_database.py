@@ -309,6 +309,16 @@ class TestWaking:
             wake_engine_after_commit(session)
         assert seen == ["woken"] * 2
 
+    async def test_reaches_everybody_who_listens(self, live_database: Database) -> None:
+        seen: list[str] = []
+        unlisten = [live_database.on_commit(lambda name=name: seen.append(name)) for name in ("one", "other")]  # type: ignore[misc]
+        async with live_database.transaction() as session:
+            session.add(UserRecord(clerk_id="a"))
+            wake_engine_after_commit(session)
+        for end in unlisten:
+            end()
+        assert seen == ["one", "other"]
+
     async def test_comes_when_the_work_is_to_be_seen(self, live_database: Database) -> None:
         """What is woken reads in a transaction of its own."""
         counts: list[asyncio.Task[int]] = []

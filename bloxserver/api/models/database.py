@@ -80,7 +80,8 @@ class Database:
 
         def after_commit(session: Session) -> None:
             # A released savepoint fires too, but its work is not yet to be seen.
-            if not session.in_nested_transaction() and session.info.pop(_WAKE, False):
+            # The mark stays: others listen as well.
+            if not session.in_nested_transaction() and session.info.get(_WAKE, False):
                 wake()
 
         event.listen(self._session_class, "after_commit", after_commit)
