@@ -37,7 +37,6 @@ def configure_logging(*, level: str, as_json: bool) -> None:
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
     )
     # structlog's own traceback shows every variable, secrets with them, and takes seconds to print.
     console = structlog.dev.ConsoleRenderer(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import time
 from typing import Any
 from uuid import uuid4
 
@@ -140,14 +138,13 @@ class TestValidateOrganism:
         """A large definition is read beside the event loop."""
         text = "organism: {name: x}\nlisteners:\n" + "  - {name: a, handler: ecko, peers: [b], zzz: 1}\n" * 1900
         large = asyncio.create_task(client.post(VALIDATE, content=text))
-        answered = [time.monotonic()]
+        answered = 0
         while not large.done():
             await asyncio.sleep(0)
             await client.get("/health/live")
-            answered.append(time.monotonic())
+            answered += 1
         assert len(rows(await large)) > 5000
-        longest = max(later - earlier for earlier, later in itertools.pairwise(answered))
-        assert longest < 0.6 * (answered[-1] - answered[0])
+        assert answered > 10, "one that is read on the loop lets through two or three"
 
     async def test_nothing_is_stored(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
