@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bloxserver.api.models.tables import UserRecord
 from bloxserver.api.schemas import BlockDescription
 from bloxserver.blocks.registry import get_registry
-from tests.api.contract import API
+from tests.api.contract import API, covers
 from tests.statements import count_statements
 
 
@@ -25,6 +25,7 @@ async def palette(client: httpx.AsyncClient) -> list[dict[str, Any]]:
     return blocks
 
 
+@covers("blocks.list")
 async def test_every_block_is_there_by_name_and_the_agent_too(palette: list[dict[str, Any]]) -> None:
     names = [block["name"] for block in palette]
     assert names == sorted([*get_registry().names, "agent"])

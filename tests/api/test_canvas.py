@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.api.models.tables import FlowRecord, UserRecord
 from tests import factories
-from tests.api.contract import API, assert_problem, path_of
+from tests.api.contract import API, assert_problem, covers, path_of
 from tests.api.hostile import DEEP, arrays
 from tests.statements import count_statements
 
@@ -50,6 +50,7 @@ async def derived(client: httpx.AsyncClient, flow: FlowRecord, **sent: Any) -> d
     return body
 
 
+@covers("canvas.get")
 class TestGetCanvas:
     async def test_a_flow_without_a_canvas_can_be_opened_on_one(
         self, client: httpx.AsyncClient, flow: FlowRecord
@@ -102,6 +103,7 @@ class TestGetCanvas:
         assert (body["derived"], [one["code"] for one in body["problems"]]) == (False, ["yaml_syntax"])
 
 
+@covers("canvas.derive")
 class TestDerive:
     async def test_the_canvas_in_the_body_becomes_yaml_and_nothing_is_stored(
         self, client: httpx.AsyncClient, flow: FlowRecord

@@ -18,7 +18,7 @@ from bloxserver.api.models.tables import FlowRecord, SecretRecord, UserRecord
 from bloxserver.services.validation import validate
 from bloxserver.settings import get_settings
 from tests import factories
-from tests.api.contract import API, assert_invalid, assert_problem, eventually, path_of
+from tests.api.contract import API, assert_invalid, assert_problem, covers, eventually, path_of
 from tests.statements import count_statements
 
 VALIDATE = f"{API}/organisms/validate"
@@ -56,6 +56,7 @@ def rows(response: httpx.Response) -> list[tuple[int, int, str]]:
     return [(one["line"], one["column"], one["code"]) for one in response.json()["problems"]]
 
 
+@covers("organisms.validate")
 class TestValidateOrganism:
     async def test_every_problem_is_told_with_its_place_and_what_to_do(self, client: httpx.AsyncClient) -> None:
         response = await client.post(VALIDATE, content=BROKEN)
@@ -197,6 +198,7 @@ class TestInstallation:
         assert "missing_secret" in [code for *_, code in rows(await client.post(VALIDATE, content=NEEDY))]
 
 
+@covers("flows.validate")
 class TestValidateFlow:
     async def test_without_a_body_the_stored_definition_is_judged(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession

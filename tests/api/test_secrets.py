@@ -20,7 +20,7 @@ from bloxserver.sealing import Sealer, sealer_of
 from bloxserver.services.secrets import MAX_SECRETS
 from bloxserver.settings import get_settings
 from tests import factories
-from tests.api.contract import API, UTC_TIME, assert_invalid, assert_problem
+from tests.api.contract import API, UTC_TIME, assert_invalid, assert_problem, covers
 from tests.clerk import Clerk, changed_settings, clerk_sign_in
 
 SECRETS = f"{API}/secrets"
@@ -55,6 +55,7 @@ def opened(record: SecretRecord) -> str:
     return sealer.open(record.sealed, owner=record.user_id, name=record.name)
 
 
+@covers("secrets.write")
 class TestWrite:
     @pytest.mark.parametrize("value", ["x", CANARY, "ä🌍\n\t\"' {{ payload }}", "🌍" * 8192])
     async def test_put_creates_and_replaces(self, client: httpx.AsyncClient, session: AsyncSession, value: str) -> None:
@@ -160,6 +161,7 @@ class TestWrite:
         assert opened(record) == CANARY
 
 
+@covers("secrets.list")
 async def test_the_list_is_by_name_and_has_no_values(client: httpx.AsyncClient) -> None:
     assert (await client.get(SECRETS)).json() == []
     for name in ("b", "_", "B", "a", "A1", "A_"):
@@ -171,6 +173,7 @@ async def test_the_list_is_by_name_and_has_no_values(client: httpx.AsyncClient) 
     assert (await client.get(f"{SECRETS}/a")).status_code == 405
 
 
+@covers("secrets.delete")
 async def test_what_was_deleted_is_gone(client: httpx.AsyncClient, session: AsyncSession) -> None:
     await client.put(f"{SECRETS}/A", json={"value": "x"})
     await client.put(f"{SECRETS}/B", json={"value": "x"})
