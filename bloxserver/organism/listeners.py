@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -15,7 +15,7 @@ from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import read_peers
 from bloxserver.organism.problems import Path, quoted
-from bloxserver.organism.sections import LONGEST_NAME, UNUSED_KEYS, Section
+from bloxserver.organism.sections import LONGEST_NAME, UNUSED_KEYS, Section, nearest_of
 from bloxserver.organism.yaml_loader import Place
 
 MOST_RETRIES = 20
@@ -192,8 +192,8 @@ def _read_config(section: Section, block: AnyBlock | None) -> _Config | None:
         for name in MODEL_KEYS:
             if section.values.get(name) is not None:
                 given[name], places[name] = section.values[name], section.path_to(name)
-    used, secrets = _read_templates(section, block, given, places)
-    valid = _validated(section, block, given, places, section.path_to(key))
+    used, secrets, refused = _read_templates(section, block, given, places)
+    valid = _validated(section, block, given, places, section.path_to(key), refused)
     if valid is None:
         return None
     document = section.findings.document
@@ -202,13 +202,21 @@ def _read_config(section: Section, block: AnyBlock | None) -> _Config | None:
 
 
 def _validated(
-    section: Section, block: AnyBlock, given: dict[str, JsonValue], places: dict[str, Path], around: Path
+    section: Section,
+    block: AnyBlock,
+    given: dict[str, JsonValue],
+    places: dict[str, Path],
+    around: Path,
+    refused: Collection[str],
 ) -> BlockConfig | None:
+    """The config, or None; what is wrong with members that were refused already is not told again."""
     try:
         valid: BlockConfig = block.config.model_validate(given)
     except ValidationError as error:
         for reason in error.errors(include_url=False, include_context=False, include_input=False):
             location = reason["loc"]
+            if location and location[0] in refused:
+                continue
             path = (*places.get(str(location[0]), (*around, location[0])), *location[1:]) if location else around
             where = ".".join(str(part) for part in path[2:])
             unknown = reason["type"] == "extra_forbidden"
@@ -217,33 +225,40 @@ def _validated(
                 if unknown
                 else f"{where}: {reason['msg'].removeprefix('Value error, ')}"
             )
-            hint = _config_hint(block, str(location[-1]) if location else "", unknown=unknown)
+            hint = _config_hint(section, block, str(location[-1]) if location else "", unknown=unknown)
             section.findings.error(path, "invalid_config", message, hint, at_key=unknown)
         return None
     return valid
 
 
-def _config_hint(block: AnyBlock, name: str, *, unknown: bool) -> str:
+def _config_hint(section: Section, block: AnyBlock, name: str, *, unknown: bool) -> str:
     fields = {field.alias or key: field for key, field in block.config.model_fields.items()}
     if unknown:
-        return f"its settings are {', '.join(fields)}" if fields else "it has no settings"
+        known = f"its settings are {', '.join(fields)}" if fields else "it has no settings"
+        return section.findings.suggest(name, nearest_of(fields), known)
     described = fields[name].description if name in fields else None
-    return described or f"see the settings of {block.name}"
+    return f"correct it; its meaning: {described}" if described else f"see the settings of {block.name}"
 
 
 def _read_templates(
     section: Section, block: AnyBlock, given: dict[str, JsonValue], places: dict[str, Path]
-) -> tuple[frozenset[str], frozenset[str]]:
-    """The members of the config that have placeholders to be filled in, and the names of the secrets in them."""
+) -> tuple[frozenset[str], frozenset[str], set[str]]:
+    """The members of the config that have placeholders to be filled in, the names of the secrets in them, and the
+    members whose placeholders cannot be.
+    """
     used: set[str] = set()
     secrets: set[str] = set()
+    refused: set[str] = set()
     for name, value in given.items():
         if name not in block.templates:
             if _mentions_secret(value):
-                allowed = ", ".join(sorted(block.templates)) or "nothing of this block"
+                allowed = f"secrets may stand in {', '.join(sorted(block.templates))}"
                 message = f"{name} may not hold a secret: it could be stored with the answer"
-                hint = f"secrets go into: {allowed}"
+                hint = (
+                    allowed if block.templates else "use the secret in a block that calls a server, like http.request"
+                )
                 section.findings.error(places[name], "secret_not_allowed", message, hint)
+                refused.add(name)
             continue
         try:
             templates.check(value, TEMPLATE_ROOTS)
@@ -253,7 +268,8 @@ def _read_templates(
         except ValueError as error:
             hint = "write {{ payload.path.to.value }} or {{ secrets.NAME }}"
             section.findings.error(places[name], "invalid_template", f"{name}: {error}", hint)
-    return frozenset(used), frozenset(secrets)
+            refused.add(name)
+    return frozenset(used), frozenset(secrets), refused
 
 
 def _mentions_secret(value: JsonValue) -> bool:

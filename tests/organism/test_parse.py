@@ -375,7 +375,11 @@ class TestTemplates:
         assert organism.listener("a").secrets == {"A"}
         assert organism.listener("a").places["url"].line == 3
         transform = "  - {name: a, description: d, handler: transform, config: {output: {x: '{{ secrets.A }}'}}}"
-        assert "secret_not_allowed" in [problem.code for problem in check(listeners(transform), get_registry())]
+        assert [problem.code for problem in check(listeners(transform), get_registry())] == ["secret_not_allowed"]
+
+    def test_an_unknown_setting_comes_with_the_nearest(self) -> None:
+        request = "  - {name: a, description: d, handler: http.request, config: {metod: GET}}"
+        assert [problem.hint for problem in check(listeners(request), get_registry())] == ['did you mean "method"?']
 
     @pytest.mark.parametrize("text", ["{{ secrets }}", "{{ secrets.A.b }}", "{{ nope.x }}", "{{ payload.x"])
     def test_a_placeholder_must_be_one(self, text: str) -> None:
