@@ -150,10 +150,16 @@ class BlockContext:
     store: KeyValueStore
     flows: FlowCaller
     mail: Mailer
+    input: JsonValue = None
+    """What the execution was given: the message of its first listener."""
     depth: int = 0
     """How many executions stand above this one; told to servers that may be our own, so that a circle ends."""
     agent: AgentContext | None = None
     """For agents alone."""
+
+    def scope(self, payload: JsonValue) -> dict[str, JsonValue]:
+        """What templates and expressions may name: the message, and what the execution was given."""
+        return {"payload": payload, "input": self.input}
 
 
 Payload = TypeVar("Payload", bound=BaseModel)
@@ -180,8 +186,8 @@ class Block(Generic[Payload, Config]):
     payload_aliases: tuple[str, ...] = ()
     """Names that an organism may give as `payload_class`."""
     templates: frozenset[str] = frozenset()
-    """Members of `config` in whose texts `{{ payload.… }}` and `{{ secrets.NAME }}` are replaced before the handler
-    is called. A secret may stand nowhere else: what a handler answers is stored.
+    """Members of `config` in whose texts `{{ payload.… }}`, `{{ input.… }}` and `{{ secrets.NAME }}` are replaced
+    before the handler is called. A secret may stand nowhere else: what a handler answers is stored.
     """
     targets: Callable[[Config], Iterable[str]] = no_targets
     """The listeners that a config names: they become peers."""

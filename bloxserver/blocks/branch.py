@@ -34,7 +34,7 @@ class BranchConfig(BlockConfig):
 
 async def handle_branch(payload: BranchPayload, config: BranchConfig, context: BlockContext) -> Routed:
     for case in config.cases:
-        if compile_expression(case.when).holds({"payload": payload.root}):
+        if compile_expression(case.when).holds(context.scope(payload.root)):
             return Routed(payload.root, (case.to,))
     return Routed(payload.root, () if config.otherwise is None else (config.otherwise,))
 

@@ -14,6 +14,7 @@ from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.syntax import parse
 from bloxserver.blocks.cel.values import Budget, Failure, Run, TooCostly, plain
 from bloxserver.blocks.json_values import storable
+from bloxserver.blocks.templates import ROOTS
 
 MAX_STEPS = 300_000
 MAX_QUOTED = 200
@@ -57,7 +58,7 @@ class Expression:
 
 
 @lru_cache(maxsize=256)
-def compile_expression(text: str, names: frozenset[str] = frozenset({"payload"})) -> Expression:
+def compile_expression(text: str, names: frozenset[str] = ROOTS) -> Expression:
     """Raises `ValueError` for what is no expression over `names`: the syntax, an unknown name or function, too long,
     too deep. What was compiled last is kept, so that blocks may ask again for each message.
     """

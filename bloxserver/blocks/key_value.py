@@ -84,22 +84,22 @@ async def handle_key_value(payload: KeyValuePayload, config: KeyValueConfig, con
     operation = config.operation or _member(payload.root, "operation")
     if operation not in OPERATIONS:
         raise _invalid(f"an operation is one of {', '.join(OPERATIONS)}")
-    key = _key(payload.root, config)
+    key = _key(payload.root, config, context)
     match operation:
         case "get":
             found, value = await context.store.get(key)
             return {"found": found, "value": value}
         case "set":
-            value = _value(payload.root, config)
+            value = _value(payload.root, config, context)
             await context.store.set(key, value)
             return {"value": value}
         case "delete":
             return {"deleted": await context.store.delete(key)}
         case "add":
-            added, value = await context.store.add(key, _value(payload.root, config))
+            added, value = await context.store.add(key, _value(payload.root, config, context))
             return {"added": added, "value": value}
         case _:
-            return {"value": await context.store.increment(key, _by(payload.root, config))}
+            return {"value": await context.store.increment(key, _by(payload.root, config, context))}
 
 
 def _member(payload: JsonValue, name: str) -> JsonValue:
@@ -110,12 +110,12 @@ def _invalid(reason: str) -> BlockError:
     return BlockError("invalid_payload", reason, retryable=False)
 
 
-def _filled(template: JsonValue, payload: JsonValue) -> JsonValue:
-    return templates.render(template, {"payload": payload})
+def _filled(template: JsonValue, payload: JsonValue, context: BlockContext) -> JsonValue:
+    return templates.render(template, context.scope(payload))
 
 
-def _key(payload: JsonValue, config: KeyValueConfig) -> str:
-    key = _member(payload, "key") if config.key is None else _filled(config.key, payload)
+def _key(payload: JsonValue, config: KeyValueConfig, context: BlockContext) -> str:
+    key = _member(payload, "key") if config.key is None else _filled(config.key, payload, context)
     if isinstance(key, int) and not isinstance(key, bool) and abs(key) <= MAX_NUMBER_AS_KEY:
         return str(key)  # orders and customers often have numbers
     if isinstance(key, str):
@@ -123,9 +123,9 @@ def _key(payload: JsonValue, config: KeyValueConfig) -> str:
     raise _invalid("a key is a text or a whole number")
 
 
-def _value(payload: JsonValue, config: KeyValueConfig) -> JsonValue:
+def _value(payload: JsonValue, config: KeyValueConfig, context: BlockContext) -> JsonValue:
     if "value" in config.model_fields_set:
-        return _filled(config.value, payload)
+        return _filled(config.value, payload, context)
     if isinstance(payload, dict) and "value" in payload:
         return payload["value"]
     if config.key is None:
@@ -133,8 +133,8 @@ def _value(payload: JsonValue, config: KeyValueConfig) -> JsonValue:
     return payload
 
 
-def _by(payload: JsonValue, config: KeyValueConfig) -> float:
-    by = _member(payload, "by") if config.by is None else _filled(config.by, payload)
+def _by(payload: JsonValue, config: KeyValueConfig, context: BlockContext) -> float:
+    by = _member(payload, "by") if config.by is None else _filled(config.by, payload, context)
     if by is None:
         return 1
     if not isinstance(by, int | float) or isinstance(by, bool):

@@ -18,7 +18,7 @@ from bloxserver.blocks.json_values import value_at
 MAX_PLACEHOLDERS = 100
 MAX_OUTPUT_BYTES = 1024 * 1024
 MAX_DEPTH = 64
-ROOTS = frozenset({"payload"})
+ROOTS = frozenset({"payload", "input"})
 SECRETS = "secrets"
 SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 

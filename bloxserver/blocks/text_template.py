@@ -29,7 +29,7 @@ class TextTemplateConfig(BlockConfig):
 async def handle_text_template(
     payload: TextTemplatePayload, config: TextTemplateConfig, context: BlockContext
 ) -> JsonValue:
-    return answer({"text": templates.render_text(config.template, {"payload": payload.root})})
+    return answer({"text": templates.render_text(config.template, context.scope(payload.root))})
 
 
 block = Block(

@@ -83,10 +83,10 @@ class TransformConfig(BlockConfig):
 
 async def handle_transform(payload: TransformPayload, config: TransformConfig, context: BlockContext) -> JsonValue:
     if config.expression is not None:
-        return compile_expression(config.expression).evaluate({"payload": payload.root})
+        return compile_expression(config.expression).evaluate(context.scope(payload.root))
     if config.mapping is not None:
         return answer(_mapped(config.mapping, payload.root, skip_missing=config.skip_missing))
-    return answer(templates.render(config.output, {"payload": payload.root}))
+    return answer(templates.render(config.output, context.scope(payload.root)))
 
 
 def _mapped(mapping: dict[str, str], payload: JsonValue, *, skip_missing: bool) -> JsonValue:

@@ -43,6 +43,8 @@ class World(Protocol):
     """What one execution may reach."""
 
     models: LanguageModels
+    input: JsonValue
+    """What it was given."""
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext: ...
 
@@ -126,7 +128,7 @@ async def handle(attempt: Attempt, world: World, conversation: KeptConversation)
 
 async def _call(attempt: Attempt, world: World, conversation: Conversation, secrets: Mapping[str, str]) -> Step:
     listener, message = attempt.listener, attempt.message
-    config = _filled(listener, message.payload, secrets)
+    config = _filled(listener, message.payload, world.input, secrets)
     try:
         payload = listener.block.payload.model_validate(message.payload)
     except ValidationError as error:
@@ -144,11 +146,13 @@ async def _call(attempt: Attempt, world: World, conversation: Conversation, secr
             return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=answer)
 
 
-def _filled(listener: Listener, payload: JsonValue, secrets: Mapping[str, str]) -> BlockConfig:
+def _filled(
+    listener: Listener, payload: JsonValue, execution_input: JsonValue, secrets: Mapping[str, str]
+) -> BlockConfig:
     """The config with its placeholders replaced, all in one pass: what was put in is not looked at again."""
     if not listener.templates:
         return listener.config
-    scope: dict[str, JsonValue] = {"payload": payload, "secrets": dict(secrets)}
+    scope: dict[str, JsonValue] = {"payload": payload, "input": execution_input, "secrets": dict(secrets)}
     given = {
         name: templates.render(value, scope) if name in listener.templates else value
         for name, value in listener.given_config.items()

@@ -201,7 +201,7 @@ class Pump:
 
     def _route(self, step: Step) -> list[Message]:
         listener = self._organism.listener(step.message.listener)
-        messages = [Message(name, payload, step.id) for name, payload in receivers(listener, step)]
+        messages = [Message(name, payload, step.id) for name, payload in receivers(listener, step, self._world.input)]
         if not messages:
             self._leaves.append(step)
         return messages

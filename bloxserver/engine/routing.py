@@ -14,10 +14,10 @@ class Undecided(Exception):
     """An error that nobody takes, or a condition that cannot be judged: the execution has failed."""
 
 
-def receivers(listener: Listener, step: Step) -> list[tuple[str, JsonValue]]:
+def receivers(listener: Listener, step: Step, execution_input: JsonValue) -> list[tuple[str, JsonValue]]:
     """The listeners that a step which has ended sends something to, and what. Raises `Undecided`."""
     if step.status is StepStatus.SUCCESS:
-        scope: dict[str, JsonValue] = {"payload": step.output}
+        scope: dict[str, JsonValue] = {"payload": step.output, "input": execution_input}
         peers = [peer for peer in listener.peers if peer.on == "answer"]
         if step.routed_to is not None:
             peers = [peer for peer in peers if peer.to in step.routed_to]
@@ -28,7 +28,7 @@ def receivers(listener: Listener, step: Step) -> list[tuple[str, JsonValue]]:
         "message": step.error,
         "attempt": step.attempt,
     }
-    scope = {"payload": step.message.payload, "error": error}
+    scope = {"payload": step.message.payload, "input": execution_input, "error": error}
     report: JsonValue = {"error": error, "input": step.message.payload}
     taken = [(peer.to, report) for peer in listener.peers if peer.on == "error" and _holds(listener, peer, scope)]
     if not taken:

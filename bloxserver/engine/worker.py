@@ -175,7 +175,7 @@ class _Run:
     async def _pump(self, organism: Organism, entry: Message) -> None:
         execution = self._execution
         kept = [kept_step(step) for step in execution.steps if organism.has(step.listener)]
-        world = ExecutionWorld(self._database, self._outside, execution)
+        world = ExecutionWorld(self._database, self._outside, execution, entry.payload)
         pump = Pump(organism, kept, world, self._save, execution.called)
         seconds = organism.execution.timeout_seconds
         try:

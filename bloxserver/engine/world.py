@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from pydantic import JsonValue
+
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.types import now
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError
@@ -48,11 +50,14 @@ class Outside:
 class ExecutionWorld:
     """What one execution may reach."""
 
-    def __init__(self, database: Database, outside: Outside, execution: TakenExecution) -> None:
+    def __init__(
+        self, database: Database, outside: Outside, execution: TakenExecution, execution_input: JsonValue
+    ) -> None:
         self._database = database
         self._outside = outside
         self._execution = execution
         self.models = outside.models
+        self.input = execution_input
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         execution = self._execution
@@ -70,6 +75,7 @@ class ExecutionWorld:
                 key=f"{message.key}#{attempt}",
             ),
             mail=self._outside.mail,
+            input=self.input,
             depth=execution.depth,
             agent=agent,
         )

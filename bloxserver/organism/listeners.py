@@ -37,7 +37,7 @@ LISTENER_KEYS = (
     "agent",
     *MODEL_KEYS,
 )
-TEMPLATE_ROOTS = frozenset({"payload", "secrets"})
+TEMPLATE_ROOTS = frozenset({"payload", "input", "secrets"})
 
 
 class _Config(NamedTuple):

@@ -13,7 +13,7 @@ from bloxserver.organism.sections import Section, nearest_of
 from bloxserver.organism.yaml_loader import Place
 
 PEER_KEYS = ("to", "when", "on")
-NAMES = {"answer": frozenset({"payload"}), "error": frozenset({"payload", "error"})}
+NAMES = {"answer": frozenset({"payload", "input"}), "error": frozenset({"payload", "input", "error"})}
 
 
 def read_peers(

@@ -65,8 +65,11 @@ class Log:
 class World:
     """Nothing outside but loopback."""
 
-    def __init__(self, http: GuardedClient, models: LanguageModels, secrets: Mapping[str, str]) -> None:
+    def __init__(
+        self, http: GuardedClient, models: LanguageModels, secrets: Mapping[str, str], payload: JsonValue = None
+    ) -> None:
         self.models = models
+        self.input = payload
         self._http = http
         self._secrets = secrets
 
@@ -79,6 +82,7 @@ class World:
             flows=NoFlows(),
             mail=Mailer(default=None, sender=None),
             agent=agent,
+            input=self.input,
         )
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
@@ -130,7 +134,7 @@ async def pump(
     http = GuardedClient(allow=settings.ssrf_allow_cidrs)
     models = LanguageModels(settings)
     parsed = parse(text, BlockRegistry([*get_registry().blocks, *blocks]))
-    world = World(http, models, secrets or {})
+    world = World(http, models, secrets or {}, payload)
     try:
         runs = Pump(parsed, kept, world, log.save, called, show_after=show_after)
         outcome = await runs.run(Message(parsed.entry(entry).name, payload))

@@ -280,3 +280,12 @@ async def test_what_takes_long_is_stored_as_running() -> None:
     assert outcome == Finished("done")
     assert [step.status for step in log.saved] == [StepStatus.RUNNING, StepStatus.SUCCESS]
     assert len({step.id for step in log.saved}) == 1
+
+
+async def test_the_input_can_be_named_by_every_listener() -> None:
+    text = organism(
+        "name: a, handler: transform, config: {output: {n: 1}}, peers: [{to: b, when: input.order > payload.n}]",
+        'name: b, handler: text.template, config: {template: "{{ input.order }}/{{ payload.n }}"}, peers: [c]',
+        "name: c, handler: transform, config: {expression: input.order + size(payload.text)}",
+    )
+    assert (await pump(text, {"order": 7}))[0] == Finished(10)
