@@ -43,6 +43,7 @@ from bloxserver.api.models.tables import UserRecord
 from bloxserver.engine.engine import Engine
 from bloxserver.engine.jobs import JobQueue
 from tests.postgres import postgres_database, postgres_server
+from tests.threads import connection_threads_end
 
 BACKENDS = ("sqlite", "postgresql")
 
@@ -192,6 +193,7 @@ async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
     database = Database(live_settings)
     yield database
     await database.dispose()
+    await connection_threads_end()
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from bloxserver.api.models.tables import (
     UserRecord,
 )
 from bloxserver.settings import Settings
+from tests.threads import connection_threads_end
 
 TOKYO = timezone(timedelta(hours=9))
 INSTANTS = [
@@ -273,6 +274,7 @@ class TestFailedCommit:
         finally:
             app.dependency_overrides.clear()
             await database.dispose()
+            await connection_threads_end()
         assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
         assert response.headers["Retry-After"]
         assert (ready.status_code, ready.json()["checks"]) == (503, {"database": "failed"})
