@@ -27,6 +27,7 @@ from bloxserver.blocks.base import (
     Routed,
     Wait,
 )
+from bloxserver.blocks.json_values import MAX_ANSWER_BYTES
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.engine.steps import Message, Step, Tokens
 from bloxserver.organism.model import Listener
@@ -37,6 +38,7 @@ from bloxserver.services.leases import LeaseLost
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 LONGEST_PAUSE_SECONDS = 3600
+LONGEST_CODE = 64
 
 
 class World(Protocol):
@@ -75,7 +77,7 @@ class Attempt:
 
     def failure(self, error: BlockError) -> Step:
         """A step that is tried again, or has failed for good."""
-        told = {"error": error.message, "error_code": error.code}
+        told = {"error": error.message, "error_code": error.code[:LONGEST_CODE]}
         if not error.retryable or self.number > self.listener.retries:
             return self.step(StepStatus.ERROR, completed_at=now(), **told)
         pause = min(self.listener.backoff_seconds * 2 ** (self.number - 1), LONGEST_PAUSE_SECONDS)
@@ -109,7 +111,9 @@ async def handle(attempt: Attempt, world: World, conversation: KeptConversation)
         step = attempt.failure(refusal)
     except LeaseLost:
         raise
-    except Exception as bug:
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as bug:  # panics of extensions in Rust are no Exceptions
         if isinstance(bug, TimeoutError) and limit.expired():
             step = attempt.failure(
                 BlockError("listener_timeout", f"no answer within {listener.timeout_seconds:g} seconds")
@@ -137,13 +141,26 @@ async def _call(attempt: Attempt, world: World, conversation: Conversation, secr
     result = await listener.block.handler(payload, config, world.context(message, attempt.number, agent))
     match result:
         case Wait(until, answer):
-            return attempt.step(StepStatus.WAITING, completed_at=until, output=answer)
+            return attempt.step(StepStatus.WAITING, completed_at=until, output=_checked(answer))
         case Routed(answer, to):
-            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=answer, routed_to=to)
+            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=_checked(answer), routed_to=to)
         case Called(execution_id):
             return attempt.step(StepStatus.CALLING, called_id=execution_id)
         case answer:
-            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=answer)
+            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=_checked(answer))
+
+
+def _checked(answer: JsonValue) -> JsonValue:
+    """What a block answered, which may be anybody's. Raises `BlockError`."""
+    try:
+        size = len(json.dumps(answer, allow_nan=False, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise BlockError("invalid_answer", f"the answer is no JSON: {reason}", retryable=False) from None
+    if size > MAX_ANSWER_BYTES:
+        message = f"the answer is larger than {MAX_ANSWER_BYTES} characters"
+        raise BlockError("invalid_answer", message, retryable=False)
+    return answer
 
 
 def _filled(

@@ -289,3 +289,29 @@ async def test_the_input_can_be_named_by_every_listener() -> None:
         "name: c, handler: transform, config: {expression: input.order + size(payload.text)}",
     )
     assert (await pump(text, {"order": 7}))[0] == Finished(10)
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise it."""
+
+
+@pytest.mark.parametrize(
+    ("answered", "reason"),
+    [
+        (float("nan"), "the answer is no JSON: Out of range float values"),
+        (object(), "the answer is no JSON: Object of type object"),
+        ("x" * 9_000_000, "the answer is larger than"),
+        (Panic("no"), "internal error"),
+        (BlockError("c" * 65, "told"), "told"),
+    ],
+)
+async def test_whatever_a_block_does_the_execution_ends(answered: object, reason: str) -> None:
+    async def act(payload: JsonValue, context: BlockContext) -> Result:
+        if isinstance(answered, BaseException):
+            raise answered
+        return answered  # type: ignore[return-value]
+
+    outcome, log = await pump(organism("name: a, handler: act"), blocks=[block("act", act)])
+    assert isinstance(outcome, Failed)
+    assert outcome.error.startswith(f"a: {reason}")
+    assert len(log.step("a").error_code or "") <= 64
