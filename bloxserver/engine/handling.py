@@ -111,9 +111,12 @@ async def handle(attempt: Attempt, world: World, conversation: KeptConversation)
         step = attempt.failure(refusal)
     except LeaseLost:
         raise
-    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as bug:  # panics of extensions in Rust are no Exceptions
+        task = asyncio.current_task()
+        if isinstance(bug, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # by the worker; a block that raises it itself has failed
         if isinstance(bug, TimeoutError) and limit.expired():
             step = attempt.failure(
                 BlockError("listener_timeout", f"no answer within {listener.timeout_seconds:g} seconds")

@@ -53,8 +53,10 @@ class Pump:
         save: Save,
         called: Mapping[UUID, CalledResult] | None = None,
         *,
+        sequence: int = 0,
         show_after: timedelta = SHOW_AFTER,
     ) -> None:
+        """`sequence` is that of the newest of all changes before."""
         self._show_after = show_after
         self._organism = organism
         self._kept = {step.message.key: step for step in kept}
@@ -62,7 +64,7 @@ class Pump:
         self._save = save
         self._called = called or {}
         self._saving = asyncio.Lock()
-        self._sequence = max((step.sequence for step in self._kept.values()), default=0)
+        self._sequence = sequence
         self._tokens = {key: step.tokens for key, step in self._kept.items()}
         self._inbox: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
         self._running: dict[UUID, asyncio.Task[None]] = {}
@@ -70,6 +72,11 @@ class Pump:
         self._waiting: dict[str, Step] = {}
         self._asked: dict[str, asyncio.Future[Step]] = {}
         """Calls that agents wait for, by the message's key."""
+        self._calls: dict[str, Message] = {}
+        """Their messages."""
+        self._broken_off: list[asyncio.Task[None]] = []
+        self._answered: dict[str, Step] = {}
+        """Calls that were answered in this run: another attempt at the agent's message asks for the same."""
         self._blocked: Counter[UUID] = Counter()
         """How many calls an agent's step waits for."""
         self._unseen: dict[UUID, Step] = {}
@@ -84,7 +91,7 @@ class Pump:
         try:
             return await self._run(entry)
         finally:
-            tasks = list(self._running.values())
+            tasks = [*self._running.values(), *self._broken_off]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -175,8 +182,11 @@ class Pump:
         messages: list[Message] = []
         answers: list[Step] = []
         outcome: Outcome | None = self._failure
+        given_up: list[Step] = []
         for step in steps:
             self._running.pop(step.id, None)
+            if not step.is_open:
+                given_up += self._give_up_calls(step.id)
             if step.is_open:
                 self._waiting[step.message.key] = step
             elif step.message.call is not None:
@@ -193,11 +203,26 @@ class Pump:
         begun = [self._begun(message) for message in messages if message.key not in self._kept] if not outcome else []
         ended = [step for step in steps if self._kept.get(step.message.key) is not step]
         if ended or begun or outcome:
-            await self._store([*ended, *begun], outcome)
+            await self._store([*ended, *given_up, *begun], outcome)
         if outcome is None:
             self._answer(answers)
             self._send(messages)
         return outcome
+
+    def _give_up_calls(self, agent: UUID) -> list[Step]:
+        """What an agent asked for and has not waited for serves nobody any more."""
+        given_up: list[Step] = []
+        for key in [key for key in self._asked if key.startswith(f"{agent}:")]:
+            del self._asked[key]
+            message = self._calls.pop(key)
+            if task := self._running.pop(message.id, None):
+                task.cancel()
+                self._broken_off.append(task)
+            waiting = self._waiting.pop(key, None)
+            step = waiting or self._begun(message)
+            given_up += [replace(step, status=StepStatus.CANCELLED, completed_at=now(), state=None)]
+            given_up += self._give_up_calls(message.id)
+        return given_up
 
     def _route(self, step: Step) -> list[Message]:
         listener = self._organism.listener(step.message.listener)
@@ -220,6 +245,8 @@ class Pump:
     def _answer(self, steps: Iterable[Step]) -> None:
         """Hand the answers of called listeners to the agents that called them."""
         for step in steps:
+            self._answered[step.message.key] = step
+            self._calls.pop(step.message.key, None)
             future = self._asked.pop(step.message.key, None)
             if future is not None and step.message.parent_id is not None and not future.done():
                 self._blocked[step.message.parent_id] -= 1
@@ -235,6 +262,8 @@ class Pump:
                     self._unseen[message.id] = begun
                 self._attempt(message, 1, begun.started_at, None)
             elif kept.status is StepStatus.RUNNING:
+                if message.key in self._calls:
+                    self._calls[message.key] = kept.message
                 self._attempt(kept.message, kept.attempt, kept.started_at, kept)
             elif kept.status is StepStatus.CALLING:
                 listener = self._organism.listener(message.listener)
@@ -246,6 +275,7 @@ class Pump:
     def _attempt(self, message: Message, number: int, started_at: datetime, earlier: Step | None) -> None:
         listener = self._organism.listener(message.listener)
         attempt = Attempt(listener, message, number, started_at)
+        self._blocked[message.id] = 0  # an attempt that was broken off waits for nothing any more
         conversation = _Conversation(self, attempt, earlier)
         self._running[message.id] = asyncio.create_task(self._work(attempt, conversation), name=message.listener)
 
@@ -260,11 +290,17 @@ class Pump:
     async def call(self, agent: Message, listener: str, payload: JsonValue, call: str) -> Step:
         """Have a listener handle what an agent asks of it."""
         message = Message(listener, payload, agent.id, call)
-        self._failure = self._failure or self._count([message])
+        if (answered := self._answered.get(message.key)) is not None:
+            return answered
+        is_new = message.key not in self._asked
+        if is_new:
+            self._failure = self._failure or self._count([message])
+            self._calls[message.key] = message
         future: asyncio.Future[Step] = asyncio.get_running_loop().create_future()
         self._asked[message.key] = future
         self._blocked[agent.id] += 1
-        self._send([message])
+        if is_new and self._failure is None:
+            self._send([message])
         self._inbox.put_nowait(None)  # this agent runs no longer: perhaps there is nothing else
         return await future
 

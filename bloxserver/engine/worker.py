@@ -176,7 +176,8 @@ class _Run:
         execution = self._execution
         kept = [kept_step(step) for step in execution.steps if organism.has(step.listener)]
         world = ExecutionWorld(self._database, self._outside, execution, entry.payload)
-        pump = Pump(organism, kept, world, self._save, execution.called)
+        sequence = max((step.sequence for step in execution.steps), default=0)
+        pump = Pump(organism, kept, world, self._save, execution.called, sequence=sequence)
         seconds = organism.execution.timeout_seconds
         try:
             async with asyncio.timeout(max(0.0, seconds - execution.worked_ms / 1000)) as limit:

@@ -51,7 +51,8 @@ class _Peers:
     def add_target(self, name: str) -> None:
         """A listener that the block's config names."""
         path = self._section.path_to("config")
-        if self._is_known(name, path) and Peer(name) not in self.peers:
+        taken = any((peer.to, peer.on) == (name, "answer") for peer in self.peers)
+        if self._is_known(name, path) and not taken:
             self.peers.append(Peer(name))
 
     def _read_mapping(self, item: Section) -> None:

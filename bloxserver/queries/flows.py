@@ -21,7 +21,7 @@ async def read_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock
     """The user's flow, if wanted locked until the transaction ends; raises `NotFound`."""
     wanted = sa.select(FlowRecord).where(owned_by(user_id), FlowRecord.id == flow_id)
     if lock:
-        wanted = wanted.with_for_update().execution_options(populate_existing=True)
+        wanted = wanted.with_for_update(key_share=True).execution_options(populate_existing=True)
     flow = await session.scalar(wanted)
     if flow is None:
         raise NotFound("Flow")

@@ -136,7 +136,8 @@ async def pump(
     parsed = parse(text, BlockRegistry([*get_registry().blocks, *blocks]))
     world = World(http, models, secrets or {}, payload)
     try:
-        runs = Pump(parsed, kept, world, log.save, called, show_after=show_after)
+        sequence = max((step.sequence for step in kept), default=0)
+        runs = Pump(parsed, kept, world, log.save, called, sequence=sequence, show_after=show_after)
         outcome = await runs.run(Message(parsed.entry(entry).name, payload))
     finally:
         await http.aclose()
