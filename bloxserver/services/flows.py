@@ -115,13 +115,6 @@ async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
     callers = sa.select(ExecutionRecord.parent_id).where(
         ExecutionRecord.flow_id == flow_id, running, ExecutionRecord.parent_id.is_not(None)
     )
-    # One that parks at this moment has then done so, and is found.
-    await session.execute(
-        sa.select(ExecutionRecord.id)
-        .where(ExecutionRecord.id.in_(callers))
-        .order_by(ExecutionRecord.id)
-        .with_for_update()
-    )
     await session.execute(
         sa.update(ExecutionRecord)
         .where(ExecutionRecord.id.in_(callers), running, ExecutionRecord.dispatched_at.is_(None))
