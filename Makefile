@@ -15,7 +15,7 @@ UV_COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hash
 	--quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) demo serve test client check format format-check lint types imports lock upgrade clean FORCE
+.PHONY: help $(VENV) demo serve test coverage client check format format-check lint types imports lock upgrade clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -32,6 +32,9 @@ serve: $(INSTALLED) ## Run a development server on 127.0.0.1:8000
 	@$(BIN)/bloxserver serve --host 127.0.0.1 --port 8000
 
 test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL
+	@$(RUN) pytest -n auto
+
+coverage: $(INSTALLED) ## The same, and say which lines no test reaches
 	@$(RUN) pytest -n auto --cov --cov-report=term
 
 client: $(INSTALLED) ## Generate a TypeScript client from the OpenAPI document and compile it; needs node and npm

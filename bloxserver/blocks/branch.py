@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from pydantic import Field, JsonValue, RootModel, StringConstraints
@@ -34,6 +35,7 @@ class BranchConfig(BlockConfig):
 
 async def handle_branch(payload: BranchPayload, config: BranchConfig, context: BlockContext) -> Routed:
     for case in config.cases:
+        await asyncio.sleep(0)  # a hundred conditions are not one turn of the event loop
         if compile_expression(case.when).holds(context.scope(payload.root)):
             return Routed(payload.root, (case.to,))
     return Routed(payload.root, () if config.otherwise is None else (config.otherwise,))

@@ -39,6 +39,7 @@ log = structlog.stdlib.get_logger("bloxserver.engine")
 
 LONGEST_PAUSE_SECONDS = 3600
 LONGEST_CODE = 64
+LONGEST_PLACE = 200
 
 
 class World(Protocol):
@@ -111,7 +112,7 @@ async def handle(attempt: Attempt, world: World, conversation: KeptConversation)
         step = attempt.failure(refusal)
     except LeaseLost:
         raise
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as bug:  # panics of extensions in Rust are no Exceptions
         task = asyncio.current_task()
@@ -144,6 +145,8 @@ async def _call(attempt: Attempt, world: World, conversation: Conversation, secr
     result = await listener.block.handler(payload, config, world.context(message, attempt.number, agent))
     match result:
         case Wait(until, answer):
+            if not isinstance(until, datetime) or until.tzinfo is None:
+                raise BlockError("invalid_answer", "a wait needs an aware time", retryable=False)
             return attempt.step(StepStatus.WAITING, completed_at=until, output=_checked(answer))
         case Routed(answer, to):
             return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=_checked(answer), routed_to=to)
@@ -187,5 +190,5 @@ def _filled(
 
 def _first(error: ValidationError) -> str:
     reason = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in reason["loc"]) or "payload"
+    place = ".".join(str(part) for part in reason["loc"])[:LONGEST_PLACE] or "payload"
     return f"{place}: {reason['msg'].removeprefix('Value error, ')}"

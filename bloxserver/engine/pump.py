@@ -193,15 +193,17 @@ class Pump:
                 answers.append(step)
             else:
                 try:
-                    messages += self._route(step)
+                    messages += await self._route(step)
                 except Undecided as failure:
                     outcome = outcome or Failed(str(failure))
-        outcome = outcome or self._count(messages)
+        outcome = outcome or self._failure or self._count(messages)
         if outcome is None and not (messages or answers or self._running or self._waiting):
             outcome = Finished(output_of(self._leaves))
         # Before the answers go out: what a listener was sent must not be taken back by a crash.
         begun = [self._begun(message) for message in messages if message.key not in self._kept] if not outcome else []
         ended = [step for step in steps if self._kept.get(step.message.key) is not step]
+        keys = {step.message.key for step in steps}  # what was done is kept, although nobody waits for it
+        given_up = [step for step in given_up if step.message.key not in keys]
         if ended or begun or outcome:
             await self._store([*ended, *given_up, *begun], outcome)
         if outcome is None:
@@ -219,14 +221,16 @@ class Pump:
                 task.cancel()
                 self._broken_off.append(task)
             waiting = self._waiting.pop(key, None)
-            step = waiting or self._begun(message)
+            step = replace(waiting or self._begun(message), tokens=self._tokens.get(key, NO_TOKENS))
             given_up += [replace(step, status=StepStatus.CANCELLED, completed_at=now(), state=None)]
             given_up += self._give_up_calls(message.id)
         return given_up
 
-    def _route(self, step: Step) -> list[Message]:
+    async def _route(self, step: Step) -> list[Message]:
         listener = self._organism.listener(step.message.listener)
-        messages = [Message(name, payload, step.id) for name, payload in receivers(listener, step, self._world.input)]
+        messages = [
+            Message(name, payload, step.id) for name, payload in await receivers(listener, step, self._world.input)
+        ]
         if not messages:
             self._leaves.append(step)
         return messages

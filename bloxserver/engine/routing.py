@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from pydantic import JsonValue
 
 from bloxserver.api.models.enums import StepStatus
@@ -14,14 +16,14 @@ class Undecided(Exception):
     """An error that nobody takes, or a condition that cannot be judged: the execution has failed."""
 
 
-def receivers(listener: Listener, step: Step, execution_input: JsonValue) -> list[tuple[str, JsonValue]]:
+async def receivers(listener: Listener, step: Step, execution_input: JsonValue) -> list[tuple[str, JsonValue]]:
     """The listeners that a step which has ended sends something to, and what. Raises `Undecided`."""
     if step.status is StepStatus.SUCCESS:
         scope: dict[str, JsonValue] = {"payload": step.output, "input": execution_input}
         peers = [peer for peer in listener.peers if peer.on == "answer"]
         if step.routed_to is not None:
             peers = [peer for peer in peers if peer.to in step.routed_to]
-        return [(peer.to, step.output) for peer in peers if _holds(listener, peer, scope)]
+        return [(peer.to, step.output) for peer in peers if await _holds(listener, peer, scope)]
     error: dict[str, JsonValue] = {
         "listener": listener.name,
         "code": step.error_code,
@@ -30,7 +32,7 @@ def receivers(listener: Listener, step: Step, execution_input: JsonValue) -> lis
     }
     scope = {"payload": step.message.payload, "input": execution_input, "error": error}
     report: JsonValue = {"error": error, "input": step.message.payload}
-    taken = [(peer.to, report) for peer in listener.peers if peer.on == "error" and _holds(listener, peer, scope)]
+    taken = [(peer.to, report) for peer in listener.peers if peer.on == "error" and await _holds(listener, peer, scope)]
     if not taken:
         raise Undecided(failure_text(listener, step))
     return taken
@@ -42,9 +44,10 @@ def failure_text(listener: Listener, step: Step) -> str:
     return f"{listener.name}{attempt}: {step.error}"
 
 
-def _holds(listener: Listener, peer: Peer, scope: dict[str, JsonValue]) -> bool:
+async def _holds(listener: Listener, peer: Peer, scope: dict[str, JsonValue]) -> bool:
     if peer.when is None:
         return True
+    await asyncio.sleep(0)  # a thousand conditions are not one turn of the event loop
     try:
         return peer.when.holds(scope)
     except BlockError as error:
