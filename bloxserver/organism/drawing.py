@@ -64,7 +64,7 @@ def read_canvas(canvas: Mapping[str, Any], registry: BlockRegistry) -> Drawing:
 
 
 def _members(canvas: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    members = canvas.get(name)
+    members = canvas.get(name) if isinstance(canvas, Mapping) else None
     yield from (member for member in (members if isinstance(members, list) else []) if isinstance(member, dict))
 
 

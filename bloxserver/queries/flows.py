@@ -20,9 +20,9 @@ def owned_by(user_id: UUID) -> sa.ColumnElement[bool]:
 async def read_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock: bool = False) -> FlowRecord:
     """The user's flow, if wanted locked until the transaction ends; raises `NotFound`."""
     wanted = sa.select(FlowRecord).where(owned_by(user_id), FlowRecord.id == flow_id)
-    if lock:
-        wanted = wanted.with_for_update(key_share=True).execution_options(populate_existing=True)
-    flow = await session.scalar(wanted)
+    # as it is stored: who wrote the row in the same session may have given texts for its enums
+    wanted = wanted.execution_options(populate_existing=True)
+    flow = await session.scalar(wanted.with_for_update(key_share=True) if lock else wanted)
     if flow is None:
         raise NotFound("Flow")
     return flow

@@ -33,6 +33,7 @@ async def read_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, trig
         sa.select(TriggerRecord)
         .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
         .where(owned_by(user_id), FlowRecord.id == flow_id, TriggerRecord.id == trigger_id)
+        .execution_options(populate_existing=True)
     )
     if trigger is None:
         raise NotFound("Trigger")

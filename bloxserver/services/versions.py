@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.tables import FlowRecord, FlowVersionRecord
+from bloxserver.api.schemas import CanvasState
 
 
 async def current_version(session: AsyncSession, flow: FlowRecord) -> FlowVersionRecord:
@@ -41,7 +43,17 @@ def is_same_definition(
     one: FlowRecord | FlowVersionRecord, organism_yaml: str, canvas_state: dict[str, Any] | None
 ) -> bool:
     """Whether it is this definition."""
-    return one.organism_yaml == organism_yaml and _is_same(one.canvas_state, canvas_state)
+    if one.organism_yaml != organism_yaml:
+        return False
+    return _is_same(one.canvas_state, canvas_state) or _is_same(_shown(one.canvas_state), _shown(canvas_state))
+
+
+def _shown(canvas: Any) -> Any:
+    """A canvas as clients get it, and send it back; one that others wrote may lack what has a default."""
+    try:
+        return canvas and CanvasState.model_validate(canvas).model_dump(by_alias=True)
+    except ValidationError:
+        return canvas
 
 
 def _is_same(one: Any, other: Any) -> bool:

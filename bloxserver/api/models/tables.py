@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from bloxserver.api.models.account_tables import (
     SecretRecord,
@@ -172,6 +172,10 @@ class TriggerRecord(Base):
     executions: Mapped[list[ExecutionRecord]] = relationship(
         back_populates="trigger", lazy="raise", passive_deletes=True
     )
+
+    @validates("config")
+    def _none_is_empty(self, name: str, value: dict[str, Any] | None) -> dict[str, Any]:
+        return {} if value is None else value
 
     @property
     def webhook_url(self) -> str | None:

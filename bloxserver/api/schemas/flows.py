@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
 from bloxserver.api.models.enums import FlowStatus
@@ -59,6 +60,10 @@ class CanvasState(_CanvasModel):
     viewport: CanvasViewport = Field(default_factory=lambda: CanvasViewport(x=0, y=0, zoom=1))
 
 
+StoredCanvas = Annotated[CanvasState | SkipJsonSchema[Any], Field(union_mode="left_to_right")]
+"""What is stored may be no such state, where others wrote the row: it is shown as it is."""
+
+
 class FlowSummary(CamelModel):
     id: UUID
     name: str
@@ -75,7 +80,7 @@ class Flow(CamelModel):
     name: str
     description: str | None
     organism_yaml: str
-    canvas_state: CanvasState | None
+    canvas_state: StoredCanvas | None
     status: FlowStatus
     active_version: int | None = Field(description="The version that the last start armed.")
     latest_version: int | None

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bloxserver.api.schemas.base import CamelModel, RequestModel
-from bloxserver.api.schemas.flows import CanvasState
+from bloxserver.api.schemas.flows import CanvasState, StoredCanvas
 
 CANVAS_EXAMPLE = {
     "nodes": [
@@ -20,6 +20,15 @@ CANVAS_EXAMPLE = {
 }
 
 
+LONGEST_PATH = 400
+"""Characters, about: thousands of problems under one long key are not to fill the memory."""
+
+
+def _cut(path: list[str | int]) -> list[str | int]:
+    longest = max(LONGEST_PATH // max(len(path), 1), 16)
+    return [f"{key[:longest]}…" if isinstance(key, str) and len(key) > longest else key for key in path]
+
+
 class DefinitionProblem(CamelModel):
     """One thing to repair in a definition. A definition with an error does not run; warnings keep it from nothing."""
 
@@ -29,7 +38,7 @@ class DefinitionProblem(CamelModel):
     severity: Literal["error", "warning"]
     message: str = Field(examples=['unknown handler "ecko"'])
     hint: str = Field(description="What to do.", examples=['did you mean "echo"?'])
-    path: list[str | int] = Field(
+    path: Annotated[list[str | int], AfterValidator(_cut)] = Field(
         description="The way to the value: keys and indexes; `nodes` or `edges` and an id where it is on a canvas.",
         examples=[["listeners", 0, "handler"]],
     )
@@ -61,7 +70,7 @@ class BlockDescription(CamelModel):
 class FlowCanvas(CamelModel):
     """A canvas for a flow, and what is to be said of it."""
 
-    canvas_state: CanvasState
+    canvas_state: StoredCanvas
     derived: bool = Field(description="Whether it was made from the YAML just now, because none was stored.")
     problems: list[DefinitionProblem]
 

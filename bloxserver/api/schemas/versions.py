@@ -3,7 +3,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from bloxserver.api.schemas.base import CamelModel, UtcTime
-from bloxserver.api.schemas.flows import CanvasState
+from bloxserver.api.schemas.flows import StoredCanvas
 
 
 class FlowVersionSummary(CamelModel):
@@ -17,4 +17,4 @@ class FlowVersion(FlowVersionSummary):
     """A definition of a flow as it was saved."""
 
     organism_yaml: str
-    canvas_state: CanvasState | None
+    canvas_state: StoredCanvas | None

@@ -1,0 +1,50 @@
+"""Rows that other people's tests write, in shapes that the API itself would not store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.tables import UserRecord
+from tests import factories
+from tests.api.contract import API, path_of
+
+
+@pytest.mark.parametrize("canvas", [[], "x", {"nodes": None}, {"nodes": [{}]}, {"viewport": {"x": None}}])
+async def test_a_canvas_of_another_shape_is_shown_as_it_is(
+    client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord, canvas: Any
+) -> None:
+    flow = await factories.create_flow(session, dev_user, canvas_state=canvas)
+    shown = await client.get(path_of(flow))
+    assert (shown.status_code, shown.json()["canvasState"]) == (200, canvas)
+    assert (await client.get(f"{path_of(flow)}/canvas")).status_code == 200
+    assert (await client.post(f"{path_of(flow)}/stop")).status_code == 200
+
+
+async def test_sending_back_a_canvas_as_it_was_shown_makes_no_version(
+    client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
+) -> None:
+    canvas = {"nodes": [{"id": "greeter"}]}
+    flow = await factories.create_flow(session, dev_user, canvas_state=canvas)
+    shown = (await client.get(path_of(flow))).json()
+    assert (await client.patch(path_of(flow), json=shown)).json()["latestVersion"] is None
+
+
+async def test_a_trigger_without_a_config_has_an_empty_one(
+    client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
+) -> None:
+    flow = await factories.create_flow(session, dev_user)
+    trigger = await factories.create_trigger(session, flow, config=None)
+    assert (await client.get(f"{path_of(flow)}/triggers")).json()[0]["config"] == {}
+    assert (await client.post(f"/webhooks/{trigger.webhook_token}")).status_code == 200
+
+
+async def test_a_long_key_does_not_multiply_in_the_answer(client: httpx.AsyncClient) -> None:
+    text = f"organism: {{name: x}}\n? {'k' * 50_000}\n:\n" + "  a: 1\n" * 2_000
+    answered = await client.post(f"{API}/organisms/validate", content=text)
+    assert answered.status_code == 200
+    assert len(answered.json()["problems"]) > 1_900
+    assert len(answered.content) < 2_000_000
