@@ -42,15 +42,22 @@ async def read_executions(
     return Page(rows.all(), total, page.page, page.page_size)
 
 
-async def read_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID) -> ExecutionRecord:
-    """One execution of the user's flow; raises `NotFound`."""
-    execution = await session.scalar(
+async def read_execution(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID, *, lock: bool = False
+) -> ExecutionRecord:
+    """One execution of the user's flow, if wanted kept from being deleted until the transaction ends; raises
+    `NotFound`.
+    """
+    wanted = (
         sa.select(ExecutionRecord)
         .join(FlowRecord, FlowRecord.id == ExecutionRecord.flow_id)
         .where(owned_by(user_id), FlowRecord.id == flow_id, ExecutionRecord.id == execution_id)
         # the engine writes this row from outside the session
         .execution_options(populate_existing=True)
     )
+    if lock:
+        wanted = wanted.with_for_update(read=True, key_share=True, of=ExecutionRecord)
+    execution = await session.scalar(wanted)
     if execution is None:
         raise NotFound("Execution")
     return execution

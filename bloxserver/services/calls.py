@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -53,6 +54,7 @@ async def call_flow(
     `call_depth_exceeded`), `Forbidden` at the run limit. No message quotes `flow`, which may come
     from a secret.
     """
+    found = await _find(session, caller.user_id, flow)
     await _hold(session, caller)
     accepted = await session.scalar(
         sa.select(ExecutionRecord.id).where(
@@ -62,7 +64,7 @@ async def call_flow(
     if accepted is not None:
         return accepted
     require_depth(caller.depth + 1)
-    called = await _find(session, caller.user_id, flow)
+    called = _only(found)
     if called.status is not FlowStatus.RUNNING:
         raise BadRequest("flow_not_running", f"The called flow is not running (status: {called.status.value})")
     moment = now()
@@ -104,8 +106,8 @@ class _CalledFlow(NamedTuple):
     current_period_end: datetime | None
 
 
-async def _find(session: AsyncSession, user_id: UUID, flow: str) -> _CalledFlow:
-    """The user's flow of this id or name, kept from being deleted until this transaction ends."""
+async def _find(session: AsyncSession, user_id: UUID, flow: str) -> list[_CalledFlow]:
+    """The user's flow of this id or name, or two of them, kept from being deleted until this transaction ends."""
     flow_id = _read_id(flow)
     name = _storable(flow)[: MAX_NAME_LENGTH + 1]  # longer than any, where it is cut
     rows = await session.execute(
@@ -123,7 +125,11 @@ async def _find(session: AsyncSession, user_id: UUID, flow: str) -> _CalledFlow:
         .limit(2)
         .with_for_update(read=True, key_share=True, of=FlowRecord)
     )
-    found = [_CalledFlow(*row) for row in rows]
+    return [_CalledFlow(*row) for row in rows]
+
+
+def _only(found: Sequence[_CalledFlow]) -> _CalledFlow:
+    """Raises `BadRequest`."""
     if not found:
         raise BadRequest("flow_not_found", "No flow of yours has this id or name")
     if len(found) > 1:

@@ -16,6 +16,7 @@ from bloxserver.api.models.database import wake_engine_after_commit
 from bloxserver.api.models.enums import ExecutionStatus, StepStatus
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.api.models.types import now
+from bloxserver.services.locks import lock_executions
 
 OPEN_STEPS = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
 BATCH = 500
@@ -36,6 +37,8 @@ async def end_execution(
 
     `parent_id` is the execution that waits for this one; it goes on.
     """
+    if parent_id is not None:
+        await lock_executions(session, ExecutionRecord.id == parent_id)
     wanted = (ExecutionRecord.id == execution_id, *conditions)
     ended = await _end(session, wanted, status, [parent_id] if parent_id else [], output=output, error=error)
     return bool(ended)
@@ -50,6 +53,7 @@ async def cancel_executions(session: AsyncSession, execution_ids: Sequence[UUID]
     )
     wanted = (ExecutionRecord.id.in_(execution_ids),)
     parent_ids = [parent_id for parent_id in parents if parent_id is not None]
+    await lock_executions(session, ExecutionRecord.id.in_([*parent_ids, *execution_ids]))
     return len(await _end(session, wanted, ExecutionStatus.CANCELLED, parent_ids, error=reason))
 
 
@@ -62,12 +66,11 @@ async def _end(
     output: str | None = None,
     error: str | None = None,
 ) -> list[UUID]:
-    """End what is wanted and running, with what hangs on it; returns its ids."""
-    if parent_ids:
-        # Callers before callees, always: who parks at this moment comes before us, and is woken, or after us, and
-        # sees the answer.
-        parents = sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(parent_ids))
-        await session.execute(parents.order_by(ExecutionRecord.id).with_for_update())
+    """End what is wanted and running, with what hangs on it; returns its ids.
+
+    The caller holds the locks of the parents: who parks at this moment comes before us, and is woken, or after us, and
+    sees the answer.
+    """
     moment = now()
     ended = await _update(
         session,
@@ -127,9 +130,10 @@ async def _close_steps(session: AsyncSession, execution_ids: Sequence[UUID]) -> 
 
 async def _cancel_callees(session: AsyncSession, execution_ids: Sequence[UUID]) -> None:
     called = await session.scalars(
-        sa.select(ExecutionRecord.id).where(
-            ExecutionRecord.parent_id.in_(execution_ids), ExecutionRecord.status == ExecutionStatus.RUNNING
-        )
+        sa.select(ExecutionRecord.id)
+        .where(ExecutionRecord.parent_id.in_(execution_ids), ExecutionRecord.status == ExecutionStatus.RUNNING)
+        .order_by(ExecutionRecord.id)
+        .with_for_update()
     )
     callees = called.all()
     for begin in range(0, len(callees), BATCH):

@@ -24,6 +24,7 @@ from bloxserver.errors import BadRequest, Forbidden
 from bloxserver.plans import plan_of
 from bloxserver.queries.flows import count_flows, read_flow, require_flow
 from bloxserver.queries.versions import read_version
+from bloxserver.services.locks import lock_executions
 from bloxserver.services.versions import current_version, is_same_definition
 
 MOVES = {
@@ -112,9 +113,10 @@ async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> No
 async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
     """Let executions that wait for this flow find out that it is gone."""
     running = ExecutionRecord.status == ExecutionStatus.RUNNING
-    callers = sa.select(ExecutionRecord.parent_id).where(
-        ExecutionRecord.flow_id == flow_id, running, ExecutionRecord.parent_id.is_not(None)
-    )
+    own = ExecutionRecord.flow_id == flow_id, running
+    callers = sa.select(ExecutionRecord.parent_id).where(*own, ExecutionRecord.parent_id.is_not(None))
+    # Before anything of them is touched: workers are at them, and hold one while they want another.
+    await lock_executions(session, ExecutionRecord.id.in_(sa.select(ExecutionRecord.id).where(*own).union(callers)))
     await session.execute(
         sa.update(ExecutionRecord)
         .where(ExecutionRecord.id.in_(callers), running, ExecutionRecord.dispatched_at.is_(None))

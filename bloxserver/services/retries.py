@@ -15,7 +15,7 @@ from bloxserver.api.models.enums import ExecutionStatus, FlowStatus, StepStatus,
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.api.models.types import new_id, now
 from bloxserver.errors import BadRequest
-from bloxserver.queries.executions import read_execution
+from bloxserver.queries.executions import read_execution, require_execution
 from bloxserver.queries.flows import read_flow
 from bloxserver.queries.steps import StepLink, read_step_links
 from bloxserver.queries.usage import Period
@@ -54,8 +54,9 @@ async def retry_execution(
     Raises `NotFound`, `Forbidden` at the limit, and `BadRequest`: `flow_not_running`, `execution_running`,
     `nothing_failed`.
     """
-    original = await read_execution(session, user_id, flow_id, execution_id)
-    flow = await read_flow(session, user_id, flow_id, lock=version is RetryVersion.LATEST)
+    await require_execution(session, user_id, flow_id, execution_id)
+    flow = await read_flow(session, user_id, flow_id, lock=True)
+    original = await read_execution(session, user_id, flow_id, execution_id, lock=True)
     if flow.status is not FlowStatus.RUNNING:
         raise BadRequest("flow_not_running", f"Flow must be running to execute (current: {flow.status.value})")
     if original.status is ExecutionStatus.RUNNING:

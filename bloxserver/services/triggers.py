@@ -9,13 +9,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import wake_engine_after_commit
-from bloxserver.api.models.enums import TriggerType
+from bloxserver.api.models.enums import ExecutionStatus, TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, TriggerRecord
 from bloxserver.api.models.types import now
 from bloxserver.errors import BadRequest
 from bloxserver.queries.flows import require_flow
 from bloxserver.queries.triggers import read_trigger
 from bloxserver.services.cron import check_schedule, upcoming
+from bloxserver.services.locks import lock_executions
 
 TOKEN_BYTES = 32
 
@@ -59,11 +60,9 @@ async def update_trigger(
 async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID) -> None:
     """Delete the trigger and keep its executions; raises `NotFound`."""
     await read_trigger(session, user_id, flow_id, trigger_id)
-    await session.execute(
-        sa.update(ExecutionRecord)
-        .where(ExecutionRecord.flow_id == flow_id, ExecutionRecord.trigger_id == trigger_id)
-        .values(trigger_id=None)
-    )
+    triggered = ExecutionRecord.flow_id == flow_id, ExecutionRecord.trigger_id == trigger_id
+    await lock_executions(session, *triggered, ExecutionRecord.status == ExecutionStatus.RUNNING)
+    await session.execute(sa.update(ExecutionRecord).where(*triggered).values(trigger_id=None))
     await session.execute(sa.delete(TriggerRecord).where(TriggerRecord.id == trigger_id))
 
 

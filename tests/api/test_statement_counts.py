@@ -45,8 +45,8 @@ COSTS = {
     "get a version": Cost(2, "GET", "/api/v1/flows/{running}/versions/1", 404),
     "start a flow": Cost(4, "POST", "/api/v1/flows/{stopped}/start"),
     "stop a flow": Cost(4, "POST", "/api/v1/flows/{running}/stop"),
-    # One for each table, the flow and the user, and one for the executions that wait for it.
-    "delete a flow": Cost(10, "DELETE", "/api/v1/flows/{running}", 204),
+    # One for each table, the flow and the user, and two for what runs of it and for those who wait.
+    "delete a flow": Cost(11, "DELETE", "/api/v1/flows/{running}", 204),
     "list triggers": Cost(3, "GET", "/api/v1/flows/{running}/triggers"),
     "create a trigger": Cost(
         3, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
