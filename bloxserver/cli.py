@@ -1,4 +1,4 @@
-"""The command line: `bloxserver serve`, `worker`, `migrate`, `reseal`, `demo`, `check`."""
+"""The command line: `bloxserver serve`, `worker`, `migrate`, `prune`, `reseal`, `demo`, `check`."""
 
 from __future__ import annotations
 
@@ -153,6 +153,29 @@ async def _migrate(settings: Settings) -> None:
         state = await connection.run_sync(schema_state)
     await database.dispose()
     typer.echo(f"database schema: {state.value}")
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+) -> None:
+    """Delete executions that need not be kept any longer, as workers do every hour.
+
+    EXECUTION_RETENTION_DAYS and EXECUTION_RETENTION_PER_FLOW say which. Safe to end at any time and to run again, also
+    while servers run.
+    """
+    _run(_prune(_readable_settings(), dry_run=dry_run))
+
+
+async def _prune(settings: Settings, *, dry_run: bool) -> None:
+    from bloxserver.api.models.database import database
+    from bloxserver.engine.retention import Retention
+
+    pruned = await Retention(settings, database).prune(dry_run=dry_run)
+    await database.dispose()
+    typer.echo(f"{'would be deleted' if dry_run else 'deleted'}: {pruned.executions} executions, {pruned.steps} steps")
+    if pruned.left_to_another:
+        typer.echo("another process is deleting at this moment: the rest is left to it")
 
 
 @app.command()

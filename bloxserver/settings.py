@@ -108,6 +108,13 @@ class Settings(BaseSettings):
         (), description="Private networks that flows may reach all the same, comma separated, like 10.0.0.0/8."
     )
 
+    execution_retention_days: int = Field(
+        90, ge=0, le=36_500, description="Days after which ended executions are deleted; 0 keeps them for ever."
+    )
+    execution_retention_per_flow: int = Field(
+        0, ge=0, description="Ended executions that a flow keeps, the newest; 0 keeps all."
+    )
+
     llm_provider: Annotated[Literal["openai", "anthropic"] | None, BeforeValidator(_blank_as_none)] = Field(
         None, description="Which API the language models speak; unset, it follows from LLM_BASE_URL and LLM_MODEL."
     )

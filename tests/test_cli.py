@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,15 @@ from typer.testing import CliRunner
 from bloxserver import __version__
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.tables import SecretRecord
+from bloxserver.api.models.tables import ExecutionStatus, SecretRecord
+from bloxserver.api.models.types import now
 from bloxserver.cli import app
 from bloxserver.organism.listeners import LISTENER_KEYS
 from bloxserver.sealing import Sealer
+from bloxserver.services.retention import PRUNE_LOCK
 from bloxserver.settings import Settings
-from tests.factories import create_user
+from tests.factories import create_execution, create_flow, create_user
+from tests.steps import create_step
 
 BROKEN = """\
 organism: {name: x}
@@ -37,7 +41,9 @@ def bloxserver(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("worker",), ("migrate",), ("reseal",), ("demo",), ("check",)])
+@pytest.mark.parametrize(
+    "command", [(), ("serve",), ("worker",), ("migrate",), ("prune",), ("reseal",), ("demo",), ("check",)]
+)
 def test_every_command_has_help(command: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(app, [*command, "--help"])
     assert shown.exit_code == 0
@@ -121,6 +127,40 @@ def test_a_start_that_must_not_be_says_why(arguments: tuple[str, ...], environme
     assert refused.returncode == 1
     assert told in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+async def test_prune_says_what_it_deletes(live_settings: Settings, live_database: Database) -> None:
+    async with live_database.sessions() as session:
+        flow = await create_flow(session, await create_user(session))
+        for days in (89, 91, 92):
+            moment = now() - timedelta(days=days)
+            ended = {"status": ExecutionStatus.SUCCESS, "started_at": moment, "completed_at": moment}
+            await create_step(session, await create_execution(session, flow, **ended))
+    for arguments, told in (
+        (["--dry-run"], "would be deleted: 2 executions, 2 steps"),
+        ([], "deleted: 2 executions, 2 steps"),
+        ([], "deleted: 0 executions, 0 steps"),
+    ):
+        done = await asyncio.to_thread(bloxserver, "prune", *arguments, DATABASE_URL=live_settings.database_url)
+        assert (done.returncode, done.stdout) == (0, f"{told}\n"), done.stderr
+
+
+async def test_prune_leaves_it_to_another_process(
+    live_settings: Settings, live_database: Database, backend: str
+) -> None:
+    """On PostgreSQL; on SQLite it would wait for it."""
+    if backend == "sqlite":
+        pytest.skip("SQLite has one writer")
+    async with live_database.sessions() as session:
+        flow = await create_flow(session, await create_user(session))
+        await create_execution(session, flow, status=ExecutionStatus.SUCCESS, started_at=now() - timedelta(days=91))
+    async with live_database.transaction() as session:
+        await session.execute(sa.select(sa.func.pg_advisory_xact_lock(PRUNE_LOCK)))
+        done = await asyncio.to_thread(bloxserver, "prune", DATABASE_URL=live_settings.database_url)
+    assert done.stdout.splitlines() == [
+        "deleted: 0 executions, 0 steps",
+        "another process is deleting at this moment: the rest is left to it",
+    ]
 
 
 async def test_secrets_are_sealed_anew_with_the_first_key(live_settings: Settings, live_database: Database) -> None:

@@ -1,0 +1,87 @@
+"""An installation whose executions have their time, in a test."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.enums import ExecutionStatus
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, UserRecord
+from bloxserver.api.models.types import now
+from bloxserver.engine.retention import Retention
+from bloxserver.services.retention import Pruned
+from bloxserver.settings import Settings
+from tests.factories import create_execution, create_flow, create_trigger, create_user
+
+SUCCESS = ExecutionStatus.SUCCESS
+DAY = timedelta(days=1)
+
+
+class World:
+    """A user's flow on an installation whose settings the test chooses."""
+
+    user: UserRecord
+    flow: FlowRecord
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.settings = settings
+        self.database = database
+
+    async def arrange(self) -> None:
+        async with self.database.sessions() as session:
+            self.user = await create_user(session)
+            self.flow = await create_flow(session, self.user)
+
+    def retention(self, days: int = 0, per_flow: int = 0, **pauses: float) -> Retention:
+        changes = {"execution_retention_days": days, "execution_retention_per_flow": per_flow}
+        return Retention(self.settings.model_copy(update=changes), self.database, **{"pace_seconds": 0.0, **pauses})
+
+    async def prune(self, days: int = 0, per_flow: int = 0) -> Pruned:
+        return await self.retention(days, per_flow).prune()
+
+    async def execution(self, days: float = 0, *, flow: FlowRecord | None = None, **values: Any) -> UUID:
+        """One that began and ended so many days ago, unless told otherwise."""
+        moment = now() - days * DAY
+        defaults: dict[str, Any] = {"status": SUCCESS, "started_at": moment, "completed_at": moment}
+        async with self.database.sessions() as session:
+            return (await create_execution(session, flow or self.flow, **defaults | values)).id
+
+    async def webhook(self) -> str:
+        """The path of a webhook of another flow."""
+        async with self.database.sessions() as session:
+            trigger = await create_trigger(session, await create_flow(session, self.user))
+        return f"/webhooks/{trigger.webhook_token}"
+
+    async def add_steps(self, execution_id: UUID, number: int, size: int = 10) -> None:
+        """With answers of so many bytes that no database compresses."""
+        answers = (random.randbytes(size // 2).hex() for _ in range(number))  # noqa: S311
+        rows = [
+            {"execution_id": execution_id, "key": str(key), "listener": "a", "output_payload": answer}
+            for key, answer in enumerate(answers)
+        ]
+        async with self.database.transaction() as session:
+            for begin in range(0, number, 100):
+                await session.execute(sa.insert(ExecutionStepRecord), rows[begin : begin + 100])
+
+    async def count(self, table: type[Any]) -> int:
+        async with self.database.transaction(read_only=True) as session:
+            return await session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+    async def left(self) -> set[UUID]:
+        async with self.database.transaction(read_only=True) as session:
+            return set(await session.scalars(sa.select(ExecutionRecord.id)))
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if await holds():
+                return
+            await asyncio.sleep(0.001)

@@ -1,0 +1,176 @@
+"""What is deleted after its time, and what is kept all the same."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.enums import ExecutionStatus, NoticeChannel
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStepRecord,
+    FailureNoticeRecord,
+    UserRecord,
+)
+from bloxserver.api.models.types import now
+from bloxserver.services.retention import Pruned
+from bloxserver.settings import Settings
+from tests.engine.pruning import DAY, SUCCESS, World
+from tests.factories import create_flow
+from tests.steps import create_step
+
+
+@pytest.fixture
+async def world(live_settings: Settings, live_database: Database) -> World:
+    world = World(live_settings, live_database)
+    await world.arrange()
+    return world
+
+
+class TestByAge:
+    async def test_what_began_and_ended_before_goes_with_all_that_hangs_on_it(self, world: World) -> None:
+        old, young = await world.execution(31), await world.execution(29)
+        async with world.database.sessions() as session:
+            for execution_id in (old, young):
+                execution = await session.get_one(ExecutionRecord, execution_id)
+                await create_step(session, execution)
+                session.add(FailureNoticeRecord(execution_id=execution_id, channel=NoticeChannel.URL))
+                await session.commit()
+        assert await world.prune(days=30) == Pruned(executions=1, steps=1)
+        assert await world.left() == {young}
+        assert (await world.count(ExecutionStepRecord), await world.count(FailureNoticeRecord)) == (1, 1)
+        assert await world.prune(days=30) == Pruned()
+
+    @pytest.mark.parametrize("status", [status for status in ExecutionStatus if status is not ExecutionStatus.RUNNING])
+    async def test_however_it_ended(self, world: World, status: ExecutionStatus) -> None:
+        await world.execution(31, status=status)
+        assert await world.prune(days=30) == Pruned(executions=1)
+
+    async def test_what_runs_never_goes(self, world: World) -> None:
+        running = await world.execution(1000, status=ExecutionStatus.RUNNING, completed_at=None)
+        odd = await world.execution(1000, status=ExecutionStatus.RUNNING)
+        await world.add_steps(running, 3)
+        assert await world.retention(days=30, per_flow=1).prune(dry_run=True) == Pruned()
+        assert await world.prune(days=30, per_flow=1) == Pruned()
+        assert await world.left() == {running, odd}
+        assert await world.count(ExecutionStepRecord) == 3
+
+    async def test_rows_that_were_written_by_hand_obey_too(self, world: World) -> None:
+        """Whatever their ids, in whatever order they came, with the times that they have."""
+        ago = now() - 31 * DAY
+        gone = [
+            await world.execution(31, completed_at=None),
+            await world.execution(31, id=UUID(int=1)),
+            await world.execution(31, id=UUID(int=2**128 - 1)),
+            await world.execution(31, started_at=ago, completed_at=ago - DAY),
+        ]
+        kept = {
+            await world.execution(31, completed_at=now()),
+            await world.execution(0, completed_at=ago),
+            await world.execution(-1000, completed_at=ago),
+            await world.execution(0, id=UUID(int=3)),
+        }
+        assert await world.prune(days=30) == Pruned(executions=len(gone))
+        assert await world.left() == kept
+
+    async def test_one_that_seems_to_have_ended_before_it_began_is_as_young_as_it_began(self, world: World) -> None:
+        kept = [await world.execution(age, completed_at=now() - 40 * DAY) for age in (1, 2)]
+        await world.execution(3)
+        assert await world.prune(days=30, per_flow=2) == Pruned(executions=1)
+        assert await world.left() == set(kept)
+
+    async def test_for_ever_is_possible(self, world: World) -> None:
+        kept = await world.execution(10_000)
+        assert await world.prune(days=0) == Pruned()
+        assert await world.left() == {kept}
+
+
+class TestByNumber:
+    async def test_the_newest_of_each_flow_stay(self, world: World) -> None:
+        async with world.database.sessions() as session:
+            other = await create_flow(session, world.user)
+        mine = [await world.execution(age) for age in (5, 1, 4, 2, 3)]
+        running = await world.execution(0, status=ExecutionStatus.RUNNING)
+        others = [await world.execution(age, flow=other) for age in (8, 9)]
+        assert await world.prune(per_flow=2) == Pruned(executions=3)
+        assert await world.left() == {mine[1], mine[3], running, *others}
+
+    async def test_of_those_that_began_at_the_same_instant_the_smaller_ids_go(self, world: World) -> None:
+        moment = now()
+        same = sorted([await world.execution(started_at=moment, id=uuid4()) for _ in range(5)])
+        assert await world.prune(per_flow=2) == Pruned(executions=3)
+        assert await world.left() == set(same[3:])
+
+    async def test_either_limit_is_enough(self, world: World) -> None:
+        await world.execution(40)
+        await world.execution(2)
+        kept = await world.execution(1)
+        assert await world.prune(days=30, per_flow=1) == Pruned(executions=2)
+        assert await world.left() == {kept}
+        await world.execution(40)
+        assert await world.prune(days=30, per_flow=5) == Pruned(executions=1)
+
+
+class TestWhatOthersNeed:
+    async def test_a_called_execution_stays_while_its_caller_runs(self, world: World) -> None:
+        caller = await world.execution(40, status=ExecutionStatus.RUNNING)
+        ended = await world.execution(40)
+        called = await world.execution(40, parent_id=caller, parent_key="a:1")
+        of_ended = await world.execution(40, parent_id=ended, parent_key="a:1")
+        orphan = await world.execution(40, parent_id=uuid4(), parent_key="a:1")
+        assert await world.prune(days=30) == Pruned(executions=3)
+        assert await world.left() == {caller, called}
+        assert {ended, of_ended, orphan}.isdisjoint(await world.left())
+        async with world.database.transaction() as session:
+            await session.execute(sa.update(ExecutionRecord).values(status=SUCCESS))
+        assert await world.prune(days=30) == Pruned(executions=2)
+
+    async def test_one_of_which_somebody_is_still_to_be_told_stays(self, world: World) -> None:
+        execution = await world.execution(40, status=ExecutionStatus.ERROR)
+        await world.execution(1)
+        async with world.database.sessions() as session:
+            session.add(FailureNoticeRecord(execution_id=execution, channel=NoticeChannel.URL, due_at=now()))
+            await session.commit()
+        assert await world.prune(days=30, per_flow=1) == Pruned()
+        async with world.database.transaction() as session:
+            await session.execute(sa.update(FailureNoticeRecord).values(due_at=None))
+        assert await world.prune(days=30, per_flow=1) == Pruned(executions=1)
+
+    async def test_what_is_gone_is_not_found_and_not_counted(
+        self, world: World, live_client: httpx.AsyncClient
+    ) -> None:
+        user_id = (await live_client.get("/api/v1/me")).json()["id"]
+        async with world.database.sessions() as session:
+            flow = await create_flow(session, await session.get_one(UserRecord, UUID(user_id)))
+        gone = await world.execution(40, flow=flow)
+        kept = await world.execution(1, flow=flow, retry_of=gone)
+        await world.prune(days=30)
+        path = f"/api/v1/flows/{flow.id}/executions"
+        for answer in (
+            await live_client.get(f"{path}/{gone}"),
+            await live_client.get(f"{path}/{gone}/steps"),
+            await live_client.post(f"{path}/{gone}/retry"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (404, "execution_not_found")
+        assert (await live_client.get(path)).json()["total"] == 1
+        assert (await live_client.get(f"{path}/stats")).json()["executionsTotal"] == 1
+        assert (await live_client.get(f"{path}/{kept}")).json()["retryOf"] == str(gone)
+
+    async def test_what_somebody_holds_is_left_for_the_next_time(self, world: World, backend: str) -> None:
+        """A retry of it, say; SQLite has one writer, and pruning waits."""
+        held, free = await world.execution(40), await world.execution(40)
+        await world.add_steps(held, 2)
+        if backend == "postgresql":
+            async with world.database.transaction() as session:
+                row = sa.select(ExecutionRecord).where(ExecutionRecord.id == held)
+                await session.execute(row.with_for_update(read=True, key_share=True))
+                assert await world.prune(days=30) == Pruned(executions=1)
+            assert await world.left() == {held}
+            assert await world.count(ExecutionStepRecord) == 2
+        await world.prune(days=30)
+        assert await world.left() == set()
+        assert free != held
