@@ -135,20 +135,19 @@ async def _work(settings: Settings) -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database of DATABASE_URL, and the job queue's tables in it, to the newest schema.
+    """Bring the database of DATABASE_URL to the newest schema.
 
     Safe to run again, and from several machines at once. Run it before serving a new version in production.
     """
-    _run(_migrate(_readable_settings()))
+    _readable_settings()
+    _run(_migrate())
 
 
-async def _migrate(settings: Settings) -> None:
+async def _migrate() -> None:
     from bloxserver.api.models.database import database
     from bloxserver.api.models.migrate import schema_state
-    from bloxserver.engine.jobs import JobQueue
 
     await database.migrate()
-    await JobQueue(settings).prepare()
     async with database.engine.connect() as connection:
         state = await connection.run_sync(schema_state)
     await database.dispose()

@@ -19,7 +19,6 @@ QUIET = (
     "aiosqlite",
     "asyncio",
     "alembic",
-    "dbos",
 )
 """Loggers that tell addresses with their credentials, or every little step: only their warnings are shown."""
 

@@ -81,12 +81,16 @@ class Settings(BaseSettings):
     clerk_require_azp: bool = Field(False, description="Refuse tokens without `azp`.")
 
     run_worker: bool = Field(True, description="Run executions in the API's process; false leaves them to workers.")
-    worker_concurrency: int = Field(50, ge=1, le=10_000, description="Executions that one worker runs at once.")
+    worker_concurrency: int = Field(
+        100, ge=1, le=10_000, description="Executions of each tier that one worker runs at once."
+    )
     sweep_seconds: float = Field(2, gt=0, le=60, description="Longest time until unnoticed work is found.")
-    engine_poll_seconds: float = Field(0.1, gt=0, le=60, description="How often a worker looks into its queues.")
     heartbeat_seconds: float = Field(5, gt=0, le=60, description="How often a worker says that it lives.")
     dead_after_seconds: float = Field(
         20, gt=0, le=600, description="Silence after which a worker's work is taken over."
+    )
+    stuck_after_seconds: float = Field(
+        300, gt=0, le=86_400, description="Time without a turn of its event loop after which a worker counts as dead."
     )
     drain_seconds: float = Field(10, ge=0, le=600, description="Time that running work gets when a worker stops.")
     stop_grace_seconds: float = Field(

@@ -41,7 +41,6 @@ from bloxserver.api.main import app
 from bloxserver.api.models.database import Base, Database, get_db
 from bloxserver.api.models.tables import UserRecord
 from bloxserver.engine.engine import Engine
-from bloxserver.engine.jobs import JobQueue
 from tests.postgres import postgres_database, postgres_server
 from tests.threads import connection_threads_end
 
@@ -93,10 +92,8 @@ def migrated_postgres(postgres: sa.URL, worker_id: str) -> Iterator[str]:
 
 
 async def migrate(settings: Settings) -> None:
-    database, jobs = Database(settings), JobQueue(settings)
+    database = Database(settings)
     await database.migrate()
-    await jobs.prepare()
-    await jobs.stop()
     await database.dispose()
 
 
@@ -184,7 +181,7 @@ def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.
             server = request.getfixturevalue("postgres")
             template = request.getfixturevalue("migrated_postgres") if migrated else None
             url = stack.enter_context(postgres_database(server, f"live_{worker_id}", template=template))
-        yield Settings(database_url=url, engine_poll_seconds=0.02, sweep_seconds=0.5, drain_seconds=0.1)
+        yield Settings(database_url=url, sweep_seconds=0.5, drain_seconds=0.1)
 
 
 @pytest.fixture
@@ -212,7 +209,7 @@ async def live_client(live_database: Database) -> AsyncIterator[httpx.AsyncClien
 
 @pytest.fixture
 async def engine(live_settings: Settings, live_database: Database) -> AsyncIterator[Engine]:
-    """A dispatcher and a worker on `live_database`."""
+    """An engine with a worker on `live_database`."""
     engine = Engine(live_settings, live_database, works=True)
     await engine.start()
     yield engine

@@ -1,1 +1,1 @@
-"""Runs executions: dispatcher, job queue, worker, pump. `engine.jobs` is the only module that knows DBOS."""
+"""Runs executions: the row is the job, a claimer takes it, a worker runs it, the pump brings its messages on."""

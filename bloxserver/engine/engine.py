@@ -1,4 +1,4 @@
-"""The engine of a process: a dispatcher, and a worker unless it only serves the API."""
+"""The engine of a process: a sweeper, and a worker unless it only serves the API."""
 
 from __future__ import annotations
 
@@ -7,53 +7,59 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import uuid4
 
-from bloxserver.api.models.database import Database
-from bloxserver.engine.dispatcher import Dispatcher
+import structlog
+
+from bloxserver.api.models.database import Database, Work
+from bloxserver.engine.bell import Bell
+from bloxserver.engine.claimer import Claimer
 from bloxserver.engine.heartbeat import Heartbeat
-from bloxserver.engine.jobs import LOCAL_EXECUTOR, JobQueue
 from bloxserver.engine.notices import Notifier
+from bloxserver.engine.sweeper import Sweeper
+from bloxserver.engine.takeover import TakeOver
 from bloxserver.engine.worker import Worker
 from bloxserver.engine.world import Outside
-from bloxserver.services.dispatch import forget_dispatches
+from bloxserver.services.claims import release_all, release_unknown
 from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
 
 
 class Engine:
-    """To be started and stopped on one event loop, once per process at a time."""
+    """To be started and stopped on one event loop, once."""
 
     def __init__(self, settings: Settings, database: Database, *, works: bool) -> None:
         self._settings = settings
         self._database = database
         self._works = works
-        self._jobs = JobQueue(settings)
-        self._dispatcher = Dispatcher(settings, database, self._jobs)
+        self._worker_id = f"w-{uuid4().hex[:12]}"
         self._outside = Outside.of(settings)
-        self._worker = Worker(database, self._outside)
+        self._sweeper = Sweeper(settings, database)
+        self._worker = Worker(database, self._outside, concurrency=settings.worker_concurrency)
+        self._claimer = Claimer(settings, database, self._worker, self._worker_id)
         self._notifier = Notifier(database, self._outside.http, self._outside.mail, settings)
-        # SQLite has one process, which goes on with what it left; elsewhere every process is a worker of its own.
-        executor_id = LOCAL_EXECUTOR if settings.uses_sqlite else f"w-{uuid4().hex[:12]}"
-        self._executor_id = executor_id
-        self._heartbeat = Heartbeat(settings, database, self._jobs, executor_id)
+        self._heartbeat = Heartbeat(settings, database, self._worker_id)
+        self._bell = None if settings.uses_sqlite else Bell(settings, self._wake)
         self._loops: list[asyncio.Task[None]] = []
         self._unlisten: list[Callable[[], None]] = []
 
     async def start(self) -> None:
-        """Begin to take work; returns when jobs are being run."""
-        if not self._settings.is_production:
-            await self._jobs.prepare()
+        """Begin to take work; returns when executions are being run."""
+        self._unlisten.append(self._database.on_commit(self._wake))
+        if self._bell is not None:
+            self._unlisten.append(self._database.on_commit(self._bell.ring))
+            self._loop(self._bell.run())
         if self._works:
-            await self._heartbeat.beat()
+            await self._heartbeat.start()
             if self._settings.uses_sqlite:
-                # The queue's file may be gone or older than the database: what still runs is handed over anew.
+                # One process has the database, and it has just begun: nobody else is at anything.
                 async with self._database.transaction() as session:
-                    await forget_dispatches(session)
-            await self._jobs.work(self._executor_id, self._worker.run)
-            self._loop(self._heartbeat.run())
+                    await release_all(session)
+            else:
+                self._loop(TakeOver(self._settings, self._database).run())
+            self._loop(self._claimer.run())
             self._loop(self._worker.watch())
             self._loop(self._notifier.run())
-            self._unlisten.append(self._database.on_commit(self._worker.look))
-        self._unlisten.append(self._database.on_commit(self._dispatcher.wake))
-        self._loop(self._dispatcher.run())
+        self._loop(self._sweeper.run())
 
     async def stop(self) -> None:
         """Take no more work, give what runs `DRAIN_SECONDS`, and hand the rest over."""
@@ -62,11 +68,30 @@ class Engine:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        await self._worker.drain(self._settings.drain_seconds)
-        await self._jobs.stop()
         if self._works:
-            await self._heartbeat.end()
+            await self._worker.drain(self._settings.drain_seconds)
+            await self._leave()
         await self._outside.aclose()
+
+    async def _leave(self) -> None:
+        try:
+            async with self._database.transaction() as session:
+                await release_unknown(session, self._worker_id, ())
+            await self._heartbeat.end()
+        except Exception as error:
+            # They find out by our silence.
+            log.warning("other workers could not be told of the end", error=type(error).__name__)
+
+    def _wake(self, work: frozenset[Work]) -> None:
+        self._sweeper.wake(work)
+        if not self._works:
+            return
+        if Work.EXECUTION in work:
+            self._claimer.wake()
+        if Work.CANCELLATION in work:
+            self._worker.look()
+        if Work.NOTICE in work:
+            self._notifier.wake()
 
     def _loop(self, work: Coroutine[Any, Any, None]) -> None:
         self._loops.append(asyncio.create_task(work))

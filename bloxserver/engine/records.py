@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from math import isfinite
 from typing import Any
+from uuid import UUID
 
 from pydantic import JsonValue
 
@@ -47,11 +48,12 @@ def storable_text(text: str) -> str:
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-def step_row(step: Step, *, known: bool) -> dict[str, Any]:
+def step_row(step: Step, execution_id: UUID, *, known: bool) -> dict[str, Any]:
     """The row of a step; the input of one that is known to be stored is not sent again."""
     has_output = step.status in (StepStatus.SUCCESS, StepStatus.WAITING)
     return {
         "id": step.id,
+        "execution_id": execution_id,
         "key": step.message.key,
         "parent_id": step.message.parent_id,
         "sequence": step.sequence,

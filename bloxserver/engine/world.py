@@ -19,7 +19,7 @@ from bloxserver.engine.patience import in_transaction
 from bloxserver.engine.steps import Message
 from bloxserver.engine.store import FlowStore
 from bloxserver.sealing import Sealer, sealer_of
-from bloxserver.services.leases import TakenExecution
+from bloxserver.services.claims import TakenExecution
 from bloxserver.services.secrets import SecretUnavailable, open_secrets
 from bloxserver.settings import Settings
 

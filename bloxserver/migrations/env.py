@@ -13,13 +13,6 @@ from bloxserver.api.models.types import UtcDateTime, database_now, database_uuid
 LOCK = 0x626C6F78
 """Advisory lock: replicas that start together migrate one after the other."""
 
-ENGINE_SCHEMA = "dbos"
-
-
-def is_ours(name: str | None, kind: str, parents: object) -> bool:
-    """Tables of the execution engine are its own affair."""
-    return not (kind == "schema" and name == ENGINE_SCHEMA)
-
 
 def render(kind: str, item: Any, autogenerate: AutogenContext) -> str | Literal[False]:
     """How our own types and defaults stand in a migration: the same text for both databases."""
@@ -40,7 +33,6 @@ def run(connection: sa.Connection) -> None:
         # No batch mode: it replaces a table by a copy, and dropping the old one deletes what refers to it.
         render_as_batch=False,
         compare_type=True,
-        include_name=is_ours,
         render_item=render,
     )
     with context.begin_transaction():

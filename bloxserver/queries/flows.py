@@ -70,6 +70,12 @@ async def read_unsettled_flows(session: AsyncSession, limit: int, grace_over: da
     return list(flows)
 
 
+async def has_unsettled_flows(session: AsyncSession) -> bool:
+    """Whether any flow is starting or stopping."""
+    unsettled = sa.or_(FlowRecord.status == FlowStatus.STARTING, FlowRecord.status == FlowStatus.STOPPING)
+    return await session.scalar(sa.select(FlowRecord.id).where(unsettled).limit(1)) is not None
+
+
 def has_running_executions() -> sa.ColumnElement[bool]:
     """Whether anything of a flow has not ended yet, in a statement about flows."""
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import expression
 
-from bloxserver.api.models.database import wake_engine_after_commit
+from bloxserver.api.models.database import Work, wake_engine_after_commit
 from bloxserver.api.models.enums import ExecutionStatus, StepStatus
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.api.models.types import now
@@ -42,6 +42,30 @@ async def end_execution(
     wanted = (ExecutionRecord.id == execution_id, *conditions)
     ended = await _end(session, wanted, status, [parent_id] if parent_id else [], output=output, error=error)
     return bool(ended)
+
+
+async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str]) -> None:
+    """End executions that nobody waits for as successes, with their outputs.
+
+    The caller holds their rows, and has seen that they run.
+    """
+    moment = now()
+    row = ExecutionRecord.metadata.tables[ExecutionRecord.__tablename__]
+    await session.execute(
+        sa.update(row)
+        .where(row.c.id == sa.bindparam("of"))
+        .values(
+            status=ExecutionStatus.SUCCESS,
+            completed_at=moment,
+            duration_ms=elapsed_ms(row.c.started_at, _instant(moment)),
+            output_payload=sa.bindparam("output"),
+            resume_at=None,
+            lease=None,
+            worker_id=None,
+        ),
+        [{"of": execution_id, "output": output} for execution_id, output in outputs.items()],
+    )
+    wake_engine_after_commit(session, Work.EXECUTION)
 
 
 async def cancel_executions(session: AsyncSession, execution_ids: Sequence[UUID], reason: str) -> int:
@@ -82,6 +106,7 @@ async def _end(
         error_message=error,
         resume_at=None,
         lease=None,
+        worker_id=None,
     )
     if not ended:
         return []
@@ -89,9 +114,11 @@ async def _end(
         await _close_steps(session, ended)
         await _cancel_callees(session, ended)
     if parent_ids:
-        parked = ExecutionRecord.id.in_(parent_ids), ExecutionRecord.dispatched_at.is_(None)
+        parked = ExecutionRecord.id.in_(parent_ids), ExecutionRecord.lease.is_(None)
         await _update(session, *parked, resume_at=moment)
-    wake_engine_after_commit(session)
+    wake_engine_after_commit(session, Work.EXECUTION)
+    if status is ExecutionStatus.CANCELLED:
+        wake_engine_after_commit(session, Work.CANCELLATION)
     return ended
 
 

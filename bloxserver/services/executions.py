@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import wake_engine_after_commit
+from bloxserver.api.models.database import Work, wake_engine_after_commit
 from bloxserver.api.models.enums import FlowStatus, InputEncoding, TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.api.models.types import new_id, now
@@ -115,7 +115,7 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
     )
     session.add(execution)
     await session.flush()
-    wake_engine_after_commit(session)
+    wake_engine_after_commit(session, Work.EXECUTION)
     return execution
 
 

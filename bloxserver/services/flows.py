@@ -6,7 +6,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import wake_engine_after_commit
+from bloxserver.api.models.database import Work, wake_engine_after_commit
 from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.api.models.enums import ExecutionStatus, FlowStatus
 from bloxserver.api.models.tables import (
@@ -107,7 +107,8 @@ async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> No
     await _delete(session, KeyValueRecord, KeyValueRecord.flow_id == flow_id)
     await _delete(session, FlowVersionRecord, FlowVersionRecord.flow_id == flow_id)
     await _delete(session, FlowRecord, FlowRecord.id == flow_id)
-    wake_engine_after_commit(session)
+    wake_engine_after_commit(session, Work.CANCELLATION)
+    wake_engine_after_commit(session, Work.EXECUTION)
 
 
 async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
@@ -119,7 +120,7 @@ async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
     await lock_executions(session, ExecutionRecord.id.in_(sa.select(ExecutionRecord.id).where(*own).union(callers)))
     await session.execute(
         sa.update(ExecutionRecord)
-        .where(ExecutionRecord.id.in_(callers), running, ExecutionRecord.dispatched_at.is_(None))
+        .where(ExecutionRecord.id.in_(callers), running, ExecutionRecord.lease.is_(None))
         .values(resume_at=now())
         .execution_options(synchronize_session=False)
     )
@@ -145,7 +146,7 @@ async def _request(
     flow = await read_flow(session, user_id, flow_id)
     if not await transition_flow(session, flow_id, to, **values):
         raise BadRequest("flow_wrong_state", f"Cannot {verb} flow in {flow.status.value} state")
-    wake_engine_after_commit(session)
+    wake_engine_after_commit(session, Work.FLOW)
     await session.refresh(flow)
     return flow
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import wake_engine_after_commit
+from bloxserver.api.models.database import Work, wake_engine_after_commit
 from bloxserver.api.models.enums import ExecutionStatus, NoticeChannel, TriggerType
 from bloxserver.api.models.statements import insert_into
 from bloxserver.api.models.tables import ExecutionRecord, FailureNoticeRecord, FlowRecord, FlowVersionRecord
@@ -34,7 +34,7 @@ async def note_failure(session: AsyncSession, execution_id: UUID, notice: Failur
     ]
     if rows:
         await session.execute(insert_into(session, FailureNoticeRecord).values(rows).on_conflict_do_nothing())
-        wake_engine_after_commit(session)
+        wake_engine_after_commit(session, Work.NOTICE)
 
 
 class DueNotice(NamedTuple):

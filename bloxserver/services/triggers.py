@@ -8,7 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import wake_engine_after_commit
+from bloxserver.api.models.database import Work, wake_engine_after_commit
 from bloxserver.api.models.enums import ExecutionStatus, TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, TriggerRecord
 from bloxserver.api.models.types import now
@@ -37,7 +37,7 @@ async def create_trigger(
     )
     session.add(trigger)
     await session.flush()
-    wake_engine_after_commit(session)  # a schedule gets its first time
+    wake_engine_after_commit(session, Work.FLOW)  # a schedule gets its first time
     return trigger
 
 
@@ -53,7 +53,7 @@ async def update_trigger(
     for name, value in changes.items():
         setattr(trigger, name, value)
     await session.flush()
-    wake_engine_after_commit(session)
+    wake_engine_after_commit(session, Work.FLOW)
     return trigger
 
 

@@ -57,7 +57,7 @@ async def test_what_a_flow_called_ends_with_it_and_its_caller_is_told(
 ) -> None:
     other = await factories.create_flow(session, dev_user)
     later = now().replace(year=2100)
-    caller = await factories.create_execution(session, other, resume_at=later, dispatch_number=1)
+    caller = await factories.create_execution(session, other, resume_at=later)
     execution = await factories.create_execution(session, flow, parent_id=caller.id, parent_key="a:1")
     called = await factories.create_execution(session, other, parent_id=execution.id, parent_key="b:1")
     answer = (await client.post(f"{path_of(flow)}/executions/{execution.id}/cancel")).json()

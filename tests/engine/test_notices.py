@@ -341,7 +341,7 @@ class TestDelivery:
 class TestLoop:
     async def test_it_sends_what_comes_and_ends_when_it_is_cancelled(self, installation: Installation) -> None:
         notifier = installation.notifier()
-        unlisten = installation.database.on_commit(notifier.wake)
+        unlisten = installation.database.on_commit(lambda work: notifier.wake())
         loop = asyncio.create_task(notifier.run())
         for count in (1, 2):
             arrived = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The worker on a real database, without the job queue: leases, checkpoints, ends."""
+"""The worker on a real database: leases, checkpoints, ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -24,11 +23,16 @@ from bloxserver.api.models.tables import (
     UserRecord,
 )
 from bloxserver.api.models.types import now
+from bloxserver.engine.claimer import Claimer
+from bloxserver.engine.execution import MOST_TAKEOVERS, RunningExecution
+from bloxserver.engine.journal import Journal
 from bloxserver.engine.records import payload_of
 from bloxserver.engine.worker import Worker
 from bloxserver.engine.world import Outside
 from bloxserver.services import leases
+from bloxserver.services.claims import release_all
 from bloxserver.settings import Settings
+from tests.engine.taking import take
 from tests.factories import create_execution, create_flow, create_user
 
 
@@ -66,6 +70,12 @@ async def steps_of(database: Database, execution: ExecutionRecord) -> list[Execu
         return list(steps)
 
 
+async def ended(database: Database, execution: ExecutionRecord) -> None:
+    async with asyncio.timeout(20):
+        while (await stored(database, execution)).status is ExecutionStatus.RUNNING:  # noqa: ASYNC110  # nothing tells us
+            await asyncio.sleep(0.02)
+
+
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[str]:
     """The address of a server that never answers."""
@@ -89,7 +99,7 @@ listeners:
 
 async def test_an_execution_ends_with_output_and_steps(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database, input_payload='{"name": "Ada"}')
-    await worker.run(execution.id, 0)
+    await worker.run(await take(live_database, execution))
     ended = await stored(live_database, execution)
     assert ended.status is ExecutionStatus.SUCCESS
     assert json.loads(ended.output_payload or "") == {"message": "Hello, Ada!"}
@@ -115,7 +125,7 @@ async def test_a_definition_that_cannot_run_ends_in_error(
     live_database: Database, worker: Worker, organism: str, error: str
 ) -> None:
     execution = await accepted(live_database, organism)
-    await worker.run(execution.id, 0)
+    await worker.run(await take(live_database, execution))
     ended = await stored(live_database, execution)
     assert ended.status is ExecutionStatus.ERROR
     assert error in (ended.error_message or "")
@@ -129,7 +139,7 @@ async def test_an_error_that_quotes_what_no_database_stores_is_kept(
     payload = f'{{"url": "http://x.example/", "headers": {{"{name}": 5}}}}'
     execution = await accepted(live_database, text, input_payload=payload)
     async with asyncio.timeout(20):
-        await worker.run(execution.id, 0)
+        await worker.run(await take(live_database, execution))
     ended = await stored(live_database, execution)
     assert ended.status is ExecutionStatus.ERROR
     assert (ended.error_message or "").startswith("a: ")
@@ -138,7 +148,7 @@ async def test_an_error_that_quotes_what_no_database_stores_is_kept(
 
 async def test_an_unknown_target_ends_in_error(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database, target="nobody")
-    await worker.run(execution.id, 0)
+    await worker.run(await take(live_database, execution))
     assert (await stored(live_database, execution)).error_message == 'no listener is called "nobody"'
 
 
@@ -147,7 +157,7 @@ async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, 
         slow = f"handler: http.request, config: {{url: '{url}'}}"
         text = DELAYED.replace("handler: delay, config: {seconds: 3600}", slow)
         execution = await accepted(live_database, text + "execution: {timeout_seconds: 0.3}\n")
-        await worker.run(execution.id, 0)
+        await worker.run(await take(live_database, execution))
     ended = await stored(live_database, execution)
     assert ended.status is ExecutionStatus.TIMEOUT
     assert ended.error_message == "not finished within 0.3 seconds (execution.timeout_seconds); at work: wait"
@@ -161,13 +171,13 @@ async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, 
 async def test_work_before_a_pause_counts_against_the_time(live_database: Database, worker: Worker) -> None:
     text = DELAYED + "execution: {timeout_seconds: 100}\n"
     execution = await accepted(live_database, text)
-    await worker.run(execution.id, 0)
+    await worker.run(await take(live_database, execution))
     parked = await stored(live_database, execution)
     assert 0 <= parked.worked_ms < 20_000
     async with live_database.transaction() as session:
-        await session.execute(sa.update(ExecutionRecord).values(worked_ms=100_000))
+        await session.execute(sa.update(ExecutionRecord).values(worked_ms=100_000, resume_at=now()))
         await session.execute(sa.update(ExecutionStepRecord).values(completed_at=now()))
-    await worker.run(execution.id, 1)
+    await worker.run(await take(live_database, execution))
     assert (await stored(live_database, execution)).status is ExecutionStatus.TIMEOUT
 
 
@@ -175,16 +185,15 @@ async def test_a_waiting_execution_leaves_the_worker_and_goes_on_when_due(
     live_database: Database, worker: Worker
 ) -> None:
     execution = await accepted(live_database, DELAYED, input_payload='"m"')
-    await worker.run(execution.id, 0)
+    await worker.run(await take(live_database, execution))
     parked = await stored(live_database, execution)
-    assert (parked.status, parked.dispatch_number, parked.lease) == (ExecutionStatus.RUNNING, 1, None)
+    assert (parked.status, parked.lease, parked.worker_id) == (ExecutionStatus.RUNNING, None, None)
     assert parked.resume_at is not None
     assert parked.resume_at > now() + timedelta(seconds=3590)
     async with live_database.transaction() as session:
         await session.execute(sa.update(ExecutionStepRecord).values(completed_at=now()))
-    await worker.run(execution.id, 0)
-    assert (await stored(live_database, execution)).status is ExecutionStatus.RUNNING, "the old job is void"
-    await worker.run(execution.id, 1)
+        await session.execute(sa.update(ExecutionRecord).values(resume_at=now()))
+    await worker.run(await take(live_database, execution))
     ended = await stored(live_database, execution)
     assert (ended.status, ended.output_payload) == (ExecutionStatus.SUCCESS, '"m"')
     steps = await steps_of(live_database, execution)
@@ -195,19 +204,19 @@ async def test_a_waiting_execution_leaves_the_worker_and_goes_on_when_due(
     ]
 
 
-async def test_one_whose_lease_was_taken_writes_nothing(live_database: Database) -> None:
+async def test_one_whose_lease_was_taken_writes_nothing(live_database: Database, outside: Outside) -> None:
     execution = await accepted(live_database)
 
-    async def take() -> leases.TakenExecution:
-        async with live_database.transaction() as session:
-            taken = await leases.take_lease(session, execution.id, 0, uuid4())
-        assert taken is not None
-        return taken
-
-    frozen, present = await take(), await take()
+    frozen = await take(live_database, execution, "w-frozen")
+    async with live_database.transaction() as session:
+        assert await release_all(session) == 1
+    present = await take(live_database, execution, "w-present")
+    thawed = RunningExecution(live_database, Journal(live_database), outside, frozen)
+    with pytest.raises(leases.LeaseLost):
+        await thawed.run()
     with pytest.raises(leases.LeaseLost):
         async with live_database.transaction() as session:
-            await leases.hold(session, frozen, to_write=False)
+            await leases.hold(session, frozen)
     with pytest.raises(leases.LeaseLost):
         async with live_database.transaction() as session:
             await leases.park(session, frozen, now())
@@ -223,10 +232,11 @@ async def test_one_whose_lease_was_taken_writes_nothing(live_database: Database)
 
 async def test_an_execution_ends_once(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database)
-    await asyncio.gather(*(worker.run(execution.id, 0) for _ in range(5)))
+    taken = await take(live_database, execution)
+    await asyncio.gather(*(worker.run(taken) for _ in range(5)))
     first = await stored(live_database, execution)
     assert first.status is ExecutionStatus.SUCCESS
-    await worker.run(execution.id, 0)
+    await worker.run(taken)
     again = await stored(live_database, execution)
     assert again.completed_at == first.completed_at
     assert len(await steps_of(live_database, execution)) == 1
@@ -240,32 +250,66 @@ async def test_thousands_of_steps_may_end_together(live_database: Database, work
     )
     text = f"organism: {{name: wide}}\nlisteners:\n{listeners}execution: {{max_iterations: 10000}}\n"
     execution = await accepted(live_database, text)
-    await worker.run(execution.id, 0)
+    await worker.run(await take(live_database, execution))
     assert (await stored(live_database, execution)).status is ExecutionStatus.SUCCESS
     assert len(await steps_of(live_database, execution)) == 1 + 60 + 60 * 50
 
 
-async def test_a_database_that_refuses_for_a_while_strands_nothing(live_database: Database, outside: Outside) -> None:
+async def test_a_database_that_refuses_for_a_while_strands_nothing(
+    live_database: Database, outside: Outside, live_settings: Settings
+) -> None:
     """As in a deploy that goes wrong: the error is no lost connection, so it is not simply tried again."""
-    execution = await accepted(live_database)
+    worker = Worker(live_database, outside, retry_seconds=0.05)
+    claimer = asyncio.create_task(Claimer(live_settings, live_database, worker, "w-test").run())
     async with live_database.transaction() as session:
         await session.execute(sa.text("ALTER TABLE execution_steps RENAME TO elsewhere"))
-    running = asyncio.create_task(Worker(live_database, outside, retry_seconds=0.05).run(execution.id, 0))
-    done, _ = await asyncio.wait([running], timeout=0.3)
-    assert not done, "the job is kept"
+    execution = await accepted(live_database)
+    await asyncio.wait([claimer], timeout=0.3)
+    assert not claimer.done()
     async with live_database.transaction() as session:
         await session.execute(sa.text("ALTER TABLE elsewhere RENAME TO execution_steps"))
-    async with asyncio.timeout(20):
-        await running
+    await ended(live_database, execution)
+    claimer.cancel()
+    await asyncio.wait([claimer])
     assert (await stored(live_database, execution)).status is ExecutionStatus.SUCCESS
+
+
+async def test_an_execution_that_cannot_be_kept_is_given_back(live_database: Database, outside: Outside) -> None:
+    execution = await accepted(live_database)
+    taken = await take(live_database, execution)
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE execution_steps RENAME COLUMN attempt TO elsewhere"))
+    async with asyncio.timeout(20):
+        await Worker(live_database, outside, retry_seconds=0.05).run(taken)
+    # Its end could be written, though its step could not.
+    left = await stored(live_database, execution)
+    assert (left.status, left.error_message) == (ExecutionStatus.ERROR, "internal error")
+
+
+@pytest.mark.parametrize("takeovers", [MOST_TAKEOVERS, MOST_TAKEOVERS + 1])
+async def test_what_workers_die_of_is_given_up(live_database: Database, worker: Worker, takeovers: int) -> None:
+    execution = await accepted(live_database, takeovers=takeovers)
+    await worker.run(await take(live_database, execution))
+    left = await stored(live_database, execution)
+    assert left.status is ExecutionStatus.ERROR
+    assert left.error_message == f"given up: {takeovers} workers in a row died while they ran it"
+    assert await steps_of(live_database, execution) == []
+
+
+async def test_a_step_that_ends_makes_up_for_workers_that_died(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database, DELAYED, takeovers=MOST_TAKEOVERS - 1)
+    await worker.run(await take(live_database, execution))
+    left = await stored(live_database, execution)
+    assert (left.status, left.takeovers) == (ExecutionStatus.RUNNING, 0)
 
 
 async def test_a_deleted_flow_ends_the_work_quietly(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database)
+    taken = await take(live_database, execution)
     async with live_database.transaction() as session:
         await session.execute(sa.delete(FlowRecord))
         await session.execute(sa.delete(UserRecord))
-    await worker.run(execution.id, 0)
+    await worker.run(taken)
     async with live_database.sessions() as session:
         assert await session.scalar(sa.select(sa.func.count()).select_from(ExecutionRecord)) == 0
 
@@ -285,17 +329,14 @@ async def test_draining_hands_over_what_does_not_end_in_time(live_database: Data
             f"handler: http.request, config: {{url: 'http://127.0.0.1:{port}/'}}",
         )
         execution = await accepted(live_database, text)
-        running = asyncio.create_task(worker.run(execution.id, 0))
+        worker.begin(await take(live_database, execution), lambda: None)
         await listening.wait()
+        assert worker.running == {execution.id}
+        assert worker.free_places()["free"] == 49
         await worker.drain(0)
-        await asyncio.gather(running, return_exceptions=True)
+        assert worker.running == frozenset()
     left = await stored(live_database, execution)
-    assert (left.status, left.dispatch_number, left.dispatched_at, left.lease) == (
-        ExecutionStatus.RUNNING,
-        1,
-        None,
-        None,
-    )
+    assert (left.status, left.lease, left.worker_id, left.takeovers) == (ExecutionStatus.RUNNING, None, None, 0)
     steps = await steps_of(live_database, execution)
     assert [(step.listener, step.status) for step in steps] == [
         ("first", StepStatus.SUCCESS),

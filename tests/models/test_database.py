@@ -20,6 +20,7 @@ from bloxserver.api.main import app
 from bloxserver.api.models.database import (
     Base,
     Database,
+    Work,
     begin_writing,
     get_db,
     read_only_request,
@@ -111,7 +112,7 @@ async def test_rows_of_raw_sql_have_defaults_that_can_be_read(session: AsyncSess
     assert (user.tier, user.billing_status, user.email) == ("free", "active", "")
     assert (flow.status, flow.organism_yaml, flow.canvas_state) == ("stopped", DEFAULT_ORGANISM, None)
     assert (trigger.type, trigger.config, trigger.webhook_url) == (TriggerType.MANUAL, {}, None)
-    assert (execution.status, execution.input_encoding, execution.dispatch_number) == ("running", "text", 0)
+    assert (execution.status, execution.input_encoding, execution.takeovers) == ("running", "text", 0)
     await session.execute(sa.insert(Base.metadata.tables["usage_records"]), {"user_id": user.id, "period_start": began})
     usage = (await session.scalars(sa.select(UsageRecord))).one()
     assert (usage.slot, usage.workflow_runs, usage.llm_tokens_in) == (0, 0, 0)
@@ -284,39 +285,39 @@ class TestFailedCommit:
 class TestWaking:
     async def test_comes_after_the_outer_commit_alone(self, live_database: Database) -> None:
         seen: list[str] = []
-        unlisten = live_database.on_commit(lambda: seen.append("woken"))
+        unlisten = live_database.on_commit(lambda work: seen.extend(work))
         async with live_database.transaction() as session:
             async with session.begin_nested():
                 session.add(UserRecord(clerk_id="a"))
-                wake_engine_after_commit(session)
+                wake_engine_after_commit(session, Work.FLOW)
             assert seen == [], "a savepoint is not to be seen by others"
-        assert seen == ["woken"]
+        assert seen == ["flow"]
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="b"))
-        assert seen == ["woken"], "a commit that left no work"
+        assert seen == ["flow"], "a commit that left no work"
         with suppress(KeyError):
             async with live_database.transaction() as session:
-                wake_engine_after_commit(session)
+                wake_engine_after_commit(session, Work.FLOW)
                 await session.execute(sa.select(1))
                 raise KeyError
-        assert seen == ["woken"], "rolled back"
+        assert seen == ["flow"], "rolled back"
         async with live_database.transaction(read_only=True) as session:
             await begin_writing(session)
             session.add(UserRecord(clerk_id="c"))
-            wake_engine_after_commit(session)
-        assert seen == ["woken"] * 2
+            wake_engine_after_commit(session, Work.FLOW)
+        assert seen == ["flow"] * 2
         unlisten()
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="d"))
-            wake_engine_after_commit(session)
-        assert seen == ["woken"] * 2
+            wake_engine_after_commit(session, Work.FLOW)
+        assert seen == ["flow"] * 2
 
     async def test_reaches_everybody_who_listens(self, live_database: Database) -> None:
         seen: list[str] = []
-        unlisten = [live_database.on_commit(lambda name=name: seen.append(name)) for name in ("one", "other")]  # type: ignore[misc]
+        unlisten = [live_database.on_commit(lambda work, name=name: seen.append(name)) for name in ("one", "other")]  # type: ignore[misc]
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="a"))
-            wake_engine_after_commit(session)
+            wake_engine_after_commit(session, Work.FLOW)
         for end in unlisten:
             end()
         assert seen == ["one", "other"]
@@ -324,20 +325,20 @@ class TestWaking:
     async def test_comes_when_the_work_is_to_be_seen(self, live_database: Database) -> None:
         """What is woken reads in a transaction of its own."""
         counts: list[asyncio.Task[int]] = []
-        unlisten = live_database.on_commit(lambda: counts.append(asyncio.create_task(count(live_database))))
+        unlisten = live_database.on_commit(lambda work: counts.append(asyncio.create_task(count(live_database))))
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="a"))
-            wake_engine_after_commit(session)
+            wake_engine_after_commit(session, Work.FLOW)
         unlisten()
         assert await asyncio.gather(*counts) == [1]
 
     async def test_is_of_one_database(self, live_database: Database, live_settings: Settings) -> None:
         other = Database(live_settings)
         seen: list[str] = []
-        unlisten = other.on_commit(lambda: seen.append("woken"))
+        unlisten = other.on_commit(lambda work: seen.extend(work))
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="a"))
-            wake_engine_after_commit(session)
+            wake_engine_after_commit(session, Work.FLOW)
         unlisten()
         await other.dispose()
         assert seen == []

@@ -102,7 +102,7 @@ async def test_a_call_is_an_execution_with_a_parent(world: World) -> None:
     assert (execution.trigger_type, execution.trigger_id) == (TriggerType.MANUAL, None)
     assert (execution.target, execution.input_payload) == ("second", '{"order": 1}')
     assert execution.status is ExecutionStatus.RUNNING
-    assert execution.dispatched_at is None
+    assert (execution.lease, execution.resume_at) == (None, None)
     assert await world.runs() == 1
 
 

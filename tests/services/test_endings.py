@@ -95,8 +95,8 @@ async def test_a_failure_closes_open_steps(session: AsyncSession, flow: FlowReco
 
 async def test_a_caller_that_waits_goes_on(session: AsyncSession, flow: FlowRecord) -> None:
     later = now() + timedelta(days=1)
-    parked = await create_execution(session, flow, resume_at=later, dispatch_number=1)
-    busy = await create_execution(session, flow, resume_at=later, dispatched_at=now())
+    parked = await create_execution(session, flow, resume_at=later)
+    busy = await create_execution(session, flow, resume_at=later, lease=uuid4())
     over = await create_execution(session, flow, resume_at=later, status=ExecutionStatus.CANCELLED)
     for parent in (parked, busy, over):
         child = await create_execution(session, flow, parent_id=parent.id, parent_key="k:1")
@@ -149,7 +149,7 @@ async def test_many_are_cancelled_together(
 async def test_a_caller_that_parks_at_the_same_moment_is_not_missed(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session))
-        parent = await create_execution(session, flow, dispatched_at=now())
+        parent = await create_execution(session, flow, lease=uuid4())
         child = await create_execution(session, flow, parent_id=parent.id, parent_key="a:1")
 
     async def end_child() -> bool:
@@ -158,7 +158,7 @@ async def test_a_caller_that_parks_at_the_same_moment_is_not_missed(live_databas
 
     async with live_database.transaction() as session:
         parks = sa.update(ExecutionRecord).where(ExecutionRecord.id == parent.id)
-        await session.execute(parks.values(dispatched_at=None, resume_at=now() + timedelta(days=1)))
+        await session.execute(parks.values(lease=None, resume_at=now() + timedelta(days=1)))
         ending = asyncio.create_task(end_child())
         await asyncio.wait({ending}, timeout=0.3)
         assert not ending.done(), "it waits for the caller"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -92,7 +93,7 @@ async def test_who_waits_for_a_deleted_flow_goes_on(session: AsyncSession, user:
         return execution
 
     waiting = await caller(ExecutionStatus.RUNNING)
-    working = await caller(ExecutionStatus.RUNNING, dispatched_at=now())
+    working = await caller(ExecutionStatus.RUNNING, lease=uuid4())
     answered = await caller(ExecutionStatus.SUCCESS)
     unrelated = await create_execution(session, other, resume_at=later)
     await delete_flow(session, user.id, flow.id)

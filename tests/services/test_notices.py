@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
+from bloxserver.api.models.database import Database, Work
 from bloxserver.api.models.enums import ExecutionStatus, NoticeChannel, TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, FailureNoticeRecord, FlowRecord, FlowVersionRecord, UserRecord
 from bloxserver.api.models.types import new_id, now
@@ -107,13 +107,13 @@ class TestNoting:
         assert [(row.id, row.due_at) for row in await rows(live_database)] == first
 
     async def test_it_wakes_the_engine(self, live_database: Database) -> None:
-        woken: list[int] = []
+        woken: list[frozenset[Work]] = []
         execution = await failed(live_database)
-        unlisten = live_database.on_commit(lambda: woken.append(1))
+        unlisten = live_database.on_commit(woken.append)
         await note(live_database, execution, FailureNotice())
         assert woken == []
         await note(live_database, execution)
-        assert woken == [1]
+        assert woken == [{Work.NOTICE}]
         unlisten()
 
     async def test_a_notice_goes_with_its_flow(self, live_database: Database) -> None:

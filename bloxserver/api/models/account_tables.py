@@ -82,3 +82,4 @@ class WorkerRecord(Base):
     executor_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     beat_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
     started_at: Mapped[CreatedAt]
+    version: Mapped[str | None] = mapped_column(sa.String(32))

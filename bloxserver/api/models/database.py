@@ -5,6 +5,7 @@ One request or one step of the engine is one transaction; only `get_db` and `Dat
 
 from __future__ import annotations
 
+import enum
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -30,6 +31,19 @@ _WAKE = "bloxserver_wake_engine"
 
 read_only_request: ContextVar[bool] = ContextVar("read_only_request", default=False)
 """Set by the API for requests that are expected to read only."""
+
+
+class Work(enum.StrEnum):
+    """What a transaction may leave to be done."""
+
+    EXECUTION = "execution"
+    """An execution is due, or a place is free for another."""
+    FLOW = "flow"
+    """A flow is to be started or stopped, or a schedule to be given its time."""
+    CANCELLATION = "cancellation"
+    """What a worker may be running was ended by somebody else."""
+    NOTICE = "notice"
+    """A failure notice is due."""
 
 
 class Database:
@@ -75,22 +89,22 @@ class Database:
             await connection.run_sync(migrate.upgrade)
             await connection.commit()
 
-    def on_commit(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake` after each commit that left work for the engine; returns what ends that."""
+    def on_commit(self, wake: Callable[[frozenset[Work]], None]) -> Callable[[], None]:
+        """Call `wake` after each commit that left work for the engine, with its kinds; returns what ends that."""
 
         def after_commit(session: Session) -> None:
             # A released savepoint fires too, but its work is not yet to be seen.
             # The mark stays: others listen as well.
-            if not session.in_nested_transaction() and session.info.get(_WAKE, False):
-                wake()
+            if not session.in_nested_transaction() and (work := session.info.get(_WAKE)):
+                wake(work)
 
         event.listen(self._session_class, "after_commit", after_commit)
         return lambda: event.remove(self._session_class, "after_commit", after_commit)
 
 
-def wake_engine_after_commit(session: AsyncSession) -> None:
-    """Say that this transaction leaves work for the engine."""
-    session.info[_WAKE] = True
+def wake_engine_after_commit(session: AsyncSession, work: Work) -> None:
+    """Say that this transaction leaves work of this kind for the engine."""
+    session.info[_WAKE] = session.info.get(_WAKE, frozenset()) | {work}
 
 
 async def begin_writing(session: AsyncSession) -> None:

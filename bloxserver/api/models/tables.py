@@ -56,6 +56,10 @@ __all__ = [
 ]
 
 
+WAITING = "status = 'running' AND lease IS NULL"
+TAKEN = "status = 'running' AND lease IS NOT NULL"
+
+
 class UserRecord(Base):
     __tablename__ = "users"
 
@@ -196,13 +200,23 @@ class ExecutionRecord(Base):
     __table_args__ = (
         sa.Index(None, "flow_id", "started_at", "id"),
         sa.Index(None, "flow_id", "status", "started_at", "id"),
+        # the queue: what waits for a worker, found flow by flow however long the backlog of one is
         sa.Index(
-            "ix_executions_live",
+            "ix_executions_waiting",
             "flow_id",
-            "dispatched_at",
+            "resume_at",
             "started_at",
-            sqlite_where=sa.text("status = 'running'"),
-            postgresql_where=sa.text("status = 'running'"),
+            "id",
+            sqlite_where=sa.text(WAITING),
+            postgresql_where=sa.text(WAITING),
+        ),
+        # what workers are at
+        sa.Index(
+            "ix_executions_taken",
+            "worker_id",
+            "flow_id",
+            sqlite_where=sa.text(TAKEN),
+            postgresql_where=sa.text(TAKEN),
         ),
         # a step that calls a flow is handled again after a crash, and must find what it began
         sa.Index(
@@ -255,14 +269,16 @@ class ExecutionRecord(Base):
     worked_ms: Mapped[Counter]
     """Time that workers spent on it until it was last parked: what counts against its time limit."""
 
-    dispatch_number: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How often it was handed to the engine; part of the engine's job id, so that handing over twice is once."""
-    dispatched_at: Mapped[datetime | None]
-    """When it was handed to the engine last; null while it is due to be."""
     resume_at: Mapped[datetime | None]
-    """Not to be handed over before this instant."""
+    """Not to be taken before this instant; null for one that never had to wait."""
     lease: Mapped[uuid.UUID | None]
-    """Drawn by the worker that took it last; one whose lease is no longer here must not write."""
+    """Drawn by the worker that has it; null while it waits. One whose lease is no longer here must not write."""
+    worker_id: Mapped[str | None] = mapped_column(sa.String(64))
+    """The worker that has it."""
+    takeovers: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often in a row a worker died with it before another step was kept."""
+    trace_parent: Mapped[str | None] = mapped_column(sa.String(55))
+    """What asked for it, as a `traceparent` (W3C Trace Context)."""
 
     flow: Mapped[FlowRecord] = relationship(back_populates="executions", lazy="raise")
     trigger: Mapped[TriggerRecord | None] = relationship(back_populates="executions", lazy="raise")

@@ -1,0 +1,122 @@
+"""One execution on this worker: from where it stands to its end, or to where it waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.enums import ExecutionStatus
+from bloxserver.engine.journal import Journal
+from bloxserver.engine.organisms import parse_organism
+from bloxserver.engine.patience import in_transaction
+from bloxserver.engine.pump import Pump
+from bloxserver.engine.records import json_text, kept_step, payload_of, step_row, storable_text
+from bloxserver.engine.steps import NO_TOKENS, Change, Failed, Finished, Message, Outcome, Parked, Tokens
+from bloxserver.engine.world import ExecutionWorld, Outside
+from bloxserver.organism.model import FailureNotice, Organism, UnknownListener
+from bloxserver.organism.problems import OrganismError
+from bloxserver.services import leases
+from bloxserver.services.checkpoints import Checkpoint
+from bloxserver.services.claims import TakenExecution
+from bloxserver.services.notices import note_failure
+
+MOST_TAKEOVERS = 10
+"""Workers that may die with an execution in a row, without a step that ends, before it is given up."""
+
+
+class RunningExecution:
+    """An execution that this worker has taken."""
+
+    def __init__(self, database: Database, journal: Journal, outside: Outside, execution: TakenExecution) -> None:
+        self._database = database
+        self._journal = journal
+        self._outside = outside
+        self._execution = execution
+        self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
+        self._stored = {step.key for step in execution.steps}
+        self._on_failure: FailureNotice | None = None
+
+    async def run(self) -> None:
+        """Go on with the execution until it ends or waits. Raises `LeaseLost`."""
+        execution = self._execution
+        if execution.takeovers > MOST_TAKEOVERS:
+            # Not even its definition is read: that may be what workers die of.
+            await self._give_up()
+            return
+        try:
+            organism = await parse_organism(execution.organism_yaml)
+            self._on_failure = organism.on_failure
+            entry = Message(organism.entry(execution.target).name, payload_of(execution.input_payload))
+        except (OrganismError, UnknownListener) as error:
+            await self.end(ExecutionStatus.ERROR, str(error))
+            return
+        if execution.takeovers == MOST_TAKEOVERS:
+            await self._give_up()
+            return
+        await self._pump(organism, entry)
+
+    async def _give_up(self) -> None:
+        times = self._execution.takeovers
+        await self.end(ExecutionStatus.ERROR, f"given up: {times} workers in a row died while they ran it")
+
+    async def _pump(self, organism: Organism, entry: Message) -> None:
+        execution = self._execution
+        kept = [kept_step(step) for step in execution.steps if organism.has(step.listener)]
+        world = ExecutionWorld(self._database, self._outside, execution, entry.payload)
+        sequence = max((step.sequence for step in execution.steps), default=0)
+        pump = Pump(organism, kept, world, self._save, execution.called, sequence=sequence)
+        seconds = organism.execution.timeout_seconds
+        try:
+            async with asyncio.timeout(max(0.0, seconds - execution.worked_ms / 1000)) as limit:
+                await pump.run(entry)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            at_work = f"; at work: {', '.join(pump.unfinished)}" if pump.unfinished else ""
+            error = f"not finished within {seconds:g} seconds (execution.timeout_seconds){at_work}"
+            await self.end(ExecutionStatus.TIMEOUT, error)
+
+    async def end(self, status: ExecutionStatus, error: str) -> None:
+        """End it with what it could not come beyond."""
+        await in_transaction(self._database, lambda session: self._fail(session, status, error))
+
+    async def _save(self, change: Change) -> None:
+        self._tokens = self._tokens.plus(change.used)
+        rows = [step_row(step, self._execution.id, known=step.message.key in self._stored) for step in change.steps]
+        match change.outcome:
+            case None if change.used == NO_TOKENS:
+                await self._journal.save(Checkpoint(self._execution, rows))
+            case Finished(output) if change.used == NO_TOKENS and self._execution.parent_id is None:
+                await self._journal.save(Checkpoint(self._execution, rows, json_text(output)))
+            case _:
+                await self._save_alone(change, rows)
+        self._stored |= {step.message.key for step in change.steps}
+
+    async def _save_alone(self, change: Change, rows: list[dict[str, object]]) -> None:
+        async def write(session: AsyncSession) -> None:
+            # First: it is what holds the lease against others.
+            await self._write_outcome(session, change.outcome)
+            await leases.save_steps(session, rows)
+            if change.used != NO_TOKENS:
+                await leases.note_tokens(session, self._execution, self._tokens)
+
+        await in_transaction(self._database, write)
+
+    async def _write_outcome(self, session: AsyncSession, outcome: Outcome | None) -> None:
+        execution = self._execution
+        match outcome:
+            case None:
+                await leases.hold(session, execution)
+            case Finished(output):
+                await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=json_text(output))
+            case Failed(error):
+                await self._fail(session, ExecutionStatus.ERROR, error)
+            case Parked(until, called):
+                await leases.park(session, execution, until, called)
+
+    async def _fail(self, session: AsyncSession, status: ExecutionStatus, error: str) -> None:
+        await leases.end_execution(session, self._execution, status, error=storable_text(error))
+        if self._on_failure is not None:
+            await note_failure(session, self._execution.id, self._on_failure)

@@ -1,0 +1,74 @@
+"""Joins the checkpoints of executions that come at the same time in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from bloxserver.api.models.database import Database
+from bloxserver.engine.patience import in_transaction
+from bloxserver.services.checkpoints import Checkpoint, save_checkpoints
+from bloxserver.services.leases import LeaseLost
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+MOST_TOGETHER = 100
+"""Checkpoints in one transaction."""
+
+Entry = tuple[Checkpoint, asyncio.Future[None]]
+
+
+class Journal:
+    """What comes while a transaction is being written goes into the next one: alone, a checkpoint waits for nobody."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._entries: list[Entry] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def save(self, checkpoint: Checkpoint) -> None:
+        """Returns when the checkpoint is kept; raises `LeaseLost`, or why the database refuses it."""
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._entries.append((checkpoint, kept))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        await kept
+
+    async def _write(self) -> None:
+        while self._entries:
+            entries = [entry for entry in self._entries[:MOST_TOGETHER] if not entry[1].done()]
+            del self._entries[:MOST_TOGETHER]
+            try:
+                await self._write_together(entries)
+            except Exception as error:
+                # One of them may be the reason: each for itself, so that the others are kept.
+                log.debug("checkpoints are written one by one", error=type(error).__name__, number=len(entries))
+                await asyncio.gather(*(self._write_alone(entry) for entry in entries))
+
+    async def _write_together(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        async with self._database.transaction() as session:
+            lost = await save_checkpoints(session, [checkpoint for checkpoint, _ in entries])
+        for checkpoint, kept in entries:
+            _settle(kept, LeaseLost() if checkpoint.execution.id in lost else None)
+
+    async def _write_alone(self, entry: Entry) -> None:
+        checkpoint, kept = entry
+        try:
+            lost = await in_transaction(self._database, lambda session: save_checkpoints(session, [checkpoint]))
+        except Exception as error:
+            _settle(kept, error)
+        else:
+            _settle(kept, LeaseLost() if lost else None)
+
+
+def _settle(kept: asyncio.Future[None], error: Exception | None) -> None:
+    if kept.done():
+        return  # whoever wanted to know was stopped
+    if error is None:
+        kept.set_result(None)
+    else:
+        kept.set_exception(error)

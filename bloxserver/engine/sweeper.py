@@ -1,0 +1,63 @@
+"""Settles flows that were asked to start or stop, and fires schedules. Doing it twice at once is doing it once."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from bloxserver.api.models.database import Database, Work
+from bloxserver.api.models.types import now
+from bloxserver.engine.schedules import fire_due_schedules
+from bloxserver.engine.settle import settle_flows
+from bloxserver.queries.flows import has_unsettled_flows
+from bloxserver.queries.triggers import read_next_fire
+from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+PACE_SECONDS = 0.01
+
+
+class Sweeper:
+    """Runs on every replica: woken by commits that leave work of its kind, and by the clock."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._woken = asyncio.Event()
+        self._flows_wait = False
+
+    def wake(self, work: frozenset[Work]) -> None:
+        """Look for work now where there may be some; to be called on the event loop."""
+        # The end of an execution matters where a flow that stops waits for it.
+        if Work.FLOW in work or (self._flows_wait and Work.EXECUTION in work):
+            self._woken.set()
+
+    async def run(self) -> None:
+        """Until cancelled. A failure is logged and tried again by the next sweep."""
+        pause = 0.0
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+            self._woken.clear()
+            try:
+                pause = await self._sweep()
+            except Exception as error:
+                log.warning("sweep failed", error=type(error).__name__, exc_info=error)
+                pause = self._settings.sweep_seconds
+            await asyncio.sleep(PACE_SECONDS)
+
+    async def _sweep(self) -> float:
+        """Do all there is to do; returns the seconds until the clock brings more."""
+        await settle_flows(self._database, self._settings)
+        await fire_due_schedules(self._database)
+        async with self._database.transaction(read_only=True) as session:
+            self._flows_wait = await has_unsettled_flows(session)
+            due = await read_next_fire(session, now())
+        longest = self._settings.sweep_seconds
+        return longest if due is None else min(longest, max(0.0, (due - now()) / timedelta(seconds=1)))

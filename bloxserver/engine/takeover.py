@@ -1,0 +1,44 @@
+"""Takes from dead workers what they were at, so that living ones go on with it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from bloxserver.api.models.database import Database
+from bloxserver.services.claims import forget_workers, release_dead
+from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+FORGET_AFTER = 100
+"""Times `DEAD_AFTER_SECONDS`, after which a dead worker is not even remembered."""
+
+
+class TakeOver:
+    """Runs on every worker; it is the same whichever of them sees it first."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._pause = settings.heartbeat_seconds
+        self._silence = timedelta(seconds=settings.dead_after_seconds)
+        self._database = database
+
+    async def run(self) -> None:
+        """Until cancelled. A failure is logged and tried again."""
+        while True:
+            try:
+                await self.take_over()
+            except Exception as error:
+                log.warning("cannot look for dead workers", error=type(error).__name__, exc_info=error)
+            await asyncio.sleep(self._pause)
+
+    async def take_over(self) -> int:
+        """Release what dead workers were at; returns how many executions that were."""
+        async with self._database.transaction() as session:
+            released = await release_dead(session, self._silence)
+            await forget_workers(session, FORGET_AFTER * self._silence)
+        if released:
+            log.warning("took over from dead workers", executions=released)
+        return released

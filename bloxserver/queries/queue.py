@@ -1,0 +1,116 @@
+"""The queue: executions that wait for a worker. A row that is `running` and has no lease waits.
+
+It is read flow by flow, a few rows of each: the backlog of one, however long, costs the others nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.enums import Tier
+from bloxserver.api.models.types import UtcDateTime
+
+MOST_OF_FLOW = 25
+"""Executions of a flow that one look finds; there may be thousands of flows. The next look finds more."""
+
+# Leaps from flow to flow through the index of what waits.
+_WAITING = """
+WITH RECURSIVE waiting (flow_id) AS (
+  SELECT (SELECT e.flow_id FROM executions e WHERE e.status = 'running' AND e.lease IS NULL ORDER BY e.flow_id LIMIT 1)
+  UNION ALL
+  SELECT (SELECT e.flow_id FROM executions e WHERE e.status = 'running' AND e.lease IS NULL
+          AND e.flow_id > waiting.flow_id ORDER BY e.flow_id LIMIT 1)
+  FROM waiting WHERE waiting.flow_id IS NOT NULL
+)"""
+_FRESH = """
+  SELECT {columns} FROM (SELECT e.id, e.started_at AS since FROM executions e
+                         WHERE e.status = 'running' AND e.lease IS NULL
+                         AND e.flow_id = waiting.flow_id AND e.resume_at IS NULL
+                         ORDER BY e.started_at, e.id LIMIT :most) AS fresh"""
+_RESUMED = """
+  SELECT {columns} FROM (SELECT e.id, e.resume_at AS since FROM executions e
+                         WHERE e.status = 'running' AND e.lease IS NULL
+                         AND e.flow_id = waiting.flow_id AND e.resume_at <= :moment
+                         ORDER BY e.resume_at, e.id LIMIT :most) AS resumed"""
+_DUE = {
+    "postgresql": """
+  SELECT due.id, waiting.flow_id, due.since FROM waiting
+  CROSS JOIN LATERAL ({fresh} UNION ALL {resumed}) AS due""",
+    "sqlite": """
+  SELECT due.id, due.flow_id, coalesce(due.resume_at, due.started_at) AS since FROM waiting
+  JOIN executions due ON due.id IN ({fresh} UNION ALL {resumed})""",
+}
+_COLUMNS = {"postgresql": "id, since", "sqlite": "id"}
+_TIERS = " ".join(f"WHEN '{tier.value}' THEN :{{0}}_{tier.value}" for tier in Tier)
+_BY_TIER = f"CASE tier {_TIERS} ELSE :{{0}}_{Tier.FREE.value} END"
+_NEXT = """
+{waiting}, taken AS (
+  SELECT f.user_id, count(*) AS number FROM executions e JOIN flows f ON f.id = e.flow_id
+  WHERE e.status = 'running' AND e.lease IS NOT NULL GROUP BY f.user_id
+), due AS ({due}
+), turns AS (
+  SELECT due.id, due.since, coalesce(u.tier, 'free') AS tier, coalesce(taken.number, 0)
+         + row_number() OVER (PARTITION BY f.user_id ORDER BY due.since, due.id) AS place
+  FROM due JOIN flows f ON f.id = due.flow_id
+  LEFT JOIN users u ON u.id = f.user_id LEFT JOIN taken ON taken.user_id = f.user_id
+), ranks AS (
+  SELECT id, tier, row_number() OVER (PARTITION BY tier ORDER BY place, since, id) AS rank
+  FROM turns WHERE place <= {of_user}
+)
+SELECT id FROM ranks WHERE rank <= {of_tier} ORDER BY rank, id"""
+_RESUME = """
+{waiting}
+SELECT min((SELECT min(e.resume_at) FROM executions e WHERE e.status = 'running' AND e.lease IS NULL
+            AND e.flow_id = waiting.flow_id AND e.resume_at > :moment)) AS resume_at FROM waiting"""
+
+
+async def read_next_executions(
+    session: AsyncSession, moment: datetime, places: Mapping[str, int], places_of_user: Mapping[str, int]
+) -> list[UUID]:
+    """The executions to take now, each tier for its own `places`, users in rotation, the oldest of each first.
+
+    `places_of_user` says how many executions of a user of the tier run at once, on all workers together.
+    """
+    values = {f"tier_{tier}": number for tier, number in places.items()}
+    values |= {f"user_{tier}": number for tier, number in places_of_user.items()}
+    chosen = await session.scalars(
+        next_executions(session.get_bind().dialect.name), {"moment": moment, "most": MOST_OF_FLOW, **values}
+    )
+    return list(chosen)
+
+
+async def read_next_resume(session: AsyncSession, moment: datetime) -> datetime | None:
+    """When the next execution that waits for its time is due, of those that are not due at `moment`."""
+    resume_at: datetime | None = await session.scalar(_next_resume(), {"moment": moment})
+    return resume_at
+
+
+@lru_cache
+def next_executions(dialect: str) -> sa.TextualSelect:
+    """The statement of `read_next_executions`."""
+    fresh, resumed = (part.format(columns=_COLUMNS[dialect]) for part in (_FRESH, _RESUMED))
+    text = _NEXT.format(
+        waiting=_WAITING,
+        due=_DUE[dialect].format(fresh=fresh, resumed=resumed),
+        of_user=_BY_TIER.format("user"),
+        of_tier=_BY_TIER.format("tier"),
+    )
+    names = ["most", *(f"{whose}_{tier.value}" for whose in ("user", "tier") for tier in Tier)]
+    numbers = [sa.bindparam(name, type_=sa.Integer()) for name in names]
+    return sa.text(text).bindparams(_moment(), *numbers).columns(sa.column("id", sa.Uuid()))
+
+
+@lru_cache
+def _next_resume() -> sa.TextualSelect:
+    text = sa.text(_RESUME.format(waiting=_WAITING)).bindparams(_moment())
+    return text.columns(sa.column("resume_at", UtcDateTime()))
+
+
+def _moment() -> sa.BindParameter[datetime]:
+    return sa.bindparam("moment", type_=UtcDateTime())

@@ -1,0 +1,227 @@
+"""Who works at what: executions are claimed by a worker, and released to the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Work, wake_engine_after_commit
+from bloxserver.api.models.enums import ExecutionStatus, StepStatus, Tier
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStepRecord,
+    FlowRecord,
+    FlowVersionRecord,
+    UserRecord,
+    WorkerRecord,
+)
+from bloxserver.api.models.types import database_now, now
+from bloxserver.queries.queue import read_next_executions
+from bloxserver.queries.usage import Period, period_at
+from bloxserver.services.calls import CalledResult, called_results
+
+CLAIM_LOCK = 0x626C6F78_636C61
+"""Advisory lock: workers claim one after the other, so that a user's executions are counted right."""
+
+
+class ClaimedElsewhere(Exception):
+    """Another worker claims at this moment."""
+
+
+@dataclass(frozen=True)
+class TakenExecution:
+    """What a worker needs to run an execution."""
+
+    id: UUID
+    lease: UUID
+    flow_id: UUID
+    user_id: UUID
+    tier: str
+    """Of its owner."""
+    period: Period
+    """The owner's billing period."""
+    parent_id: UUID | None
+    depth: int
+    input_payload: str | None
+    target: str | None
+    organism_yaml: str
+    worked_ms: int
+    """Time that workers have spent on it before."""
+    input_tokens: int
+    output_tokens: int
+    takeovers: int
+    trace_parent: str | None
+    steps: Sequence[ExecutionStepRecord]
+    called: Mapping[UUID, CalledResult]
+    """The executions that its steps called."""
+    taken_at: float = field(default_factory=time.monotonic)
+
+    def worked_until_now_ms(self) -> int:
+        return self.worked_ms + int((time.monotonic() - self.taken_at) * 1000)
+
+
+async def claim_executions(
+    session: AsyncSession, worker_id: str, lease: UUID, places: Mapping[str, int], places_of_user: Mapping[str, int]
+) -> list[TakenExecution]:
+    """Take what is due, by tier up to so many `places`, and with it the right to write.
+
+    Raises `ClaimedElsewhere`: look again soon.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        locked = await session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(CLAIM_LOCK)))
+        if not locked:
+            raise ClaimedElsewhere
+    moment = now()
+    chosen = await read_next_executions(session, moment, places, places_of_user)
+    if not chosen:
+        return []
+    # One that somebody is ending, or deleting, is left to him: whoever waits for nobody is in no deadlock.
+    free = (
+        sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(chosen), *_waits()).with_for_update(skip_locked=True)
+    )
+    taken = await session.execute(
+        sa.update(ExecutionRecord)
+        .where(ExecutionRecord.id.in_(free))
+        .values(lease=lease, worker_id=worker_id, picked_up_at=sa.func.coalesce(ExecutionRecord.picked_up_at, moment))
+        .returning(
+            ExecutionRecord.id,
+            ExecutionRecord.flow_id,
+            ExecutionRecord.flow_version_id,
+            ExecutionRecord.input_payload,
+            ExecutionRecord.target,
+            ExecutionRecord.parent_id,
+            ExecutionRecord.depth,
+            ExecutionRecord.worked_ms,
+            ExecutionRecord.input_tokens,
+            ExecutionRecord.output_tokens,
+            ExecutionRecord.takeovers,
+            ExecutionRecord.trace_parent,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    by_id = {row.id: row for row in taken}
+    return await _with_details(session, lease, [by_id[id_] for id_ in chosen if id_ in by_id])
+
+
+async def _with_details(session: AsyncSession, lease: UUID, taken: Sequence[Any]) -> list[TakenExecution]:
+    flows = await _flows(session, {row.flow_id for row in taken})
+    organisms = await _versions(session, {row.flow_version_id for row in taken if row.flow_version_id is not None})
+    steps: dict[UUID, list[ExecutionStepRecord]] = {row.id: [] for row in taken}
+    for step in await session.scalars(
+        sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id.in_(steps))
+    ):
+        steps[step.execution_id].append(step)
+    executions: list[TakenExecution] = []
+    for row in taken:
+        flow = flows[row.flow_id]
+        calls = any(step.status is StepStatus.CALLING for step in steps[row.id])
+        executions.append(
+            TakenExecution(
+                id=row.id,
+                lease=lease,
+                flow_id=row.flow_id,
+                user_id=flow.user_id,
+                tier=flow.tier or Tier.FREE.value,
+                period=period_at(now(), flow.current_period_start, flow.current_period_end),
+                parent_id=row.parent_id,
+                depth=row.depth,
+                input_payload=row.input_payload,
+                target=row.target,
+                organism_yaml=organisms.get(row.flow_version_id) or flow.organism_yaml,
+                worked_ms=row.worked_ms,
+                input_tokens=row.input_tokens,
+                output_tokens=row.output_tokens,
+                takeovers=row.takeovers,
+                trace_parent=row.trace_parent,
+                steps=steps[row.id],
+                called=await called_results(session, row.id) if calls else {},
+            )
+        )
+    return executions
+
+
+async def _flows(session: AsyncSession, flow_ids: Collection[UUID]) -> dict[UUID, Any]:
+    rows = await session.execute(
+        sa.select(
+            FlowRecord.id,
+            FlowRecord.organism_yaml,
+            FlowRecord.user_id,
+            sa.cast(UserRecord.tier, sa.String).label("tier"),
+            UserRecord.current_period_start,
+            UserRecord.current_period_end,
+        )
+        .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
+        .where(FlowRecord.id.in_(flow_ids))
+    )
+    return {row.id: row for row in rows}
+
+
+async def _versions(session: AsyncSession, version_ids: Collection[UUID]) -> dict[UUID | None, str]:
+    if not version_ids:
+        return {}
+    rows = await session.execute(
+        sa.select(FlowVersionRecord.id, FlowVersionRecord.organism_yaml).where(FlowVersionRecord.id.in_(version_ids))
+    )
+    return {row.id: row.organism_yaml for row in rows}
+
+
+async def release_unknown(session: AsyncSession, worker_id: str, known: Collection[UUID]) -> int:
+    """Let go of what this worker has claimed without knowing: the answer to that commit was lost."""
+    ours = ExecutionRecord.worker_id == worker_id
+    claimed = await session.scalars(sa.select(ExecutionRecord.id).where(*_taken(), ours))
+    unknown = [execution_id for execution_id in claimed if execution_id not in known]
+    if unknown:
+        await _release(session, ExecutionRecord.id.in_(unknown), ours)
+    return len(unknown)
+
+
+async def release_dead(session: AsyncSession, silence: timedelta) -> int:
+    """Take from workers that have been silent for so long, by the database's clock, what they were at; how many."""
+    alive = sa.select(WorkerRecord.executor_id).where(WorkerRecord.beat_at >= await _before(session, silence))
+    dead = sa.or_(ExecutionRecord.worker_id.is_(None), ExecutionRecord.worker_id.not_in(alive))
+    return await _release(session, dead, takeovers=ExecutionRecord.takeovers + 1)
+
+
+async def release_all(session: AsyncSession) -> int:
+    """Take all that is taken: for a database that belongs to one process, which has just begun."""
+    return await _release(session, sa.true(), takeovers=ExecutionRecord.takeovers + 1)
+
+
+async def forget_workers(session: AsyncSession, silence: timedelta) -> None:
+    """Remove workers that have been silent for so long."""
+    await session.execute(sa.delete(WorkerRecord).where(WorkerRecord.beat_at < await _before(session, silence)))
+
+
+async def _before(session: AsyncSession, span: timedelta) -> datetime:
+    return (await session.execute(sa.select(database_now()))).scalar_one() - span
+
+
+async def _release(session: AsyncSession, *wanted: sa.ColumnElement[bool], **values: Any) -> int:
+    # Whoever holds a row at this moment writes it: it is no dead worker's, or will be seen the next time.
+    free = sa.select(ExecutionRecord.id).where(*_taken(), *wanted).with_for_update(skip_locked=True)
+    released = await session.execute(
+        sa.update(ExecutionRecord)
+        .where(ExecutionRecord.id.in_(free))
+        .values(lease=None, worker_id=None, **values)
+        .returning(ExecutionRecord.id)
+        .execution_options(synchronize_session=False)
+    )
+    number = len(released.all())
+    if number:
+        wake_engine_after_commit(session, Work.EXECUTION)
+    return number
+
+
+def _waits() -> tuple[sa.ColumnElement[bool], ...]:
+    return ExecutionRecord.status == ExecutionStatus.RUNNING, ExecutionRecord.lease.is_(None)
+
+
+def _taken() -> tuple[sa.ColumnElement[bool], ...]:
+    return ExecutionRecord.status == ExecutionStatus.RUNNING, ExecutionRecord.lease.is_not(None)

@@ -1,0 +1,26 @@
+"""Takes executions from the queue by hand, as a worker does."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import ExecutionRecord
+from bloxserver.services.claims import TakenExecution, claim_executions
+
+PLENTY = {"free": 1000, "pro": 1000, "enterprise": 1000, "high_frequency": 1000}
+
+
+async def claim(session: AsyncSession, worker_id: str = "w-test") -> list[TakenExecution]:
+    """All that is due, of whoever."""
+    return await claim_executions(session, worker_id, uuid4(), PLENTY, PLENTY)
+
+
+async def take(database: Database, execution: ExecutionRecord, worker_id: str = "w-test") -> TakenExecution:
+    """The execution, which is the only one that is due."""
+    async with database.transaction() as session:
+        (taken,) = await claim(session, worker_id)
+    assert taken.id == execution.id
+    return taken

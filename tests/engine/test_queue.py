@@ -1,0 +1,207 @@
+"""Which executions a worker takes, in what order, and how they are released."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, Tier, WorkerRecord
+from bloxserver.api.models.types import UtcDateTime, now
+from bloxserver.queries.queue import MOST_OF_FLOW, next_executions, read_next_executions, read_next_resume
+from bloxserver.services.claims import (
+    ClaimedElsewhere,
+    claim_executions,
+    release_all,
+    release_dead,
+    release_unknown,
+)
+from tests.engine.taking import PLENTY, claim
+from tests.factories import create_execution, create_flow, create_user
+
+OF_USER = {"free": 2, "pro": 4, "enterprise": 8, "high_frequency": 8}
+DEAD_AFTER = timedelta(seconds=20)
+
+
+async def next_ids(
+    session: AsyncSession, places: Mapping[str, int] = PLENTY, of_user: Mapping[str, int] = OF_USER
+) -> list[UUID]:
+    return await read_next_executions(session, now(), places, of_user)
+
+
+async def flow_of(session: AsyncSession, tier: Tier = Tier.FREE) -> FlowRecord:
+    return await create_flow(session, await create_user(session, tier=tier))
+
+
+async def executions(session: AsyncSession, flow: FlowRecord, number: int) -> list[UUID]:
+    return [(await create_execution(session, flow)).id for _ in range(number)]
+
+
+class TestOrder:
+    async def test_users_take_turns_and_keep_to_their_places(self, session: AsyncSession) -> None:
+        flooding, modest = await flow_of(session, Tier.PRO), await flow_of(session, Tier.PRO)
+        flood = await executions(session, flooding, 10)
+        late = await executions(session, modest, 1)
+        assert await next_ids(session) == [flood[0], late[0], *flood[1:4]]
+
+    async def test_what_runs_of_a_user_counts(self, session: AsyncSession) -> None:
+        user = await create_user(session)
+        flow, other = await create_flow(session, user), await create_flow(session, user)
+        running = await create_execution(session, flow, lease=uuid4(), worker_id="w")
+        waiting = await executions(session, other, 3)
+        assert await next_ids(session) == waiting[:1]
+        running.status = ExecutionStatus.SUCCESS
+        await session.commit()
+        assert await next_ids(session) == waiting[:2]
+
+    async def test_each_tier_has_places_of_its_own(self, session: AsyncSession) -> None:
+        free = [(await executions(session, await flow_of(session), 2)) for _ in range(3)]
+        enterprise = await executions(session, await flow_of(session, Tier.ENTERPRISE), 3)
+        places = {"free": 2, "pro": 0, "enterprise": 2, "high_frequency": 1}
+        chosen = await next_ids(session, places)
+        assert sorted(chosen) == sorted([free[0][0], free[1][0], *enterprise[:2]])
+
+    async def test_a_backlog_is_taken_piece_by_piece(self, session: AsyncSession) -> None:
+        flow = await flow_of(session, Tier.ENTERPRISE)
+        backlog = await executions(session, flow, MOST_OF_FLOW + 5)
+        assert [taken.id for taken in await claim(session)] == backlog[:MOST_OF_FLOW]
+        assert [taken.id for taken in await claim(session)] == backlog[MOST_OF_FLOW:]
+        assert await claim(session) == []
+
+    async def test_what_waits_for_its_time_is_left(self, session: AsyncSession) -> None:
+        flow = await flow_of(session)
+        moment = now()
+        parked = await create_execution(session, flow, resume_at=moment + timedelta(hours=1))
+        due = await create_execution(session, flow, resume_at=moment - timedelta(seconds=1))
+        ahead = await create_execution(session, flow, started_at=moment + timedelta(minutes=1))
+        assert await next_ids(session) == [due.id, ahead.id], "the clock of whoever accepted it may be ahead"
+        assert await read_next_resume(session, moment) == parked.resume_at
+        assert await read_next_resume(session, moment + timedelta(hours=2)) is None
+        assert await read_next_executions(session, moment + timedelta(hours=1), PLENTY, PLENTY) != []
+
+    async def test_rows_of_unknown_tiers_and_of_nobody_wait_like_free_ones(self, session: AsyncSession) -> None:
+        flow = await flow_of(session)
+        await session.execute(sa.text("UPDATE users SET tier = 'platinum'"))
+        await session.commit()
+        waiting = await executions(session, flow, 3)
+        assert await next_ids(session) == waiting[:2]
+
+    async def test_the_length_of_a_backlog_changes_no_plan(self, session: AsyncSession) -> None:
+        flow = await flow_of(session)
+        moment = now()
+        rows = [
+            {"id": uuid4(), "flow_id": flow.id, "trigger_type": "manual", "started_at": moment, "resume_at": at}
+            for at in (None, moment + timedelta(days=1))
+            for _ in range(2_000)
+        ]
+        await session.execute(sa.insert(ExecutionRecord), rows)
+        await session.execute(sa.text("ANALYZE"))
+        assert len(await next_ids(session)) == 2
+        plan = await plan_of_next_executions(session)
+        assert "ix_executions_waiting" in plan
+        assert "Seq Scan on executions" not in plan
+        assert "SCAN e\n" not in plan
+
+
+class TestClaims:
+    async def test_what_is_taken_is_taken_from_nobody(self, session: AsyncSession) -> None:
+        flow = await flow_of(session)
+        execution = await create_execution(session, flow, target="t", input_payload="1", takeovers=3)
+        (taken,) = await claim(session, "w-1")
+        assert (taken.id, taken.flow_id, taken.target, taken.takeovers) == (execution.id, flow.id, "t", 3)
+        await session.refresh(execution)
+        assert (execution.lease, execution.worker_id) == (taken.lease, "w-1")
+        assert execution.picked_up_at is not None
+        assert await claim(session, "w-2") == []
+
+    async def test_two_workers_do_not_claim_at_once(self, live_database: Database) -> None:
+        if live_database.engine.dialect.name == "sqlite":
+            pytest.skip("has one worker")
+        async with live_database.sessions() as session:
+            flow = await flow_of(session)
+            await executions(session, flow, 4)
+        async with live_database.transaction() as first, live_database.transaction() as second:
+            taken = await claim_executions(first, "w-1", uuid4(), PLENTY, OF_USER)
+            with pytest.raises(ClaimedElsewhere):
+                await claim_executions(second, "w-2", uuid4(), PLENTY, OF_USER)
+        async with live_database.transaction() as second:
+            assert await claim_executions(second, "w-2", uuid4(), PLENTY, OF_USER) == []
+        assert len(taken) == OF_USER["free"]
+
+    async def test_a_row_that_somebody_holds_is_left_to_him(self, live_database: Database) -> None:
+        if live_database.engine.dialect.name == "sqlite":
+            pytest.skip("has one writer")
+        async with live_database.sessions() as session:
+            held, free = await executions(session, await flow_of(session), 2)
+        async with live_database.transaction() as holder, live_database.transaction() as claiming:
+            await holder.execute(sa.select(ExecutionRecord.id).where(ExecutionRecord.id == held).with_for_update())
+            async with asyncio.timeout(5):
+                assert [taken.id for taken in await claim(claiming)] == [free]
+
+
+class TestReleases:
+    async def test_the_dead_lose_what_they_had_by_the_clock_of_the_database(self, session: AsyncSession) -> None:
+        flow = await flow_of(session)
+        moment = now()
+        session.add_all(
+            [
+                WorkerRecord(executor_id="living", beat_at=moment),
+                WorkerRecord(executor_id="dead", beat_at=moment - 2 * DEAD_AFTER),
+            ]
+        )
+        rows = {
+            name: await create_execution(session, flow, lease=uuid4(), worker_id=name)
+            for name in ("living", "dead", "unheard-of", None)
+        }
+        ended = await create_execution(
+            session, flow, lease=uuid4(), worker_id="dead", status=ExecutionStatus.SUCCESS, takeovers=0
+        )
+        assert await release_dead(session, DEAD_AFTER) == 3
+        assert await release_dead(session, DEAD_AFTER) == 0
+        for name, row in rows.items():
+            await session.refresh(row)
+            held = name == "living"
+            assert (row.lease is not None, row.worker_id, row.takeovers) == (
+                held,
+                name if held else None,
+                0 if held else 1,
+            )
+        await session.refresh(ended)
+        assert ended.takeovers == 0
+
+    async def test_what_was_taken_unknowingly_is_released(self, session: AsyncSession) -> None:
+        flow = await flow_of(session, Tier.PRO)
+        await executions(session, flow, 2)
+        known, unknown = await claim(session, "w-1")
+        other = await create_execution(session, flow, lease=uuid4(), worker_id="w-2")
+        assert await release_unknown(session, "w-1", {known.id}) == 1
+        left = {row.id: row.lease for row in await session.scalars(sa.select(ExecutionRecord))}
+        await session.commit()
+        assert left[unknown.id] is None
+        assert left[known.id] == known.lease
+        assert left[other.id] == other.lease
+
+    async def test_a_process_that_is_alone_releases_all(self, session: AsyncSession) -> None:
+        flow = await flow_of(session)
+        taken = await create_execution(session, flow, lease=uuid4(), worker_id="w-1")
+        await create_execution(session, flow)
+        assert await release_all(session) == 1
+        await session.refresh(taken)
+        assert (taken.lease, taken.worker_id, taken.takeovers) == (None, None, 1)
+
+
+async def plan_of_next_executions(session: AsyncSession) -> str:
+    dialect = session.get_bind().dialect.name
+    explain = "EXPLAIN " if dialect == "postgresql" else "EXPLAIN QUERY PLAN "
+    values = [f"{whose}_{tier.value}" for whose in ("user", "tier") for tier in Tier]
+    statement = sa.text(explain + str(next_executions(dialect))).bindparams(
+        sa.bindparam("moment", now(), UtcDateTime()),
+        *(sa.bindparam(name, 100, sa.Integer()) for name in ("most", *values)),
+    )
+    return "".join(f"{row[-1]}\n" for row in await session.execute(statement))
