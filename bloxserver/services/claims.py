@@ -78,10 +78,10 @@ async def claim_executions(
         locked = await session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(CLAIM_LOCK)))
         if not locked:
             raise ClaimedElsewhere
-    moment = now()
-    chosen = await read_next_executions(session, moment, places, places_of_user)
+    chosen = await read_next_executions(session, now(), places, places_of_user)
     if not chosen:
         return []
+    moment = now()  # read again: the transaction may have waited for its turn, and they were accepted meanwhile
     # One that somebody is ending, or deleting, is left to him: whoever waits for nobody is in no deadlock.
     free = (
         sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(chosen), *_waits()).with_for_update(skip_locked=True)
