@@ -14,6 +14,7 @@ from bloxserver.engine.bell import Bell
 from bloxserver.engine.claimer import Claimer
 from bloxserver.engine.heartbeat import Heartbeat
 from bloxserver.engine.notices import Notifier
+from bloxserver.engine.retention import Retention
 from bloxserver.engine.sweeper import Sweeper
 from bloxserver.engine.takeover import TakeOver
 from bloxserver.engine.worker import Worker
@@ -59,6 +60,7 @@ class Engine:
             self._loop(self._claimer.run())
             self._loop(self._worker.watch())
             self._loop(self._notifier.run())
+            self._loop(Retention(self._settings, self._database).run())
         self._loop(self._sweeper.run())
 
     async def stop(self) -> None:
