@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Coroutine
-from typing import Annotated, Any, NoReturn
+from typing import IO, Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -75,6 +75,7 @@ def serve(
 
     import uvicorn
 
+    lock = _lock(settings)
     if settings.is_production:
         _run(_check_schema(settings))
     # uvicorn raises the signal that stopped it once more when all is done: an orderly end is no failure.
@@ -89,6 +90,18 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=DRAIN_MARGIN_SECONDS,
     )
+    if lock is not None:
+        lock.close()
+
+
+def _lock(settings: Settings) -> IO[str] | None:
+    """Keep other servers from a SQLite file: they would take each other's executions for left behind."""
+    from bloxserver.process_lock import DatabaseInUse, lock_database
+
+    try:
+        return lock_database(settings.database_url)
+    except DatabaseInUse as error:
+        _fail(f"another server (process {error}) has the database of DATABASE_URL: SQLite is for one at a time")
 
 
 async def _check_schema(settings: Settings) -> None:

@@ -72,6 +72,10 @@ class Process:
                 [sys.executable, "-m", "bloxserver", *arguments], env=environment, cwd=directory, stdout=log, stderr=log
             )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and wait for the end; returns the exit status."""
         self._process.send_signal(number)
