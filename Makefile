@@ -59,8 +59,8 @@ imports: $(INSTALLED) ## Check that imports point down
 	@$(BIN)/lint-imports
 
 lock: ## Lock what pyproject.toml asks for, keeping the versions that are locked; needs uv
-	@$(UV_COMPILE) pyproject.toml --output-file requirements.lock
-	@$(UV_COMPILE) pyproject.toml --group dev --output-file requirements-dev.lock
+	@$(UV_COMPILE) pyproject.toml --extra tracing --output-file requirements.lock
+	@$(UV_COMPILE) pyproject.toml --extra tracing --group dev --output-file requirements-dev.lock
 	@$(UV_COMPILE) --group build --output-file requirements-build.lock
 
 upgrade: ## The same at the newest versions

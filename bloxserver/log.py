@@ -19,6 +19,7 @@ QUIET = (
     "aiosqlite",
     "asyncio",
     "alembic",
+    "bloxserver.api.models.database",  # SQLAlchemy logs a pool under the module of its class
 )
 """Loggers that tell addresses with their credentials, or every little step: only their warnings are shown."""
 

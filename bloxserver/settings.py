@@ -140,6 +140,10 @@ class Settings(BaseSettings):
     smtp_password: OptionalSecret = Field(None, description="Password for the mail server.")
     smtp_from: OptionalText = Field(None, description="Sender of mails that name none.")
 
+    metrics_token: OptionalSecret = Field(
+        None, description="Bearer token with which /metrics is read; unset, there is no /metrics."
+    )
+
     redis_url: OptionalText = Field(None, description="Accepted for compatibility; nothing uses Redis.")
     stripe_secret_key: OptionalSecret = Field(None, description="Secret key of the Stripe account.")
     stripe_webhook_secret: OptionalSecret = Field(None, description="Signing secret of the Stripe webhook.")

@@ -132,7 +132,7 @@ class CurrentUser:
 Authorization = Annotated[str | None, Header(include_in_schema=False)]
 
 
-def _bearer(authorization: str | None) -> str:
+def bearer_token(authorization: str | None) -> str:
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthorized("missing_token", "Missing authentication token")
@@ -147,7 +147,7 @@ async def validate_clerk_token(token: str) -> dict[str, Any]:
 async def get_current_user(session: DbSession, authorization: Authorization = None) -> CurrentUser:
     """The signed-in user, created by his first valid token; raises `Unauthorized`."""
     # The session has no connection before its first statement: none is held while keys are fetched.
-    claims = DEV_CLAIMS if get_settings().dev_bypass else await validate_clerk_token(_bearer(authorization))
+    claims = DEV_CLAIMS if get_settings().dev_bypass else await validate_clerk_token(bearer_token(authorization))
     return CurrentUser(await user_of_claims(session, claims), claims)
 
 

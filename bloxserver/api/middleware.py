@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bloxserver import metrics
 from bloxserver.api.errors import unexpected_error_response
 from bloxserver.api.models.database import read_only_request
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX
@@ -21,6 +22,7 @@ from bloxserver.settings import get_settings
 log = structlog.stdlib.get_logger("bloxserver.request")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 READING_METHODS = {"GET", "HEAD", "OPTIONS"}
 DRAIN_FACTOR = 16
 """A body that is too large is read to its end up to this many times the limit, then the connection is closed."""
@@ -70,13 +72,20 @@ class RequestContext:
             await self.app(scope, receive, send_with_headers)
         finally:
             read_only_request.reset(read_only)
+            seconds = time.perf_counter() - started
+            route = route_template(scope)
+            _count(scope["method"], route, status, seconds)
             log.info(
-                "request",
-                method=scope["method"],
-                route=route_template(scope),
-                status=status,
-                duration_ms=round((time.perf_counter() - started) * 1000, 1),
+                "request", method=scope["method"], route=route, status=status, duration_ms=round(seconds * 1000, 1)
             )
+
+
+def _count(method: str, route: str | None, status: int, seconds: float) -> None:
+    """For the metrics. What a client may choose freely has one label, however often he chooses anew."""
+    method = method if method in METHODS else "other"
+    route = route or "unmatched"
+    metrics.REQUESTS.labels(method, route, status or "aborted").inc()
+    metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
 
 
 def route_template(scope: Scope) -> str | None:

@@ -10,7 +10,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Work, wake_engine_after_commit
+from bloxserver import metrics
+from bloxserver.api.models.database import Work, after_commit, wake_engine_after_commit
 from bloxserver.api.models.enums import FlowStatus, InputEncoding, TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.api.models.types import new_id, now
@@ -115,6 +116,7 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
     )
     session.add(execution)
     await session.flush()
+    after_commit(session, metrics.EXECUTIONS_ACCEPTED.labels(execution.trigger_type.value).inc)
     wake_engine_after_commit(session, Work.EXECUTION)
     return execution
 

@@ -6,7 +6,8 @@ One request or one step of the engine is one transaction; only `get_db` and `Dat
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,8 +17,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
 
+from bloxserver import metrics
 from bloxserver.api.models import migrate
 from bloxserver.api.models.base import Base
 from bloxserver.settings import Settings, get_settings
@@ -27,8 +29,11 @@ __all__ = ["Base", "Database", "async_session_maker", "engine", "get_db", "get_d
 SQLITE_BUSY_TIMEOUT_SECONDS = 15
 POSTGRES_LOCK_TIMEOUT_MS = 5_000
 POSTGRES_STATEMENT_TIMEOUT_MS = 30_000
+WRITING, READING = "writing", "reading"
+"""Names of pools. On PostgreSQL one serves for both."""
 _WRITING_ENGINE = "bloxserver_writing_engine"
 _WAKE = "bloxserver_wake_engine"
+_THEN = "bloxserver_after_commit"
 
 read_only_request: ContextVar[bool] = ContextVar("read_only_request", default=False)
 """Set by the API for requests that are expected to read only."""
@@ -47,6 +52,17 @@ class Work(enum.StrEnum):
     """A failure notice is due."""
 
 
+class MeasuredPool(AsyncAdaptedQueuePool):
+    """Tells how long it let those wait who want a connection."""
+
+    def connect(self) -> PoolProxiedConnection:
+        began = time.perf_counter()
+        try:
+            return super().connect()
+        finally:
+            metrics.POOL_WAIT_SECONDS.labels(self.logging_name).observe(time.perf_counter() - began)
+
+
 class Database:
     """Engines and session makers. `sessions` may write; `reading_sessions` do not wait for a writer on SQLite."""
 
@@ -56,6 +72,8 @@ class Database:
         if settings.uses_sqlite and not _is_in_memory(settings):
             self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
         self._session_class = type("DatabaseSession", (Session,), {})
+        event.listen(self._session_class, "after_commit", _call_after_commit)
+        event.listen(self._session_class, "after_rollback", lambda session: session.info.pop(_THEN, None))
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, sync_session_class=self._session_class)
         self.reading_sessions = async_sessionmaker(
             self._reading_engine,
@@ -63,6 +81,11 @@ class Database:
             sync_session_class=self._session_class,
             info={_WRITING_ENGINE: self.engine},
         )
+
+    def pools(self) -> Mapping[str, QueuePool]:
+        """The pools of connections, by what they are called in metrics."""
+        pools = (self.engine.pool, self._reading_engine.pool)
+        return {str(pool.logging_name): pool for pool in pools if isinstance(pool, QueuePool)}
 
     async def dispose(self) -> None:
         """Close all connections."""
@@ -103,6 +126,20 @@ class Database:
         return lambda: event.remove(self._session_class, "after_commit", after_commit)
 
 
+def after_commit(session: AsyncSession, then: Callable[[], None]) -> None:
+    """Call `then` once this transaction is committed, as for counting: what is rolled back did not happen.
+
+    Nothing is called for sessions that are not ours.
+    """
+    session.info.setdefault(_THEN, []).append(then)
+
+
+def _call_after_commit(session: Session) -> None:
+    if not session.in_nested_transaction():
+        for then in session.info.pop(_THEN, ()):
+            then()
+
+
 def wake_engine_after_commit(session: AsyncSession, work: Work) -> None:
     """Say that this transaction leaves work of this kind for the engine."""
     session.info[_WAKE] = session.info.get(_WAKE, frozenset()) | {work}
@@ -133,6 +170,8 @@ def _create_postgres_engine(settings: Settings) -> AsyncEngine:
         settings.database_url,
         echo=settings.sql_echo,
         hide_parameters=True,
+        poolclass=MeasuredPool,
+        pool_logging_name=WRITING,
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=settings.database_pool_timeout_seconds,
@@ -166,7 +205,8 @@ def _create_sqlite_engine(settings: Settings, *, pool_size: int, writes: bool) -
         settings.database_url,
         echo=settings.sql_echo,
         hide_parameters=True,
-        poolclass=AsyncAdaptedQueuePool,
+        poolclass=MeasuredPool,
+        pool_logging_name=WRITING if writes else READING,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=SQLITE_BUSY_TIMEOUT_SECONDS,

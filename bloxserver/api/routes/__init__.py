@@ -5,6 +5,7 @@ from bloxserver.api.routes import (
     executions,
     flows,
     health,
+    metrics,
     organisms,
     secrets,
     triggers,
@@ -13,7 +14,7 @@ from bloxserver.api.routes import (
     webhooks,
 )
 
-PUBLIC = [health.router, webhooks.router]
+PUBLIC = [health.router, metrics.router, webhooks.router]
 AUTHENTICATED = [
     users.router,
     flows.router,

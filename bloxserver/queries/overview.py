@@ -1,0 +1,148 @@
+"""How the whole installation stands, whoever's flows they are: for `/metrics` and `bloxserver status`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.enums import ExecutionStatus, FlowStatus, Tier, TriggerType
+from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord, WorkerRecord
+from bloxserver.api.models.types import database_now
+
+
+class TierQueue(NamedTuple):
+    """Executions of a tier that have not ended."""
+
+    waiting: int = 0
+    """Due, and with no worker."""
+    running: int = 0
+    """With a worker."""
+    parked: int = 0
+    """Not due yet: they wait for a time, or for an execution that they called."""
+    due_since: datetime | None = None
+    """Since when the one that has waited longest is due; null where none waits."""
+
+
+class LivingWorker(NamedTuple):
+    name: str
+    started_at: datetime
+    silence: timedelta
+    """Since it beat last."""
+
+
+class Schedules(NamedTuple):
+    """Schedules that are armed."""
+
+    armed: int
+    due: int
+    due_since: datetime | None
+
+
+async def read_queue(session: AsyncSession, moment: datetime) -> dict[Tier, TierQueue]:
+    """The queue of every tier, in one statement: the indexes of what waits and of what runs, read once each."""
+    by_flow = sa.union_all(_waiting(moment), _running()).subquery()
+    of = by_flow.c
+    rows = await session.execute(
+        sa.select(
+            sa.cast(UserRecord.tier, sa.String).label("tier"),
+            sa.func.sum(of.waiting),
+            sa.func.sum(of.running),
+            sa.func.sum(of.parked),
+            sa.func.min(of.due_since),
+        )
+        .select_from(by_flow)
+        .join(FlowRecord, FlowRecord.id == of.flow_id)
+        .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
+        .group_by(UserRecord.tier)
+    )
+    queues = {tier: TierQueue() for tier in Tier}
+    for name, waiting, running, parked, due_since in rows:
+        # A tier that is not known is served as the smallest.
+        tier = Tier(name) if name in set(Tier) else Tier.FREE
+        queues[tier] = _added(queues[tier], TierQueue(int(waiting), int(running), int(parked), due_since))
+    return queues
+
+
+def _waiting(moment: datetime) -> sa.Select[*tuple[Any, ...]]:
+    is_due = sa.or_(ExecutionRecord.resume_at.is_(None), ExecutionRecord.resume_at <= moment)
+    due_since = sa.func.coalesce(ExecutionRecord.resume_at, ExecutionRecord.started_at)
+    return (
+        sa.select(
+            ExecutionRecord.flow_id,
+            sa.func.count().filter(is_due).label("waiting"),
+            sa.literal_column("0").label("running"),
+            sa.func.count().filter(sa.not_(is_due)).label("parked"),
+            sa.func.min(due_since).filter(is_due).label("due_since"),
+        )
+        .where(_unended(), ExecutionRecord.lease.is_(None))
+        .group_by(ExecutionRecord.flow_id)
+    )
+
+
+def _running() -> sa.Select[*tuple[Any, ...]]:
+    return (
+        sa.select(
+            ExecutionRecord.flow_id,
+            sa.literal_column("0"),
+            sa.func.count(),
+            sa.literal_column("0"),
+            sa.cast(sa.null(), ExecutionRecord.started_at.type),
+        )
+        .where(_unended(), ExecutionRecord.lease.is_not(None))
+        .group_by(ExecutionRecord.flow_id)
+    )
+
+
+def _unended() -> sa.ColumnElement[bool]:
+    # Written out: a partial index serves no statement that leaves its condition open.
+    return ExecutionRecord.status == sa.literal(
+        ExecutionStatus.RUNNING, ExecutionRecord.status.type, literal_execute=True
+    )
+
+
+def _added(one: TierQueue, other: TierQueue) -> TierQueue:
+    times = [since for since in (one.due_since, other.due_since) if since is not None]
+    return TierQueue(
+        one.waiting + other.waiting, one.running + other.running, one.parked + other.parked, min(times, default=None)
+    )
+
+
+async def read_workers(session: AsyncSession, dead_after: timedelta) -> list[LivingWorker]:
+    """The workers that have beaten within this time, by the database's clock, the oldest first."""
+    rows = await session.execute(
+        sa.select(WorkerRecord.executor_id, WorkerRecord.started_at, WorkerRecord.beat_at, database_now())
+    )
+    workers = [LivingWorker(name, started_at, moment - beat_at) for name, started_at, beat_at, moment in rows]
+    return sorted((one for one in workers if one.silence <= dead_after), key=lambda one: (one.started_at, one.name))
+
+
+async def read_schedules(session: AsyncSession, moment: datetime) -> Schedules:
+    """The schedules of running flows, and those of them that should have fired."""
+    due = TriggerRecord.next_fire_at <= moment
+    row = await session.execute(
+        sa.select(
+            sa.func.count(),
+            sa.func.count().filter(due),
+            sa.func.min(TriggerRecord.next_fire_at).filter(due),
+        )
+        .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
+        .where(
+            TriggerRecord.type == sa.literal(TriggerType.SCHEDULE, TriggerRecord.type.type, literal_execute=True),
+            TriggerRecord.enabled.is_(True),
+            FlowRecord.status == FlowStatus.RUNNING,
+        )
+    )
+    return Schedules(*row.one())
+
+
+async def count_ended(session: AsyncSession, since: datetime) -> dict[ExecutionStatus, int]:
+    """How many executions have ended since then, by how they ended."""
+    rows = await session.execute(
+        sa.select(ExecutionRecord.status, sa.func.count().label("number"))
+        .where(ExecutionRecord.completed_at >= since)
+        .group_by(ExecutionRecord.status)
+    )
+    return {row.status: row.number for row in rows}

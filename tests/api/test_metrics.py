@@ -1,0 +1,172 @@
+"""`/metrics`: hidden without a token, complete with one, and there when the database is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver import __version__, metrics
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import UserRecord
+from tests.api.contract import API, assert_problem, covers
+from tests.api.test_health import EVERY_WAY, unreachable
+from tests.clerk import changed_settings
+from tests.factories import create_execution, create_flow
+
+__all__ = ["unreachable"]
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "observability.md"
+TOKEN = "a-token-for-metrics"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def token() -> Iterator[None]:
+    with changed_settings(METRICS_TOKEN=TOKEN):
+        yield
+
+
+async def scrape(client: httpx.AsyncClient) -> Samples:
+    """All samples, by name and labels."""
+    response = await client.get("/metrics", headers=BEARER)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+class TestAccess:
+    @covers("metrics.hidden")
+    async def test_without_a_token_it_is_as_if_it_were_not_there(self, client: httpx.AsyncClient) -> None:
+        for method in ("GET", "POST", "OPTIONS"):
+            for headers in ({}, BEARER):
+                answers = [await client.request(method, path, headers=headers) for path in ("/metrics", "/metricz")]
+                bodies = [answer.json() | {"requestId": ""} for answer in answers]
+                assert bodies[0] == bodies[1]
+                assert answers[0].status_code == answers[1].status_code == 404
+        assert "/metrics" not in (await client.get("/openapi.json")).text
+
+    @covers("metrics.token")
+    @pytest.mark.usefixtures("token")
+    async def test_the_token_opens_it(self, client: httpx.AsyncClient) -> None:
+        missing = await client.get("/metrics")
+        assert_problem(missing, 401, "missing_token", "Missing authentication token")
+        for wrong in (TOKEN[:-1], TOKEN + "x", "é", "x" * 5000):
+            header = (b"Authorization", f"Bearer {wrong}".encode("latin-1"))
+            refused = await client.get("/metrics", headers=[header])
+            assert_problem(refused, 401, "invalid_token", "Invalid authentication token")
+        assert (await client.get("/metrics", headers=BEARER)).status_code == 200
+
+
+@pytest.mark.usefixtures("token")
+class TestRequests:
+    @covers("metrics.requests")
+    async def test_requests_are_counted_by_route(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
+        before = await scrape(client)
+        for _ in range(3):
+            await client.get(f"{API}/flows/00000000-0000-0000-0000-000000000000")
+        after = await scrape(client)
+        name, labels = "bloxserver_http_requests_total", {"method": "GET", "route": f"{API}/flows/{{flow_id}}"}
+        assert value(after, name, status="404", **labels) - value(before, name, status="404", **labels) == 3
+        counted = "bloxserver_http_request_duration_seconds_count"
+        assert value(after, counted, **labels) - value(before, counted, **labels) == 3
+
+    @covers("metrics.requests")
+    async def test_what_clients_invent_makes_no_series(self, client: httpx.AsyncClient) -> None:
+        await client.request("BREW", "/teapot")
+        before = await scrape(client)
+        for number in range(20):
+            await client.request(f"BREW{number}", f"/invented/{number}")
+            await client.get(f"/webhooks/invented-{number}/test")
+            await client.put(f"/webhooks/invented-{number}/test")
+            await client.get(f"/health/invented-{number}")
+        after = await scrape(client)
+        assert "invented" not in str(after.keys())
+        assert "BREW" not in str(after.keys())
+        name = "bloxserver_http_requests_total"
+        labels = {"method": "other", "route": "unmatched", "status": "404"}
+        assert value(after, name, **labels) - value(before, name, **labels) == 20
+        routes = {dict(labels)["route"] for sample, labels in after if sample == name}
+        templates = {"unmatched", "/metrics", "/health", "/webhooks/{webhook_token}/test"}
+        assert templates - {"/health"} <= routes
+
+    async def test_it_tells_the_version_and_the_process(self, client: httpx.AsyncClient) -> None:
+        samples = await scrape(client)
+        (build,) = [dict(labels) for name, labels in samples if name == "bloxserver_build_info"]
+        assert build["version"] == __version__
+        assert value(samples, "process_resident_memory_bytes") > 1_000_000
+        assert value(samples, "process_open_fds") > 0
+
+    async def test_names_and_units_are_as_prometheus_wants_them(self, client: httpx.AsyncClient) -> None:
+        text = (await client.get("/metrics", headers=BEARER)).text
+        kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+        assert all(name.startswith(("bloxserver_", "process_")) for name in kinds)
+        assert all(name.endswith("_total") == (kind == "counter") for name, kind in kinds.items())
+        assert not [name for name in kinds if name.endswith("_created")]
+
+
+@pytest.mark.usefixtures("token")
+class TestDatabase:
+    @covers("metrics.database")
+    async def test_it_tells_the_queue(
+        self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
+    ) -> None:
+        flow = await create_flow(session, dev_user)
+        await create_execution(session, flow)
+        samples = await scrape(client)
+        assert value(samples, "bloxserver_database_up") == 1
+        assert value(samples, "bloxserver_queue_executions", tier="pro", state="waiting") == 1
+        assert ("bloxserver_queue_executions", (("state", "waiting"), ("tier", "enterprise"))) in samples
+        assert ("bloxserver_workers_alive", ()) in samples
+
+    @covers("metrics.without-database")
+    @EVERY_WAY
+    async def test_without_the_database_the_rest_is_there(self, client: httpx.AsyncClient, unreachable: None) -> None:
+        samples = await scrape(client)
+        assert samples["bloxserver_database_up", ()] == 0
+        names = {name for name, _ in samples}
+        assert not {name for name in names if name.startswith(("bloxserver_queue", "bloxserver_workers"))}
+        assert "bloxserver_http_requests_total" in names
+        assert "bloxserver_database_pool_size" in names
+
+
+async def test_the_document_names_every_metric(client: httpx.AsyncClient, token: None) -> None:
+    text = (await client.get("/metrics", headers=BEARER)).text
+    told = {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if not name.startswith("process_")}
+    rows = re.findall(r"^\| `(bloxserver_\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(told)
+
+
+class TestPool:
+    async def test_connections_that_are_waited_for_are_timed(self, live_database: Database) -> None:
+        def taken() -> float:
+            (sample,) = [
+                sample
+                for family in metrics.REGISTRY.collect()
+                for sample in family.samples
+                if sample.name == "bloxserver_database_pool_wait_seconds_count" and sample.labels["pool"] == "writing"
+            ]
+            return sample.value
+
+        async with live_database.transaction() as session:
+            await session.connection()
+            before, pool = taken(), live_database.pools()["writing"]
+            assert pool.checkedout() == 1
+        async with live_database.transaction() as session:
+            await session.connection()
+        assert taken() - before == 1
+        assert pool.checkedout() == 0
