@@ -27,6 +27,7 @@ class Journal:
         self._database = database
         self._entries: list[Entry] = []
         self._writing: asyncio.Task[None] | None = None
+        self._alone: set[asyncio.Task[None]] = set()
 
     async def save(self, checkpoint: Checkpoint) -> None:
         """Returns when the checkpoint is kept; raises `LeaseLost`, or why the database refuses it."""
@@ -43,9 +44,11 @@ class Journal:
             try:
                 await self._write_together(entries)
             except Exception as error:
-                # One of them may be the reason: each for itself, so that the others are kept.
+                # One of them may be the reason: each for itself, so that the others, and those that come, are kept.
                 log.debug("checkpoints are written one by one", error=type(error).__name__, number=len(entries))
-                await asyncio.gather(*(self._write_alone(entry) for entry in entries))
+                for entry in entries:
+                    self._alone.add(task := asyncio.create_task(self._write_alone(entry)))
+                    task.add_done_callback(self._alone.discard)
 
     async def _write_together(self, entries: Sequence[Entry]) -> None:
         if not entries:

@@ -1,0 +1,139 @@
+"""Who lives, who is dead, and who takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from bloxserver import __version__
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import ExecutionRecord, TriggerType, WorkerRecord
+from bloxserver.api.models.types import now
+from bloxserver.engine.engine import Engine
+from bloxserver.engine.heartbeat import Heartbeat
+from bloxserver.engine.takeover import TakeOver
+from bloxserver.services.executions import Input, accept
+from bloxserver.settings import Settings
+from tests.engine.taking import take
+from tests.factories import create_execution, create_flow, create_user
+
+
+@pytest.fixture
+def quick(live_settings: Settings) -> Settings:
+    return live_settings.model_copy(
+        update={"heartbeat_seconds": 0.05, "dead_after_seconds": 1.0, "stuck_after_seconds": 60.0}
+    )
+
+
+async def beat_at(database: Database) -> datetime | None:
+    async with database.sessions() as session:
+        return await session.scalar(sa.select(WorkerRecord.beat_at))
+
+
+async def later_beat(database: Database, before: datetime | None) -> datetime | None:
+    async with asyncio.timeout(20):
+        while (beat := await beat_at(database)) == before:  # noqa: ASYNC110  # nothing tells us
+            await asyncio.sleep(0.01)
+    return beat
+
+
+async def test_a_worker_is_there_before_it_takes_anything_and_leaves(live_database: Database, quick: Settings) -> None:
+    heartbeat = Heartbeat(quick, live_database, "w-1")
+    await heartbeat.start()
+    async with live_database.sessions() as session:
+        worker = (await session.scalars(sa.select(WorkerRecord))).one()
+    assert (worker.executor_id, worker.version) == ("w-1", __version__)
+    assert heartbeat.is_fresh
+    await later_beat(live_database, worker.beat_at)
+    await heartbeat.end()
+    assert await beat_at(live_database) is None
+
+
+async def test_a_blocked_event_loop_goes_on_beating(live_database: Database, quick: Settings) -> None:
+    if quick.uses_sqlite:
+        pytest.skip("nobody could take over")
+    heartbeat = Heartbeat(quick, live_database, "w-1")
+    await heartbeat.start()
+    await later_beat(live_database, await beat_at(live_database))
+    began = now()
+    time.sleep(2 * quick.dead_after_seconds)  # noqa: ASYNC251  # as a block does that should not
+    last = await beat_at(live_database)
+    await heartbeat.end()
+    assert last is not None
+    assert last > began + timedelta(seconds=quick.dead_after_seconds)
+
+
+async def test_an_event_loop_that_is_stuck_counts_as_dead(live_database: Database, quick: Settings) -> None:
+    if quick.uses_sqlite:
+        pytest.skip("nobody could take over")
+    heartbeat = Heartbeat(quick.model_copy(update={"stuck_after_seconds": 1.5}), live_database, "w-1")
+    await heartbeat.start()
+    began = now()
+    time.sleep(4)  # noqa: ASYNC251  # as a block does that never ends
+    last = await beat_at(live_database)
+    assert last is not None
+    assert last < began + timedelta(seconds=3.5)
+    await later_beat(live_database, last)
+    await heartbeat.end()
+
+
+async def test_the_work_of_a_silent_worker_is_taken_over(live_database: Database, quick: Settings) -> None:
+    async with live_database.sessions() as session:
+        execution = await create_execution(session, await create_flow(session, await create_user(session)))
+    living, dead = (Heartbeat(quick, live_database, name) for name in ("w-living", "w-dead"))
+    await living.start()
+    await dead.start()
+    await take(live_database, execution, "w-dead")
+    take_over = TakeOver(quick, live_database)
+    assert await take_over.take_over() == 0
+    await dead.end()
+    assert await take_over.take_over() == 1
+    await take(live_database, execution, "w-living")
+    assert await take_over.take_over() == 0
+    async with live_database.sessions() as session:
+        assert (await session.get_one(ExecutionRecord, execution.id)).takeovers == 1
+    await living.end()
+
+
+async def test_another_process_hears_of_work_at_once(live_database: Database, live_settings: Settings) -> None:
+    """By its sweep it would find it after a minute."""
+    if live_settings.uses_sqlite:
+        pytest.skip("SQLite is for one process")
+    patient = live_settings.model_copy(update={"sweep_seconds": 60.0})
+    elsewhere = Database(patient)
+    worker, api = Engine(patient, elsewhere, works=True), Engine(patient, live_database, works=False)
+    await worker.start()
+    await api.start()
+    try:
+        await listening(live_database, 2)
+        async with live_database.sessions() as session:
+            flow = await create_flow(session, await create_user(session))
+        async with live_database.transaction() as session:
+            accepted = await accept(session, flow_id=flow.id, given=Input("Ada"), trigger_type=TriggerType.MANUAL)
+        async with asyncio.timeout(10):
+            while True:
+                async with live_database.sessions() as session:
+                    row = await session.get_one(ExecutionRecord, accepted.id)
+                if row.completed_at is not None:
+                    break
+                await asyncio.sleep(0.02)
+        assert row.output_payload == '{"message": "Hello, Ada!"}'
+    finally:
+        await api.stop()
+        await worker.stop()
+        await elsewhere.dispose()
+
+
+async def listening(database: Database, number: int) -> None:
+    """So many connections listen."""
+    listens = sa.text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%LISTEN%' AND pid <> pg_backend_pid()")
+    async with asyncio.timeout(20):
+        while True:
+            async with database.transaction(read_only=True) as session:
+                if (await session.scalar(listens) or 0) >= number:
+                    return
+            await asyncio.sleep(0.02)
