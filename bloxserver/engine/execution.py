@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,7 +13,7 @@ from bloxserver.engine.journal import Journal
 from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.patience import in_transaction
 from bloxserver.engine.pump import Pump
-from bloxserver.engine.records import json_text, kept_step, payload_of, step_row, storable_text
+from bloxserver.engine.records import Texts, json_text, kept_step, payload_of, step_row, storable_text
 from bloxserver.engine.steps import NO_TOKENS, Change, Failed, Finished, Message, Outcome, Parked, Tokens
 from bloxserver.engine.world import ExecutionWorld, Outside
 from bloxserver.organism.model import FailureNotice, Organism, UnknownListener
@@ -26,6 +27,15 @@ MOST_TAKEOVERS = 10
 """Workers that may die with an execution in a row, without a step that ends, before it is given up."""
 
 
+MOST_CHARACTERS = 64 * 1024 * 1024
+"""Of the inputs and outputs of all steps of an execution: a large answer to many listeners is stored for each."""
+LARGE_COLUMNS = ("input_payload", "output_payload", "state")
+
+
+class TooLarge(Exception):
+    """The steps of an execution hold more than `MOST_CHARACTERS`."""
+
+
 class RunningExecution:
     """An execution that this worker has taken."""
 
@@ -37,6 +47,10 @@ class RunningExecution:
         self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
         self._stored = {step.key for step in execution.steps}
         self._on_failure: FailureNotice | None = None
+        self._sizes = {
+            step.key: sum(len(getattr(step, name) or "") for name in LARGE_COLUMNS) for step in execution.steps
+        }
+        self._characters = sum(self._sizes.values())
 
     async def run(self) -> None:
         """Go on with the execution until it ends or waits. Raises `LeaseLost`."""
@@ -71,6 +85,9 @@ class RunningExecution:
         try:
             async with asyncio.timeout(max(0.0, seconds - execution.worked_ms / 1000)) as limit:
                 await pump.run(entry)
+        except TooLarge:
+            error = f"the inputs and outputs of its steps are larger than {MOST_CHARACTERS // 1024**2} MiB"
+            await self.end(ExecutionStatus.ERROR, error)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -84,7 +101,7 @@ class RunningExecution:
 
     async def _save(self, change: Change) -> None:
         self._tokens = self._tokens.plus(change.used)
-        rows = [step_row(step, self._execution.id, known=step.message.key in self._stored) for step in change.steps]
+        rows = self._rows(change)
         match change.outcome:
             case None if change.used == NO_TOKENS:
                 await self._journal.save(Checkpoint(self._execution, rows))
@@ -94,7 +111,20 @@ class RunningExecution:
                 await self._save_alone(change, rows)
         self._stored |= {step.message.key for step in change.steps}
 
-    async def _save_alone(self, change: Change, rows: list[dict[str, object]]) -> None:
+    def _rows(self, change: Change) -> list[dict[str, Any]]:
+        texts = Texts()
+        rows: list[dict[str, Any]] = []
+        for step in change.steps:
+            row = step_row(step, self._execution.id, texts, known=step.message.key in self._stored)
+            new = sum(len(row[name] or "") for name in LARGE_COLUMNS)
+            self._characters += new - self._sizes.get(step.message.key, 0)
+            self._sizes[step.message.key] = new
+            if self._characters > MOST_CHARACTERS:
+                raise TooLarge
+            rows.append(row)
+        return rows
+
+    async def _save_alone(self, change: Change, rows: list[dict[str, Any]]) -> None:
         async def write(session: AsyncSession) -> None:
             # First: it is what holds the lease against others.
             await self._write_outcome(session, change.outcome)

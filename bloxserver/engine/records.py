@@ -13,16 +13,38 @@ from bloxserver.api.models.enums import StepStatus
 from bloxserver.api.models.tables import ExecutionStepRecord
 from bloxserver.engine.steps import Message, Step, Tokens
 
+DEEPEST_INPUT = 200
+"""Levels of an input that is taken as JSON; pydantic follows 255, other libraries fewer than a thousand."""
+
 
 def payload_of(text: str | None) -> JsonValue:
-    """The entry's message: the input where it is JSON, else `{"text": input}`; no input is an empty object."""
+    """The entry's message: the input where it is JSON, and not nested too deep, else `{"text": input}`; no input is an
+    empty object.
+    """
     if text is None:
         return {}
     try:
         value: JsonValue = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         return {"text": text}
-    return value
+    return {"text": text} if _is_deep(text, value) else value
+
+
+def _is_deep(text: str, value: JsonValue) -> bool:
+    """Whether a value is nested deeper than all that handles it can follow."""
+    if text.count("[") + text.count("{") <= DEEPEST_INPUT:
+        return False
+    level: list[JsonValue] = [value]
+    for _ in range(DEEPEST_INPUT):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, list | dict)
+            for child in (parent if isinstance(parent, list) else parent.values())
+        ]
+        if not level:
+            return False
+    return any(isinstance(child, list | dict) for child in level)
 
 
 def _finite(number: str) -> float:
@@ -48,7 +70,23 @@ def storable_text(text: str) -> str:
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-def step_row(step: Step, execution_id: UUID, *, known: bool) -> dict[str, Any]:
+class Texts:
+    """JSON texts of values that stand in several rows, as an answer does that goes to several listeners."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, tuple[JsonValue, str]] = {}
+
+    def of(self, value: JsonValue) -> str:
+        if not isinstance(value, list | dict | str):
+            return json_text(value)
+        known = self._texts.get(id(value))
+        if known is None:
+            # The value is kept with its text: its id is its own for as long as it lives.
+            known = self._texts[id(value)] = (value, json_text(value))
+        return known[1]
+
+
+def step_row(step: Step, execution_id: UUID, texts: Texts, *, known: bool) -> dict[str, Any]:
     """The row of a step; the input of one that is known to be stored is not sent again."""
     has_output = step.status in (StepStatus.SUCCESS, StepStatus.WAITING)
     return {
@@ -61,8 +99,8 @@ def step_row(step: Step, execution_id: UUID, *, known: bool) -> dict[str, Any]:
         "handler": step.handler,
         "status": step.status,
         "attempt": step.attempt,
-        "input_payload": None if known else json_text(step.message.payload),
-        "output_payload": json_text(step.output) if has_output else None,
+        "input_payload": None if known else texts.of(step.message.payload),
+        "output_payload": texts.of(step.output) if has_output else None,
         "error_message": None if step.error is None else storable_text(step.error),
         "error_code": step.error_code,
         "started_at": step.started_at,

@@ -11,7 +11,7 @@ from bloxserver.api.models.database import Database
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, StepStatus, Tier
 from bloxserver.api.models.types import now
 from bloxserver.engine.journal import Journal
-from bloxserver.engine.records import step_row
+from bloxserver.engine.records import Texts, step_row
 from bloxserver.engine.steps import Message, Step
 from bloxserver.services.checkpoints import Checkpoint
 from bloxserver.services.claims import TakenExecution
@@ -34,7 +34,7 @@ async def taken(database: Database) -> list[TakenExecution]:
 
 def checkpoint(execution: TakenExecution, listener: str = "a", output: str | None = None) -> Checkpoint:
     step = Step(Message(listener, 1), "echo", StepStatus.SUCCESS, now(), completed_at=now(), output=1, sequence=1)
-    return Checkpoint(execution, [step_row(step, execution.id, known=False)], output)
+    return Checkpoint(execution, [step_row(step, execution.id, Texts(), known=False)], output)
 
 
 async def statuses(database: Database) -> dict[str, int]:

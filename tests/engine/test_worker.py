@@ -255,6 +255,23 @@ async def test_thousands_of_steps_may_end_together(live_database: Database, work
     assert len(await steps_of(live_database, execution)) == 1 + 60 + 60 * 50
 
 
+async def test_an_execution_may_not_store_without_end(live_database: Database, worker: Worker) -> None:
+    many = [f"l{number}" for number in range(40)]
+    listeners = "".join(f"  - {{name: {name}, description: d, handler: echo}}\n" for name in many)
+    text = f"""\
+organism: {{name: wide}}
+listeners:
+  - {{name: root, description: d, handler: echo, peers: [{", ".join(many)}]}}
+{listeners}"""
+    execution = await accepted(live_database, text, input_payload=json.dumps("x" * 2**21))
+    await worker.run(await take(live_database, execution))
+    left = await stored(live_database, execution)
+    assert left.status is ExecutionStatus.ERROR
+    assert left.error_message == "the inputs and outputs of its steps are larger than 64 MiB"
+    steps = await steps_of(live_database, execution)
+    assert sum(len(step.input_payload or "") + len(step.output_payload or "") for step in steps) <= 64 * 2**20
+
+
 async def test_a_database_that_refuses_for_a_while_strands_nothing(
     live_database: Database, outside: Outside, live_settings: Settings
 ) -> None:
@@ -356,6 +373,10 @@ async def test_draining_hands_over_what_does_not_end_in_time(live_database: Data
         ("NaN", {"text": "NaN"}),
         ("[1e400]", {"text": "[1e400]"}),
         ("[1e3]", [1000.0]),
+        ("[" * 200 + "]" * 200, json.loads("[" * 200 + "]" * 200)),
+        ("[" * 201 + "]" * 201, {"text": "[" * 201 + "]" * 201}),
+        ('{"a":' * 300 + "1" + "}" * 300, {"text": '{"a":' * 300 + "1" + "}" * 300}),
+        ("[[]" + ",[]" * 500 + "]", [[]] * 501),
         ("[" * 100_000, {"text": "[" * 100_000}),
         ("9" * 5_000, {"text": "9" * 5_000}),
     ],
