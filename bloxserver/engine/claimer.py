@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import structlog
 
+from bloxserver import metrics
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.types import now
 from bloxserver.engine.worker import Worker
@@ -82,7 +83,13 @@ class Claimer:
 
     async def _claim(self, places: Mapping[str, int]) -> list[TakenExecution]:
         async with self._database.transaction() as session:
-            return await claim_executions(session, self._worker_id, uuid4(), places, self._places_of_user)
+            taken = await claim_executions(session, self._worker_id, uuid4(), places, self._places_of_user)
+        if taken:
+            metrics.CLAIM_SIZE.observe(len(taken))
+        for execution in taken:
+            if execution.waited is not None:
+                metrics.DISPATCH_SECONDS.observe(execution.waited.total_seconds())
+        return taken
 
 
 def _seconds_until(moment: datetime) -> float:

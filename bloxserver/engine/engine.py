@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import structlog
 
+from bloxserver import metrics
 from bloxserver.api.models.database import Database, Work
 from bloxserver.engine.bell import Bell
 from bloxserver.engine.claimer import Claimer
@@ -54,7 +55,8 @@ class Engine:
             if self._settings.uses_sqlite:
                 # One process has the database, and it has just begun: nobody else is at anything.
                 async with self._database.transaction() as session:
-                    await release_all(session)
+                    released = await release_all(session)
+                metrics.TAKEOVERS.inc(released)
             else:
                 self._loop(TakeOver(self._settings, self._database).run())
             self._loop(self._claimer.run())

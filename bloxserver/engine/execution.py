@@ -7,8 +7,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver import metrics
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import ExecutionStatus
+from bloxserver.api.models.types import now
 from bloxserver.engine.journal import Journal
 from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.patience import in_transaction
@@ -74,6 +76,7 @@ class RunningExecution:
     async def _give_up(self) -> None:
         times = self._execution.takeovers
         await self.end(ExecutionStatus.ERROR, f"given up: {times} workers in a row died while they ran it")
+        metrics.RECONCILED.inc()
 
     async def _pump(self, organism: Organism, entry: Message) -> None:
         execution = self._execution
@@ -81,6 +84,8 @@ class RunningExecution:
         world = ExecutionWorld(self._database, self._outside, execution, entry.payload)
         sequence = max((step.sequence for step in execution.steps), default=0)
         pump = Pump(organism, kept, world, self._save, execution.called, sequence=sequence)
+        if execution.is_new:
+            metrics.START_SECONDS.observe(max(0.0, (now() - execution.started_at).total_seconds()))
         seconds = organism.execution.timeout_seconds
         try:
             async with asyncio.timeout(max(0.0, seconds - execution.worked_ms / 1000)) as limit:
@@ -133,6 +138,7 @@ class RunningExecution:
                 await leases.note_tokens(session, self._execution, self._tokens)
 
         await in_transaction(self._database, write)
+        metrics.CHECKPOINT_SIZE.observe(1)
 
     async def _write_outcome(self, session: AsyncSession, outcome: Outcome | None) -> None:
         execution = self._execution

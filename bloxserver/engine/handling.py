@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -14,6 +15,7 @@ from uuid import UUID
 import structlog
 from pydantic import JsonValue, ValidationError
 
+from bloxserver import metrics
 from bloxserver.api.models.enums import ExecutionStatus, StepStatus
 from bloxserver.api.models.types import now
 from bloxserver.blocks import templates
@@ -102,6 +104,15 @@ class Attempt:
 
 async def handle(attempt: Attempt, world: World, conversation: KeptConversation) -> Step:
     """Call the block; its failure, whatever it is, becomes the step's. Raises `LeaseLost`."""
+    began = time.perf_counter()
+    step = await _handle(attempt, world, conversation)
+    name = attempt.listener.block.name
+    metrics.STEPS.labels(name, step.status.value).inc()
+    metrics.STEP_SECONDS.labels(name).observe(time.perf_counter() - began)
+    return step
+
+
+async def _handle(attempt: Attempt, world: World, conversation: KeptConversation) -> Step:
     listener = attempt.listener
     secrets: Mapping[str, str] = {}
     try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from bloxserver import metrics
 from bloxserver.api.models.database import Database
 from bloxserver.engine.patience import in_transaction
 from bloxserver.services.checkpoints import Checkpoint, save_checkpoints
@@ -55,6 +56,7 @@ class Journal:
             return
         async with self._database.transaction() as session:
             lost = await save_checkpoints(session, [checkpoint for checkpoint, _ in entries])
+        metrics.CHECKPOINT_SIZE.observe(len(entries))
         for checkpoint, kept in entries:
             _settle(kept, LeaseLost() if checkpoint.execution.id in lost else None)
 

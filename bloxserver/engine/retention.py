@@ -11,6 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 import structlog
 
+from bloxserver import metrics
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.types import database_now
 from bloxserver.engine.patience import is_passing
@@ -133,7 +134,10 @@ class Retention:
             complete, before = len(steps) < STEPS, pruned.rows
             for batch in batches_of(left.values(), steps, complete=complete):
                 async with self._database.transaction() as session:
-                    pruned.add(await delete_batch(session, batch))
+                    deleted = await delete_batch(session, batch)
+                pruned.add(deleted)
+                metrics.RETENTION_DELETED.labels("executions").inc(deleted.executions)
+                metrics.RETENTION_DELETED.labels("steps").inc(deleted.steps)
                 for execution_id in batch.execution_ids:
                     del left[execution_id]
                 await asyncio.sleep(self._pace_seconds)

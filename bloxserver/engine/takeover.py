@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import structlog
 
+from bloxserver import metrics
 from bloxserver.api.models.database import Database
 from bloxserver.services.claims import forget_workers, release_dead
 from bloxserver.settings import Settings
@@ -39,6 +40,7 @@ class TakeOver:
         async with self._database.transaction() as session:
             released = await release_dead(session, self._silence)
             await forget_workers(session, FORGET_AFTER * self._silence)
+        metrics.TAKEOVERS.inc(released)
         if released:
             log.warning("took over from dead workers", executions=released)
         return released

@@ -39,7 +39,8 @@ async def save_checkpoints(session: AsyncSession, checkpoints: Sequence[Checkpoi
     await save_steps(session, [step for checkpoint in kept for step in checkpoint.steps])
     ended = {checkpoint.execution.id: checkpoint.output for checkpoint in kept if checkpoint.output is not None}
     if ended:
-        await end_successes(session, ended)
+        triggers = [checkpoint.execution.trigger_type for checkpoint in kept if checkpoint.output is not None]
+        await end_successes(session, ended, triggers)
     progressed = [checkpoint.execution.id for checkpoint in kept if checkpoint.got_further]
     if progressed:
         await session.execute(

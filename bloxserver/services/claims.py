@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Work, wake_engine_after_commit
-from bloxserver.api.models.enums import ExecutionStatus, StepStatus, Tier
+from bloxserver.api.models.enums import ExecutionStatus, StepStatus, Tier, TriggerType
 from bloxserver.api.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
@@ -58,6 +58,13 @@ class TakenExecution:
     output_tokens: int
     takeovers: int
     trace_parent: str | None
+    trigger_type: TriggerType
+    started_at: datetime
+    """When it was accepted."""
+    is_new: bool
+    """Whether no worker has had it before."""
+    waited: timedelta | None
+    """Since it was due; null where a worker had it and did not come to its end."""
     steps: Sequence[ExecutionStepRecord]
     called: Mapping[UUID, CalledResult]
     """The executions that its steps called."""
@@ -103,14 +110,20 @@ async def claim_executions(
             ExecutionRecord.output_tokens,
             ExecutionRecord.takeovers,
             ExecutionRecord.trace_parent,
+            ExecutionRecord.trigger_type,
+            ExecutionRecord.started_at,
+            ExecutionRecord.resume_at,
+            ExecutionRecord.picked_up_at,
         )
         .execution_options(synchronize_session=False)
     )
     by_id = {row.id: row for row in taken}
-    return await _with_details(session, lease, [by_id[id_] for id_ in chosen if id_ in by_id])
+    return await _with_details(session, lease, moment, [by_id[id_] for id_ in chosen if id_ in by_id])
 
 
-async def _with_details(session: AsyncSession, lease: UUID, taken: Sequence[Any]) -> list[TakenExecution]:
+async def _with_details(
+    session: AsyncSession, lease: UUID, moment: datetime, taken: Sequence[Any]
+) -> list[TakenExecution]:
     flows = await _flows(session, {row.flow_id for row in taken})
     organisms = await _versions(session, {row.flow_version_id for row in taken if row.flow_version_id is not None})
     steps: dict[UUID, list[ExecutionStepRecord]] = {row.id: [] for row in taken}
@@ -140,11 +153,22 @@ async def _with_details(session: AsyncSession, lease: UUID, taken: Sequence[Any]
                 output_tokens=row.output_tokens,
                 takeovers=row.takeovers,
                 trace_parent=row.trace_parent,
+                trigger_type=row.trigger_type,
+                started_at=row.started_at,
+                is_new=row.picked_up_at == moment,
+                waited=_waited(row, moment),
                 steps=steps[row.id],
                 called=await called_results(session, row.id) if calls else {},
             )
         )
     return executions
+
+
+def _waited(row: Any, moment: datetime) -> timedelta | None:
+    if row.takeovers or (row.resume_at is None and row.picked_up_at != moment):
+        return None
+    due: datetime = row.resume_at or row.started_at
+    return max(timedelta(), moment - due)
 
 
 async def _flows(session: AsyncSession, flow_ids: Collection[UUID]) -> dict[UUID, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +12,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import expression
 
-from bloxserver.api.models.database import Work, wake_engine_after_commit
-from bloxserver.api.models.enums import ExecutionStatus, StepStatus
+from bloxserver import metrics
+from bloxserver.api.models.database import Work, after_commit, wake_engine_after_commit
+from bloxserver.api.models.enums import ExecutionStatus, StepStatus, TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.api.models.types import now
 from bloxserver.services.locks import lock_executions
@@ -44,8 +45,8 @@ async def end_execution(
     return bool(ended)
 
 
-async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str]) -> None:
-    """End executions that nobody waits for as successes, with their outputs.
+async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], triggers: Iterable[TriggerType]) -> None:
+    """End executions that nobody waits for as successes, with their outputs; `triggers` are what began them.
 
     The caller holds their rows, and has seen that they run.
     """
@@ -65,6 +66,7 @@ async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str]) -> N
         ),
         [{"of": execution_id, "output": output} for execution_id, output in outputs.items()],
     )
+    _count(session, ExecutionStatus.SUCCESS, triggers)
     wake_engine_after_commit(session, Work.EXECUTION)
 
 
@@ -96,7 +98,7 @@ async def _end(
     sees the answer.
     """
     moment = now()
-    ended = await _update(
+    rows = await _update(
         session,
         *wanted,
         status=status,
@@ -108,8 +110,10 @@ async def _end(
         lease=None,
         worker_id=None,
     )
-    if not ended:
+    if not rows:
         return []
+    ended = [row.id for row in rows]
+    _count(session, status, [row.trigger_type for row in rows])
     if status is not ExecutionStatus.SUCCESS:
         await _close_steps(session, ended)
         await _cancel_callees(session, ended)
@@ -122,15 +126,20 @@ async def _end(
     return ended
 
 
-async def _update(session: AsyncSession, *wanted: sa.ColumnElement[bool], **values: Any) -> list[UUID]:
-    updated = await session.scalars(
+def _count(session: AsyncSession, status: ExecutionStatus, triggers: Iterable[TriggerType]) -> None:
+    for trigger in triggers:
+        after_commit(session, metrics.EXECUTIONS_ENDED.labels(status.value, trigger.value).inc)
+
+
+async def _update(session: AsyncSession, *wanted: sa.ColumnElement[bool], **values: Any) -> Sequence[Any]:
+    updated = await session.execute(
         sa.update(ExecutionRecord)
         .where(*wanted, ExecutionRecord.status == ExecutionStatus.RUNNING)
         .values(**values)
-        .returning(ExecutionRecord.id)
+        .returning(ExecutionRecord.id, ExecutionRecord.trigger_type)
         .execution_options(synchronize_session=False)
     )
-    return list(updated)
+    return updated.all()
 
 
 async def _close_steps(session: AsyncSession, execution_ids: Sequence[UUID]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver import metrics
+from bloxserver.api.models.database import after_commit
 from bloxserver.api.models.enums import TriggerType
 from bloxserver.api.models.tables import TriggerRecord
 from bloxserver.errors import Forbidden, Unprocessable
@@ -34,11 +37,14 @@ async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetim
     except Unprocessable:
         log.warning("schedule cannot fire", trigger_id=str(due.trigger.trigger_id))
         await switch_off(session, due)
+        _count(session, "invalid")
         return False
     fires = due.next_fire_at is not None and _is_to_be_made_up(due, cron, moment)
     if not await _move(session, due, cron.next_after(moment), **({"last_fired_at": moment} if fires else {})):
         return False
     if not fires:
+        if due.next_fire_at is not None:
+            _count(session, "missed")
         return False
     try:
         await accept_for_trigger(
@@ -46,8 +52,17 @@ async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetim
         )
     except Forbidden as refusal:
         log.warning("schedule refused", trigger_id=str(due.trigger.trigger_id), code=refusal.code)
+        _count(session, "refused")
         return False
+    _count(session, "fired")
+    if due.next_fire_at is not None:
+        lateness = (moment - due.next_fire_at).total_seconds()
+        after_commit(session, partial(metrics.SCHEDULE_LATENESS_SECONDS.observe, lateness))
     return True
+
+
+def _count(session: AsyncSession, outcome: str) -> None:
+    after_commit(session, metrics.SCHEDULE_FIRINGS.labels(outcome).inc)
 
 
 async def switch_off(session: AsyncSession, due: DueSchedule) -> None:

@@ -11,12 +11,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver import __version__, metrics
+from bloxserver import __version__
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.tables import UserRecord
 from tests.api.contract import API, assert_problem, covers
 from tests.api.test_health import EVERY_WAY, unreachable
 from tests.clerk import changed_settings
+from tests.counters import counted
 from tests.factories import create_execution, create_flow
 
 __all__ = ["unreachable"]
@@ -153,20 +154,10 @@ async def test_the_document_names_every_metric(client: httpx.AsyncClient, token:
 
 class TestPool:
     async def test_connections_that_are_waited_for_are_timed(self, live_database: Database) -> None:
-        def taken() -> float:
-            (sample,) = [
-                sample
-                for family in metrics.REGISTRY.collect()
-                for sample in family.samples
-                if sample.name == "bloxserver_database_pool_wait_seconds_count" and sample.labels["pool"] == "writing"
-            ]
-            return sample.value
-
-        async with live_database.transaction() as session:
-            await session.connection()
-            before, pool = taken(), live_database.pools()["writing"]
-            assert pool.checkedout() == 1
-        async with live_database.transaction() as session:
-            await session.connection()
-        assert taken() - before == 1
+        pool = live_database.pools()["writing"]
+        with counted("bloxserver_database_pool_wait_seconds_count", pool="writing") as taken:
+            async with live_database.transaction() as session:
+                await session.connection()
+                assert pool.checkedout() == 1
+        assert taken.number == 1
         assert pool.checkedout() == 0

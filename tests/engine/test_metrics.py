@@ -1,0 +1,191 @@
+"""What an engine that works counts and times."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from datetime import timedelta
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStatus,
+    TriggerType,
+    WorkerRecord,
+)
+from bloxserver.api.models.types import now
+from bloxserver.engine.engine import Engine
+from bloxserver.engine.retention import Retention
+from bloxserver.engine.schedules import fire_due_schedules
+from bloxserver.engine.takeover import TakeOver
+from bloxserver.queries.triggers import read_due_schedules
+from bloxserver.services.schedules import fire_schedule
+from bloxserver.settings import Settings
+from tests.counters import counted
+from tests.engine.live import accept, run, running_engine, started_flow
+from tests.engine.taking import take
+from tests.factories import create_execution, create_flow, create_trigger, create_user
+
+CHAIN = """
+organism: {name: chain}
+listeners:
+  - {name: first, description: d, handler: echo, peers: [second]}
+  - {name: second, description: d, handler: calculate, config: {expression: "1 + 1"}}
+"""
+WAITING = """
+organism: {name: waiting}
+listeners:
+  - {name: wait, description: d, handler: delay, config: {seconds: 3}}
+"""
+FAILING = """
+organism: {name: failing}
+listeners:
+  - {name: parse, description: d, handler: json.parse}
+"""
+
+
+async def test_an_execution_from_its_acceptance_to_its_end(live_client: httpx.AsyncClient, engine: Engine) -> None:
+    path = await started_flow(live_client, CHAIN)
+    counts = {
+        "accepted": ("bloxserver_executions_accepted_total", {"trigger": "manual"}),
+        "ended": ("bloxserver_executions_ended_total", {"status": "success", "trigger": "manual"}),
+        "echo": ("bloxserver_steps_total", {"handler": "echo", "outcome": "success"}),
+        "calculate": ("bloxserver_step_duration_seconds_count", {"handler": "calculate"}),
+        "dispatch": ("bloxserver_dispatch_latency_seconds_count", {}),
+        "start": ("bloxserver_start_latency_seconds_count", {}),
+        "claims": ("bloxserver_claim_size_sum", {}),
+    }
+    with ExitStack() as stack:
+        grown = {key: stack.enter_context(counted(name, **labels)) for key, (name, labels) in counts.items()}
+        checkpoints = stack.enter_context(counted("bloxserver_checkpoint_size_sum"))
+        start = stack.enter_context(counted("bloxserver_start_latency_seconds_sum"))
+        assert (await run(live_client, path, {"a": 1}))["status"] == "success"
+    assert {key: one.number for key, one in grown.items()} == dict.fromkeys(counts, 1)
+    assert checkpoints.number >= 2
+    assert 0 < start.number < 5
+
+
+async def test_executions_that_fail_or_are_cancelled(live_client: httpx.AsyncClient, engine: Engine) -> None:
+    path = await started_flow(live_client, FAILING)
+    ended = "bloxserver_executions_ended_total"
+    with (
+        counted(ended, status="error", trigger="manual") as failed,
+        counted("bloxserver_steps_total", handler="json.parse", outcome="error") as steps,
+    ):
+        assert (await run(live_client, path, {"not": "text"}))["status"] == "error"
+    assert (failed.number, steps.number) == (1, 1)
+    waiting = await started_flow(live_client, WAITING, name="Another")
+    execution = await accept(live_client, waiting)
+    with counted(ended, status="cancelled", trigger="manual") as cancelled:
+        for _ in range(2):
+            assert (await live_client.post(f"{execution}/cancel")).status_code == 200
+    assert cancelled.number == 1
+
+
+async def test_one_that_comes_back_started_once(live_client: httpx.AsyncClient, engine: Engine) -> None:
+    path = await started_flow(live_client, WAITING)
+    with (
+        counted("bloxserver_dispatch_latency_seconds_count") as dispatched,
+        counted("bloxserver_dispatch_latency_seconds_sum") as seconds,
+        counted("bloxserver_start_latency_seconds_count") as started,
+        counted("bloxserver_steps_total", handler="delay", outcome="waiting") as waited,
+    ):
+        assert (await run(live_client, path))["status"] == "success"
+    assert (dispatched.number, started.number, waited.number) == (2, 1, 1)
+    assert seconds.number < 2, "parked is not late"
+
+
+async def test_what_is_rolled_back_is_not_counted(live_database: Database) -> None:
+    with counted("bloxserver_executions_accepted_total", trigger="schedule") as accepted:
+        async with live_database.transaction() as session:
+            flow = await create_flow(session, await create_user(session))
+            await create_trigger(
+                session,
+                flow,
+                type=TriggerType.SCHEDULE,
+                config={"cron": "* * * * *"},
+                next_fire_at=now() - timedelta(seconds=30),
+            )
+        with pytest.raises(RuntimeError):
+            await _fire_and_fail(live_database)
+    assert accepted.number == 0
+
+
+async def _fire_and_fail(database: Database) -> None:
+    async with database.transaction() as session:
+        (due,) = await read_due_schedules(session, now(), 10)
+        assert await fire_schedule(session, due, now())
+        raise RuntimeError
+
+
+async def test_schedules_by_how_they_came_out(live_database: Database) -> None:
+    moment = now()
+    async with live_database.transaction() as session:
+        flow = await create_flow(session, await create_user(session))
+        for late, config in (
+            (timedelta(seconds=30), {"cron": "* * * * *"}),
+            (timedelta(days=3), {"cron": "0 0 1 1 *", "catch_up": "none"}),
+            (timedelta(seconds=30), {"cron": "banana"}),
+        ):
+            await create_trigger(session, flow, type=TriggerType.SCHEDULE, config=config, next_fire_at=moment - late)
+    name = "bloxserver_schedule_firings_total"
+    with ExitStack() as stack:
+        grown = {
+            outcome: stack.enter_context(counted(name, outcome=outcome))
+            for outcome in ("fired", "missed", "invalid", "refused")
+        }
+        lateness = stack.enter_context(counted("bloxserver_schedule_lateness_seconds_sum"))
+        await fire_due_schedules(live_database)
+    assert {key: one.number for key, one in grown.items()} == {"fired": 1, "missed": 1, "invalid": 1, "refused": 0}
+    assert 30 <= lateness.number < 60
+
+
+async def test_take_overs_and_what_is_given_up(
+    live_client: httpx.AsyncClient, live_database: Database, live_settings: Settings
+) -> None:
+    async with live_database.transaction() as session:
+        user = await create_user(session)
+        flow = await create_flow(session, user, organism_yaml=CHAIN)
+        execution = await create_execution(session, flow)
+    await take(live_database, execution, "w-dead")
+    with counted("bloxserver_takeovers_total") as taken:
+        assert await TakeOver(live_settings, live_database).take_over() == 1
+    assert taken.number == 1
+    async with live_database.transaction() as session:
+        await session.execute(sa.update(ExecutionRecord).values(takeovers=11))
+    ended = {"status": "error", "trigger": "manual"}
+    with (
+        counted("bloxserver_executions_reconciled_total") as given_up,
+        counted("bloxserver_executions_ended_total", **ended) as failed,
+        counted("bloxserver_dispatch_latency_seconds_count") as dispatched,
+    ):
+        async with running_engine(live_settings, live_database):
+            await _ended(live_database)
+    assert (given_up.number, failed.number, dispatched.number) == (1, 1, 0)
+    async with live_database.transaction() as session:
+        assert (await session.scalars(sa.select(WorkerRecord))).all() == []
+
+
+async def _ended(database: Database) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            async with database.transaction(read_only=True) as session:
+                if await session.scalar(sa.select(ExecutionRecord.status)) is not ExecutionStatus.RUNNING:
+                    return
+            await asyncio.sleep(0.02)
+
+
+async def test_rows_that_retention_deletes(live_database: Database, live_settings: Settings) -> None:
+    async with live_database.transaction() as session:
+        flow = await create_flow(session, await create_user(session))
+        old = now() - timedelta(days=90)
+        for _ in range(3):
+            await create_execution(session, flow, status=ExecutionStatus.SUCCESS, started_at=old, completed_at=old)
+    settings = live_settings.model_copy(update={"execution_retention_days": 30})
+    with counted("bloxserver_retention_deleted_total", kind="executions") as deleted:
+        await Retention(settings, live_database, pace_seconds=0).prune()
+    assert deleted.number == 3
