@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Work, wake_engine_after_commit
-from bloxserver.api.models.enums import ExecutionStatus, TriggerType
-from bloxserver.api.models.tables import ExecutionRecord, TriggerRecord
+from bloxserver.api.models.enums import TriggerType
+from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
 from bloxserver.api.models.types import now
 from bloxserver.errors import BadRequest
 from bloxserver.queries.flows import require_flow
@@ -61,7 +61,11 @@ async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, tr
     """Delete the trigger and keep its executions; raises `NotFound`."""
     await read_trigger(session, user_id, flow_id, trigger_id)
     triggered = ExecutionRecord.flow_id == flow_id, ExecutionRecord.trigger_id == trigger_id
-    await lock_executions(session, *triggered, ExecutionRecord.status == ExecutionStatus.RUNNING)
+    # All of them are written, ended ones too. Whoever deletes the flow has it first, and then them in any order.
+    await session.execute(
+        sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update(read=True, key_share=True)
+    )
+    await lock_executions(session, *triggered)
     await session.execute(sa.update(ExecutionRecord).where(*triggered).values(trigger_id=None))
     await session.execute(sa.delete(TriggerRecord).where(TriggerRecord.id == trigger_id))
 
