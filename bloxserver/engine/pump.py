@@ -204,7 +204,7 @@ class Pump:
         ended = [step for step in steps if self._kept.get(step.message.key) is not step]
         keys = {step.message.key for step in steps}  # what was done is kept, although nobody waits for it
         given_up = [step for step in given_up if step.message.key not in keys]
-        if ended or begun or outcome:
+        if ended or given_up or begun or outcome:
             await self._store([*ended, *given_up, *begun], outcome)
         if outcome is None:
             self._answer(answers)
