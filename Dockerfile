@@ -37,13 +37,15 @@ ENV PATH=/opt/bloxserver/bin:$PATH \
     ENV=production \
     ENABLE_DOCS=false \
     HOST=0.0.0.0 \
-    PORT=8000
+    PORT=8000 \
+    WORKER_HOST=0.0.0.0 \
+    WORKER_PORT=8001
 
 USER 10001:10001
 WORKDIR /var/lib/bloxserver
-EXPOSE 8000
+EXPOSE 8000 8001
 
-# For the API; a worker listens nowhere, so turn the check off there.
+# For the API; for a worker, ask at WORKER_PORT instead, as docker-compose.yml does.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; api = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); api.request('GET', '/health/ready'); sys.exit(api.getresponse().status != 200)"]
 

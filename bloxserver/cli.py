@@ -119,7 +119,8 @@ async def _check_schema(settings: Settings) -> None:
 def worker() -> None:
     """Run executions, without the API: as many of these processes as you like, on PostgreSQL.
 
-    Ends on SIGTERM or SIGINT: running executions get DRAIN_SECONDS, then go on with another worker.
+    Ends on SIGTERM or SIGINT: running executions get DRAIN_SECONDS, then go on with another worker. With WORKER_PORT
+    set, /health/live, /health/ready and /metrics are served there.
     """
     settings = _checked_settings()
     if settings.uses_sqlite:
@@ -130,6 +131,7 @@ def worker() -> None:
 async def _work(settings: Settings) -> None:
     from bloxserver.api.main import prepare_database
     from bloxserver.api.models.database import database
+    from bloxserver.api.probes import served_probes
     from bloxserver.engine.engine import Engine
     from bloxserver.log import configure_logging
 
@@ -139,10 +141,11 @@ async def _work(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     engine = Engine(settings, database, works=True)
-    await engine.start()
-    structlog.stdlib.get_logger("bloxserver").info("worker ready", version=__version__)
-    await stopped.wait()
-    await engine.stop()
+    async with served_probes(settings, engine):
+        await engine.start()
+        structlog.stdlib.get_logger("bloxserver").info("worker ready", version=__version__)
+        await stopped.wait()
+        await engine.stop()
     await database.dispose()
 
 

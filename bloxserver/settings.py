@@ -84,6 +84,13 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(
         100, ge=1, le=10_000, description="Executions of each tier that one worker runs at once."
     )
+    worker_host: str = Field("127.0.0.1", description="Address at which `bloxserver worker` serves health and metrics.")
+    worker_port: Annotated[int | None, BeforeValidator(_blank_as_none)] = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for that; 0 takes a free one, and unset a worker serves nothing.",
+    )
     sweep_seconds: float = Field(2, gt=0, le=60, description="Longest time until unnoticed work is found.")
     heartbeat_seconds: float = Field(5, gt=0, le=60, description="How often a worker says that it lives.")
     dead_after_seconds: float = Field(

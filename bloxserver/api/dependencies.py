@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 from fastapi import Depends, Header, Path, Query, Request
@@ -61,6 +61,23 @@ async def _entered(stack: AsyncExitStack, made: Any) -> AsyncSession:
 
 
 Sessions = Annotated[SessionSource, Depends()]
+
+
+class WorkingEngine(Protocol):
+    """The engine of a process that runs executions."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it runs none now, in words."""
+
+
+def working_engine(request: Request) -> WorkingEngine | None:
+    """This process's engine; None where executions are left to workers, and in other people's tests."""
+    engine: WorkingEngine | None = getattr(request.app.state, "engine", None)
+    return engine
+
+
+EngineOfProcess = Annotated[WorkingEngine | None, Depends(working_engine)]
 
 FlowId = Annotated[UUID, Path(description="The flow's id.")]
 TriggerId = Annotated[UUID, Path(description="The trigger's id.")]

@@ -70,12 +70,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database = models_database.database
     await prepare_database(settings, database)
     engine = Engine(settings, database, works=settings.run_worker)
+    app.state.engine = engine if settings.run_worker else None
     await engine.start()
     log.info("ready", version=__version__, env=settings.env, worker=settings.run_worker)
     try:
         yield
     finally:
         await engine.stop()
+        app.state.engine = None
         await database.dispose()
 
 

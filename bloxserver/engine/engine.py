@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import uuid4
@@ -26,6 +27,12 @@ from bloxserver.settings import Settings
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 
+class _State(enum.Enum):
+    STARTING = enum.auto()
+    WORKING = enum.auto()
+    DRAINING = enum.auto()
+
+
 class Engine:
     """To be started and stopped on one event loop, once."""
 
@@ -41,6 +48,7 @@ class Engine:
         self._notifier = Notifier(database, self._outside.http, self._outside.mail, settings)
         self._heartbeat = Heartbeat(settings, database, self._worker_id)
         self._bell = None if settings.uses_sqlite else Bell(settings, self._wake)
+        self._state = _State.STARTING
         self._loops: list[asyncio.Task[None]] = []
         self._unlisten: list[Callable[[], None]] = []
 
@@ -64,9 +72,22 @@ class Engine:
             self._loop(self._notifier.run())
             self._loop(Retention(self._settings, self._database).run())
         self._loop(self._sweeper.run())
+        self._state = _State.WORKING
+
+    @property
+    def problem(self) -> str | None:
+        """Why this process runs no executions now, in words; None where it does."""
+        if self._state is _State.STARTING:
+            return "the engine has not started yet"
+        if self._state is _State.DRAINING:
+            return "the engine is stopping: it takes no more work"
+        if self._works and not self._heartbeat.is_fresh:
+            return "the heartbeat cannot be stored: other workers take this one for dead"
+        return None
 
     async def stop(self) -> None:
         """Take no more work, give what runs `DRAIN_SECONDS`, and hand the rest over."""
+        self._state = _State.DRAINING
         for unlisten in self._unlisten:
             unlisten()
         for loop in self._loops:

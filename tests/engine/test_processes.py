@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 class Process:
-    def __init__(self, settings: Settings, directory: Path, *arguments: str) -> None:
+    def __init__(self, settings: Settings, directory: Path, *arguments: str, **changes: str) -> None:
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environment |= {
             "DATABASE_URL": settings.database_url,
@@ -66,6 +66,7 @@ class Process:
             "SWEEP_SECONDS": "0.3",
             "DRAIN_SECONDS": "0",
         }
+        environment |= changes
         self.log = directory / f"{'-'.join(arguments)}.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -75,6 +76,14 @@ class Process:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def wait(self) -> int:
+        """The exit status of a process that ends by itself."""
+        return self._process.wait(30)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(30)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and wait for the end; returns the exit status."""

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 
 from bloxserver import __version__
-from bloxserver.api.dependencies import DbSession
+from bloxserver.api.dependencies import DbSession, EngineOfProcess
 from bloxserver.api.models.types import now
 from bloxserver.api.schemas import Health, Liveness, Readiness, ServiceInfo
 from bloxserver.queries.health import UNREACHABLE, database_problem, schema_problem
@@ -61,8 +61,8 @@ async def live() -> object:
     operation_id="getReadiness",
     responses={503: {"model": Readiness, "description": "A check failed; `errors` says which."}},
 )
-async def ready(session: DbSession, response: Response) -> object:
-    """Whether requests can be served: the database answers and its schema is known."""
+async def ready(session: DbSession, engine: EngineOfProcess, response: Response) -> object:
+    """Whether there is work to be sent here: database and schema can be used, and the engine, where there is one."""
     checks: dict[str, str] = {}
     errors: list[str] = []
 
@@ -75,6 +75,8 @@ async def ready(session: DbSession, response: Response) -> object:
     note("database", unreachable)
     if unreachable is None:
         note("migrations", await schema_problem(session, must_be_migrated=get_settings().is_production))
+    if engine is not None:
+        note("engine", engine.problem)
     if errors:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
