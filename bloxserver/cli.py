@@ -1,8 +1,9 @@
-"""The command line: `bloxserver serve`, `worker`, `migrate`, `prune`, `reseal`, `demo`, `check`."""
+"""The command line: `bloxserver serve`, `worker`, `migrate`, `status`, `prune`, `reseal`, `demo`, `check`."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Coroutine
@@ -168,6 +169,30 @@ async def _migrate() -> None:
         state = await connection.run_sync(schema_state)
     await database.dispose()
     typer.echo(f"database schema: {state.value}")
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+) -> None:
+    """Print how the installation stands: workers, the queue of each tier, what has ended lately, schedules.
+
+    Ends with status 1 where the database cannot be used, or executions wait and no worker lives.
+    """
+    _run(_status(_readable_settings(), as_json=as_json))
+
+
+async def _status(settings: Settings, *, as_json: bool) -> None:
+    from bloxserver.api.models.database import database
+    from bloxserver.status import json_of, lines_of, read_status
+
+    try:
+        found = await read_status(settings, database)
+    finally:
+        await database.dispose()
+    typer.echo(json.dumps(json_of(found)) if as_json else "\n".join(lines_of(found)))
+    if found.problems:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -42,7 +42,7 @@ def bloxserver(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("serve",), ("worker",), ("migrate",), ("prune",), ("reseal",), ("demo",), ("check",)]
+    "command", [(), ("serve",), ("worker",), ("migrate",), ("status",), ("prune",), ("reseal",), ("demo",), ("check",)]
 )
 def test_every_command_has_help(command: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(app, [*command, "--help"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.enums import ExecutionStatus, FlowStatus, Tier, TriggerType
 from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord, WorkerRecord
-from bloxserver.api.models.types import database_now
+from bloxserver.api.models.types import database_now, now
+
+LATELY = timedelta(hours=1)
 
 
 class TierQueue(NamedTuple):
@@ -28,6 +31,7 @@ class TierQueue(NamedTuple):
 
 class LivingWorker(NamedTuple):
     name: str
+    version: str | None
     started_at: datetime
     silence: timedelta
     """Since it beat last."""
@@ -39,6 +43,32 @@ class Schedules(NamedTuple):
     armed: int
     due: int
     due_since: datetime | None
+
+
+class Overview(NamedTuple):
+    """The installation at a moment."""
+
+    moment: datetime
+    queue: Mapping[Tier, TierQueue]
+    workers: Sequence[LivingWorker]
+    taken: Mapping[str | None, int]
+    """How many executions each worker has, living or not."""
+    schedules: Schedules
+    ended: Mapping[ExecutionStatus, int]
+    """How executions ended in the last hour."""
+
+
+async def read_overview(session: AsyncSession, dead_after: timedelta) -> Overview:
+    """All of it. Counting what has ended reads the whole table: a scrape leaves that out."""
+    moment = now()
+    return Overview(
+        moment,
+        queue=await read_queue(session, moment),
+        workers=await read_workers(session, dead_after),
+        taken=await count_taken(session),
+        schedules=await read_schedules(session, moment),
+        ended=await count_ended(session, moment - LATELY),
+    )
 
 
 async def read_queue(session: AsyncSession, moment: datetime) -> dict[Tier, TierQueue]:
@@ -113,10 +143,28 @@ def _added(one: TierQueue, other: TierQueue) -> TierQueue:
 async def read_workers(session: AsyncSession, dead_after: timedelta) -> list[LivingWorker]:
     """The workers that have beaten within this time, by the database's clock, the oldest first."""
     rows = await session.execute(
-        sa.select(WorkerRecord.executor_id, WorkerRecord.started_at, WorkerRecord.beat_at, database_now())
+        sa.select(
+            WorkerRecord.executor_id,
+            WorkerRecord.version,
+            WorkerRecord.started_at,
+            WorkerRecord.beat_at,
+            database_now(),
+        )
     )
-    workers = [LivingWorker(name, started_at, moment - beat_at) for name, started_at, beat_at, moment in rows]
+    workers = [
+        LivingWorker(name, version, started_at, moment - beat_at) for name, version, started_at, beat_at, moment in rows
+    ]
     return sorted((one for one in workers if one.silence <= dead_after), key=lambda one: (one.started_at, one.name))
+
+
+async def count_taken(session: AsyncSession) -> dict[str | None, int]:
+    """How many executions each worker has, living or not."""
+    rows = await session.execute(
+        sa.select(ExecutionRecord.worker_id, sa.func.count().label("number"))
+        .where(_unended(), ExecutionRecord.lease.is_not(None))
+        .group_by(ExecutionRecord.worker_id)
+    )
+    return {row.worker_id: row.number for row in rows}
 
 
 async def read_schedules(session: AsyncSession, moment: datetime) -> Schedules:
