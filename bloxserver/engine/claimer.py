@@ -68,7 +68,7 @@ class Claimer:
         """Take what is due; returns the seconds until the clock brings more."""
         if self._unsure:
             async with self._database.transaction() as session:
-                await release_unknown(session, self._worker_id, self._worker.running)
+                await release_unknown(session, self._worker_id, self._worker.holds)
             self._unsure = False
         places = self._worker.free_places()
         if not any(places.values()):

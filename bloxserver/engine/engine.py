@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -49,6 +49,8 @@ class Engine:
         self._heartbeat = Heartbeat(settings, database, self._worker_id)
         self._bell = None if settings.uses_sqlite else Bell(settings, self._wake)
         self._state = _State.STARTING
+        self._intake: list[asyncio.Task[None]] = []
+        """Loops that bring new work."""
         self._loops: list[asyncio.Task[None]] = []
         self._unlisten: list[Callable[[], None]] = []
 
@@ -66,12 +68,12 @@ class Engine:
                     released = await release_all(session)
                 metrics.TAKEOVERS.inc(released)
             else:
-                self._loop(TakeOver(self._settings, self._database).run())
-            self._loop(self._claimer.run())
+                self._loop(TakeOver(self._settings, self._database, self._heartbeat).run())
+            self._intake.append(asyncio.create_task(self._claimer.run()))
             self._loop(self._worker.watch())
             self._loop(self._notifier.run())
             self._loop(Retention(self._settings, self._database).run())
-        self._loop(self._sweeper.run())
+        self._intake.append(asyncio.create_task(self._sweeper.run()))
         self._state = _State.WORKING
 
     @property
@@ -88,13 +90,14 @@ class Engine:
     async def stop(self) -> None:
         """Take no more work, give what runs `DRAIN_SECONDS`, and hand the rest over."""
         self._state = _State.DRAINING
+        await _end(self._intake)
+        if self._works:
+            # What ends now is still told to others, and what is cancelled is still noticed.
+            await self._worker.drain(self._settings.drain_seconds)
         for unlisten in self._unlisten:
             unlisten()
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await _end(self._loops)
         if self._works:
-            await self._worker.drain(self._settings.drain_seconds)
             await self._leave()
         await self._outside.aclose()
 
@@ -120,3 +123,9 @@ class Engine:
 
     def _loop(self, work: Coroutine[Any, Any, None]) -> None:
         self._loops.append(asyncio.create_task(work))
+
+
+async def _end(loops: Sequence[asyncio.Task[None]]) -> None:
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)

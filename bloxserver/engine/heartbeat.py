@@ -39,6 +39,7 @@ class Heartbeat:
         self._worker_id = worker_id
         self._turned_at = time.monotonic()
         self._beat_at: float | None = None
+        self._judges_from = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -48,6 +49,14 @@ class Heartbeat:
     def is_fresh(self) -> bool:
         """Whether others see this worker alive."""
         return self._beat_at is not None and time.monotonic() - self._beat_at < self._settings.dead_after_seconds
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether silence of others means that they are dead.
+
+        Where the database was away, or this process stood still, they may not have had the time to say that they live.
+        """
+        return self.is_fresh and time.monotonic() >= self._judges_from
 
     async def start(self) -> None:
         """Returns after the first beat, before which no execution may be taken: who does not beat counts as dead."""
@@ -102,9 +111,15 @@ class Heartbeat:
             try:
                 async with asyncio.timeout(self._settings.dead_after_seconds), database.transaction() as session:
                     await self._beat(session)
-                self._beat_at = time.monotonic()
+                self._note_beat()
             except Exception as error:
                 log.warning("heartbeat failed", error=type(error).__name__)
+
+    def _note_beat(self) -> None:
+        moment = time.monotonic()
+        if not self.is_fresh:
+            self._judges_from = moment + self._settings.dead_after_seconds
+        self._beat_at = moment
 
     async def _beat(self, session: AsyncSession) -> None:
         await session.execute(

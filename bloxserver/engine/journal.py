@@ -58,7 +58,7 @@ class Journal:
             lost = await save_checkpoints(session, [checkpoint for checkpoint, _ in entries])
         metrics.CHECKPOINT_SIZE.observe(len(entries))
         for checkpoint, kept in entries:
-            _settle(kept, LeaseLost() if checkpoint.execution.id in lost else None)
+            _settle(kept, LeaseLost() if checkpoint.execution.hold in lost else None)
 
     async def _write_alone(self, entry: Entry) -> None:
         checkpoint, kept = entry

@@ -9,6 +9,7 @@ import structlog
 
 from bloxserver import metrics
 from bloxserver.api.models.database import Database
+from bloxserver.engine.heartbeat import Heartbeat
 from bloxserver.services.claims import forget_workers, release_dead
 from bloxserver.settings import Settings
 
@@ -21,10 +22,11 @@ FORGET_AFTER = 100
 class TakeOver:
     """Runs on every worker; it is the same whichever of them sees it first."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, heartbeat: Heartbeat) -> None:
         self._pause = settings.heartbeat_seconds
         self._silence = timedelta(seconds=settings.dead_after_seconds)
         self._database = database
+        self._heartbeat = heartbeat
 
     async def run(self) -> None:
         """Until cancelled. A failure is logged and tried again."""
@@ -37,6 +39,8 @@ class TakeOver:
 
     async def take_over(self) -> int:
         """Release what dead workers were at; returns how many executions that were."""
+        if not self._heartbeat.may_judge:
+            return 0
         async with self._database.transaction() as session:
             released = await release_dead(session, self._silence)
             await forget_workers(session, FORGET_AFTER * self._silence)

@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
 
 import structlog
 
@@ -17,7 +16,7 @@ from bloxserver.engine.journal import Journal
 from bloxserver.engine.patience import in_transaction
 from bloxserver.engine.world import Outside
 from bloxserver.services import leases
-from bloxserver.services.claims import TakenExecution
+from bloxserver.services.claims import Hold, TakenExecution
 from bloxserver.services.leases import LeaseLost
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -49,9 +48,9 @@ class Worker:
         self._looking = asyncio.Event()
 
     @property
-    def running(self) -> frozenset[UUID]:
-        """The executions that this worker has."""
-        return frozenset(execution.id for execution in self._running.values())
+    def holds(self) -> frozenset[Hold]:
+        """What this worker has, or takes itself to have."""
+        return frozenset(execution.hold for execution in self._running.values())
 
     def free_places(self) -> Mapping[str, int]:
         """How many executions more it can run, by tier: none waits behind those of another tier."""
@@ -65,6 +64,9 @@ class Worker:
             self._running.pop(task, None)
             ended()
 
+        for older, taken in self._running.items():
+            if taken.id == execution.id:
+                older.cancel()  # it was taken from this worker, which has not noticed yet
         task = asyncio.create_task(self.run(execution))
         self._running[task] = execution
         task.add_done_callback(leave)
@@ -128,11 +130,10 @@ class Worker:
         running = dict(self._running)
         if not running:
             return
-        held = {execution.id: execution.lease for execution in running.values()}
         async with self._database.transaction(read_only=True) as session:
-            lost = await leases.lost_leases(session, held)
+            lost = await leases.lost_holds(session, {execution.hold for execution in running.values()})
         for task, execution in running.items():
-            if execution.id in lost:
+            if execution.hold in lost:
                 task.cancel()
 
     async def drain(self, seconds: float) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.enums import ExecutionStatus, StepStatus
 from bloxserver.api.models.tables import ExecutionRecord
-from bloxserver.services.claims import TakenExecution
+from bloxserver.services.claims import Hold, TakenExecution
 from bloxserver.services.endings import end_successes
 from bloxserver.services.leases import save_steps
 
@@ -32,10 +31,10 @@ class Checkpoint:
         return self.execution.takeovers > 0 and any(step["status"] is not StepStatus.RUNNING for step in self.steps)
 
 
-async def save_checkpoints(session: AsyncSession, checkpoints: Sequence[Checkpoint]) -> set[UUID]:
-    """Keep checkpoints of different executions; returns those executions that their workers hold no longer."""
+async def save_checkpoints(session: AsyncSession, checkpoints: Sequence[Checkpoint]) -> set[Hold]:
+    """Keep checkpoints, one for each hold; returns the holds that were lost."""
     held = await _hold(session, checkpoints)
-    kept = [checkpoint for checkpoint in checkpoints if checkpoint.execution.id in held]
+    kept = [checkpoint for checkpoint in checkpoints if checkpoint.execution.hold in held]
     await save_steps(session, [step for checkpoint in kept for step in checkpoint.steps])
     ended = {checkpoint.execution.id: checkpoint.output for checkpoint in kept if checkpoint.output is not None}
     if ended:
@@ -49,17 +48,17 @@ async def save_checkpoints(session: AsyncSession, checkpoints: Sequence[Checkpoi
             .values(takeovers=0)
             .execution_options(synchronize_session=False)
         )
-    return {checkpoint.execution.id for checkpoint in checkpoints} - held
+    return {checkpoint.execution.hold for checkpoint in checkpoints} - held
 
 
-async def _hold(session: AsyncSession, checkpoints: Sequence[Checkpoint]) -> set[UUID]:
-    """Those of the executions that their workers hold; they do until this transaction ends."""
-    leases = {checkpoint.execution.id: checkpoint.execution.lease for checkpoint in checkpoints}
+async def _hold(session: AsyncSession, checkpoints: Sequence[Checkpoint]) -> set[Hold]:
+    """The holds on these executions; they last until this transaction ends."""
+    ids = {checkpoint.execution.id for checkpoint in checkpoints}
     rows = await session.execute(
         sa.select(ExecutionRecord.id, ExecutionRecord.lease)
-        .where(ExecutionRecord.id.in_(leases), ExecutionRecord.status == ExecutionStatus.RUNNING)
+        .where(ExecutionRecord.id.in_(ids), ExecutionRecord.status == ExecutionStatus.RUNNING)
         # All that lock several executions lock them in this order.
         .order_by(ExecutionRecord.id)
         .with_for_update(key_share=True)
     )
-    return {row.id for row in rows if row.lease == leases[row.id]}
+    return {(row.id, row.lease) for row in rows}

@@ -35,6 +35,10 @@ class ClaimedElsewhere(Exception):
     """Another worker claims at this moment."""
 
 
+Hold = tuple[UUID, UUID]
+"""An execution and the lease that a worker has, or had, on it."""
+
+
 @dataclass(frozen=True)
 class TakenExecution:
     """What a worker needs to run an execution."""
@@ -69,6 +73,10 @@ class TakenExecution:
     called: Mapping[UUID, CalledResult]
     """The executions that its steps called."""
     taken_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def hold(self) -> Hold:
+        return self.id, self.lease
 
     def worked_until_now_ms(self) -> int:
         return self.worked_ms + int((time.monotonic() - self.taken_at) * 1000)
@@ -196,11 +204,11 @@ async def _versions(session: AsyncSession, version_ids: Collection[UUID]) -> dic
     return {row.id: row.organism_yaml for row in rows}
 
 
-async def release_unknown(session: AsyncSession, worker_id: str, known: Collection[UUID]) -> int:
+async def release_unknown(session: AsyncSession, worker_id: str, known: Collection[Hold]) -> int:
     """Let go of what this worker has claimed without knowing: the answer to that commit was lost."""
     ours = ExecutionRecord.worker_id == worker_id
-    claimed = await session.scalars(sa.select(ExecutionRecord.id).where(*_taken(), ours))
-    unknown = [execution_id for execution_id in claimed if execution_id not in known]
+    claimed = await session.execute(sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(*_taken(), ours))
+    unknown = [row.id for row in claimed if (row.id, row.lease) not in known]
     if unknown:
         await _release(session, ExecutionRecord.id.in_(unknown), ours)
     return len(unknown)

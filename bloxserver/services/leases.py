@@ -5,7 +5,7 @@ Every write names the lease: a worker that was frozen and comes back after anoth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from bloxserver.api.models.database import Work, wake_engine_after_commit
 from bloxserver.api.models.enums import ExecutionStatus
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.api.models.types import now
-from bloxserver.services.claims import TakenExecution
+from bloxserver.services.claims import Hold, TakenExecution
 from bloxserver.services.endings import end_execution as write_end
 from bloxserver.services.usage import count_tokens
 
@@ -158,15 +158,15 @@ async def end_execution(
         raise LeaseLost
 
 
-async def lost_leases(session: AsyncSession, leases: Mapping[UUID, UUID]) -> set[UUID]:
-    """Of these executions, each with the lease that a worker has on it, those that it must not go on with."""
+async def lost_holds(session: AsyncSession, holds: Collection[Hold]) -> set[Hold]:
+    """Of what a worker has, what it must not go on with."""
+    ids = {execution_id for execution_id, _ in holds}
     held = await session.execute(
         sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(
-            ExecutionRecord.id.in_(leases), ExecutionRecord.status == ExecutionStatus.RUNNING
+            ExecutionRecord.id.in_(ids), ExecutionRecord.status == ExecutionStatus.RUNNING
         )
     )
-    ours = {row.id for row in held if row.lease == leases[row.id]}
-    return set(leases) - ours
+    return set(holds) - {(row.id, row.lease) for row in held}
 
 
 def _ours(execution: TakenExecution) -> tuple[sa.ColumnElement[bool], ...]:

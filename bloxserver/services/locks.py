@@ -14,4 +14,6 @@ from bloxserver.api.models.tables import ExecutionRecord
 
 async def lock_executions(session: AsyncSession, *wanted: sa.ColumnElement[bool]) -> None:
     """Lock these executions until the transaction ends."""
-    await session.execute(sa.select(ExecutionRecord.id).where(*wanted).order_by(ExecutionRecord.id).with_for_update())
+    locked = sa.select(ExecutionRecord.id).where(*wanted).order_by(ExecutionRecord.id).with_for_update().subquery()
+    # Counted, so that the ids of a long backlog stay where they are.
+    await session.execute(sa.select(sa.func.count()).select_from(locked))

@@ -142,7 +142,11 @@ class TestStart:
             accepted = (await client.post(f"{path}/executions/run", json={"inputPayload": {"name": "Ada"}})).json()
             ended = await eventually(client, f"{path}/executions/{accepted['id']}", {"success", "error"})
             assert (ended["status"], "Ada" in ended["outputPayload"]) == ("success", True)
-            assert (await client.get("/health/ready")).json()["checks"] == {"database": "ok", "migrations": "ok"}
+            assert (await client.get("/health/ready")).json()["checks"] == {
+                "database": "ok",
+                "migrations": "ok",
+                "engine": "ok",
+            }
             assert (await client.get(f"{API}/flows")).json()["total"] == 1
 
 

@@ -283,4 +283,5 @@ class TestDeleteFlow:
             assert (await client.delete(path_of(flow))).status_code == 204
         assert any(statement.startswith("DELETE FROM executions") for statement in statements)
         reads = [statement for statement in statements if statement.startswith("SELECT")]
-        assert not any("FROM executions" in read or "FROM triggers" in read for read in reads)
+        assert not any("FROM triggers" in read for read in reads)
+        assert all(read.startswith("SELECT count(") for read in reads if "FROM executions" in read)

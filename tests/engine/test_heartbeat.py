@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
@@ -32,6 +33,12 @@ def quick(live_settings: Settings) -> Settings:
 async def beat_at(database: Database) -> datetime | None:
     async with database.sessions() as session:
         return await session.scalar(sa.select(WorkerRecord.beat_at))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110  # nothing tells us
+            await asyncio.sleep(0.01)
 
 
 async def later_beat(database: Database, before: datetime | None) -> datetime | None:
@@ -88,7 +95,7 @@ async def test_the_work_of_a_silent_worker_is_taken_over(live_database: Database
     await living.start()
     await dead.start()
     await take(live_database, execution, "w-dead")
-    take_over = TakeOver(quick, live_database)
+    take_over = TakeOver(quick, live_database, living)
     assert await take_over.take_over() == 0
     await dead.end()
     assert await take_over.take_over() == 1
@@ -97,6 +104,24 @@ async def test_the_work_of_a_silent_worker_is_taken_over(live_database: Database
     async with live_database.sessions() as session:
         assert (await session.get_one(ExecutionRecord, execution.id)).takeovers == 1
     await living.end()
+
+
+async def test_after_a_silence_of_all_nobody_is_taken_for_dead_at_once(
+    live_database: Database, quick: Settings
+) -> None:
+    """As when the database was away: who comes back first must not take what the others are at."""
+    heartbeat = Heartbeat(quick, live_database, "w-1")
+    await heartbeat.start()
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE workers RENAME TO elsewhere"))
+    await until(lambda: not heartbeat.may_judge)
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE elsewhere RENAME TO workers"))
+    back = time.monotonic()
+    await until(lambda: heartbeat.is_fresh)
+    await until(lambda: heartbeat.may_judge)
+    assert time.monotonic() - back >= quick.dead_after_seconds
+    await heartbeat.end()
 
 
 async def test_another_process_hears_of_work_at_once(live_database: Database, live_settings: Settings) -> None:

@@ -14,7 +14,7 @@ from bloxserver.engine.journal import Journal
 from bloxserver.engine.records import Texts, step_row
 from bloxserver.engine.steps import Message, Step
 from bloxserver.services.checkpoints import Checkpoint
-from bloxserver.services.claims import TakenExecution
+from bloxserver.services.claims import TakenExecution, release_all
 from bloxserver.services.leases import LeaseLost
 from tests.engine.taking import claim
 from tests.factories import create_execution, create_flow, create_user
@@ -78,6 +78,21 @@ async def test_a_lost_lease_is_told_to_its_execution_alone(live_database: Databa
     assert results[2:] == [None] * (NUMBER - 2)
     assert await statuses(live_database) == {"success": NUMBER - 2, "cancelled": 1, "running": 1}
     assert await count_steps(live_database) == NUMBER - 2
+
+
+async def test_an_older_hold_of_the_same_worker_writes_nothing(live_database: Database) -> None:
+    old = (await taken(live_database))[0]
+    async with live_database.transaction() as session:
+        await release_all(session)
+    async with live_database.transaction() as session:
+        new = next(execution for execution in await claim(session) if execution.id == old.id)
+    journal = Journal(live_database)
+    holds = ((old, "old"), (new, "new"), (old, "older"))
+    saves = [journal.save(checkpoint(held, listener)) for held, listener in holds]
+    results = await asyncio.gather(*saves, return_exceptions=True)
+    assert [type(result) for result in results] == [LeaseLost, type(None), LeaseLost]
+    async with live_database.sessions() as session:
+        assert list(await session.scalars(sa.select(ExecutionStepRecord.listener))) == ["new"]
 
 
 async def test_one_that_the_database_refuses_keeps_no_other_from_being_kept(live_database: Database) -> None:

@@ -19,6 +19,7 @@ from bloxserver.api.models.tables import (
 )
 from bloxserver.api.models.types import now
 from bloxserver.engine.engine import Engine
+from bloxserver.engine.heartbeat import Heartbeat
 from bloxserver.engine.retention import Retention
 from bloxserver.engine.schedules import fire_due_schedules
 from bloxserver.engine.takeover import TakeOver
@@ -152,9 +153,12 @@ async def test_take_overs_and_what_is_given_up(
         flow = await create_flow(session, user, organism_yaml=CHAIN)
         execution = await create_execution(session, flow)
     await take(live_database, execution, "w-dead")
+    living = Heartbeat(live_settings, live_database, "w-living")
+    await living.start()
     with counted("bloxserver_takeovers_total") as taken:
-        assert await TakeOver(live_settings, live_database).take_over() == 1
+        assert await TakeOver(live_settings, live_database, living).take_over() == 1
     assert taken.number == 1
+    await living.end()
     async with live_database.transaction() as session:
         await session.execute(sa.update(ExecutionRecord).values(takeovers=11))
     ended = {"status": "error", "trigger": "manual"}

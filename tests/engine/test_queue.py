@@ -180,7 +180,7 @@ class TestReleases:
         await executions(session, flow, 2)
         known, unknown = await claim(session, "w-1")
         other = await create_execution(session, flow, lease=uuid4(), worker_id="w-2")
-        assert await release_unknown(session, "w-1", {known.id}) == 1
+        assert await release_unknown(session, "w-1", {known.hold, (unknown.id, uuid4())}) == 1
         left = {row.id: row.lease for row in await session.scalars(sa.select(ExecutionRecord))}
         await session.commit()
         assert left[unknown.id] is None
