@@ -135,8 +135,10 @@ async def _work(settings: Settings) -> None:
     from bloxserver.api.probes import served_probes
     from bloxserver.engine.engine import Engine
     from bloxserver.log import configure_logging
+    from bloxserver.tracing import start_tracing, stop_tracing
 
     configure_logging(level=settings.log_level, as_json=settings.is_production)
+    start_tracing(settings)
     await prepare_database(settings, database)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -148,6 +150,7 @@ async def _work(settings: Settings) -> None:
         await stopped.wait()
         await engine.stop()
     await database.dispose()
+    await stop_tracing()
 
 
 @app.command()

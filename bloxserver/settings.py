@@ -150,6 +150,12 @@ class Settings(BaseSettings):
     metrics_token: OptionalSecret = Field(
         None, description="Bearer token with which /metrics is read; unset, there is no /metrics."
     )
+    otel_exporter_otlp_endpoint: OptionalText = Field(
+        None, description="Where traces are sent to by OTLP over HTTP, like http://collector:4318; unset, none are."
+    )
+    otel_exporter_otlp_traces_endpoint: OptionalText = Field(
+        None, description="The whole address for traces, where it is not OTEL_EXPORTER_OTLP_ENDPOINT/v1/traces."
+    )
 
     redis_url: OptionalText = Field(None, description="Accepted for compatibility; nothing uses Redis.")
     stripe_secret_key: OptionalSecret = Field(None, description="Secret key of the Stripe account.")
@@ -167,7 +173,7 @@ class Settings(BaseSettings):
     def _async_driver(cls, value: str) -> str:
         return normalised_database_url(value).render_as_string(hide_password=False)
 
-    @field_validator("clerk_issuer", "webhook_base_url", "llm_base_url")
+    @field_validator("clerk_issuer", "webhook_base_url", "llm_base_url", "otel_exporter_otlp_endpoint")
     @classmethod
     def _no_trailing_slash(cls, value: str | None) -> str | None:
         return value.rstrip("/") if value else value
@@ -185,6 +191,12 @@ class Settings(BaseSettings):
     @property
     def uses_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite")
+
+    @property
+    def otlp_traces_endpoint(self) -> str | None:
+        """Where traces are sent to; None where they are not."""
+        base = self.otel_exporter_otlp_endpoint
+        return self.otel_exporter_otlp_traces_endpoint or (f"{base}/v1/traces" if base else None)
 
     @property
     def encryption_keys(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from bloxserver.engine.engine import Engine
 from bloxserver.errors import SettingsError
 from bloxserver.log import configure_logging
 from bloxserver.settings import Settings, get_settings
+from bloxserver.tracing import start_tracing, stop_tracing
 
 log = structlog.stdlib.get_logger("bloxserver")
 
@@ -67,6 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings.check_startup()
     get_registry()  # a package with a block that cannot be used keeps the server from starting, not flows
     _warn(settings)
+    start_tracing(settings)
     database = models_database.database
     await prepare_database(settings, database)
     engine = Engine(settings, database, works=settings.run_worker)
@@ -79,6 +81,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.stop()
         app.state.engine = None
         await database.dispose()
+        await stop_tracing()
 
 
 async def prepare_database(settings: Settings, database: Database) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,11 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bloxserver import metrics
+from bloxserver import metrics, tracing
 from bloxserver.api.errors import unexpected_error_response
 from bloxserver.api.models.database import read_only_request
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX
 from bloxserver.settings import get_settings
+from bloxserver.tracing import NO_SPAN, Span
 
 log = structlog.stdlib.get_logger("bloxserver.request")
 
@@ -34,6 +36,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+PROBES = ("/health", "/metrics")
 PAGES = ("/docs", "/redoc")
 """Pages for people, which load scripts: they keep their own content policy."""
 
@@ -54,6 +57,13 @@ class RequestContext:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         read_only = read_only_request.set(scope["method"] in READING_METHODS)
+        with _span(scope) as span:
+            try:
+                await self._answer(scope, receive, send, request_id, span)
+            finally:
+                read_only_request.reset(read_only)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str, span: Span) -> None:
         started = time.perf_counter()
         status = 0
 
@@ -71,18 +81,38 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_headers)
         finally:
-            read_only_request.reset(read_only)
             seconds = time.perf_counter() - started
             route = route_template(scope)
-            _count(scope["method"], route, status, seconds)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            _count(method, route, status, seconds)
+            _tell(span, method, route, status)
             log.info(
                 "request", method=scope["method"], route=route, status=status, duration_ms=round(seconds * 1000, 1)
             )
 
 
+def _span(scope: Scope) -> AbstractContextManager[Span]:
+    """A span for the request, of the sender's trace if he names one; probes and scrapes are not worth one."""
+    if scope["path"].startswith(PROBES):
+        return nullcontext(NO_SPAN)
+    traceparent = tracing.read_traceparent(Headers(scope=scope).getlist(tracing.HEADER))
+    return tracing.continued("HTTP", traceparent, {}, "SERVER")
+
+
+def _tell(span: Span, method: str, route: str | None, status: int) -> None:
+    """The path itself stays untold, for it may hold a token."""
+    told: dict[str, str | int] = {"http.request.method": method}
+    if route is not None:
+        told["http.route"] = route
+    if status:
+        told["http.response.status_code"] = status
+    span.note(told, name=f"{method} {route}" if route else method)
+    if status >= 500:
+        span.fail(str(status))
+
+
 def _count(method: str, route: str | None, status: int, seconds: float) -> None:
-    """For the metrics. What a client may choose freely has one label, however often he chooses anew."""
-    method = method if method in METHODS else "other"
+    """For the metrics: what no route knows has one label, however many paths clients invent."""
     route = route or "unmatched"
     metrics.REQUESTS.labels(method, route, status or "aborted").inc()
     metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)

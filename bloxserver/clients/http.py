@@ -21,6 +21,8 @@ import httpx
 from bloxserver.clients.addresses import Network
 from bloxserver.clients.connections import Connections, GuardedBackend, OutgoingRequestError
 from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
+from bloxserver.tracing import HEADER as TRACE_HEADER
+from bloxserver.tracing import current_traceparent
 
 __all__ = ["DEPTH_HEADER", "GuardedClient", "HttpResponse", "OutgoingRequestError", "read_url"]
 
@@ -53,7 +55,7 @@ OWN_HEADERS = frozenset(
 DEPTH_HEADER = "BloxServer-Depth"
 """How many executions stand above a request: a server like this one counts on, and ends circles."""
 # All that another origin is told after a redirect; any other header may be a credential.
-SAFE_HEADERS = frozenset({"accept", "accept-language", DEPTH_HEADER.lower(), "user-agent"})
+SAFE_HEADERS = frozenset({"accept", "accept-language", DEPTH_HEADER.lower(), TRACE_HEADER, "user-agent"})
 CONTENT_HEADERS = frozenset({"content-encoding", "content-language", "content-location", "content-type"})
 
 
@@ -203,6 +205,9 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise OutgoingRequestError("invalid_header", f"the header {name[:100]} may have printable ASCII only")
         if name.lower() not in OWN_HEADERS:
             checked[name.lower()] = value.strip(" \t")
+    traceparent = current_traceparent()
+    if traceparent is not None:
+        checked.setdefault(TRACE_HEADER, traceparent)
     return checked
 
 

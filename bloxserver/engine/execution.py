@@ -24,7 +24,9 @@ from bloxserver.services import leases
 from bloxserver.services.checkpoints import Checkpoint
 from bloxserver.services.claims import TakenExecution
 from bloxserver.services.notices import note_failure
+from bloxserver.tracing import NO_SPAN, continued
 
+FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
 MOST_TAKEOVERS = 10
 """Workers that may die with an execution in a row, without a step that ends, before it is given up."""
 
@@ -49,6 +51,7 @@ class RunningExecution:
         self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
         self._stored = {step.key for step in execution.steps}
         self._on_failure: FailureNotice | None = None
+        self._span = NO_SPAN
         self._sizes = {
             step.key: sum(len(getattr(step, name) or "") for name in LARGE_COLUMNS) for step in execution.steps
         }
@@ -56,6 +59,16 @@ class RunningExecution:
 
     async def run(self) -> None:
         """Go on with the execution until it ends or waits. Raises `LeaseLost`."""
+        execution = self._execution
+        about = {
+            "bloxserver.execution.id": str(execution.id),
+            "bloxserver.flow.id": str(execution.flow_id),
+            "bloxserver.trigger": execution.trigger_type.value,
+        }
+        with continued("execution", execution.trace_parent, about, "CONSUMER") as self._span:
+            await self._run()
+
+    async def _run(self) -> None:
         execution = self._execution
         if execution.takeovers > MOST_TAKEOVERS:
             # Not even its definition is read: that may be what workers die of.
@@ -103,6 +116,7 @@ class RunningExecution:
     async def end(self, status: ExecutionStatus, error: str) -> None:
         """End it with what it could not come beyond."""
         await in_transaction(self._database, lambda session: self._fail(session, status, error))
+        self._tell(status.value)
 
     async def _save(self, change: Change) -> None:
         self._tokens = self._tokens.plus(change.used)
@@ -115,6 +129,19 @@ class RunningExecution:
             case _:
                 await self._save_alone(change, rows)
         self._stored |= {step.message.key for step in change.steps}
+        match change.outcome:
+            case Finished():
+                self._tell(ExecutionStatus.SUCCESS.value)
+            case Failed():
+                self._tell(ExecutionStatus.ERROR.value)
+            case Parked():
+                self._tell("parked")
+
+    def _tell(self, status: str) -> None:
+        """What this run came to, in its span."""
+        self._span.note({"bloxserver.execution.status": status})
+        if status in FAILURES:
+            self._span.fail(status)
 
     def _rows(self, change: Change) -> list[dict[str, Any]]:
         texts = Texts()

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 from pydantic import JsonValue, ValidationError
 
-from bloxserver import metrics
+from bloxserver import metrics, tracing
 from bloxserver.api.models.enums import ExecutionStatus, StepStatus
 from bloxserver.api.models.types import now
 from bloxserver.blocks import templates
@@ -105,8 +105,17 @@ class Attempt:
 async def handle(attempt: Attempt, world: World, conversation: KeptConversation) -> Step:
     """Call the block; its failure, whatever it is, becomes the step's. Raises `LeaseLost`."""
     began = time.perf_counter()
-    step = await _handle(attempt, world, conversation)
     name = attempt.listener.block.name
+    about: dict[str, str | int] = {
+        "bloxserver.step.listener": attempt.listener.name,
+        "bloxserver.step.handler": name,
+        "bloxserver.step.attempt": attempt.number,
+    }
+    with tracing.within(f"step {name}", about) as span:
+        step = await _handle(attempt, world, conversation)
+        span.note({"bloxserver.step.status": step.status.value})
+        if step.error_code is not None:
+            span.fail(step.error_code)
     metrics.STEPS.labels(name, step.status.value).inc()
     metrics.STEP_SECONDS.labels(name).observe(time.perf_counter() - began)
     return step

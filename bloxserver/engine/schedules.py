@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from bloxserver import tracing
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.types import now
 from bloxserver.engine.patience import is_passing
@@ -29,8 +30,10 @@ async def fire_due_schedules(database: Database) -> None:
 async def _fire(database: Database, schedule: DueSchedule) -> None:
     """One that cannot be fired is switched off, so that it keeps no other from firing."""
     try:
-        async with database.transaction() as session:
-            await fire_schedule(session, schedule, now())
+        about = {"bloxserver.flow.id": str(schedule.trigger.flow_id)}
+        with tracing.continued("schedule", None, about):
+            async with database.transaction() as session:
+                await fire_schedule(session, schedule, now())
     except Exception as error:
         if is_passing(error):
             raise

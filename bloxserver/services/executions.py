@@ -21,6 +21,7 @@ from bloxserver.queries.triggers import TriggerRow, read_webhook
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.usage import count_run
 from bloxserver.settings import get_settings
+from bloxserver.tracing import current_traceparent
 
 MAX_TARGET_LENGTH = 255
 """Longer than any listener's name: what is cut here names nobody, as it did before."""
@@ -112,6 +113,7 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
         started_at=now(),
         input_payload=given.payload,
         input_encoding=given.encoding,
+        trace_parent=current_traceparent(),
         **values,
     )
     session.add(execution)
