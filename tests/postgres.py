@@ -14,8 +14,8 @@ from psycopg import sql
 
 
 @contextmanager
-def postgres_server(directory: Path) -> Iterator[sa.URL]:
-    """A running server; processes that name the same directory share it."""
+def postgres_server(directory: Path, *, durable: bool = False) -> Iterator[sa.URL]:
+    """A running server; processes that name the same directory share it. `durable` has it wait for the disk."""
     given = os.environ.get("TEST_POSTGRES_URL")
     if given:
         yield sa.make_url(given)
@@ -26,8 +26,8 @@ def postgres_server(directory: Path) -> Iterator[sa.URL]:
 
         server = get_server(directory, cleanup_mode="delete")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        # Nothing here is to outlive the machine: the server need not wait for the disk.
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+        # Nothing of a test is to outlive the machine: the server need not wait for the disk.
+        for setting in () if durable else ("fsync", "synchronous_commit", "full_page_writes"):
             connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
         connection.execute("SELECT pg_reload_conf()")
     try:

@@ -1,0 +1,102 @@
+"""The product's own processes, started as an operator starts them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from benchmarks import processor_time
+
+READY_SECONDS = 60
+STOP_SECONDS = 60
+KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
+"""What of this process's environment is passed on: no setting comes in unasked."""
+
+
+class Process:
+    """A running `bloxserver` command."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, str], *arguments: str) -> None:
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        self.log = directory / "processes.log"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", "bloxserver", *arguments],
+                env=environment | {"LOG_LEVEL": "WARNING"} | dict(settings),
+                cwd=directory,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def cpu_seconds(self) -> float | None:
+        """What it has used so far."""
+        return processor_time.of_process(self.pid)
+
+    def require_running(self) -> None:
+        """Raise `RuntimeError` with the end of its log where it has ended."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"ended early: {self.log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
+
+    async def stop(self) -> None:
+        """Ask it to end, and wait; kill it where it does not."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(self._process.wait, STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+
+@asynccontextmanager
+async def running(directory: Path, settings: Mapping[str, str], *arguments: str) -> AsyncIterator[Process]:
+    """A process for the length of the block."""
+    process = Process(directory, settings, *arguments)
+    try:
+        yield process
+    finally:
+        await process.stop()
+
+
+@asynccontextmanager
+async def serving(
+    directory: Path, settings: Mapping[str, str], *arguments: str
+) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
+    """`bloxserver serve`, ready, and a client for it."""
+    port = _free_port()
+    async with (
+        running(directory, settings, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments) as process,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        async with asyncio.timeout(READY_SECONDS):
+            while not await _is_ready(client):
+                process.require_running()
+                await asyncio.sleep(0.1)
+        yield process, client
+
+
+async def _is_ready(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/health/ready")).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
