@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver import __version__
 from bloxserver.api.models.database import Database
@@ -19,6 +19,7 @@ from tests.api.test_health import EVERY_WAY, unreachable
 from tests.clerk import changed_settings
 from tests.counters import counted
 from tests.factories import create_execution, create_flow
+from tests.statements import count_statements
 
 __all__ = ["unreachable"]
 
@@ -134,6 +135,13 @@ class TestDatabase:
         assert ("bloxserver_queue_executions", (("state", "waiting"), ("tier", "enterprise"))) in samples
         assert ("bloxserver_workers_alive", ()) in samples
 
+    async def test_a_scrape_costs_three_statements(
+        self, client: httpx.AsyncClient, database_engine: AsyncEngine
+    ) -> None:
+        with count_statements(database_engine) as statements:
+            await scrape(client)
+        assert len(statements) == 3
+
     @covers("metrics.without-database")
     @EVERY_WAY
     async def test_without_the_database_the_rest_is_there(self, client: httpx.AsyncClient, unreachable: None) -> None:
@@ -141,7 +149,7 @@ class TestDatabase:
         assert samples["bloxserver_database_up", ()] == 0
         names = {name for name, _ in samples}
         assert not {name for name in names if name.startswith(("bloxserver_queue", "bloxserver_workers"))}
-        assert "bloxserver_http_requests_total" in names
+        assert "bloxserver_build_info" in names
         assert "bloxserver_database_pool_size" in names
 
 
@@ -150,6 +158,8 @@ async def test_the_document_names_every_metric(client: httpx.AsyncClient, token:
     told = {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if not name.startswith("process_")}
     rows = re.findall(r"^\| `(bloxserver_\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(rows) == sorted(told)
+    named = set(re.findall(r"\bbloxserver_\w+", DOCUMENT.read_text(encoding="utf-8")))
+    assert {name.removesuffix("_bucket") for name in named} == told
 
 
 class TestPool:

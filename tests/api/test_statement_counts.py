@@ -65,6 +65,7 @@ COSTS = {
     "webhook": Cost(3, "POST", "/webhooks/{token}", 200, {"a": "b"}),
     "unknown webhook": Cost(1, "POST", "/webhooks/{token}-", 404),
     "test of a webhook": Cost(1, "GET", "/webhooks/{token}/test"),
+    "metrics without a token": Cost(0, "GET", "/metrics", 404),
     "liveness": Cost(0, "GET", "/health/live"),
     "no such route": Cost(0, "GET", "/api/v1/nothing", 404),
     "malformed id": Cost(1, "GET", "/api/v1/flows/x", 422),
