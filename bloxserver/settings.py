@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     sql_echo: bool = Field(False, description="Log every SQL statement, without its values.")
     database_pool_size: int = Field(10, ge=1, le=1000, description="Connections kept to PostgreSQL by a process.")
     database_pool_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a connection before 503.")
+    database_statement_timeout_seconds: float = Field(
+        30, ge=1, le=3_600, description="Longest time that PostgreSQL may take for a statement."
+    )
 
     clerk_issuer: OptionalText = Field(
         None, description="Issuer of the Clerk tokens, like https://x.clerk.accounts.dev."

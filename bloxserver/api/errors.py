@@ -110,7 +110,7 @@ def _of_database(error: Exception) -> BloxError | None:
         return Conflict("conflict", "The change conflicts with what is stored")
     if (
         state[:2] in ("08", "40", "53", "57")
-        or state == "55P03"
+        or state in ("25P03", "55P03")
         or isinstance(error, PoolTimeoutError | OSError)
         or isinstance(getattr(error, "orig", None), OSError)
         or (

@@ -43,7 +43,7 @@ def run(connection: sa.Connection) -> None:
 
 
 async def run_alone() -> None:
-    async with database.engine.connect() as connection:
+    async with database.patient_connection() as connection:
         await connection.run_sync(run)
         await connection.commit()
 

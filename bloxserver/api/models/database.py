@@ -5,30 +5,29 @@ One request or one step of the engine is one transaction; only `get_db` and `Dat
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
 
 from bloxserver import metrics
-from bloxserver.api.models import migrate
+from bloxserver.api.models import migrate, postgres
 from bloxserver.api.models.base import Base
 from bloxserver.settings import Settings, get_settings
 
 __all__ = ["Base", "Database", "async_session_maker", "engine", "get_db", "get_db_context", "init_db"]
 
 SQLITE_BUSY_TIMEOUT_SECONDS = 15
-POSTGRES_LOCK_TIMEOUT_MS = 5_000
-POSTGRES_STATEMENT_TIMEOUT_MS = 30_000
+DISPOSE_SECONDS = 10
 WRITING, READING = "writing", "reading"
 """Names of pools. On PostgreSQL one serves for both."""
 _WRITING_ENGINE = "bloxserver_writing_engine"
@@ -67,6 +66,7 @@ class Database:
     """Engines and session makers. `sessions` may write; `reading_sessions` do not wait for a writer on SQLite."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.engine = _create_engine(settings)
         self._reading_engine = self.engine
         if settings.uses_sqlite and not _is_in_memory(settings):
@@ -88,9 +88,11 @@ class Database:
         return {str(pool.logging_name): pool for pool in pools if isinstance(pool, QueuePool)}
 
     async def dispose(self) -> None:
-        """Close all connections."""
-        await self.engine.dispose()
-        await self._reading_engine.dispose()
+        """Close all connections; those to a server that does not answer are given up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DISPOSE_SECONDS):
+                await self.engine.dispose()
+                await self._reading_engine.dispose()
 
     @asynccontextmanager
     async def transaction(self, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
@@ -109,9 +111,20 @@ class Database:
 
     async def migrate(self) -> None:
         """Bring the schema to the newest revision."""
-        async with self.engine.connect() as connection:
+        async with self.patient_connection() as connection:
             await connection.run_sync(migrate.upgrade)
             await connection.commit()
+
+    @asynccontextmanager
+    async def patient_connection(self) -> AsyncIterator[AsyncConnection]:
+        """One whose statements may take their time, as an index on a large table does."""
+        engine = self.engine if self._settings.uses_sqlite else _create_postgres_engine(self._settings, patient=True)
+        try:
+            async with engine.connect() as connection:
+                yield connection
+        finally:
+            if engine is not self.engine:
+                await engine.dispose()
 
     def on_commit(self, wake: Callable[[frozenset[Work]], None]) -> Callable[[], None]:
         """Call `wake` after each commit that left work for the engine, with its kinds; returns what ends that."""
@@ -165,7 +178,8 @@ def _create_engine(settings: Settings) -> AsyncEngine:
     return _create_postgres_engine(settings)
 
 
-def _create_postgres_engine(settings: Settings) -> AsyncEngine:
+def _create_postgres_engine(settings: Settings, *, patient: bool = False) -> AsyncEngine:
+    """`patient` ones let statements take their time."""
     engine = create_async_engine(
         settings.database_url,
         echo=settings.sql_echo,
@@ -175,24 +189,9 @@ def _create_postgres_engine(settings: Settings) -> AsyncEngine:
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=settings.database_pool_timeout_seconds,
-        connect_args={
-            "timeout": 5,
-            "server_settings": {
-                "application_name": "bloxserver",
-                "timezone": "UTC",
-                "jit": "off",  # compiling a statement takes longer than any of ours
-                "lock_timeout": str(POSTGRES_LOCK_TIMEOUT_MS),
-                "statement_timeout": str(POSTGRES_STATEMENT_TIMEOUT_MS),
-            },
-        },
+        connect_args=postgres.connect_args(None if patient else settings.database_statement_timeout_seconds),
     )
-
-    def refuse_closed(connection: Any, record: object, proxy: object) -> None:
-        # The driver has seen the server go. To ask the server before each transaction costs three round trips.
-        if connection.driver_connection.is_closed():
-            raise DisconnectionError
-
-    event.listen(engine.sync_engine, "checkout", refuse_closed)
+    postgres.watch_connections(engine)
     return engine
 
 

@@ -1,0 +1,216 @@
+"""PostgreSQL behind a network that swallows what is sent, and clients that the server hears no more of."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.main import app
+from bloxserver.api.models import database as models_database
+from bloxserver.api.models import postgres as postgres_connections
+from bloxserver.api.models.database import Database, get_db
+from bloxserver.api.models.tables import UserRecord
+from bloxserver.engine.patience import in_transaction, is_passing
+from bloxserver.settings import Settings
+from tests.conftest import api_client
+from tests.network_proxy import NetworkProxy, network_proxy
+from tests.postgres import postgres_database
+
+DEADLINE_SECONDS = 15
+STATEMENT_SECONDS = 1
+"""After which, and a margin, a server that says nothing is given up."""
+
+
+@pytest.fixture
+async def proxy(postgres: sa.URL, migrated_postgres: str, worker_id: str) -> AsyncIterator[NetworkProxy]:
+    """Before an empty database."""
+    with postgres_database(postgres, f"silent_{worker_id}", template=migrated_postgres) as url:
+        async with network_proxy(url) as proxy:
+            yield proxy
+
+
+@pytest.fixture
+def settings(proxy: NetworkProxy) -> Settings:
+    return Settings(
+        database_url=proxy.url,
+        database_pool_size=3,
+        database_pool_timeout_seconds=1,
+        database_statement_timeout_seconds=STATEMENT_SECONDS,
+    )
+
+
+@pytest.fixture
+async def database(settings: Settings, proxy: NetworkProxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    monkeypatch.setattr(postgres_connections, "MARGIN_SECONDS", 0.2)
+    database = Database(settings)
+    yield database
+    proxy.heal()
+    await database.dispose()
+
+
+async def failure(work: Awaitable[object]) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        await work
+    return caught.value
+
+
+async def number(database: Database, wanted: int) -> int | None:
+    async with database.transaction() as session:
+        return await session.scalar(sa.select(sa.literal(wanted)))
+
+
+async def test_a_server_that_says_nothing_is_given_up_and_the_connection_with_it(
+    proxy: NetworkProxy, settings: Settings
+) -> None:
+    """Once: nobody waits for the end of the transaction as well, or for the farewell."""
+    database = Database(settings)
+    assert await number(database, 1) == 1
+    proxy.fall_silent()
+    async with asyncio.timeout(STATEMENT_SECONDS + postgres_connections.MARGIN_SECONDS + 1.5):
+        error = await failure(number(database, 2))
+    assert is_passing(error), error
+    proxy.heal()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert [await number(database, wanted) for wanted in (3, 4, 5)] == [3, 4, 5], "no late answer to another"
+    await database.dispose()
+
+
+async def test_and_so_are_the_others_of_its_age(database: Database, proxy: NetworkProxy) -> None:
+    """Where another server has taken the address over, say, they would each be waited for."""
+    await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
+    proxy.strand()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert is_passing(await failure(number(database, 3)))
+        assert [await number(database, wanted) for wanted in range(9)] == list(range(9))
+
+
+async def test_a_commit_that_nobody_answers_is_given_up_too(database: Database, proxy: NetworkProxy) -> None:
+    async def write() -> None:
+        async with database.transaction() as session:
+            session.add(UserRecord(clerk_id="a"))
+            await session.flush()
+            proxy.fall_silent()
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        error = await failure(write())
+    assert is_passing(error), error
+
+
+async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Database, proxy: NetworkProxy) -> None:
+    await number(database, 1)
+    proxy.fall_silent()
+    waiting = asyncio.create_task(in_transaction(database, lambda session: session.scalar(sa.select(sa.literal(7)))))
+    await asyncio.wait({waiting}, timeout=STATEMENT_SECONDS + postgres_connections.MARGIN_SECONDS + 1)
+    assert not waiting.done()
+    proxy.heal()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert await waiting == 7
+
+
+async def test_requests_are_answered_in_time(database: Database, proxy: NetworkProxy) -> None:
+    """More of them than there are connections."""
+
+    async def override() -> AsyncIterator[AsyncSession]:
+        async with database.request_transaction() as session:
+            yield session
+
+    app.dependency_overrides[get_db] = override
+    try:
+        async with api_client() as client:
+            assert (await client.get("/api/v1/flows")).status_code == 200
+            proxy.fall_silent()
+            requests = [client.get("/api/v1/flows") for _ in range(6)]
+            requests += [client.post("/webhooks/unknown"), client.get("/health/ready")]
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                answers = await asyncio.gather(*requests)
+            assert {answer.status_code for answer in answers} == {503}
+            assert all(answer.headers["Retry-After"] for answer in answers)
+            assert {answer.json()["code"] for answer in answers[:-1]} == {"database_unavailable"}
+            proxy.heal()
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                assert (await client.get("/api/v1/flows")).status_code == 200
+    finally:
+        app.dependency_overrides.clear()
+
+
+async def test_connections_are_closed_without_an_answer(
+    database: Database, proxy: NetworkProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_database, "DISPOSE_SECONDS", 0.2)
+    await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
+    proxy.fall_silent()
+    async with asyncio.timeout(STATEMENT_SECONDS):
+        await database.dispose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such options")
+async def test_the_system_watches_what_was_sent(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        of_system = driver._transport.get_extra_info("socket")
+        assert of_system.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert of_system.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+        assert of_system.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+
+
+async def test_a_client_that_falls_silent_in_a_transaction_keeps_no_locks(
+    proxy: NetworkProxy, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like a process that is frozen; when it comes back, its transaction is gone, and it begins anew."""
+    patient = Database(settings)
+    monkeypatch.setattr(postgres_connections, "IDLE_SECONDS", 0.3)
+    frozen = Database(settings)
+    user = UserRecord(clerk_id="a")
+    async with patient.transaction() as session:
+        session.add(user)
+    row = sa.select(UserRecord.clerk_id).where(UserRecord.id == user.id).with_for_update()
+
+    async def lock(database: Database) -> str | None:
+        async with database.transaction() as session:
+            return await session.scalar(row)
+
+    others: list[str | None] = []
+
+    async def come_back_late() -> None:
+        async with frozen.transaction() as session:
+            assert await session.scalar(row) == "a"
+            others.append(await lock(patient))
+            await session.execute(sa.select(1))
+
+    error = await failure(come_back_late())
+    assert is_passing(error), error
+    assert others == ["a"], "the lock was free before its owner came back"
+    assert await lock(frozen) == "a"
+    for database in (patient, frozen):
+        await database.dispose()
+
+
+SLOW_ONCE = """
+CREATE SEQUENCE tables_made;
+CREATE FUNCTION be_slow() RETURNS event_trigger LANGUAGE plpgsql AS
+$$BEGIN IF nextval('tables_made') = 1 THEN PERFORM pg_sleep(1.3); END IF; END$$;
+CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION be_slow();
+"""
+
+
+async def test_a_migration_may_take_longer_than_a_statement(
+    postgres: sa.URL, worker_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_connections, "MARGIN_SECONDS", 0.1)
+    with postgres_database(postgres, f"slow_{worker_id}") as url:
+        database = Database(Settings(database_url=url, database_statement_timeout_seconds=STATEMENT_SECONDS))
+        async with database.engine.begin() as connection:
+            for statement in SLOW_ONCE.strip().split(";\n"):
+                await connection.exec_driver_sql(statement)
+        await database.migrate()
+        assert await number(database, 1) == 1
+        async with database.engine.connect() as connection:
+            assert await connection.scalar(sa.text("SELECT last_value > 1 FROM tables_made")) is True
+        await database.dispose()
