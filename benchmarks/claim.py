@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from uuid import uuid4
 
 from benchmarks.figures import Figure, spread
 from benchmarks.installation import Installation, Laboratory
 from benchmarks.sizes import Sizes
 from benchmarks.workload import accept_backlog, create_flows
+from bloxserver.api.models.types import now
 from bloxserver.engine.claimer import concurrency_by_tier
 from bloxserver.services.claims import claim_executions
 from bloxserver.settings import Settings
@@ -17,17 +19,25 @@ FEW = 100
 
 
 async def measure(laboratory: Laboratory, kind: str, sizes: Sizes) -> list[Figure]:
-    """One claim of a worker whose places are all free."""
+    """One claim of a worker whose places are all free, with one more backlog each time."""
     async with laboratory.installation(kind) as installation:
         flows = await create_flows(installation, sizes.users)
         await accept_backlog(installation, flows, FEW)
-        few, taken_of_few = await _claims(installation, sizes.claims)
+        figures = [await _figure(installation, f"a claim, {FEW} executions of {sizes.users} users wait", sizes)]
         await accept_backlog(installation, flows[:1], sizes.queued)
-        many, taken_of_many = await _claims(installation, sizes.claims)
-    return [
-        Figure("claim", kind, f"a claim with {FEW} executions waiting, {taken_of_few} taken", spread(few)),
-        Figure("claim", kind, f"with {sizes.queued} more of one user, {taken_of_many} taken", spread(many)),
-    ]
+        figures.append(await _figure(installation, f"and {sizes.queued} more of one user", sizes))
+        await accept_backlog(installation, flows[:1], sizes.queued, resume_at=now() + timedelta(days=1))
+        figures.append(await _figure(installation, f"and {sizes.queued} that are parked until tomorrow", sizes))
+        many = await create_flows(installation, sizes.many_users)
+        await accept_backlog(installation, many, sizes.queued)
+        more = f"and {sizes.queued} more of {sizes.many_users} users"
+        figures.append(await _figure(installation, more, sizes))
+    return figures
+
+
+async def _figure(installation: Installation, what: str, sizes: Sizes) -> Figure:
+    milliseconds, taken = await _claims(installation, sizes.claims)
+    return Figure("claim", installation.kind, f"{what}: {taken} taken", spread(milliseconds))
 
 
 async def _claims(installation: Installation, number: int) -> tuple[list[float], int]:

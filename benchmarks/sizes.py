@@ -19,6 +19,7 @@ class Sizes:
     flood: int = 10_000
     others: int = 20
     queued: int = 50_000
+    many_users: int = 1_000
     claims: int = 20
     bare: int = 5_000
 
@@ -34,6 +35,7 @@ SMALL = Sizes(
     flood=30,
     others=3,
     queued=50,
+    many_users=10,
     claims=2,
     bare=30,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -65,8 +66,10 @@ async def create_flows(
     return [Flow(flow["id"], trigger["webhook_token"]) for flow, trigger in zip(flows, triggers, strict=True)]
 
 
-async def accept_backlog(installation: Installation, flows: Sequence[Flow], count: int) -> None:
-    """Accept so many executions, flow by flow in turn, as the API leaves them."""
+async def accept_backlog(
+    installation: Installation, flows: Sequence[Flow], count: int, *, resume_at: datetime | None = None
+) -> None:
+    """Accept so many executions, flow by flow in turn, as the API leaves them; or parked, to go on at that time."""
     for start in range(0, count, BATCH):
         rows = [
             {
@@ -75,6 +78,7 @@ async def accept_backlog(installation: Installation, flows: Sequence[Flow], coun
                 "trigger_type": TriggerType.MANUAL,
                 "started_at": now(),
                 "input_payload": INPUT,
+                "resume_at": resume_at,
             }
             for number in range(start, min(start + BATCH, count))
         ]
