@@ -159,10 +159,11 @@ class TestDocuments:
         assert {document.resolve() for document in DOCUMENTS} - reached == set()
 
     @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-    def test_members_in_camel_case_are_those_of_the_api(self, document: Path) -> None:
+    def test_members_in_camel_case_are_those_of_the_api_or_of_the_manifests(self, document: Path) -> None:
+        manifests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("deploy/kubernetes/*.yaml"))
         schemas = app.openapi()["components"]["schemas"].values()
         members = {name for schema in schemas for name in schema.get("properties", {})}
-        known = members | set(FUNCTIONS)
+        known = members | set(FUNCTIONS) | set(re.findall(r"(\w+):", manifests))
         words = words_of_code(document.read_text(encoding="utf-8"))
         named = {word for word in words if re.fullmatch("[a-z]+([A-Z][a-z]+)+", word)}
         assert named - known == set()

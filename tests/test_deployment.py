@@ -1,0 +1,172 @@
+"""What the repository ships for running it: Compose files, manifests and the proxy fit the program and each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from bloxserver.cli import app
+from bloxserver.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+KUBERNETES = ROOT / "deploy/kubernetes"
+SETTINGS = {name.upper() for name in Settings.model_fields if name != "problems"}
+MARGIN_SECONDS = 20
+"""What docs/deployment.md asks for beyond `DRAIN_SECONDS`."""
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """Knows `!reset`, with which one Compose file takes away what another says."""
+
+
+ComposeLoader.add_constructor("!reset", lambda loader, node: None)
+
+
+def compose(name: str) -> dict[str, Any]:
+    services: dict[str, Any] = yaml.load((ROOT / name).read_text(), ComposeLoader)["services"]  # noqa: S506
+    return services
+
+
+def of_kind(kind: str) -> dict[str, Any]:
+    """The manifests of a kind, by name."""
+    return {each["metadata"]["name"]: each for each in manifests() if each["kind"] == kind}
+
+
+def manifests() -> Iterator[dict[str, Any]]:
+    for path in sorted(KUBERNETES.glob("*.yaml")):
+        yield from yaml.safe_load_all(path.read_text())
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    """The specs of pods, by what they are for."""
+    workloads = {**of_kind("Deployment"), **of_kind("Job")}
+    return {name.removeprefix("bloxserver-"): each["spec"]["template"]["spec"] for name, each in workloads.items()}
+
+
+def container(pod: dict[str, Any]) -> dict[str, Any]:
+    [only] = pod["containers"]
+    return dict(only)
+
+
+def seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+def options_of(command: list[str]) -> tuple[set[str], set[str]]:
+    """The options that a command line of ours gives, and those that the program has there."""
+    program, name, *given = command
+    assert program == "bloxserver"
+    known = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+    return set(given), {option for parameter in known for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+class TestCommands:
+    @pytest.mark.parametrize("name", ["api", "worker", "migrate"])
+    def test_exist(self, name: str) -> None:
+        for command in (compose("docker-compose.yml")[name]["command"], container(pods()[name])["command"]):
+            given, known = options_of(command)
+            assert given <= known
+
+
+class TestCompose:
+    def test_the_overlay_changes_services_that_are_there(self) -> None:
+        added = set(compose("docker-compose.replicas.yml")) - set(compose("docker-compose.yml"))
+        assert added == {"proxy"}
+
+    def test_replicas_publish_no_port_that_only_one_could_have(self) -> None:
+        services = compose("docker-compose.replicas.yml")
+        repeated = {name for name, service in services.items() if service.get("deploy", {}).get("replicas", 1) > 1}
+        assert repeated == {"api", "worker"}
+        assert services["api"]["ports"] is None
+        assert "ports" not in compose("docker-compose.yml")["worker"]
+
+    def test_containers_have_the_time_to_end(self) -> None:
+        services = compose("docker-compose.yml")
+        drain = Settings.model_fields["drain_seconds"].default
+        for name in ("api", "worker"):
+            assert "DRAIN_SECONDS" not in services[name]["environment"]
+            assert seconds(services[name]["stop_grace_period"]) >= drain + MARGIN_SECONDS
+
+    def test_the_proxy_is_given_its_configuration_and_asks_for_what_is_there(self) -> None:
+        [mount] = compose("docker-compose.replicas.yml")["proxy"]["volumes"]
+        text = (ROOT / mount.partition(":")[0]).read_text()
+        assert "option httpchk GET /health/ready" in text
+        assert re.findall(r"server-template \S+ \d+ (\S+)", text) == ["api:8000"]
+        [server] = re.findall(r"timeout server (\d+)s", text)
+        assert int(server) > 60, "longer than ?wait may take"
+
+
+class TestKubernetes:
+    def test_all_files_but_the_optional_ones_are_applied_together(self) -> None:
+        listed = set(yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["resources"])
+        optional = {"kustomization.yaml", "secret.example.yaml", "autoscaling.yaml"}
+        assert listed == {path.name for path in KUBERNETES.glob("*.yaml")} - optional
+
+    def test_variables_are_settings(self) -> None:
+        given = {*of_kind("ConfigMap")["bloxserver"]["data"], *of_kind("Secret")["bloxserver"]["stringData"]}
+        assert given <= SETTINGS
+        assert {"DATABASE_URL", "API_KEY_ENCRYPTION_KEY", "CLERK_ISSUER", "WEBHOOK_BASE_URL"} <= given
+
+    def test_values_are_what_settings_take(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+        secret = of_kind("Secret")["bloxserver"]["stringData"] | {"API_KEY_ENCRYPTION_KEY": "0123456789abcdef" * 2}
+        for name, value in {**of_kind("ConfigMap")["bloxserver"]["data"], **secret}.items():
+            assert isinstance(value, str), name
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("ENV", "production")
+        monkeypatch.setenv("ENABLE_DOCS", "false")
+        Settings(_env_file=None).check_startup()
+
+    @pytest.mark.parametrize("name", ["api", "worker", "migrate"])
+    def test_pods_have_settings_and_secrets_and_no_more_rights_than_they_need(self, name: str) -> None:
+        pod = pods()[name]
+        only = container(pod)
+        assert only["envFrom"] == [{"configMapRef": {"name": "bloxserver"}}, {"secretRef": {"name": "bloxserver"}}]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert f"USER {pod['securityContext']['runAsUser']}:" in (ROOT / "Dockerfile").read_text()
+        assert only["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in only["resources"]["limits"]
+
+    @pytest.mark.parametrize(("name", "setting"), [("api", "PORT"), ("worker", "WORKER_PORT")])
+    def test_probes_ask_where_the_image_listens(self, name: str, setting: str) -> None:
+        only = container(pods()[name])
+        [port] = only["ports"]
+        assert f" {setting}={port['containerPort']}" in (ROOT / "Dockerfile").read_text()
+        probes = {kind: only[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")}
+        assert {kind: probe["path"] for kind, probe in probes.items()} == {
+            "startup": "/health/live",
+            "readiness": "/health/ready",
+            "liveness": "/health/live",
+        }
+        assert {probe["port"] for probe in probes.values()} == {port["name"]}
+
+    @pytest.mark.parametrize("name", ["api", "worker"])
+    def test_pods_have_the_time_to_end(self, name: str) -> None:
+        pod = pods()[name]
+        drain = int(of_kind("ConfigMap")["bloxserver"]["data"]["DRAIN_SECONDS"])
+        pause = container(pod).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
+        assert pod["terminationGracePeriodSeconds"] >= int(pause[-1]) + drain + MARGIN_SECONDS
+
+    def test_selectors_find_their_pods(self) -> None:
+        deployments = of_kind("Deployment")
+        labels = {name: each["spec"]["template"]["metadata"]["labels"] for name, each in deployments.items()}
+        for name, deployment in deployments.items():
+            assert deployment["spec"]["selector"]["matchLabels"] == labels[name]
+            assert of_kind("PodDisruptionBudget")[name]["spec"]["selector"]["matchLabels"] == labels[name]
+        assert of_kind("Service")["bloxserver"]["spec"]["selector"] == labels["bloxserver-api"]
+        assert {each["spec"]["scaleTargetRef"]["name"] for each in of_kind("HorizontalPodAutoscaler").values()} == set(
+            deployments
+        )
