@@ -21,6 +21,7 @@ from bloxserver.api.models.database import (
     Base,
     Database,
     Work,
+    after_commit,
     begin_writing,
     get_db,
     read_only_request,
@@ -342,3 +343,18 @@ class TestWaking:
         unlisten()
         await other.dispose()
         assert seen == []
+
+
+async def test_what_is_to_follow_a_commit_follows_only_that(live_database: Database) -> None:
+    called: list[str] = []
+    async with live_database.transaction() as session:
+        async with session.begin_nested():
+            after_commit(session, lambda: called.append("kept"))
+        assert called == []
+    assert called == ["kept"]
+    async with live_database.transaction(read_only=True) as session:
+        await session.execute(sa.select(1))
+        after_commit(session, lambda: called.append("undone"))
+        await begin_writing(session)
+        await session.execute(sa.select(1))
+    assert called == ["kept"]
