@@ -60,6 +60,8 @@ async def served_probes(settings: Settings, engine: WorkingEngine) -> AsyncItera
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
     with _listener(settings.worker_host, settings.worker_port) as listener:
+        # asyncio leaves it to a socket that it has not made: head and body of an answer would wait for each other.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port, *_ = listener.getsockname()
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
