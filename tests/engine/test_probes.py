@@ -74,7 +74,6 @@ async def test_one_whose_heart_does_not_beat_is_not_ready(live_settings: Setting
     engine = Engine(slow, live_database, works=True)
     async with probing(engine, live_database) as client:
         await engine.start()
-        assert (await readiness(client))[0] == 200
         (error,) = await until(client, 503)
         assert error == "engine: the heartbeat cannot be stored: other workers take this one for dead"
         await engine.stop()
