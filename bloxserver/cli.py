@@ -74,14 +74,16 @@ def serve(
         os.environ["WEBHOOK_BASE_URL"] = f"http://{shown}:{port}/webhooks"
     get_settings.cache_clear()
 
-    import uvicorn
+    from uvicorn import Config
+
+    from bloxserver.api.server import Server
 
     lock = _lock(settings)
     if settings.is_production:
         _run(_check_schema(settings))
     # uvicorn raises the signal that stopped it once more when all is done: an orderly end is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.run(
+    config = Config(
         "bloxserver.api.main:app",
         host=host,
         port=port,
@@ -91,6 +93,7 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=DRAIN_MARGIN_SECONDS,
     )
+    Server(config).run_or_exit()
     if lock is not None:
         lock.close()
 
