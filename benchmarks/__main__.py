@@ -60,9 +60,11 @@ def main(
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         raise typer.BadParameter(f"no such benchmark: {', '.join(unknown)}")
     settings = dict(pair.split("=", 1) for pair in setting or [])
+    load = _load()
     with laboratory(KINDS[database], settings) as place:
         figures = asyncio.run(_measure(place, chosen, SMALL if small else Sizes()))
-    typer.echo(f"{_machine()}{''.join(f', {name}={value}' for name, value in settings.items())}\n\n{table(figures)}")
+    shown = [_machine(), f"load average before {load}, after {_load()}", *(setting or [])]
+    typer.echo(f"{'; '.join(shown)}\n\n{table(figures)}")
 
 
 async def _measure(place: Laboratory, names: list[str], sizes: Sizes) -> list[Figure]:
@@ -82,6 +84,11 @@ def _machine() -> str:
         f"{os.cpu_count()} cores shared by all processes, {platform.system()} {platform.machine()}, "
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     )
+
+
+def _load() -> str:
+    """Of the last minute: what else goes on at the machine is in every figure."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ class Sizes:
     backlog: int = 4_000
     """Executions of the throughput and of the scaling benchmark."""
     users: int = 12
+    rounds: int = 3
+    """Of the scaling benchmark: a run with one worker, and one with two."""
     idle_settle_seconds: float = 5
     idle_seconds: float = 20
     waiting: int = 1_000
@@ -28,6 +30,7 @@ SMALL = Sizes(
     latency_samples=3,
     backlog=24,
     users=4,
+    rounds=1,
     idle_settle_seconds=0.1,
     idle_seconds=0.2,
     waiting=5,
