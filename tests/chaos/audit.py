@@ -1,0 +1,79 @@
+"""Triggers in the database under test: they note ends, and changes of what must not change, whoever makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.api.models.database import Database
+
+TABLE = "CREATE TABLE chaos_audit (kind VARCHAR(32), execution_id CHAR(36), detail TEXT)"
+
+
+def _changed(*columns: str) -> str:
+    return "(" + " OR ".join(f"NEW.{column} IS DISTINCT FROM OLD.{column}" for column in columns) + ")"
+
+
+END = _changed("status", "completed_at", "duration_ms", "output_payload", "error_message")
+ANSWER = _changed("status", "output_payload", "error_code", "completed_at")
+"""Storing the same once more is no change: a worker whose commit got no answer does."""
+
+RULES: dict[str, tuple[str, str, str, str]] = {
+    "end": ("executions", "OLD.status = 'running' AND NEW.status <> 'running'", "NEW.id", "NEW.status"),
+    "changed after its end": ("executions", f"OLD.status <> 'running' AND {END}", "NEW.id", "NEW.status"),
+    "changed finished step": (
+        "execution_steps",
+        f"OLD.status = 'success' AND {ANSWER}",
+        "NEW.execution_id",
+        "NEW.listener",
+    ),
+    "take-over": ("executions", "NEW.takeovers > OLD.takeovers", "NEW.id", "'dead worker'"),
+}
+"""By kind: the table, when an update of it is noted, the execution, and what is told of it."""
+
+
+async def install_audit(database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(sa.text(TABLE))
+        dialect = session.get_bind().dialect.name
+        for number, kind in enumerate(RULES):
+            for statement in _on_postgresql(kind, number) if dialect == "postgresql" else _on_sqlite(kind, number):
+                await session.execute(sa.text(statement))
+
+
+def _insert(kind: str) -> str:
+    _, _, execution_id, detail = RULES[kind]
+    return f"INSERT INTO chaos_audit VALUES ('{kind}', {execution_id}, {detail})"  # noqa: S608
+
+
+def _on_sqlite(kind: str, number: int) -> list[str]:
+    table, condition, _, _ = RULES[kind]
+    return [
+        f"CREATE TRIGGER chaos_{number} AFTER UPDATE ON {table} WHEN {condition} BEGIN {_insert(kind)}; END",
+    ]
+
+
+def _on_postgresql(kind: str, number: int) -> list[str]:
+    table, condition, _, _ = RULES[kind]
+    return [
+        f"CREATE FUNCTION chaos_note_{number}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN {_insert(kind)}; RETURN NULL; END $$",
+        f"CREATE TRIGGER chaos_{number} AFTER UPDATE ON {table} FOR EACH ROW WHEN ({condition}) "
+        f"EXECUTE FUNCTION chaos_note_{number}()",
+    ]
+
+
+@dataclass(frozen=True)
+class Noted:
+    kind: str
+    execution_id: UUID
+    detail: str
+
+
+async def read_audit(session: AsyncSession) -> Sequence[Noted]:
+    rows = await session.execute(sa.text("SELECT kind, execution_id, detail FROM chaos_audit"))
+    return [Noted(kind, UUID(execution_id.strip()), detail) for kind, execution_id, detail in rows]
