@@ -231,7 +231,9 @@ class ExecutionRecord(Base):
 
     id: Mapped[Id]
     flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
-    flow_version_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("flow_versions.id", ondelete="SET NULL"))
+    flow_version_id: Mapped[uuid.UUID | None] = mapped_column(
+        sa.ForeignKey("flow_versions.id", ondelete="SET NULL"), index=True
+    )
     """The definition that it runs; null means the flow's current one."""
     flow_version: Mapped[int | None]
     """That version's number."""
