@@ -205,10 +205,10 @@ async def _status(settings: Settings, *, as_json: bool) -> None:
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
 ) -> None:
-    """Delete executions that need not be kept any longer, as workers do every hour.
+    """Delete executions and versions that need not be kept any longer, as workers do every hour.
 
-    EXECUTION_RETENTION_DAYS and EXECUTION_RETENTION_PER_FLOW say which. Safe to end at any time and to run again, also
-    while servers run.
+    EXECUTION_RETENTION_DAYS, EXECUTION_RETENTION_PER_FLOW and FLOW_VERSION_RETENTION say which. Safe to end at any time
+    and to run again, also while servers run.
     """
     _run(_prune(_readable_settings(), dry_run=dry_run))
 
@@ -219,7 +219,8 @@ async def _prune(settings: Settings, *, dry_run: bool) -> None:
 
     pruned = await Retention(settings, database).prune(dry_run=dry_run)
     await database.dispose()
-    typer.echo(f"{'would be deleted' if dry_run else 'deleted'}: {pruned.executions} executions, {pruned.steps} steps")
+    verb = "would be deleted" if dry_run else "deleted"
+    typer.echo(f"{verb}: {pruned.executions} executions, {pruned.steps} steps, {pruned.versions} versions")
     if pruned.left_to_another:
         typer.echo("another process is deleting at this moment: the rest is left to it")
 

@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     execution_retention_per_flow: int = Field(
         0, ge=0, description="Ended executions that a flow keeps, the newest; 0 keeps all."
     )
+    flow_version_retention: int = Field(
+        100, ge=0, description="Versions that a flow keeps besides those that are in use; 0 keeps all."
+    )
 
     llm_provider: Annotated[Literal["openai", "anthropic"] | None, BeforeValidator(_blank_as_none)] = Field(
         None, description="Which API the language models speak; unset, it follows from LLM_BASE_URL and LLM_MODEL."

@@ -137,9 +137,9 @@ async def test_prune_says_what_it_deletes(live_settings: Settings, live_database
             ended = {"status": ExecutionStatus.SUCCESS, "started_at": moment, "completed_at": moment}
             await create_step(session, await create_execution(session, flow, **ended))
     for arguments, told in (
-        (["--dry-run"], "would be deleted: 2 executions, 2 steps"),
-        ([], "deleted: 2 executions, 2 steps"),
-        ([], "deleted: 0 executions, 0 steps"),
+        (["--dry-run"], "would be deleted: 2 executions, 2 steps, 0 versions"),
+        ([], "deleted: 2 executions, 2 steps, 0 versions"),
+        ([], "deleted: 0 executions, 0 steps, 0 versions"),
     ):
         done = await asyncio.to_thread(bloxserver, "prune", *arguments, DATABASE_URL=live_settings.database_url)
         assert (done.returncode, done.stdout) == (0, f"{told}\n"), done.stderr
@@ -158,7 +158,7 @@ async def test_prune_leaves_it_to_another_process(
         await session.execute(sa.select(sa.func.pg_advisory_xact_lock(PRUNE_LOCK)))
         done = await asyncio.to_thread(bloxserver, "prune", DATABASE_URL=live_settings.database_url)
     assert done.stdout.splitlines() == [
-        "deleted: 0 executions, 0 steps",
+        "deleted: 0 executions, 0 steps, 0 versions",
         "another process is deleting at this moment: the rest is left to it",
     ]
 

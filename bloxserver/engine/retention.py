@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import sqlalchemy as sa
 import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver import metrics
 from bloxserver.api.models.database import Database
@@ -20,15 +23,18 @@ from bloxserver.queries.retention import (
     FlowExcess,
     Limits,
     Position,
+    count_spare_versions,
     count_steps,
     read_excess,
     read_expired,
     read_step_sizes,
 )
-from bloxserver.services.retention import Pruned, PrunedElsewhere, batches_of, delete_batch
+from bloxserver.services.retention import Pruned, PrunedElsewhere, batches_of, delete_batch, delete_versions
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.retention")
+
+Delete = Callable[[AsyncSession], Awaitable[Pruned]]
 
 INTERVAL_SECONDS = 3600.0
 FIRST_PAUSE_SECONDS = 60.0
@@ -68,8 +74,8 @@ class Retention:
             pause = self._interval_seconds
             try:
                 pruned = await self.prune()
-                if pruned.executions or pruned.steps:
-                    log.info("pruned", executions=pruned.executions, steps=pruned.steps)
+                if pruned.rows:
+                    log.info("pruned", **asdict(pruned))
             except Exception as error:
                 log.warning("pruning failed", error=type(error).__name__, exc_info=error)
                 pause = min(self._first_pause_seconds, self._interval_seconds)
@@ -80,7 +86,8 @@ class Retention:
         limits = await self._limits()
         async for flow in self._flows(limits):
             try:
-                await self._prune_flow(flow, limits, pruned, dry_run=dry_run)
+                await self._prune_executions(flow, limits, pruned, dry_run=dry_run)
+                await self._prune_versions(flow, limits, pruned, dry_run=dry_run)
             except PrunedElsewhere:
                 pruned.left_to_another = True
                 break
@@ -93,10 +100,15 @@ class Retention:
 
     async def _limits(self) -> Limits:
         """By the database's clock: one machine whose clock is wrong must not cost anybody his executions."""
-        days, per_flow = self._settings.execution_retention_days, self._settings.execution_retention_per_flow
+        days = self._settings.execution_retention_days
         async with self._database.transaction(read_only=True) as session:
             moment = (await session.execute(sa.select(database_now()))).scalar_one()
-        return Limits(since=moment - timedelta(days=days) if days else None, per_flow=per_flow or None)
+        return Limits(
+            moment=moment,
+            since=moment - timedelta(days=days) if days else None,
+            per_flow=self._settings.execution_retention_per_flow or None,
+            versions=self._settings.flow_version_retention or None,
+        )
 
     async def _flows(self, limits: Limits) -> AsyncIterator[FlowExcess]:
         """All flows that have more than has to be kept."""
@@ -105,13 +117,13 @@ class Retention:
             async with self._database.transaction(read_only=True) as session:
                 flows = await read_excess(session, limits, after, FLOWS)
             for flow in flows:
-                if flow.has_old or flow.newest_surplus is not None:
+                if flow.has_excess:
                     yield flow
             if len(flows) < FLOWS:
                 return
             after = flows[-1].flow_id
 
-    async def _prune_flow(self, flow: FlowExcess, limits: Limits, pruned: Pruned, *, dry_run: bool) -> None:
+    async def _prune_executions(self, flow: FlowExcess, limits: Limits, pruned: Pruned, *, dry_run: bool) -> None:
         after: Position | None = None
         while True:
             async with self._database.transaction(read_only=True) as session:
@@ -133,13 +145,29 @@ class Retention:
                 steps = await read_step_sizes(session, left, STEPS)
             complete, before = len(steps) < STEPS, pruned.rows
             for batch in batches_of(left.values(), steps, complete=complete):
-                async with self._database.transaction() as session:
-                    deleted = await delete_batch(session, batch)
-                pruned.add(deleted)
-                metrics.RETENTION_DELETED.labels("executions").inc(deleted.executions)
-                metrics.RETENTION_DELETED.labels("steps").inc(deleted.steps)
+                await self._delete_in_transaction(partial(delete_batch, batch=batch), pruned)
                 for execution_id in batch.execution_ids:
                     del left[execution_id]
-                await asyncio.sleep(self._pace_seconds)
             if complete or pruned.rows == before:
                 return
+
+    async def _prune_versions(self, flow: FlowExcess, limits: Limits, pruned: Pruned, *, dry_run: bool) -> None:
+        if flow.newest_surplus_version is None:
+            return
+        if dry_run:
+            async with self._database.transaction(read_only=True) as session:
+                pruned.versions += await count_spare_versions(session, flow, limits)
+            return
+        delete = partial(delete_versions, flow=flow, limits=limits)
+        while await self._delete_in_transaction(delete, pruned):
+            pass
+
+    async def _delete_in_transaction(self, delete: Delete, pruned: Pruned) -> int:
+        """The rows that were deleted."""
+        async with self._database.transaction() as session:
+            deleted = await delete(session)
+        pruned.add(deleted)
+        for what in ("executions", "steps", "versions"):
+            metrics.RETENTION_DELETED.labels(what).inc(getattr(deleted, what))
+        await asyncio.sleep(self._pace_seconds)
+        return deleted.rows

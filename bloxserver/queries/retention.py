@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -18,21 +18,33 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.sql import expression
 
 from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FailureNoticeRecord, FlowRecord
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStepRecord,
+    FailureNoticeRecord,
+    FlowRecord,
+    FlowVersionRecord,
+)
 from bloxserver.api.models.types import UtcDateTime
 
 PLACE = (ExecutionRecord.started_at, ExecutionRecord.id)
+SETTLED = timedelta(minutes=1)
+"""Longer than any request takes."""
 ENDED = ExecutionRecord.status != ExecutionStatus.RUNNING
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is kept of executions that have ended; None keeps all."""
+    """What is kept at least; None keeps all."""
 
+    moment: datetime
+    """Now, by the database's clock."""
     since: datetime | None
-    """Those that began or ended later."""
+    """Executions that began or ended later."""
     per_flow: int | None
-    """So many of a flow, the newest as lists show them."""
+    """So many ended executions of a flow, the newest as lists show them."""
+    versions: int | None
+    """So many versions of a flow, the newest."""
 
 
 class Position(NamedTuple):
@@ -64,6 +76,12 @@ class FlowExcess(NamedTuple):
     has_old: bool
     newest_surplus: UUID | None
     """The execution that comes next after those that are kept by their number."""
+    newest_surplus_version: int | None
+    """The number of the version that comes next after those that are kept."""
+
+    @property
+    def has_excess(self) -> bool:
+        return self.has_old or self.newest_surplus is not None or self.newest_surplus_version is not None
 
 
 async def read_excess(session: AsyncSession, limits: Limits, after: UUID | None, limit: int) -> list[FlowExcess]:
@@ -72,7 +90,16 @@ async def read_excess(session: AsyncSession, limits: Limits, after: UUID | None,
     old, surplus = ended.order_by(*PLACE), ended.order_by(*(column.desc() for column in PLACE))
     old = old.where(_is_before(limits.since)) if limits.since else old.where(sa.false())
     surplus = surplus.offset(limits.per_flow) if limits.per_flow is not None else surplus.where(sa.false())
-    flows = sa.select(FlowRecord.id, old.limit(1).scalar_subquery().is_not(None), surplus.limit(1).scalar_subquery())
+    number = FlowVersionRecord.number
+    version = sa.select(number).where(FlowVersionRecord.flow_id == FlowRecord.id).correlate(FlowRecord)
+    version = version.order_by(number.desc())
+    version = version.offset(limits.versions) if limits.versions is not None else version.where(sa.false())
+    flows = sa.select(
+        FlowRecord.id,
+        old.limit(1).scalar_subquery().is_not(None),
+        surplus.limit(1).scalar_subquery(),
+        version.limit(1).scalar_subquery(),
+    )
     if after is not None:
         flows = flows.where(FlowRecord.id > after)
     rows = await session.execute(flows.order_by(FlowRecord.id).limit(limit))
@@ -153,6 +180,33 @@ async def count_steps(session: AsyncSession, execution_ids: Collection[UUID]) ->
     """How many steps these executions have."""
     count = sa.select(sa.func.count()).select_from(ExecutionStepRecord)
     return await session.scalar(count.where(ExecutionStepRecord.execution_id.in_(execution_ids))) or 0
+
+
+def spare_versions(flow: FlowExcess, limits: Limits) -> sa.Select[UUID]:
+    """Versions of the flow that may go: not armed, not the latest, and run by no execution that is there.
+
+    None where the flow was changed just now: what was armed before may still be run by a request that has read it.
+    """
+    version = FlowVersionRecord
+    ran = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_version_id == version.id).limit(1)
+    return (
+        sa.select(version.id)
+        .join(FlowRecord, FlowRecord.id == version.flow_id)
+        .where(
+            version.flow_id == flow.flow_id,
+            version.number <= flow.newest_surplus_version,
+            version.id.is_distinct_from(FlowRecord.active_version_id),
+            version.number.is_distinct_from(FlowRecord.latest_version),
+            FlowRecord.updated_at < limits.moment - SETTLED,
+            ran.scalar_subquery().is_(None),
+        )
+        .order_by(version.number)
+    )
+
+
+async def count_spare_versions(session: AsyncSession, flow: FlowExcess, limits: Limits) -> int:
+    spare = spare_versions(flow, limits).order_by(None).subquery()
+    return await session.scalar(sa.select(sa.func.count()).select_from(spare)) or 0
 
 
 def _size(*columns: Any) -> sa.Label[int]:

@@ -10,14 +10,16 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
-from bloxserver.queries.retention import ENDED, Expired, StepSize
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowVersionRecord
+from bloxserver.queries.retention import ENDED, Expired, FlowExcess, Limits, StepSize, spare_versions
 
 PRUNE_LOCK = 0x626C6F78_707275
 """Advisory lock: one process deletes at a time."""
 MOST_ROWS = 500
 MOST_BYTES = 8 * 1024 * 1024
 """What one transaction deletes of rows, and of payloads unless it is a single row."""
+MOST_VERSIONS = 10
+"""A definition may be as large as a request."""
 
 
 class PrunedElsewhere(Exception):
@@ -79,16 +81,18 @@ class Pruned:
 
     executions: int = 0
     steps: int = 0
+    versions: int = 0
     left_to_another: bool = False
     """Whether another process was found to be at it, which does the rest."""
 
     @property
     def rows(self) -> int:
-        return self.executions + self.steps
+        return self.executions + self.steps + self.versions
 
     def add(self, other: Pruned) -> None:
         self.executions += other.executions
         self.steps += other.steps
+        self.versions += other.versions
 
 
 async def delete_batch(session: AsyncSession, batch: Batch) -> Pruned:
@@ -110,6 +114,19 @@ async def delete_batch(session: AsyncSession, batch: Batch) -> Pruned:
     # What else hangs on an execution goes by the foreign keys.
     executions = await _delete(session, ExecutionRecord, [one for one in batch.execution_ids if one in held])
     return Pruned(executions=executions, steps=steps)
+
+
+async def delete_versions(session: AsyncSession, flow: FlowExcess, limits: Limits) -> Pruned:
+    """Delete `MOST_VERSIONS` of the flow's versions that may go, or what there is of them; raises `PrunedElsewhere`."""
+    await take_turn(session)
+    spare = spare_versions(flow, limits).limit(MOST_VERSIONS)
+    deleted = await session.execute(
+        sa.delete(FlowVersionRecord)
+        .where(FlowVersionRecord.id.in_(spare))
+        .returning(FlowVersionRecord.id)
+        .execution_options(synchronize_session=False)
+    )
+    return Pruned(versions=len(deleted.all()))
 
 
 async def _delete(

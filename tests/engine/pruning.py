@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, UserRecord
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, FlowVersionRecord, UserRecord
 from bloxserver.api.models.types import now
 from bloxserver.engine.retention import Retention
 from bloxserver.services.retention import Pruned
@@ -39,12 +39,16 @@ class World:
             self.user = await create_user(session)
             self.flow = await create_flow(session, self.user)
 
-    def retention(self, days: int = 0, per_flow: int = 0, **pauses: float) -> Retention:
-        changes = {"execution_retention_days": days, "execution_retention_per_flow": per_flow}
+    def retention(self, days: int = 0, per_flow: int = 0, versions: int = 0, **pauses: float) -> Retention:
+        changes = {
+            "execution_retention_days": days,
+            "execution_retention_per_flow": per_flow,
+            "flow_version_retention": versions,
+        }
         return Retention(self.settings.model_copy(update=changes), self.database, **{"pace_seconds": 0.0, **pauses})
 
-    async def prune(self, days: int = 0, per_flow: int = 0) -> Pruned:
-        return await self.retention(days, per_flow).prune()
+    async def prune(self, days: int = 0, per_flow: int = 0, versions: int = 0) -> Pruned:
+        return await self.retention(days, per_flow, versions).prune()
 
     async def execution(self, days: float = 0, *, flow: FlowRecord | None = None, **values: Any) -> UUID:
         """One that began and ended so many days ago, unless told otherwise."""
@@ -58,6 +62,23 @@ class World:
         async with self.database.sessions() as session:
             trigger = await create_trigger(session, await create_flow(session, self.user))
         return f"/webhooks/{trigger.webhook_token}"
+
+    async def add_versions(
+        self, numbers: Iterable[int], *, flow: FlowRecord | None = None, **changes: Any
+    ) -> list[UUID]:
+        """Versions of a flow that was changed an hour ago, the last of them its latest."""
+        flow_id = (flow or self.flow).id
+        versions = [FlowVersionRecord(flow_id=flow_id, number=number, organism_yaml="x") for number in numbers]
+        values = {"latest_version": versions[-1].number, "updated_at": now() - timedelta(hours=1)} | changes
+        async with self.database.transaction() as session:
+            session.add_all(versions)
+            await session.execute(sa.update(FlowRecord).where(FlowRecord.id == flow_id).values(values))
+        return [version.id for version in versions]
+
+    async def versions(self) -> list[int]:
+        async with self.database.transaction(read_only=True) as session:
+            numbers = await session.scalars(sa.select(FlowVersionRecord.number).order_by(FlowVersionRecord.number))
+            return list(numbers)
 
     async def add_steps(self, execution_id: UUID, number: int, size: int = 10) -> None:
         """With answers of so many bytes that no database compresses."""

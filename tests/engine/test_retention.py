@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import httpx
@@ -14,6 +15,7 @@ from bloxserver.api.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
     FailureNoticeRecord,
+    FlowRecord,
     UserRecord,
 )
 from bloxserver.api.models.types import now
@@ -174,3 +176,57 @@ class TestWhatOthersNeed:
         await world.prune(days=30)
         assert await world.left() == set()
         assert free != held
+
+
+class TestVersions:
+    async def test_the_newest_stay(self, world: World) -> None:
+        async with world.database.sessions() as session:
+            other = await create_flow(session, world.user)
+        await world.add_versions(range(1, 31))
+        await world.add_versions([101, 102], flow=other)
+        assert await world.retention(versions=5).prune(dry_run=True) == Pruned(versions=25)
+        assert await world.prune(versions=5) == Pruned(versions=25)
+        assert await world.versions() == [26, 27, 28, 29, 30, 101, 102]
+        assert await world.prune(versions=0) == Pruned()
+
+    async def test_and_those_that_are_in_use(self, world: World) -> None:
+        """The one that was armed, the latest, and what an execution ran, or runs."""
+        ids = await world.add_versions(range(1, 11))
+        await world.add_versions([11], active_version_id=ids[2], active_version=3, latest_version=5)
+        await world.execution(1, flow_version_id=ids[5], flow_version=6)
+        await world.execution(1, flow_version_id=ids[6], flow_version=7, status=ExecutionStatus.RUNNING)
+        assert await world.prune(versions=2) == Pruned(versions=5)
+        assert await world.versions() == [3, 5, 6, 7, 10, 11]
+
+    async def test_one_goes_with_the_last_execution_that_ran_it(self, world: World) -> None:
+        ids = await world.add_versions(range(1, 4))
+        for number in (0, 0, 1):
+            await world.execution(40, flow_version_id=ids[number])
+        kept = await world.execution(1, flow_version_id=ids[1])
+        assert await world.prune(days=30, versions=1) == Pruned(executions=3, versions=1)
+        assert (await world.left(), await world.versions()) == ({kept}, [2, 3])
+
+    async def test_a_flow_that_was_changed_just_now_is_left_alone(self, world: World) -> None:
+        """A request that has read what was armed until then may be about to store an execution of it."""
+        await world.add_versions(range(1, 4), updated_at=now() - timedelta(seconds=30))
+        assert await world.prune(versions=1) == Pruned()
+        await world.add_versions([4])
+        assert await world.prune(versions=1) == Pruned(versions=3)
+
+    async def test_what_is_gone_is_not_found(self, world: World, live_client: httpx.AsyncClient) -> None:
+        created = (await live_client.post("/api/v1/flows", json={"name": "A flow"})).json()
+        path = f"/api/v1/flows/{created['id']}"
+        for number in range(3):
+            changed = await live_client.patch(path, json={"canvasState": {"nodes": [], "edges": [], "number": number}})
+            assert changed.json()["latestVersion"] == number + 2
+        async with world.database.transaction() as session:
+            await session.execute(sa.update(FlowRecord).values(updated_at=now() - timedelta(hours=1)))
+        assert await world.prune(versions=2) == Pruned(versions=2)
+        versions = (await live_client.get(f"{path}/versions")).json()
+        assert ([version["number"] for version in versions["items"]], versions["total"]) == ([4, 3], 2)
+        for answer in (
+            await live_client.get(f"{path}/versions/1"),
+            await live_client.post(f"{path}/versions/1/restore"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (404, "version_not_found")
+        assert (await live_client.patch(path, json={"organismYaml": "new"})).json()["latestVersion"] == 5

@@ -17,7 +17,13 @@ from structlog.testing import capture_logs
 
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import ExecutionStatus, NoticeChannel
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FailureNoticeRecord, FlowRecord
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStepRecord,
+    FailureNoticeRecord,
+    FlowRecord,
+    FlowVersionRecord,
+)
 from bloxserver.api.models.types import new_id, now
 from bloxserver.engine.retention import EXECUTIONS, FLOWS, STEPS
 from bloxserver.queries.retention import read_step_sizes
@@ -229,6 +235,7 @@ async def test_nothing_reads_a_whole_table(world: World) -> None:
     await world.execution(50, parent_id=running, parent_key="a:1")
     for _ in range(3):
         await world.add_steps(await world.execution(40), 3)
+    await world.add_versions(range(1, 30))
     engine, seen = world.database.engine.sync_engine, {}
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
@@ -238,12 +245,15 @@ async def test_nothing_reads_a_whole_table(world: World) -> None:
     engines = {engine, world.database.reading_sessions.kw["bind"].sync_engine}
     for each in engines:
         event.listen(each, "before_cursor_execute", note)
-    assert (await world.prune(days=30, per_flow=2)).executions == 3 + OTHERS * (EXECUTIONS_OF_OTHERS - 2)
-    await world.retention(30, 2).prune(dry_run=True)
+    pruned = await world.prune(days=30, per_flow=2, versions=5)
+    assert (pruned.executions, pruned.versions) == (3 + OTHERS * (EXECUTIONS_OF_OTHERS - 2), 24)
+    await world.add_versions(range(30, 40))
+    await world.execution(40)
+    await world.retention(30, 2, 5).prune(dry_run=True)
     for each in engines:
         event.remove(each, "before_cursor_execute", note)
     tables = {table for statement in seen for table in re.findall(r"(?:FROM|JOIN) (\w+)", statement)}
-    assert {"flows", "executions", "execution_steps", "failure_notices"} <= tables
+    assert {"flows", "flow_versions", "executions", "execution_steps", "failure_notices"} <= tables
     for statement, parameters in seen.items():
         plan = await explained(world.database, statement, parameters)
         assert not re.search(r"Seq Scan|SCAN (?!flows USING)|TEMP B-TREE", plan), f"{statement}\n{plan}"
@@ -254,14 +264,22 @@ EXECUTIONS_OF_OTHERS = 20
 
 
 async def fill(world: World) -> None:
-    """With young executions of other flows, of two steps and a notice each."""
+    """With young executions of other flows, of a version, two steps and a notice each."""
     moment = now()
     async with world.database.transaction() as session:
         flows = [{"id": new_id(), "user_id": world.user.id, "name": "A"} for _ in range(OTHERS)]
         await session.execute(sa.insert(FlowRecord), flows)
         values = {"trigger_type": "manual", "status": SUCCESS, "started_at": moment, "completed_at": moment}
+        numbers = range(EXECUTIONS_OF_OTHERS)
+        versions = [
+            {"id": new_id(), "flow_id": flow["id"], "number": number, "organism_yaml": "x"}
+            for flow in flows
+            for number in numbers
+        ]
+        await session.execute(sa.insert(FlowVersionRecord), versions)
         executions = [
-            {"id": new_id(), "flow_id": flow["id"], **values} for flow in flows for _ in range(EXECUTIONS_OF_OTHERS)
+            {"id": new_id(), "flow_id": version["flow_id"], "flow_version_id": version["id"], **values}
+            for version in versions
         ]
         await session.execute(sa.insert(ExecutionRecord), executions)
         steps = [
