@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.chaos.evidence import longest_pause
 from tests.chaos.load import Load
@@ -17,6 +18,9 @@ from tests.chaos.report import Report
 from tests.chaos.stage import every_tenth, stage
 from tests.chaos.waiting import until
 
+PATIENCE_SECONDS = 120
+LONGEST_MOMENT = 0.2
+
 
 @dataclass
 class Killer:
@@ -24,8 +28,8 @@ class Killer:
 
     installation: Installation
     chance: random.Random
-    pauses: tuple[float, float]
-    """Shortest and longest time between two kills, in seconds."""
+    every: int
+    """Executions that are accepted between two kills, on average."""
     kills: list[float] = field(default_factory=list)
     in_mid_accept: int = 0
     _restarts: list[asyncio.Task[None]] = field(default_factory=list)
@@ -35,8 +39,12 @@ class Killer:
         kinds: list[Sequence[Process]] = [self.installation.replicas]
         if self.installation.workers:
             kinds.append(self.installation.workers)
-        while not load.is_over():
-            await asyncio.sleep(self.chance.uniform(*self.pauses))
+        while True:
+            due = len(load.answers.acknowledged) + self.chance.randint(1, 2 * self.every)
+            await until("executions to be accepted", partial(_has_accepted, load, due), PATIENCE_SECONDS)
+            if load.is_over():
+                break
+            await asyncio.sleep(self.chance.uniform(0, LONGEST_MOMENT))
             victims = [each for each in kinds[len(self.kills) % len(kinds)] if each.is_ready]
             if victims:
                 await self._kill(self.chance.choice(victims), load)
@@ -44,26 +52,38 @@ class Killer:
 
     async def _kill(self, victim: Process, load: Load) -> None:
         if isinstance(victim, Replica):
-            await until("a request to be under way", lambda: _is_asked(victim, load), 60)
+            await until("a request to be under way", lambda: _is_asked(victim, load), PATIENCE_SECONDS)
             await asyncio.sleep(self.chance.uniform(0, 0.01))  # anywhere in the request
             self.in_mid_accept += victim.under_way > 0
         self.kills.append(time.monotonic())
         await victim.kill()
         self._restarts.append(asyncio.create_task(victim.restart()))
 
+    async def close(self) -> None:
+        """For a scenario that has failed."""
+        for restart in self._restarts:
+            restart.cancel()
+        await asyncio.gather(*self._restarts, return_exceptions=True)
+
+
+async def _has_accepted(load: Load, count: int) -> bool:
+    return load.is_over() or len(load.answers.acknowledged) >= count
+
 
 async def _is_asked(replica: Replica, load: Load) -> bool:
-    return replica.under_way > 0 or load.is_over()
+    return load.is_over() or replica.under_way > 0
 
 
 async def kill(
     place: Place,
     *,
     executions: int,
+    every: int,
     per_second: float,
-    pauses: tuple[float, float],
     timing: Timing,
     seed: int,
+    replicas: int = 2,
+    workers: int = 2,
 ) -> Report:
     chance = random.Random(seed)
 
@@ -72,11 +92,15 @@ async def kill(
 
     report = Report(f"kill -9 of processes at random, {place.backend}, seed {seed}")
     async with stage(place, timing, hold=hold, fails=every_tenth) as scene:
-        await scene.start(replicas=2, workers=2)
+        await scene.start(replicas, workers)
         load = scene.load(per_second=per_second, count=executions)
-        killer = Killer(scene.installation, chance, pauses)
-        await asyncio.gather(load.finish(executions / per_second * 10 + 60), killer.run(load))
-        report.at_least("kills", len(killer.kills), 2)
+        killer = Killer(scene.installation, chance, every)
+        try:
+            await killer.run(load)
+            await load.finish(PATIENCE_SECONDS)
+        finally:
+            await killer.close()
+        report.at_least("kills", len(killer.kills), 1)
         report.figure("of these in mid-accept", killer.in_mid_accept)
         await scene.judge(report)
         report.figure("longest from a kill to the next progress (s)", longest_pause(scene.recorder, killer.kills))

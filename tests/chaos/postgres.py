@@ -17,7 +17,16 @@ RECOVERY_SECONDS = 30
 
 
 async def postgres(
-    place: Place, *, stops: int, down: float, between: float, per_second: float, timing: Timing, seed: int
+    place: Place,
+    *,
+    stops: int,
+    down: float,
+    between: float,
+    per_second: float,
+    timing: Timing,
+    seed: int,
+    replicas: int = 2,
+    workers: int = 2,
 ) -> Report:
     """It is away for `down` seconds, `stops` times, with `between` seconds in which all works."""
     assert place.server is not None
@@ -28,7 +37,7 @@ async def postgres(
 
     report = Report(f"PostgreSQL stopped hard {stops} times, for {down:g} s")
     async with stage(place, timing, hold=hold, fails=every_tenth) as scene:
-        await scene.start(replicas=2, workers=2)
+        await scene.start(replicas, workers)
         load = scene.load(per_second=per_second)
         accepts: list[float] = []
         works: list[float] = []

@@ -16,7 +16,9 @@ SHORT_STEP_SECONDS = 0.05
 MARGIN_SECONDS = 2
 
 
-async def rolling(place: Place, *, rounds: int, per_second: float, timing: Timing) -> Report:
+async def rolling(
+    place: Place, *, rounds: int, per_second: float, timing: Timing, replicas: int = 2, workers: int = 2
+) -> Report:
     async def hold(call: Call) -> None:
         # some steps do not end while their worker drains, and are handed over in the middle
         is_long = call.path == "second" and call.number % 10 == 3
@@ -24,7 +26,7 @@ async def rolling(place: Place, *, rounds: int, per_second: float, timing: Timin
 
     report = Report(f"rolling restart, {place.backend}, {per_second:g} requests per second")
     async with stage(place, timing, hold=hold, fails=every_tenth) as scene:
-        await scene.start(replicas=2, workers=2)
+        await scene.start(replicas, workers)
         load = scene.load(per_second=per_second)
         statuses: list[int | None] = []
         took: list[float] = []

@@ -78,7 +78,8 @@ async def schedules_by_the_clock(place: Place, *, schedules: int, minutes: int, 
 async def _start(scene: Stage, schedules: int, cron: str) -> None:
     for _ in range(1 if scene.installation.uses_sqlite else 2):
         scene.installation.add_replica(works=True)
-    await scene.start(0, 0)
+    await scene.installation.start()
+    await scene.start_flow()
     for number in range(schedules):
         config = {"cron": cron, "payload": {"number": number}}
         body = {"type": "schedule", "name": f"schedule {number}", "config": config}
