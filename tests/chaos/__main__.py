@@ -35,7 +35,8 @@ Scenario = Callable[[Place], Coroutine[Any, Any, Report]]
 
 def run(backend: Backend, *scenarios: Scenario) -> bool:
     """Run each on a new database, print what it found, and return whether all was as it must be."""
-    return all([_run(backend, scenario) for scenario in scenarios])
+    found = [_run(backend, scenario) for scenario in scenarios]  # all of them, also after one that failed
+    return all(found)
 
 
 def _run(backend: Backend, scenario: Scenario) -> bool:

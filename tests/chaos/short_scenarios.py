@@ -1,4 +1,7 @@
-"""The scenarios in short, run by name: `pytest tests/chaos/short_scenarios.py`. `make chaos` runs them at length, and prints what they find."""
+"""The scenarios in short, run by name: `pytest tests/chaos/short_scenarios.py`.
+
+`python -m tests.chaos` runs them at length, and prints what they find.
+"""
 
 from __future__ import annotations
 
