@@ -16,7 +16,7 @@ from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.patience import in_transaction
 from bloxserver.engine.pump import Pump
 from bloxserver.engine.records import Texts, json_text, kept_step, payload_of, step_row, storable_text
-from bloxserver.engine.steps import NO_TOKENS, Change, Failed, Finished, Message, Outcome, Parked, Tokens
+from bloxserver.engine.steps import Change, Failed, Finished, Message, Outcome, Parked, Tokens
 from bloxserver.engine.world import ExecutionWorld, Outside
 from bloxserver.organism.model import FailureNotice, Organism, UnknownListener
 from bloxserver.organism.problems import OrganismError
@@ -49,6 +49,8 @@ class RunningExecution:
         self._outside = outside
         self._execution = execution
         self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
+        self._noted = self._tokens
+        """Those of them that are stored."""
         self._stored = {step.key for step in execution.steps}
         self._on_failure: FailureNotice | None = None
         self._span = NO_SPAN
@@ -115,16 +117,21 @@ class RunningExecution:
 
     async def end(self, status: ExecutionStatus, error: str) -> None:
         """End it with what it could not come beyond."""
-        await in_transaction(self._database, lambda session: self._fail(session, status, error))
+
+        async def write(session: AsyncSession) -> None:
+            await self._fail(session, status, error)
+            await self._note_tokens(session)
+
+        await in_transaction(self._database, write)
         self._tell(status.value)
 
     async def _save(self, change: Change) -> None:
         self._tokens = self._tokens.plus(change.used)
         rows = self._rows(change)
         match change.outcome:
-            case None if change.used == NO_TOKENS:
+            case None if self._tokens == self._noted:
                 await self._journal.save(Checkpoint(self._execution, rows))
-            case Finished(output) if change.used == NO_TOKENS and self._execution.parent_id is None:
+            case Finished(output) if self._tokens == self._noted and self._execution.parent_id is None:
                 await self._journal.save(Checkpoint(self._execution, rows, json_text(output)))
             case _:
                 await self._save_alone(change, rows)
@@ -161,11 +168,18 @@ class RunningExecution:
             # First: it is what holds the lease against others.
             await self._write_outcome(session, change.outcome)
             await leases.save_steps(session, rows)
-            if change.used != NO_TOKENS:
-                await leases.note_tokens(session, self._execution, self._tokens)
+            if change.outcome is None and Checkpoint(self._execution, rows).got_further:
+                await leases.forget_takeovers(session, [self._execution.id])
+            await self._note_tokens(session)
 
         await in_transaction(self._database, write)
+        self._noted = self._tokens
         metrics.CHECKPOINT_SIZE.observe(1)
+
+    async def _note_tokens(self, session: AsyncSession) -> None:
+        # Not those of this change alone: the save of one before it may have been broken off.
+        if self._tokens != self._noted:
+            await leases.note_tokens(session, self._execution, self._tokens)
 
     async def _write_outcome(self, session: AsyncSession, outcome: Outcome | None) -> None:
         execution = self._execution

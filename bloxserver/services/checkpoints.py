@@ -13,7 +13,7 @@ from bloxserver.api.models.enums import ExecutionStatus, StepStatus
 from bloxserver.api.models.tables import ExecutionRecord
 from bloxserver.services.claims import Hold, TakenExecution
 from bloxserver.services.endings import end_successes
-from bloxserver.services.leases import save_steps
+from bloxserver.services.leases import forget_takeovers, save_steps
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,7 @@ async def save_checkpoints(session: AsyncSession, checkpoints: Sequence[Checkpoi
         await end_successes(session, ended, triggers)
     progressed = [checkpoint.execution.id for checkpoint in kept if checkpoint.got_further]
     if progressed:
-        await session.execute(
-            sa.update(ExecutionRecord)
-            .where(ExecutionRecord.id.in_(progressed))
-            .values(takeovers=0)
-            .execution_options(synchronize_session=False)
-        )
+        await forget_takeovers(session, progressed)
     return {checkpoint.execution.hold for checkpoint in checkpoints} - held
 
 

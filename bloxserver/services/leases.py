@@ -67,8 +67,22 @@ def _upsert_of_steps(dialect: str) -> sa.Executable:
     new = statement.excluded
     changes: dict[str, Any] = {name: new[name] for name in CHANGING}
     changes["input_payload"] = sa.func.coalesce(new.input_payload, table.c.input_payload)
-    upsert: sa.Executable = statement.on_conflict_do_update(index_elements=["execution_id", "key"], set_=changes)
+    # What was given up in mid-save may be written late, after what came then.
+    newer = new.sequence >= table.c.sequence
+    upsert: sa.Executable = statement.on_conflict_do_update(
+        index_elements=["execution_id", "key"], set_=changes, where=newer
+    )
     return upsert
+
+
+async def forget_takeovers(session: AsyncSession, execution_ids: Collection[UUID]) -> None:
+    """These got further than what workers died with. The caller holds their rows."""
+    await session.execute(
+        sa.update(ExecutionRecord)
+        .where(ExecutionRecord.id.in_(execution_ids))
+        .values(takeovers=0)
+        .execution_options(synchronize_session=False)
+    )
 
 
 async def note_tokens(session: AsyncSession, execution: TakenExecution, total: tuple[int, int]) -> None:
