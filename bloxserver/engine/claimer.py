@@ -36,8 +36,9 @@ class Claimer:
         self._worker = worker
         self._worker_id = worker_id
         self._woken = asyncio.Event()
-        self._unsure = False
-        """Whether executions may have been taken by a commit whose answer was lost."""
+        self._look_back_seconds = settings.dead_after_seconds
+        self._look_back_at = time.monotonic() + self._look_back_seconds
+        """When to see whether a commit whose answer was lost has taken executions; it may be carried out much later."""
 
     def wake(self) -> None:
         """Look now; to be called on the event loop."""
@@ -59,26 +60,27 @@ class Claimer:
             except ClaimedElsewhere:
                 pause = AGAIN_SECONDS
             except Exception as error:
-                self._unsure = True
+                self._look_back_at = 0.0
                 log.warning("no executions can be taken", error=type(error).__name__, exc_info=error)
                 pause = self._sweep_seconds
             await asyncio.sleep(max(0.0, began + PACE_SECONDS - time.monotonic()))
 
     async def _look(self) -> float:
         """Take what is due; returns the seconds until the clock brings more."""
-        if self._unsure:
+        if time.monotonic() >= self._look_back_at:
             async with self._database.transaction() as session:
                 await release_unknown(session, self._worker_id, self._worker.holds)
-            self._unsure = False
+            self._look_back_at = time.monotonic() + self._look_back_seconds
         places = self._worker.free_places()
         if not any(places.values()):
             return self._sweep_seconds
+        before = now()  # what comes due while we look is not to be missed
         for execution in (taken := await self._claim(places)):
             self._worker.begin(execution, self.wake)
         if taken:
             return 0.0
         async with self._database.transaction(read_only=True) as session:
-            due = await read_next_resume(session, now())
+            due = await read_next_resume(session, before)
         return min(self._sweep_seconds, _seconds_until(due)) if due else self._sweep_seconds
 
     async def _claim(self, places: Mapping[str, int]) -> list[TakenExecution]:

@@ -28,10 +28,13 @@ class Sweeper:
         self._database = database
         self._woken = asyncio.Event()
         self._flows_wait = False
+        self._ended = False
+        """Whether an execution has ended since the sweep began."""
 
     def wake(self, work: frozenset[Work]) -> None:
         """Look for work now where there may be some; to be called on the event loop."""
         # The end of an execution matters where a flow that stops waits for it.
+        self._ended = self._ended or Work.EXECUTION in work
         if Work.FLOW in work or (self._flows_wait and Work.EXECUTION in work):
             self._woken.set()
 
@@ -54,10 +57,17 @@ class Sweeper:
 
     async def _sweep(self) -> float:
         """Do all there is to do; returns the seconds until the clock brings more."""
-        await settle_flows(self._database, self._settings)
-        await fire_due_schedules(self._database)
+        self._ended = False
+        try:
+            await settle_flows(self._database, self._settings)
+        finally:
+            # Also where one flow cannot be settled now.
+            before = now()
+            await fire_due_schedules(self._database)
         async with self._database.transaction(read_only=True) as session:
             self._flows_wait = await has_unsettled_flows(session)
-            due = await read_next_fire(session, now())
+            due = await read_next_fire(session, before)
+        if self._flows_wait and self._ended:
+            return 0.0
         longest = self._settings.sweep_seconds
         return longest if due is None else min(longest, max(0.0, (due - now()) / timedelta(seconds=1)))
