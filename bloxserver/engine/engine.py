@@ -102,13 +102,16 @@ class Engine:
         await self._outside.aclose()
 
     async def _leave(self) -> None:
-        try:
-            async with self._database.transaction() as session:
-                await release_unknown(session, self._worker_id, ())
-            await self._heartbeat.end()
-        except Exception as error:
-            # They find out by our silence.
-            log.warning("other workers could not be told of the end", error=type(error).__name__)
+        for leave in (self._release, self._heartbeat.end):
+            try:
+                await leave()
+            except Exception as error:
+                # They find out by our silence.
+                log.warning("other workers could not be told of the end", error=type(error).__name__)
+
+    async def _release(self) -> None:
+        async with self._database.transaction() as session:
+            await release_unknown(session, self._worker_id, ())
 
     def _wake(self, work: frozenset[Work]) -> None:
         self._sweeper.wake(work)

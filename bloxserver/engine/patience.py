@@ -35,7 +35,7 @@ def is_passing(error: BaseException) -> bool:
         error.connection_invalidated
         or state[:2] in ("08", "40", "53", "57")
         or state in ("25006", "25P03", "55P03")
-        or any(sign in text for sign in PASSING_SIGNS)
+        or (not state and any(sign in text for sign in PASSING_SIGNS))
     )
 
 

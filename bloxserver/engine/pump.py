@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import structlog
 from pydantic import JsonValue
 
 from bloxserver.api.models.enums import StepStatus
@@ -34,10 +35,14 @@ from bloxserver.engine.steps import (
 from bloxserver.organism.model import Organism
 from bloxserver.services.calls import CalledResult
 
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
 PATIENCE = timedelta(seconds=2)
 """What is due this soon is waited for on the worker; parking and coming back takes as long."""
 SHOW_AFTER = timedelta(seconds=0.2)
 """What takes longer is stored as running, so that it can be seen; to store every beginning would cost a transaction."""
+LET_GO_SECONDS = 2
+"""How long a block that was cancelled may take to leave; after that it is left behind."""
 CALL_CHECK = timedelta(minutes=5)
 """How often a caller looks after what it called, should nobody wake it."""
 
@@ -94,7 +99,8 @@ class Pump:
             tasks = [*self._running.values(), *self._broken_off]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if tasks and (await asyncio.wait(tasks, timeout=LET_GO_SECONDS))[1]:
+                log.error("a block does not let itself be cancelled", listeners=self.unfinished)
 
     @property
     def unfinished(self) -> list[str]:
