@@ -1,0 +1,244 @@
+"""What comes too late, or in the middle of something: nothing is lost, left behind, or found only by the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from pydantic import JsonValue
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+
+from bloxserver.api.models.database import Database, Work
+from bloxserver.api.models.tables import (
+    ExecutionRecord,
+    ExecutionStatus,
+    ExecutionStepRecord,
+    FlowStatus,
+    StepStatus,
+    WorkerRecord,
+)
+from bloxserver.api.models.types import now
+from bloxserver.blocks.base import BlockContext, Result
+from bloxserver.engine.claimer import Claimer
+from bloxserver.engine.engine import Engine
+from bloxserver.engine.execution import MOST_TAKEOVERS, RunningExecution
+from bloxserver.engine.journal import Journal
+from bloxserver.engine.patience import is_passing
+from bloxserver.engine.records import Texts, step_row
+from bloxserver.engine.steps import Change, Message, Step, Tokens
+from bloxserver.engine.sweeper import Sweeper
+from bloxserver.engine.worker import Worker
+from bloxserver.engine.world import Outside
+from bloxserver.services.checkpoints import Checkpoint
+from bloxserver.settings import Settings
+from tests.engine.pumping import block, organism, pump
+from tests.engine.taking import take
+from tests.factories import create_execution, create_flow, create_user
+
+LONG = 30.0
+"""Seconds between sweeps: whoever waits for one is too late."""
+
+
+@contextmanager
+def before_statements(database: Database, seen: Callable[[str], None]) -> Iterator[None]:
+    """Call `seen` with each statement before it is sent, as a slow network might let time pass there."""
+    engines = {database.engine.sync_engine, database.reading_sessions.kw["bind"].sync_engine}
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        seen(statement)
+
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield
+    finally:
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", note)
+
+
+async def accepted(database: Database, **values: Any) -> ExecutionRecord:
+    async with database.sessions() as session:
+        return await create_execution(session, await create_flow(session, await create_user(session)), **values)
+
+
+async def ended(database: Database, execution: ExecutionRecord) -> None:
+    while True:
+        async with database.sessions() as session:
+            if (await session.get_one(ExecutionRecord, execution.id)).status is not ExecutionStatus.RUNNING:
+                return
+        await asyncio.sleep(0.02)
+
+
+@contextmanager
+def running(*loops: Any) -> Iterator[None]:
+    tasks = [asyncio.ensure_future(loop) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def step(message: Message, status: StepStatus, sequence: int) -> Step:
+    completed_at = None if status is StepStatus.RUNNING else now()
+    return Step(message, "echo", status, now(), completed_at=completed_at, output=1, sequence=sequence)
+
+
+async def test_a_checkpoint_that_comes_late_undoes_no_later_one(live_database: Database) -> None:
+    """Whoever was cancelled in mid-save goes on, and what he gave up may be written after what he saves then."""
+    taken = await take(live_database, await accepted(live_database))
+    journal, message = Journal(live_database), Message("a", 1)
+    later, earlier = step(message, StepStatus.SUCCESS, 2), step(message, StepStatus.RUNNING, 1)
+    for saved in (later, earlier):
+        await journal.save(Checkpoint(taken, [step_row(saved, taken.id, Texts(), known=False)]))
+    async with live_database.sessions() as session:
+        left = (await session.scalars(sa.select(ExecutionStepRecord))).one()
+    assert (left.status, left.sequence) == (StepStatus.SUCCESS, 2)
+
+
+async def test_tokens_whose_save_was_broken_off_are_counted_with_the_next(
+    live_settings: Settings, live_database: Database
+) -> None:
+    taken = await take(live_database, await accepted(live_database, takeovers=MOST_TAKEOVERS - 1))
+    outside = Outside.of(live_settings)
+    execution = RunningExecution(live_database, Journal(live_database), outside, taken)
+    message = Message("a", 1)
+    broken_off = asyncio.create_task(execution._save(Change([step(message, StepStatus.RUNNING, 1)], Tokens(3, 4))))
+    await asyncio.sleep(0)
+    broken_off.cancel()
+    await asyncio.wait([broken_off])
+    assert broken_off.cancelled()
+    await execution._save(Change([step(message, StepStatus.SUCCESS, 2)]))
+    await outside.aclose()
+    async with live_database.sessions() as session:
+        left = await session.get_one(ExecutionRecord, taken.id)
+    assert (left.input_tokens, left.output_tokens) == (3, 4)
+    assert left.takeovers == 0, "a step that ends makes up for workers that died, with tokens or without"
+
+
+async def test_what_was_claimed_without_an_answer_is_let_go_of_whenever_it_is_seen(
+    live_settings: Settings, live_database: Database
+) -> None:
+    settings = live_settings.model_copy(update={"dead_after_seconds": 0.3})
+    outside = Outside.of(settings)
+    worker = Worker(live_database, outside)
+    with running(Claimer(settings, live_database, worker, "w-1").run()):
+        # A commit that was given up is carried out all the same, at some time.
+        execution = await accepted(live_database, lease=uuid4(), worker_id="w-1")
+        async with asyncio.timeout(10):
+            await ended(live_database, execution)
+    await outside.aclose()
+
+
+async def test_what_comes_due_in_the_middle_of_a_look_is_not_missed(
+    live_settings: Settings, live_database: Database
+) -> None:
+    settings = live_settings.model_copy(update={"sweep_seconds": LONG})
+    outside = Outside.of(settings)
+    execution = await accepted(live_database, resume_at=now() + timedelta(seconds=0.5))
+
+    def hold_up(statement: str) -> None:
+        if "min((SELECT min(e.resume_at)" not in statement and "WITH RECURSIVE" in statement:
+            time.sleep(max(0.0, (execution.resume_at - now()).total_seconds() + 0.1))  # type: ignore[operator]
+
+    claimer = Claimer(settings, live_database, Worker(live_database, outside), "w-1")
+    with before_statements(live_database, hold_up), running(claimer.run()):
+        async with asyncio.timeout(10):
+            await ended(live_database, execution)
+    await outside.aclose()
+
+
+async def test_an_end_in_the_middle_of_a_sweep_is_not_missed_by_a_flow_that_stops(
+    live_settings: Settings, live_database: Database
+) -> None:
+    async with live_database.sessions() as session:
+        stopping = await create_flow(
+            session, await create_user(session), status=FlowStatus.STOPPING, stop_requested_at=now()
+        )
+        await create_execution(session, stopping)
+    sweeper = Sweeper(live_settings.model_copy(update={"sweep_seconds": LONG}), live_database)
+    settled = asyncio.Event()
+    looks = 0
+
+    def end_meanwhile(statement: str) -> None:
+        # Here the flow has just been left alone, as something of it ran.
+        nonlocal looks
+        if "next_fire_at <=" in statement:
+            looks += 1
+            if looks == 1:
+                sweeper.wake(frozenset({Work.EXECUTION}))
+            else:
+                settled.set()
+
+    with before_statements(live_database, end_meanwhile), running(sweeper.run()):
+        async with asyncio.timeout(10):
+            await settled.wait()
+
+
+async def test_a_flow_that_cannot_be_settled_now_keeps_no_schedule_from_firing(
+    live_settings: Settings, live_database: Database
+) -> None:
+    async with live_database.sessions() as session:
+        await create_flow(session, await create_user(session), status=FlowStatus.STARTING)
+    fired = asyncio.Event()
+
+    def fail(statement: str) -> None:
+        if "flows.stop_requested_at, flows.user_id" in statement:
+            raise OSError
+        if "next_fire_at <=" in statement:
+            fired.set()
+
+    with before_statements(live_database, fail), running(Sweeper(live_settings, live_database).run()):
+        async with asyncio.timeout(10):
+            await fired.wait()
+
+
+async def test_who_stops_beats_no_more_whatever_the_database_says(
+    live_settings: Settings, live_database: Database
+) -> None:
+    engine = Engine(live_settings, live_database, works=True)
+    await engine.start()
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE executions RENAME TO elsewhere"))
+    await engine.stop()
+    assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
+    async with live_database.sessions() as session:
+        assert (await session.scalars(sa.select(WorkerRecord))).all() == []
+
+
+async def test_a_block_that_does_not_let_itself_be_cancelled_is_left_behind() -> None:
+    over, begun = asyncio.Event(), asyncio.Event()
+
+    async def act(payload: JsonValue, context: BlockContext) -> Result:
+        begun.set()
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await over.wait()
+        return None
+
+    run = asyncio.create_task(pump(organism("name: a, handler: act"), blocks=[block("act", act)]))
+    await begun.wait()
+    run.cancel()
+    try:
+        assert await asyncio.wait([run], timeout=10) == ({run}, set())
+        assert run.cancelled()
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize(("state", "passing"), [(None, True), ("22000", False), ("57P01", True)])
+def test_only_where_there_is_no_code_words_tell_whether_an_error_passes(state: str | None, passing: bool) -> None:
+    class DriverError(Exception):
+        sqlstate = state
+
+    error = DriverError("invalid input for query argument $2: 'the connection'")
+    assert is_passing(DBAPIError("INSERT", None, error)) is passing
