@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Sizes:
     latency_samples: int = 120
-    backlog: int = 4_000
+    backlog: int = 10_000
     """Executions of the throughput and of the scaling benchmark."""
     users: int = 12
     rounds: int = 3
