@@ -15,7 +15,7 @@ UV_COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hash
 	--quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) demo serve test coverage benchmark client check format format-check lint types imports lock upgrade clean FORCE
+.PHONY: help $(VENV) demo serve test coverage benchmark chaos client check format format-check lint types imports lock upgrade clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -39,6 +39,9 @@ coverage: $(INSTALLED) ## The same, and say which lines no test reaches
 
 benchmark: $(INSTALLED) ## Measure how fast it is on SQLite and PostgreSQL, and print one table; takes some minutes
 	@$(RUN) benchmarks all
+
+chaos: $(INSTALLED) ## Kill, freeze, cut off and restart it on SQLite and PostgreSQL, and print what is left; half an hour
+	@$(RUN) tests.chaos all
 
 client: $(INSTALLED) ## Generate a TypeScript client from the OpenAPI document and compile it; needs node and npm
 	@scripts/check-openapi-client.sh

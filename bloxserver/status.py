@@ -31,7 +31,8 @@ class Status:
         """What somebody should do something about."""
         if self.overview is None:
             return [f"the database's schema is {self.schema.value}: run `bloxserver migrate`"]
-        waiting = sum(of.waiting for of in self.overview.queue.values())
+        # Also those that dead workers have: nobody takes them over.
+        waiting = sum(of.waiting + of.running for of in self.overview.queue.values())
         if waiting and not self.overview.workers:
             return [f"no worker lives, and executions wait: {waiting}"]
         return []

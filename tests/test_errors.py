@@ -90,7 +90,20 @@ def caused_by(cause: Exception) -> Exception:
         (wrapped("23503"), 404, "resource_not_found"),
         *(
             (wrapped(state), 503, "database_unavailable")
-            for state in ("08006", "08001", "40001", "40P01", "53300", "53100", "55P03", "57014", "57P01", "57P03")
+            for state in (
+                "08006",
+                "08001",
+                "40001",
+                "40P01",
+                "53300",
+                "53100",
+                "55P03",
+                "57014",
+                "57P01",
+                "57P03",
+                "25006",
+                "25P03",
+            )
         ),
         *((wrapped(state), 500, "internal_error") for state in ("42P01", "42703", "0A000", "XX000", "25P02")),
         (Reported("57P01"), 503, "database_unavailable"),
@@ -102,6 +115,8 @@ def caused_by(cause: Exception) -> Exception:
         (DBAPIError("SELECT", {}, Reported(), connection_invalidated=True), 503, "database_unavailable"),
         (of_sqlite(OperationalError, "database is locked"), 503, "database_unavailable"),
         (of_sqlite(OperationalError, "unable to open database file"), 503, "database_unavailable"),
+        (of_sqlite(OperationalError, "database or disk is full"), 503, "database_unavailable"),
+        (of_sqlite(OperationalError, "attempt to write a readonly database"), 503, "database_unavailable"),
         (of_sqlite(IntegrityError, "UNIQUE constraint failed: users.clerk_id"), 409, "conflict"),
         (of_sqlite(IntegrityError, "FOREIGN KEY constraint failed"), 409, "conflict"),
         (of_sqlite(OperationalError, "no such table: secret"), 500, "internal_error"),

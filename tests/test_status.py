@@ -85,7 +85,7 @@ async def test_work_that_waits_without_a_worker_fails(live_settings: Settings, l
         await session.execute(sa.update(WorkerRecord).values(beat_at=now() - 60 * SECOND))
     told = await asyncio.to_thread(bloxserver, "status", DATABASE_URL=live_settings.database_url)
     assert told.returncode == 1
-    assert told.stdout.splitlines()[-1] == "problem    no worker lives, and executions wait: 1"
+    assert told.stdout.splitlines()[-1] == "problem    no worker lives, and executions wait: 4"
 
 
 async def test_nothing_to_do_needs_no_worker(live_settings: Settings, live_database: Database) -> None:

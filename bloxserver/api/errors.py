@@ -11,10 +11,10 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from bloxserver.api.models.passing import is_passing
 from bloxserver.errors import BloxError, Conflict, NotFound, Unavailable, Unprocessable
 
 log = structlog.stdlib.get_logger("bloxserver.error")
@@ -108,16 +108,6 @@ def _of_database(error: Exception) -> BloxError | None:
         return NotFound("Resource")
     if state[:2] == "23" or "constraint failed" in text:
         return Conflict("conflict", "The change conflicts with what is stored")
-    if (
-        state[:2] in ("08", "40", "53", "57")
-        or state in ("25P03", "55P03")
-        or isinstance(error, PoolTimeoutError | OSError)
-        or isinstance(getattr(error, "orig", None), OSError)
-        or (
-            isinstance(error, DBAPIError)
-            and (error.connection_invalidated or "locked" in text or "unable to open" in text)
-        )
-        or (isinstance(error, SQLAlchemyError) and isinstance(error.__cause__, OSError))
-    ):
+    if is_passing(error):
         return Unavailable("database_unavailable", "The database cannot be reached, try again")
     return None

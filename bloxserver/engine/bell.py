@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from bloxserver.api.models.database import Database, Work
+from bloxserver.engine.waking import wait_for_wake
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -63,13 +64,9 @@ class Bell:
                 await connection.invalidate()
 
     async def _pass_on(self, driver: Any) -> None:
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                await self._woken.wait()
-        except TimeoutError:
+        if not await wait_for_wake(self._woken, PROBE_SECONDS):
             await driver.execute("SELECT 1")
             return
-        self._woken.clear()
         work, self._work = self._work, set()
         await driver.execute("SELECT pg_notify($1, $2)", CHANNEL, ",".join(sorted(work)))
         await asyncio.sleep(PACE_SECONDS)

@@ -13,6 +13,7 @@ import structlog
 from bloxserver import metrics
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.types import now
+from bloxserver.engine.waking import wait_for_wake
 from bloxserver.engine.worker import Worker
 from bloxserver.queries.queue import read_next_resume
 from bloxserver.services.claims import ClaimedElsewhere, TakenExecution, claim_executions, release_unknown
@@ -48,12 +49,7 @@ class Claimer:
         """Until cancelled. A failure is logged and tried again by the next sweep."""
         pause = 0.0
         while True:
-            try:
-                async with asyncio.timeout(pause):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
-            self._woken.clear()
+            await wait_for_wake(self._woken, pause)
             began = time.monotonic()
             try:
                 pause = await self._look()

@@ -23,6 +23,7 @@ from bloxserver.clients.mail import Mailer, MailError
 from bloxserver.clients.signatures import identify, sign
 from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.patience import in_transaction
+from bloxserver.engine.waking import wait_for_wake
 from bloxserver.organism.problems import OrganismError
 from bloxserver.sealing import sealer_of
 from bloxserver.services.notices import (
@@ -79,17 +80,12 @@ class Notifier:
     async def run(self) -> None:
         """Until cancelled. A failure is logged and tried again by the next round."""
         while True:
-            self._woken.clear()
             try:
                 await self.deliver_due()
             except Exception as error:
                 log.warning("failure notices failed", error=type(error).__name__, exc_info=error)
             await asyncio.sleep(SHORTEST_PAUSE_SECONDS)
-            try:
-                async with asyncio.timeout(self._pause_seconds):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await wait_for_wake(self._woken, self._pause_seconds)
 
     async def deliver_due(self) -> int:
         """Make an attempt at each notice that is due; returns how many."""

@@ -8,35 +8,16 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Database
+from bloxserver.api.models.passing import is_passing
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 Result = TypeVar("Result")
-PASSING_SIGNS = ("locked", "connection", "disk is full", "readonly database", "disk I/O error", "unable to open")
-"""What SQLite says, and drivers say without a SQLSTATE, where somebody can help."""
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether the database may well answer next time: it is away, overloaded, or a transaction lost a race."""
-    if isinstance(error, OSError | PoolTimeoutError):
-        return True
-    if not isinstance(error, DBAPIError):
-        return False
-    state = str(getattr(error.orig, "sqlstate", None) or "")
-    text = str(error.orig)
-    return (
-        error.connection_invalidated
-        or state[:2] in ("08", "40", "53", "57")
-        or state in ("25006", "25P03", "55P03")
-        or (not state and any(sign in text for sign in PASSING_SIGNS))
-    )
 
 
 async def in_transaction(

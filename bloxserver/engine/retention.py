@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver import metrics
 from bloxserver.api.models.database import Database
+from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.types import database_now
-from bloxserver.engine.patience import is_passing
 from bloxserver.queries.retention import (
     Expired,
     FlowExcess,

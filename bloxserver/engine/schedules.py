@@ -6,8 +6,8 @@ import structlog
 
 from bloxserver import tracing
 from bloxserver.api.models.database import Database
+from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.types import now
-from bloxserver.engine.patience import is_passing
 from bloxserver.queries.triggers import DueSchedule, read_due_schedules
 from bloxserver.services.schedules import fire_schedule, switch_off
 

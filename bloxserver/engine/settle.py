@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import FlowStatus
+from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.tables import FlowRecord
 from bloxserver.api.models.types import now
 from bloxserver.engine.organisms import parse_organism
-from bloxserver.engine.patience import is_passing
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.flows import has_running_executions, read_unsettled_flows
 from bloxserver.services.cancellation import cancel_running

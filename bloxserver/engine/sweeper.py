@@ -11,6 +11,7 @@ from bloxserver.api.models.database import Database, Work
 from bloxserver.api.models.types import now
 from bloxserver.engine.schedules import fire_due_schedules
 from bloxserver.engine.settle import settle_flows
+from bloxserver.engine.waking import wait_for_wake
 from bloxserver.queries.flows import has_unsettled_flows
 from bloxserver.queries.triggers import read_next_fire
 from bloxserver.settings import Settings
@@ -42,12 +43,7 @@ class Sweeper:
         """Until cancelled. A failure is logged and tried again by the next sweep."""
         pause = 0.0
         while True:
-            try:
-                async with asyncio.timeout(pause):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
-            self._woken.clear()
+            await wait_for_wake(self._woken, pause)
             try:
                 pause = await self._sweep()
             except Exception as error:

@@ -14,6 +14,7 @@ from bloxserver.api.models.enums import ExecutionStatus, Tier
 from bloxserver.engine.execution import RunningExecution
 from bloxserver.engine.journal import Journal
 from bloxserver.engine.patience import in_transaction
+from bloxserver.engine.waking import wait_for_wake
 from bloxserver.engine.world import Outside
 from bloxserver.services import leases
 from bloxserver.services.claims import Hold, TakenExecution
@@ -115,12 +116,7 @@ class Worker:
     async def watch(self) -> None:
         """Stop what was cancelled, or taken by another worker. Until cancelled itself."""
         while True:
-            try:
-                async with asyncio.timeout(WATCH_SECONDS):
-                    await self._looking.wait()
-            except TimeoutError:
-                pass
-            self._looking.clear()
+            await wait_for_wake(self._looking, WATCH_SECONDS)
             try:
                 await self._stop_lost()
             except Exception as error:

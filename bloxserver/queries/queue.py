@@ -29,24 +29,25 @@ WITH RECURSIVE waiting (flow_id) AS (
   FROM waiting WHERE waiting.flow_id IS NOT NULL
 )"""
 _FRESH = """
-  SELECT {columns} FROM (SELECT e.id, e.started_at AS since FROM executions e
+  SELECT {columns} FROM (SELECT e.id, e.started_at AS since, 1 AS fresh FROM executions e
                          WHERE e.status = 'running' AND e.lease IS NULL
                          AND e.flow_id = waiting.flow_id AND e.resume_at IS NULL
                          ORDER BY e.started_at, e.id LIMIT :most) AS fresh"""
 _RESUMED = """
-  SELECT {columns} FROM (SELECT e.id, e.resume_at AS since FROM executions e
+  SELECT {columns} FROM (SELECT e.id, e.resume_at AS since, 0 AS fresh FROM executions e
                          WHERE e.status = 'running' AND e.lease IS NULL
                          AND e.flow_id = waiting.flow_id AND e.resume_at <= :moment
                          ORDER BY e.resume_at, e.id LIMIT :most) AS resumed"""
 _DUE = {
     "postgresql": """
-  SELECT due.id, waiting.flow_id, due.since FROM waiting
+  SELECT due.id, waiting.flow_id, due.since, due.fresh FROM waiting
   CROSS JOIN LATERAL ({fresh} UNION ALL {resumed}) AS due""",
     "sqlite": """
-  SELECT due.id, due.flow_id, coalesce(due.resume_at, due.started_at) AS since FROM waiting
+  SELECT due.id, due.flow_id, coalesce(due.resume_at, due.started_at) AS since,
+         due.resume_at IS NULL AS fresh FROM waiting
   JOIN executions due ON due.id IN ({fresh} UNION ALL {resumed})""",
 }
-_COLUMNS = {"postgresql": "id, since", "sqlite": "id"}
+_COLUMNS = {"postgresql": "id, since, fresh", "sqlite": "id"}
 _TIERS = " ".join(f"WHEN '{tier.value}' THEN :{{0}}_{tier.value}" for tier in Tier)
 _BY_TIER = f"CASE tier {_TIERS} ELSE :{{0}}_{Tier.FREE.value} END"
 _NEXT = """
@@ -56,7 +57,7 @@ _NEXT = """
 ), due AS ({due}
 ), turns AS (
   SELECT due.id, due.since, coalesce(u.tier, 'free') AS tier, coalesce(taken.number, 0)
-         + row_number() OVER (PARTITION BY f.user_id ORDER BY due.since, due.id) AS place
+         + row_number() OVER (PARTITION BY f.user_id ORDER BY due.fresh, due.since, due.id) AS place
   FROM due JOIN flows f ON f.id = due.flow_id
   LEFT JOIN users u ON u.id = f.user_id LEFT JOIN taken ON taken.user_id = f.user_id
 ), ranks AS (
@@ -73,7 +74,8 @@ SELECT min((SELECT min(e.resume_at) FROM executions e WHERE e.status = 'running'
 async def read_next_executions(
     session: AsyncSession, moment: datetime, places: Mapping[str, int], places_of_user: Mapping[str, int]
 ) -> list[UUID]:
-    """The executions to take now, each tier for its own `places`, users in rotation, the oldest of each first.
+    """The executions to take now, each tier for its own `places`, users in rotation, of each what has begun before what
+    has not, and the oldest first: with a long backlog, what it begins would else not end before all of it had begun.
 
     `places_of_user` says how many executions of a user of the tier run at once, on all workers together.
     """

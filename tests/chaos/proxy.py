@@ -69,6 +69,12 @@ class Proxy:
     def is_silent(self) -> bool:
         return not self._passing.is_set()
 
+    def strand(self) -> None:
+        """The connections that there are stay silent for ever; new ones pass."""
+        self.fall_silent()
+        self._passing = asyncio.Event()
+        self._passing.set()
+
     def heal(self) -> None:
         """What was held passes now."""
         self._delay, self._cut, self._stop_in_transaction = 0.0, False, False
@@ -88,15 +94,16 @@ class Proxy:
             writer.transport.abort()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._passing.wait()
+        passing = self._passing
+        await passing.wait()
         if self._host.startswith("/"):
             path = f"{self._host}/.s.PGSQL.{self._server_port}"
             server_reader, server_writer = await asyncio.open_unix_connection(path)
         else:
             server_reader, server_writer = await asyncio.open_connection(self._host, self._server_port)
         ways = (
-            asyncio.create_task(self._pump(reader, server_writer, from_server=False)),
-            asyncio.create_task(self._pump(server_reader, writer, from_server=True)),
+            asyncio.create_task(self._pump(reader, server_writer, passing, from_server=False)),
+            asyncio.create_task(self._pump(server_reader, writer, passing, from_server=True)),
         )
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -106,12 +113,14 @@ class Proxy:
             await asyncio.gather(*ways, return_exceptions=True)
             server_writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_server: bool) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passing: asyncio.Event, *, from_server: bool
+    ) -> None:
         while data := await reader.read(CHUNK):
             if from_server:
                 self._look_at(data)
             await asyncio.sleep(self._delay)
-            await self._passing.wait()
+            await passing.wait()
             writer.write(data)
             await writer.drain()
 

@@ -18,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from bloxserver.api.models.database import Database, Work
+from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
@@ -32,7 +33,6 @@ from bloxserver.engine.claimer import Claimer
 from bloxserver.engine.engine import Engine
 from bloxserver.engine.execution import MOST_TAKEOVERS, RunningExecution
 from bloxserver.engine.journal import Journal
-from bloxserver.engine.patience import is_passing
 from bloxserver.engine.records import Texts, step_row
 from bloxserver.engine.steps import Change, Message, Step, Tokens
 from bloxserver.engine.sweeper import Sweeper

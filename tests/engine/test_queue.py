@@ -85,6 +85,15 @@ class TestOrder:
         assert await read_next_resume(session, moment + timedelta(hours=2)) is None
         assert await read_next_executions(session, moment + timedelta(hours=1), PLENTY, PLENTY) != []
 
+    async def test_what_has_begun_goes_before_what_has_not(self, session: AsyncSession) -> None:
+        flow = await flow_of(session)
+        moment = now()
+        backlog = [
+            (await create_execution(session, flow, started_at=moment - timedelta(minutes=10))).id for _ in range(5)
+        ]
+        resumed = await create_execution(session, flow, resume_at=moment - timedelta(seconds=1))
+        assert await next_ids(session) == [resumed.id, backlog[0]]
+
     async def test_rows_of_unknown_tiers_and_of_nobody_wait_like_free_ones(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
         await session.execute(sa.text("UPDATE users SET tier = 'platinum'"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any
 
 import pytest
@@ -16,11 +16,12 @@ from bloxserver.api.main import app
 from bloxserver.api.models import database as models_database
 from bloxserver.api.models import postgres as postgres_connections
 from bloxserver.api.models.database import Database, get_db
+from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.tables import UserRecord
-from bloxserver.engine.patience import in_transaction, is_passing
+from bloxserver.engine.patience import in_transaction
 from bloxserver.settings import Settings
+from tests.chaos.proxy import Proxy
 from tests.conftest import api_client
-from tests.network_proxy import NetworkProxy, network_proxy
 from tests.postgres import postgres_database
 
 DEADLINE_SECONDS = 15
@@ -29,17 +30,22 @@ STATEMENT_SECONDS = 1
 
 
 @pytest.fixture
-async def proxy(postgres: sa.URL, migrated_postgres: str, worker_id: str) -> AsyncIterator[NetworkProxy]:
-    """Before an empty database."""
+def url(postgres: sa.URL, migrated_postgres: str, worker_id: str) -> Iterator[str]:
+    """An empty database."""
     with postgres_database(postgres, f"silent_{worker_id}", template=migrated_postgres) as url:
-        async with network_proxy(url) as proxy:
-            yield proxy
+        yield url
 
 
 @pytest.fixture
-def settings(proxy: NetworkProxy) -> Settings:
+async def proxy(url: str) -> AsyncIterator[Proxy]:
+    async with Proxy(sa.make_url(url)).serving() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def settings(url: str, proxy: Proxy) -> Settings:
     return Settings(
-        database_url=proxy.url,
+        database_url=proxy.url(url),
         database_pool_size=3,
         database_pool_timeout_seconds=1,
         database_statement_timeout_seconds=STATEMENT_SECONDS,
@@ -47,7 +53,7 @@ def settings(proxy: NetworkProxy) -> Settings:
 
 
 @pytest.fixture
-async def database(settings: Settings, proxy: NetworkProxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+async def database(settings: Settings, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
     monkeypatch.setattr(postgres_connections, "MARGIN_SECONDS", 0.2)
     database = Database(settings)
     yield database
@@ -67,7 +73,7 @@ async def number(database: Database, wanted: int) -> int | None:
 
 
 async def test_a_server_that_says_nothing_is_given_up_and_the_connection_with_it(
-    proxy: NetworkProxy, settings: Settings
+    proxy: Proxy, settings: Settings
 ) -> None:
     """Once: nobody waits for the end of the transaction as well, or for the farewell."""
     database = Database(settings)
@@ -82,7 +88,7 @@ async def test_a_server_that_says_nothing_is_given_up_and_the_connection_with_it
     await database.dispose()
 
 
-async def test_and_so_are_the_others_of_its_age(database: Database, proxy: NetworkProxy) -> None:
+async def test_and_so_are_the_others_of_its_age(database: Database, proxy: Proxy) -> None:
     """Where another server has taken the address over, say, they would each be waited for."""
     await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
     proxy.strand()
@@ -91,7 +97,7 @@ async def test_and_so_are_the_others_of_its_age(database: Database, proxy: Netwo
         assert [await number(database, wanted) for wanted in range(9)] == list(range(9))
 
 
-async def test_a_commit_that_nobody_answers_is_given_up_too(database: Database, proxy: NetworkProxy) -> None:
+async def test_a_commit_that_nobody_answers_is_given_up_too(database: Database, proxy: Proxy) -> None:
     async def write() -> None:
         async with database.transaction() as session:
             session.add(UserRecord(clerk_id="a"))
@@ -103,7 +109,7 @@ async def test_a_commit_that_nobody_answers_is_given_up_too(database: Database, 
     assert is_passing(error), error
 
 
-async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Database, proxy: NetworkProxy) -> None:
+async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Database, proxy: Proxy) -> None:
     await number(database, 1)
     proxy.fall_silent()
     waiting = asyncio.create_task(in_transaction(database, lambda session: session.scalar(sa.select(sa.literal(7)))))
@@ -114,7 +120,7 @@ async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Da
         assert await waiting == 7
 
 
-async def test_requests_are_answered_in_time(database: Database, proxy: NetworkProxy) -> None:
+async def test_requests_are_answered_in_time(database: Database, proxy: Proxy) -> None:
     """More of them than there are connections."""
 
     async def override() -> AsyncIterator[AsyncSession]:
@@ -141,7 +147,7 @@ async def test_requests_are_answered_in_time(database: Database, proxy: NetworkP
 
 
 async def test_connections_are_closed_without_an_answer(
-    database: Database, proxy: NetworkProxy, monkeypatch: pytest.MonkeyPatch
+    database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models_database, "DISPOSE_SECONDS", 0.2)
     await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
@@ -161,7 +167,7 @@ async def test_the_system_watches_what_was_sent(database: Database) -> None:
 
 
 async def test_a_client_that_falls_silent_in_a_transaction_keeps_no_locks(
-    proxy: NetworkProxy, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Like a process that is frozen; when it comes back, its transaction is gone, and it begins anew."""
     patient = Database(settings)

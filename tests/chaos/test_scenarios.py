@@ -1,7 +1,4 @@
-"""The scenarios in short, run by name: `pytest tests/chaos/short_scenarios.py`.
-
-`python -m tests.chaos` runs them at length, and prints what they find.
-"""
+"""The scenarios in short. `make chaos` runs them at length, and prints what it finds."""
 
 from __future__ import annotations
 
