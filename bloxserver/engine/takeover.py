@@ -9,12 +9,15 @@ import structlog
 
 from bloxserver import metrics
 from bloxserver.api.models.database import Database
+from bloxserver.api.models.postgres import IDLE_SECONDS
 from bloxserver.engine.heartbeat import Heartbeat
 from bloxserver.services.claims import forget_workers, release_dead
+from bloxserver.services.sessions import end_stranded_sessions
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
+STRANDED_AFTER = timedelta(seconds=IDLE_SECONDS)
 FORGET_AFTER = 100
 """Times `DEAD_AFTER_SECONDS`, after which a dead worker is not even remembered."""
 
@@ -39,6 +42,7 @@ class TakeOver:
 
     async def take_over(self) -> int:
         """Release what dead workers were at; returns how many executions that were."""
+        await self._end_stranded_sessions()
         if not self._heartbeat.may_judge:
             return 0
         async with self._database.transaction() as session:
@@ -48,3 +52,12 @@ class TakeOver:
         if released:
             log.warning("took over from dead workers", executions=released)
         return released
+
+    async def _end_stranded_sessions(self) -> None:
+        """Before anything is released: they may hold the locks of it, and that under which all workers claim."""
+        if self._database.engine.dialect.name != "postgresql":
+            return
+        async with self._database.transaction() as session:
+            ended = await end_stranded_sessions(session, STRANDED_AFTER)
+        if ended:
+            log.warning("ended sessions of processes that are gone", sessions=ended)

@@ -15,6 +15,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+APPLICATION_NAME = "bloxserver"
+PATIENT_NAME = "bloxserver-migrate"
+"""Of sessions whose transactions may take their time."""
 CONNECT_SECONDS = 5
 LOCK_SECONDS = 5
 SILENCE_SECONDS = 10
@@ -32,7 +35,7 @@ MARGIN_SECONDS = 2
 def connect_args(statement_seconds: float | None) -> dict[str, Any]:
     """What the driver is to be given; None lets statements, and transactions, take their time."""
     server_settings = {
-        "application_name": "bloxserver",
+        "application_name": APPLICATION_NAME if statement_seconds is not None else PATIENT_NAME,
         "timezone": "UTC",
         "jit": "off",  # compiling a statement takes longer than any of ours
         "lock_timeout": _milliseconds(LOCK_SECONDS),
