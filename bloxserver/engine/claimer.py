@@ -81,7 +81,9 @@ class Claimer:
 
     async def _claim(self, places: Mapping[str, int]) -> list[TakenExecution]:
         async with self._database.transaction() as session:
-            taken = await claim_executions(session, self._worker_id, uuid4(), places, self._places_of_user)
+            taken = await claim_executions(
+                session, self._worker_id, uuid4(), places, self._places_of_user, self._worker.suspect_places()
+            )
         if taken:
             metrics.CLAIM_SIZE.observe(len(taken))
         for execution in taken:

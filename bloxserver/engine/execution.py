@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -43,11 +44,20 @@ class TooLarge(Exception):
 class RunningExecution:
     """An execution that this worker has taken."""
 
-    def __init__(self, database: Database, journal: Journal, outside: Outside, execution: TakenExecution) -> None:
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        outside: Outside,
+        execution: TakenExecution,
+        got_further: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`got_further` is called where it comes beyond what workers died with."""
         self._database = database
         self._journal = journal
         self._outside = outside
         self._execution = execution
+        self._got_further = got_further
         self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
         self._noted = self._tokens
         """Those of them that are stored."""
@@ -136,6 +146,8 @@ class RunningExecution:
             case _:
                 await self._save_alone(change, rows)
         self._stored |= {step.message.key for step in change.steps}
+        if Checkpoint(self._execution, rows).got_further:
+            self._got_further()
         match change.outcome:
             case Finished():
                 self._tell(ExecutionStatus.SUCCESS.value)

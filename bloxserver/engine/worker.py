@@ -11,13 +11,14 @@ import structlog
 
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import ExecutionStatus, Tier
-from bloxserver.engine.execution import RunningExecution
+from bloxserver.engine.execution import MOST_TAKEOVERS, RunningExecution
 from bloxserver.engine.journal import Journal
 from bloxserver.engine.patience import in_transaction
+from bloxserver.engine.suspects import Suspects
 from bloxserver.engine.waking import wait_for_wake
 from bloxserver.engine.world import Outside
 from bloxserver.services import leases
-from bloxserver.services.claims import Hold, TakenExecution
+from bloxserver.services.claims import Hold, TakenExecution, with_steps
 from bloxserver.services.leases import LeaseLost
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -45,6 +46,7 @@ class Worker:
         self._retry_seconds = retry_seconds
         self._journal = Journal(database)
         self._running: dict[asyncio.Task[Any], TakenExecution] = {}
+        self._suspects = Suspects()
         self._draining = False
         self._looking = asyncio.Event()
 
@@ -58,11 +60,16 @@ class Worker:
         taken = Counter(execution.tier for execution in self._running.values())
         return {tier.value: max(0, self._concurrency - taken[tier.value]) for tier in Tier}
 
+    def suspect_places(self) -> int:
+        """How many executions more it can run that workers died with."""
+        return self._suspects.places
+
     def begin(self, execution: TakenExecution, ended: Callable[[], None]) -> None:
         """Run an execution, and call `ended` when its place is free again."""
 
         def leave(task: asyncio.Task[Any]) -> None:
             self._running.pop(task, None)
+            self._suspects.clear(execution)
             ended()
 
         for older, taken in self._running.items():
@@ -70,6 +77,7 @@ class Worker:
                 older.cancel()  # it was taken from this worker, which has not noticed yet
         task = asyncio.create_task(self.run(execution))
         self._running[task] = execution
+        self._suspects.begin(execution)
         task.add_done_callback(leave)
 
     async def run(self, execution: TakenExecution) -> None:
@@ -88,7 +96,13 @@ class Worker:
             await self._give_back(execution)
 
     async def _run(self, execution: TakenExecution) -> None:
-        running = RunningExecution(self._database, self._journal, self._outside, execution)
+        running = RunningExecution(
+            self._database,
+            self._journal,
+            self._outside,
+            await self._with_steps(execution),
+            lambda: self._suspects.clear(execution),
+        )
         try:
             await running.run()
         except LeaseLost:
@@ -97,6 +111,12 @@ class Worker:
             # Without an end the execution would be `running` for ever.
             log.error("execution failed unexpectedly", execution_id=str(execution.id), exc_info=bug)
             await running.end(ExecutionStatus.ERROR, "internal error")
+
+    async def _with_steps(self, execution: TakenExecution) -> TakenExecution:
+        if not execution.has_steps or execution.takeovers >= MOST_TAKEOVERS:
+            # What is given up needs none: they may be what workers die of.
+            return execution
+        return await in_transaction(self._database, lambda session: with_steps(session, execution), read_only=True)
 
     async def _give_back(self, execution: TakenExecution) -> None:
         """Have it taken anew, by whichever worker; not even its end could be written."""

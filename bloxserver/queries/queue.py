@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.enums import Tier
+from bloxserver.api.models.tables import MANY_TAKEOVERS
 from bloxserver.api.models.types import UtcDateTime
 
 MOST_OF_FLOW = 25
@@ -31,12 +32,12 @@ WITH RECURSIVE waiting (flow_id) AS (
 _FRESH = """
   SELECT {columns} FROM (SELECT e.id, e.started_at AS since, 1 AS fresh FROM executions e
                          WHERE e.status = 'running' AND e.lease IS NULL
-                         AND e.flow_id = waiting.flow_id AND e.resume_at IS NULL
+                         AND e.flow_id = waiting.flow_id AND e.resume_at IS NULL AND e.takeovers < {many}
                          ORDER BY e.started_at, e.id LIMIT :most) AS fresh"""
 _RESUMED = """
   SELECT {columns} FROM (SELECT e.id, e.resume_at AS since, 0 AS fresh FROM executions e
                          WHERE e.status = 'running' AND e.lease IS NULL
-                         AND e.flow_id = waiting.flow_id AND e.resume_at <= :moment
+                         AND e.flow_id = waiting.flow_id AND e.resume_at <= :moment AND e.takeovers < {many}
                          ORDER BY e.resume_at, e.id LIMIT :most) AS resumed"""
 _DUE = {
     "postgresql": """
@@ -49,12 +50,23 @@ _DUE = {
 }
 _COLUMNS = {"postgresql": "id, since, fresh", "sqlite": "id"}
 _TIERS = " ".join(f"WHEN '{tier.value}' THEN :{{0}}_{tier.value}" for tier in Tier)
-_BY_TIER = f"CASE tier {_TIERS} ELSE :{{0}}_{Tier.FREE.value} END"
+_BY_TIER = f"CASE {{1}} {_TIERS} ELSE :{{0}}_{Tier.FREE.value} END"
+# What workers died with again and again: those first that fewest died with.
+_SUSPECTS = """
+  SELECT e.id, e.flow_id, coalesce(e.resume_at, e.started_at) AS since, 0 AS fresh
+  FROM executions e JOIN flows f ON f.id = e.flow_id
+  LEFT JOIN users u ON u.id = f.user_id LEFT JOIN taken ON taken.user_id = f.user_id
+  WHERE e.status = 'running' AND e.lease IS NULL AND e.takeovers >= {many}
+  AND (e.resume_at IS NULL OR e.resume_at <= :moment)
+  AND coalesce(taken.number, 0) < {of_user} AND {of_tier} > 0
+  ORDER BY e.takeovers, since, e.id LIMIT :suspects"""
 _NEXT = """
 {waiting}, taken AS (
   SELECT f.user_id, count(*) AS number FROM executions e JOIN flows f ON f.id = e.flow_id
   WHERE e.status = 'running' AND e.lease IS NOT NULL GROUP BY f.user_id
+), suspects AS ({suspects}
 ), due AS ({due}
+  UNION ALL SELECT id, flow_id, since, fresh FROM suspects
 ), turns AS (
   SELECT due.id, due.since, coalesce(u.tier, 'free') AS tier, coalesce(taken.number, 0)
          + row_number() OVER (PARTITION BY f.user_id ORDER BY due.fresh, due.since, due.id) AS place
@@ -72,18 +84,22 @@ SELECT min((SELECT min(e.resume_at) FROM executions e WHERE e.status = 'running'
 
 
 async def read_next_executions(
-    session: AsyncSession, moment: datetime, places: Mapping[str, int], places_of_user: Mapping[str, int]
+    session: AsyncSession,
+    moment: datetime,
+    places: Mapping[str, int],
+    places_of_user: Mapping[str, int],
+    suspects: int = 1,
 ) -> list[UUID]:
     """The executions to take now, each tier for its own `places`, users in rotation, of each what has begun before what
     has not, and the oldest first: with a long backlog, what it begins would else not end before all of it had begun.
 
-    `places_of_user` says how many executions of a user of the tier run at once, on all workers together.
+    `places_of_user` says how many executions of a user of the tier run at once, on all workers together; `suspects` how
+    many may be among them with which `MANY_TAKEOVERS` workers in a row died.
     """
     values = {f"tier_{tier}": number for tier, number in places.items()}
     values |= {f"user_{tier}": number for tier, number in places_of_user.items()}
-    chosen = await session.scalars(
-        next_executions(session.get_bind().dialect.name), {"moment": moment, "most": MOST_OF_FLOW, **values}
-    )
+    values |= {"most": MOST_OF_FLOW, "suspects": suspects}
+    chosen = await session.scalars(next_executions(session.get_bind().dialect.name), {"moment": moment, **values})
     return list(chosen)
 
 
@@ -96,14 +112,16 @@ async def read_next_resume(session: AsyncSession, moment: datetime) -> datetime 
 @lru_cache
 def next_executions(dialect: str) -> sa.TextualSelect:
     """The statement of `read_next_executions`."""
-    fresh, resumed = (part.format(columns=_COLUMNS[dialect]) for part in (_FRESH, _RESUMED))
+    fresh, resumed = (part.format(columns=_COLUMNS[dialect], many=MANY_TAKEOVERS) for part in (_FRESH, _RESUMED))
+    user_tier = {"of_user": _BY_TIER.format("user", "u.tier"), "of_tier": _BY_TIER.format("tier", "u.tier")}
     text = _NEXT.format(
         waiting=_WAITING,
         due=_DUE[dialect].format(fresh=fresh, resumed=resumed),
-        of_user=_BY_TIER.format("user"),
-        of_tier=_BY_TIER.format("tier"),
+        suspects=_SUSPECTS.format(many=MANY_TAKEOVERS, **user_tier),
+        of_user=_BY_TIER.format("user", "tier"),
+        of_tier=_BY_TIER.format("tier", "tier"),
     )
-    names = ["most", *(f"{whose}_{tier.value}" for whose in ("user", "tier") for tier in Tier)]
+    names = ["most", "suspects", *(f"{whose}_{tier.value}" for whose in ("user", "tier") for tier in Tier)]
     numbers = [sa.bindparam(name, type_=sa.Integer()) for name in names]
     return sa.text(text).bindparams(_moment(), *numbers).columns(sa.column("id", sa.Uuid()))
 

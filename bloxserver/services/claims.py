@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -69,8 +69,11 @@ class TakenExecution:
     """Whether no worker has had it before."""
     waited: timedelta | None
     """Since it was due; null where a worker had it and did not come to its end."""
-    steps: Sequence[ExecutionStepRecord]
-    called: Mapping[UUID, CalledResult]
+    has_steps: bool
+    """Whether it may have steps: it was begun before, or goes on with those of another."""
+    steps: Sequence[ExecutionStepRecord] = ()
+    """As `with_steps` read them."""
+    called: Mapping[UUID, CalledResult] = field(default_factory=dict)
     """The executions that its steps called."""
     taken_at: float = field(default_factory=time.monotonic)
 
@@ -83,9 +86,14 @@ class TakenExecution:
 
 
 async def claim_executions(
-    session: AsyncSession, worker_id: str, lease: UUID, places: Mapping[str, int], places_of_user: Mapping[str, int]
+    session: AsyncSession,
+    worker_id: str,
+    lease: UUID,
+    places: Mapping[str, int],
+    places_of_user: Mapping[str, int],
+    suspects: int = 1,
 ) -> list[TakenExecution]:
-    """Take what is due, by tier up to so many `places`, and with it the right to write.
+    """Take what is due, by tier up to so many `places`, and with it the right to write; `suspects` of it at most.
 
     Raises `ClaimedElsewhere`: look again soon.
     """
@@ -93,7 +101,7 @@ async def claim_executions(
         locked = await session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(CLAIM_LOCK)))
         if not locked:
             raise ClaimedElsewhere
-    chosen = await read_next_executions(session, now(), places, places_of_user)
+    chosen = await read_next_executions(session, now(), places, places_of_user, suspects)
     if not chosen:
         return []
     moment = now()  # read again: the transaction may have waited for its turn, and they were accepted meanwhile
@@ -122,6 +130,7 @@ async def claim_executions(
             ExecutionRecord.started_at,
             ExecutionRecord.resume_at,
             ExecutionRecord.picked_up_at,
+            ExecutionRecord.retry_of,
         )
         .execution_options(synchronize_session=False)
     )
@@ -134,15 +143,9 @@ async def _with_details(
 ) -> list[TakenExecution]:
     flows = await _flows(session, {row.flow_id for row in taken})
     organisms = await _versions(session, {row.flow_version_id for row in taken if row.flow_version_id is not None})
-    steps: dict[UUID, list[ExecutionStepRecord]] = {row.id: [] for row in taken}
-    for step in await session.scalars(
-        sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id.in_(steps))
-    ):
-        steps[step.execution_id].append(step)
     executions: list[TakenExecution] = []
     for row in taken:
         flow = flows[row.flow_id]
-        calls = any(step.status is StepStatus.CALLING for step in steps[row.id])
         executions.append(
             TakenExecution(
                 id=row.id,
@@ -163,13 +166,20 @@ async def _with_details(
                 trace_parent=row.trace_parent,
                 trigger_type=row.trigger_type,
                 started_at=row.started_at,
-                is_new=row.picked_up_at == moment,
+                is_new=(is_new := row.picked_up_at == moment),
                 waited=_waited(row, moment),
-                steps=steps[row.id],
-                called=await called_results(session, row.id) if calls else {},
+                has_steps=not is_new or row.retry_of is not None,
             )
         )
     return executions
+
+
+async def with_steps(session: AsyncSession, execution: TakenExecution) -> TakenExecution:
+    """The execution, and how far it has come: apart from the claim, so that the claim stands whatever comes of this."""
+    query = sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id == execution.id)
+    steps = (await session.scalars(query)).all()
+    calls = any(step.status is StepStatus.CALLING for step in steps)
+    return replace(execution, steps=steps, called=await called_results(session, execution.id) if calls else {})
 
 
 def _waited(row: Any, moment: datetime) -> timedelta | None:

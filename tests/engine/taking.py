@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import ExecutionRecord
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus
 from bloxserver.services.claims import TakenExecution, claim_executions
 
 PLENTY = {"free": 1000, "pro": 1000, "enterprise": 1000, "high_frequency": 1000}
@@ -24,3 +25,13 @@ async def take(database: Database, execution: ExecutionRecord, worker_id: str = 
         (taken,) = await claim(session, worker_id)
     assert taken.id == execution.id
     return taken
+
+
+async def ended(database: Database, execution: ExecutionRecord) -> None:
+    """Wait for the end of it."""
+    async with asyncio.timeout(20):
+        while True:
+            async with database.sessions() as session:
+                if (await session.get_one(ExecutionRecord, execution.id)).status is not ExecutionStatus.RUNNING:
+                    return
+            await asyncio.sleep(0.02)

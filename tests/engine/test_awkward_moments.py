@@ -21,7 +21,6 @@ from bloxserver.api.models.database import Database, Work
 from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.tables import (
     ExecutionRecord,
-    ExecutionStatus,
     ExecutionStepRecord,
     FlowStatus,
     StepStatus,
@@ -41,7 +40,7 @@ from bloxserver.engine.world import Outside
 from bloxserver.services.checkpoints import Checkpoint
 from bloxserver.settings import Settings
 from tests.engine.pumping import block, organism, pump
-from tests.engine.taking import take
+from tests.engine.taking import ended, take
 from tests.factories import create_execution, create_flow, create_user
 
 LONG = 30.0
@@ -68,14 +67,6 @@ def before_statements(database: Database, seen: Callable[[str], None]) -> Iterat
 async def accepted(database: Database, **values: Any) -> ExecutionRecord:
     async with database.sessions() as session:
         return await create_execution(session, await create_flow(session, await create_user(session)), **values)
-
-
-async def ended(database: Database, execution: ExecutionRecord) -> None:
-    while True:
-        async with database.sessions() as session:
-            if (await session.get_one(ExecutionRecord, execution.id)).status is not ExecutionStatus.RUNNING:
-                return
-        await asyncio.sleep(0.02)
 
 
 @contextmanager

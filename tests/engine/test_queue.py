@@ -211,6 +211,6 @@ async def plan_of_next_executions(session: AsyncSession) -> str:
     values = [f"{whose}_{tier.value}" for whose in ("user", "tier") for tier in Tier]
     statement = sa.text(explain + str(next_executions(dialect))).bindparams(
         sa.bindparam("moment", now(), UtcDateTime()),
-        *(sa.bindparam(name, 100, sa.Integer()) for name in ("most", *values)),
+        *(sa.bindparam(name, 100, sa.Integer()) for name in ("most", "suspects", *values)),
     )
     return "".join(f"{row[-1]}\n" for row in await session.execute(statement))

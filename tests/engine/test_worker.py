@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -32,15 +31,8 @@ from bloxserver.engine.world import Outside
 from bloxserver.services import leases
 from bloxserver.services.claims import release_all
 from bloxserver.settings import Settings
-from tests.engine.taking import take
+from tests.engine.taking import ended, take
 from tests.factories import create_execution, create_flow, create_user
-
-
-@pytest.fixture
-async def outside(live_settings: Settings) -> AsyncIterator[Outside]:
-    outside = Outside.of(live_settings.model_copy(update={"ssrf_allow_cidrs": (ip_network("127.0.0.0/8"),)}))
-    yield outside
-    await outside.aclose()
 
 
 @pytest.fixture
@@ -68,12 +60,6 @@ async def steps_of(database: Database, execution: ExecutionRecord) -> list[Execu
             .order_by(ExecutionStepRecord.id)
         )
         return list(steps)
-
-
-async def ended(database: Database, execution: ExecutionRecord) -> None:
-    async with asyncio.timeout(20):
-        while (await stored(database, execution)).status is ExecutionStatus.RUNNING:  # noqa: ASYNC110  # nothing tells us
-            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

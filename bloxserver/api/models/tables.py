@@ -58,6 +58,8 @@ __all__ = [
 
 WAITING = "status = 'running' AND lease IS NULL"
 TAKEN = "status = 'running' AND lease IS NOT NULL"
+MANY_TAKEOVERS = 3
+SUSPECT = f"{WAITING} AND takeovers >= {MANY_TAKEOVERS}"
 
 
 class UserRecord(Base):
@@ -209,6 +211,13 @@ class ExecutionRecord(Base):
             "id",
             sqlite_where=sa.text(WAITING),
             postgresql_where=sa.text(WAITING),
+        ),
+        # what waits, and so many workers died with in a row that it may be the reason
+        sa.Index(
+            "ix_executions_suspect",
+            "takeovers",
+            sqlite_where=sa.text(SUSPECT),
+            postgresql_where=sa.text(SUSPECT),
         ),
         # what workers are at
         sa.Index(

@@ -1,0 +1,18 @@
+"""What a worker of these tests has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from ipaddress import ip_network
+
+import pytest
+
+from bloxserver.engine.world import Outside
+from bloxserver.settings import Settings
+
+
+@pytest.fixture
+async def outside(live_settings: Settings) -> AsyncIterator[Outside]:
+    outside = Outside.of(live_settings.model_copy(update={"ssrf_allow_cidrs": (ip_network("127.0.0.0/8"),)}))
+    yield outside
+    await outside.aclose()
