@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tests.chaos import frozen, hostile, kill, network, postgres, rolling, schedules
+from tests.chaos import deadly, frozen, hostile, kill, network, postgres, rolling, schedules
 from tests.chaos.place import Place, private_place
 from tests.chaos.processes import DEFAULT, Timing
 from tests.chaos.report import Report
@@ -97,6 +97,10 @@ def run_hostile(backend: Backend, executions: int) -> bool:
     return run(backend, holding("sleeps"), holding("computes"))
 
 
+def run_deadly(backend: Backend, executions: int) -> bool:
+    return run(backend, lambda place: deadly.deadly(place, executions=executions, every=30, seconds=3, timing=BRISK))
+
+
 def end(holds: bool) -> None:
     raise typer.Exit(not holds)
 
@@ -143,6 +147,12 @@ def hostile_command(executions: Count = 4, database: On = Backend.POSTGRESQL) ->
     end(run_hostile(database, executions))
 
 
+@app.command("deadly")
+def deadly_command(executions: Count = 60, database: On = Backend.POSTGRESQL) -> None:
+    """Executions that kill each worker that runs them, beside others."""
+    end(run_deadly(database, executions))
+
+
 @app.command("all")
 def all_command(seed: Seed = 1) -> None:
     """All of them, on both databases where that makes sense; half an hour."""
@@ -155,6 +165,7 @@ def all_command(seed: Seed = 1) -> None:
             run_frozen(backend, 40),
             run_schedules(backend, 4, seed),
             run_hostile(backend, 4),
+            run_deadly(backend, 60),
         )
     ]
     end(all([*held, run_postgres(5, seed), run_network(2, seed)]))

@@ -56,7 +56,7 @@ async def frozen(place: Place, *, executions: int, timing: Timing) -> Report:
 async def _freeze_the_only_one(scene: Stage, gate: Gate) -> None:
     [process] = scene.installation.processes
     process.send(signal.SIGSTOP)
-    await asyncio.sleep(scene.installation.timing.dead_after * 1.5)
+    await asyncio.sleep(scene.installation.timing.dead_after)
     gate.first_calls.set()
     gate.later_calls.set()
     process.send(signal.SIGCONT)

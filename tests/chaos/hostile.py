@@ -13,9 +13,11 @@ from tests.chaos.stage import Stage, stage
 from tests.chaos.workers import longest_silence
 
 PLUGIN = '''\
-"""A block that keeps its thread, and with it the event loop of its worker."""
+"""A block that keeps its thread, and with it the event loop of its worker, or kills it."""
 
+import asyncio
 import os
+import signal
 import time
 
 from pydantic import BaseModel, JsonValue
@@ -23,18 +25,30 @@ from pydantic import BaseModel, JsonValue
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext
 
 
+class Numbered(BaseModel):
+    number: int
+
+
 class Anything(BaseModel):
     """What the step before answered."""
+
+    body: Numbered
 
 
 class Stubbornness(BlockConfig):
     how: str
     seconds: float
+    every: int = 1
 
 
-async def keep_the_loop(payload: Anything, config: Stubbornness, context: BlockContext) -> JsonValue:
+async def work(payload: Anything, config: Stubbornness, context: BlockContext) -> JsonValue:
     with open(os.environ["CHAOS_RUNS"], "a") as runs:
         runs.write(f"{context.idempotency_key}\\n")
+    if config.how == "kills":
+        if payload.body.number % config.every == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await asyncio.sleep(config.seconds)
+        return "done"
     until = time.monotonic() + config.seconds
     while time.monotonic() < until:
         time.sleep(until - time.monotonic()) if config.how == "sleeps" else sum(range(1000))
@@ -46,8 +60,8 @@ block = Block(
     description="Does not give the loop back.",
     payload=Anything,
     config=Stubbornness,
-    handler=keep_the_loop,
-    example={"config": {"how": "sleeps", "seconds": 1}, "payload": {}},
+    handler=work,
+    example={"config": {"how": "sleeps", "seconds": 1}, "payload": {"body": {"number": 1}}},
 )
 '''
 LOOK_SECONDS = 0.05
