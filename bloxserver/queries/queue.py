@@ -20,6 +20,9 @@ from bloxserver.api.models.types import UtcDateTime
 MOST_OF_FLOW = 25
 """Executions of a flow that one look finds; there may be thousands of flows. The next look finds more."""
 
+MOST_IN_ALL = 500
+"""Executions that one look finds, but for two of each flow."""
+
 # Leaps from flow to flow through the index of what waits.
 _WAITING = """
 WITH RECURSIVE waiting (flow_id) AS (
@@ -29,16 +32,17 @@ WITH RECURSIVE waiting (flow_id) AS (
           AND e.flow_id > waiting.flow_id ORDER BY e.flow_id LIMIT 1)
   FROM waiting WHERE waiting.flow_id IS NOT NULL
 )"""
+# Ordered by `resume_at` too, though all are null: so PostgreSQL sees that the index of what waits has this order.
 _FRESH = """
   SELECT {columns} FROM (SELECT e.id, e.started_at AS since, 1 AS fresh FROM executions e
                          WHERE e.status = 'running' AND e.lease IS NULL
                          AND e.flow_id = waiting.flow_id AND e.resume_at IS NULL AND e.takeovers < {many}
-                         ORDER BY e.started_at, e.id LIMIT :most) AS fresh"""
+                         ORDER BY e.resume_at, e.started_at, e.id LIMIT (SELECT number FROM most)) AS fresh"""
 _RESUMED = """
   SELECT {columns} FROM (SELECT e.id, e.resume_at AS since, 0 AS fresh FROM executions e
                          WHERE e.status = 'running' AND e.lease IS NULL
                          AND e.flow_id = waiting.flow_id AND e.resume_at <= :moment AND e.takeovers < {many}
-                         ORDER BY e.resume_at, e.id LIMIT :most) AS resumed"""
+                         ORDER BY e.resume_at, e.id LIMIT (SELECT number FROM most)) AS resumed"""
 _DUE = {
     "postgresql": """
   SELECT due.id, waiting.flow_id, due.since, due.fresh FROM waiting
@@ -61,7 +65,10 @@ _SUSPECTS = """
   AND coalesce(taken.number, 0) < {of_user} AND {of_tier} > 0
   ORDER BY e.takeovers, since, e.id LIMIT :suspects"""
 _NEXT = """
-{waiting}, taken AS (
+{waiting}, most (number) AS (
+  SELECT CASE WHEN count(*) * :most <= :most_in_all THEN :most
+              WHEN count(*) * 2 >= :most_in_all THEN 2 ELSE :most_in_all / count(*) END FROM waiting
+), taken AS (
   SELECT f.user_id, count(*) AS number FROM executions e JOIN flows f ON f.id = e.flow_id
   WHERE e.status = 'running' AND e.lease IS NOT NULL GROUP BY f.user_id
 ), suspects AS ({suspects}
@@ -98,7 +105,7 @@ async def read_next_executions(
     """
     values = {f"tier_{tier}": number for tier, number in places.items()}
     values |= {f"user_{tier}": number for tier, number in places_of_user.items()}
-    values |= {"most": MOST_OF_FLOW, "suspects": suspects}
+    values |= {"most": MOST_OF_FLOW, "most_in_all": MOST_IN_ALL, "suspects": suspects}
     chosen = await session.scalars(next_executions(session.get_bind().dialect.name), {"moment": moment, **values})
     return list(chosen)
 
@@ -121,8 +128,8 @@ def next_executions(dialect: str) -> sa.TextualSelect:
         of_user=_BY_TIER.format("user", "tier"),
         of_tier=_BY_TIER.format("tier", "tier"),
     )
-    names = ["most", "suspects", *(f"{whose}_{tier.value}" for whose in ("user", "tier") for tier in Tier)]
-    numbers = [sa.bindparam(name, type_=sa.Integer()) for name in names]
+    by_tier = [f"{whose}_{tier.value}" for whose in ("user", "tier") for tier in Tier]
+    numbers = [sa.bindparam(name, type_=sa.Integer()) for name in ("most", "most_in_all", "suspects", *by_tier)]
     return sa.text(text).bindparams(_moment(), *numbers).columns(sa.column("id", sa.Uuid()))
 
 

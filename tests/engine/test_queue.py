@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -12,9 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, Tier, WorkerRecord
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, FlowStatus, Tier, WorkerRecord
 from bloxserver.api.models.types import UtcDateTime, now
-from bloxserver.queries.queue import MOST_OF_FLOW, next_executions, read_next_executions, read_next_resume
+from bloxserver.queries.queue import MOST_IN_ALL, MOST_OF_FLOW, next_executions, read_next_executions, read_next_resume
 from bloxserver.services.claims import (
     ClaimedElsewhere,
     claim_executions,
@@ -73,6 +74,20 @@ class TestOrder:
         assert [taken.id for taken in await claim(session)] == backlog[:MOST_OF_FLOW]
         assert [taken.id for taken in await claim(session)] == backlog[MOST_OF_FLOW:]
         assert await claim(session) == []
+
+    async def test_where_many_flows_wait_a_look_takes_few_of_each(self, session: AsyncSession) -> None:
+        user = await create_user(session, tier=Tier.ENTERPRISE)
+        flows = [
+            {"id": uuid4(), "user_id": user.id, "name": "f", "organism_yaml": "", "status": FlowStatus.RUNNING}
+            for _ in range(MOST_IN_ALL // 4)
+        ]
+        backlog = [{"id": uuid4(), "flow_id": flow["id"], "trigger_type": "manual"} for flow in flows for _ in range(7)]
+        await session.execute(sa.insert(FlowRecord), flows)
+        await session.execute(sa.insert(ExecutionRecord), backlog)
+        looks: list[set[int]] = []
+        while taken := await claim(session):
+            looks.append(set(Counter(execution.flow_id for execution in taken).values()))
+        assert looks == [{3}, {3}, {1}]
 
     async def test_what_waits_for_its_time_is_left(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
@@ -211,6 +226,6 @@ async def plan_of_next_executions(session: AsyncSession) -> str:
     values = [f"{whose}_{tier.value}" for whose in ("user", "tier") for tier in Tier]
     statement = sa.text(explain + str(next_executions(dialect))).bindparams(
         sa.bindparam("moment", now(), UtcDateTime()),
-        *(sa.bindparam(name, 100, sa.Integer()) for name in ("most", "suspects", *values)),
+        *(sa.bindparam(name, 100, sa.Integer()) for name in ("most", "most_in_all", "suspects", *values)),
     )
     return "".join(f"{row[-1]}\n" for row in await session.execute(statement))
