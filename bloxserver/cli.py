@@ -137,6 +137,7 @@ async def _work(settings: Settings) -> None:
     from bloxserver.api.models.database import database
     from bloxserver.api.probes import served_probes
     from bloxserver.engine.engine import Engine
+    from bloxserver.garbage import leave_out_what_is_there
     from bloxserver.log import configure_logging
     from bloxserver.tracing import start_tracing, stop_tracing
 
@@ -147,6 +148,7 @@ async def _work(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     engine = Engine(settings, database, works=True)
+    leave_out_what_is_there()
     async with served_probes(settings, engine):
         await engine.start()
         structlog.stdlib.get_logger("bloxserver").info("worker ready", version=__version__)

@@ -8,6 +8,8 @@ import sys
 
 import uvicorn
 
+from bloxserver.garbage import leave_out_what_is_there
+
 STARTUP_FAILURE = 3
 """The exit status that uvicorn gives it."""
 LAST_REQUESTS_SECONDS = 0.5
@@ -22,6 +24,11 @@ class Server(uvicorn.Server):
         self.run()
         if not self.started:
             sys.exit(STARTUP_FAILURE)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; the app is there by now, and has not begun."""
+        leave_out_what_is_there()
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, say with each answer that it is the connection's last, then end as uvicorn does."""
