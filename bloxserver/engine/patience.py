@@ -1,10 +1,10 @@
-"""Transactions of the engine: they outlast a database that is away for a while."""
+"""Transactions of the engine: they outlast a database that is away for a while, and rows that somebody holds."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import structlog
@@ -15,9 +15,12 @@ from bloxserver.api.models.passing import is_passing
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
+MOST_FAILURES = 3
+"""In a row: then it is no single row, but the database that fails to answer."""
 
 
 async def in_transaction(
@@ -38,3 +41,23 @@ async def in_transaction(
             log.warning("database does not answer, trying again", error=type(error).__name__, pause_seconds=pause)
         await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+async def one_by_one(items: Iterable[Item], work: Callable[[Item], Awaitable[bool]]) -> int:
+    """`work` for each, in transactions of its own; for how many it did something.
+
+    One that fails for a passing reason, as a row that somebody holds, is left for the next time, and keeps no other
+    waiting. Raises what else it fails with, and the third passing failure in a row.
+    """
+    done = failures = 0
+    for item in items:
+        try:
+            done += await work(item)
+        except Exception as error:
+            failures += 1
+            if not is_passing(error) or failures == MOST_FAILURES:
+                raise
+            log.warning("left for the next time", error=type(error).__name__)
+        else:
+            failures = 0
+    return done

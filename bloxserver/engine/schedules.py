@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 
 from bloxserver import tracing
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.types import now
+from bloxserver.engine.patience import one_by_one
 from bloxserver.queries.triggers import DueSchedule, read_due_schedules
 from bloxserver.services.schedules import fire_schedule, switch_off
 
@@ -21,13 +24,12 @@ async def fire_due_schedules(database: Database) -> None:
     while True:
         async with database.transaction(read_only=True) as session:
             due = await read_due_schedules(session, now(), BATCH)
-        for schedule in due:
-            await _fire(database, schedule)
-        if len(due) < BATCH:
+        done = await one_by_one(due, partial(_fire, database))
+        if len(due) < BATCH or not done:
             return
 
 
-async def _fire(database: Database, schedule: DueSchedule) -> None:
+async def _fire(database: Database, schedule: DueSchedule) -> bool:
     """One that cannot be fired is switched off, so that it keeps no other from firing."""
     try:
         about = {"bloxserver.flow.id": str(schedule.trigger.flow_id)}
@@ -40,3 +42,4 @@ async def _fire(database: Database, schedule: DueSchedule) -> None:
         log.error("schedule failed", trigger_id=str(schedule.trigger.trigger_id), exc_info=error)
         async with database.transaction() as session:
             await switch_off(session, schedule)
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.tables import FlowRecord
 from bloxserver.api.models.types import now
 from bloxserver.engine.organisms import parse_organism
+from bloxserver.engine.patience import one_by_one
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.flows import has_running_executions, read_unsettled_flows
 from bloxserver.services.cancellation import cancel_running
@@ -36,18 +38,21 @@ async def settle_flows(database: Database, settings: Settings) -> None:
         grace_over = now() - timedelta(seconds=settings.stop_grace_seconds)
         async with database.transaction(read_only=True) as session:
             waiting = await read_unsettled_flows(session, BATCH, grace_over)
-        settled = 0
-        for flow_id in waiting:
-            try:
-                await settle_flow(database, settings, flow_id, grace_over)
-                settled += 1
-            except Exception as error:
-                if is_passing(error):
-                    raise
-                # It stays for the next sweep, and keeps no other flow waiting.
-                log.error("flow cannot be settled", flow_id=str(flow_id), exc_info=error)
+        settled = await one_by_one(waiting, partial(_settle, database, settings, grace_over))
         if len(waiting) < BATCH or settled == 0:
             return
+
+
+async def _settle(database: Database, settings: Settings, grace_over: datetime, flow_id: UUID) -> bool:
+    try:
+        await settle_flow(database, settings, flow_id, grace_over)
+    except Exception as error:
+        if is_passing(error):
+            raise
+        # It stays for the next sweep, and keeps no other flow waiting.
+        log.error("flow cannot be settled", flow_id=str(flow_id), exc_info=error)
+        return False
+    return True
 
 
 async def settle_flow(database: Database, settings: Settings, flow_id: UUID, grace_over: datetime) -> None:
