@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import json
+import sys
 import time
-from concurrent.futures import Future
-from functools import partial
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
 
 import sqlalchemy as sa
 import structlog
@@ -17,17 +18,22 @@ from bloxserver.api.models.database import Database
 from bloxserver.api.models.statements import insert_into
 from bloxserver.api.models.tables import WorkerRecord
 from bloxserver.api.models.types import database_now
+from bloxserver.engine import pulse
 from bloxserver.engine.patience import in_transaction
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
-ALIVE_SECONDS = 1
+PROGRAM = f"import sys; sys.path[:] = sys.argv[1:]; from {pulse.__name__} import beat; beat()"
+"""It imports what this process would, and nothing that lies where that was started."""
+TURN_SECONDS = 1
 """How often the event loop says that it turns."""
+AGAIN_SECONDS = 1
+END_SECONDS = 5
 
 
 class Heartbeat:
-    """Beats in a thread and on a connection of its own: whatever holds up the event loop does not hold up the beat.
+    """Beats in a process and on a connection of its own: whatever holds up this one does not hold up the beat.
 
     A loop that has not turned for `STUCK_AFTER_SECONDS` counts as dead all the same, so that others take its work. On
     SQLite, where there is nobody who could, it beats on the loop.
@@ -37,13 +43,9 @@ class Heartbeat:
         self._settings = settings
         self._database = database
         self._worker_id = worker_id
-        self._turned_at = time.monotonic()
         self._beat_at: float | None = None
         self._judges_from = 0.0
-        self._tasks: list[asyncio.Task[None]] = []
-        self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
-        self._stop: Future[None] = Future()
+        self._beating: asyncio.Task[None] | None = None
 
     @property
     def is_fresh(self) -> bool:
@@ -62,58 +64,68 @@ class Heartbeat:
         """Returns after the first beat, before which no execution may be taken: who does not beat counts as dead."""
         await in_transaction(self._database, self._beat)
         self._beat_at = time.monotonic()
-        self._tasks.append(asyncio.create_task(self._turn()))
-        if self._settings.uses_sqlite:
-            self._tasks.append(asyncio.create_task(self._beat_on(self._database, asyncio.Event())))
-        else:
-            beat = partial(asyncio.run, self._beat_apart())
-            self._thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-            self._thread.start()
+        self._beating = asyncio.create_task(
+            self._beat_here() if self._settings.uses_sqlite else self._beat_apart(self._order())
+        )
 
     async def end(self) -> None:
         """Beat no more, and let others take over at once."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._thread is not None:
-            self._stop.set_result(None)
-            await asyncio.to_thread(self._thread.join)
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
         async with self._database.transaction() as session:
             await session.execute(sa.delete(WorkerRecord).where(WorkerRecord.executor_id == self._worker_id))
 
-    async def _turn(self) -> None:
+    async def _beat_here(self) -> None:
         while True:
-            self._turned_at = time.monotonic()
-            await asyncio.sleep(ALIVE_SECONDS)
-
-    async def _beat_apart(self) -> None:
-        database = Database(self._settings.model_copy(update={"database_pool_size": 1}))
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self._stop.add_done_callback(lambda _: loop.call_soon_threadsafe(stop.set))
-        try:
-            await self._beat_on(database, stop)
-        finally:
-            await database.dispose()
-
-    async def _beat_on(self, database: Database, stop: asyncio.Event) -> None:
-        while not stop.is_set():
+            await asyncio.sleep(self._settings.heartbeat_seconds)
             try:
-                async with asyncio.timeout(self._settings.heartbeat_seconds):
-                    await stop.wait()
-                return
-            except TimeoutError:
-                pass
-            silent = time.monotonic() - self._turned_at
-            if silent > self._settings.stuck_after_seconds:
-                log.error("the event loop is stuck: others take over", seconds=round(silent))
-                continue
-            try:
-                async with asyncio.timeout(self._settings.dead_after_seconds), database.transaction() as session:
+                async with self._database.transaction() as session:
                     await self._beat(session)
                 self._note_beat()
             except Exception as error:
                 log.warning("heartbeat failed", error=type(error).__name__)
+
+    def _order(self) -> bytes:
+        order: pulse.Order = {
+            "connection": self._database.driver_arguments(),
+            "worker_id": self._worker_id,
+            "version": __version__,
+            "log_level": self._settings.log_level,
+            "log_as_json": self._settings.is_production,
+            "every": self._settings.heartbeat_seconds,
+            "dead_after": self._settings.dead_after_seconds,
+            "stuck_after": self._settings.stuck_after_seconds,
+        }
+        return json.dumps(order).encode()
+
+    async def _beat_apart(self, order: bytes) -> None:
+        while True:
+            try:
+                await self._run_process(order)
+            except Exception as error:
+                log.warning("the process of the heartbeat cannot be run", error=type(error).__name__)
+            else:
+                log.warning("the process of the heartbeat ended: it is started again")
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _run_process(self, order: bytes) -> None:
+        """Returns where the process ends though nobody asked it to."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-c", PROGRAM, *sys.path, stdin=PIPE, stdout=PIPE
+        )
+        turns, beats = process.stdin, process.stdout
+        assert turns is not None  # noqa: S101
+        assert beats is not None  # noqa: S101
+        turning = asyncio.create_task(_turn(turns, order))
+        try:
+            async for _ in beats:
+                self._note_beat()
+        finally:
+            turning.cancel()
+            await asyncio.gather(turning, return_exceptions=True)
+            turns.close()  # which is what it ends with
+            await _end(process)
 
     def _note_beat(self) -> None:
         moment = time.monotonic()
@@ -127,3 +139,22 @@ class Heartbeat:
             .values(executor_id=self._worker_id, beat_at=database_now(), version=__version__)
             .on_conflict_do_update(index_elements=[WorkerRecord.executor_id], set_={"beat_at": database_now()})
         )
+
+
+async def _turn(turns: asyncio.StreamWriter, order: bytes) -> None:
+    """Order the beats, and go on saying that the event loop turns."""
+    turns.write(order)
+    while True:
+        turns.write(b"\n")
+        await turns.drain()
+        await asyncio.sleep(TURN_SECONDS)
+
+
+async def _end(process: Process) -> None:
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

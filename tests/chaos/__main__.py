@@ -94,7 +94,7 @@ def run_hostile(backend: Backend, executions: int) -> bool:
     def holding(how: str) -> Scenario:
         return lambda place: hostile.hostile(place, how=how, executions=executions, timing=BRISK)
 
-    return run(backend, holding("sleeps"), holding("computes"))
+    return run(backend, holding("sleeps"), holding("computes"), holding("holds"))
 
 
 def run_deadly(backend: Backend, executions: int) -> bool:
@@ -143,7 +143,7 @@ def network_command(rounds: Count = 2, seed: Seed = 1) -> None:
 
 @app.command("hostile")
 def hostile_command(executions: Count = 4, database: On = Backend.POSTGRESQL) -> None:
-    """Blocks that do not give the event loop back."""
+    """Blocks that do not give the event loop back, or not even the interpreter."""
     end(run_hostile(database, executions))
 
 

@@ -16,6 +16,7 @@ PLUGIN = '''\
 """A block that keeps its thread, and with it the event loop of its worker, or kills it."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import time
@@ -48,6 +49,10 @@ async def work(payload: Anything, config: Stubbornness, context: BlockContext) -
         if payload.body.number % config.every == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         await asyncio.sleep(config.seconds)
+        return "done"
+    if config.how == "holds":
+        # No thread of this process runs meanwhile, as with an extension in C that computes.
+        ctypes.PyDLL(None).sleep(int(config.seconds))
         return "done"
     until = time.monotonic() + config.seconds
     while time.monotonic() < until:

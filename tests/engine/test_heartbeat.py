@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +20,7 @@ from bloxserver import __version__
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.tables import ExecutionRecord, TriggerType, WorkerRecord
 from bloxserver.api.models.types import now
+from bloxserver.engine import pulse
 from bloxserver.engine.engine import Engine
 from bloxserver.engine.heartbeat import Heartbeat
 from bloxserver.engine.takeover import TakeOver
@@ -60,18 +67,56 @@ async def test_a_worker_is_there_before_it_takes_anything_and_leaves(live_databa
     assert await beat_at(live_database) is None
 
 
-async def test_a_blocked_event_loop_goes_on_beating(live_database: Database, quick: Settings) -> None:
+def sleep_holding_the_interpreter(seconds: int) -> None:
+    """No other thread of this process runs meanwhile, as with an extension in C that computes."""
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+@pytest.mark.parametrize("block", [time.sleep, sleep_holding_the_interpreter])
+async def test_a_blocked_process_goes_on_beating(
+    live_database: Database, quick: Settings, block: Callable[[int], None]
+) -> None:
     if quick.uses_sqlite:
         pytest.skip("nobody could take over")
     heartbeat = Heartbeat(quick, live_database, "w-1")
     await heartbeat.start()
     await later_beat(live_database, await beat_at(live_database))
     began = now()
-    time.sleep(2 * quick.dead_after_seconds)  # noqa: ASYNC251  # as a block does that should not
+    block(2 * round(quick.dead_after_seconds))
     last = await beat_at(live_database)
     await heartbeat.end()
     assert last is not None
     assert last > began + timedelta(seconds=quick.dead_after_seconds)
+
+
+async def test_a_process_that_beats_is_replaced_when_it_is_killed(live_database: Database, quick: Settings) -> None:
+    if quick.uses_sqlite or sys.platform != "linux":
+        pytest.skip("nobody could take over, or no /proc to look into")
+    heartbeat = Heartbeat(quick, live_database, "w-1")
+    await heartbeat.start()
+    await later_beat(live_database, await beat_at(live_database))
+    (process_id,) = pulses()
+    os.kill(process_id, signal.SIGTERM)  # what ends the worker is no end of it: the worker has to drain
+    await later_beat(live_database, await beat_at(live_database))
+    assert pulses() == {process_id}
+    os.kill(process_id, signal.SIGKILL)
+    await until(lambda: process_id not in pulses())
+    await later_beat(live_database, await beat_at(live_database))
+    (other,) = pulses()
+    await heartbeat.end()
+    assert pulses() == set()
+    assert other != process_id
+
+
+def pulses() -> set[int]:
+    """The processes of ours that beat."""
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may end meanwhile
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and pulse.__name__ in (process / "cmdline").read_text():
+                found.add(int(process.name))
+    return found
 
 
 async def test_an_event_loop_that_is_stuck_counts_as_dead(live_database: Database, quick: Settings) -> None:

@@ -82,6 +82,10 @@ class Database:
             info={_WRITING_ENGINE: self.engine},
         )
 
+    def driver_arguments(self) -> dict[str, Any]:
+        """What the driver of PostgreSQL makes such a connection from, where there is no SQLAlchemy."""
+        return postgres.driver_arguments(self.engine, self._settings.database_statement_timeout_seconds)
+
     def pools(self) -> Mapping[str, QueuePool]:
         """The pools of connections, by what they are called in metrics."""
         pools = (self.engine.pool, self._reading_engine.pool)
