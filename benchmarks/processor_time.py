@@ -9,9 +9,9 @@ PROC = Path("/proc")
 
 
 def of_process(pid: int) -> float | None:
-    """What a process has used so far, in seconds."""
+    """What a process has used so far, in seconds, with the processes that it started, also those that have ended."""
     times = _times(pid)
-    return None if times is None else times.own
+    return None if times is None else times.own + times.reaped + _of_children(pid)
 
 
 def of_postgres(backend: int) -> float | None:
@@ -19,9 +19,13 @@ def of_postgres(backend: int) -> float | None:
     times = _times(backend)
     if times is None or (server := _times(times.parent)) is None or _name(times.parent) != "postgres":
         return None
-    children = [_times(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit()]
-    living = sum(child.own for child in children if child is not None and child.parent == times.parent)
-    return server.own + server.reaped + living
+    return server.own + server.reaped + _of_children(times.parent)
+
+
+def _of_children(pid: int) -> float:
+    """Of those that live."""
+    processes = [_times(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit()]
+    return sum(process.own for process in processes if process is not None and process.parent == pid)
 
 
 def between(before: float | None, after: float | None) -> float | None:
