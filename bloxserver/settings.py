@@ -18,6 +18,10 @@ from sqlalchemy.exc import ArgumentError
 from bloxserver.errors import SettingsError
 
 MINIMUM_SECRET_BYTES = 32
+URL_PARAMETERS = frozenset(
+    {"host", "port", "ssl", "direct_tls", "passfile", "target_session_attrs", "krbsrvname", "gsslib"}
+)
+"""What may stand behind the `?` of an address of PostgreSQL: what the driver takes there."""
 
 
 def _parts(text: str) -> list[str]:
@@ -213,6 +217,10 @@ class Settings(BaseSettings):
     def check_startup(self) -> None:
         """Raise `SettingsError` naming every variable that keeps this process from starting; no value is told."""
         problems = [*self.problems]
+        if self.dead_after_seconds < 2 * self.heartbeat_seconds:
+            problems.append(
+                "DEAD_AFTER_SECONDS must be twice HEARTBEAT_SECONDS at least: workers that live would be dead"
+            )
         if self.is_production:
             problems += self._production_problems()
         if problems:
@@ -249,18 +257,29 @@ class Settings(BaseSettings):
 def normalised_database_url(text: str) -> URL:
     """The URL with the async driver that we use; `postgres://` and driverless forms are accepted.
 
-    Raises `ValueError` for anything but SQLite and PostgreSQL.
+    So is `sslmode`, which the driver calls `ssl`. Raises `ValueError` for anything but SQLite and PostgreSQL, and for
+    parameters that the driver does not know.
     """
     try:
         url = make_url(text)
     except ArgumentError:
         raise ValueError("not a database URL") from None
+    except ValueError:
+        # Its text quotes what stands for the port: of a password with an unescaped @, the end.
+        raise ValueError("not a database URL: the port is no number, or the password has signs to be escaped") from None
     backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
     if backend == "sqlite":
         return url.set(drivername="sqlite+aiosqlite")
     if backend == "postgresql":
-        return url.set(drivername="postgresql+asyncpg")
+        return _known_parameters(url.set(drivername="postgresql+asyncpg"))
     raise ValueError("only sqlite and postgresql are supported")
+
+
+def _known_parameters(url: URL) -> URL:
+    query = {"ssl" if name == "sslmode" else name: value for name, value in url.query.items()}
+    if unknown := query.keys() - URL_PARAMETERS:
+        raise ValueError(f"parameters that are not known: {', '.join(sorted(unknown))}")
+    return url.set(query=query)
 
 
 def _weak(key: str) -> bool:

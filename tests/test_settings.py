@@ -69,6 +69,10 @@ def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str,
         ({"PORT": SECRET}, ["PORT"]),
         ({"PORT": "70000", "LOG_LEVEL": SECRET, "SSRF_ALLOW_CIDRS": SECRET}, ["LOG_LEVEL", "PORT", "SSRF_ALLOW_CIDRS"]),
         ({"DATABASE_URL": f"mysql://root:{SECRET}@db/x"}, ["DATABASE_URL", "DATABASE_URL"]),
+        ({"DATABASE_URL": f"postgresql://root:a@b:{SECRET}@db/x"}, ["DATABASE_URL", "DATABASE_URL"]),
+        ({"DATABASE_URL": f"postgresql://root@db/x?channel_binding={SECRET}"}, ["DATABASE_URL", "DATABASE_URL"]),
+        ({"HEARTBEAT_SECONDS": "5", "DEAD_AFTER_SECONDS": "9"}, ["DEAD_AFTER_SECONDS"]),
+        ({"HEARTBEAT_SECONDS": "5", "DEAD_AFTER_SECONDS": "10"}, []),
         (
             {name: "" for name in GOOD if name not in ("ENV", "CORS_ORIGINS")} | {"ENABLE_DOCS": "true"},
             ["API_KEY_ENCRYPTION_KEY", "CLERK_ISSUER", "DATABASE_URL", "DATABASE_URL", "ENABLE_DOCS"],
@@ -163,6 +167,8 @@ def test_what_cannot_be_read_has_its_default_and_the_rest_its_value(monkeypatch:
         ("postgres://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
         ("postgresql://u:p%40@h:5433/d", "postgresql+asyncpg://u:p%40@h:5433/d"),
         ("postgresql+psycopg2://h/d", "postgresql+asyncpg://h/d"),
+        ("postgres://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
+        ("postgresql://u@/d?host=/run/postgresql", "postgresql+asyncpg://u@/d?host=/run/postgresql"),
     ],
 )
 def test_database_urls_of_other_drivers_are_taken(given: str, used: str) -> None:
