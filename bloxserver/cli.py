@@ -79,8 +79,7 @@ def serve(
     from bloxserver.api.server import Server
 
     lock = _lock(settings)
-    if settings.is_production:
-        _run(_check_schema(settings))
+    _run(_check_schema(settings))
     # uvicorn raises the signal that stopped it once more when all is done: an orderly end is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     config = Config(
@@ -151,7 +150,7 @@ async def _work(settings: Settings) -> None:
     leave_out_what_is_there()
     async with served_probes(settings, engine):
         await engine.start()
-        structlog.stdlib.get_logger("bloxserver").info("worker ready", version=__version__)
+        structlog.stdlib.get_logger("bloxserver").info("worker ready", version=__version__, worker=engine.worker_id)
         await stopped.wait()
         await engine.stop()
     await database.dispose()
@@ -327,7 +326,9 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     except SettingsError as error:
         _fail(str(error))
     except (OSError, SQLAlchemyError) as error:
-        _fail(f"the database cannot be used: {type(error).__name__}")
+        from bloxserver.api.models.passing import reason_of
+
+        _fail(f"the database cannot be used: {reason_of(error)}")
 
 
 def _fail(message: str) -> NoReturn:

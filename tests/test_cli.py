@@ -103,6 +103,22 @@ def test_a_database_that_is_away_is_told_without_its_address() -> None:
     assert "s3cret" not in refused.stderr
 
 
+def test_what_is_wrong_with_the_database_is_told(live_settings: Settings, tmp_path: Path) -> None:
+    """`live_settings` alone: its database is empty."""
+    url = sa.make_url(live_settings.database_url)
+    if live_settings.uses_sqlite:
+        reasons = {url.set(database=f"{tmp_path}/none/x.db"): "OperationalError"}
+    else:
+        reasons = {
+            url.set(database="none"): "the server has no database of this name",
+            url: "tables are missing, run `bloxserver migrate`",
+        }
+    for wrong, reason in reasons.items():
+        refused = bloxserver("prune", "--dry-run", DATABASE_URL=wrong.render_as_string(hide_password=False))
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr == f"bloxserver: the database cannot be used: {reason}\n"
+
+
 PRODUCTION = {
     "ENV": "production",
     "ALLOW_SQLITE": "1",
@@ -120,6 +136,9 @@ PRODUCTION = {
         (("serve",), {"PORT": "abc"}, "PORT: "),
         (("serve",), {**PRODUCTION, "DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "run `bloxserver migrate` first"),
         (("migrate",), {"DATABASE_URL": "mysql://x"}, "only sqlite and postgresql are supported"),
+        (("serve",), {"DATABASE_URL": "postgresql://user@127.0.0.1:1/x"}, "the database cannot be used"),
+        (("status",), {"DATABASE_URL": "postgresql://user@127.0.0.1:1/x?unheard_of=1"}, "not known: unheard_of"),
+        (("serve",), {"HEARTBEAT_SECONDS": "30"}, "DEAD_AFTER_SECONDS must be twice HEARTBEAT_SECONDS at least"),
     ],
 )
 def test_a_start_that_must_not_be_says_why(arguments: tuple[str, ...], environment: dict[str, str], told: str) -> None:

@@ -12,6 +12,7 @@ import structlog
 
 from bloxserver import metrics
 from bloxserver.api.models.database import Database
+from bloxserver.api.models.passing import unless_passing
 from bloxserver.api.models.types import now
 from bloxserver.engine.waking import wait_for_wake
 from bloxserver.engine.worker import Worker
@@ -57,7 +58,7 @@ class Claimer:
                 pause = AGAIN_SECONDS
             except Exception as error:
                 self._look_back_at = 0.0
-                log.warning("no executions can be taken", error=type(error).__name__, exc_info=error)
+                log.warning("no executions can be taken", error=type(error).__name__, exc_info=unless_passing(error))
                 pause = self._sweep_seconds
             await asyncio.sleep(max(0.0, began + PACE_SECONDS - time.monotonic()))
 

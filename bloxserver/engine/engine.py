@@ -40,13 +40,14 @@ class Engine:
         self._settings = settings
         self._database = database
         self._works = works
-        self._worker_id = f"w-{uuid4().hex[:12]}"
+        self.worker_id = f"w-{uuid4().hex[:12]}"
+        """What `bloxserver status` calls this process, where it runs executions."""
         self._outside = Outside.of(settings)
         self._sweeper = Sweeper(settings, database)
         self._worker = Worker(database, self._outside, concurrency=settings.worker_concurrency)
-        self._claimer = Claimer(settings, database, self._worker, self._worker_id)
+        self._claimer = Claimer(settings, database, self._worker, self.worker_id)
         self._notifier = Notifier(database, self._outside.http, self._outside.mail, settings)
-        self._heartbeat = Heartbeat(settings, database, self._worker_id)
+        self._heartbeat = Heartbeat(settings, database, self.worker_id)
         self._bell = None if settings.uses_sqlite else Bell(settings, self._wake)
         self._state = _State.STARTING
         self._intake: list[asyncio.Task[None]] = []
@@ -111,7 +112,7 @@ class Engine:
 
     async def _release(self) -> None:
         async with self._database.transaction() as session:
-            await release_unknown(session, self._worker_id, ())
+            await release_unknown(session, self.worker_id, ())
 
     def _wake(self, work: frozenset[Work]) -> None:
         self._sweeper.wake(work)

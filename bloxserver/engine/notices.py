@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import NoticeChannel
+from bloxserver.api.models.passing import unless_passing
 from bloxserver.api.models.types import now
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import BlockError
@@ -83,7 +84,7 @@ class Notifier:
             try:
                 await self.deliver_due()
             except Exception as error:
-                log.warning("failure notices failed", error=type(error).__name__, exc_info=error)
+                log.warning("failure notices failed", error=type(error).__name__, exc_info=unless_passing(error))
             await asyncio.sleep(SHORTEST_PAUSE_SECONDS)
             await wait_for_wake(self._woken, self._pause_seconds)
 

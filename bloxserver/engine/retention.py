@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver import metrics
 from bloxserver.api.models.database import Database
-from bloxserver.api.models.passing import is_passing
+from bloxserver.api.models.passing import is_passing, unless_passing
 from bloxserver.api.models.types import database_now
 from bloxserver.queries.retention import (
     Expired,
@@ -77,7 +77,7 @@ class Retention:
                 if pruned.rows:
                     log.info("pruned", **asdict(pruned))
             except Exception as error:
-                log.warning("pruning failed", error=type(error).__name__, exc_info=error)
+                log.warning("pruning failed", error=type(error).__name__, exc_info=unless_passing(error))
                 pause = min(self._first_pause_seconds, self._interval_seconds)
 
     async def prune(self, *, dry_run: bool = False) -> Pruned:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import structlog
 
 from bloxserver.api.models.database import Database, Work
+from bloxserver.api.models.passing import unless_passing
 from bloxserver.api.models.types import now
 from bloxserver.engine.schedules import fire_due_schedules
 from bloxserver.engine.settle import settle_flows
@@ -47,7 +48,7 @@ class Sweeper:
             try:
                 pause = await self._sweep()
             except Exception as error:
-                log.warning("sweep failed", error=type(error).__name__, exc_info=error)
+                log.warning("sweep failed", error=type(error).__name__, exc_info=unless_passing(error))
                 pause = self._settings.sweep_seconds
             await asyncio.sleep(PACE_SECONDS)
 

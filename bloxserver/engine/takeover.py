@@ -9,6 +9,7 @@ import structlog
 
 from bloxserver import metrics
 from bloxserver.api.models.database import Database
+from bloxserver.api.models.passing import unless_passing
 from bloxserver.api.models.postgres import IDLE_SECONDS
 from bloxserver.engine.heartbeat import Heartbeat
 from bloxserver.services.claims import forget_workers, release_dead
@@ -37,7 +38,7 @@ class TakeOver:
             try:
                 await self.take_over()
             except Exception as error:
-                log.warning("cannot look for dead workers", error=type(error).__name__, exc_info=error)
+                log.warning("cannot look for dead workers", error=type(error).__name__, exc_info=unless_passing(error))
             await asyncio.sleep(self._pause)
 
     async def take_over(self) -> int:

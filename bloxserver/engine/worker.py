@@ -11,6 +11,7 @@ import structlog
 
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.enums import ExecutionStatus, Tier
+from bloxserver.api.models.passing import unless_passing
 from bloxserver.engine.execution import MOST_TAKEOVERS, RunningExecution
 from bloxserver.engine.journal import Journal
 from bloxserver.engine.patience import in_transaction
@@ -140,7 +141,9 @@ class Worker:
             try:
                 await self._stop_lost()
             except Exception as error:
-                log.warning("cannot look after running executions", error=type(error).__name__, exc_info=error)
+                log.warning(
+                    "cannot look after running executions", error=type(error).__name__, exc_info=unless_passing(error)
+                )
 
     async def _stop_lost(self) -> None:
         running = dict(self._running)

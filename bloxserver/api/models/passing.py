@@ -1,4 +1,4 @@
-"""Which errors of the database pass."""
+"""What errors of the database mean: which pass, and what to tell an operator."""
 
 from __future__ import annotations
 
@@ -7,6 +7,32 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 PASSING_SIGNS = ("locked", "connection", "disk is full", "readonly database", "disk I/O error", "unable to open")
 """What SQLite says, and drivers say without a SQLSTATE, where somebody can help."""
+REASONS = {
+    "28000": "the server does not let this user in from here",
+    "28P01": "the server refuses the user name or the password",
+    "3D000": "the server has no database of this name",
+    "42501": "the user has no right to this",
+    "42P01": "tables are missing, run `bloxserver migrate`",
+    "42703": "columns are missing, run `bloxserver migrate`",
+    "53300": "the server has no connection left",
+    "57P03": "the server is starting or stopping",
+}
+"""By SQLSTATE. The server's own texts quote names and values."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What is wrong, without addresses, names and values."""
+    state = str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
+    if state in REASONS:
+        return REASONS[state]
+    return f"{type(error).__name__}, SQLSTATE {state}" if state else type(error).__name__
+
+
+def unless_passing(error: BaseException) -> BaseException | None:
+    """What a log shows the traceback of. Loops try again every second or two: while the database is away, one line
+    for each is enough.
+    """
+    return None if is_passing(error) else error
 
 
 def is_passing(error: BaseException) -> bool:
