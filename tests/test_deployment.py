@@ -86,6 +86,18 @@ class TestCompose:
         assert services["api"]["ports"] is None
         assert "ports" not in compose("docker-compose.yml")["worker"]
 
+    def test_what_is_not_given_has_the_default(self) -> None:
+        handed = compose("docker-compose.yml")["worker"]["environment"]
+        defaults = {name: Settings.model_fields[name.lower()].default for name in handed}
+        for name, text in handed.items():
+            if given := re.fullmatch(rf"\$\{{{name}:-(.*)\}}", text):
+                assert given[1] == ("" if defaults[name] in (None, ()) else str(defaults[name])), name
+
+    @pytest.mark.parametrize("named", ["CONCURRENCY", "RETENTION", "DATABASE_POOL_SIZE", "LLM_", "SMTP_"])
+    def test_what_the_documents_have_operators_change_can_be_given(self, named: str) -> None:
+        handed = compose("docker-compose.yml")["worker"]["environment"]
+        assert {name for name in SETTINGS if named in name} - {"LLM_TIMEOUT_SECONDS"} <= handed.keys()
+
     def test_containers_have_the_time_to_end(self) -> None:
         services = compose("docker-compose.yml")
         drain = Settings.model_fields["drain_seconds"].default
