@@ -20,6 +20,7 @@ from bloxserver.errors import SettingsError
 MINIMUM_SECRET_BYTES = 32
 URL_PARAMETERS = frozenset(
     {"host", "port", "ssl", "direct_tls", "passfile", "target_session_attrs", "krbsrvname", "gsslib"}
+    | {"prepared_statement_cache_size"}  # SQLAlchemy's, for poolers
 )
 """What may stand behind the `?` of an address of PostgreSQL: what the driver takes there."""
 
