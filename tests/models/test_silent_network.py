@@ -18,6 +18,7 @@ from bloxserver.api.models import postgres as postgres_connections
 from bloxserver.api.models.database import Database, get_db
 from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.tables import UserRecord
+from bloxserver.api.routes.health import ANSWER_SECONDS
 from bloxserver.engine.patience import in_transaction
 from bloxserver.settings import Settings
 from tests.chaos.proxy import Proxy
@@ -144,6 +145,26 @@ async def test_requests_are_answered_in_time(database: Database, proxy: Proxy) -
                 assert (await client.get("/api/v1/flows")).status_code == 200
     finally:
         app.dependency_overrides.clear()
+
+
+async def test_readiness_does_not_wait_as_long_as_a_statement_may_take(settings: Settings, proxy: Proxy) -> None:
+    database = Database(settings.model_copy(update={"database_statement_timeout_seconds": 60}))
+
+    async def override() -> AsyncIterator[AsyncSession]:
+        async with database.request_transaction() as session:
+            yield session
+
+    app.dependency_overrides[get_db] = override
+    try:
+        async with api_client() as client:
+            assert (await client.get("/health/ready")).status_code == 200
+            proxy.fall_silent()
+            async with asyncio.timeout(ANSWER_SECONDS + 3):
+                assert (await client.get("/health/ready")).status_code == 503
+    finally:
+        app.dependency_overrides.clear()
+        proxy.heal()
+        await database.dispose()
 
 
 async def test_connections_are_closed_without_an_answer(
