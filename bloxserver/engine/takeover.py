@@ -43,7 +43,11 @@ class TakeOver:
 
     async def take_over(self) -> int:
         """Release what dead workers were at; returns how many executions that were."""
-        await self._end_stranded_sessions()
+        try:
+            await self._end_stranded_sessions()
+        except Exception as error:
+            # It may not be ours to end sessions on this server; the dead are taken over from all the same.
+            log.warning("cannot end sessions of processes that are gone", error=type(error).__name__, exc_info=error)
         if not self._heartbeat.may_judge:
             return 0
         async with self._database.transaction() as session:

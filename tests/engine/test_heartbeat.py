@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -207,3 +208,20 @@ async def listening(database: Database, number: int) -> None:
                 if (await session.scalar(listens) or 0) >= number:
                     return
             await asyncio.sleep(0.02)
+
+
+async def test_the_dead_are_taken_over_where_sessions_cannot_be_ended(
+    live_database: Database, live_settings: Settings
+) -> None:
+    if live_settings.uses_sqlite:
+        pytest.skip("SQLite has one process")
+    living = Heartbeat(live_settings, live_database, "w-1")
+    await living.start()
+    async with live_database.sessions() as session:
+        flow = await create_flow(session, await create_user(session))
+        await create_execution(session, flow, lease=uuid4(), worker_id="w-dead")
+        # as on servers that do not let everybody have it
+        await session.execute(sa.text("ALTER FUNCTION pg_catalog.pg_terminate_backend RENAME TO not_for_everybody"))
+        await session.commit()
+    assert await TakeOver(live_settings, live_database, living).take_over() == 1
+    await living.end()
