@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import uuid4
 
 import structlog
@@ -19,6 +18,7 @@ from bloxserver.engine.notices import Notifier
 from bloxserver.engine.retention import Retention
 from bloxserver.engine.sweeper import Sweeper
 from bloxserver.engine.takeover import TakeOver
+from bloxserver.engine.waking import keep_running
 from bloxserver.engine.worker import Worker
 from bloxserver.engine.world import Outside
 from bloxserver.services.claims import release_all, release_unknown
@@ -60,7 +60,7 @@ class Engine:
         self._unlisten.append(self._database.on_commit(self._wake))
         if self._bell is not None:
             self._unlisten.append(self._database.on_commit(self._bell.ring))
-            self._loop(self._bell.run())
+            self._loop(self._bell.run)
         if self._works:
             await self._heartbeat.start()
             if self._settings.uses_sqlite:
@@ -69,12 +69,12 @@ class Engine:
                     released = await release_all(session)
                 metrics.TAKEOVERS.inc(released)
             else:
-                self._loop(TakeOver(self._settings, self._database, self._heartbeat).run())
-            self._intake.append(asyncio.create_task(self._claimer.run()))
-            self._loop(self._worker.watch())
-            self._loop(self._notifier.run())
-            self._loop(Retention(self._settings, self._database).run())
-        self._intake.append(asyncio.create_task(self._sweeper.run()))
+                self._loop(TakeOver(self._settings, self._database, self._heartbeat).run)
+            self._intake.append(asyncio.create_task(keep_running(self._claimer.run)))
+            self._loop(self._worker.watch)
+            self._loop(self._notifier.run)
+            self._loop(Retention(self._settings, self._database).run)
+        self._intake.append(asyncio.create_task(keep_running(self._sweeper.run)))
         self._state = _State.WORKING
 
     @property
@@ -125,8 +125,8 @@ class Engine:
         if Work.NOTICE in work:
             self._notifier.wake()
 
-    def _loop(self, work: Coroutine[Any, Any, None]) -> None:
-        self._loops.append(asyncio.create_task(work))
+    def _loop(self, loop: Callable[[], Awaitable[None]]) -> None:
+        self._loops.append(asyncio.create_task(keep_running(loop)))
 
 
 async def _end(loops: Sequence[asyncio.Task[None]]) -> None:

@@ -1,8 +1,31 @@
-"""How the loops of the engine wait: for the clock, or until somebody wakes them."""
+"""The loops of the engine: how they wait, for the clock or until somebody wakes them, and that they go on."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+AGAIN_SECONDS = 1.0
+"""Before a loop that has ended is begun anew."""
+
+
+async def keep_running(loop: Callable[[], Awaitable[None]]) -> None:
+    """Until cancelled, whatever ends the loop: nobody would notice that nothing is claimed or taken over any more."""
+    while True:
+        try:
+            await loop()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # panics of extensions in Rust are no Exceptions
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            log.error("a loop of the engine has ended, and is begun anew", exc_info=error)
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def wait_for_wake(woken: asyncio.Event, seconds: float) -> bool:
