@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,8 @@ MOST_TAKEOVERS = 10
 """Workers that may die with an execution in a row, without a step that ends, before it is given up."""
 
 
+SURE_SECONDS = 1.0
+"""After it was taken: what begins later belongs to a worker that stood still, and may be another's by now."""
 MOST_CHARACTERS = 64 * 1024 * 1024
 """Of the inputs and outputs of all steps of an execution: a large answer to many listeners is stored for each."""
 LARGE_COLUMNS = ("input_payload", "output_payload", "state")
@@ -82,6 +85,8 @@ class RunningExecution:
 
     async def _run(self) -> None:
         execution = self._execution
+        if time.monotonic() - execution.taken_at > SURE_SECONDS:
+            await in_transaction(self._database, lambda session: leases.hold(session, execution))
         if execution.takeovers > MOST_TAKEOVERS:
             # Not even its definition is read: that may be what workers die of.
             await self._give_up()

@@ -111,7 +111,7 @@ class Pump:
         self._handled = 1
         self._send([entry])
         while True:
-            steps = self._due_steps()
+            steps = await self._due_steps()
             if not steps:
                 until = self._wake_time()
                 if until is not None and self._is_idle() and self._inbox.empty() and until > now() + PATIENCE:
@@ -138,13 +138,19 @@ class Pump:
                 raise item
         return [item for item in items if isinstance(item, Step)]
 
-    def _due_steps(self) -> list[Step]:
+    async def _due_steps(self) -> list[Step]:
         """Begin again what is due to be tried again; returns those whose answer is due."""
         moment = now()
         answers: list[Step] = []
-        for key, step in list(self._waiting.items()):
-            if step.status is StepStatus.CALLING or step.completed_at is None or step.completed_at > moment:
-                continue
+        due = [
+            (key, step)
+            for key, step in self._waiting.items()
+            if step.status is not StepStatus.CALLING and step.completed_at is not None and step.completed_at <= moment
+        ]
+        if any(step.status is not StepStatus.WAITING for _, step in due):
+            # Nothing was stored while it waited: another worker may have the execution by now, and have done it.
+            await self._store([], None)
+        for key, step in due:
             del self._waiting[key]
             if step.status is StepStatus.WAITING:
                 answers.append(replace(step, status=StepStatus.SUCCESS))

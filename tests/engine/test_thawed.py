@@ -1,0 +1,95 @@
+"""A worker that stood still comes back: it begins nothing that another worker may have done by now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+import sqlalchemy as sa
+
+from bloxserver.api.models.database import Database
+from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.engine.execution import RunningExecution
+from bloxserver.engine.journal import Journal
+from bloxserver.engine.world import Outside
+from bloxserver.services.claims import release_all
+from bloxserver.services.leases import LeaseLost
+from bloxserver.settings import Settings
+from tests.engine.pumping import organism
+from tests.engine.taking import take
+from tests.factories import create_execution, create_flow, create_user
+
+
+@pytest.fixture
+async def outside(live_settings: Settings) -> AsyncIterator[Outside]:
+    outside = Outside.of(live_settings.model_copy(update={"ssrf_allow_cidrs": (ip_network("127.0.0.0/8"),)}))
+    yield outside
+    await outside.aclose()
+
+
+@asynccontextmanager
+async def refusing_server() -> AsyncIterator[tuple[str, list[bytes]]]:
+    """The address of a server that is never available, and what was asked of it."""
+    requests: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", requests
+
+
+async def accepted(database: Database, url: str) -> ExecutionRecord:
+    """An execution that asks a server, and asks again after a second."""
+    text = organism(f"name: a, handler: http.request, config: {{url: '{url}'}}, retries: 3, backoff_seconds: 1")
+    async with database.sessions() as session:
+        flow = await create_flow(session, await create_user(session), organism_yaml=text)
+        return await create_execution(session, flow)
+
+
+async def take_over(database: Database, execution: ExecutionRecord) -> None:
+    async with database.transaction() as session:
+        assert await release_all(session) == 1
+    await take(database, execution, "w-present")
+
+
+async def some_step(database: Database) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            async with database.transaction(read_only=True) as session:
+                if await session.scalar(sa.select(ExecutionStepRecord.id)) is not None:
+                    return
+            await asyncio.sleep(0.01)
+
+
+async def test_what_waits_to_be_tried_again_begins_only_for_whoever_has_it(
+    live_database: Database, outside: Outside
+) -> None:
+    async with refusing_server() as (url, requests):
+        execution = await accepted(live_database, url)
+        frozen = await take(live_database, execution, "w-frozen")
+        thawed = asyncio.create_task(RunningExecution(live_database, Journal(live_database), outside, frozen).run())
+        await some_step(live_database)
+        await take_over(live_database, execution)
+        with pytest.raises(LeaseLost):
+            await thawed
+    assert len(requests) == 1
+
+
+async def test_what_was_taken_long_ago_begins_only_for_whoever_has_it(
+    live_database: Database, outside: Outside
+) -> None:
+    async with refusing_server() as (url, requests):
+        execution = await accepted(live_database, url)
+        taken = await take(live_database, execution, "w-frozen")
+        frozen = replace(taken, taken_at=taken.taken_at - 60)
+        await take_over(live_database, execution)
+        with pytest.raises(LeaseLost):
+            await RunningExecution(live_database, Journal(live_database), outside, frozen).run()
+    assert requests == []
