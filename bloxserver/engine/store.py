@@ -21,9 +21,17 @@ Result = TypeVar("Result")
 class FlowStore:
     """The memory of a flow as one step uses it, which `idempotency_key` names."""
 
-    def __init__(self, database: Database, flow_id: UUID, idempotency_key: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        flow_id: UUID,
+        idempotency_key: str,
+        require: Callable[[AsyncSession], Awaitable[None]] | None = None,
+    ) -> None:
+        """`require` raises, in a transaction that writes, where the step must not write any more."""
         self._database = database
         self._flow_id = flow_id
+        self._require = require
         self._step = idempotency_key
 
     async def get(self, key: str) -> tuple[bool, JsonValue]:
@@ -42,7 +50,14 @@ class FlowStore:
         return await self._do(lambda session: key_values.increment_value(session, self._flow_id, key, by, self._step))
 
     async def _do(self, work: Callable[[AsyncSession], Awaitable[Result]], *, read_only: bool = False) -> Result:
+        async def checked(session: AsyncSession) -> Result:
+            result = await work(session)
+            if self._require is not None and not read_only:
+                # Last: the flow's row is locked before those of executions.
+                await self._require(session)
+            return result
+
         try:
-            return await in_transaction(self._database, work, read_only=read_only)
+            return await in_transaction(self._database, checked, read_only=read_only)
         except BloxError as error:
             raise BlockError(error.code, error.message, retryable=False) from None

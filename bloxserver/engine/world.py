@@ -19,6 +19,7 @@ from bloxserver.engine.patience import in_transaction
 from bloxserver.engine.steps import Message
 from bloxserver.engine.store import FlowStore
 from bloxserver.sealing import Sealer, sealer_of
+from bloxserver.services import leases
 from bloxserver.services.claims import TakenExecution
 from bloxserver.services.secrets import SecretUnavailable, open_secrets
 from bloxserver.settings import Settings
@@ -66,7 +67,9 @@ class ExecutionWorld:
             http=self._outside.http,
             clock=now,
             idempotency_key=key,
-            store=FlowStore(self._database, execution.flow_id, key),
+            store=FlowStore(
+                self._database, execution.flow_id, key, lambda session: leases.keep_lease(session, execution)
+            ),
             flows=Calls(
                 self._database,
                 execution_id=execution.id,

@@ -52,6 +52,13 @@ async def hold(session: AsyncSession, execution: TakenExecution) -> None:
         raise LeaseLost
 
 
+async def keep_lease(session: AsyncSession, execution: TakenExecution) -> None:
+    """As `hold`, but others may do so at the same time: steps of one execution do not wait for each other."""
+    held = await session.scalar(sa.select(ExecutionRecord.id).where(*_ours(execution)).with_for_update(read=True))
+    if held is None:
+        raise LeaseLost
+
+
 async def save_steps(session: AsyncSession, steps: Sequence[dict[str, Any]]) -> None:
     """Keep how far steps have come. The caller holds the leases, or has written the executions in this transaction."""
     if steps:

@@ -13,10 +13,12 @@ import sqlalchemy as sa
 
 from bloxserver.api.models.database import Database
 from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.blocks.base import KeyValueStore
 from bloxserver.engine.execution import RunningExecution
 from bloxserver.engine.journal import Journal
-from bloxserver.engine.world import Outside
-from bloxserver.services.claims import release_all
+from bloxserver.engine.steps import Message
+from bloxserver.engine.world import ExecutionWorld, Outside
+from bloxserver.services.claims import TakenExecution, release_all
 from bloxserver.services.leases import LeaseLost
 from bloxserver.settings import Settings
 from tests.engine.pumping import organism
@@ -93,3 +95,26 @@ async def test_what_was_taken_long_ago_begins_only_for_whoever_has_it(
         with pytest.raises(LeaseLost):
             await RunningExecution(live_database, Journal(live_database), outside, frozen).run()
     assert requests == []
+
+
+def store(database: Database, outside: Outside, execution: TakenExecution) -> KeyValueStore:
+    """As a step of the execution gets it."""
+    return ExecutionWorld(database, outside, execution, None).context(Message("a", None), 1, None).store
+
+
+async def test_what_a_flow_remembers_is_written_only_by_whoever_has_the_execution(
+    live_database: Database, outside: Outside
+) -> None:
+    execution = await accepted(live_database, "http://127.0.0.1/")
+    frozen = store(live_database, outside, await take(live_database, execution, "w-frozen"))
+    await frozen.set("key", "old")
+    async with live_database.transaction() as session:
+        assert await release_all(session) == 1
+    present = store(live_database, outside, await take(live_database, execution, "w-present"))
+    await present.set("key", "new")
+    for write in (frozen.set("key", "old"), frozen.delete("key"), frozen.increment("number", 1), frozen.add("k", 1)):
+        with pytest.raises(LeaseLost):
+            await write
+    assert await present.get("key") == (True, "new")
+    assert await present.get("number") == (False, None)
+    assert await present.increment("number", 1) == 1
