@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import ip_network
 
 import pytest
 import sqlalchemy as sa
@@ -20,17 +19,9 @@ from bloxserver.engine.steps import Message
 from bloxserver.engine.world import ExecutionWorld, Outside
 from bloxserver.services.claims import TakenExecution, release_all
 from bloxserver.services.leases import LeaseLost
-from bloxserver.settings import Settings
 from tests.engine.pumping import organism
 from tests.engine.taking import take
 from tests.factories import create_execution, create_flow, create_user
-
-
-@pytest.fixture
-async def outside(live_settings: Settings) -> AsyncIterator[Outside]:
-    outside = Outside.of(live_settings.model_copy(update={"ssrf_allow_cidrs": (ip_network("127.0.0.0/8"),)}))
-    yield outside
-    await outside.aclose()
 
 
 @asynccontextmanager
