@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
 import structlog
@@ -18,7 +18,7 @@ from bloxserver.engine.notices import Notifier
 from bloxserver.engine.retention import Retention
 from bloxserver.engine.sweeper import Sweeper
 from bloxserver.engine.takeover import TakeOver
-from bloxserver.engine.waking import keep_running
+from bloxserver.engine.waking import cancel, keep_running
 from bloxserver.engine.worker import Worker
 from bloxserver.engine.world import Outside
 from bloxserver.services.claims import release_all, release_unknown
@@ -91,13 +91,13 @@ class Engine:
     async def stop(self) -> None:
         """Take no more work, give what runs `DRAIN_SECONDS`, and hand the rest over."""
         self._state = _State.DRAINING
-        await _end(self._intake)
+        await cancel(self._intake)
         if self._works:
             # What ends now is still told to others, and what is cancelled is still noticed.
             await self._worker.drain(self._settings.drain_seconds)
         for unlisten in self._unlisten:
             unlisten()
-        await _end(self._loops)
+        await cancel(self._loops)
         if self._works:
             await self._leave()
         await self._outside.aclose()
@@ -127,9 +127,3 @@ class Engine:
 
     def _loop(self, loop: Callable[[], Awaitable[None]]) -> None:
         self._loops.append(asyncio.create_task(keep_running(loop)))
-
-
-async def _end(loops: Sequence[asyncio.Task[None]]) -> None:
-    for loop in loops:
-        loop.cancel()
-    await asyncio.gather(*loops, return_exceptions=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 import structlog
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 AGAIN_SECONDS = 1.0
-"""Before a loop that has ended is begun anew."""
+"""Before a loop that has ended is begun anew, or one that goes on is cancelled again."""
 
 
 async def keep_running(loop: Callable[[], Awaitable[None]]) -> None:
@@ -26,6 +27,15 @@ async def keep_running(loop: Callable[[], Awaitable[None]]) -> None:
                 raise
             log.error("a loop of the engine has ended, and is begun anew", exc_info=error)
         await asyncio.sleep(AGAIN_SECONDS)
+
+
+async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait for their ends: again where a database that does not answer made one of it an error."""
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
 
 
 async def wait_for_wake(woken: asyncio.Event, seconds: float) -> bool:

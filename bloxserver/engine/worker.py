@@ -16,7 +16,7 @@ from bloxserver.engine.execution import MOST_TAKEOVERS, RunningExecution
 from bloxserver.engine.journal import Journal
 from bloxserver.engine.patience import in_transaction
 from bloxserver.engine.suspects import Suspects
-from bloxserver.engine.waking import wait_for_wake
+from bloxserver.engine.waking import cancel, wait_for_wake
 from bloxserver.engine.world import Outside
 from bloxserver.services import leases
 from bloxserver.services.claims import Hold, TakenExecution, with_steps
@@ -162,9 +162,7 @@ class Worker:
             return
         await asyncio.wait(self._running, timeout=seconds)
         late = dict(self._running)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        await cancel(late)
         try:
             async with asyncio.timeout(HAND_OVER_SECONDS):
                 await in_transaction(self._database, lambda session: leases.hand_over(session, list(late.values())))

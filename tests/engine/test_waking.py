@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bloxserver.engine.waking import keep_running
+from bloxserver.engine.waking import cancel, keep_running
 
 
 class Panic(BaseException):
@@ -31,3 +31,22 @@ async def test_a_loop_is_begun_anew_whatever_ended_it_until_it_is_cancelled() ->
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_task_that_makes_an_error_of_its_cancellation_ends_all_the_same() -> None:
+    begun = asyncio.Event()
+    caught: list[BaseException] = []
+
+    async def swallow() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            caught.append(error)
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(swallow())
+    await begun.wait()
+    async with asyncio.timeout(20):
+        await cancel([task])
+    assert (len(caught), task.cancelled()) == (1, True)

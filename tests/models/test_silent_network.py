@@ -241,3 +241,23 @@ async def test_a_migration_may_take_longer_than_a_statement(
         async with database.engine.connect() as connection:
             assert await connection.scalar(sa.text("SELECT last_value > 1 FROM tables_made")) is True
         await database.dispose()
+
+
+async def test_a_cancellation_stays_one_where_the_end_of_the_transaction_is_not_answered(
+    proxy: Proxy, database: Database
+) -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        async with database.transaction() as session:
+            await session.execute(sa.select(1))
+            proxy.fall_silent()
+            begun.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    task.cancel()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        with pytest.raises(asyncio.CancelledError):
+            await task

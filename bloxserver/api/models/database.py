@@ -105,7 +105,9 @@ class Database:
             try:
                 yield session
             except BaseException:
-                await session.rollback()
+                # What it was is told, a cancellation above all, also where the server does not answer to this.
+                with suppress(Exception):
+                    await session.rollback()
                 raise
             await session.commit()
 
