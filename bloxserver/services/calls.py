@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -137,15 +137,15 @@ def _only(found: Sequence[_CalledFlow]) -> _CalledFlow:
     return found[0]
 
 
-async def called_results(session: AsyncSession, parent_id: UUID) -> dict[UUID, CalledResult]:
-    """How the executions that this one called stand, by id; one that is gone is not among them."""
+async def called_results(session: AsyncSession, parent_id: UUID, called: Collection[UUID]) -> dict[UUID, CalledResult]:
+    """How these executions, which that one called, stand, by id; one that is gone is not among them."""
     rows = await session.execute(
         sa.select(
             ExecutionRecord.id,
             ExecutionRecord.status,
             ExecutionRecord.output_payload,
             ExecutionRecord.error_message,
-        ).where(ExecutionRecord.parent_id == parent_id)
+        ).where(ExecutionRecord.parent_id == parent_id, ExecutionRecord.id.in_(called))
     )
     return {row.id: CalledResult(row.status, row.output_payload, row.error_message) for row in rows}
 

@@ -178,8 +178,8 @@ async def with_steps(session: AsyncSession, execution: TakenExecution) -> TakenE
     """The execution, and how far it has come: apart from the claim, so that the claim stands whatever comes of this."""
     query = sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id == execution.id)
     steps = (await session.scalars(query)).all()
-    calls = any(step.status is StepStatus.CALLING for step in steps)
-    return replace(execution, steps=steps, called=await called_results(session, execution.id) if calls else {})
+    called = [step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id]
+    return replace(execution, steps=steps, called=await called_results(session, execution.id, called) if called else {})
 
 
 def _waited(row: Any, moment: datetime) -> timedelta | None:

@@ -252,9 +252,10 @@ async def test_results_are_those_of_the_executions_that_it_called(world: World) 
                 .values(status=status, output_payload=output, error_message=error)
             )
         await session.commit()
-        assert await called_results(session, world.caller.id) == {
+        assert await called_results(session, world.caller.id, [running, done, failed]) == {
             running: CalledResult(ExecutionStatus.RUNNING, None, None),
             done: CalledResult(ExecutionStatus.SUCCESS, '{"a": 1}', None),
             failed: CalledResult(ExecutionStatus.ERROR, None, "broken"),
         }
-        assert await called_results(session, new_id()) == {}
+        assert list(await called_results(session, world.caller.id, [failed])) == [failed]
+        assert await called_results(session, new_id(), [running, done, failed]) == {}
