@@ -20,10 +20,9 @@ RETRYABLE = frozenset({"flow_not_running"})
 class Calls:
     """What one attempt at a step may call; its calls are all the same one."""
 
-    def __init__(self, database: Database, *, execution_id: UUID, user_id: UUID, depth: int, key: str) -> None:
-        """`key` names the attempt within the execution, `depth` is the execution's."""
+    def __init__(self, database: Database, caller: CallingExecution) -> None:
         self._database = database
-        self._caller = CallingExecution(execution_id, user_id, depth, key)
+        self._caller = caller
 
     async def call(self, flow: str, payload: JsonValue, target: str | None) -> UUID:
         """The id of the execution that was accepted, by this call or by one before; raises `BlockError`."""

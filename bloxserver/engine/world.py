@@ -20,6 +20,7 @@ from bloxserver.engine.steps import Message
 from bloxserver.engine.store import FlowStore
 from bloxserver.sealing import Sealer, sealer_of
 from bloxserver.services import leases
+from bloxserver.services.calls import CallingExecution
 from bloxserver.services.claims import TakenExecution
 from bloxserver.services.secrets import SecretUnavailable, open_secrets
 from bloxserver.settings import Settings
@@ -72,10 +73,13 @@ class ExecutionWorld:
             ),
             flows=Calls(
                 self._database,
-                execution_id=execution.id,
-                user_id=execution.user_id,
-                depth=execution.depth,
-                key=f"{message.key}#{attempt}",
+                CallingExecution(
+                    id=execution.id,
+                    user_id=execution.user_id,
+                    depth=execution.depth,
+                    key=f"{message.key}#{attempt}",
+                    lease=execution.lease,
+                ),
             ),
             mail=self._outside.mail,
             input=self.input,

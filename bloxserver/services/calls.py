@@ -35,6 +35,8 @@ class CallingExecution:
     """The owner of its flow, and of every flow that it may call."""
     depth: int
     key: str
+    lease: UUID | None
+    """Under which it runs; another's by now where the worker that calls was frozen."""
 
 
 class CalledResult(NamedTuple):
@@ -50,9 +52,9 @@ async def call_flow(
 ) -> UUID:
     """Accept an execution of the user's flow of this id or name, and count it; returns its id.
 
-    Raises `Conflict` where the caller has ended, `BadRequest` (`flow_not_found`, `flow_ambiguous`, `flow_not_running`,
-    `call_depth_exceeded`), `Forbidden` at the run limit. No message quotes `flow`, which may come
-    from a secret.
+    Raises `Conflict` where the caller has ended or is another worker's, `BadRequest` (`flow_not_found`,
+    `flow_ambiguous`, `flow_not_running`, `call_depth_exceeded`), `Forbidden` at the run limit. No message quotes
+    `flow`, which may come from a secret.
     """
     found = await _find(session, caller.user_id, flow)
     await _hold(session, caller)
@@ -89,11 +91,15 @@ async def _hold(session: AsyncSession, caller: CallingExecution) -> None:
     """Let the caller's calls take turns, and keep it from ending before this transaction does."""
     running = await session.scalar(
         sa.select(ExecutionRecord.id)
-        .where(ExecutionRecord.id == caller.id, ExecutionRecord.status == ExecutionStatus.RUNNING)
+        .where(
+            ExecutionRecord.id == caller.id,
+            ExecutionRecord.status == ExecutionStatus.RUNNING,
+            ExecutionRecord.lease.is_not_distinct_from(caller.lease),
+        )
         .with_for_update(key_share=True)
     )
     if running is None:
-        raise Conflict("execution_ended", "The calling execution has ended")
+        raise Conflict("execution_ended", "The calling execution has ended, or runs elsewhere")
 
 
 class _CalledFlow(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -28,7 +28,7 @@ from bloxserver.blocks.base import BlockError
 from bloxserver.engine.calls import Calls
 from bloxserver.plans import FREE
 from bloxserver.queries.usage import period_at
-from bloxserver.services.calls import CalledResult, called_results
+from bloxserver.services.calls import CalledResult, CallingExecution, called_results
 from bloxserver.services.endings import cancel_executions
 from tests.factories import create_execution, create_flow, create_user
 
@@ -59,7 +59,7 @@ class World:
         self, flow: str = "Other", payload: JsonValue = None, target: str | None = None, *, key: str = "s:1"
     ) -> UUID:
         caller = self.caller
-        calls = Calls(self.database, execution_id=caller.id, user_id=self.user.id, depth=caller.depth, key=key)
+        calls = Calls(self.database, CallingExecution(caller.id, self.user.id, caller.depth, key, caller.lease))
         return await calls.call(flow, payload, target)
 
     async def refused(self, flow: str = "Other") -> BlockError:
@@ -259,3 +259,13 @@ async def test_results_are_those_of_the_executions_that_it_called(world: World) 
         }
         assert list(await called_results(session, world.caller.id, [failed])) == [failed]
         assert await called_results(session, new_id(), [running, done, failed]) == {}
+
+
+async def test_a_worker_that_lost_the_execution_calls_nothing(world: World) -> None:
+    """It was frozen in the step, and the worker that took over may have gone another way."""
+    await world.arrange()
+    async with world.database.transaction() as session:
+        await session.execute(
+            sa.update(ExecutionRecord).where(ExecutionRecord.id == world.caller.id).values(lease=uuid4(), worker_id="w")
+        )
+    assert (await world.refused()).code == "execution_ended"

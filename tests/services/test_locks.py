@@ -71,7 +71,7 @@ class World:
         yield changing
 
     def calling(self, caller: UUID) -> CallingExecution:
-        return CallingExecution(id=caller, user_id=self.user.id, depth=0, key="a:1")
+        return CallingExecution(id=caller, user_id=self.user.id, depth=0, key="a:1", lease=None)
 
     def call(self, session: AsyncSession) -> Awaitable[UUID]:
         return call_flow(session, caller=self.calling(self.first.id), flow="Itself", payload=None, target=None)
