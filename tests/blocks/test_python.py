@@ -110,23 +110,24 @@ async def failure(context: BlockContext, code: str, payload: JsonValue = None, *
     return caught.value
 
 
-def workers(parent: int) -> set[int]:
-    """The processes of snippets that another process has started."""
+def workers(parent: int, ticks: int = 0) -> set[int]:
+    """The processes of snippets that another process has started, and that have computed for so long."""
     found = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, _, rest = status.read_text().partition(") ")
         except OSError:
             continue  # it has just ended
-        if name.endswith("(monty") and int(rest.split()[1]) == parent:
+        fields = rest.split()
+        if name.endswith("(monty") and int(fields[1]) == parent and int(fields[11]) >= ticks:
             found.add(int(status.parent.name))
     return found
 
 
 async def worker(parent: int) -> int:
-    """The one process of a snippet, as soon as it is there."""
+    """The one process of a snippet that loops; to be checked it had another one, which ends at once."""
     async with asyncio.timeout(10):
-        while not (found := workers(parent)):  # noqa: ASYNC110  # nothing tells us
+        while not (found := workers(parent, ticks=10)):  # noqa: ASYNC110  # nothing tells us
             await asyncio.sleep(0.01)
     [pid] = found
     return pid
@@ -335,10 +336,11 @@ class TestProcesses:
                 await asyncio.sleep(0.01)
 
     async def test_do_not_outlive_their_limit_when_the_server_is_killed(self) -> None:
-        server = subprocess.Popen([sys.executable, "-c", SERVER, LOOP, "2"])  # noqa: ASYNC220
-        pidfd = os.pidfd_open(await worker(server.pid))
-        server.kill()
-        server.wait()
+        with subprocess.Popen([sys.executable, "-c", SERVER, LOOP, "2"]) as server:  # noqa: ASYNC220
+            try:
+                pidfd = os.pidfd_open(await worker(server.pid))
+            finally:
+                server.kill()
         assert ended(pidfd, 15)
         os.close(pidfd)
 
