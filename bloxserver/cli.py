@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import Coroutine
 from typing import IO, Annotated, Any, NoReturn
 
@@ -322,13 +323,24 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        asyncio.run(work)
+        asyncio.run(_orderly(work))
     except SettingsError as error:
         _fail(str(error))
     except (OSError, SQLAlchemyError) as error:
         from bloxserver.api.models.passing import reason_of
 
         _fail(f"the database cannot be used: {reason_of(error)}")
+
+
+async def _orderly(work: Coroutine[Any, Any, None]) -> None:
+    """A SQLite file that cannot be opened leaves a thread behind, which has to tell this event loop of its end."""
+    try:
+        await work
+    except Exception:
+        for thread in threading.enumerate():
+            if "_connection_worker_thread" in thread.name:
+                await asyncio.to_thread(thread.join, 1)
+        raise
 
 
 def _fail(message: str) -> NoReturn:
