@@ -47,7 +47,8 @@ class TakeOver:
             await self._end_stranded_sessions()
         except Exception as error:
             # It may not be ours to end sessions on this server; the dead are taken over from all the same.
-            log.warning("cannot end sessions of processes that are gone", error=type(error).__name__, exc_info=error)
+            about = {"error": type(error).__name__, "exc_info": unless_passing(error)}
+            log.warning("cannot end sessions of processes that are gone", **about)
         if not self._heartbeat.may_judge:
             return 0
         async with self._database.transaction() as session:
