@@ -120,6 +120,18 @@ def pulses() -> set[int]:
     return found
 
 
+async def test_an_address_for_a_pooler_serves_the_process_that_beats(live_database: Database, quick: Settings) -> None:
+    if quick.uses_sqlite:
+        pytest.skip("nobody could take over")
+    url = sa.make_url(quick.database_url).update_query_dict({"prepared_statement_cache_size": "0"})
+    pooled = Database(quick.model_copy(update={"database_url": url.render_as_string(hide_password=False)}))
+    heartbeat = Heartbeat(quick, pooled, "w-1")
+    await heartbeat.start()
+    await later_beat(live_database, await beat_at(live_database))
+    await heartbeat.end()
+    await pooled.dispose()
+
+
 async def test_an_event_loop_that_is_stuck_counts_as_dead(live_database: Database, quick: Settings) -> None:
     if quick.uses_sqlite:
         pytest.skip("nobody could take over")

@@ -28,8 +28,6 @@ IDLE_SECONDS = 15
 """How long a transaction may wait for its next statement. None of ours waits for anything but the database: one that
 does belongs to a process that is frozen, or cut off, and would keep its locks.
 """
-OF_SQLALCHEMY = frozenset({"prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback"})
-"""Parameters of an address that are not the driver's."""
 MARGIN_SECONDS = 2
 """How much longer than the server we wait for the end of a statement: the server's own error is the better one."""
 
@@ -60,9 +58,9 @@ def connect_args(statement_seconds: float | None) -> dict[str, Any]:
 
 def driver_arguments(engine: AsyncEngine, statement_seconds: float) -> dict[str, Any]:
     """What SQLAlchemy gives the driver for a connection of this engine."""
-    _, of_url = engine.dialect.create_connect_args(engine.url)
-    of_driver = {name: value for name, value in of_url.items() if name not in OF_SQLALCHEMY}
-    return of_driver | connect_args(statement_seconds)
+    url = engine.url.difference_update_query(["prepared_statement_cache_size"])  # that one is SQLAlchemy's own
+    _, of_url = engine.dialect.create_connect_args(url)
+    return {**of_url, **connect_args(statement_seconds)}
 
 
 def watch_connections(engine: AsyncEngine) -> None:
