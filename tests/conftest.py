@@ -42,6 +42,7 @@ from bloxserver.api.models.database import Base, Database, get_db
 from bloxserver.api.models.tables import UserRecord
 from bloxserver.engine.engine import Engine
 from tests.postgres import postgres_database, postgres_server
+from tests.served import serving
 from tests.threads import connection_threads_end
 
 BACKENDS = ("sqlite", "postgresql")
@@ -196,15 +197,9 @@ async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
 @pytest.fixture
 async def live_client(live_database: Database) -> AsyncIterator[httpx.AsyncClient]:
     """The API on `live_database`, with the transactions of the real `get_db`."""
-
-    async def override() -> AsyncIterator[AsyncSession]:
-        async with live_database.request_transaction() as session:
-            yield session
-
-    app.dependency_overrides[get_db] = override
-    async with api_client() as client:
-        yield client
-    app.dependency_overrides.clear()
+    with serving(app, live_database):
+        async with api_client() as client:
+            yield client
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Database, get_db
+from bloxserver.api.models.database import Database
 from bloxserver.api.probes import create_probes, served_probes
 from bloxserver.engine.engine import Engine
 from bloxserver.settings import Settings
@@ -21,6 +20,7 @@ from tests.api.contract import covers
 from tests.clients.loopback import answer, running_server
 from tests.engine.live import ENDED, accept, eventually, started_flow
 from tests.engine.test_processes import Process, free_port, until_ready
+from tests.served import serving
 
 TOKEN = "a-token-for-metrics"
 
@@ -29,14 +29,9 @@ TOKEN = "a-token-for-metrics"
 async def probing(engine: Engine, database: Database) -> AsyncIterator[httpx.AsyncClient]:
     """A worker's routes, on this database."""
     probes = create_probes(engine)
-
-    async def override() -> AsyncIterator[AsyncSession]:
-        async with database.request_transaction() as session:
-            yield session
-
-    probes.dependency_overrides[get_db] = override
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=probes), base_url="http://worker") as client:
-        yield client
+        with serving(probes, database):
+            yield client
 
 
 async def readiness(client: httpx.AsyncClient) -> tuple[int, str, list[str]]:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import app
 from bloxserver.api.models import database as models_database
 from bloxserver.api.models import postgres as postgres_connections
-from bloxserver.api.models.database import Database, get_db
+from bloxserver.api.models.database import Database
 from bloxserver.api.models.passing import is_passing
 from bloxserver.api.models.tables import UserRecord
 from bloxserver.api.routes.health import ANSWER_SECONDS
@@ -24,6 +23,7 @@ from bloxserver.settings import Settings
 from tests.chaos.proxy import Proxy
 from tests.conftest import api_client
 from tests.postgres import postgres_database
+from tests.served import serving
 
 DEADLINE_SECONDS = 15
 STATEMENT_SECONDS = 1
@@ -123,13 +123,7 @@ async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Da
 
 async def test_requests_are_answered_in_time(database: Database, proxy: Proxy) -> None:
     """More of them than there are connections."""
-
-    async def override() -> AsyncIterator[AsyncSession]:
-        async with database.request_transaction() as session:
-            yield session
-
-    app.dependency_overrides[get_db] = override
-    try:
+    with serving(app, database):
         async with api_client() as client:
             assert (await client.get("/api/v1/flows")).status_code == 200
             proxy.fall_silent()
@@ -143,28 +137,18 @@ async def test_requests_are_answered_in_time(database: Database, proxy: Proxy) -
             proxy.heal()
             async with asyncio.timeout(DEADLINE_SECONDS):
                 assert (await client.get("/api/v1/flows")).status_code == 200
-    finally:
-        app.dependency_overrides.clear()
 
 
 async def test_readiness_does_not_wait_as_long_as_a_statement_may_take(settings: Settings, proxy: Proxy) -> None:
     database = Database(settings.model_copy(update={"database_statement_timeout_seconds": 60}))
-
-    async def override() -> AsyncIterator[AsyncSession]:
-        async with database.request_transaction() as session:
-            yield session
-
-    app.dependency_overrides[get_db] = override
-    try:
+    with serving(app, database):
         async with api_client() as client:
             assert (await client.get("/health/ready")).status_code == 200
             proxy.fall_silent()
             async with asyncio.timeout(ANSWER_SECONDS + 3):
                 assert (await client.get("/health/ready")).status_code == 503
-    finally:
-        app.dependency_overrides.clear()
-        proxy.heal()
-        await database.dispose()
+    proxy.heal()
+    await database.dispose()
 
 
 async def test_connections_are_closed_without_an_answer(
