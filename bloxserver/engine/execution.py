@@ -31,8 +31,6 @@ from bloxserver.tracing import NO_SPAN, continued
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
 MOST_TAKEOVERS = 10
 """Workers that may die with an execution in a row, without a step that ends, before it is given up."""
-
-
 SURE_SECONDS = 1.0
 """After it was taken: what begins later belongs to a worker that stood still, and may be another's by now."""
 MOST_CHARACTERS = 64 * 1024 * 1024

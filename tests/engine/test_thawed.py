@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -46,10 +47,14 @@ async def accepted(database: Database, url: str) -> ExecutionRecord:
         return await create_execution(session, flow)
 
 
-async def take_over(database: Database, execution: ExecutionRecord) -> None:
+async def take_over(database: Database, execution: ExecutionRecord) -> TakenExecution:
     async with database.transaction() as session:
         assert await release_all(session) == 1
-    await take(database, execution, "w-present")
+    return await take(database, execution, "w-present")
+
+
+def run(database: Database, outside: Outside, execution: TakenExecution) -> Coroutine[Any, Any, None]:
+    return RunningExecution(database, Journal(database), outside, execution).run()
 
 
 async def some_step(database: Database) -> None:
@@ -67,7 +72,7 @@ async def test_what_waits_to_be_tried_again_begins_only_for_whoever_has_it(
     async with refusing_server() as (url, requests):
         execution = await accepted(live_database, url)
         frozen = await take(live_database, execution, "w-frozen")
-        thawed = asyncio.create_task(RunningExecution(live_database, Journal(live_database), outside, frozen).run())
+        thawed = asyncio.create_task(run(live_database, outside, frozen))
         await some_step(live_database)
         await take_over(live_database, execution)
         with pytest.raises(LeaseLost):
@@ -84,7 +89,7 @@ async def test_what_was_taken_long_ago_begins_only_for_whoever_has_it(
         frozen = replace(taken, taken_at=taken.taken_at - 60)
         await take_over(live_database, execution)
         with pytest.raises(LeaseLost):
-            await RunningExecution(live_database, Journal(live_database), outside, frozen).run()
+            await run(live_database, outside, frozen)
     assert requests == []
 
 
@@ -99,9 +104,7 @@ async def test_what_a_flow_remembers_is_written_only_by_whoever_has_the_executio
     execution = await accepted(live_database, "http://127.0.0.1/")
     frozen = store(live_database, outside, await take(live_database, execution, "w-frozen"))
     await frozen.set("key", "old")
-    async with live_database.transaction() as session:
-        assert await release_all(session) == 1
-    present = store(live_database, outside, await take(live_database, execution, "w-present"))
+    present = store(live_database, outside, await take_over(live_database, execution))
     await present.set("key", "new")
     for write in (frozen.set("key", "old"), frozen.delete("key"), frozen.increment("number", 1), frozen.add("k", 1)):
         with pytest.raises(LeaseLost):
