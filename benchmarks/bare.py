@@ -9,9 +9,9 @@ from benchmarks.figures import Figure
 from benchmarks.installation import Installation, Laboratory
 from benchmarks.sizes import Sizes
 from benchmarks.workload import accept_backlog, create_flows
-from bloxserver.engine.claimer import concurrency_by_tier
-from bloxserver.services.checkpoints import Checkpoint, save_checkpoints
-from bloxserver.services.claims import claim_executions
+from bloxserver.engine.queue.checkpoint_rows import Checkpoint, save_checkpoints
+from bloxserver.engine.queue.claims import claim_executions
+from bloxserver.engine.run.claimer import concurrency_by_tier
 from bloxserver.settings import Settings
 
 
@@ -29,12 +29,12 @@ async def measure(laboratory: Laboratory, kind: str, sizes: Sizes) -> list[Figur
 
 async def _claim_and_end(installation: Installation) -> int:
     settings = Settings()
-    places_of_user = concurrency_by_tier(settings)
-    places = dict.fromkeys(places_of_user, settings.worker_concurrency)
+    slots_per_user = concurrency_by_tier(settings)
+    places = dict.fromkeys(slots_per_user, settings.worker_concurrency)
     ended = 0
     while True:
         async with installation.database.transaction() as session:
-            taken = await claim_executions(session, "benchmark", uuid4(), places, places_of_user)
+            taken = await claim_executions(session, "benchmark", uuid4(), places, slots_per_user)
         if not taken:
             return ended
         async with installation.database.transaction() as session:

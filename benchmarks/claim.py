@@ -10,9 +10,9 @@ from benchmarks.figures import Figure, spread
 from benchmarks.installation import Installation, Laboratory
 from benchmarks.sizes import Sizes
 from benchmarks.workload import accept_backlog, create_flows
-from bloxserver.api.models.types import now
-from bloxserver.engine.claimer import concurrency_by_tier
-from bloxserver.services.claims import claim_executions
+from bloxserver.clock import now
+from bloxserver.engine.queue.claims import claim_executions
+from bloxserver.engine.run.claimer import concurrency_by_tier
 from bloxserver.settings import Settings
 
 FEW = 100
@@ -43,14 +43,14 @@ async def _figure(installation: Installation, what: str, sizes: Sizes) -> Figure
 async def _claims(installation: Installation, number: int) -> tuple[list[float], int]:
     """Milliseconds of each claim, and how many executions one takes. Each is undone: all find the same."""
     settings = Settings()
-    places_of_user = concurrency_by_tier(settings)
-    places = dict.fromkeys(places_of_user, settings.worker_concurrency)
+    slots_per_user = concurrency_by_tier(settings)
+    places = dict.fromkeys(slots_per_user, settings.worker_concurrency)
     seconds: list[float] = []
     taken = 0
     for _ in range(number):
         async with installation.database.sessions() as session:
             began = time.perf_counter()
-            taken = len(await claim_executions(session, "benchmark", uuid4(), places, places_of_user))
+            taken = len(await claim_executions(session, "benchmark", uuid4(), places, slots_per_user))
             seconds.append((time.perf_counter() - began) * 1000)
             await session.rollback()
     return seconds, taken

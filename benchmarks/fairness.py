@@ -9,7 +9,7 @@ from benchmarks.installation import Laboratory
 from benchmarks.sizes import Sizes
 from benchmarks.timings import picked_up_after_ms, read_timings
 from benchmarks.workload import accept_backlog, create_flows
-from bloxserver.api.models.enums import Tier
+from bloxserver.models.enums import Tier
 
 BUSY_SECONDS = 3
 """How long the flood is worked at before the others come."""

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from benchmarks import processor_time
 from benchmarks.processes import Process, running, serving
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord, WorkerRecord
+from bloxserver.models.database import Database
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord, WorkerRecord
 from bloxserver.settings import Settings
 from tests.postgres import postgres_database, postgres_server
 

@@ -11,8 +11,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from benchmarks.installation import Installation
-from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 
 
 class Timing(NamedTuple):

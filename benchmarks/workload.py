@@ -12,9 +12,10 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from benchmarks.installation import Installation
-from bloxserver.api.models.enums import FlowStatus, Tier, TriggerType
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord
-from bloxserver.api.models.types import new_id, now
+from bloxserver.clock import now
+from bloxserver.ids import new_id
+from bloxserver.models.enums import FlowStatus, Tier, TriggerType
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord
 
 BATCH = 1_000
 INPUT = json.dumps({"hello": "world"})

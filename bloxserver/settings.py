@@ -99,19 +99,21 @@ class Settings(BaseSettings):
         le=65535,
         description="Port for that; 0 takes a free one, and unset a worker serves nothing.",
     )
-    sweep_seconds: float = Field(2, gt=0, le=60, description="Longest time until unnoticed work is found.")
-    heartbeat_seconds: float = Field(5, gt=0, le=60, description="How often a worker says that it lives.")
-    dead_after_seconds: float = Field(
+    poll_interval_seconds: float = Field(2, gt=0, le=60, description="Longest time until unnoticed work is found.")
+    heartbeat_interval_seconds: float = Field(5, gt=0, le=60, description="How often a worker says that it lives.")
+    heartbeat_timeout_seconds: float = Field(
         20, gt=0, le=600, description="Silence after which a worker's work is taken over."
     )
-    stuck_after_seconds: float = Field(
+    event_loop_timeout_seconds: float = Field(
         300, gt=0, le=86_400, description="Time without a turn of its event loop after which a worker counts as dead."
     )
-    drain_seconds: float = Field(10, ge=0, le=600, description="Time that running work gets when a worker stops.")
+    shutdown_grace_seconds: float = Field(
+        10, ge=0, le=600, description="Time that running work gets when a worker stops."
+    )
     stop_grace_seconds: float = Field(
         30, ge=0, le=86_400, description="Time that the running executions of a flow get when it is stopped."
     )
-    call_depth: int = Field(
+    max_call_depth: int = Field(
         8,
         ge=0,
         le=100,
@@ -218,9 +220,10 @@ class Settings(BaseSettings):
     def check_startup(self) -> None:
         """Raise `SettingsError` naming every variable that keeps this process from starting; no value is told."""
         problems = [*self.problems]
-        if self.dead_after_seconds < 2 * self.heartbeat_seconds:
+        if self.heartbeat_timeout_seconds < 2 * self.heartbeat_interval_seconds:
             problems.append(
-                "DEAD_AFTER_SECONDS must be twice HEARTBEAT_SECONDS at least: workers that live would be dead"
+                "HEARTBEAT_TIMEOUT_SECONDS must be at least twice HEARTBEAT_INTERVAL_SECONDS: "
+                "live workers would be declared dead"
             )
         if self.is_production:
             problems += self._production_problems()

@@ -29,7 +29,7 @@ PAGE = """<!doctype html><title>The bridge is open</title><script>count()</scrip
 SALES = {"orders": 12, "revenue": 1834.5, "best": [{"name": "Desk lamp", "sold": 9}, {"name": "Notebook", "sold": 5}]}
 
 
-class Outside(BaseHTTPRequestHandler):
+class SharedClients(BaseHTTPRequestHandler):
     """The first part of a path is the name of the service."""
 
     protocol_version = "HTTP/1.1"
@@ -119,7 +119,7 @@ if __name__ == "__main__":
     socketserver.ThreadingTCPServer.allow_reuse_address = True
     mail = socketserver.ThreadingTCPServer(("127.0.0.1", SMTP_PORT), Mail)
     threading.Thread(target=mail.serve_forever, daemon=True).start()
-    server = ThreadingHTTPServer(("127.0.0.1", PORT), Outside)
+    server = ThreadingHTTPServer(("127.0.0.1", PORT), SharedClients)
     port, smtp_port = server.server_address[1], mail.server_address[1]
     print(f"the outside is at http://127.0.0.1:{port}, its mail server at port {smtp_port}", flush=True)
     try:

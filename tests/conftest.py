@@ -38,9 +38,9 @@ Settings.model_config["env_file"] = None  # a developer's own .env does not reac
 get_settings.cache_clear()
 
 from bloxserver.api.main import app
-from bloxserver.api.models.database import Base, Database, get_db
-from bloxserver.api.models.tables import UserRecord
 from bloxserver.engine.engine import Engine
+from bloxserver.models.database import Base, Database, get_db
+from bloxserver.models.tables import UserRecord
 from tests.postgres import postgres_database, postgres_server
 from tests.served import serving
 from tests.threads import connection_threads_end
@@ -182,7 +182,7 @@ def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.
             server = request.getfixturevalue("postgres")
             template = request.getfixturevalue("migrated_postgres") if migrated else None
             url = stack.enter_context(postgres_database(server, f"live_{worker_id}", template=template))
-        yield Settings(database_url=url, sweep_seconds=0.5, drain_seconds=0.1)
+        yield Settings(database_url=url, poll_interval_seconds=0.5, shutdown_grace_seconds=0.1)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ async def live_client(live_database: Database) -> AsyncIterator[httpx.AsyncClien
 @pytest.fixture
 async def engine(live_settings: Settings, live_database: Database) -> AsyncIterator[Engine]:
     """An engine with a worker on `live_database`."""
-    engine = Engine(live_settings, live_database, works=True)
+    engine = Engine(live_settings, live_database, run_worker=True)
     await engine.start()
     yield engine
     await engine.stop()

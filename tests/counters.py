@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bloxserver.metrics import REGISTRY
+from bloxserver.observability.metrics import REGISTRY
 
 
 @dataclass

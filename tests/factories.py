@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import (
+from bloxserver.models.tables import (
     ExecutionRecord,
     FlowRecord,
     FlowStatus,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Database, get_db
+from bloxserver.models.database import Database, get_db
 
 
 @contextmanager

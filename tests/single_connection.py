@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from bloxserver.api.main import app
-from bloxserver.api.models.database import Database
+from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 from tests.served import serving
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 
 
 async def create_step(

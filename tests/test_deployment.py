@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 KUBERNETES = ROOT / "deploy/kubernetes"
 SETTINGS = {name.upper() for name in Settings.model_fields if name != "problems"}
 MARGIN_SECONDS = 20
-"""What docs/deployment.md asks for beyond `DRAIN_SECONDS`."""
+"""What docs/deployment.md asks for beyond `SHUTDOWN_GRACE_SECONDS`."""
 
 
 class ComposeLoader(yaml.SafeLoader):
@@ -100,9 +100,9 @@ class TestCompose:
 
     def test_containers_have_the_time_to_end(self) -> None:
         services = compose("docker-compose.yml")
-        drain = Settings.model_fields["drain_seconds"].default
+        drain = Settings.model_fields["shutdown_grace_seconds"].default
         for name in ("api", "worker"):
-            assert "DRAIN_SECONDS" not in services[name]["environment"]
+            assert "SHUTDOWN_GRACE_SECONDS" not in services[name]["environment"]
             assert seconds(services[name]["stop_grace_period"]) >= drain + MARGIN_SECONDS
 
     def test_the_proxy_is_given_its_configuration_and_asks_for_what_is_there(self) -> None:
@@ -168,7 +168,7 @@ class TestKubernetes:
     @pytest.mark.parametrize("name", ["api", "worker"])
     def test_pods_have_the_time_to_end(self, name: str) -> None:
         pod = pods()[name]
-        drain = int(of_kind("ConfigMap")["bloxserver"]["data"]["DRAIN_SECONDS"])
+        drain = int(of_kind("ConfigMap")["bloxserver"]["data"]["SHUTDOWN_GRACE_SECONDS"])
         pause = container(pod).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
         assert pod["terminationGracePeriodSeconds"] >= int(pause[-1]) + drain + MARGIN_SECONDS
 

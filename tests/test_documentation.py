@@ -257,7 +257,7 @@ class TestBlocks:
         sources = [
             *PACKAGE.glob("blocks/**/*.py"),
             *PACKAGE.glob("clients/*.py"),
-            *(PACKAGE / name for name in ("engine/handling.py", "engine/world.py", "services/key_values.py")),
+            *(PACKAGE / name for name in ("engine/run/attempt.py", "engine/run/context.py", "services/key_values.py")),
         ]
         makers = {
             "BlockError",

@@ -14,10 +14,10 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import get_db, read_only_request
-from bloxserver.api.models.tables import Tier, UserRecord
 from bloxserver.clients.clerk import get_verifier
 from bloxserver.errors import Forbidden, Unauthorized
+from bloxserver.models.database import get_db, read_only_request
+from bloxserver.models.tables import Tier, UserRecord
 from bloxserver.queries.paging import PageRequest
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.executions import Input, input_of_body
@@ -25,7 +25,7 @@ from bloxserver.services.users import DEV_CLAIMS, user_of_claims
 from bloxserver.settings import get_settings
 
 MAX_PAGE = 1_000_000_000
-GREATEST_DEPTH = 1000
+MAX_DEPTH_HEADER = 1000
 
 DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
 """The request's session. In function scope the commit comes before the response: who reads 201 can GET it."""
@@ -233,7 +233,7 @@ def call_depth(
     depth: Annotated[str, Header(alias="BloxServer-Depth", include_in_schema=False)] = "",
 ) -> int:
     """How many executions stand above what this request starts, as a flow that sends it says."""
-    return min(int(depth), GREATEST_DEPTH) if re.fullmatch("[0-9]{1,9}", depth) else 0
+    return min(int(depth), MAX_DEPTH_HEADER) if re.fullmatch("[0-9]{1,9}", depth) else 0
 
 
 CallDepth = Annotated[int, Depends(call_depth)]

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from bloxserver.api.models.passing import is_passing
 from bloxserver.errors import BloxError, Conflict, NotFound, Unavailable, Unprocessable
+from bloxserver.models.transient_errors import is_transient
 
 log = structlog.stdlib.get_logger("bloxserver.error")
 
@@ -108,6 +108,6 @@ def _of_database(error: Exception) -> BloxError | None:
         return NotFound("Resource")
     if state[:2] == "23" or "constraint failed" in text:
         return Conflict("conflict", "The change conflicts with what is stored")
-    if is_passing(error):
+    if is_transient(error):
         return Unavailable("database_unavailable", "The database cannot be reached, try again")
     return None

@@ -11,18 +11,18 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from bloxserver import __version__
 from bloxserver.api.errors import install_error_handlers
-from bloxserver.api.middleware import BodyLimit, CatchAll, RequestContext
-from bloxserver.api.models import database as models_database
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.migrate import SchemaState, schema_state
+from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, install_openapi
 from bloxserver.api.routes import AUTHENTICATED, PUBLIC
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.engine import Engine
 from bloxserver.errors import SettingsError
-from bloxserver.log import configure_logging
+from bloxserver.models import database as models_database
+from bloxserver.models.database import Database
+from bloxserver.models.migrate import SchemaState, schema_state
+from bloxserver.observability.log import configure_logging
+from bloxserver.observability.tracing import start_tracing, stop_tracing
 from bloxserver.settings import Settings, get_settings
-from bloxserver.tracing import start_tracing, stop_tracing
 
 log = structlog.stdlib.get_logger("bloxserver")
 
@@ -48,7 +48,7 @@ def create_app() -> FastAPI:
     install_openapi(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit)
-    app.add_middleware(CatchAll)
+    app.add_middleware(ErrorMiddleware)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=list(settings.cors_origins),
@@ -71,7 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     start_tracing(settings)
     database = models_database.database
     await prepare_database(settings, database)
-    engine = Engine(settings, database, works=settings.run_worker)
+    engine = Engine(settings, database, run_worker=settings.run_worker)
     app.state.engine = engine if settings.run_worker else None
     await engine.start()
     log.info("ready", version=__version__, env=settings.env, worker=settings.run_worker)

@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bloxserver import metrics, tracing
 from bloxserver.api.errors import unexpected_error_response
-from bloxserver.api.models.database import read_only_request
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX
+from bloxserver.models.database import read_only_request
+from bloxserver.observability import metrics, tracing
+from bloxserver.observability.tracing import NO_SPAN, Span
 from bloxserver.settings import get_settings
-from bloxserver.tracing import NO_SPAN, Span
 
 log = structlog.stdlib.get_logger("bloxserver.request")
 
@@ -170,7 +170,7 @@ class BodyLimit:
         await self.app(scope, limited_receive, send)
 
 
-class CatchAll:
+class ErrorMiddleware:
     """Inside CORS, so that even the answer to a bug carries its headers."""
 
     def __init__(self, app: ASGIApp) -> None:

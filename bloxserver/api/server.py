@@ -8,7 +8,7 @@ import sys
 
 import uvicorn
 
-from bloxserver.garbage import leave_out_what_is_there
+from bloxserver.gc_tuning import freeze_heap
 
 STARTUP_FAILURE = 3
 """The exit status that uvicorn gives it."""
@@ -27,7 +27,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; the app is there by now, and has not begun."""
-        leave_out_what_is_there()
+        freeze_heap()
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -18,7 +18,7 @@ from bloxserver.blocks.cel.values import Failure, Run, fitting, power
 from bloxserver.blocks.expressions import Expression
 
 MAX_VARIABLES = 100
-LARGEST_EXACT = 2**53
+MAX_EXACT_INT = 2**53
 DIGITS = 15
 CONSTANTS: dict[str, JsonValue] = {"pi": math.pi, "e": math.e}
 
@@ -132,7 +132,7 @@ def _shown(result: JsonValue) -> JsonValue:
     if not isinstance(result, float):
         return result
     rounded = float(f"{result:.{DIGITS}g}")
-    return int(rounded) if rounded.is_integer() and abs(rounded) < LARGEST_EXACT else rounded
+    return int(rounded) if rounded.is_integer() and abs(rounded) < MAX_EXACT_INT else rounded
 
 
 block = Block(

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, JsonValue
 from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.syntax import parse
-from bloxserver.blocks.cel.values import Budget, Failure, Run, TooCostly, plain
+from bloxserver.blocks.cel.values import Budget, CostLimitExceeded, Failure, Run, plain
 from bloxserver.blocks.json_values import storable
 from bloxserver.blocks.templates import ROOTS
 
@@ -40,7 +40,7 @@ class Expression:
             return storable(self.program.evaluate(run), convert=plain)
         except Failure as failure:
             raise self._error("expression_failed", str(failure)) from None
-        except TooCostly:
+        except CostLimitExceeded:
             raise self._error("expression_too_costly", "it goes through too many values") from None
         except ValueError as error:
             raise self._error("expression_failed", f"its value cannot be stored: {error}") from None

@@ -14,8 +14,8 @@ MAX_BYTES = 1024 * 1024
 MAX_ANSWER_BYTES = 8 * MAX_BYTES
 """More than the largest body of a response, which may be read and written again."""
 MAX_DEPTH = 64
-LEAST_INT = -(2**63)
-MOST_INT = 2**64 - 1
+MIN_INT = -(2**63)
+MAX_INT = 2**64 - 1
 MAX_INDEX_DIGITS = 9
 
 
@@ -122,7 +122,7 @@ class _Copier:
 
 def _checked(number: int | float) -> int | float:
     if isinstance(number, int):
-        if not LEAST_INT <= number <= MOST_INT:
+        if not MIN_INT <= number <= MAX_INT:
             raise _Refusal("is a whole number of more than 64 bits")
     elif not isfinite(number):
         raise _Refusal("is no finite number")

@@ -21,8 +21,8 @@ import httpx
 from bloxserver.clients.addresses import Network
 from bloxserver.clients.connections import Connections, GuardedBackend, OutgoingRequestError
 from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
-from bloxserver.tracing import HEADER as TRACE_HEADER
-from bloxserver.tracing import current_traceparent
+from bloxserver.observability.tracing import HEADER as TRACE_HEADER
+from bloxserver.observability.tracing import current_traceparent
 
 __all__ = ["DEPTH_HEADER", "GuardedClient", "HttpResponse", "OutgoingRequestError", "read_url"]
 

@@ -35,7 +35,7 @@ from bloxserver.settings import Settings
 
 PORTS = frozenset({25, 465, 587, 2525})
 GOODBYE_SECONDS = 2.0
-LONGEST_MAILBOX = 320
+MAX_MAILBOX = 320
 MAILBOX = re.compile(r'(?:"?(?P<name>[^"<>]*?)"?\s*<(?P<inner>[^<>\s]+)>|(?P<bare>[^<>\s]+))')
 LOCAL_PART = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
@@ -73,7 +73,7 @@ class MailError(Exception):
 
 def read_mailbox(text: str) -> Mailbox:
     """The address that `text` spells, like `ada@example.com` or `Ada <ada@example.com>`. Raises `ValueError`."""
-    found = None if len(text) > LONGEST_MAILBOX or UNSAFE.search(text) else MAILBOX.fullmatch(text.strip())
+    found = None if len(text) > MAX_MAILBOX or UNSAFE.search(text) else MAILBOX.fullmatch(text.strip())
     local, _, domain = (found["inner"] or found["bare"] if found else "").rpartition("@")
     try:
         domain = domain.encode("idna").decode()

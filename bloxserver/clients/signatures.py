@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from standardwebhooks import Webhook
 
 PREFIX = "whsec_"
-SHORTEST_KEY = 24
-LONGEST_KEY = 64
+MIN_KEY_LENGTH = 24
+MAX_KEY_LENGTH_ = 64
 
 
 def sign(secret: str, message_id: str, timestamp: datetime, body: bytes) -> dict[str, str]:
@@ -37,6 +37,6 @@ def read_secret(secret: str) -> bytes:
         key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError):
         key = b""
-    if encoded == secret or not SHORTEST_KEY <= len(key) <= LONGEST_KEY:
-        raise ValueError(f"the secret must be {PREFIX} and the base64 of {SHORTEST_KEY} to {LONGEST_KEY} bytes")
+    if encoded == secret or not MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH_:
+        raise ValueError(f"the secret must be {PREFIX} and the base64 of {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH_} bytes")
     return key

@@ -9,19 +9,19 @@ from uuid import uuid4
 
 import structlog
 
-from bloxserver import metrics
-from bloxserver.api.models.database import Database, Work
-from bloxserver.engine.bell import Bell
-from bloxserver.engine.claimer import Claimer
-from bloxserver.engine.heartbeat import Heartbeat
-from bloxserver.engine.notices import Notifier
-from bloxserver.engine.retention import Retention
-from bloxserver.engine.sweeper import Sweeper
-from bloxserver.engine.takeover import TakeOver
-from bloxserver.engine.waking import cancel, keep_running
-from bloxserver.engine.worker import Worker
-from bloxserver.engine.world import Outside
-from bloxserver.services.claims import release_all, release_unknown
+from bloxserver.engine.background.notifications import NotificationSender
+from bloxserver.engine.background.retention import Retention
+from bloxserver.engine.background.sweeper import Sweeper
+from bloxserver.engine.loops import cancel, run_forever
+from bloxserver.engine.queue.claims import reclaim_all, release_orphaned_claims
+from bloxserver.engine.queue.heartbeat import Heartbeat
+from bloxserver.engine.queue.notify import WakeNotifier
+from bloxserver.engine.queue.recovery import Recovery
+from bloxserver.engine.run.claimer import Claimer
+from bloxserver.engine.run.context import SharedClients
+from bloxserver.engine.run.worker import Worker
+from bloxserver.models.database import Database, WakeReason
+from bloxserver.observability import metrics
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -36,19 +36,19 @@ class _State(enum.Enum):
 class Engine:
     """To be started and stopped on one event loop, once."""
 
-    def __init__(self, settings: Settings, database: Database, *, works: bool) -> None:
+    def __init__(self, settings: Settings, database: Database, *, run_worker: bool) -> None:
         self._settings = settings
         self._database = database
-        self._works = works
+        self._run_worker = run_worker
         self.worker_id = f"w-{uuid4().hex[:12]}"
         """What `bloxserver status` calls this process, where it runs executions."""
-        self._outside = Outside.of(settings)
+        self._clients = SharedClients.of(settings)
         self._sweeper = Sweeper(settings, database)
-        self._worker = Worker(database, self._outside, concurrency=settings.worker_concurrency)
+        self._worker = Worker(database, self._clients, concurrency=settings.worker_concurrency)
         self._claimer = Claimer(settings, database, self._worker, self.worker_id)
-        self._notifier = Notifier(database, self._outside.http, self._outside.mail, settings)
+        self._notifier = NotificationSender(database, self._clients.http, self._clients.mail, settings)
         self._heartbeat = Heartbeat(settings, database, self.worker_id)
-        self._bell = None if settings.uses_sqlite else Bell(settings, self._wake)
+        self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake)
         self._state = _State.STARTING
         self._intake: list[asyncio.Task[None]] = []
         """Loops that bring new work."""
@@ -58,23 +58,23 @@ class Engine:
     async def start(self) -> None:
         """Begin to take work; returns when executions are being run."""
         self._unlisten.append(self._database.on_commit(self._wake))
-        if self._bell is not None:
-            self._unlisten.append(self._database.on_commit(self._bell.ring))
-            self._loop(self._bell.run)
-        if self._works:
+        if self._notify is not None:
+            self._unlisten.append(self._database.on_commit(self._notify.notify))
+            self._loop(self._notify.run)
+        if self._run_worker:
             await self._heartbeat.start()
             if self._settings.uses_sqlite:
                 # One process has the database, and it has just begun: nobody else is at anything.
                 async with self._database.transaction() as session:
-                    released = await release_all(session)
-                metrics.TAKEOVERS.inc(released)
+                    released = await reclaim_all(session)
+                metrics.EXECUTIONS_RECOVERED.inc(released)
             else:
-                self._loop(TakeOver(self._settings, self._database, self._heartbeat).run)
-            self._intake.append(asyncio.create_task(keep_running(self._claimer.run)))
+                self._loop(Recovery(self._settings, self._database, self._heartbeat).run)
+            self._intake.append(asyncio.create_task(run_forever(self._claimer.run)))
             self._loop(self._worker.watch)
             self._loop(self._notifier.run)
             self._loop(Retention(self._settings, self._database).run)
-        self._intake.append(asyncio.create_task(keep_running(self._sweeper.run)))
+        self._intake.append(asyncio.create_task(run_forever(self._sweeper.run)))
         self._state = _State.WORKING
 
     @property
@@ -84,23 +84,23 @@ class Engine:
             return "the engine has not started yet"
         if self._state is _State.DRAINING:
             return "the engine is stopping: it takes no more work"
-        if self._works and not self._heartbeat.is_fresh:
+        if self._run_worker and not self._heartbeat.is_fresh:
             return "the heartbeat cannot be stored: other workers take this one for dead"
         return None
 
     async def stop(self) -> None:
-        """Take no more work, give what runs `DRAIN_SECONDS`, and hand the rest over."""
+        """Take no more work, give what runs `SHUTDOWN_GRACE_SECONDS`, and hand the rest over."""
         self._state = _State.DRAINING
         await cancel(self._intake)
-        if self._works:
+        if self._run_worker:
             # What ends now is still told to others, and what is cancelled is still noticed.
-            await self._worker.drain(self._settings.drain_seconds)
+            await self._worker.drain(self._settings.shutdown_grace_seconds)
         for unlisten in self._unlisten:
             unlisten()
         await cancel(self._loops)
-        if self._works:
+        if self._run_worker:
             await self._leave()
-        await self._outside.aclose()
+        await self._clients.aclose()
 
     async def _leave(self) -> None:
         for leave in (self._release, self._heartbeat.end):
@@ -112,18 +112,18 @@ class Engine:
 
     async def _release(self) -> None:
         async with self._database.transaction() as session:
-            await release_unknown(session, self.worker_id, ())
+            await release_orphaned_claims(session, self.worker_id, ())
 
-    def _wake(self, work: frozenset[Work]) -> None:
+    def _wake(self, work: frozenset[WakeReason]) -> None:
         self._sweeper.wake(work)
-        if not self._works:
+        if not self._run_worker:
             return
-        if Work.EXECUTION in work:
+        if WakeReason.EXECUTION in work:
             self._claimer.wake()
-        if Work.CANCELLATION in work:
+        if WakeReason.CANCELLATION in work:
             self._worker.look()
-        if Work.NOTICE in work:
+        if WakeReason.NOTIFICATION in work:
             self._notifier.wake()
 
     def _loop(self, loop: Callable[[], Awaitable[None]]) -> None:
-        self._loops.append(asyncio.create_task(keep_running(loop)))
+        self._loops.append(asyncio.create_task(run_forever(loop)))

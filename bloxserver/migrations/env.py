@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
-from bloxserver.api.models.database import Base, database
-from bloxserver.api.models.types import UtcDateTime, database_now, database_uuid
+from bloxserver.models.database import Base, database
+from bloxserver.models.types import UtcDateTime, database_now, database_uuid
 
 LOCK = 0x626C6F78
 """Advisory lock: replicas that start together migrate one after the other."""
@@ -21,7 +21,7 @@ def render(kind: str, item: Any, autogenerate: AutogenContext) -> str | Literal[
     ours: Any = item if kind == "type" else getattr(item, "arg", None)
     if isinstance(ours, UtcDateTime | database_now | database_uuid):
         name = type(ours).__name__
-        autogenerate.imports.add(f"from bloxserver.api.models.types import {name}")
+        autogenerate.imports.add(f"from bloxserver.models.types import {name}")
         return f"{name}()"
     return False
 
@@ -43,7 +43,7 @@ def run(connection: sa.Connection) -> None:
 
 
 async def run_alone() -> None:
-    async with database.patient_connection() as connection:
+    async with database.migration_connection() as connection:
         await connection.run_sync(run)
         await connection.commit()
 

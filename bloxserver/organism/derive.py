@@ -48,7 +48,7 @@ def differences(canvas: Mapping[str, Any], base: str, registry: BlockRegistry) -
     """
     present = _Present(load(base), registry)
     drawing = read_canvas(canvas, registry)
-    wanted = [listener for listener, _ in present.take_over(drawing)]
+    wanted = [listener for listener, _ in present.recover(drawing)]
     kept = [listener.index for listener in wanted if listener.index is not None and not listener.changed]
     same = set(kept)
     gone = [drawn for index, drawn in zip(present.indexes, present.drawn, strict=True) if index not in same]
@@ -72,7 +72,7 @@ class _Present:
             # On a canvas it is no key but what is shown.
             drawn.values |= {"label": values["label"]} if values.get("label") is not None else {}
 
-    def take_over(self, drawing: Drawing) -> list[tuple[Wanted, list[str]]]:
+    def recover(self, drawing: Drawing) -> list[tuple[Wanted, list[str]]]:
         """The listeners that are drawn, each with the keys in its data that no listener has."""
         return [
             self._completed(drawn, index) for drawn, index in zip(drawing.listeners, self._match(drawing), strict=True)
@@ -119,7 +119,7 @@ def _warning(path: Path, code: str, message: str, hint: str) -> Problem:
 
 def _rewritten(drawing: Drawing, present: _Present, base: str) -> tuple[str, list[Problem]]:
     problems: list[Problem] = []
-    completed = present.take_over(drawing)
+    completed = present.recover(drawing)
     for drawn, (_, unknown) in zip(drawing.listeners, completed, strict=True):
         if unknown:
             keys = ", ".join(map(quoted, unknown))

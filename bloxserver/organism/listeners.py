@@ -15,11 +15,11 @@ from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import read_peers
 from bloxserver.organism.problems import Path, quoted
-from bloxserver.organism.sections import LONGEST_NAME, UNUSED_KEYS, Section, nearest_of
+from bloxserver.organism.sections import MAX_NAME, UNUSED_KEYS, Section, nearest_of
 from bloxserver.organism.yaml_loader import Place
 
-MOST_RETRIES = 20
-LISTENER_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{LONGEST_NAME}}}")
+MAX_RETRIES = 20
+LISTENER_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME}}}")
 SECRET_PLACEHOLDER = re.compile(r"\{\{\s*secrets\.")
 
 MODEL_KEYS = ("prompt", "model", "temperature", "max_tokens")
@@ -84,7 +84,7 @@ def _read_names(sections: Iterable[Section]) -> dict[str, Place]:
             continue
         path = section.path_to("name")
         if not LISTENER_NAME.fullmatch(name):
-            hint = f"use 1 to {LONGEST_NAME} letters (a-z), digits, _ - and ."
+            hint = f"use 1 to {MAX_NAME} letters (a-z), digits, _ - and ."
             section.findings.error(path, "invalid_name", f"{quoted(name)} cannot be a listener's name", hint)
         elif name in names:
             hint = f"the first is in line {names[name].line}; give this one another name"
@@ -106,7 +106,7 @@ def _read_listener(
     targets = tuple(block.targets(config.valid)) if block is not None and config is not None else ()
     peers, tools = read_peers(section, names, is_agent=block is agent, targets=targets)
     timeout = section.seconds("timeout_seconds")
-    retries = section.count("retries", 0, MOST_RETRIES)
+    retries = section.count("retries", 0, MAX_RETRIES)
     backoff = section.seconds("backoff_seconds")
     is_agent = section.flag("agent")
     if block is None or config is None:

@@ -65,7 +65,7 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
-class FailureNotice:
+class FailureNotification:
     """Who is told of an execution that failed. Texts may hold `{{ secrets.NAME }}`."""
 
     url: str | None = None
@@ -96,7 +96,7 @@ class Organism:
     listeners: tuple[Listener, ...]
     description: str | None = None
     execution: ExecutionLimits = ExecutionLimits()
-    on_failure: FailureNotice | None = None
+    on_failure: FailureNotification | None = None
 
     @cached_property
     def _by_name(self) -> dict[str, Listener]:

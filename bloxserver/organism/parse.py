@@ -6,12 +6,12 @@ from bloxserver.blocks import templates
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.http import OutgoingRequestError, read_url
 from bloxserver.organism.listeners import read_listeners
-from bloxserver.organism.model import ExecutionLimits, FailureNotice, Organism
+from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism
 from bloxserver.organism.problems import OrganismError, Problem, quoted
-from bloxserver.organism.sections import LONGEST_NAME, UNUSED_KEYS, Findings, Section
+from bloxserver.organism.sections import MAX_NAME, UNUSED_KEYS, Findings, Section
 from bloxserver.organism.yaml_loader import load
 
-MOST_ITERATIONS = 10_000
+MAX_ITERATIONS = 10_000
 
 TOP_KEYS = ("organism", "listeners", "execution")
 ORGANISM_KEYS = ("name", "description")
@@ -62,9 +62,9 @@ def _read_head(top: Section) -> tuple[str, str | None]:
         return "", None
     head.warn_of_unknown(ORGANISM_KEYS, (*UNUSED_KEYS, "port"))
     name = head.text("name", required=True) or ""
-    if len(name) > LONGEST_NAME or not name.isprintable():
+    if len(name) > MAX_NAME or not name.isprintable():
         message = f"{quoted(name)} cannot be an organism's name"
-        hint = f"one line, at most {LONGEST_NAME} characters"
+        hint = f"one line, at most {MAX_NAME} characters"
         head.findings.error(head.path_to("name"), "invalid_name", message, hint)
     return name, head.text("description")
 
@@ -76,11 +76,11 @@ def _read_limits(execution: Section | None) -> ExecutionLimits:
     execution.warn_of_unknown(EXECUTION_KEYS, (*UNUSED_KEYS, "log_*"))
     return ExecutionLimits(
         timeout_seconds=execution.seconds("timeout_seconds") or default.timeout_seconds,
-        max_iterations=execution.count("max_iterations", 1, MOST_ITERATIONS) or default.max_iterations,
+        max_iterations=execution.count("max_iterations", 1, MAX_ITERATIONS) or default.max_iterations,
     )
 
 
-def _read_on_failure(execution: Section | None) -> FailureNotice | None:
+def _read_on_failure(execution: Section | None) -> FailureNotification | None:
     section = execution.section("on_failure") if execution else None
     if section is None:
         return None
@@ -98,7 +98,7 @@ def _read_on_failure(execution: Section | None) -> FailureNotice | None:
     if email is not None and "{{" not in email and ("@" not in email or not email.isprintable() or " " in email):
         message = f"{quoted(email)} is no e-mail address"
         section.findings.error(section.path_to("email"), "invalid_config", message, "write name@example.com")
-    return FailureNotice(url, secret, email, section.findings.document.place_of(section.path))
+    return FailureNotification(url, secret, email, section.findings.document.place_of(section.path))
 
 
 def _check_template(section: Section, key: str, text: str | None) -> None:

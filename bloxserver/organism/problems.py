@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 Path: TypeAlias = tuple[str | int, ...]
 """The way from the top of a document to one of its values: keys, and indexes into lists."""
 
-LONGEST_QUOTE = 80
+MAX_QUOTE = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,5 +47,5 @@ class OrganismError(Exception):
 
 def quoted(text: str) -> str:
     """What a user wrote, on one line, in double quotes, cut where it is too long for a message."""
-    shown = text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
+    shown = text if len(text) <= MAX_QUOTE else text[: MAX_QUOTE - 1] + "…"
     return json.dumps(shown, ensure_ascii=False)

@@ -12,12 +12,12 @@ from pydantic import JsonValue
 from bloxserver.organism.problems import Path, Problem, quoted
 from bloxserver.organism.yaml_loader import Document, Place
 
-LONGEST_NAME = 64
-LONGEST_TIMEOUT = 86_400
+MAX_NAME = 64
+MAX_TIMEOUT = 86_400
 
 # Looking for what was meant takes time that grows with the text: only the first mistakes get it.
-MOST_SUGGESTIONS = 20
-MOST_CANDIDATES = 200
+MAX_SUGGESTIONS = 20
+MAX_CANDIDATES = 200
 
 # Other servers of this format use them.
 UNUSED_KEYS = ("max_concurrent_*", "thread_scheduling", "llm", "gateways", "triggers", "broadcast")
@@ -44,14 +44,14 @@ class Findings:
     def suggest(self, name: str, nearest: Callable[[str], str | None], otherwise: str) -> str:
         """A hint at what an unknown name was probably meant to be, or else the other one."""
         self._suggestions += 1
-        if self._suggestions > MOST_SUGGESTIONS or len(name) > LONGEST_NAME:
+        if self._suggestions > MAX_SUGGESTIONS or len(name) > MAX_NAME:
             return otherwise
         known = nearest(name)
         return f"did you mean {quoted(known)}?" if known else otherwise
 
 
 def nearest_of(candidates: Iterable[str]) -> Callable[[str], str | None]:
-    short = [candidate for candidate in islice(candidates, MOST_CANDIDATES) if len(candidate) <= LONGEST_NAME]
+    short = [candidate for candidate in islice(candidates, MAX_CANDIDATES) if len(candidate) <= MAX_NAME]
     return lambda name: next(iter(get_close_matches(name, short, n=1)), None)
 
 
@@ -109,8 +109,8 @@ class Section:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._wrong_type(key, "a number of seconds")
             return None
-        if not 0 < value <= LONGEST_TIMEOUT:
-            self.out_of_range(key, f"{quoted(key)} must be more than 0 and at most {LONGEST_TIMEOUT}")
+        if not 0 < value <= MAX_TIMEOUT:
+            self.out_of_range(key, f"{quoted(key)} must be more than 0 and at most {MAX_TIMEOUT}")
             return None
         return value
 

@@ -36,7 +36,7 @@ PLAIN = re.compile(r"(?!\.\.\.)[\w/.$(][^\t\n]*")
 NOT_PLAIN = re.compile(r": | #|[: ]$")
 ESCAPED = re.compile('["\\\\]|[^ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]')
 SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-LONGEST_SIMPLE_KEY = 1000
+MAX_SIMPLE_KEY = 1000
 """A parser looks no further than 1024 characters for the colon after a key."""
 RESOLVER = Resolver()
 TEXT_TAG = "tag:yaml.org,2002:str"
@@ -84,7 +84,7 @@ def _block(value: JsonValue) -> list[str]:
 
 def _member(key: str, value: JsonValue) -> list[str]:
     shown = _key(key)
-    if len(shown) > LONGEST_SIMPLE_KEY:
+    if len(shown) > MAX_SIMPLE_KEY:
         first, *rest = _below(value)
         return [f"? {shown}", f":{first}", *rest]
     first, *rest = _below(value)

@@ -36,7 +36,7 @@ CONSTANTS = {
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-LONGEST_INTEGER = 20
+MAX_INTEGER = 20
 
 
 SYNTAX_HINT = "look for a missing quote, colon or bracket, and at how far this line is indented"
@@ -286,7 +286,7 @@ def _number(text: str) -> int | float | None:
     """The number that a plain scalar is, infinite where JSON or 64 bits cannot hold it; None where it is text."""
     if INTEGER.fullmatch(text):
         # Python refuses to read integers of thousands of digits.
-        integer = int(text) if len(text) <= LONGEST_INTEGER else 2**63
+        integer = int(text) if len(text) <= MAX_INTEGER else 2**63
         return integer if -(2**63) <= integer < 2**63 else math.inf
     if FLOAT.fullmatch(text):
         return float(text)

@@ -12,7 +12,7 @@ from bloxserver.organism.derive import derive, differences
 from bloxserver.organism.problems import OrganismError, Problem, quoted
 from bloxserver.queries.flows import read_flow
 
-MOST_NAMES = 5
+MAX_NAMES = 5
 
 
 class FlowCanvas(NamedTuple):
@@ -47,7 +47,7 @@ def _difference(canvas: dict[str, Any], text: str) -> list[Problem]:
         return error.problems
     if not names:
         return []
-    shown = ", ".join(quoted(name) for name in names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
+    shown = ", ".join(quoted(name) for name in names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
     message = f"the canvas and the YAML, which is what runs, do not say the same of {shown}"
     hint = "derive the YAML from the canvas and save it, or set canvasState to null to see the YAML"
     return [Problem(1, 1, "canvas_differs", message, hint, severity="warning")]

@@ -6,9 +6,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.errors import NotFound
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.queries.flows import owned_by
 from bloxserver.queries.paging import Page, PageRequest
 

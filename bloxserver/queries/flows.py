@@ -6,9 +6,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import ExecutionStatus, FlowStatus
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.errors import NotFound
+from bloxserver.models.enums import ExecutionStatus, FlowStatus
+from bloxserver.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.queries.paging import Page, PageRequest
 
 
@@ -52,7 +52,7 @@ async def count_flows(session: AsyncSession, user_id: UUID) -> int:
     return await session.scalar(sa.select(sa.func.count()).select_from(FlowRecord).where(owned_by(user_id))) or 0
 
 
-async def read_unsettled_flows(session: AsyncSession, limit: int, grace_over: datetime) -> list[UUID]:
+async def read_flows_to_reconcile(session: AsyncSession, limit: int, grace_over: datetime) -> list[UUID]:
     """Flows of anybody that the engine can start or stop now, the longest waiting first.
 
     One that stops waits for its executions, unless it was asked to stop before `grace_over`.
@@ -70,7 +70,7 @@ async def read_unsettled_flows(session: AsyncSession, limit: int, grace_over: da
     return list(flows)
 
 
-async def has_unsettled_flows(session: AsyncSession) -> bool:
+async def has_flows_to_reconcile(session: AsyncSession) -> bool:
     """Whether any flow is starting or stopping."""
     unsettled = sa.or_(FlowRecord.status == FlowStatus.STARTING, FlowRecord.status == FlowStatus.STOPPING)
     return await session.scalar(sa.select(FlowRecord.id).where(unsettled).limit(1)) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.migrate import SchemaState, schema_state
+from bloxserver.models.migrate import SchemaState, schema_state
 
 
 async def schema_problem(session: AsyncSession, *, must_be_migrated: bool) -> str | None:

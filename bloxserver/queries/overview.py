@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import ExecutionStatus, FlowStatus, Tier, TriggerType
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord, WorkerRecord
-from bloxserver.api.models.types import database_now, now
+from bloxserver.clock import now
+from bloxserver.models.enums import ExecutionStatus, FlowStatus, Tier, TriggerType
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord, WorkerRecord
+from bloxserver.models.types import database_now
 
-LATELY = timedelta(hours=1)
+RECENT_WINDOW = timedelta(hours=1)
 
 
 class TierQueue(NamedTuple):
@@ -67,7 +68,7 @@ async def read_overview(session: AsyncSession, dead_after: timedelta) -> Overvie
         workers=await read_workers(session, dead_after),
         taken=await count_taken(session),
         schedules=await read_schedules(session, moment),
-        ended=await count_ended(session, moment - LATELY),
+        ended=await count_ended(session, moment - RECENT_WINDOW),
     )
 
 
@@ -144,15 +145,16 @@ async def read_workers(session: AsyncSession, dead_after: timedelta) -> list[Liv
     """The workers that have beaten within this time, by the database's clock, the oldest first."""
     rows = await session.execute(
         sa.select(
-            WorkerRecord.executor_id,
+            WorkerRecord.worker_id,
             WorkerRecord.version,
             WorkerRecord.started_at,
-            WorkerRecord.beat_at,
+            WorkerRecord.last_heartbeat_at,
             database_now(),
         )
     )
     workers = [
-        LivingWorker(name, version, started_at, moment - beat_at) for name, version, started_at, beat_at, moment in rows
+        LivingWorker(name, version, started_at, moment - last_heartbeat_at)
+        for name, version, started_at, last_heartbeat_at, moment in rows
     ]
     return sorted((one for one in workers if one.silence <= dead_after), key=lambda one: (one.started_at, one.name))
 

@@ -9,8 +9,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import SecretRecord
-from bloxserver.sealing import SECRET_NAME
+from bloxserver.encryption import SECRET_NAME
+from bloxserver.models.tables import SecretRecord
 
 SHOWN = (SecretRecord.name, SecretRecord.created_at, SecretRecord.updated_at)
 """All that is ever told of a secret."""
@@ -24,13 +24,13 @@ async def read_secrets(session: AsyncSession, user_id: UUID) -> list[SecretRow]:
     return sorted(rows.all(), key=lambda row: row[0])
 
 
-async def read_sealed(session: AsyncSession, user_id: UUID, names: Collection[str]) -> dict[str, str]:
+async def read_ciphertexts(session: AsyncSession, user_id: UUID, names: Collection[str]) -> dict[str, str]:
     """The user's sealed secrets of these names, as far as there are any."""
     possible = [name for name in names if re.fullmatch(SECRET_NAME, name)]
     if not possible:
         return {}
     rows = await session.execute(
-        sa.select(SecretRecord.name, SecretRecord.sealed).where(
+        sa.select(SecretRecord.name, SecretRecord.ciphertext).where(
             SecretRecord.user_id == user_id, SecretRecord.name.in_(possible)
         )
     )

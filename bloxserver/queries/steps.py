@@ -7,9 +7,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.errors import NotFound
+from bloxserver.models.enums import StepStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.queries.flows import owned_by
 from bloxserver.queries.paging import Page, PageRequest
 

@@ -8,9 +8,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import FlowStatus, Tier, TriggerType
-from bloxserver.api.models.tables import FlowRecord, TriggerRecord, UserRecord
 from bloxserver.errors import NotFound
+from bloxserver.models.enums import FlowStatus, Tier, TriggerType
+from bloxserver.models.tables import FlowRecord, TriggerRecord, UserRecord
 from bloxserver.queries.flows import owned_by, require_flow
 
 MAX_TOKEN_LENGTH = 255

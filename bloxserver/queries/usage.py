@@ -10,8 +10,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import UsageRecord
-from bloxserver.api.models.types import as_utc
+from bloxserver.clock import as_utc
+from bloxserver.models.tables import UsageRecord
 from bloxserver.plans import plan_of
 
 

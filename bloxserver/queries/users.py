@@ -3,7 +3,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import UserRecord
+from bloxserver.models.tables import UserRecord
 
 
 async def read_user_by_clerk_id(session: AsyncSession, clerk_id: str) -> UserRecord | None:

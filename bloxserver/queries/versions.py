@@ -6,8 +6,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import FlowRecord, FlowVersionRecord
 from bloxserver.errors import NotFound
+from bloxserver.models.tables import FlowRecord, FlowVersionRecord
 from bloxserver.queries.flows import owned_by
 from bloxserver.queries.paging import Page, PageRequest
 

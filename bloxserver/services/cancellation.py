@@ -5,11 +5,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord
 from bloxserver.errors import BadRequest
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord
 from bloxserver.queries.executions import read_execution
-from bloxserver.services.endings import BATCH, cancel_executions, end_execution
+from bloxserver.services.transitions import BATCH, cancel_executions, end_execution
 
 BY_USER = "Cancelled by the user"
 

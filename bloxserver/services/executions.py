@@ -10,18 +10,19 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver import metrics
-from bloxserver.api.models.database import Work, after_commit, wake_engine_after_commit
-from bloxserver.api.models.enums import FlowStatus, InputEncoding, TriggerType
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord
-from bloxserver.api.models.types import new_id, now
+from bloxserver.clock import now
 from bloxserver.errors import BadRequest, Conflict, NotFound
+from bloxserver.ids import new_id
+from bloxserver.models.database import WakeReason, after_commit, wake_engine_after_commit
+from bloxserver.models.enums import FlowStatus, InputEncoding, TriggerType
+from bloxserver.models.tables import ExecutionRecord, FlowRecord
+from bloxserver.observability import metrics
+from bloxserver.observability.tracing import current_traceparent
 from bloxserver.queries.flows import owned_by
 from bloxserver.queries.triggers import TriggerRow, read_webhook
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.usage import count_run
 from bloxserver.settings import get_settings
-from bloxserver.tracing import current_traceparent
 
 MAX_TARGET_LENGTH = 255
 """Longer than any listener's name: what is cut here names nobody, as it did before."""
@@ -76,10 +77,10 @@ async def receive_webhook(session: AsyncSession, token: str, given: Input, depth
 
 
 def require_depth(depth: int) -> None:
-    """Raise `BadRequest` where more executions stand above one than `CALL_DEPTH` allows: flows that call each other
+    """Raise `BadRequest` where more executions stand above one than `MAX_CALL_DEPTH` allows: flows that call each other
     in a circle come to an end there.
     """
-    limit = get_settings().call_depth
+    limit = get_settings().max_call_depth
     if depth > limit:
         raise BadRequest("call_depth_exceeded", f"Flows call each other more than {limit} deep")
 
@@ -119,7 +120,7 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
     session.add(execution)
     await session.flush()
     after_commit(session, metrics.EXECUTIONS_ACCEPTED.labels(execution.trigger_type.value).inc)
-    wake_engine_after_commit(session, Work.EXECUTION)
+    wake_engine_after_commit(session, WakeReason.EXECUTION)
     return execution
 
 

@@ -6,28 +6,28 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Work, wake_engine_after_commit
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.enums import ExecutionStatus, FlowStatus
-from bloxserver.api.models.tables import (
+from bloxserver.clock import now
+from bloxserver.errors import BadRequest, Forbidden
+from bloxserver.models.database import WakeReason, wake_engine_after_commit
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.enums import ExecutionStatus, FlowStatus
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
-    FailureNoticeRecord,
+    FailureNotificationRecord,
     FlowRecord,
     FlowVersionRecord,
     KeyValueRecord,
     TriggerRecord,
     UserRecord,
 )
-from bloxserver.api.models.types import now
-from bloxserver.errors import BadRequest, Forbidden
 from bloxserver.plans import plan_of
 from bloxserver.queries.flows import count_flows, read_flow, require_flow
 from bloxserver.queries.versions import read_version
 from bloxserver.services.locks import lock_executions
 from bloxserver.services.versions import current_version, is_same_definition
 
-MOVES = {
+TRANSITIONS = {
     FlowStatus.STARTING: {FlowStatus.STOPPED, FlowStatus.ERROR},
     FlowStatus.RUNNING: {FlowStatus.STARTING},
     FlowStatus.ERROR: {FlowStatus.STARTING, FlowStatus.RUNNING},
@@ -101,14 +101,14 @@ async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> No
     await _wake_callers(session, flow_id)
     executions = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_id == flow_id)
     await _delete(session, ExecutionStepRecord, ExecutionStepRecord.execution_id.in_(executions))
-    await _delete(session, FailureNoticeRecord, FailureNoticeRecord.execution_id.in_(executions))
+    await _delete(session, FailureNotificationRecord, FailureNotificationRecord.execution_id.in_(executions))
     await _delete(session, ExecutionRecord, ExecutionRecord.flow_id == flow_id)
     await _delete(session, TriggerRecord, TriggerRecord.flow_id == flow_id)
     await _delete(session, KeyValueRecord, KeyValueRecord.flow_id == flow_id)
     await _delete(session, FlowVersionRecord, FlowVersionRecord.flow_id == flow_id)
     await _delete(session, FlowRecord, FlowRecord.id == flow_id)
-    wake_engine_after_commit(session, Work.CANCELLATION)
-    wake_engine_after_commit(session, Work.EXECUTION)
+    wake_engine_after_commit(session, WakeReason.CANCELLATION)
+    wake_engine_after_commit(session, WakeReason.EXECUTION)
 
 
 async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
@@ -146,7 +146,7 @@ async def _request(
     flow = await read_flow(session, user_id, flow_id)
     if not await transition_flow(session, flow_id, to, **values):
         raise BadRequest("flow_wrong_state", f"Cannot {verb} flow in {flow.status.value} state")
-    wake_engine_after_commit(session, Work.FLOW)
+    wake_engine_after_commit(session, WakeReason.FLOW)
     await session.refresh(flow)
     return flow
 
@@ -162,7 +162,7 @@ async def transition_flow(
         values["error_message"] = None
     moved = await session.execute(
         sa.update(FlowRecord)
-        .where(FlowRecord.id == flow_id, FlowRecord.status.in_(MOVES[to]), *conditions)
+        .where(FlowRecord.id == flow_id, FlowRecord.status.in_(TRANSITIONS[to]), *conditions)
         .values(status=to, updated_at=now(), **values)
         .returning(FlowRecord.id)
     )

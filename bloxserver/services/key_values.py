@@ -17,11 +17,11 @@ from pydantic import JsonValue
 from pydantic_core import PydanticCustomError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.statements import insert_into
-from bloxserver.api.models.tables import FlowRecord, KeyValueRecord
-from bloxserver.api.models.types import now
-from bloxserver.api.schemas.base import check_storable
+from bloxserver.clock import now
 from bloxserver.errors import BadRequest, Forbidden, NotFound
+from bloxserver.models.tables import FlowRecord, KeyValueRecord
+from bloxserver.models.upsert import insert_into
+from bloxserver.storable import check_storable
 
 MAX_KEY_LENGTH = 255
 MAX_VALUE_BYTES = 64 * 1024

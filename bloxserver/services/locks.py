@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import ExecutionRecord
+from bloxserver.models.tables import ExecutionRecord
 
 
 async def lock_executions(session: AsyncSession, *wanted: sa.ColumnElement[bool]) -> None:

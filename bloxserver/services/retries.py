@@ -11,10 +11,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import ExecutionStatus, FlowStatus, StepStatus, TriggerType
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
-from bloxserver.api.models.types import new_id, now
+from bloxserver.clock import now
 from bloxserver.errors import BadRequest
+from bloxserver.ids import new_id
+from bloxserver.models.enums import ExecutionStatus, FlowStatus, StepStatus, TriggerType
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.queries.executions import read_execution, require_execution
 from bloxserver.queries.flows import read_flow
 from bloxserver.queries.steps import StepLink, read_step_links

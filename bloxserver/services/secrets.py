@@ -9,12 +9,12 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.statements import insert_into
-from bloxserver.api.models.tables import SecretRecord, UserRecord
-from bloxserver.api.models.types import now
+from bloxserver.clock import now
+from bloxserver.encryption import DecryptionError, SecretCipher
 from bloxserver.errors import Conflict, Forbidden, NotFound, Unavailable
-from bloxserver.queries.secrets import SHOWN, SecretRow, read_sealed
-from bloxserver.sealing import Sealer, Unreadable
+from bloxserver.models.tables import SecretRecord, UserRecord
+from bloxserver.models.upsert import insert_into
+from bloxserver.queries.secrets import SHOWN, SecretRow, read_ciphertexts
 
 MAX_SECRETS = 100
 """Secrets that a user may have."""
@@ -34,16 +34,19 @@ class SecretUnavailable(Conflict):
         self.reason = reason
 
 
-async def set_secret(session: AsyncSession, sealer: Sealer | None, user_id: UUID, name: str, value: str) -> SecretRow:
+async def set_secret(
+    session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, name: str, value: str
+) -> SecretRow:
     """Create the secret or replace its value; raises `Unavailable` without a sealer, `Forbidden` at the limit."""
-    sealed = _sealed(sealer, user_id, name, value)
+    ciphertext = _ciphertext(cipher, user_id, name, value)
     await _take_turn(session, user_id, name)
     moment = now()
     written = await session.execute(
         insert_into(session, SecretRecord)
-        .values(user_id=user_id, name=name, sealed=sealed, created_at=moment, updated_at=moment)
+        .values(user_id=user_id, name=name, ciphertext=ciphertext, created_at=moment, updated_at=moment)
         .on_conflict_do_update(
-            index_elements=[SecretRecord.user_id, SecretRecord.name], set_={"sealed": sealed, "updated_at": moment}
+            index_elements=[SecretRecord.user_id, SecretRecord.name],
+            set_={"ciphertext": ciphertext, "updated_at": moment},
         )
         .returning(*SHOWN)
     )
@@ -51,15 +54,15 @@ async def set_secret(session: AsyncSession, sealer: Sealer | None, user_id: UUID
 
 
 async def create_secret(
-    session: AsyncSession, sealer: Sealer | None, user_id: UUID, name: str, value: str
+    session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, name: str, value: str
 ) -> SecretRow:
     """A new secret; raises `Conflict` where the name is taken, `Unavailable` without a sealer, `Forbidden`."""
-    sealed = _sealed(sealer, user_id, name, value)
+    ciphertext = _ciphertext(cipher, user_id, name, value)
     await _take_turn(session, user_id, name)
     moment = now()
     written = await session.execute(
         insert_into(session, SecretRecord)
-        .values(user_id=user_id, name=name, sealed=sealed, created_at=moment, updated_at=moment)
+        .values(user_id=user_id, name=name, ciphertext=ciphertext, created_at=moment, updated_at=moment)
         .on_conflict_do_nothing(index_elements=[SecretRecord.user_id, SecretRecord.name])
         .returning(*SHOWN)
     )
@@ -80,51 +83,53 @@ async def delete_secret(session: AsyncSession, user_id: UUID, name: str) -> None
         raise NotFound("Secret")
 
 
-async def open_secrets(
-    session: AsyncSession, sealer: Sealer | None, user_id: UUID, names: Collection[str]
+async def decrypt_secrets(
+    session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, names: Collection[str]
 ) -> dict[str, str]:
     """The values of the user's secrets of these names, in one statement; raises `SecretUnavailable` for the first
     that does not exist or cannot be read.
     """
-    stored = await read_sealed(session, user_id, names)
+    stored = await read_ciphertexts(session, user_id, names)
     values: dict[str, str] = {}
     for name in sorted(names):
         if name not in stored:
             raise SecretUnavailable(name, "missing")
         try:
-            if sealer is None:
-                raise Unreadable
-            values[name] = sealer.open(stored[name], owner=user_id, name=name)
-        except Unreadable:
+            if cipher is None:
+                raise DecryptionError
+            values[name] = cipher.decrypt(stored[name], owner=user_id, name=name)
+        except DecryptionError:
             raise SecretUnavailable(name, "unreadable") from None
     return values
 
 
 async def missing_secrets(session: AsyncSession, user_id: UUID, names: Collection[str]) -> set[str]:
     """Those of the names of which the user has no secret."""
-    return set(names) - (await read_sealed(session, user_id, names)).keys()
+    return set(names) - (await read_ciphertexts(session, user_id, names)).keys()
 
 
-class Resealed(NamedTuple):
+class RotatedBatch(NamedTuple):
     """What became of a batch of secrets that the first key had not sealed."""
 
-    resealed: int
+    rotated: int
     unreadable: int
     """Left as they were: their key is gone."""
     last_id: UUID | None
     """Where the next batch begins; null where there is none."""
 
 
-async def reseal_stale(session: AsyncSession, sealer: Sealer, limit: int, after: UUID | None = None) -> Resealed:
+async def rotate_stale(
+    session: AsyncSession, cipher: SecretCipher, limit: int, after: UUID | None = None
+) -> RotatedBatch:
     """Seal with the first key what another key sealed, `limit` secrets of anybody at most, those after an id.
 
     May be ended at any time and begun anew; what is set meanwhile is left alone.
     """
-    stale = sa.not_(SecretRecord.sealed.startswith(sealer.prefix, autoescape=True))
+    stale = sa.not_(SecretRecord.ciphertext.startswith(cipher.prefix, autoescape=True))
     wanted = [stale] if after is None else [stale, SecretRecord.id > after]
     rows = (
         await session.execute(
-            sa.select(SecretRecord.id, SecretRecord.user_id, SecretRecord.name, SecretRecord.sealed)
+            sa.select(SecretRecord.id, SecretRecord.user_id, SecretRecord.name, SecretRecord.ciphertext)
             .where(*wanted)
             .order_by(SecretRecord.id)
             .limit(limit)
@@ -133,25 +138,25 @@ async def reseal_stale(session: AsyncSession, sealer: Sealer, limit: int, after:
     unreadable = 0
     for secret_id, user_id, name, old in rows:
         try:
-            sealed = sealer.seal(sealer.open(old, owner=user_id, name=name), owner=user_id, name=name)
-        except Unreadable:
+            ciphertext = cipher.encrypt(cipher.decrypt(old, owner=user_id, name=name), owner=user_id, name=name)
+        except DecryptionError:
             unreadable += 1
             continue
         await session.execute(
             sa.update(SecretRecord)
-            .where(SecretRecord.id == secret_id, SecretRecord.sealed == old)
-            .values(sealed=sealed, updated_at=SecretRecord.updated_at)  # its value is the same
+            .where(SecretRecord.id == secret_id, SecretRecord.ciphertext == old)
+            .values(ciphertext=ciphertext, updated_at=SecretRecord.updated_at)  # its value is the same
         )
-    return Resealed(len(rows) - unreadable, unreadable, rows[-1].id if len(rows) == limit else None)
+    return RotatedBatch(len(rows) - unreadable, unreadable, rows[-1].id if len(rows) == limit else None)
 
 
-def _sealed(sealer: Sealer | None, user_id: UUID, name: str, value: str) -> str:
-    if sealer is None:
+def _ciphertext(cipher: SecretCipher | None, user_id: UUID, name: str, value: str) -> str:
+    if cipher is None:
         raise Unavailable(
             "secrets_not_configured",
             "This server cannot store secrets: its API_KEY_ENCRYPTION_KEY must be set to a key of at least 32 bytes",
         )
-    return sealer.seal(value, owner=user_id, name=name)
+    return cipher.encrypt(value, owner=user_id, name=name)
 
 
 async def _take_turn(session: AsyncSession, user_id: UUID, name: str) -> None:

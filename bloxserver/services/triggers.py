@@ -8,11 +8,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Work, wake_engine_after_commit
-from bloxserver.api.models.enums import TriggerType
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
-from bloxserver.api.models.types import now
+from bloxserver.clock import now
 from bloxserver.errors import BadRequest
+from bloxserver.models.database import WakeReason, wake_engine_after_commit
+from bloxserver.models.enums import TriggerType
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
 from bloxserver.queries.flows import require_flow
 from bloxserver.queries.triggers import read_trigger
 from bloxserver.services.cron import check_schedule, upcoming
@@ -37,7 +37,7 @@ async def create_trigger(
     )
     session.add(trigger)
     await session.flush()
-    wake_engine_after_commit(session, Work.FLOW)  # a schedule gets its first time
+    wake_engine_after_commit(session, WakeReason.FLOW)  # a schedule gets its first time
     return trigger
 
 
@@ -53,7 +53,7 @@ async def update_trigger(
     for name, value in changes.items():
         setattr(trigger, name, value)
     await session.flush()
-    wake_engine_after_commit(session, Work.FLOW)
+    wake_engine_after_commit(session, WakeReason.FLOW)
     return trigger
 
 

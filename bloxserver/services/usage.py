@@ -9,10 +9,10 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.statements import insert_into
-from bloxserver.api.models.tables import UsageRecord, UserRecord
-from bloxserver.api.models.types import new_id
 from bloxserver.errors import Forbidden
+from bloxserver.ids import new_id
+from bloxserver.models.tables import UsageRecord, UserRecord
+from bloxserver.models.upsert import insert_into
 from bloxserver.plans import PLANS, plan_of
 from bloxserver.queries.usage import Period, read_usage
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import begin_writing
-from bloxserver.api.models.enums import Tier
-from bloxserver.api.models.statements import insert_into
-from bloxserver.api.models.tables import UserRecord
+from bloxserver.models.database import begin_writing
+from bloxserver.models.enums import Tier
+from bloxserver.models.tables import UserRecord
+from bloxserver.models.upsert import insert_into
 from bloxserver.queries.users import read_user_by_clerk_id
 
 DEV_CLERK_ID = "dev_user_001"

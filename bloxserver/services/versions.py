@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import FlowRecord, FlowVersionRecord
-from bloxserver.api.schemas import CanvasState
+from bloxserver.models.tables import FlowRecord, FlowVersionRecord
+from bloxserver.organism.react_flow import CanvasState
 
 
 async def current_version(session: AsyncSession, flow: FlowRecord) -> FlowVersionRecord:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import FlowRecord
+from bloxserver.models.tables import FlowRecord
 
 API = "/api/v1"
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import app
-from bloxserver.api.models.database import Base
-from bloxserver.api.models.tables import FlowStatus, FlowVersionRecord, SecretRecord, Tier, UserRecord
+from bloxserver.models.database import Base
+from bloxserver.models.tables import FlowStatus, FlowVersionRecord, SecretRecord, Tier, UserRecord
 from tests import factories
 from tests.clerk import Clerk, changed_settings, clerk_sign_in
 

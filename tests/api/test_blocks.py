@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bloxserver.api.models.tables import UserRecord
 from bloxserver.api.schemas import BlockDescription
 from bloxserver.blocks.registry import get_registry
+from bloxserver.models.tables import UserRecord
 from tests.api.contract import API, covers
 from tests.statements import count_statements
 

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.tables import ExecutionStatus, FlowRecord, UserRecord
-from bloxserver.api.models.types import now
+from bloxserver.clock import now
+from bloxserver.models.enums import StepStatus
+from bloxserver.models.tables import ExecutionStatus, FlowRecord, UserRecord
 from tests import factories
 from tests.api.contract import UTC_TIME, assert_problem, covers, path_of
 from tests.steps import create_step

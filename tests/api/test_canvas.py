@@ -9,8 +9,8 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.tables import FlowRecord, UserRecord
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.tables import FlowRecord, UserRecord
 from tests import factories
 from tests.api.contract import API, assert_problem, covers, path_of
 from tests.api.hostile import DEEP, arrays

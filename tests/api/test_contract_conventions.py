@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bloxserver.api.main import app
-from bloxserver.api.models.database import get_db
-from bloxserver.api.models.tables import FlowRecord, FlowStatus, TriggerType, UserRecord
+from bloxserver.models.database import get_db
+from bloxserver.models.tables import FlowRecord, FlowStatus, TriggerType, UserRecord
 from tests import factories
 from tests.api.contract import API, UTC_TIME, assert_invalid, assert_problem, covers, failing_with, path_of
 

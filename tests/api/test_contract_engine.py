@@ -8,9 +8,9 @@ from datetime import datetime
 import httpx
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, FlowStatus, TriggerRecord, TriggerType, UserRecord
 from bloxserver.engine.engine import Engine
+from bloxserver.models.database import Database
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, FlowStatus, TriggerRecord, TriggerType, UserRecord
 from tests.api.contract import API, UTC_TIME, covers, eventually, path_of, running_flow
 
 

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.tables import FlowRecord, FlowStatus, UserRecord
 from bloxserver.engine.engine import Engine
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.tables import FlowRecord, FlowStatus, UserRecord
 from tests import factories
 from tests.api.contract import API, assert_invalid, assert_problem, covers, eventually, path_of
 

@@ -21,8 +21,8 @@ from bloxserver.api.dependencies import (
 )
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.main import app
-from bloxserver.api.models.database import get_db
-from bloxserver.api.models.tables import FlowRecord, Tier, TriggerRecord, UserRecord
+from bloxserver.models.database import get_db
+from bloxserver.models.tables import FlowRecord, Tier, TriggerRecord, UserRecord
 from tests import factories
 from tests.api.contract import API, assert_problem, covers, path_of
 

@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from bloxserver.api.models.database import Base
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.tables import (
+from bloxserver.api.schemas import Execution, Flow, Trigger
+from bloxserver.models.database import Base
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.tables import (
     BillingStatus,
     ExecutionRecord,
     ExecutionStatus,
@@ -26,7 +27,6 @@ from bloxserver.api.models.tables import (
     UserApiKeyRecord,
     UserRecord,
 )
-from bloxserver.api.schemas import Execution, Flow, Trigger
 from tests.api.contract import API, covers
 
 USER_ATTRIBUTES = [

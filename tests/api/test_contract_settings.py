@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.api.main import create_app
-from bloxserver.api.models.database import Base, Database
-from bloxserver.api.models.tables import UserRecord
+from bloxserver.models.database import Base, Database
+from bloxserver.models.tables import UserRecord
 from bloxserver.settings import Settings
 from tests.api.contract import API, covers, eventually, running_flow
 from tests.clerk import changed_settings

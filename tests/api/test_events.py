@@ -16,17 +16,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from bloxserver.api import responses
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.tables import (
+from bloxserver.api import streaming
+from bloxserver.models.database import Database
+from bloxserver.models.enums import StepStatus
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
     ExecutionStepRecord,
     FlowRecord,
     UserRecord,
 )
-from bloxserver.services.endings import end_execution
+from bloxserver.services.transitions import end_execution
 from bloxserver.settings import Settings
 from tests import factories
 from tests.api.contract import API, assert_problem, covers, path_of
@@ -139,7 +139,7 @@ async def test_nothing_is_missed_or_told_twice_however_it_is_read(
     page: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(responses, "STEPS_PER_LOOK", page)
+    monkeypatch.setattr(streaming, "STEPS_PER_LOOK", page)
     execution = await factories.create_execution(session, flow, status=ExecutionStatus.ERROR)
     sequences = [1, 2, 2, 2, 3, 4, 4, 5]
     for number, sequence in enumerate(sequences):
@@ -250,9 +250,9 @@ async def test_changes_are_told_as_they_happen(live_database: Database, running:
 async def test_a_quiet_stream_shows_that_it_lives_and_ends_in_time(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (responses.COMMENT_SECONDS, responses.STREAM_SECONDS) == (15, 3600)
-    monkeypatch.setattr(responses, "COMMENT_SECONDS", 0.15)
-    monkeypatch.setattr(responses, "STREAM_SECONDS", 1.0)
+    assert (streaming.COMMENT_SECONDS, streaming.STREAM_SECONDS) == (15, 3600)
+    monkeypatch.setattr(streaming, "COMMENT_SECONDS", 0.15)
+    monkeypatch.setattr(streaming, "STREAM_SECONDS", 1.0)
     execution = await factories.create_execution(session, flow)
     text = (await client.get(events_path(execution))).text
     assert text.count(": ping\n\n") >= 2

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from bloxserver.api.models.tables import (
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
     FlowRecord,

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 import yaml
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.tables import (
+from bloxserver.models.database import Database
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
     FlowRecord,

@@ -10,7 +10,7 @@ from sqlalchemy.pool import NullPool
 
 from bloxserver import __version__
 from bloxserver.api.main import app
-from bloxserver.api.models.database import get_db
+from bloxserver.models.database import get_db
 from tests.api.contract import API, UTC_TIME, assert_problem, covers, failing_with
 from tests.clerk import changed_settings
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import UserRecord
+from bloxserver.models.tables import UserRecord
 from tests import factories
 from tests.api.hostile import ROWS, Row
 from tests.clerk import clerk_sign_in

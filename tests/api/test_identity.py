@@ -18,9 +18,9 @@ from sqlalchemy.pool import StaticPool
 from bloxserver.api.dependencies import AuthenticatedUser, OptionalUser
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.main import app
-from bloxserver.api.models.database import Base, Database, get_db
-from bloxserver.api.models.tables import FlowRecord, Tier, UserRecord
 from bloxserver.clients.clerk import get_verifier
+from bloxserver.models.database import Base, Database, get_db
+from bloxserver.models.tables import FlowRecord, Tier, UserRecord
 from bloxserver.settings import get_settings
 from tests import factories
 from tests.api.contract import API, assert_problem, covers

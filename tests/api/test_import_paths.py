@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from bloxserver.api import schemas
 from bloxserver.api.main import app
-from bloxserver.api.models import database, tables
 from bloxserver.api.schemas import CamelModel
+from bloxserver.models import database, tables
 from tests.api.contract import covers
 
 RECORDS = [

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver import __version__
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import UserRecord
+from bloxserver.models.database import Database
+from bloxserver.models.tables import UserRecord
 from tests.api.contract import API, assert_problem, covers
 from tests.api.test_health import EVERY_WAY, unreachable
 from tests.clerk import changed_settings
@@ -148,7 +148,8 @@ class TestDatabase:
         samples = await scrape(client)
         assert samples["bloxserver_database_up", ()] == 0
         names = {name for name, _ in samples}
-        assert not {name for name in names if name.startswith(("bloxserver_queue", "bloxserver_workers"))}
+        from_rows = ("bloxserver_queue_depth", "bloxserver_queue_oldest", "bloxserver_workers")
+        assert not {name for name in names if name.startswith(from_rows)}
         assert "bloxserver_build_info" in names
         assert "bloxserver_database_pool_size" in names
 

@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.tables import FlowRecord, SecretRecord, UserRecord
+from bloxserver.models.database import Database
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.tables import FlowRecord, SecretRecord, UserRecord
 from bloxserver.services.validation import validate
 from bloxserver.settings import get_settings
 from tests import factories
@@ -185,7 +185,7 @@ class TestInstallation:
         get_settings.cache_clear()
         try:
             assert rows(await client.post(VALIDATE, content=NEEDY)) == [(8, 16, "missing_secret")]
-            session.add(SecretRecord(user_id=dev_user.id, name="TOKEN", sealed="s"))
+            session.add(SecretRecord(user_id=dev_user.id, name="TOKEN", ciphertext="s"))
             await session.commit()
             assert (await client.post(VALIDATE, content=NEEDY)).json() == {"valid": True, "problems": []}
         finally:
@@ -193,7 +193,7 @@ class TestInstallation:
 
     async def test_secrets_of_others_do_not_count(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
         stranger = await factories.create_user(session)
-        session.add(SecretRecord(user_id=stranger.id, name="TOKEN", sealed="s"))
+        session.add(SecretRecord(user_id=stranger.id, name="TOKEN", ciphertext="s"))
         await session.commit()
         assert "missing_secret" in [code for *_, code in rows(await client.post(VALIDATE, content=NEEDY))]
 

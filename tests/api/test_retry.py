@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.tables import (
+from bloxserver.clock import now
+from bloxserver.models.enums import StepStatus
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
     FlowRecord,
@@ -22,7 +23,6 @@ from bloxserver.api.models.tables import (
     UsageRecord,
     UserRecord,
 )
-from bloxserver.api.models.types import now
 from tests import factories
 from tests.api.contract import assert_invalid, assert_problem, covers, path_of
 from tests.steps import create_step

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import UserRecord
+from bloxserver.models.tables import UserRecord
 from tests import factories
 from tests.api.contract import API, path_of
 

@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import SecretRecord, UserRecord
 from bloxserver.api.schemas import CreateSecretRequest, SetSecretRequest
-from bloxserver.sealing import Sealer, sealer_of
+from bloxserver.encryption import SecretCipher, cipher_of
+from bloxserver.models.database import Database
+from bloxserver.models.tables import SecretRecord, UserRecord
 from bloxserver.services.secrets import MAX_SECRETS
 from bloxserver.settings import get_settings
 from tests import factories
@@ -50,9 +50,9 @@ async def stored(session: AsyncSession) -> list[SecretRecord]:
 
 
 def opened(record: SecretRecord) -> str:
-    sealer = sealer_of(get_settings())
-    assert sealer is not None
-    return sealer.open(record.sealed, owner=record.user_id, name=record.name)
+    cipher = cipher_of(get_settings())
+    assert cipher is not None
+    return cipher.decrypt(record.ciphertext, owner=record.user_id, name=record.name)
 
 
 @covers("secrets.write")
@@ -68,7 +68,7 @@ class TestWrite:
         assert all(UTC_TIME.fullmatch(second.json()[name]) for name in ("createdAt", "updatedAt"))
         (record,) = await stored(session)
         assert opened(record) == value
-        assert record.sealed.startswith(Sealer([KEY]).prefix)
+        assert record.ciphertext.startswith(SecretCipher([KEY]).prefix)
 
     async def test_post_creates_and_leaves_alone_what_is_there(
         self, client: httpx.AsyncClient, session: AsyncSession
@@ -202,7 +202,7 @@ async def test_a_body_sets_nothing_but_the_value(
     client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
 ) -> None:
     other = await factories.create_user(session)
-    body = {"value": "x", "userId": str(other.id), "user_id": str(other.id), "name": "B", "sealed": "y", "id": "z"}
+    body = {"value": "x", "userId": str(other.id), "user_id": str(other.id), "name": "B", "ciphertext": "y", "id": "z"}
     await client.put(f"{SECRETS}/A", json=body | {"createdAt": "2001-01-01T00:00:00Z"})
     (record,) = await stored(session)
     assert (record.user_id, record.name, record.created_at.year > 2001) == (dev_user.id, "A", True)

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, FlowStatus, TriggerRecord, TriggerType
+from bloxserver.models.database import Database
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, FlowStatus, TriggerRecord, TriggerType
 from bloxserver.services.users import DEV_CLAIMS, user_of_claims
 from tests.clerk import changed_settings
 from tests.server import connection, head, served_app, status_of

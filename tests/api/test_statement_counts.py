@@ -8,7 +8,8 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from bloxserver.api.models.tables import (
+from bloxserver.ids import new_id
+from bloxserver.models.tables import (
     ExecutionRecord,
     FlowRecord,
     FlowStatus,
@@ -16,7 +17,6 @@ from bloxserver.api.models.tables import (
     TriggerType,
     UserRecord,
 )
-from bloxserver.api.models.types import new_id
 from tests.statements import count_statements
 
 

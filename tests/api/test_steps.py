@@ -9,9 +9,9 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.tables import FlowRecord, UserRecord
-from bloxserver.api.models.types import new_id
+from bloxserver.ids import new_id
+from bloxserver.models.enums import StepStatus
+from bloxserver.models.tables import FlowRecord, UserRecord
 from tests import factories
 from tests.api.contract import assert_invalid, assert_problem, covers, path_of
 from tests.steps import create_step

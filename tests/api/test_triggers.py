@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, TriggerType, UserRecord
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, TriggerType, UserRecord
 from tests import factories
 from tests.api.contract import assert_invalid, assert_problem, covers, path_of
 from tests.clerk import changed_settings

@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.tables import FlowRecord, FlowVersionRecord, UserRecord
-from bloxserver.engine.settle import settle_flows
+from bloxserver.engine.background.reconcile import reconcile_flows
+from bloxserver.models.database import Database
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.tables import FlowRecord, FlowVersionRecord, UserRecord
 from bloxserver.settings import Settings
 from tests import factories
 from tests.api.contract import API, UTC_TIME, assert_invalid, assert_problem, covers, path_of
@@ -136,7 +136,7 @@ async def test_the_started_one_stays_armed_until_the_next_start(
 ) -> None:
     path = f"{API}/flows/{(await live_client.post(f'{API}/flows', json={'name': 'A flow'})).json()['id']}"
     await live_client.post(f"{path}/start")
-    await settle_flows(live_database, Settings(stop_grace_seconds=0))
+    await reconcile_flows(live_database, Settings(stop_grace_seconds=0))
     started = (await live_client.get(path)).json()
     assert (started["status"], started["activeVersion"], started["latestVersion"]) == ("running", 1, 1)
     changed = await patched(live_client, path, organismYaml=DEFAULT_ORGANISM + "# changed\n")
@@ -146,9 +146,9 @@ async def test_the_started_one_stays_armed_until_the_next_start(
     listed = (await live_client.get(f"{path}/versions")).json()["items"]
     assert [(item["number"], item["active"], item["latest"]) for item in listed] == [(2, False, True), (1, True, False)]
     await live_client.post(f"{path}/stop")
-    await settle_flows(live_database, Settings(stop_grace_seconds=0))
+    await reconcile_flows(live_database, Settings(stop_grace_seconds=0))
     await live_client.post(f"{path}/start")
-    await settle_flows(live_database, Settings(stop_grace_seconds=0))
+    await reconcile_flows(live_database, Settings(stop_grace_seconds=0))
     assert (await live_client.get(path)).json()["activeVersion"] == 2
     assert (await live_client.post(f"{path}/executions/run")).json()["flowVersion"] == 2
 

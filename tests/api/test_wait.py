@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from structlog.testing import capture_logs
 
 from bloxserver.api.main import app
-from bloxserver.api.models.database import Database, get_db
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, TriggerType, UserRecord
 from bloxserver.engine.engine import Engine
-from bloxserver.services.endings import end_execution
+from bloxserver.models.database import Database, get_db
+from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, TriggerType, UserRecord
+from bloxserver.services.transitions import end_execution
 from bloxserver.settings import Settings
 from tests import factories
 from tests.api.contract import API, assert_invalid, assert_problem, covers, path_of, running_flow

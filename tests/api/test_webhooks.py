@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import (
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
     FlowRecord,

@@ -9,9 +9,9 @@ from uuid import UUID
 import pytest
 from pydantic import JsonValue, ValidationError
 
-from bloxserver.api.models.types import new_id
 from bloxserver.blocks.base import BlockContext, BlockError, Called
 from bloxserver.blocks.flow_call import block
+from bloxserver.ids import new_id
 
 
 @dataclass

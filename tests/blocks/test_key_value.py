@@ -9,11 +9,11 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import JsonValue, ValidationError
 
-from bloxserver.api.models.database import Database
 from bloxserver.blocks.base import BlockContext, BlockError
 from bloxserver.blocks.key_value import block
 from bloxserver.blocks.registry import get_registry
-from bloxserver.engine.store import FlowStore
+from bloxserver.engine.run.flow_store import FlowStore
+from bloxserver.models.database import Database
 from tests import factories
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Database
+from bloxserver.models.database import Database
 
 TABLE = "CREATE TABLE chaos_audit (kind VARCHAR(32), execution_id CHAR(36), detail TEXT)"
 
@@ -31,7 +31,7 @@ RULES: dict[str, tuple[str, str, str, str]] = {
         "NEW.execution_id",
         "NEW.listener",
     ),
-    "take-over": ("executions", "NEW.takeovers > OLD.takeovers", "NEW.id", "'dead worker'"),
+    "take-over": ("executions", "NEW.crash_count > OLD.crash_count", "NEW.id", "'dead worker'"),
 }
 """By kind: the table, when an update of it is noted, the execution, and what is told of it."""
 

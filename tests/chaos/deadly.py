@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from bloxserver.engine.execution import MOST_TAKEOVERS
+from bloxserver.engine.run.runner import MAX_CRASHES
 from tests.chaos.evidence import until_all_ended
 from tests.chaos.hostile import install_plugin
 from tests.chaos.place import Place
@@ -34,7 +34,7 @@ async def deadly(place: Place, *, executions: int, every: int, seconds: float, t
         load = scene.load(per_second=50, count=executions)
         await load.finish(60 + executions)
         killers = sum(map(is_deadly, load.answers.acknowledged.values()))
-        patience = 60 + killers * MOST_TAKEOVERS * (timing.dead_after * 2 + seconds)
+        patience = 60 + killers * MAX_CRASHES * (timing.dead_after * 2 + seconds)
         report.figure("all had ended after (s)", await until_all_ended(scene.database, patience))
         supervisor.cancel()
         with suppress(asyncio.CancelledError):

@@ -10,12 +10,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import (
+from bloxserver.models.database import Database
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
     ExecutionStepRecord,
-    FailureNoticeRecord,
+    FailureNotificationRecord,
     StepStatus,
 )
 from tests.chaos.audit import Noted, read_audit
@@ -43,7 +43,7 @@ class Evidence:
 
 
 async def read_evidence(database: Database) -> Evidence:
-    execution, step, notice = ExecutionRecord, ExecutionStepRecord, FailureNoticeRecord
+    execution, step, notice = ExecutionRecord, ExecutionStepRecord, FailureNotificationRecord
     async with database.transaction(read_only=True) as session:
         executions = await session.execute(
             sa.select(execution.id, execution.status, execution.completed_at, execution.error_message)

@@ -19,7 +19,7 @@ from tests.chaos.stage import every_tenth, stage
 from tests.chaos.waiting import until
 
 PATIENCE_SECONDS = 120
-LONGEST_MOMENT = 0.2
+MAX_MOMENT = 0.2
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Killer:
             await until("executions to be accepted", partial(_has_accepted, load, due), PATIENCE_SECONDS)
             if load.is_over():
                 break
-            await asyncio.sleep(self.chance.uniform(0, LONGEST_MOMENT))
+            await asyncio.sleep(self.chance.uniform(0, MAX_MOMENT))
             victims = [each for each in kinds[len(self.kills) % len(kinds)] if each.is_ready]
             if victims:
                 await self._kill(self.chance.choice(victims), load)

@@ -13,8 +13,8 @@ from uuid import UUID
 import httpx
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import Tier, UserRecord
+from bloxserver.models.database import Database
+from bloxserver.models.tables import Tier, UserRecord
 from tests.chaos.processes import Replica
 from tests.chaos.waiting import until
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionStatus
 from tests.chaos.evidence import until_all_ended
 from tests.chaos.place import Place
 from tests.chaos.processes import Process, Timing
@@ -164,8 +164,8 @@ async def _arrange(scene: Stage, proxy: Proxy, place: Place, report: Report) -> 
     moment = await database_time(scene.database)
     await installation.start()
     [far_worker] = await beating_since(scene.database, moment)
-    installation.add_replica(works=False, database_url=through)
-    installation.add_replica(works=False)
+    installation.add_replica(run_worker=False, database_url=through)
+    installation.add_replica(run_worker=False)
     near = installation.add_worker()
     await installation.start()
     await scene.start_flow()

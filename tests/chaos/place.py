@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
+from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 from tests.chaos.audit import install_audit
 

@@ -33,10 +33,10 @@ class Timing:
     @property
     def environment(self) -> dict[str, str]:
         return {
-            "HEARTBEAT_SECONDS": str(self.heartbeat),
-            "DEAD_AFTER_SECONDS": str(self.dead_after),
-            "SWEEP_SECONDS": str(self.sweep),
-            "DRAIN_SECONDS": str(self.drain),
+            "HEARTBEAT_INTERVAL_SECONDS": str(self.heartbeat),
+            "HEARTBEAT_TIMEOUT_SECONDS": str(self.dead_after),
+            "POLL_INTERVAL_SECONDS": str(self.sweep),
+            "SHUTDOWN_GRACE_SECONDS": str(self.drain),
         }
 
 
@@ -159,8 +159,8 @@ class Installation:
     def processes(self) -> list[Process]:
         return [*self.replicas, *self.workers]
 
-    def add_replica(self, *, works: bool, database_url: str | None = None) -> Replica:
-        arguments = ["serve"] if works else ["serve", "--no-worker"]
+    def add_replica(self, *, run_worker: bool, database_url: str | None = None) -> Replica:
+        arguments = ["serve"] if run_worker else ["serve", "--no-worker"]
         name = f"api-{len(self.replicas) + 1}"
         replica = Replica(name, arguments, self._environment_with(database_url), self._directory)
         self.replicas.append(replica)
@@ -185,7 +185,7 @@ class Installation:
     async def start_usual(self, replicas: int, workers: int) -> None:
         """So many of each on PostgreSQL; on SQLite the one process that there can be."""
         for _ in range(1 if self.uses_sqlite else replicas):
-            self.add_replica(works=self.uses_sqlite)
+            self.add_replica(run_worker=self.uses_sqlite)
         for _ in range(0 if self.uses_sqlite else workers):
             self.add_worker()
         await self.start()

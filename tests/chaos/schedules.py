@@ -12,9 +12,9 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import ExecutionRecord, TriggerRecord, TriggerType
-from bloxserver.api.models.types import now
+from bloxserver.clock import now
+from bloxserver.models.database import Database
+from bloxserver.models.tables import ExecutionRecord, TriggerRecord, TriggerType
 from tests.chaos.place import Place
 from tests.chaos.processes import Timing
 from tests.chaos.report import Report
@@ -77,7 +77,7 @@ async def schedules_by_the_clock(place: Place, *, schedules: int, minutes: int, 
 
 async def _start(scene: Stage, schedules: int, cron: str) -> None:
     for _ in range(1 if scene.installation.uses_sqlite else 2):
-        scene.installation.add_replica(works=True)
+        scene.installation.add_replica(run_worker=True)
     await scene.installation.start()
     await scene.start_flow()
     for number in range(schedules):

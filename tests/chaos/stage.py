@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from bloxserver.api.models.database import Database
+from bloxserver.models.database import Database
 from tests.chaos.evidence import judge, longest_interruption, read_evidence, until_all_ended
 from tests.chaos.load import Client, Flow, Load, start_flow
 from tests.chaos.place import Place

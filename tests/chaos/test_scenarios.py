@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bloxserver.api.models.database import Database
+from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 from tests.chaos import frozen, hostile, kill, network, postgres, rolling, schedules
 from tests.chaos.place import Place, private_place

@@ -7,12 +7,12 @@ from ipaddress import ip_network
 
 import pytest
 
-from bloxserver.engine.world import Outside
+from bloxserver.engine.run.context import SharedClients
 from bloxserver.settings import Settings
 
 
 @pytest.fixture
-async def outside(live_settings: Settings) -> AsyncIterator[Outside]:
-    outside = Outside.of(live_settings.model_copy(update={"ssrf_allow_cidrs": (ip_network("127.0.0.0/8"),)}))
-    yield outside
-    await outside.aclose()
+async def clients(live_settings: Settings) -> AsyncIterator[SharedClients]:
+    clients = SharedClients.of(live_settings.model_copy(update={"ssrf_allow_cidrs": (ip_network("127.0.0.0/8"),)}))
+    yield clients
+    await clients.aclose()

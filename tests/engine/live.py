@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from bloxserver.api.models.database import Database
 from bloxserver.engine.engine import Engine
+from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 
 ENDED = {"success", "error", "timeout", "cancelled"}
@@ -21,7 +21,7 @@ ENDED = {"success", "error", "timeout", "cancelled"}
 async def running_engine(settings: Settings, database: Database, **changes: Any) -> AsyncIterator[Engine]:
     """An engine that may reach loopback; `changes` are settings that differ."""
     allowed = {"ssrf_allow_cidrs": (ip_network("127.0.0.0/8"),)}
-    engine = Engine(settings.model_copy(update=allowed | changes), database, works=True)
+    engine = Engine(settings.model_copy(update=allowed | changes), database, run_worker=True)
     await engine.start()
     try:
         yield engine

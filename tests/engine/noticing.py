@@ -10,16 +10,16 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord, FailureNoticeRecord, UserRecord
-from bloxserver.api.models.types import now
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.mail import Mailer, MailServer
-from bloxserver.engine.notices import Notifier
+from bloxserver.clock import now
+from bloxserver.encryption import cipher_of
+from bloxserver.engine.background.notification_rows import enqueue_failure_notification
+from bloxserver.engine.background.notifications import NotificationSender
 from bloxserver.engine.organisms import parse_organism
-from bloxserver.sealing import sealer_of
-from bloxserver.services.notices import note_failure
+from bloxserver.models.database import Database
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord, FailureNotificationRecord, UserRecord
 from bloxserver.services.secrets import set_secret
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer
@@ -50,9 +50,9 @@ class Installation:
         self.http.answers["/hook"] = answer(b"thanks")
         self.url = self.http.url("/hook")
 
-    def notifier(self, mailer: Mailer | None = None) -> Notifier:
+    def notifier(self, mailer: Mailer | None = None) -> NotificationSender:
         server = MailServer("127.0.0.1", self.smtp.port, "none")
-        return Notifier(
+        return NotificationSender(
             self.database, self.client, mailer or Mailer(server, "flows@example.com", LOOPBACK), self.settings
         )
 
@@ -64,27 +64,27 @@ class Installation:
         async with self.database.sessions() as session:
             flow = await create_flow(session, self.user, name="Orders", organism_yaml=definition)
             execution = await create_execution(session, flow, **defaults | values)
-            await note_failure(session, execution.id, told)
+            await enqueue_failure_notification(session, execution.id, told)
             await session.commit()
         return execution
 
     async def set_secret(self, name: str, value: str) -> None:
         async with self.database.transaction() as session:
-            await set_secret(session, sealer_of(self.settings), self.user.id, name, value)
+            await set_secret(session, cipher_of(self.settings), self.user.id, name, value)
 
-    async def notices(self) -> list[FailureNoticeRecord]:
+    async def notices(self) -> list[FailureNotificationRecord]:
         async with self.database.sessions() as session:
-            rows = await session.scalars(sa.select(FailureNoticeRecord).order_by(FailureNoticeRecord.id))
+            rows = await session.scalars(sa.select(FailureNotificationRecord).order_by(FailureNotificationRecord.id))
             return list(rows)
 
-    async def notice(self) -> FailureNoticeRecord:
+    async def notice(self) -> FailureNotificationRecord:
         [notice] = await self.notices()
         return notice
 
     async def change(self, **values: Any) -> None:
         """Of all notices."""
         async with self.database.transaction() as session:
-            await session.execute(sa.update(FailureNoticeRecord).values(**values))
+            await session.execute(sa.update(FailureNotificationRecord).values(**values))
 
 
 async def rename(installation: Installation, table: str, to: str) -> None:
@@ -92,12 +92,12 @@ async def rename(installation: Installation, table: str, to: str) -> None:
         await session.execute(sa.text(f"ALTER TABLE {table} RENAME TO {to}"))
 
 
-def assert_given_up(notice: FailureNoticeRecord, attempts: int, reason: str) -> None:
+def assert_given_up(notice: FailureNotificationRecord, attempts: int, reason: str) -> None:
     assert (notice.attempts, notice.due_at, notice.delivered_at) == (attempts, None, None)
     assert notice.error_message == reason
 
 
-def assert_to_be_tried_again(notice: FailureNoticeRecord, attempts: int, reason: str, since: datetime) -> None:
+def assert_to_be_tried_again(notice: FailureNotificationRecord, attempts: int, reason: str, since: datetime) -> None:
     assert (notice.attempts, notice.delivered_at, notice.error_message) == (attempts, None, reason)
     pause = timedelta(seconds=30 * 4**attempts)
     assert notice.due_at is not None

@@ -11,12 +11,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, FlowVersionRecord, UserRecord
-from bloxserver.api.models.types import now
-from bloxserver.engine.retention import Retention
-from bloxserver.services.retention import Pruned
+from bloxserver.clock import now
+from bloxserver.engine.background.retention import Retention
+from bloxserver.engine.background.retention_batches import PruneResult
+from bloxserver.models.database import Database
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, FlowVersionRecord, UserRecord
 from bloxserver.settings import Settings
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 
@@ -45,9 +45,11 @@ class World:
             "execution_retention_per_flow": per_flow,
             "flow_version_retention": versions,
         }
-        return Retention(self.settings.model_copy(update=changes), self.database, **{"pace_seconds": 0.0, **pauses})
+        return Retention(
+            self.settings.model_copy(update=changes), self.database, **{"min_interval_seconds": 0.0, **pauses}
+        )
 
-    async def prune(self, days: int = 0, per_flow: int = 0, versions: int = 0) -> Pruned:
+    async def prune(self, days: int = 0, per_flow: int = 0, versions: int = 0) -> PruneResult:
         return await self.retention(days, per_flow, versions).prune()
 
     async def execution(self, days: float = 0, *, flow: FlowRecord | None = None, **values: Any) -> UUID:

@@ -10,17 +10,17 @@ from uuid import UUID
 
 from pydantic import JsonValue, RootModel
 
-from bloxserver.api.models.types import now
 from bloxserver.blocks.base import AgentContext, Block, BlockContext, NoConfig, Result
 from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer
-from bloxserver.engine.pump import Pump
-from bloxserver.engine.steps import Change, Message, Outcome, Save, Step, Tokens
+from bloxserver.clock import now
+from bloxserver.engine.run.flow_call_rows import CalledResult
+from bloxserver.engine.run.messages import Change, Message, Outcome, Save, Step, Tokens
+from bloxserver.engine.run.pump import Pump
 from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
-from bloxserver.services.calls import CalledResult
 from bloxserver.settings import Settings
 from tests.blocks.conftest import NoFlows, NoStore
 
@@ -126,7 +126,7 @@ async def pump(
     settings: Settings | None = None,
     secrets: Mapping[str, str] | None = None,
     called: Mapping[UUID, CalledResult] | None = None,
-    show_after: timedelta = timedelta(days=1),
+    visible_after: timedelta = timedelta(days=1),
 ) -> tuple[Outcome, Log]:
     """How a run comes out, and what it saved."""
     log = Log()
@@ -137,7 +137,7 @@ async def pump(
     world = World(http, models, secrets or {}, payload)
     try:
         sequence = max((step.sequence for step in kept), default=0)
-        runs = Pump(parsed, kept, world, log.save, called, sequence=sequence, show_after=show_after)
+        runs = Pump(parsed, kept, world, log.save, called, sequence=sequence, visible_after=visible_after)
         outcome = await runs.run(Message(parsed.entry(entry).name, payload))
     finally:
         await http.aclose()

@@ -17,27 +17,27 @@ from pydantic import JsonValue
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from bloxserver.api.models.database import Database, Work
-from bloxserver.api.models.passing import is_passing
-from bloxserver.api.models.tables import (
+from bloxserver.blocks.base import BlockContext, Result
+from bloxserver.clock import now
+from bloxserver.engine.background.sweeper import Sweeper
+from bloxserver.engine.engine import Engine
+from bloxserver.engine.queue.checkpoint_rows import Checkpoint
+from bloxserver.engine.queue.checkpoints import CheckpointWriter
+from bloxserver.engine.run.claimer import Claimer
+from bloxserver.engine.run.context import SharedClients
+from bloxserver.engine.run.messages import Change, Message, Step, Tokens
+from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
+from bloxserver.engine.run.serialization import JsonTextCache, step_row
+from bloxserver.engine.run.worker import Worker
+from bloxserver.models.database import Database, WakeReason
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
     FlowStatus,
     StepStatus,
     WorkerRecord,
 )
-from bloxserver.api.models.types import now
-from bloxserver.blocks.base import BlockContext, Result
-from bloxserver.engine.claimer import Claimer
-from bloxserver.engine.engine import Engine
-from bloxserver.engine.execution import MOST_TAKEOVERS, RunningExecution
-from bloxserver.engine.journal import Journal
-from bloxserver.engine.records import Texts, step_row
-from bloxserver.engine.steps import Change, Message, Step, Tokens
-from bloxserver.engine.sweeper import Sweeper
-from bloxserver.engine.worker import Worker
-from bloxserver.engine.world import Outside
-from bloxserver.services.checkpoints import Checkpoint
+from bloxserver.models.transient_errors import is_transient
 from bloxserver.settings import Settings
 from tests.engine.pumping import block, organism, pump
 from tests.engine.taking import ended, take
@@ -87,10 +87,10 @@ def step(message: Message, status: StepStatus, sequence: int) -> Step:
 async def test_a_checkpoint_that_comes_late_undoes_no_later_one(live_database: Database) -> None:
     """Whoever was cancelled in mid-save goes on, and what he gave up may be written after what he saves then."""
     taken = await take(live_database, await accepted(live_database))
-    journal, message = Journal(live_database), Message("a", 1)
+    checkpoints, message = CheckpointWriter(live_database), Message("a", 1)
     later, earlier = step(message, StepStatus.SUCCESS, 2), step(message, StepStatus.RUNNING, 1)
     for saved in (later, earlier):
-        await journal.save(Checkpoint(taken, [step_row(saved, taken.id, Texts(), known=False)]))
+        await checkpoints.save(Checkpoint(taken, [step_row(saved, taken.id, JsonTextCache(), known=False)]))
     async with live_database.sessions() as session:
         left = (await session.scalars(sa.select(ExecutionStepRecord))).one()
     assert (left.status, left.sequence) == (StepStatus.SUCCESS, 2)
@@ -99,9 +99,9 @@ async def test_a_checkpoint_that_comes_late_undoes_no_later_one(live_database: D
 async def test_tokens_whose_save_was_broken_off_are_counted_with_the_next(
     live_settings: Settings, live_database: Database
 ) -> None:
-    taken = await take(live_database, await accepted(live_database, takeovers=MOST_TAKEOVERS - 1))
-    outside = Outside.of(live_settings)
-    execution = RunningExecution(live_database, Journal(live_database), outside, taken)
+    taken = await take(live_database, await accepted(live_database, crash_count=MAX_CRASHES - 1))
+    clients = SharedClients.of(live_settings)
+    execution = ExecutionRunner(live_database, CheckpointWriter(live_database), clients, taken)
     message = Message("a", 1)
     broken_off = asyncio.create_task(execution._save(Change([step(message, StepStatus.RUNNING, 1)], Tokens(3, 4))))
     await asyncio.sleep(0)
@@ -109,43 +109,43 @@ async def test_tokens_whose_save_was_broken_off_are_counted_with_the_next(
     await asyncio.wait([broken_off])
     assert broken_off.cancelled()
     await execution._save(Change([step(message, StepStatus.SUCCESS, 2)]))
-    await outside.aclose()
+    await clients.aclose()
     async with live_database.sessions() as session:
         left = await session.get_one(ExecutionRecord, taken.id)
     assert (left.input_tokens, left.output_tokens) == (3, 4)
-    assert left.takeovers == 0, "a step that ends makes up for workers that died, with tokens or without"
+    assert left.crash_count == 0, "a step that ends makes up for workers that died, with tokens or without"
 
 
 async def test_what_was_claimed_without_an_answer_is_let_go_of_whenever_it_is_seen(
     live_settings: Settings, live_database: Database
 ) -> None:
-    settings = live_settings.model_copy(update={"dead_after_seconds": 0.3})
-    outside = Outside.of(settings)
-    worker = Worker(live_database, outside)
+    settings = live_settings.model_copy(update={"heartbeat_timeout_seconds": 0.3})
+    clients = SharedClients.of(settings)
+    worker = Worker(live_database, clients)
     with running(Claimer(settings, live_database, worker, "w-1").run()):
         # A commit that was given up is carried out all the same, at some time.
         execution = await accepted(live_database, lease=uuid4(), worker_id="w-1")
         async with asyncio.timeout(10):
             await ended(live_database, execution)
-    await outside.aclose()
+    await clients.aclose()
 
 
 async def test_what_comes_due_in_the_middle_of_a_look_is_not_missed(
     live_settings: Settings, live_database: Database
 ) -> None:
-    settings = live_settings.model_copy(update={"sweep_seconds": LONG})
-    outside = Outside.of(settings)
+    settings = live_settings.model_copy(update={"poll_interval_seconds": LONG})
+    clients = SharedClients.of(settings)
     execution = await accepted(live_database, resume_at=now() + timedelta(seconds=0.5))
 
     def hold_up(statement: str) -> None:
         if "min((SELECT min(e.resume_at)" not in statement and "WITH RECURSIVE" in statement:
             time.sleep(max(0.0, (execution.resume_at - now()).total_seconds() + 0.1))  # type: ignore[operator]
 
-    claimer = Claimer(settings, live_database, Worker(live_database, outside), "w-1")
+    claimer = Claimer(settings, live_database, Worker(live_database, clients), "w-1")
     with before_statements(live_database, hold_up), running(claimer.run()):
         async with asyncio.timeout(10):
             await ended(live_database, execution)
-    await outside.aclose()
+    await clients.aclose()
 
 
 async def test_an_end_in_the_middle_of_a_sweep_is_not_missed_by_a_flow_that_stops(
@@ -156,7 +156,7 @@ async def test_an_end_in_the_middle_of_a_sweep_is_not_missed_by_a_flow_that_stop
             session, await create_user(session), status=FlowStatus.STOPPING, stop_requested_at=now()
         )
         await create_execution(session, stopping)
-    sweeper = Sweeper(live_settings.model_copy(update={"sweep_seconds": LONG}), live_database)
+    sweeper = Sweeper(live_settings.model_copy(update={"poll_interval_seconds": LONG}), live_database)
     settled = asyncio.Event()
     looks = 0
 
@@ -166,7 +166,7 @@ async def test_an_end_in_the_middle_of_a_sweep_is_not_missed_by_a_flow_that_stop
         if "next_fire_at <=" in statement:
             looks += 1
             if looks == 1:
-                sweeper.wake(frozenset({Work.EXECUTION}))
+                sweeper.wake(frozenset({WakeReason.EXECUTION}))
             else:
                 settled.set()
 
@@ -196,7 +196,7 @@ async def test_a_flow_that_cannot_be_settled_now_keeps_no_schedule_from_firing(
 async def test_who_stops_beats_no_more_whatever_the_database_says(
     live_settings: Settings, live_database: Database
 ) -> None:
-    engine = Engine(live_settings, live_database, works=True)
+    engine = Engine(live_settings, live_database, run_worker=True)
     await engine.start()
     async with live_database.transaction() as session:
         await session.execute(sa.text("ALTER TABLE executions RENAME TO elsewhere"))
@@ -232,4 +232,4 @@ def test_only_where_there_is_no_code_words_tell_whether_an_error_passes(state: s
         sqlstate = state
 
     error = DriverError("invalid input for query argument $2: 'the connection'")
-    assert is_passing(DBAPIError("INSERT", None, error)) is passing
+    assert is_transient(DBAPIError("INSERT", None, error)) is passing

@@ -7,12 +7,12 @@ from datetime import timedelta
 
 from pydantic import JsonValue
 
-from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.types import now
 from bloxserver.blocks.base import BlockContext, Result, Wait
-from bloxserver.engine.steps import Failed, Finished, Tokens
+from bloxserver.clock import now
+from bloxserver.engine.run.messages import Failed, Finished, Tokens
+from bloxserver.models.enums import StepStatus
 from tests.engine.pumping import block, echo, organism, pump
-from tests.engine.test_agents import settings_of
+from tests.engine.run.test_agents import settings_of
 from tests.llm_server import Asked, Reply, calls, fails, language_model, says
 
 

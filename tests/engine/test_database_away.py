@@ -7,13 +7,13 @@ import asyncio
 from structlog.testing import capture_logs
 from structlog.typing import EventDict, WrappedLogger
 
-from bloxserver.api.models.database import Database
-from bloxserver.engine.sweeper import Sweeper
+from bloxserver.engine.background.sweeper import Sweeper
+from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 
 
 async def test_it_is_one_line_for_each_try() -> None:
-    settings = Settings(database_url="postgresql+asyncpg://user@127.0.0.1:1/x", sweep_seconds=0.05)
+    settings = Settings(database_url="postgresql+asyncpg://user@127.0.0.1:1/x", poll_interval_seconds=0.05)
     database = Database(settings)
     tries: asyncio.Queue[object] = asyncio.Queue()
 

@@ -10,21 +10,21 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import (
+from bloxserver.clock import now
+from bloxserver.engine.background.retention import Retention
+from bloxserver.engine.background.schedule_firing import fire_schedule
+from bloxserver.engine.background.schedules import fire_due_schedules
+from bloxserver.engine.engine import Engine
+from bloxserver.engine.queue.heartbeat import Heartbeat
+from bloxserver.engine.queue.recovery import Recovery
+from bloxserver.models.database import Database
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
     TriggerType,
     WorkerRecord,
 )
-from bloxserver.api.models.types import now
-from bloxserver.engine.engine import Engine
-from bloxserver.engine.heartbeat import Heartbeat
-from bloxserver.engine.retention import Retention
-from bloxserver.engine.schedules import fire_due_schedules
-from bloxserver.engine.takeover import TakeOver
 from bloxserver.queries.triggers import read_due_schedules
-from bloxserver.services.schedules import fire_schedule
 from bloxserver.settings import Settings
 from tests.counters import counted
 from tests.engine.live import accept, run, running_engine, started_flow
@@ -56,13 +56,13 @@ async def test_an_execution_from_its_acceptance_to_its_end(live_client: httpx.As
         "ended": ("bloxserver_executions_ended_total", {"status": "success", "trigger": "manual"}),
         "echo": ("bloxserver_steps_total", {"handler": "echo", "outcome": "success"}),
         "calculate": ("bloxserver_step_duration_seconds_count", {"handler": "calculate"}),
-        "dispatch": ("bloxserver_dispatch_latency_seconds_count", {}),
+        "dispatch": ("bloxserver_queue_wait_seconds_count", {}),
         "start": ("bloxserver_start_latency_seconds_count", {}),
-        "claims": ("bloxserver_claim_size_sum", {}),
+        "claims": ("bloxserver_claim_batch_size_sum", {}),
     }
     with ExitStack() as stack:
         grown = {key: stack.enter_context(counted(name, **labels)) for key, (name, labels) in counts.items()}
-        checkpoints = stack.enter_context(counted("bloxserver_checkpoint_size_sum"))
+        checkpoints = stack.enter_context(counted("bloxserver_checkpoint_batch_size_sum"))
         start = stack.enter_context(counted("bloxserver_start_latency_seconds_sum"))
         assert (await run(live_client, path, {"a": 1}))["status"] == "success"
     assert {key: one.number for key, one in grown.items()} == dict.fromkeys(counts, 1)
@@ -90,8 +90,8 @@ async def test_executions_that_fail_or_are_cancelled(live_client: httpx.AsyncCli
 async def test_one_that_comes_back_started_once(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await started_flow(live_client, WAITING)
     with (
-        counted("bloxserver_dispatch_latency_seconds_count") as dispatched,
-        counted("bloxserver_dispatch_latency_seconds_sum") as seconds,
+        counted("bloxserver_queue_wait_seconds_count") as dispatched,
+        counted("bloxserver_queue_wait_seconds_sum") as seconds,
         counted("bloxserver_start_latency_seconds_count") as started,
         counted("bloxserver_steps_total", handler="delay", outcome="waiting") as waited,
     ):
@@ -155,17 +155,17 @@ async def test_take_overs_and_what_is_given_up(
     await take(live_database, execution, "w-dead")
     living = Heartbeat(live_settings, live_database, "w-living")
     await living.start()
-    with counted("bloxserver_takeovers_total") as taken:
-        assert await TakeOver(live_settings, live_database, living).take_over() == 1
+    with counted("bloxserver_executions_recovered_total") as taken:
+        assert await Recovery(live_settings, live_database, living).recover() == 1
     assert taken.number == 1
     await living.end()
     async with live_database.transaction() as session:
-        await session.execute(sa.update(ExecutionRecord).values(takeovers=11))
+        await session.execute(sa.update(ExecutionRecord).values(crash_count=11))
     ended = {"status": "error", "trigger": "manual"}
     with (
-        counted("bloxserver_executions_reconciled_total") as given_up,
+        counted("bloxserver_executions_abandoned_total") as given_up,
         counted("bloxserver_executions_ended_total", **ended) as failed,
-        counted("bloxserver_dispatch_latency_seconds_count") as dispatched,
+        counted("bloxserver_queue_wait_seconds_count") as dispatched,
     ):
         async with running_engine(live_settings, live_database):
             await _ended(live_database)
@@ -191,5 +191,5 @@ async def test_rows_that_retention_deletes(live_database: Database, live_setting
             await create_execution(session, flow, status=ExecutionStatus.SUCCESS, started_at=old, completed_at=old)
     settings = live_settings.model_copy(update={"execution_retention_days": 30})
     with counted("bloxserver_retention_deleted_total", kind="executions") as deleted:
-        await Retention(settings, live_database, pace_seconds=0).prune()
+        await Retention(settings, live_database, min_interval_seconds=0).prune()
     assert deleted.number == 3

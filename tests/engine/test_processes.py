@@ -16,10 +16,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import ExecutionStepRecord
+from bloxserver.models.database import Database
+from bloxserver.models.tables import ExecutionStepRecord
 from bloxserver.settings import Settings
-from tests.engine.test_execution import eventually
+from tests.engine.run.test_runner import eventually
 
 SLOW_CHAIN = """\
 organism: {{name: chain}}
@@ -61,10 +61,10 @@ class Process:
         environment |= {
             "DATABASE_URL": settings.database_url,
             "SSRF_ALLOW_CIDRS": "127.0.0.0/8",
-            "HEARTBEAT_SECONDS": "0.3",
-            "DEAD_AFTER_SECONDS": "1.5",
-            "SWEEP_SECONDS": "0.3",
-            "DRAIN_SECONDS": "0",
+            "HEARTBEAT_INTERVAL_SECONDS": "0.3",
+            "HEARTBEAT_TIMEOUT_SECONDS": "1.5",
+            "POLL_INTERVAL_SECONDS": "0.3",
+            "SHUTDOWN_GRACE_SECONDS": "0",
         }
         environment |= changes
         self.log = directory / f"{'-'.join(arguments)}.log"

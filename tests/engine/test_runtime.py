@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from bloxserver.api.models.database import Base, Database
 from bloxserver.engine.engine import Engine
+from bloxserver.models.database import Base, Database
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.engine.live import ENDED, accept, eventually, run, running_engine, started_flow, steps_of

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.blocks.base import KeyValueStore
-from bloxserver.engine.execution import RunningExecution
-from bloxserver.engine.journal import Journal
-from bloxserver.engine.steps import Message
-from bloxserver.engine.world import ExecutionWorld, Outside
-from bloxserver.services.claims import TakenExecution, release_all
-from bloxserver.services.leases import LeaseLost
+from bloxserver.engine.queue.checkpoints import CheckpointWriter
+from bloxserver.engine.queue.claims import ClaimedExecution, reclaim_all
+from bloxserver.engine.queue.leases import LeaseLost
+from bloxserver.engine.run.context import ClaimedExecutionContext, SharedClients
+from bloxserver.engine.run.messages import Message
+from bloxserver.engine.run.runner import ExecutionRunner
+from bloxserver.models.database import Database
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from tests.engine.pumping import organism
 from tests.engine.taking import take
 from tests.factories import create_execution, create_flow, create_user
@@ -47,14 +47,14 @@ async def accepted(database: Database, url: str) -> ExecutionRecord:
         return await create_execution(session, flow)
 
 
-async def take_over(database: Database, execution: ExecutionRecord) -> TakenExecution:
+async def recover(database: Database, execution: ExecutionRecord) -> ClaimedExecution:
     async with database.transaction() as session:
-        assert await release_all(session) == 1
+        assert await reclaim_all(session) == 1
     return await take(database, execution, "w-present")
 
 
-def run(database: Database, outside: Outside, execution: TakenExecution) -> Coroutine[Any, Any, None]:
-    return RunningExecution(database, Journal(database), outside, execution).run()
+def run(database: Database, clients: SharedClients, execution: ClaimedExecution) -> Coroutine[Any, Any, None]:
+    return ExecutionRunner(database, CheckpointWriter(database), clients, execution).run()
 
 
 async def some_step(database: Database) -> None:
@@ -67,44 +67,44 @@ async def some_step(database: Database) -> None:
 
 
 async def test_what_waits_to_be_tried_again_begins_only_for_whoever_has_it(
-    live_database: Database, outside: Outside
+    live_database: Database, clients: SharedClients
 ) -> None:
     async with refusing_server() as (url, requests):
         execution = await accepted(live_database, url)
         frozen = await take(live_database, execution, "w-frozen")
-        thawed = asyncio.create_task(run(live_database, outside, frozen))
+        thawed = asyncio.create_task(run(live_database, clients, frozen))
         await some_step(live_database)
-        await take_over(live_database, execution)
+        await recover(live_database, execution)
         with pytest.raises(LeaseLost):
             await thawed
     assert len(requests) == 1
 
 
 async def test_what_was_taken_long_ago_begins_only_for_whoever_has_it(
-    live_database: Database, outside: Outside
+    live_database: Database, clients: SharedClients
 ) -> None:
     async with refusing_server() as (url, requests):
         execution = await accepted(live_database, url)
         taken = await take(live_database, execution, "w-frozen")
         frozen = replace(taken, taken_at=taken.taken_at - 60)
-        await take_over(live_database, execution)
+        await recover(live_database, execution)
         with pytest.raises(LeaseLost):
-            await run(live_database, outside, frozen)
+            await run(live_database, clients, frozen)
     assert requests == []
 
 
-def store(database: Database, outside: Outside, execution: TakenExecution) -> KeyValueStore:
+def store(database: Database, clients: SharedClients, execution: ClaimedExecution) -> KeyValueStore:
     """As a step of the execution gets it."""
-    return ExecutionWorld(database, outside, execution, None).context(Message("a", None), 1, None).store
+    return ClaimedExecutionContext(database, clients, execution, None).context(Message("a", None), 1, None).store
 
 
 async def test_what_a_flow_remembers_is_written_only_by_whoever_has_the_execution(
-    live_database: Database, outside: Outside
+    live_database: Database, clients: SharedClients
 ) -> None:
     execution = await accepted(live_database, "http://127.0.0.1/")
-    frozen = store(live_database, outside, await take(live_database, execution, "w-frozen"))
+    frozen = store(live_database, clients, await take(live_database, execution, "w-frozen"))
     await frozen.set("key", "old")
-    present = store(live_database, outside, await take_over(live_database, execution))
+    present = store(live_database, clients, await recover(live_database, execution))
     await present.set("key", "new")
     for write in (frozen.set("key", "old"), frozen.delete("key"), frozen.increment("number", 1), frozen.add("k", 1)):
         with pytest.raises(LeaseLost):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from bloxserver.api.models.database import Database
 from bloxserver.engine.engine import Engine
+from bloxserver.models.database import Database
 from bloxserver.settings import Settings, get_settings
 from tests.clients.loopback import LoopbackServer, running_server
 from tests.engine.live import running_engine

@@ -37,7 +37,7 @@ def says(value: Any, status: str = "200 OK") -> bytes:
     return answer(json.dumps(value).encode(), status=status, headers={"Content-Type": "application/json"})
 
 
-def one_by_one(*answers: bytes) -> Any:
+def process_each(*answers: bytes) -> Any:
     """An answer that is another each time it is asked for."""
     left = iter(answers)
 

@@ -16,7 +16,7 @@ import httpx
 from tests.examples.installation import EXAMPLES
 
 READY_SECONDS = 60
-QUICK = {"ENGINE_POLL_SECONDS": "0.02", "SWEEP_SECONDS": "0.5"}
+QUICK = {"ENGINE_POLL_SECONDS": "0.02", "POLL_INTERVAL_SECONDS": "0.5"}
 BLOXSERVER = Path(sys.executable).parent / "bloxserver"
 
 

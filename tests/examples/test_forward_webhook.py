@@ -11,7 +11,7 @@ from standardwebhooks import Webhook
 
 from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
-from tests.examples.installation import EXAMPLES, SIGNING_KEY, Flow, definition, one_by_one
+from tests.examples.installation import EXAMPLES, SIGNING_KEY, Flow, definition, process_each
 
 INCIDENTS = "/hooks/incidents"
 
@@ -94,7 +94,7 @@ async def test_a_receiver_that_fails_gets_the_same_message_again(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow, webhook = await started(live_client, outside)
-    outside.answers[INCIDENTS] = one_by_one(answer(status="503 Busy"), answer(status="500 Oops"), answer())
+    outside.answers[INCIDENTS] = process_each(answer(status="503 Busy"), answer(status="500 Oops"), answer())
     run = await flow.post(webhook, alert())
     assert (run.status, run.way[-1]) == ("success", ("tell", "success", 3))
     assert len({request.headers["webhook-id"] for request in outside.received}) == 1

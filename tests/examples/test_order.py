@@ -10,7 +10,7 @@ import httpx
 from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
 from tests.examples.conftest import Engines
-from tests.examples.installation import Flow, definition, one_by_one, says
+from tests.examples.installation import Flow, definition, process_each, says
 from tests.smtp_server import SmtpServer
 
 RESERVATIONS = "/stock/reservations"
@@ -63,7 +63,7 @@ async def test_a_stock_that_is_down_is_asked_three_times(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)
-    outside.answers[RESERVATIONS] = one_by_one(*[answer(status="503 Busy")] * 3)
+    outside.answers[RESERVATIONS] = process_each(*[answer(status="503 Busy")] * 3)
     run = await flow.run(order(LAMP))
     assert run.way[2:] == [("reserve", "error", 3), ("backorder", "success", 1)]
     assert len({request.headers["idempotency-key"] for request in outside.received}) == 1

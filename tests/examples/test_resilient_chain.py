@@ -12,7 +12,7 @@ from standardwebhooks import Webhook
 
 from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
-from tests.examples.installation import SECRETS, SIGNING_KEY, Flow, definition, one_by_one, says
+from tests.examples.installation import SECRETS, SIGNING_KEY, Flow, definition, process_each, says
 
 RESERVATIONS, CHARGES, REFUNDS = "/stock/reservations", "/payments/charges", "/payments/refunds"
 RELEASED = f"{RESERVATIONS}/R-17"
@@ -40,8 +40,8 @@ async def test_what_passes_is_tried_again(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)
-    outside.answers[RESERVATIONS] = one_by_one(BUSY, BUSY, BUSY, says({**ORDER, "id": "R-17"}))
-    outside.answers[CHARGES] = one_by_one(BUSY, answer(status="429 Slow down"), says(CHARGE))
+    outside.answers[RESERVATIONS] = process_each(BUSY, BUSY, BUSY, says({**ORDER, "id": "R-17"}))
+    outside.answers[CHARGES] = process_each(BUSY, answer(status="429 Slow down"), says(CHARGE))
     run = await flow.run(ORDER)
     assert (run.status, run.output) == ("success", {"text": "Order A-1042 is paid: 79.8 EUR."})
     assert run.way == [("reserve", "success", 4), ("charge", "success", 3), ("done", "success", 1)]
@@ -56,7 +56,7 @@ async def test_a_declined_charge_is_undone(
 ) -> None:
     flow = await started(live_client, outside)
     outside.answers[CHARGES] = answer(status="402 Payment Required")
-    outside.answers[REFUNDS] = one_by_one(BUSY, BUSY, says({"order": "A-1042", "reservation": "R-17"}))
+    outside.answers[REFUNDS] = process_each(BUSY, BUSY, says({"order": "A-1042", "reservation": "R-17"}))
     run = await flow.run(ORDER)
     assert (run.status, run.output["body"]) == ("success", {"id": "R-17", "released": True})
     assert run.way == [

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import TriggerRecord
-from bloxserver.api.models.types import now
+from bloxserver.clock import now
 from bloxserver.engine.engine import Engine
+from bloxserver.models.database import Database
+from bloxserver.models.tables import TriggerRecord
 from tests.clients.loopback import LoopbackServer, answer
-from tests.examples.installation import SECRETS, Flow, definition, one_by_one, says
+from tests.examples.installation import SECRETS, Flow, definition, process_each, says
 from tests.smtp_server import SmtpServer
 
 SALES = "/shop/sales"
@@ -80,7 +80,7 @@ async def test_a_shop_that_is_down_costs_no_figures(
     outside.answers[SALES] = answer(status="503 Busy")
     failed = await flow.run()
     assert failed.error == "sales (attempt 4 of 4): 127.0.0.1 answered 503 Service Unavailable"
-    outside.answers[SALES] = one_by_one(answer(status="502 Bad Gateway"), figures("then", JULY))
+    outside.answers[SALES] = process_each(answer(status="502 Bad Gateway"), figures("then", JULY))
     assert (await flow.run()).status == "success"
     assert {request.path for request in outside.received} == {f"{SALES}?since=2026-01-01T00:00:00Z"}
     assert len(mail.received) == 1

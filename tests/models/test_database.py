@@ -17,18 +17,18 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from bloxserver.api.dependencies import CurrentUser, get_current_user
 from bloxserver.api.main import app
-from bloxserver.api.models.database import (
+from bloxserver.models.database import (
     Base,
     Database,
-    Work,
+    WakeReason,
     after_commit,
     begin_writing,
     get_db,
     read_only_request,
     wake_engine_after_commit,
 )
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.api.models.tables import (
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.tables import (
     ExecutionRecord,
     FlowRecord,
     Tier,
@@ -113,7 +113,7 @@ async def test_rows_of_raw_sql_have_defaults_that_can_be_read(session: AsyncSess
     assert (user.tier, user.billing_status, user.email) == ("free", "active", "")
     assert (flow.status, flow.organism_yaml, flow.canvas_state) == ("stopped", DEFAULT_ORGANISM, None)
     assert (trigger.type, trigger.config, trigger.webhook_url) == (TriggerType.MANUAL, {}, None)
-    assert (execution.status, execution.input_encoding, execution.takeovers) == ("running", "text", 0)
+    assert (execution.status, execution.input_encoding, execution.crash_count) == ("running", "text", 0)
     await session.execute(sa.insert(Base.metadata.tables["usage_records"]), {"user_id": user.id, "period_start": began})
     usage = (await session.scalars(sa.select(UsageRecord))).one()
     assert (usage.slot, usage.workflow_runs, usage.llm_tokens_in) == (0, 0, 0)
@@ -290,7 +290,7 @@ class TestWaking:
         async with live_database.transaction() as session:
             async with session.begin_nested():
                 session.add(UserRecord(clerk_id="a"))
-                wake_engine_after_commit(session, Work.FLOW)
+                wake_engine_after_commit(session, WakeReason.FLOW)
             assert seen == [], "a savepoint is not to be seen by others"
         assert seen == ["flow"]
         async with live_database.transaction() as session:
@@ -298,19 +298,19 @@ class TestWaking:
         assert seen == ["flow"], "a commit that left no work"
         with suppress(KeyError):
             async with live_database.transaction() as session:
-                wake_engine_after_commit(session, Work.FLOW)
+                wake_engine_after_commit(session, WakeReason.FLOW)
                 await session.execute(sa.select(1))
                 raise KeyError
         assert seen == ["flow"], "rolled back"
         async with live_database.transaction(read_only=True) as session:
             await begin_writing(session)
             session.add(UserRecord(clerk_id="c"))
-            wake_engine_after_commit(session, Work.FLOW)
+            wake_engine_after_commit(session, WakeReason.FLOW)
         assert seen == ["flow"] * 2
         unlisten()
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="d"))
-            wake_engine_after_commit(session, Work.FLOW)
+            wake_engine_after_commit(session, WakeReason.FLOW)
         assert seen == ["flow"] * 2
 
     async def test_reaches_everybody_who_listens(self, live_database: Database) -> None:
@@ -318,7 +318,7 @@ class TestWaking:
         unlisten = [live_database.on_commit(lambda work, name=name: seen.append(name)) for name in ("one", "other")]  # type: ignore[misc]
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="a"))
-            wake_engine_after_commit(session, Work.FLOW)
+            wake_engine_after_commit(session, WakeReason.FLOW)
         for end in unlisten:
             end()
         assert seen == ["one", "other"]
@@ -329,7 +329,7 @@ class TestWaking:
         unlisten = live_database.on_commit(lambda work: counts.append(asyncio.create_task(count(live_database))))
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="a"))
-            wake_engine_after_commit(session, Work.FLOW)
+            wake_engine_after_commit(session, WakeReason.FLOW)
         unlisten()
         assert await asyncio.gather(*counts) == [1]
 
@@ -339,7 +339,7 @@ class TestWaking:
         unlisten = other.on_commit(lambda work: seen.extend(work))
         async with live_database.transaction() as session:
             session.add(UserRecord(clerk_id="a"))
-            wake_engine_after_commit(session, Work.FLOW)
+            wake_engine_after_commit(session, WakeReason.FLOW)
         unlisten()
         await other.dispose()
         assert seen == []

@@ -17,11 +17,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import prepare_database
-from bloxserver.api.models import migrate, tables
-from bloxserver.api.models.database import Base, Database
-from bloxserver.api.models.migrate import SchemaState, schema_state
-from bloxserver.api.models.types import UtcDateTime, new_id
 from bloxserver.errors import SettingsError
+from bloxserver.ids import new_id
+from bloxserver.models import migrate, tables
+from bloxserver.models.database import Base, Database
+from bloxserver.models.migrate import SchemaState, schema_state
+from bloxserver.models.types import UtcDateTime
 from bloxserver.settings import Settings
 
 MOMENT = datetime(2026, 6, 1, 12, 30, 45, 123456, tzinfo=UTC)
@@ -86,7 +87,7 @@ async def fill(session: AsyncSession) -> None:
         "workers": {},
         "secrets": {"user_id": user},
         "key_values": {"flow_id": flow},
-        "failure_notices": {"execution_id": execution},
+        "failure_notifications": {"execution_id": execution},
     }
     samples: dict[type[Any], Any] = {
         sa.String: "t",
@@ -260,7 +261,7 @@ async def test_a_new_version_upgrades_an_older_schema_with_its_rows(
 
 
 async def test_processes_that_migrate_at_once(database: Database, live_settings: Settings) -> None:
-    code = "import asyncio; from bloxserver.api.models.database import database; asyncio.run(database.migrate())"
+    code = "import asyncio; from bloxserver.models.database import database; asyncio.run(database.migrate())"
     environment = os.environ | {"DATABASE_URL": live_settings.database_url}
     processes = [
         await asyncio.create_subprocess_exec(

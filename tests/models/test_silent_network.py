@@ -12,13 +12,13 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.api.main import app
-from bloxserver.api.models import database as models_database
-from bloxserver.api.models import postgres as postgres_connections
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.passing import is_passing
-from bloxserver.api.models.tables import UserRecord
 from bloxserver.api.routes.health import ANSWER_SECONDS
-from bloxserver.engine.patience import in_transaction
+from bloxserver.engine.retry import retry_transaction
+from bloxserver.models import database as models_database
+from bloxserver.models import postgres as postgres_connections
+from bloxserver.models.database import Database
+from bloxserver.models.tables import UserRecord
+from bloxserver.models.transient_errors import is_transient
 from bloxserver.settings import Settings
 from tests.chaos.proxy import Proxy
 from tests.conftest import api_client
@@ -82,7 +82,7 @@ async def test_a_server_that_says_nothing_is_given_up_and_the_connection_with_it
     proxy.fall_silent()
     async with asyncio.timeout(STATEMENT_SECONDS + postgres_connections.MARGIN_SECONDS + 1.5):
         error = await failure(number(database, 2))
-    assert is_passing(error), error
+    assert is_transient(error), error
     proxy.heal()
     async with asyncio.timeout(DEADLINE_SECONDS):
         assert [await number(database, wanted) for wanted in (3, 4, 5)] == [3, 4, 5], "no late answer to another"
@@ -94,7 +94,7 @@ async def test_and_so_are_the_others_of_its_age(database: Database, proxy: Proxy
     await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
     proxy.strand()
     async with asyncio.timeout(DEADLINE_SECONDS):
-        assert is_passing(await failure(number(database, 3)))
+        assert is_transient(await failure(number(database, 3)))
         assert [await number(database, wanted) for wanted in range(9)] == list(range(9))
 
 
@@ -107,13 +107,13 @@ async def test_a_commit_that_nobody_answers_is_given_up_too(database: Database, 
 
     async with asyncio.timeout(DEADLINE_SECONDS):
         error = await failure(write())
-    assert is_passing(error), error
+    assert is_transient(error), error
 
 
 async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Database, proxy: Proxy) -> None:
     await number(database, 1)
     proxy.fall_silent()
-    waiting = asyncio.create_task(in_transaction(database, lambda session: session.scalar(sa.select(sa.literal(7)))))
+    waiting = asyncio.create_task(retry_transaction(database, lambda session: session.scalar(sa.select(sa.literal(7)))))
     await asyncio.wait({waiting}, timeout=STATEMENT_SECONDS + postgres_connections.MARGIN_SECONDS + 1)
     assert not waiting.done()
     proxy.heal()
@@ -196,7 +196,7 @@ async def test_a_client_that_falls_silent_in_a_transaction_keeps_no_locks(
             await session.execute(sa.select(1))
 
     error = await failure(come_back_late())
-    assert is_passing(error), error
+    assert is_transient(error), error
     assert others == ["a"], "the lock was free before its owner came back"
     assert await lock(frozen) == "a"
     for database in (patient, frozen):

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.blocks import echo
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext
 from bloxserver.blocks.registry import BlockRegistry, get_registry
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.canvas import Canvas, canvas_of
 from bloxserver.organism.model import Listener
 from bloxserver.organism.parse import parse

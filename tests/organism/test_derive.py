@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.canvas import Canvas
 from bloxserver.organism.derive import derive, differences
 from bloxserver.organism.parse import parse

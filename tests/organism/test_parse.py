@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
-from bloxserver.api.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.blocks import echo, greeting
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext
 from bloxserver.blocks.registry import BlockRegistry, get_registry
-from bloxserver.organism.model import ExecutionLimits, FailureNotice, Organism, Peer, UnknownListener
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism, Peer, UnknownListener
 from bloxserver.organism.parse import check, parse
 from bloxserver.organism.problems import OrganismError
 
@@ -359,7 +359,7 @@ class TestFailureNotices:
     def test_its_secrets_are_known(self) -> None:
         given = "{url: 'https://x.example/{{ secrets.PATH }}', secret: '{{ secrets.KEY }}', email: a@b.example}"
         organism = parse(listeners(f"  - {{{GOOD}}}", f"execution: {{on_failure: {given}}}"), REGISTRY)
-        assert organism.on_failure == FailureNotice(
+        assert organism.on_failure == FailureNotification(
             "https://x.example/{{ secrets.PATH }}", "{{ secrets.KEY }}", "a@b.example"
         )
         assert organism.on_failure.secrets == {"PATH", "KEY"}

@@ -8,7 +8,8 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from bloxserver.api.models.tables import (
+from bloxserver.clock import now
+from bloxserver.models.tables import (
     ExecutionStatus,
     FlowRecord,
     FlowStatus,
@@ -17,7 +18,6 @@ from bloxserver.api.models.tables import (
     UserRecord,
     WorkerRecord,
 )
-from bloxserver.api.models.types import now
 from bloxserver.queries.overview import TierQueue, count_ended, read_queue, read_schedules, read_workers
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 from tests.statements import count_statements
@@ -72,7 +72,7 @@ async def test_only_workers_that_beat_are_alive(session: AsyncSession) -> None:
     moment = now()
     for name, age in (("new", 1), ("old", 19), ("dead", 21)):
         session.add(
-            WorkerRecord(executor_id=name, beat_at=moment - age * SECOND, started_at=moment - 10 * age * SECOND)
+            WorkerRecord(worker_id=name, last_heartbeat_at=moment - age * SECOND, started_at=moment - 10 * age * SECOND)
         )
     await session.commit()
     workers = await read_workers(session, 20 * SECOND)

@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, FlowVersionRecord, TriggerRecord, UsageRecord
-from bloxserver.api.models.types import now
+from bloxserver.clock import now
 from bloxserver.errors import BadRequest, Conflict, NotFound
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, FlowVersionRecord, TriggerRecord, UsageRecord
 from bloxserver.queries.usage import period_at
 from bloxserver.services.executions import Input, receive_webhook, run_flow
 from bloxserver.settings import get_settings
@@ -55,7 +55,7 @@ async def test_a_webhook_that_stands_too_deep_is_refused(session: AsyncSession) 
     """So that a flow that sends to its own webhook comes to an end."""
     trigger = await webhook(session)
     with pytest.raises(BadRequest, match=r"^Flows call each other more than 8 deep$") as caught:
-        await receive_webhook(session, trigger.webhook_token or "", GIVEN, get_settings().call_depth + 1)
+        await receive_webhook(session, trigger.webhook_token or "", GIVEN, get_settings().max_call_depth + 1)
     assert caught.value.code == "call_depth_exceeded"
     for table in (ExecutionRecord, UsageRecord):
         assert await session.scalar(sa.select(sa.func.count()).select_from(table)) == 0

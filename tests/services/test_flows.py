@@ -10,18 +10,18 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.tables import (
+from bloxserver.clock import now
+from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
-    FailureNoticeRecord,
+    FailureNotificationRecord,
     FlowRecord,
     FlowStatus,
     KeyValueRecord,
-    NoticeChannel,
+    NotificationChannel,
     UserRecord,
 )
-from bloxserver.api.models.types import now
-from bloxserver.queries.flows import read_unsettled_flows
+from bloxserver.queries.flows import read_flows_to_reconcile
 from bloxserver.services.flows import delete_flow, start_flow, stop_flow
 from tests.factories import create_execution, create_flow, create_user
 
@@ -65,9 +65,9 @@ async def test_what_the_engine_can_settle(session: AsyncSession, user: UserRecor
         await create_execution(session, flows[name])
     await create_execution(session, flows["idle"], status=ExecutionStatus.SUCCESS)
     grace_over = moment - timedelta(seconds=30)
-    settleable = await read_unsettled_flows(session, 100, grace_over)
+    settleable = await read_flows_to_reconcile(session, 100, grace_over)
     assert settleable == [flows[name].id for name in ("starting", "idle", "over", "by hand")]
-    assert await read_unsettled_flows(session, 2, grace_over) == settleable[:2]
+    assert await read_flows_to_reconcile(session, 2, grace_over) == settleable[:2]
 
 
 async def test_a_deleted_flow_takes_what_it_kept_along(session: AsyncSession, user: UserRecord) -> None:
@@ -75,11 +75,11 @@ async def test_a_deleted_flow_takes_what_it_kept_along(session: AsyncSession, us
         flow = await create_flow(session, user)
         execution = await create_execution(session, flow)
         session.add(KeyValueRecord(flow_id=flow.id, key="k"))
-        session.add(FailureNoticeRecord(execution_id=execution.id, channel=NoticeChannel.URL, due_at=now()))
+        session.add(FailureNotificationRecord(execution_id=execution.id, channel=NotificationChannel.URL, due_at=now()))
         await session.commit()
     await delete_flow(session, user.id, flow.id)
     await session.commit()
-    for table in (KeyValueRecord, FailureNoticeRecord, ExecutionRecord, FlowRecord):
+    for table in (KeyValueRecord, FailureNotificationRecord, ExecutionRecord, FlowRecord):
         assert await counted(session, table) == 1, table
 
 

@@ -12,8 +12,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import (
+from bloxserver.ids import new_id
+from bloxserver.models.database import Database
+from bloxserver.models.tables import (
     ExecutionRecord,
     FlowRecord,
     FlowStatus,
@@ -23,7 +24,6 @@ from bloxserver.api.models.tables import (
     UsageRecord,
     UserRecord,
 )
-from bloxserver.api.models.types import new_id
 from bloxserver.plans import FREE, plan_of
 from bloxserver.queries.usage import Period, period_at, read_usage
 from tests.clerk import Clerk, clerk_sign_in

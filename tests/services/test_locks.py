@@ -12,19 +12,20 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.enums import ExecutionStatus
-from bloxserver.api.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord
-from bloxserver.api.models.types import new_id, now
-from bloxserver.engine.patience import in_transaction
+from bloxserver.clock import now
+from bloxserver.engine.retry import retry_transaction
+from bloxserver.engine.run.flow_call_rows import CallingExecution, call_flow
 from bloxserver.errors import BloxError
+from bloxserver.ids import new_id
+from bloxserver.models.database import Database
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord
 from bloxserver.queries.executions import read_execution
 from bloxserver.queries.usage import period_at
-from bloxserver.services.calls import CallingExecution, call_flow
 from bloxserver.services.cancellation import cancel_execution, cancel_running
-from bloxserver.services.endings import end_execution
 from bloxserver.services.flows import delete_flow
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
+from bloxserver.services.transitions import end_execution
 from bloxserver.services.triggers import delete_trigger
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 
@@ -160,7 +161,7 @@ async def test_a_flow_that_calls_itself_is_deleted_while_all_happens_at_once(liv
 
         changes: list[Change] = [world.call, end, world.stop, cancel, world.delete_trigger, world.delete]
         # As the engine does it, and a client who is told 503: what the database breaks off is done again.
-        done = [in_transaction(live_database, change) for change in changes]
+        done = [retry_transaction(live_database, change) for change in changes]
         results = await asyncio.gather(*done, return_exceptions=True)
         assert results[-1] is None
         failures = [result for result in results if isinstance(result, BaseException)]

@@ -6,9 +6,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from bloxserver.api.models.enums import StepStatus
-from bloxserver.api.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, FlowRecord, UserRecord
-from bloxserver.api.models.types import new_id, now
+from bloxserver.clock import now
+from bloxserver.ids import new_id
+from bloxserver.models.enums import StepStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, FlowRecord, UserRecord
 from bloxserver.queries.usage import period_at
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
 from tests.factories import create_execution, create_flow, create_user

@@ -9,26 +9,26 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import SecretRecord
+from bloxserver.encryption import SecretCipher
 from bloxserver.errors import BloxError, Conflict, Forbidden, Unavailable
-from bloxserver.sealing import Sealer
+from bloxserver.models.database import Database
+from bloxserver.models.tables import SecretRecord
 from bloxserver.services.secrets import (
     MAX_SECRETS,
-    Resealed,
+    RotatedBatch,
     SecretUnavailable,
     create_secret,
+    decrypt_secrets,
     missing_secrets,
-    open_secrets,
-    reseal_stale,
+    rotate_stale,
     set_secret,
 )
 from tests import factories
 from tests.statements import count_statements
 
-OLD = Sealer(["old-key-of-an-operator-7c1f0e5b2a"])
-NEW = Sealer(["new-key-of-an-operator-93d4a86b1f"])
-BOTH = Sealer(["new-key-of-an-operator-93d4a86b1f", "old-key-of-an-operator-7c1f0e5b2a"])
+OLD = SecretCipher(["old-key-of-an-operator-7c1f0e5b2a"])
+NEW = SecretCipher(["new-key-of-an-operator-93d4a86b1f"])
+BOTH = SecretCipher(["new-key-of-an-operator-93d4a86b1f", "old-key-of-an-operator-7c1f0e5b2a"])
 VALUE = "canary-4f1d9c02b7e8"
 
 
@@ -49,9 +49,9 @@ class TestOpen:
         for name in "ABC":
             await set_secret(session, OLD, ada, name, f"{VALUE}-{name}")
         with count_statements(database_engine) as statements:
-            assert await open_secrets(session, OLD, ada, {"A", "C"}) == {"A": f"{VALUE}-A", "C": f"{VALUE}-C"}
+            assert await decrypt_secrets(session, OLD, ada, {"A", "C"}) == {"A": f"{VALUE}-A", "C": f"{VALUE}-C"}
         assert len(statements) == 1
-        assert await open_secrets(session, OLD, ada, set()) == {}
+        assert await decrypt_secrets(session, OLD, ada, set()) == {}
 
     async def test_a_missing_one_is_named(self, session: AsyncSession) -> None:
         ada = (await factories.create_user(session)).id
@@ -59,16 +59,16 @@ class TestOpen:
         await set_secret(session, OLD, ada, "A", VALUE)
         await set_secret(session, OLD, bob, "B", VALUE)
         with pytest.raises(SecretUnavailable) as caught:
-            await open_secrets(session, OLD, ada, ["A", "B"])
+            await decrypt_secrets(session, OLD, ada, ["A", "B"])
         assert (caught.value.name, caught.value.reason, caught.value.code) == ("B", "missing", "secret_missing")
         assert str(caught.value) == "The secret B does not exist"
 
-    @pytest.mark.parametrize("sealer", [NEW, None], ids=["key is gone", "no key"])
-    async def test_an_unreadable_one_is_named(self, session: AsyncSession, sealer: Sealer | None) -> None:
+    @pytest.mark.parametrize("cipher", [NEW, None], ids=["key is gone", "no key"])
+    async def test_an_unreadable_one_is_named(self, session: AsyncSession, cipher: SecretCipher | None) -> None:
         ada = (await factories.create_user(session)).id
         await set_secret(session, OLD, ada, "A", VALUE)
         with pytest.raises(SecretUnavailable) as caught:
-            await open_secrets(session, sealer, ada, ["A"])
+            await decrypt_secrets(session, cipher, ada, ["A"])
         assert (caught.value.name, caught.value.reason, caught.value.code) == ("A", "unreadable", "secret_unreadable")
         assert VALUE not in str(caught.value)
 
@@ -79,20 +79,20 @@ class TestOpen:
         await set_secret(session, OLD, ada, "A", VALUE)
         await set_secret(session, OLD, ada, "B", "other")
         await set_secret(session, OLD, bob, "A", "other")
-        sealed = {(row.user_id, row.name): row.sealed for row in await rows(session)}
+        ciphertext = {(row.user_id, row.name): row.ciphertext for row in await rows(session)}
         moved = {
-            "another owner": sealed[bob, "A"],
-            "another name": sealed[ada, "B"],
+            "another owner": ciphertext[bob, "A"],
+            "another name": ciphertext[ada, "B"],
             "junk": "v1.0.\x01é",
             "empty": "",
         }
         await session.execute(
             sa.update(SecretRecord)
             .where(SecretRecord.user_id == ada, SecretRecord.name == "A")
-            .values(sealed=moved[change])
+            .values(ciphertext=moved[change])
         )
         with pytest.raises(SecretUnavailable, match="secret A cannot be read"):
-            await open_secrets(session, OLD, ada, ["A", "B"])
+            await decrypt_secrets(session, OLD, ada, ["A", "B"])
 
     async def test_what_is_missing_is_found_before_it_is_needed(self, session: AsyncSession) -> None:
         ada = (await factories.create_user(session)).id
@@ -130,7 +130,7 @@ class TestLimit:
         async with live_database.transaction() as session:
             assert len([row for row in await rows(session) if row.user_id == ada]) == MAX_SECRETS
             await set_secret(session, OLD, ada, "S0", "replaced")
-            assert await open_secrets(session, OLD, ada, ["S0"]) == {"S0": "replaced"}
+            assert await decrypt_secrets(session, OLD, ada, ["S0"]) == {"S0": "replaced"}
             with pytest.raises(Conflict):
                 await create_secret(session, OLD, ada, "S1", VALUE)
             await set_secret(session, OLD, bob, "another", VALUE)
@@ -150,7 +150,7 @@ class TestLimit:
         assert answers.count("secret_exists") == 11
         (winner,) = set(answers) - {"secret_exists"}
         async with live_database.transaction() as session:
-            assert await open_secrets(session, OLD, ada, ["A"]) == {"A": winner}
+            assert await decrypt_secrets(session, OLD, ada, ["A"]) == {"A": winner}
 
     async def test_of_many_that_set_the_same_each_succeeds(self, live_database: Database) -> None:
         ada = await user(live_database)
@@ -161,7 +161,7 @@ class TestLimit:
 
         await asyncio.gather(*map(one, range(12)))
         async with live_database.transaction() as session:
-            assert (await open_secrets(session, OLD, ada, ["A"]))["A"] in map(str, range(12))
+            assert (await decrypt_secrets(session, OLD, ada, ["A"]))["A"] in map(str, range(12))
 
 
 async def test_without_a_key_nothing_is_written(session: AsyncSession) -> None:
@@ -179,38 +179,41 @@ class TestReseal:
         ada = await user(live_database)
         async with live_database.transaction() as session:
             session.add_all(
-                SecretRecord(user_id=ada, name=f"LOST{number}", sealed=f"v1.00000000.{number}") for number in range(3)
+                SecretRecord(user_id=ada, name=f"LOST{number}", ciphertext=f"v1.00000000.{number}")
+                for number in range(3)
             )
             for number in range(5):
                 await set_secret(session, OLD, ada, f"S{number}", f"{VALUE}-{number}")
             await set_secret(session, NEW, ada, "N", VALUE)
             before = {row.name: (row.created_at, row.updated_at) for row in await rows(session)}
-        batches: list[Resealed] = []
+        batches: list[RotatedBatch] = []
         after = None
         while True:
             async with live_database.transaction() as session:
-                batches.append(await reseal_stale(session, BOTH, 2, after))
+                batches.append(await rotate_stale(session, BOTH, 2, after))
             after = batches[-1].last_id
             if after is None:
                 break
-        assert (sum(batch.resealed for batch in batches), sum(batch.unreadable for batch in batches)) == (5, 3)
+        assert (sum(batch.rotated for batch in batches), sum(batch.unreadable for batch in batches)) == (5, 3)
         assert len(batches) == 5
         async with live_database.transaction() as session:
             names = {f"S{number}" for number in range(5)}
-            assert await open_secrets(session, NEW, ada, names) == {name: f"{VALUE}-{name[1]}" for name in names}
-            assert await open_secrets(session, NEW, ada, ["N"]) == {"N": VALUE}
+            assert await decrypt_secrets(session, NEW, ada, names) == {name: f"{VALUE}-{name[1]}" for name in names}
+            assert await decrypt_secrets(session, NEW, ada, ["N"]) == {"N": VALUE}
             stored = await rows(session)
         assert {row.name: (row.created_at, row.updated_at) for row in stored} == before, "their values are the same"
-        assert {row.sealed for row in stored if BOTH.stale(row.sealed)} == {f"v1.00000000.{n}" for n in range(3)}
+        assert {row.ciphertext for row in stored if BOTH.needs_rotation(row.ciphertext)} == {
+            f"v1.00000000.{n}" for n in range(3)
+        }
 
     async def test_it_can_be_begun_anew(self, session: AsyncSession) -> None:
         ada = (await factories.create_user(session)).id
         for number in range(3):
             await set_secret(session, OLD, ada, f"S{number}", VALUE)
-        first = await reseal_stale(session, BOTH, 2)
-        assert (first.resealed, first.unreadable) == (2, 0)
-        assert await reseal_stale(session, BOTH, 2) == Resealed(1, 0, None)
-        assert await reseal_stale(session, BOTH, 2) == Resealed(0, 0, None)
+        first = await rotate_stale(session, BOTH, 2)
+        assert (first.rotated, first.unreadable) == (2, 0)
+        assert await rotate_stale(session, BOTH, 2) == RotatedBatch(1, 0, None)
+        assert await rotate_stale(session, BOTH, 2) == RotatedBatch(0, 0, None)
 
     async def test_what_is_set_meanwhile_is_left_alone(self, live_database: Database, backend: str) -> None:
         """It is read before and written after the row has changed."""
@@ -218,17 +221,17 @@ class TestReseal:
         async with live_database.transaction() as session:
             await set_secret(session, OLD, ada, "A", "old value")
 
-        async def reseal() -> Resealed:
+        async def rotate_keys() -> RotatedBatch:
             async with live_database.transaction() as session:
-                return await reseal_stale(session, BOTH, 10)
+                return await rotate_stale(session, BOTH, 10)
 
         async with live_database.transaction() as session:
             await set_secret(session, NEW, ada, "A", "new value")
-            resealing = asyncio.create_task(reseal())
+            resealing = asyncio.create_task(rotate_keys())
             waits = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
             async with asyncio.timeout(20):
                 while backend == "postgresql" and not await session.scalar(waits):  # SQLite has one writer anyway
                     pass
         await resealing
         async with live_database.transaction() as session:
-            assert await open_secrets(session, NEW, ada, ["A"]) == {"A": "new value"}
+            assert await decrypt_secrets(session, NEW, ada, ["A"]) == {"A": "new value"}

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from bloxserver.api.models.database import Database
-from bloxserver.api.models.tables import Tier, UsageRecord, UserRecord
-from bloxserver.api.models.types import now
+from bloxserver.clock import now
+from bloxserver.models.database import Database
+from bloxserver.models.tables import Tier, UsageRecord, UserRecord
 from bloxserver.queries.usage import Period, read_usage
 from bloxserver.services.usage import SLOTS, count_run, count_tokens
 from tests.factories import create_user

@@ -1,8 +1,8 @@
 """Tables and the database. In spite of its path this is the bottom layer: it imports settings and errors only."""
 
-from bloxserver.api.models.base import Base
-from bloxserver.api.models.database import get_db, init_db
-from bloxserver.api.models.tables import (
+from bloxserver.models.base import Base
+from bloxserver.models.database import get_db, init_db
+from bloxserver.models.tables import (
     BillingStatus,
     ExecutionRecord,
     ExecutionStatus,

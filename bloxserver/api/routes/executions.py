@@ -15,9 +15,7 @@ from bloxserver.api.dependencies import (
     StepPage,
     WaitSeconds,
 )
-from bloxserver.api.models.types import now
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, STILL_RUNNING, errors
-from bloxserver.api.responses import END, EventStream, WaitingResponse
 from bloxserver.api.schemas import (
     Execution,
     ExecutionStatus,
@@ -27,11 +25,13 @@ from bloxserver.api.schemas import (
     RunRequest,
     Step,
 )
-from bloxserver.api.schemas.base import check_text
+from bloxserver.api.streaming import END, EventStream, WaitingResponse
+from bloxserver.clock import now
 from bloxserver.queries import executions as queries
 from bloxserver.queries.steps import read_steps
 from bloxserver.services import cancellation, retries
 from bloxserver.services import executions as services
+from bloxserver.storable import check_text
 
 router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"])
 

@@ -7,8 +7,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bloxserver import __version__
 from bloxserver.api.dependencies import EngineOfProcess, Sessions
-from bloxserver.api.models.types import now
 from bloxserver.api.schemas import Health, Liveness, Readiness, ServiceInfo
+from bloxserver.clock import now
 from bloxserver.queries.health import schema_problem
 from bloxserver.settings import get_settings
 

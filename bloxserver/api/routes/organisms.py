@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
-from bloxserver.api.models.database import read_only_request
 from bloxserver.api.openapi import errors
 from bloxserver.api.schemas import BlockDescription, Validation
 from bloxserver.api.schemas.flows import ORGANISM_EXAMPLE
@@ -16,6 +15,7 @@ from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock
 from bloxserver.blocks.registry import get_registry
 from bloxserver.errors import Unprocessable
+from bloxserver.models.database import read_only_request
 from bloxserver.organism.problems import Problem
 from bloxserver.services import validation as services
 from bloxserver.settings import get_settings

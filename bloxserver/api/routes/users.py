@@ -3,8 +3,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
-from bloxserver.api.models.types import now
 from bloxserver.api.schemas import UsageDashboard, User
+from bloxserver.clock import now
 from bloxserver.queries.usage import read_usage
 
 router = APIRouter(tags=["users"])

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Path
 
 from bloxserver.api.dependencies import CallDepth, DbSession, Sessions, WaitSeconds, WebhookInput
 from bloxserver.api.openapi import STILL_RUNNING, any_body, errors
-from bloxserver.api.responses import WaitingResponse
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
+from bloxserver.api.streaming import WaitingResponse
 from bloxserver.queries.executions import find_execution
 from bloxserver.queries.triggers import read_webhook
 from bloxserver.services.executions import receive_webhook

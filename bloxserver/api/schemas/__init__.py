@@ -1,26 +1,9 @@
 """Request and response bodies, a module per resource."""
 
-from bloxserver.api.models.enums import (
-    BillingStatus,
-    ExecutionStatus,
-    FlowStatus,
-    InputEncoding,
-    StepStatus,
-    Tier,
-    TriggerType,
-)
-from bloxserver.api.schemas.base import CamelModel, PaginatedResponse, RequestModel
+from bloxserver.api.schemas.base import PaginatedResponse, RequestModel
 from bloxserver.api.schemas.errors import ApiError
 from bloxserver.api.schemas.executions import AwaitedExecution, Execution, ExecutionSummary, FlowStats, RunRequest, Step
-from bloxserver.api.schemas.flows import (
-    CanvasEdge,
-    CanvasNode,
-    CanvasState,
-    CreateFlowRequest,
-    Flow,
-    FlowSummary,
-    UpdateFlowRequest,
-)
+from bloxserver.api.schemas.flows import CreateFlowRequest, Flow, FlowSummary, UpdateFlowRequest
 from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
 from bloxserver.api.schemas.organisms import (
     BlockDescription,
@@ -41,6 +24,17 @@ from bloxserver.api.schemas.triggers import (
 )
 from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, UsageDashboard, User
 from bloxserver.api.schemas.versions import FlowVersion, FlowVersionSummary
+from bloxserver.json_models import CamelModel
+from bloxserver.models.enums import (
+    BillingStatus,
+    ExecutionStatus,
+    FlowStatus,
+    InputEncoding,
+    StepStatus,
+    Tier,
+    TriggerType,
+)
+from bloxserver.organism.react_flow import CanvasEdge, CanvasNode, CanvasState
 
 __all__ = [
     "AddApiKeyRequest",

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from bloxserver.api.schemas.base import CamelModel
+from bloxserver.json_models import CamelModel
 
 
 class ApiError(CamelModel):

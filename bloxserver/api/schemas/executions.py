@@ -5,8 +5,10 @@ from uuid import UUID
 
 from pydantic import Field
 
-from bloxserver.api.models.enums import ExecutionStatus, InputEncoding, StepStatus, TriggerType
-from bloxserver.api.schemas.base import CamelModel, RequestModel, UtcTime
+from bloxserver.api.schemas.base import RequestModel
+from bloxserver.clock import UtcTime
+from bloxserver.json_models import CamelModel
+from bloxserver.models.enums import ExecutionStatus, InputEncoding, StepStatus, TriggerType
 
 
 class ExecutionSummary(CamelModel):

@@ -1,67 +1,20 @@
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.alias_generators import to_camel
-from pydantic.json_schema import SkipJsonSchema
-from typing_extensions import TypedDict
 
-from bloxserver.api.models.enums import FlowStatus
-from bloxserver.api.schemas.base import CamelModel, RequestModel, UtcTime
+from bloxserver.api.schemas.base import RequestModel
+from bloxserver.clock import UtcTime
+from bloxserver.json_models import CamelModel
+from bloxserver.models.enums import FlowStatus
+from bloxserver.organism.react_flow import CanvasState, StoredCanvas
 
 ORGANISM_EXAMPLE = (
     "organism:\n  name: my-flow\nlisteners:\n  - name: echo\n    description: Answers\n    handler: echo\n"
 )
-
-Coordinate = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class CanvasPosition(TypedDict, total=False):
-    """Where a node stands; may be partial, and keeps members that are not named here."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-
-    x: Coordinate
-    y: Coordinate
-
-
-class CanvasViewport(CanvasPosition, total=False):
-    zoom: Coordinate
-
-
-class _CanvasModel(CamelModel):
-    """React Flow objects: members that are not named here are kept."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class CanvasNode(_CanvasModel):
-    id: str
-    type: str | None = None
-    position: CanvasPosition = Field(default_factory=lambda: CanvasPosition())
-    data: dict[str, Any] = Field(default_factory=dict)
-
-
-class CanvasEdge(_CanvasModel):
-    id: str
-    source: str
-    target: str
-    source_handle: str | None = None
-    target_handle: str | None = None
-
-
-class CanvasState(_CanvasModel):
-    """The state of a React Flow canvas."""
-
-    nodes: list[CanvasNode] = Field(default_factory=list)
-    edges: list[CanvasEdge] = Field(default_factory=list)
-    viewport: CanvasViewport = Field(default_factory=lambda: CanvasViewport(x=0, y=0, zoom=1))
-
-
-StoredCanvas = Annotated[CanvasState | SkipJsonSchema[Any], Field(union_mode="left_to_right")]
-"""What is stored may be no such state, where others wrote the row: it is shown as it is."""
 
 
 class FlowSummary(CamelModel):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from bloxserver.api.schemas.base import CamelModel, UtcTime
+from bloxserver.clock import UtcTime
+from bloxserver.json_models import CamelModel
 
 
 class ServiceInfo(CamelModel):

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from bloxserver.api.schemas.base import CamelModel, RequestModel
-from bloxserver.api.schemas.flows import CanvasState, StoredCanvas
+from bloxserver.api.schemas.base import RequestModel
+from bloxserver.json_models import CamelModel
+from bloxserver.organism.react_flow import CanvasState, StoredCanvas
 
 CANVAS_EXAMPLE = {
     "nodes": [
@@ -20,12 +21,12 @@ CANVAS_EXAMPLE = {
 }
 
 
-LONGEST_PATH = 400
+MAX_PATH = 400
 """Characters, about: thousands of problems under one long key are not to fill the memory."""
 
 
 def _cut(path: list[str | int]) -> list[str | int]:
-    longest = max(LONGEST_PATH // max(len(path), 1), 16)
+    longest = max(MAX_PATH // max(len(path), 1), 16)
     return [f"{key[:longest]}…" if isinstance(key, str) and len(key) > longest else key for key in path]
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pydantic import Field, SecretStr
 
-from bloxserver.api.schemas.base import CamelModel, RequestModel, UtcTime
-from bloxserver.sealing import SECRET_NAME
+from bloxserver.api.schemas.base import RequestModel
+from bloxserver.clock import UtcTime
+from bloxserver.encryption import SECRET_NAME
+from bloxserver.json_models import CamelModel
 
 
 class Secret(CamelModel):

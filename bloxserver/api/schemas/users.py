@@ -4,8 +4,10 @@ from uuid import UUID
 
 from pydantic import Field, SecretStr
 
-from bloxserver.api.models.enums import BillingStatus, Tier
-from bloxserver.api.schemas.base import CamelModel, RequestModel, UtcTime
+from bloxserver.api.schemas.base import RequestModel
+from bloxserver.clock import UtcTime
+from bloxserver.json_models import CamelModel
+from bloxserver.models.enums import BillingStatus, Tier
 
 
 class User(CamelModel):

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from bloxserver.api.schemas.base import CamelModel, UtcTime
-from bloxserver.api.schemas.flows import StoredCanvas
+from bloxserver.clock import UtcTime
+from bloxserver.json_models import CamelModel
+from bloxserver.organism.react_flow import StoredCanvas
 
 
 class FlowVersionSummary(CamelModel):

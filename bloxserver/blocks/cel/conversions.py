@@ -9,8 +9,8 @@ from math import floor, trunc
 from typing import Any
 
 from bloxserver.blocks.cel.values import (
-    LEAST_INT,
-    MOST_INT,
+    MAX_INT,
+    MIN_INT,
     Failure,
     Run,
     TypeName,
@@ -21,7 +21,7 @@ from bloxserver.blocks.cel.values import (
 )
 
 MAX_CHARACTERS = 100
-LARGEST_WHOLE_FLOAT = 2**53
+MAX_WHOLE_FLOAT = 2**53
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d+)?(?:h|ms|m|s|us|ns))+)", re.ASCII)
@@ -49,7 +49,7 @@ def to_int(run: Run, value: Any) -> int:
     if isinstance(value, str) and isinstance(number, float):
         raise Failure(f"int cannot read {value!r}: it is no whole number")
     whole: int = trunc(number)
-    if not LEAST_INT <= whole <= MOST_INT:
+    if not MIN_INT <= whole <= MAX_INT:
         raise Failure("a whole number does not fit into 64 bits")
     return whole
 
@@ -80,9 +80,9 @@ def to_string(run: Run, value: Any) -> str:
 
 
 def _number_text(number: int | float) -> str:
-    if isinstance(number, float) and number.is_integer() and abs(number) < LARGEST_WHOLE_FLOAT:
+    if isinstance(number, float) and number.is_integer() and abs(number) < MAX_WHOLE_FLOAT:
         return str(int(number))
-    if isinstance(number, int) and not LEAST_INT <= number <= MOST_INT:
+    if isinstance(number, int) and not MIN_INT <= number <= MAX_INT:
         raise Failure("a whole number does not fit into 64 bits")
     return str(number)
 

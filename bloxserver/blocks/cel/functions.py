@@ -44,7 +44,7 @@ class Function:
         return f"{name}({'; '.join(arguments)}{'; …' if self.repeats else ''})"
 
     def apply(self, name: str, arguments: Sequence[Any], run: Run) -> Any:
-        """Raises `Failure` and `TooCostly`."""
+        """Raises `Failure` and `CostLimitExceeded`."""
         for index, argument in enumerate(arguments):
             takes = self.takes[min(index, len(self.takes) - 1)]
             if takes != ANYTHING and kind_of(argument) not in takes.split("|"):

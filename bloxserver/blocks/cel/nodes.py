@@ -19,7 +19,7 @@ class Node:
         self.size: int = 1 + sum(child.size for child in children)
 
     def evaluate(self, run: Run) -> Any:
-        """Raises `Failure` and `TooCostly`."""
+        """Raises `Failure` and `CostLimitExceeded`."""
         raise NotImplementedError
 
 

@@ -18,7 +18,7 @@ from bloxserver.blocks.cel.values import TypeName
 MAX_CHARACTERS = 2_000
 MAX_NESTING = 32
 MAX_DEPTH = 100
-LONGEST_SUGGESTED = 64
+MAX_SUGGESTED = 64
 MAX_LISTED = 5
 
 _TOKENS = r"""
@@ -340,12 +340,12 @@ def _unescaped(found: re.Match[str], token: Token) -> str:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    found = get_close_matches(name, known, n=1) if len(name) <= LONGEST_SUGGESTED else []
+    found = get_close_matches(name, known, n=1) if len(name) <= MAX_SUGGESTED else []
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def _shown(text: str) -> str:
-    return text[:LONGEST_SUGGESTED] if text.isprintable() else ascii(text[:LONGEST_SUGGESTED])
+    return text[:MAX_SUGGESTED] if text.isprintable() else ascii(text[:MAX_SUGGESTED])
 
 
 def _error(reason: str, token: Token) -> ValueError:

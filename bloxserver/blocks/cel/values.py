@@ -10,8 +10,8 @@ from operator import ge, gt, le, lt
 from types import NoneType
 from typing import Any
 
-LEAST_INT = -(2**63)
-MOST_INT = 2**63 - 1
+MIN_INT = -(2**63)
+MAX_INT = 2**63 - 1
 CHARACTERS_PER_STEP = 64
 
 
@@ -19,7 +19,7 @@ class Failure(Exception):
     """The expression has no value; the message says why, to who wrote it."""
 
 
-class TooCostly(Exception):
+class CostLimitExceeded(Exception):
     """The evaluation has used up its steps."""
 
 
@@ -30,10 +30,10 @@ class Budget:
         self._left = steps
 
     def spend(self, steps: int) -> None:
-        """Raises `TooCostly`. To be called before memory is used."""
+        """Raises `CostLimitExceeded`. To be called before memory is used."""
         self._left -= steps
         if self._left < 0:
-            raise TooCostly
+            raise CostLimitExceeded
 
 
 @dataclass(slots=True)
@@ -222,7 +222,7 @@ def is_number(value: Any) -> bool:
 def fitting(number: int | float, run: Run) -> int | float:
     """The number, unless it is too large."""
     if isinstance(number, int):
-        if LEAST_INT <= number <= MOST_INT:
+        if MIN_INT <= number <= MAX_INT:
             return number
         if not run.real:
             raise Failure("a whole number does not fit into 64 bits")
@@ -275,7 +275,7 @@ def _are_numbers(left: Any, right: Any) -> bool:
         return False
     for number in (left, right):
         # The message may hold a number of a thousand digits, with which arithmetic is slow.
-        if isinstance(number, int) and not LEAST_INT <= number <= MOST_INT:
+        if isinstance(number, int) and not MIN_INT <= number <= MAX_INT:
             raise Failure("a whole number does not fit into 64 bits")
     return True
 

@@ -1,0 +1,1 @@
+"""Background work: reconciliation, schedules, notifications and retention."""

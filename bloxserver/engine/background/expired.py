@@ -1,0 +1,231 @@
+"""What need not be kept any longer, read flow by flow along indexes that are there for other reasons.
+
+Conditions on other rows are compared as values, not by EXISTS: for that PostgreSQL may choose to read a whole table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql import expression
+
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    ExecutionStepRecord,
+    FailureNotificationRecord,
+    FlowRecord,
+    FlowVersionRecord,
+)
+from bloxserver.models.types import UtcDateTime
+
+PLACE = (ExecutionRecord.started_at, ExecutionRecord.id)
+DELIVERED = timedelta(minutes=1)
+"""Longer than any request takes."""
+ENDED = ExecutionRecord.status != ExecutionStatus.RUNNING
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is kept at least; None keeps all."""
+
+    moment: datetime
+    """Now, by the database's clock."""
+    since: datetime | None
+    """Executions that began or ended later."""
+    per_flow: int | None
+    """So many ended executions of a flow, the newest as lists show them."""
+    versions: int | None
+    """So many versions of a flow, the newest."""
+
+
+class Position(NamedTuple):
+    """A place among the executions of a flow, in the order in which they began."""
+
+    started_at: datetime
+    id: UUID
+
+
+class Expired(NamedTuple):
+    """An execution that may go."""
+
+    position: Position
+    size: int
+    """Bytes that its own payloads take in the database."""
+
+
+class StepSize(NamedTuple):
+    execution_id: UUID
+    id: UUID
+    size: int
+    """Bytes that its payloads take in the database."""
+
+
+class FlowExcess(NamedTuple):
+    """A flow, and whether it has more than has to be kept."""
+
+    flow_id: UUID
+    has_old: bool
+    newest_surplus: UUID | None
+    """The execution that comes next after those that are kept by their number."""
+    newest_surplus_version: int | None
+    """The number of the version that comes next after those that are kept."""
+
+    @property
+    def has_excess(self) -> bool:
+        return self.has_old or self.newest_surplus is not None or self.newest_surplus_version is not None
+
+
+async def read_excess(session: AsyncSession, limits: Limits, after: UUID | None, limit: int) -> list[FlowExcess]:
+    """The next flows of anybody, in the order of their ids."""
+    ended = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_id == FlowRecord.id, ENDED).correlate(FlowRecord)
+    old, surplus = ended.order_by(*PLACE), ended.order_by(*(column.desc() for column in PLACE))
+    old = old.where(_is_before(limits.since)) if limits.since else old.where(sa.false())
+    surplus = surplus.offset(limits.per_flow) if limits.per_flow is not None else surplus.where(sa.false())
+    number = FlowVersionRecord.number
+    version = sa.select(number).where(FlowVersionRecord.flow_id == FlowRecord.id).correlate(FlowRecord)
+    version = version.order_by(number.desc())
+    version = version.offset(limits.versions) if limits.versions is not None else version.where(sa.false())
+    flows = sa.select(
+        FlowRecord.id,
+        old.limit(1).scalar_subquery().is_not(None),
+        surplus.limit(1).scalar_subquery(),
+        version.limit(1).scalar_subquery(),
+    )
+    if after is not None:
+        flows = flows.where(FlowRecord.id > after)
+    rows = await session.execute(flows.order_by(FlowRecord.id).limit(limit))
+    return [FlowExcess(*row) for row in rows]
+
+
+async def read_expired(
+    session: AsyncSession, flow: FlowExcess, limits: Limits, after: Position | None, limit: int
+) -> list[Expired]:
+    """Executions of the flow that may go, the oldest first.
+
+    One whose caller runs, or of whose failure somebody is still to be told, is kept.
+    """
+    surplus = await _position(session, flow.newest_surplus)
+    wanted = _expired(flow.flow_id, limits, surplus)
+    if wanted is None:
+        return []
+    if after is not None:
+        wanted = wanted.where(sa.tuple_(*PLACE) > _value(after))
+    rows = await session.execute(wanted.order_by(*PLACE).limit(limit))
+    return [Expired(Position(row.started_at, row.id), row.size) for row in rows]
+
+
+async def _position(session: AsyncSession, execution_id: UUID | None) -> Position | None:
+    if execution_id is None:
+        return None
+    row = (await session.execute(sa.select(*PLACE).where(ExecutionRecord.id == execution_id))).first()
+    return row and Position(*row)
+
+
+def _expired(flow_id: UUID, limits: Limits, surplus: Position | None) -> sa.Select[datetime, UUID, int] | None:
+    reasons = []
+    if limits.since is not None:
+        reasons.append(_is_before(limits.since))
+    if surplus is not None:
+        reasons.append(sa.tuple_(*PLACE) <= _value(surplus))
+    if not reasons:
+        return None
+    newest = max(moment for moment in (limits.since, surplus and surplus.started_at) if moment is not None)
+    parent = aliased(ExecutionRecord)
+    caller = sa.select(parent.status).where(parent.id == ExecutionRecord.parent_id).scalar_subquery()
+    untold = sa.select(sa.func.min(FailureNotificationRecord.due_at)).where(
+        FailureNotificationRecord.execution_id == ExecutionRecord.id
+    )
+    return sa.select(*PLACE, _size(ExecutionRecord.input_payload, ExecutionRecord.output_payload)).where(
+        ExecutionRecord.flow_id == flow_id,
+        ExecutionRecord.started_at <= newest,
+        ENDED,
+        sa.or_(*reasons),
+        caller.is_distinct_from(ExecutionStatus.RUNNING),
+        untold.scalar_subquery().is_(None),
+    )
+
+
+def _is_before(moment: datetime) -> sa.ColumnElement[bool]:
+    """Whether an execution both began and ended before; one that was written by hand may not say when it ended."""
+    ended_at = sa.func.coalesce(ExecutionRecord.completed_at, ExecutionRecord.started_at)
+    return sa.and_(ExecutionRecord.started_at < moment, ended_at < moment)
+
+
+def _value(position: Position) -> sa.ColumnElement[Any]:
+    return sa.tuple_(sa.literal(position.started_at, UtcDateTime()), sa.literal(position.id, sa.Uuid()))
+
+
+async def read_step_sizes(session: AsyncSession, execution_ids: Collection[UUID], limit: int) -> list[StepSize]:
+    """Steps of these executions, execution by execution."""
+    step = ExecutionStepRecord
+    rows = await session.execute(
+        sa.select(step.execution_id, step.id, _size(step.input_payload, step.output_payload, step.state))
+        .where(step.execution_id.in_(execution_ids))
+        .order_by(step.execution_id, step.sequence)
+        .limit(limit)
+    )
+    return [StepSize(*row) for row in rows]
+
+
+async def count_steps(session: AsyncSession, execution_ids: Collection[UUID]) -> int:
+    """How many steps these executions have."""
+    count = sa.select(sa.func.count()).select_from(ExecutionStepRecord)
+    return await session.scalar(count.where(ExecutionStepRecord.execution_id.in_(execution_ids))) or 0
+
+
+def spare_versions(flow: FlowExcess, limits: Limits) -> sa.Select[UUID]:
+    """Versions of the flow that may go: not armed, not the latest, and run by no execution that is there.
+
+    None where the flow was changed just now: what was armed before may still be run by a request that has read it.
+    """
+    version = FlowVersionRecord
+    ran = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_version_id == version.id).limit(1)
+    return (
+        sa.select(version.id)
+        .join(FlowRecord, FlowRecord.id == version.flow_id)
+        .where(
+            version.flow_id == flow.flow_id,
+            version.number <= flow.newest_surplus_version,
+            version.id.is_distinct_from(FlowRecord.active_version_id),
+            version.number.is_distinct_from(FlowRecord.latest_version),
+            FlowRecord.updated_at < limits.moment - DELIVERED,
+            ran.scalar_subquery().is_(None),
+        )
+        .order_by(version.number)
+    )
+
+
+async def count_spare_versions(session: AsyncSession, flow: FlowExcess, limits: Limits) -> int:
+    spare = spare_versions(flow, limits).order_by(None).subquery()
+    return await session.scalar(sa.select(sa.func.count()).select_from(spare)) or 0
+
+
+def _size(*columns: Any) -> sa.Label[int]:
+    sizes: list[sa.ColumnElement[int]] = [sa.func.coalesce(stored_bytes(column), 0) for column in columns]
+    return sum(sizes[1:], sizes[0]).label("size")
+
+
+class stored_bytes(expression.FunctionElement[int]):  # noqa: N801
+    """The bytes that a text takes in the database; null for null."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(stored_bytes, "postgresql")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    return f"pg_column_size({compiler.process(element.clauses, **options)})"  # does not read the text itself
+
+
+@compiles(stored_bytes, "sqlite")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"

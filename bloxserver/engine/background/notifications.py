@@ -1,0 +1,238 @@
+"""Tells people of executions that failed, by a request to a URL or by mail, again until it works or is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from traceback import extract_tb
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.blocks import templates
+from bloxserver.blocks.base import BlockError
+from bloxserver.clients.http import DEPTH_HEADER, GuardedClient, OutgoingRequestError
+from bloxserver.clients.mail import Mailer, MailError
+from bloxserver.clients.signatures import identify, sign
+from bloxserver.clock import now
+from bloxserver.encryption import cipher_of
+from bloxserver.engine.background.notification_rows import (
+    ClaimedNotification,
+    DueNotification,
+    Failure,
+    claim_notification,
+    end_attempt,
+    event_of,
+    mail_of,
+    read_due_notifications,
+    read_failure,
+)
+from bloxserver.engine.loops import wait_for_wake
+from bloxserver.engine.organisms import parse_organism
+from bloxserver.engine.retry import retry_transaction
+from bloxserver.models.database import Database
+from bloxserver.models.enums import NotificationChannel
+from bloxserver.models.transient_errors import unless_transient
+from bloxserver.organism.problems import OrganismError
+from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
+from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver.notices")
+
+BATCH = 10
+"""Notices that a process sends at once."""
+MAX_ATTEMPTS = 6
+INITIAL_BACKOFF = timedelta(seconds=30)
+BACKOFF_FACTOR = 4.0
+"""With the pauses that grow by it, the last attempt comes half a day after the first."""
+REQUEST_SECONDS = 15
+ATTEMPT = timedelta(minutes=5)
+"""Longer than any attempt takes: one that has not ended by then is begun anew, by whichever process."""
+MIN_PAUSE_SECONDS = 0.2
+
+
+class DeliveryError(Exception):
+    """Why an attempt failed, in words that hold neither address nor secret; `final` ones are not tried again."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class NotificationSender:
+    """Runs on every worker: what is due goes out once, whichever of them sees it first."""
+
+    def __init__(self, database: Database, http: GuardedClient, mailer: Mailer, settings: Settings) -> None:
+        self._database = database
+        self._http = http
+        self._mailer = mailer
+        self._cipher = cipher_of(settings)
+        self._pause_seconds = settings.poll_interval_seconds
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look for notices now; to be called on the event loop."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Until cancelled. A failure is logged and tried again by the next round."""
+        while True:
+            try:
+                await self.deliver_due()
+            except Exception as error:
+                log.warning("failure notices failed", error=type(error).__name__, exc_info=unless_transient(error))
+            await asyncio.sleep(MIN_PAUSE_SECONDS)
+            await wait_for_wake(self._woken, self._pause_seconds)
+
+    async def deliver_due(self) -> int:
+        """Make an attempt at each notice that is due; returns how many."""
+        attempts = 0
+        while True:
+            async with self._database.transaction(read_only=True) as session:
+                due = await read_due_notifications(session, now(), BATCH)
+            attempted = sum(await asyncio.gather(*(self._attempt(notice) for notice in due)))
+            attempts += attempted
+            if attempted < BATCH:
+                return attempts
+
+    async def _attempt(self, due: DueNotification) -> bool:
+        """Whether an attempt was made; False where another process makes it, or the database does not let us."""
+        try:
+            notice = await self._claim(due)
+            if notice is None:
+                return False
+            await self._record(notice, await self._problem(notice))
+        except Exception as error:
+            log.error("failure notice cannot be sent now", notification_id=str(due.id), exc_info=error)
+            return False
+        return True
+
+    async def _claim(self, due: DueNotification) -> ClaimedNotification | None:
+        async def claim(session: AsyncSession) -> ClaimedNotification | None:
+            return await claim_notification(session, due, now() + ATTEMPT)
+
+        return await retry_transaction(self._database, claim)
+
+    async def _problem(self, notice: ClaimedNotification) -> DeliveryError | None:
+        """Send; what kept the notice from being delivered, if anything did."""
+        try:
+            await self._send(notice)
+        except DeliveryError as problem:
+            return problem
+        except Exception as bug:
+            # Without its text, which could tell an address.
+            place = extract_tb(bug.__traceback__)[-1]
+            log.error(
+                "failure notice failed unexpectedly",
+                notification_id=str(notice.id),
+                error=type(bug).__name__,
+                place=f"{place.filename}:{place.lineno}",
+            )
+            return DeliveryError("internal error")
+        return None
+
+    async def _record(self, notice: ClaimedNotification, problem: DeliveryError | None) -> None:
+        due_at = None
+        if problem is not None and not problem.final and notice.attempts < MAX_ATTEMPTS:
+            due_at = now() + backoff_after(notice.attempts)
+        error = None if problem is None else str(problem)
+        await retry_transaction(
+            self._database, lambda session: end_attempt(session, notice, error=error, due_at=due_at)
+        )
+        outcome = "delivered" if problem is None else "given up" if due_at is None else "to be tried again"
+        log.info(
+            "failure notice",
+            outcome=outcome,
+            channel=notice.channel.value,
+            execution_id=str(notice.execution_id),
+            attempt=notice.attempts,
+            reason=error,
+        )
+
+    async def _send(self, notice: ClaimedNotification) -> None:
+        """Raises `DeliveryError`."""
+        if notice.attempts > MAX_ATTEMPTS:
+            raise DeliveryError("the server stopped during the last attempt", final=True)
+        async with self._database.transaction(read_only=True) as session:
+            failure = await read_failure(session, notice.execution_id)
+        if failure is None:
+            raise DeliveryError("the execution is gone", final=True)
+        try:
+            organism = await parse_organism(failure.organism_yaml)
+        except OrganismError:
+            raise DeliveryError("the definition cannot be read any more", final=True) from None
+        told = organism.on_failure
+        if told is not None and notice.channel is NotificationChannel.URL and told.url is not None:
+            url, secret = await self._filled(failure.user_id, told.url, told.secret or "")
+            await self._post(notice.id, failure, url, secret)
+        elif told is not None and notice.channel is NotificationChannel.EMAIL and told.email is not None:
+            [address] = await self._filled(failure.user_id, told.email)
+            await self._mail(notice.id, failure, address)
+        else:
+            raise DeliveryError("the definition names nobody to be told any more", final=True)
+
+    async def _filled(self, user_id: UUID, *texts: str) -> list[str]:
+        """The texts with the secrets that they name; raises `DeliveryError`."""
+        names = {name for text in texts for name in templates.secret_names(text)}
+        try:
+            async with self._database.transaction(read_only=True) as session:
+                secrets = await decrypt_secrets(session, self._cipher, user_id, names) if names else {}
+        except SecretUnavailable as error:
+            raise DeliveryError(error.message) from None
+        try:
+            return [str(templates.render(text, {"secrets": dict(secrets)})) for text in texts]
+        except BlockError as error:
+            raise DeliveryError(f"execution.on_failure cannot be filled in ({error.code})", final=True) from None
+
+    async def _post(self, notification_id: UUID, failure: Failure, url: str, secret: str) -> None:
+        body, moment = event_of(failure), now()
+        try:
+            response = await self._http.request(
+                "POST",
+                url,
+                headers={
+                    "Content-Type": "application/json",
+                    # A flow whose notices go to its own webhook comes to an end.
+                    DEPTH_HEADER: str(failure.depth + 1),
+                    **_signature(secret, str(notification_id), moment, body),
+                },
+                content=body,
+                timeout_seconds=REQUEST_SECONDS,
+            )
+        except OutgoingRequestError as error:
+            raise DeliveryError(f"the request failed ({error.code})", final=not error.retryable) from None
+        if not 200 <= response.status < 300:
+            gone = response.status == HTTPStatus.GONE
+            raise DeliveryError(f"the server answered {response.status}", final=gone)
+
+    async def _mail(self, notification_id: UUID, failure: Failure, address: str) -> None:
+        sender = self._mailer.sender
+        if self._mailer.default is None or not sender:
+            raise DeliveryError("this server sends no mail: SMTP_HOST and SMTP_FROM must be set", final=True)
+        try:
+            mail = mail_of(failure, notification_id, sender=sender, address=address)
+        except ValueError:
+            raise DeliveryError(
+                "execution.on_failure.email is no address that mail can be sent to", final=True
+            ) from None
+        try:
+            await self._mailer.send(mail)
+        except MailError as error:
+            raise DeliveryError(f"the mail was not sent ({error.code})", final=not error.retryable) from None
+
+
+def backoff_after(attempts: int) -> timedelta:
+    """How long to wait after so many attempts that failed, within a fifth."""
+    return INITIAL_BACKOFF * BACKOFF_FACTOR**attempts * random.uniform(0.8, 1.2)  # noqa: S311
+
+
+def _signature(secret: str, message_id: str, moment: datetime, body: bytes) -> Mapping[str, str]:
+    """The headers that name the message and, with a secret, prove who sent it. Raises `DeliveryError`."""
+    try:
+        return sign(secret, message_id, moment, body) if secret else identify(message_id, moment)
+    except ValueError:
+        raise DeliveryError("execution.on_failure.secret cannot sign", final=True) from None

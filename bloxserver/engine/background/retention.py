@@ -1,0 +1,179 @@
+"""Keeps the database small: deletes what need not be kept, little by little, beside all else that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from uuid import UUID
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.engine.background.expired import (
+    Expired,
+    FlowExcess,
+    Limits,
+    Position,
+    count_spare_versions,
+    count_steps,
+    read_excess,
+    read_expired,
+    read_step_sizes,
+)
+from bloxserver.engine.background.retention_batches import (
+    PruneResult,
+    RetentionLockBusy,
+    batches_of,
+    delete_batch,
+    delete_versions,
+)
+from bloxserver.models.database import Database
+from bloxserver.models.transient_errors import is_transient, unless_transient
+from bloxserver.models.types import database_now
+from bloxserver.observability import metrics
+from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver.retention")
+
+Delete = Callable[[AsyncSession], Awaitable[PruneResult]]
+
+INTERVAL_SECONDS = 3600.0
+INITIAL_BACKOFF_SECONDS = 60.0
+"""A process that has just begun has better things to do."""
+MIN_INTERVAL_SECONDS = 0.05
+"""After each transaction that deletes: others come in between."""
+FLOWS = 100
+EXECUTIONS = 100
+STEPS = 500
+"""What is read at once."""
+
+
+class Retention:
+    """Runs on every worker; on PostgreSQL one of them at a time deletes, and the others leave it to that one."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        interval_seconds: float = INTERVAL_SECONDS,
+        first_pause_seconds: float = INITIAL_BACKOFF_SECONDS,
+        min_interval_seconds: float = MIN_INTERVAL_SECONDS,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._interval_seconds = interval_seconds
+        self._first_pause_seconds = first_pause_seconds
+        self._min_interval_seconds = min_interval_seconds
+
+    async def run(self) -> None:
+        """Until cancelled. A failure is logged, and what was left is done the next time."""
+        pause = self._first_pause_seconds
+        while True:
+            # Replicas that were started together do not look together.
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
+            pause = self._interval_seconds
+            try:
+                pruned = await self.prune()
+                if pruned.rows:
+                    log.info("pruned", **asdict(pruned))
+            except Exception as error:
+                log.warning("pruning failed", error=type(error).__name__, exc_info=unless_transient(error))
+                pause = min(self._first_pause_seconds, self._interval_seconds)
+
+    async def prune(self, *, dry_run: bool = False) -> PruneResult:
+        """Delete all that need not be kept; returns what was deleted, or would be."""
+        pruned = PruneResult()
+        limits = await self._limits()
+        async for flow in self._flows(limits):
+            try:
+                await self._prune_executions(flow, limits, pruned, dry_run=dry_run)
+                await self._prune_versions(flow, limits, pruned, dry_run=dry_run)
+            except RetentionLockBusy:
+                pruned.lock_busy = True
+                break
+            except Exception as error:
+                if is_transient(error):
+                    raise
+                # It stays for the next time, and keeps no other flow from being pruned.
+                log.error("flow cannot be pruned", flow_id=str(flow.flow_id), exc_info=error)
+        return pruned
+
+    async def _limits(self) -> Limits:
+        """By the database's clock: one machine whose clock is wrong must not cost anybody his executions."""
+        days = self._settings.execution_retention_days
+        async with self._database.transaction(read_only=True) as session:
+            moment = (await session.execute(sa.select(database_now()))).scalar_one()
+        return Limits(
+            moment=moment,
+            since=moment - timedelta(days=days) if days else None,
+            per_flow=self._settings.execution_retention_per_flow or None,
+            versions=self._settings.flow_version_retention or None,
+        )
+
+    async def _flows(self, limits: Limits) -> AsyncIterator[FlowExcess]:
+        """All flows that have more than has to be kept."""
+        after: UUID | None = None
+        while True:
+            async with self._database.transaction(read_only=True) as session:
+                flows = await read_excess(session, limits, after, FLOWS)
+            for flow in flows:
+                if flow.has_excess:
+                    yield flow
+            if len(flows) < FLOWS:
+                return
+            after = flows[-1].flow_id
+
+    async def _prune_executions(self, flow: FlowExcess, limits: Limits, pruned: PruneResult, *, dry_run: bool) -> None:
+        after: Position | None = None
+        while True:
+            async with self._database.transaction(read_only=True) as session:
+                expired = await read_expired(session, flow, limits, after, EXECUTIONS)
+                if not expired:
+                    return
+                if dry_run:
+                    pruned.executions += len(expired)
+                    pruned.steps += await count_steps(session, [execution.position.id for execution in expired])
+            if not dry_run:
+                await self._delete(expired, pruned)
+            after = expired[-1].position
+
+    async def _delete(self, expired: Sequence[Expired], pruned: PruneResult) -> None:
+        """Delete these executions, apart from those that somebody holds."""
+        left = {execution.position.id: execution for execution in expired}
+        while left:
+            async with self._database.transaction(read_only=True) as session:
+                steps = await read_step_sizes(session, left, STEPS)
+            complete, before = len(steps) < STEPS, pruned.rows
+            for batch in batches_of(left.values(), steps, complete=complete):
+                await self._delete_in_transaction(partial(delete_batch, batch=batch), pruned)
+                for execution_id in batch.execution_ids:
+                    del left[execution_id]
+            if complete or pruned.rows == before:
+                return
+
+    async def _prune_versions(self, flow: FlowExcess, limits: Limits, pruned: PruneResult, *, dry_run: bool) -> None:
+        if flow.newest_surplus_version is None:
+            return
+        if dry_run:
+            async with self._database.transaction(read_only=True) as session:
+                pruned.versions += await count_spare_versions(session, flow, limits)
+            return
+        delete = partial(delete_versions, flow=flow, limits=limits)
+        while await self._delete_in_transaction(delete, pruned):
+            pass
+
+    async def _delete_in_transaction(self, delete: Delete, pruned: PruneResult) -> int:
+        """The rows that were deleted."""
+        async with self._database.transaction() as session:
+            deleted = await delete(session)
+        pruned.add(deleted)
+        for what in ("executions", "steps", "versions"):
+            metrics.RETENTION_DELETED.labels(what).inc(getattr(deleted, what))
+        await asyncio.sleep(self._min_interval_seconds)
+        return deleted.rows

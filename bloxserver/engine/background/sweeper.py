@@ -1,0 +1,70 @@
+"""Settles flows that were asked to start or stop, and fires schedules. Doing it twice at once is doing it once."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from bloxserver.clock import now
+from bloxserver.engine.background.reconcile import reconcile_flows
+from bloxserver.engine.background.schedules import fire_due_schedules
+from bloxserver.engine.loops import wait_for_wake
+from bloxserver.models.database import Database, WakeReason
+from bloxserver.models.transient_errors import unless_transient
+from bloxserver.queries.flows import has_flows_to_reconcile
+from bloxserver.queries.triggers import read_next_fire
+from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+MIN_INTERVAL_SECONDS = 0.01
+
+
+class Sweeper:
+    """Runs on every replica: woken by commits that leave work of its kind, and by the clock."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._woken = asyncio.Event()
+        self._flows_wait = False
+        self._ended = False
+        """Whether an execution has ended since the sweep began."""
+
+    def wake(self, work: frozenset[WakeReason]) -> None:
+        """Look for work now where there may be some; to be called on the event loop."""
+        # The end of an execution matters where a flow that stops waits for it.
+        self._ended = self._ended or WakeReason.EXECUTION in work
+        if WakeReason.FLOW in work or (self._flows_wait and WakeReason.EXECUTION in work):
+            self._woken.set()
+
+    async def run(self) -> None:
+        """Until cancelled. A failure is logged and tried again by the next sweep."""
+        pause = 0.0
+        while True:
+            await wait_for_wake(self._woken, pause)
+            try:
+                pause = await self._sweep()
+            except Exception as error:
+                log.warning("sweep failed", error=type(error).__name__, exc_info=unless_transient(error))
+                pause = self._settings.poll_interval_seconds
+            await asyncio.sleep(MIN_INTERVAL_SECONDS)
+
+    async def _sweep(self) -> float:
+        """Do all there is to do; returns the seconds until the clock brings more."""
+        self._ended = False
+        try:
+            await reconcile_flows(self._database, self._settings)
+        finally:
+            # Also where one flow cannot be settled now.
+            before = now()
+            await fire_due_schedules(self._database)
+        async with self._database.transaction(read_only=True) as session:
+            self._flows_wait = await has_flows_to_reconcile(session)
+            due = await read_next_fire(session, before)
+        if self._flows_wait and self._ended:
+            return 0.0
+        longest = self._settings.poll_interval_seconds
+        return longest if due is None else min(longest, max(0.0, (due - now()) / timedelta(seconds=1)))

@@ -1,0 +1,1 @@
+"""The queue on rows: selection, claims, leases, checkpoints, heartbeat, recovery."""

@@ -1,0 +1,272 @@
+"""Who works at what: executions are claimed by a worker, and released to the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.clock import now
+from bloxserver.engine.queue.selection import read_next_executions
+from bloxserver.engine.run.flow_call_rows import CalledResult, called_results
+from bloxserver.models.database import WakeReason, wake_engine_after_commit
+from bloxserver.models.enums import ExecutionStatus, StepStatus, Tier, TriggerType
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    ExecutionStepRecord,
+    FlowRecord,
+    FlowVersionRecord,
+    UserRecord,
+    WorkerRecord,
+)
+from bloxserver.models.types import database_now
+from bloxserver.queries.usage import Period, period_at
+
+CLAIM_LOCK = 0x626C6F78_636C61
+"""Advisory lock: workers claim one after the other, so that a user's executions are counted right."""
+
+
+class ClaimLockBusy(Exception):
+    """Another worker claims at this moment."""
+
+
+LeaseKey = tuple[UUID, UUID]
+"""An execution and the lease that a worker has, or had, on it."""
+
+
+@dataclass(frozen=True)
+class ClaimedExecution:
+    """What a worker needs to run an execution."""
+
+    id: UUID
+    lease: UUID
+    flow_id: UUID
+    user_id: UUID
+    tier: str
+    """Of its owner."""
+    period: Period
+    """The owner's billing period."""
+    parent_id: UUID | None
+    depth: int
+    input_payload: str | None
+    target: str | None
+    organism_yaml: str
+    active_ms: int
+    """Time that workers have spent on it before."""
+    input_tokens: int
+    output_tokens: int
+    crash_count: int
+    trace_parent: str | None
+    trigger_type: TriggerType
+    started_at: datetime
+    """When it was accepted."""
+    is_new: bool
+    """Whether no worker has had it before."""
+    waited: timedelta | None
+    """Since it was due; null where a worker had it and did not come to its end."""
+    has_steps: bool
+    """Whether it may have steps: it was begun before, or goes on with those of another."""
+    steps: Sequence[ExecutionStepRecord] = ()
+    """As `with_steps` read them."""
+    called: Mapping[UUID, CalledResult] = field(default_factory=dict)
+    """The executions that its steps called."""
+    taken_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def lease_key(self) -> LeaseKey:
+        return self.id, self.lease
+
+    def active_until_now_ms(self) -> int:
+        return self.active_ms + int((time.monotonic() - self.taken_at) * 1000)
+
+
+async def claim_executions(
+    session: AsyncSession,
+    worker_id: str,
+    lease: UUID,
+    places: Mapping[str, int],
+    slots_per_user: Mapping[str, int],
+    quarantined: int = 1,
+) -> list[ClaimedExecution]:
+    """Take what is due, by tier up to so many `places`, and with it the right to write; `quarantined` of it at most.
+
+    Raises `ClaimLockBusy`: look again soon.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        locked = await session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(CLAIM_LOCK)))
+        if not locked:
+            raise ClaimLockBusy
+    chosen = await read_next_executions(session, now(), places, slots_per_user, quarantined)
+    if not chosen:
+        return []
+    moment = now()  # read again: the transaction may have waited for its turn, and they were accepted meanwhile
+    # One that somebody is ending, or deleting, is left to him: whoever waits for nobody is in no deadlock.
+    free = (
+        sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(chosen), *_waits()).with_for_update(skip_locked=True)
+    )
+    taken = await session.execute(
+        sa.update(ExecutionRecord)
+        .where(ExecutionRecord.id.in_(free))
+        .values(lease=lease, worker_id=worker_id, picked_up_at=sa.func.coalesce(ExecutionRecord.picked_up_at, moment))
+        .returning(
+            ExecutionRecord.id,
+            ExecutionRecord.flow_id,
+            ExecutionRecord.flow_version_id,
+            ExecutionRecord.input_payload,
+            ExecutionRecord.target,
+            ExecutionRecord.parent_id,
+            ExecutionRecord.depth,
+            ExecutionRecord.active_ms,
+            ExecutionRecord.input_tokens,
+            ExecutionRecord.output_tokens,
+            ExecutionRecord.crash_count,
+            ExecutionRecord.trace_parent,
+            ExecutionRecord.trigger_type,
+            ExecutionRecord.started_at,
+            ExecutionRecord.resume_at,
+            ExecutionRecord.picked_up_at,
+            ExecutionRecord.retry_of,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    by_id = {row.id: row for row in taken}
+    return await _with_details(session, lease, moment, [by_id[id_] for id_ in chosen if id_ in by_id])
+
+
+async def _with_details(
+    session: AsyncSession, lease: UUID, moment: datetime, taken: Sequence[Any]
+) -> list[ClaimedExecution]:
+    flows = await _flows(session, {row.flow_id for row in taken})
+    organisms = await _versions(session, {row.flow_version_id for row in taken if row.flow_version_id is not None})
+    executions: list[ClaimedExecution] = []
+    for row in taken:
+        flow = flows[row.flow_id]
+        executions.append(
+            ClaimedExecution(
+                id=row.id,
+                lease=lease,
+                flow_id=row.flow_id,
+                user_id=flow.user_id,
+                tier=flow.tier or Tier.FREE.value,
+                period=period_at(now(), flow.current_period_start, flow.current_period_end),
+                parent_id=row.parent_id,
+                depth=row.depth,
+                input_payload=row.input_payload,
+                target=row.target,
+                organism_yaml=organisms.get(row.flow_version_id) or flow.organism_yaml,
+                active_ms=row.active_ms,
+                input_tokens=row.input_tokens,
+                output_tokens=row.output_tokens,
+                crash_count=row.crash_count,
+                trace_parent=row.trace_parent,
+                trigger_type=row.trigger_type,
+                started_at=row.started_at,
+                is_new=(is_new := row.picked_up_at == moment),
+                waited=_waited(row, moment),
+                has_steps=not is_new or row.retry_of is not None,
+            )
+        )
+    return executions
+
+
+async def with_steps(session: AsyncSession, execution: ClaimedExecution) -> ClaimedExecution:
+    """The execution, and how far it has come: apart from the claim, so that the claim stands whatever comes of this."""
+    query = sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id == execution.id)
+    steps = (await session.scalars(query)).all()
+    called = [step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id]
+    return replace(execution, steps=steps, called=await called_results(session, execution.id, called) if called else {})
+
+
+def _waited(row: Any, moment: datetime) -> timedelta | None:
+    if row.crash_count or (row.resume_at is None and row.picked_up_at != moment):
+        return None
+    due: datetime = row.resume_at or row.started_at
+    return max(timedelta(), moment - due)
+
+
+async def _flows(session: AsyncSession, flow_ids: Collection[UUID]) -> dict[UUID, Any]:
+    rows = await session.execute(
+        sa.select(
+            FlowRecord.id,
+            FlowRecord.organism_yaml,
+            FlowRecord.user_id,
+            sa.cast(UserRecord.tier, sa.String).label("tier"),
+            UserRecord.current_period_start,
+            UserRecord.current_period_end,
+        )
+        .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
+        .where(FlowRecord.id.in_(flow_ids))
+    )
+    return {row.id: row for row in rows}
+
+
+async def _versions(session: AsyncSession, version_ids: Collection[UUID]) -> dict[UUID | None, str]:
+    if not version_ids:
+        return {}
+    rows = await session.execute(
+        sa.select(FlowVersionRecord.id, FlowVersionRecord.organism_yaml).where(FlowVersionRecord.id.in_(version_ids))
+    )
+    return {row.id: row.organism_yaml for row in rows}
+
+
+async def release_orphaned_claims(session: AsyncSession, worker_id: str, known: Collection[LeaseKey]) -> int:
+    """Let go of what this worker has claimed without knowing: the answer to that commit was lost."""
+    ours = ExecutionRecord.worker_id == worker_id
+    claimed = await session.execute(sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(*_taken(), ours))
+    unknown = [row.id for row in claimed if (row.id, row.lease) not in known]
+    if unknown:
+        await _release(session, ExecutionRecord.id.in_(unknown), ours)
+    return len(unknown)
+
+
+async def reclaim_expired(session: AsyncSession, silence: timedelta) -> int:
+    """Take from workers that have been silent for so long, by the database's clock, what they were at; how many."""
+    alive = sa.select(WorkerRecord.worker_id).where(WorkerRecord.last_heartbeat_at >= await _before(session, silence))
+    dead = sa.or_(ExecutionRecord.worker_id.is_(None), ExecutionRecord.worker_id.not_in(alive))
+    return await _release(session, dead, crash_count=ExecutionRecord.crash_count + 1)
+
+
+async def reclaim_all(session: AsyncSession) -> int:
+    """Take all that is taken: for a database that belongs to one process, which has just begun."""
+    return await _release(session, sa.true(), crash_count=ExecutionRecord.crash_count + 1)
+
+
+async def delete_expired_workers(session: AsyncSession, silence: timedelta) -> None:
+    """Remove workers that have been silent for so long."""
+    await session.execute(
+        sa.delete(WorkerRecord).where(WorkerRecord.last_heartbeat_at < await _before(session, silence))
+    )
+
+
+async def _before(session: AsyncSession, span: timedelta) -> datetime:
+    return (await session.execute(sa.select(database_now()))).scalar_one() - span
+
+
+async def _release(session: AsyncSession, *wanted: sa.ColumnElement[bool], **values: Any) -> int:
+    # Whoever holds a row at this moment writes it: it is no dead worker's, or will be seen the next time.
+    free = sa.select(ExecutionRecord.id).where(*_taken(), *wanted).with_for_update(skip_locked=True)
+    released = await session.execute(
+        sa.update(ExecutionRecord)
+        .where(ExecutionRecord.id.in_(free))
+        .values(lease=None, worker_id=None, **values)
+        .returning(ExecutionRecord.id)
+        .execution_options(synchronize_session=False)
+    )
+    number = len(released.all())
+    if number:
+        wake_engine_after_commit(session, WakeReason.EXECUTION)
+    return number
+
+
+def _waits() -> tuple[sa.ColumnElement[bool], ...]:
+    return ExecutionRecord.status == ExecutionStatus.RUNNING, ExecutionRecord.lease.is_(None)
+
+
+def _taken() -> tuple[sa.ColumnElement[bool], ...]:
+    return ExecutionRecord.status == ExecutionStatus.RUNNING, ExecutionRecord.lease.is_not(None)

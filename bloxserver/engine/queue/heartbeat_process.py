@@ -1,0 +1,113 @@
+"""The heartbeat process of a worker. It keeps sending heartbeats while a block holds the worker's interpreter lock.
+
+It reads one line of JSON (`HeartbeatConfig`), then one line for each turn of the worker's event loop. It writes one
+line for each heartbeat. It ends when its input closes, which happens when the worker ends. It imports few modules,
+since each worker has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, TypedDict
+
+import asyncpg
+import structlog
+
+from bloxserver.observability.log import configure_logging
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+BEAT = """
+INSERT INTO workers (worker_id, version, last_heartbeat_at) VALUES ($1, $2, clock_timestamp())
+ON CONFLICT (worker_id) DO UPDATE SET last_heartbeat_at = excluded.last_heartbeat_at"""
+
+
+class HeartbeatConfig(TypedDict):
+    """What the worker wants; times are in seconds."""
+
+    connection: dict[str, Any]
+    """Arguments of the driver: on the input, where nobody else reads them."""
+    worker_id: str
+    version: str
+    log_level: str
+    log_as_json: bool
+    every: float
+    dead_after: float
+    stuck_after: float
+
+
+class HeartbeatProcess:
+    """Beats for the parent process while that lives, is not stopped, and has an event loop that turns now and then."""
+
+    def __init__(self, order: HeartbeatConfig) -> None:
+        self._order = order
+        self._turned_at = time.monotonic()
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+
+    async def run(self, turns: asyncio.StreamReader) -> None:
+        """Until the input ends."""
+        beating = asyncio.create_task(self._beat_on())
+        while await turns.readline():
+            self._turned_at = time.monotonic()
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        if self._connection is not None:
+            self._connection.terminate()
+
+    async def _beat_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._order["every"])
+            silent = time.monotonic() - self._turned_at
+            if is_stopped(os.getppid()):
+                continue
+            if silent > self._order["stuck_after"]:
+                log.error("the event loop is stuck: others take over", seconds=round(silent))
+                continue
+            try:
+                async with asyncio.timeout(self._order["dead_after"]):
+                    await self._beat()
+            except Exception as error:
+                if self._connection is not None:
+                    self._connection.terminate()
+                self._connection = None
+                log.warning("heartbeat failed", error=type(error).__name__)
+            else:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+
+    async def _beat(self) -> None:
+        if self._connection is None:
+            self._connection = await asyncpg.connect(**self._order["connection"], statement_cache_size=0)
+        await self._connection.execute(BEAT, self._order["worker_id"], self._order["version"])
+
+
+def is_stopped(process_id: int) -> bool:
+    """Whether a signal has stopped the process: it does nothing, and others are to take over. Known on Linux only."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
+
+
+async def main() -> None:
+    # What ends the worker, as Ctrl+C does, may be sent to all its processes: this one beats while the worker drains.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    turns = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(turns), sys.stdin)
+    line = await turns.readline()
+    if line:
+        order: HeartbeatConfig = json.loads(line)
+        configure_logging(level=order["log_level"], as_json=order["log_as_json"])
+        await HeartbeatProcess(order).run(turns)
+
+
+def beat() -> None:
+    """What the process does."""
+    asyncio.run(main())

@@ -1,0 +1,77 @@
+"""Tells other processes of work, by PostgreSQL's LISTEN and NOTIFY: they find it at once, not by their next sweep.
+
+Nothing depends on a message that arrives. It goes out after the commit that left the work, one for all that came
+meanwhile: a NOTIFY within those transactions would make their commits queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from bloxserver.engine.loops import wait_for_wake
+from bloxserver.models.database import Database, WakeReason
+from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver.engine")
+
+CHANNEL = "bloxserver_work"
+MIN_INTERVAL_SECONDS = 0.02
+PROBE_SECONDS = 10
+"""How often a connection on which nothing is sent is tried."""
+RECONNECT_SECONDS = 1
+
+
+class WakeNotifier:
+    """Rings for others, and passes on when others ring. It has a connection of its own."""
+
+    def __init__(self, settings: Settings, heard: Callable[[frozenset[WakeReason]], None]) -> None:
+        self._settings = settings
+        self._heard = heard
+        self._work: set[WakeReason] = set()
+        self._woken = asyncio.Event()
+
+    def notify(self, work: frozenset[WakeReason]) -> None:
+        """Let the others know soon; to be called on the event loop."""
+        self._work |= work
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Without the connection, others find work by their sweeps."""
+        database = Database(self._settings.model_copy(update={"database_pool_size": 1}))
+        try:
+            while True:
+                try:
+                    await self._listen(database)
+                except Exception as error:
+                    log.warning("other processes cannot be told of work", error=type(error).__name__)
+                await asyncio.sleep(RECONNECT_SECONDS)
+        finally:
+            await database.dispose()
+
+    async def _listen(self, database: Database) -> None:
+        async with database.engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await driver.add_listener(CHANNEL, self._hear)
+            try:
+                while True:
+                    await self._pass_on(driver)
+            finally:
+                # Not to be used again: it would go on listening.
+                await connection.invalidate()
+
+    async def _pass_on(self, driver: Any) -> None:
+        if not await wait_for_wake(self._woken, PROBE_SECONDS):
+            await driver.execute("SELECT 1")
+            return
+        work, self._work = self._work, set()
+        await driver.execute("SELECT pg_notify($1, $2)", CHANNEL, ",".join(sorted(work)))
+        await asyncio.sleep(MIN_INTERVAL_SECONDS)
+
+    def _hear(self, driver: Any, process_id: int, channel: str, payload: object) -> None:
+        if process_id != driver.get_server_pid():
+            known = {work.value for work in WakeReason}
+            self._heard(frozenset(WakeReason(word) for word in str(payload).split(",") if word in known))

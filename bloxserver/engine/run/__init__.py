@@ -1,0 +1,1 @@
+"""Running an execution: worker, pump, attempts, routing and context."""

@@ -1,0 +1,215 @@
+"""One execution on this worker: from where it stands to its end, or to where it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.clock import now
+from bloxserver.engine.background.notification_rows import enqueue_failure_notification
+from bloxserver.engine.organisms import parse_organism
+from bloxserver.engine.queue import leases
+from bloxserver.engine.queue.checkpoint_rows import Checkpoint
+from bloxserver.engine.queue.checkpoints import CheckpointWriter
+from bloxserver.engine.queue.claims import ClaimedExecution
+from bloxserver.engine.retry import retry_transaction
+from bloxserver.engine.run.context import ClaimedExecutionContext, SharedClients
+from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Outcome, Suspended, Tokens
+from bloxserver.engine.run.pump import Pump
+from bloxserver.engine.run.serialization import JsonTextCache, payload_of, step_of_row, step_row
+from bloxserver.models.database import Database
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.observability import metrics
+from bloxserver.observability.tracing import NO_SPAN, continued
+from bloxserver.organism.model import FailureNotification, Organism, UnknownListener
+from bloxserver.organism.problems import OrganismError
+from bloxserver.storable import json_text, storable_text
+
+FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
+MAX_CRASHES = 10
+"""Workers that may die with an execution in a row, without a step that ends, before it is given up."""
+LEASE_RECHECK_SECONDS = 1.0
+"""After it was taken: what begins later belongs to a worker that stood still, and may be another's by now."""
+MAX_CHARACTERS = 64 * 1024 * 1024
+"""Of the inputs and outputs of all steps of an execution: a large answer to many listeners is stored for each."""
+LARGE_COLUMNS = ("input_payload", "output_payload", "state")
+
+
+class ExecutionTooLarge(Exception):
+    """The steps of an execution hold more than `MAX_CHARACTERS`."""
+
+
+class ExecutionRunner:
+    """An execution that this worker has taken."""
+
+    def __init__(
+        self,
+        database: Database,
+        checkpoints: CheckpointWriter,
+        clients: SharedClients,
+        execution: ClaimedExecution,
+        made_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`made_progress` is called where it comes beyond what workers died with."""
+        self._database = database
+        self._checkpoints = checkpoints
+        self._clients = clients
+        self._execution = execution
+        self._got_further = made_progress
+        self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
+        self._noted = self._tokens
+        """Those of them that are stored."""
+        self._stored = {step.key for step in execution.steps}
+        self._on_failure: FailureNotification | None = None
+        self._span = NO_SPAN
+        self._sizes = {
+            step.key: sum(len(getattr(step, name) or "") for name in LARGE_COLUMNS) for step in execution.steps
+        }
+        self._characters = sum(self._sizes.values())
+
+    async def run(self) -> None:
+        """Go on with the execution until it ends or waits. Raises `LeaseLost`."""
+        execution = self._execution
+        about = {
+            "bloxserver.execution.id": str(execution.id),
+            "bloxserver.flow.id": str(execution.flow_id),
+            "bloxserver.trigger": execution.trigger_type.value,
+        }
+        with continued("execution", execution.trace_parent, about, "CONSUMER") as self._span:
+            await self._run()
+
+    async def _run(self) -> None:
+        execution = self._execution
+        if time.monotonic() - execution.taken_at > LEASE_RECHECK_SECONDS:
+            await retry_transaction(self._database, lambda session: leases.hold(session, execution))
+        if execution.crash_count > MAX_CRASHES:
+            # Not even its definition is read: that may be what workers die of.
+            await self._give_up()
+            return
+        try:
+            organism = await parse_organism(execution.organism_yaml)
+            self._on_failure = organism.on_failure
+            entry = Message(organism.entry(execution.target).name, payload_of(execution.input_payload))
+        except (OrganismError, UnknownListener) as error:
+            await self.end(ExecutionStatus.ERROR, str(error))
+            return
+        if execution.crash_count == MAX_CRASHES:
+            await self._give_up()
+            return
+        await self._pump(organism, entry)
+
+    async def _give_up(self) -> None:
+        times = self._execution.crash_count
+        await self.end(ExecutionStatus.ERROR, f"given up: {times} workers in a row died while they ran it")
+        metrics.EXECUTIONS_ABANDONED.inc()
+
+    async def _pump(self, organism: Organism, entry: Message) -> None:
+        execution = self._execution
+        kept = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
+        world = ClaimedExecutionContext(self._database, self._clients, execution, entry.payload)
+        sequence = max((step.sequence for step in execution.steps), default=0)
+        pump = Pump(organism, kept, world, self._save, execution.called, sequence=sequence)
+        if execution.is_new:
+            metrics.START_SECONDS.observe(max(0.0, (now() - execution.started_at).total_seconds()))
+        seconds = organism.execution.timeout_seconds
+        try:
+            async with asyncio.timeout(max(0.0, seconds - execution.active_ms / 1000)) as limit:
+                await pump.run(entry)
+        except ExecutionTooLarge:
+            error = f"the inputs and outputs of its steps are larger than {MAX_CHARACTERS // 1024**2} MiB"
+            await self.end(ExecutionStatus.ERROR, error)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            at_work = f"; at work: {', '.join(pump.unfinished)}" if pump.unfinished else ""
+            error = f"not finished within {seconds:g} seconds (execution.timeout_seconds){at_work}"
+            await self.end(ExecutionStatus.TIMEOUT, error)
+
+    async def end(self, status: ExecutionStatus, error: str) -> None:
+        """End it with what it could not come beyond."""
+
+        async def write(session: AsyncSession) -> None:
+            await self._fail(session, status, error)
+            await self._record_usage(session)
+
+        await retry_transaction(self._database, write)
+        self._tell(status.value)
+
+    async def _save(self, change: Change) -> None:
+        self._tokens = self._tokens.plus(change.used)
+        rows = self._rows(change)
+        match change.outcome:
+            case None if self._tokens == self._noted:
+                await self._checkpoints.save(Checkpoint(self._execution, rows))
+            case Finished(output) if self._tokens == self._noted and self._execution.parent_id is None:
+                await self._checkpoints.save(Checkpoint(self._execution, rows, json_text(output)))
+            case _:
+                await self._save_alone(change, rows)
+        self._stored |= {step.message.key for step in change.steps}
+        if Checkpoint(self._execution, rows).made_progress:
+            self._got_further()
+        match change.outcome:
+            case Finished():
+                self._tell(ExecutionStatus.SUCCESS.value)
+            case Failed():
+                self._tell(ExecutionStatus.ERROR.value)
+            case Suspended():
+                self._tell("parked")
+
+    def _tell(self, status: str) -> None:
+        """What this run came to, in its span."""
+        self._span.note({"bloxserver.execution.status": status})
+        if status in FAILURES:
+            self._span.fail(status)
+
+    def _rows(self, change: Change) -> list[dict[str, Any]]:
+        texts = JsonTextCache()
+        rows: list[dict[str, Any]] = []
+        for step in change.steps:
+            row = step_row(step, self._execution.id, texts, known=step.message.key in self._stored)
+            new = sum(len(row[name] or "") for name in LARGE_COLUMNS)
+            self._characters += new - self._sizes.get(step.message.key, 0)
+            self._sizes[step.message.key] = new
+            if self._characters > MAX_CHARACTERS:
+                raise ExecutionTooLarge
+            rows.append(row)
+        return rows
+
+    async def _save_alone(self, change: Change, rows: list[dict[str, Any]]) -> None:
+        async def write(session: AsyncSession) -> None:
+            # First: it is what holds the lease against others.
+            await self._write_outcome(session, change.outcome)
+            await leases.save_steps(session, rows)
+            if change.outcome is None and Checkpoint(self._execution, rows).made_progress:
+                await leases.reset_crash_count(session, [self._execution.id])
+            await self._record_usage(session)
+
+        await retry_transaction(self._database, write)
+        self._noted = self._tokens
+        metrics.CHECKPOINT_BATCH_SIZE.observe(1)
+
+    async def _record_usage(self, session: AsyncSession) -> None:
+        # Not those of this change alone: the save of one before it may have been broken off.
+        if self._tokens != self._noted:
+            await leases.record_usage(session, self._execution, self._tokens)
+
+    async def _write_outcome(self, session: AsyncSession, outcome: Outcome | None) -> None:
+        execution = self._execution
+        match outcome:
+            case None:
+                await leases.hold(session, execution)
+            case Finished(output):
+                await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=json_text(output))
+            case Failed(error):
+                await self._fail(session, ExecutionStatus.ERROR, error)
+            case Suspended(until, called):
+                await leases.suspend(session, execution, until, called)
+
+    async def _fail(self, session: AsyncSession, status: ExecutionStatus, error: str) -> None:
+        await leases.end_execution(session, self._execution, status, error=storable_text(error))
+        if self._on_failure is not None:
+            await enqueue_failure_notification(session, self._execution.id, self._on_failure)

@@ -1,0 +1,86 @@
+"""The tables that no flow refers to: what belongs to an account, and what the installation keeps for itself."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from bloxserver.clock import now
+from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
+from bloxserver.models.types import database_now
+
+
+class UsageRecord(Base):
+    """What a user used in a billing period. A paid user's counts are spread over slots, so that runs do not queue."""
+
+    __tablename__ = "usage_records"
+    __table_args__ = (sa.UniqueConstraint("user_id", "period_start", "slot"),)
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    period_start: Mapped[datetime]
+    period_end: Mapped[datetime | None]
+    slot: Mapped[int] = mapped_column(default=0, server_default="0")
+    workflow_runs: Mapped[Counter]
+    llm_tokens_in: Mapped[Counter]
+    llm_tokens_out: Mapped[Counter]
+    last_synced_runs: Mapped[Counter]
+    last_synced_at: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+
+
+class UserApiKeyRecord(Base):
+    """A user's own key for a provider, sealed."""
+
+    __tablename__ = "user_api_keys"
+    __table_args__ = (sa.UniqueConstraint("user_id", "provider"),)
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    provider: Mapped[str] = mapped_column(sa.String(64))
+    encrypted_key: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    key_hint: Mapped[str | None] = mapped_column(sa.String(16))
+    is_valid: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
+    last_error: Mapped[str | None] = mapped_column(sa.Text)
+    last_used_at: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+
+
+class SecretRecord(Base):
+    """A secret of a user, sealed."""
+
+    __tablename__ = "secrets"
+    __table_args__ = (sa.UniqueConstraint("user_id", "name"),)
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(sa.String(64))
+    ciphertext: Mapped[str] = mapped_column(sa.Text, default="", server_default="")
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[UpdatedAt]
+
+
+class StripeEventRecord(Base):
+    """A Stripe event that was taken in: its id is here once, however often it is delivered."""
+
+    __tablename__ = "stripe_events"
+
+    event_id: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    event_type: Mapped[str] = mapped_column(sa.String(255), default="", server_default="")
+    received_at: Mapped[CreatedAt]
+    processed_at: Mapped[datetime | None]
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+
+
+class WorkerRecord(Base):
+    """A worker that lives, or lived: one that stops beating has its work taken over."""
+
+    __tablename__ = "workers"
+
+    worker_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    last_heartbeat_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
+    started_at: Mapped[CreatedAt]
+    version: Mapped[str | None] = mapped_column(sa.String(32))

@@ -1,0 +1,33 @@
+"""The declarative base: constraint names that migrations can rely on, and the columns that most tables share."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Annotated
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+from bloxserver.clock import now
+from bloxserver.ids import new_id
+from bloxserver.models.types import UtcDateTime, database_now, database_uuid
+
+
+class Base(DeclarativeBase):
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime(), uuid.UUID: sa.Uuid()}
+
+
+Id = Annotated[uuid.UUID, mapped_column(primary_key=True, default=new_id, server_default=database_uuid())]
+CreatedAt = Annotated[datetime, mapped_column(default=now, server_default=database_now())]
+UpdatedAt = Annotated[datetime, mapped_column(default=now, onupdate=now, server_default=database_now())]
+Counter = Annotated[int, mapped_column(sa.BigInteger, default=0, server_default="0")]

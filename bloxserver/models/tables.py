@@ -1,0 +1,378 @@
+"""The tables. Every column that a writer does not name is nullable or has a default here and in the database."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
+
+from bloxserver.clock import now
+from bloxserver.models.account_tables import (
+    SecretRecord,
+    StripeEventRecord,
+    UsageRecord,
+    UserApiKeyRecord,
+    WorkerRecord,
+)
+from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
+from bloxserver.models.default_organism import DEFAULT_ORGANISM
+from bloxserver.models.enums import (
+    BillingStatus,
+    ExecutionStatus,
+    FlowStatus,
+    InputEncoding,
+    NotificationChannel,
+    StepStatus,
+    Tier,
+    TriggerType,
+)
+from bloxserver.models.types import database_now, enum_text
+from bloxserver.settings import get_settings
+
+__all__ = [
+    "BillingStatus",
+    "ExecutionRecord",
+    "ExecutionStatus",
+    "ExecutionStepRecord",
+    "FailureNotificationRecord",
+    "FlowRecord",
+    "FlowStatus",
+    "FlowVersionRecord",
+    "InputEncoding",
+    "KeyValueRecord",
+    "NotificationChannel",
+    "SecretRecord",
+    "StepStatus",
+    "StripeEventRecord",
+    "Tier",
+    "TriggerRecord",
+    "TriggerType",
+    "UsageRecord",
+    "UserApiKeyRecord",
+    "UserRecord",
+    "WorkerRecord",
+]
+
+
+WAITING = "status = 'running' AND lease IS NULL"
+CLAIMED = "status = 'running' AND lease IS NOT NULL"
+QUARANTINE_THRESHOLD = 3
+QUARANTINED = f"{WAITING} AND crash_count >= {QUARANTINE_THRESHOLD}"
+
+
+class UserRecord(Base):
+    __tablename__ = "users"
+
+    id: Mapped[Id]
+    clerk_id: Mapped[str] = mapped_column(sa.String(255), unique=True)
+    email: Mapped[str] = mapped_column(sa.String(320), default="", server_default="")
+    name: Mapped[str | None] = mapped_column(sa.String(255))
+    avatar_url: Mapped[str | None] = mapped_column(sa.Text)
+    tier: Mapped[Tier] = mapped_column(enum_text(Tier), default=Tier.FREE, server_default=Tier.FREE.value)
+    billing_status: Mapped[BillingStatus] = mapped_column(
+        enum_text(BillingStatus), default=BillingStatus.ACTIVE, server_default=BillingStatus.ACTIVE.value
+    )
+    stripe_customer_id: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
+    stripe_subscription_id: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
+    stripe_subscription_item_id: Mapped[str | None] = mapped_column(sa.String(255))
+    trial_ends_at: Mapped[datetime | None]
+    current_period_start: Mapped[datetime | None]
+    current_period_end: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[UpdatedAt]
+
+    flows: Mapped[list[FlowRecord]] = relationship(
+        back_populates="user", lazy="raise", cascade="all, delete-orphan", passive_deletes=True
+    )
+
+
+class FlowRecord(Base):
+    __tablename__ = "flows"
+    __table_args__ = (
+        sa.Index(None, "user_id", "updated_at", "id"),
+        # the few flows that the engine has to start or stop, whoever they belong to
+        sa.Index(
+            "ix_flows_unsettled",
+            "updated_at",
+            sqlite_where=sa.text("status IN ('starting', 'stopping')"),
+            postgresql_where=sa.text("status IN ('starting', 'stopping')"),
+        ),
+    )
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    """The owner: the one column that decides whose flow this is."""
+    name: Mapped[str] = mapped_column(sa.String(100))
+    description: Mapped[str | None] = mapped_column(sa.String(500))
+    organism_yaml: Mapped[str] = mapped_column(sa.Text, default=DEFAULT_ORGANISM, server_default=DEFAULT_ORGANISM)
+    canvas_state: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    status: Mapped[FlowStatus] = mapped_column(
+        enum_text(FlowStatus), default=FlowStatus.STOPPED, server_default=FlowStatus.STOPPED.value
+    )
+    active_version_id: Mapped[uuid.UUID | None]
+    """The version that the last start armed. No foreign key: versions already point at their flow."""
+    active_version: Mapped[int | None]
+    """Its number."""
+    latest_version: Mapped[int | None]
+    """The number of the newest version; null where none was made yet, as for rows that were written by hand."""
+    stop_requested_at: Mapped[datetime | None]
+    """When the last stop was asked for: from then on what still runs has `STOP_GRACE_SECONDS`."""
+    container_id: Mapped[str | None] = mapped_column(sa.String(255))
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[UpdatedAt]
+
+    user: Mapped[UserRecord] = relationship(back_populates="flows", lazy="raise")
+    triggers: Mapped[list[TriggerRecord]] = relationship(
+        back_populates="flow", lazy="raise", cascade="all, delete-orphan", passive_deletes=True
+    )
+    executions: Mapped[list[ExecutionRecord]] = relationship(
+        back_populates="flow", lazy="raise", cascade="all, delete-orphan", passive_deletes=True
+    )
+
+
+class FlowVersionRecord(Base):
+    """A definition as it was saved: what an execution ran stays readable after the flow was edited."""
+
+    __tablename__ = "flow_versions"
+    __table_args__ = (sa.UniqueConstraint("flow_id", "number"),)
+
+    id: Mapped[Id]
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    """1 for the first version of the flow, then counting up."""
+    organism_yaml: Mapped[str] = mapped_column(sa.Text)
+    canvas_state: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    created_at: Mapped[CreatedAt]
+
+
+class TriggerRecord(Base):
+    __tablename__ = "triggers"
+    __table_args__ = (
+        sa.Index(None, "flow_id", "created_at", "id"),
+        sa.Index(
+            "ix_triggers_schedules",
+            "next_fire_at",
+            sqlite_where=sa.text("type = 'schedule'"),
+            postgresql_where=sa.text("type = 'schedule'"),
+        ),
+    )
+
+    id: Mapped[Id]
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
+    type: Mapped[TriggerType] = mapped_column(enum_text(TriggerType))
+    name: Mapped[str] = mapped_column(sa.String(100))
+    config: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict, server_default="{}")
+    webhook_token: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
+    own_webhook_url: Mapped[str | None] = mapped_column("webhook_url", sa.Text)
+    """An address that the row's writer chose; null for ours, which follow `WEBHOOK_BASE_URL`."""
+    enabled: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
+    next_fire_at: Mapped[datetime | None]
+    """When a schedule fires next; null while its flow does not run, and until it was first looked at."""
+    last_fired_at: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+
+    flow: Mapped[FlowRecord] = relationship(back_populates="triggers", lazy="raise")
+    executions: Mapped[list[ExecutionRecord]] = relationship(
+        back_populates="trigger", lazy="raise", passive_deletes=True
+    )
+
+    @validates("config")
+    def _none_is_empty(self, name: str, value: dict[str, Any] | None) -> dict[str, Any]:
+        return {} if value is None else value
+
+    @property
+    def webhook_url(self) -> str | None:
+        """Where the webhook is reached; null for other triggers."""
+        if self.own_webhook_url is not None or self.webhook_token is None:
+            return self.own_webhook_url
+        return f"{get_settings().webhook_base_url}/{self.webhook_token}"
+
+    @webhook_url.setter
+    def webhook_url(self, value: str | None) -> None:
+        self.own_webhook_url = value
+
+
+class ExecutionRecord(Base):
+    """One run of a flow. The row is the job: it is `running` from its acceptance until its end is written."""
+
+    __tablename__ = "executions"
+    __table_args__ = (
+        sa.Index(None, "flow_id", "started_at", "id"),
+        sa.Index(None, "flow_id", "status", "started_at", "id"),
+        # the queue: what waits for a worker, found flow by flow however long the backlog of one is
+        sa.Index(
+            "ix_executions_waiting",
+            "flow_id",
+            "resume_at",
+            "started_at",
+            "id",
+            sqlite_where=sa.text(WAITING),
+            postgresql_where=sa.text(WAITING),
+        ),
+        # what waits, and so many workers died with in a row that it may be the reason
+        sa.Index(
+            "ix_executions_quarantined",
+            "crash_count",
+            sqlite_where=sa.text(QUARANTINED),
+            postgresql_where=sa.text(QUARANTINED),
+        ),
+        # what workers are at
+        sa.Index(
+            "ix_executions_claimed",
+            "worker_id",
+            "flow_id",
+            sqlite_where=sa.text(CLAIMED),
+            postgresql_where=sa.text(CLAIMED),
+        ),
+        # a step that calls a flow is handled again after a crash, and must find what it began
+        sa.Index(
+            "ix_executions_calls",
+            "parent_id",
+            "parent_key",
+            unique=True,
+            sqlite_where=sa.text("parent_id IS NOT NULL"),
+            postgresql_where=sa.text("parent_id IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[Id]
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
+    flow_version_id: Mapped[uuid.UUID | None] = mapped_column(
+        sa.ForeignKey("flow_versions.id", ondelete="SET NULL"), index=True
+    )
+    """The definition that it runs; null means the flow's current one."""
+    flow_version: Mapped[int | None]
+    """That version's number."""
+    trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="SET NULL"), index=True)
+    trigger_type: Mapped[TriggerType] = mapped_column(enum_text(TriggerType))
+    target: Mapped[str | None] = mapped_column(sa.String(255))
+    """The listener that the trigger named as entry, if it named one."""
+    status: Mapped[ExecutionStatus] = mapped_column(
+        enum_text(ExecutionStatus), default=ExecutionStatus.RUNNING, server_default=ExecutionStatus.RUNNING.value
+    )
+    started_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
+    """When it was accepted."""
+    picked_up_at: Mapped[datetime | None]
+    """When a worker first took it."""
+    completed_at: Mapped[datetime | None]
+    duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    input_payload: Mapped[str | None] = mapped_column(sa.Text)
+    input_encoding: Mapped[InputEncoding] = mapped_column(
+        enum_text(InputEncoding), default=InputEncoding.TEXT, server_default=InputEncoding.TEXT.value
+    )
+    output_payload: Mapped[str | None] = mapped_column(sa.Text)
+    input_tokens: Mapped[Counter]
+    """Tokens that language models read for it."""
+    output_tokens: Mapped[Counter]
+    """Tokens that language models wrote for it."""
+    retry_of: Mapped[uuid.UUID | None]
+    """The execution that this one does again. No foreign key: the older one may be gone."""
+    parent_id: Mapped[uuid.UUID | None]
+    """The execution whose step called this one's flow."""
+    parent_key: Mapped[str | None] = mapped_column(sa.String(320))
+    """That step's key and attempt."""
+    depth: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many executions stand above it, through calls and through webhooks that flows sent."""
+    active_ms: Mapped[Counter]
+    """Time that workers spent on it until it was last parked: what counts against its time limit."""
+
+    resume_at: Mapped[datetime | None]
+    """Not to be taken before this instant; null for one that never had to wait."""
+    lease: Mapped[uuid.UUID | None]
+    """Drawn by the worker that has it; null while it waits. One whose lease is no longer here must not write."""
+    worker_id: Mapped[str | None] = mapped_column(sa.String(64))
+    """The worker that has it."""
+    crash_count: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often in a row a worker died with it before another step was kept."""
+    trace_parent: Mapped[str | None] = mapped_column(sa.String(55))
+    """What asked for it, as a `traceparent` (W3C Trace Context)."""
+
+    flow: Mapped[FlowRecord] = relationship(back_populates="executions", lazy="raise")
+    trigger: Mapped[TriggerRecord | None] = relationship(back_populates="executions", lazy="raise")
+
+
+class ExecutionStepRecord(Base):
+    """One handled message: checkpoint, timeline and log in one. A step that is here as a success never runs again."""
+
+    __tablename__ = "execution_steps"
+    __table_args__ = (sa.UniqueConstraint("execution_id", "key"), sa.Index(None, "execution_id", "sequence"))
+
+    id: Mapped[Id]
+    execution_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
+    key: Mapped[str] = mapped_column(sa.String(255))
+    """Says which message of the execution this is, the same on every run: the sender's step and the listener."""
+    sequence: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Counts the changes of an execution's steps: that of this one's last change."""
+    parent_id: Mapped[uuid.UUID | None]
+    """The step whose answer was this message; null for the entry."""
+    listener: Mapped[str] = mapped_column(sa.String(255))
+    handler: Mapped[str | None] = mapped_column(sa.String(255))
+    status: Mapped[StepStatus] = mapped_column(
+        enum_text(StepStatus), default=StepStatus.SUCCESS, server_default=StepStatus.SUCCESS.value
+    )
+    attempt: Mapped[int] = mapped_column(default=1, server_default="1")
+    input_payload: Mapped[str | None] = mapped_column(sa.Text)
+    output_payload: Mapped[str | None] = mapped_column(sa.Text)
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    error_code: Mapped[str | None] = mapped_column(sa.String(64))
+    started_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
+    completed_at: Mapped[datetime | None]
+    """For a step that waits: when it goes on."""
+    duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    input_tokens: Mapped[Counter]
+    output_tokens: Mapped[Counter]
+    routed_to: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """The listeners that the block chose for its answer; null where it left that to the definition."""
+    called_id: Mapped[uuid.UUID | None]
+    """The execution that gives, or gave, the answer."""
+    copied: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """Taken over from the execution that this one retries."""
+    state: Mapped[str | None] = mapped_column(sa.Text)
+    """What an agent has said and heard so far, as JSON: it goes on from there after an interruption."""
+
+
+class KeyValueRecord(Base):
+    """What a flow remembers from one execution to the next."""
+
+    __tablename__ = "key_values"
+
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    value: Mapped[str] = mapped_column(sa.Text, default="null", server_default="null")
+    """JSON."""
+    size: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Bytes of key and value."""
+    written_by: Mapped[str | None] = mapped_column(sa.String(320))
+    """Marks of the last 40 steps that wrote it, 8 characters each, the newest first."""
+    updated_at: Mapped[UpdatedAt]
+
+
+class FailureNotificationRecord(Base):
+    """A message about an execution that failed, to be delivered; written in the transaction that ends it."""
+
+    __tablename__ = "failure_notifications"
+    __table_args__ = (
+        sa.UniqueConstraint("execution_id", "channel"),
+        sa.Index(
+            "ix_failure_notifications_due",
+            "due_at",
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[Id]
+    execution_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
+    channel: Mapped[NotificationChannel] = mapped_column(enum_text(NotificationChannel))
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
+    due_at: Mapped[datetime | None]
+    """When it is to be sent; null once it was delivered, or given up."""
+    delivered_at: Mapped[datetime | None]
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    """Why the last attempt failed."""
+    created_at: Mapped[CreatedAt]

@@ -1,0 +1,204 @@
+"""The end of executions. Nothing else writes it, whoever asks for it: a worker, a user, or a flow that is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql import expression
+
+from bloxserver.clock import now
+from bloxserver.models.database import WakeReason, after_commit, wake_engine_after_commit
+from bloxserver.models.enums import ExecutionStatus, StepStatus, TriggerType
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.observability import metrics
+from bloxserver.services.locks import lock_executions
+
+OPEN_STEPS = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
+BATCH = 500
+"""Executions that are ended together: both databases take some 32,000 values in a statement."""
+CALLER_ENDED = "The execution that called this one has ended"
+
+
+async def end_execution(
+    session: AsyncSession,
+    execution_id: UUID,
+    status: ExecutionStatus,
+    *conditions: sa.ColumnElement[bool],
+    parent_id: UUID | None,
+    output: str | None = None,
+    error: str | None = None,
+) -> bool:
+    """End one execution; False where it is gone, has ended before, or does not meet the conditions.
+
+    `parent_id` is the execution that waits for this one; it goes on.
+    """
+    if parent_id is not None:
+        await lock_executions(session, ExecutionRecord.id == parent_id)
+    wanted = (ExecutionRecord.id == execution_id, *conditions)
+    ended = await _end(session, wanted, status, [parent_id] if parent_id else [], output=output, error=error)
+    return bool(ended)
+
+
+async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], triggers: Iterable[TriggerType]) -> None:
+    """End executions that nobody waits for as successes, with their outputs; `triggers` are what began them.
+
+    The caller holds their rows, and has seen that they run.
+    """
+    moment = now()
+    row = ExecutionRecord.metadata.tables[ExecutionRecord.__tablename__]
+    await session.execute(
+        sa.update(row)
+        .where(row.c.id == sa.bindparam("of"))
+        .values(
+            status=ExecutionStatus.SUCCESS,
+            completed_at=moment,
+            duration_ms=elapsed_ms(row.c.started_at, _instant(moment)),
+            output_payload=sa.bindparam("output"),
+            resume_at=None,
+            lease=None,
+            worker_id=None,
+        ),
+        [{"of": execution_id, "output": output} for execution_id, output in outputs.items()],
+    )
+    _count(session, ExecutionStatus.SUCCESS, triggers)
+    wake_engine_after_commit(session, WakeReason.EXECUTION)
+
+
+async def cancel_executions(session: AsyncSession, execution_ids: Sequence[UUID], reason: str) -> int:
+    """End those of these executions, at most `BATCH`, that still run as cancelled, and return how many."""
+    parents = await session.scalars(
+        sa.select(ExecutionRecord.parent_id)
+        .where(ExecutionRecord.id.in_(execution_ids), ExecutionRecord.parent_id.is_not(None))
+        .distinct()
+    )
+    wanted = (ExecutionRecord.id.in_(execution_ids),)
+    parent_ids = [parent_id for parent_id in parents if parent_id is not None]
+    await lock_executions(session, ExecutionRecord.id.in_([*parent_ids, *execution_ids]))
+    return len(await _end(session, wanted, ExecutionStatus.CANCELLED, parent_ids, error=reason))
+
+
+async def _end(
+    session: AsyncSession,
+    wanted: Sequence[sa.ColumnElement[bool]],
+    status: ExecutionStatus,
+    parent_ids: Sequence[UUID],
+    *,
+    output: str | None = None,
+    error: str | None = None,
+) -> list[UUID]:
+    """End what is wanted and running, with what hangs on it; returns its ids.
+
+    The caller holds the locks of the parents: who parks at this moment comes before us, and is woken, or after us, and
+    sees the answer.
+    """
+    moment = now()
+    rows = await _update(
+        session,
+        *wanted,
+        status=status,
+        completed_at=moment,
+        duration_ms=elapsed_ms(ExecutionRecord.started_at, _instant(moment)),
+        output_payload=output,
+        error_message=error,
+        resume_at=None,
+        lease=None,
+        worker_id=None,
+    )
+    if not rows:
+        return []
+    ended = [row.id for row in rows]
+    _count(session, status, [row.trigger_type for row in rows])
+    if status is not ExecutionStatus.SUCCESS:
+        await _close_steps(session, ended)
+        await _cancel_callees(session, ended)
+    if parent_ids:
+        parked = ExecutionRecord.id.in_(parent_ids), ExecutionRecord.lease.is_(None)
+        await _update(session, *parked, resume_at=moment)
+    wake_engine_after_commit(session, WakeReason.EXECUTION)
+    if status is ExecutionStatus.CANCELLED:
+        wake_engine_after_commit(session, WakeReason.CANCELLATION)
+    return ended
+
+
+def _count(session: AsyncSession, status: ExecutionStatus, triggers: Iterable[TriggerType]) -> None:
+    for trigger in triggers:
+        after_commit(session, metrics.EXECUTIONS_ENDED.labels(status.value, trigger.value).inc)
+
+
+async def _update(session: AsyncSession, *wanted: sa.ColumnElement[bool], **values: Any) -> Sequence[Any]:
+    updated = await session.execute(
+        sa.update(ExecutionRecord)
+        .where(*wanted, ExecutionRecord.status == ExecutionStatus.RUNNING)
+        .values(**values)
+        .returning(ExecutionRecord.id, ExecutionRecord.trigger_type)
+        .execution_options(synchronize_session=False)
+    )
+    return updated.all()
+
+
+async def _close_steps(session: AsyncSession, execution_ids: Sequence[UUID]) -> None:
+    """What was being done, or was to be done later, will not be."""
+    moment = now()
+    other = aliased(ExecutionStepRecord)
+    newest = (
+        sa.select(sa.func.max(other.sequence))
+        .where(other.execution_id == ExecutionStepRecord.execution_id)
+        .scalar_subquery()
+    )
+    await session.execute(
+        sa.update(ExecutionStepRecord)
+        .where(ExecutionStepRecord.execution_id.in_(execution_ids), ExecutionStepRecord.status.in_(OPEN_STEPS))
+        .values(
+            status=StepStatus.CANCELLED,
+            sequence=newest + 1,
+            completed_at=moment,
+            duration_ms=elapsed_ms(ExecutionStepRecord.started_at, _instant(moment)),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def _cancel_callees(session: AsyncSession, execution_ids: Sequence[UUID]) -> None:
+    called = await session.scalars(
+        sa.select(ExecutionRecord.id)
+        .where(ExecutionRecord.parent_id.in_(execution_ids), ExecutionRecord.status == ExecutionStatus.RUNNING)
+        .order_by(ExecutionRecord.id)
+        .with_for_update()
+    )
+    callees = called.all()
+    for begin in range(0, len(callees), BATCH):
+        wanted = (ExecutionRecord.id.in_(callees[begin : begin + BATCH]),)
+        await _end(session, wanted, ExecutionStatus.CANCELLED, [], error=CALLER_ENDED)
+
+
+def _instant(moment: Any) -> sa.ColumnElement[Any]:
+    return sa.literal(moment, ExecutionRecord.__table__.c.started_at.type)
+
+
+class elapsed_ms(expression.FunctionElement[int]):  # noqa: N801
+    """Whole milliseconds from one instant to another; 0 where the other is earlier."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(elapsed_ms, "postgresql")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    start, end = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"CAST(greatest(0, floor(extract(epoch FROM ({end} - {start})) * 1000)) AS BIGINT)"
+
+
+@compiles(elapsed_ms, "sqlite")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    # Of a time with a fraction strftime makes the nearest second, not the second that it is in.
+    start, end = (
+        f"(strftime('%s', substr({text}, 1, 19)) * 1000000 + substr({text}, 21, 6))"
+        for text in (compiler.process(clause, **options) for clause in element.clauses)
+    )
+    return f"max(0, ({end} - {start}) / 1000)"

@@ -1,0 +1,60 @@
+"""Text and JSON that both databases can store."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from pydantic import JsonValue
+from pydantic_core import PydanticCustomError
+
+MAX_DEPTH = 64
+MAX_NODES = 50_000
+
+
+def check_storable(value: Any) -> None:
+    """Refuse JSON that a database or a later reader chokes on: NUL, lone surrogates, NaN, endless depth or size."""
+    stack: list[tuple[Any, int]] = [(value, 1)]
+    nodes = 0
+    while stack:
+        current, depth = stack.pop()
+        nodes += 1
+        if depth > MAX_DEPTH:
+            raise PydanticCustomError("json_too_deep", "JSON is nested more than {limit} deep", {"limit": MAX_DEPTH})
+        if nodes > MAX_NODES:
+            raise PydanticCustomError("json_too_large", "JSON has more than {limit} values", {"limit": MAX_NODES})
+        if isinstance(current, str):
+            check_text(current)
+        elif isinstance(current, float) and not math.isfinite(current):
+            raise PydanticCustomError("number_not_finite", "Numbers must be finite")
+        elif isinstance(current, dict):
+            stack.extend((child, depth + 1) for pair in current.items() for child in pair)
+        elif isinstance(current, list):
+            stack.extend((child, depth + 1) for child in current)
+
+
+def check_text(value: str) -> str:
+    """The text itself, unless it holds what no database stores as text."""
+    if "\0" in value:
+        raise PydanticCustomError("text_has_nul", "Text must not contain NUL characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("text_not_unicode", "Text must not contain lone surrogates") from None
+    return value
+
+
+def storable_text(text: str) -> str:
+    """The text as every database takes it: an error may quote what a user sent."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def json_text(value: JsonValue) -> str:
+    """JSON text that every database stores: escaped where it holds what is no Unicode."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text

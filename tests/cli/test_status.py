@@ -1,0 +1,109 @@
+"""`bloxserver status`, as a person and a script meet it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from bloxserver import __version__
+from bloxserver.clock import now
+from bloxserver.models.database import Database
+from bloxserver.models.tables import ExecutionStatus, Tier, TriggerType, WorkerRecord
+from bloxserver.settings import Settings
+from tests.cli.test_cli import bloxserver
+from tests.factories import create_execution, create_flow, create_trigger, create_user
+
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+async def installation(live_database: Database) -> None:
+    """A worker that lives and one that does not, work of two tiers, and a schedule that is late."""
+    moment = now()
+    async with live_database.transaction() as session:
+        flow = await create_flow(session, await create_user(session))
+        pro = await create_flow(session, await create_user(session, tier=Tier.PRO))
+        session.add(WorkerRecord(worker_id="w-living", version="1.2.3", last_heartbeat_at=moment, started_at=moment))
+        session.add(WorkerRecord(worker_id="w-dead", last_heartbeat_at=moment - 60 * SECOND))
+        await create_execution(session, flow, started_at=moment - 600 * SECOND)
+        await create_execution(session, flow, resume_at=moment + 600 * SECOND)
+        for worker in ("w-living", "w-living", "w-dead"):
+            await create_execution(session, pro, lease=uuid4(), worker_id=worker)
+        for status in (ExecutionStatus.SUCCESS, ExecutionStatus.SUCCESS, ExecutionStatus.TIMEOUT):
+            await create_execution(session, pro, status=status, completed_at=moment)
+        await create_trigger(
+            session, flow, type=TriggerType.SCHEDULE, config={"cron": "* * * * *"}, next_fire_at=moment - 90 * SECOND
+        )
+
+
+@pytest.mark.usefixtures("installation")
+async def test_for_a_person(live_settings: Settings) -> None:
+    told = await asyncio.to_thread(bloxserver, "status", DATABASE_URL=live_settings.database_url)
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    backend = "sqlite" if live_settings.uses_sqlite else "postgresql"
+    assert lines[:3] == [f"bloxserver {__version__}", f"database   {backend}, schema current", "workers    1 alive"]
+    assert lines[3].startswith("  w-living  version 1.2.3  since 20")
+    assert lines[3].endswith(" ago  running 2")
+    assert [line.split() for line in lines[4:9]] == [
+        ["queue", "waiting", "running", "parked", "oldest"],
+        ["free", "1", "0", "1", "10", "min"],
+        ["pro", "0", "3", "0", "-"],
+        ["enterprise", "0", "0", "0", "-"],
+        ["high_frequency", "0", "0", "0", "-"],
+    ]
+    assert lines[9] == "ended      2 success, 0 error, 1 timeout, 0 cancelled in the last hour"
+    assert lines[10].startswith("schedules  1 armed, 1 due, the oldest 9")
+    assert len(lines) == 11
+
+
+@pytest.mark.usefixtures("installation")
+async def test_for_a_script(live_settings: Settings) -> None:
+    told = await asyncio.to_thread(bloxserver, "status", "--json", DATABASE_URL=live_settings.database_url)
+    assert (told.returncode, told.stderr) == (0, "")
+    found = json.loads(told.stdout)
+    assert found.keys() == {"version", "database", "workers", "queue", "endedInLastHour", "schedules", "problems"}
+    (worker,) = found["workers"]
+    assert (worker["name"], worker["version"], worker["running"]) == ("w-living", "1.2.3", 2)
+    assert worker["startedAt"].endswith("+00:00")
+    assert 600 <= found["queue"]["free"].pop("oldestSeconds") < 660
+    assert found["queue"]["free"] == {"waiting": 1, "running": 0, "parked": 1}
+    assert found["queue"]["enterprise"] == {"waiting": 0, "running": 0, "parked": 0, "oldestSeconds": None}
+    assert found["endedInLastHour"] == {"success": 2, "error": 0, "timeout": 1, "cancelled": 0}
+    assert found["problems"] == []
+
+
+@pytest.mark.usefixtures("installation")
+async def test_work_that_waits_without_a_worker_fails(live_settings: Settings, live_database: Database) -> None:
+    async with live_database.transaction() as session:
+        await session.execute(sa.update(WorkerRecord).values(last_heartbeat_at=now() - 60 * SECOND))
+    told = await asyncio.to_thread(bloxserver, "status", DATABASE_URL=live_settings.database_url)
+    assert told.returncode == 1
+    assert told.stdout.splitlines()[-1] == "problem    no worker lives, and executions wait: 4"
+
+
+async def test_nothing_to_do_needs_no_worker(live_settings: Settings, live_database: Database) -> None:
+    told = await asyncio.to_thread(bloxserver, "status", DATABASE_URL=live_settings.database_url)
+    assert told.returncode == 0
+    assert "workers    0 alive" in told.stdout
+
+
+def test_a_schema_that_cannot_be_read_is_told(live_settings: Settings, tmp_path: Path) -> None:
+    told = bloxserver("status", "--json", DATABASE_URL=live_settings.database_url)
+    assert told.returncode == 1, told.stderr
+    found = json.loads(told.stdout)
+    assert found["database"]["schema"] == "missing"
+    assert found["problems"] == ["the database's schema is missing: run `bloxserver migrate`"]
+
+
+def test_a_database_that_is_away_is_told() -> None:
+    told = bloxserver("status", DATABASE_URL="postgresql://user:s3cret@127.0.0.1:1/x")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith("bloxserver: the database cannot be used")
+    assert "s3cret" not in told.stderr

@@ -1,0 +1,234 @@
+"""What is deleted after its time, and what is kept all the same."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from bloxserver.clock import now
+from bloxserver.engine.background.retention_batches import PruneResult
+from bloxserver.models.database import Database
+from bloxserver.models.enums import ExecutionStatus, NotificationChannel
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    ExecutionStepRecord,
+    FailureNotificationRecord,
+    FlowRecord,
+    UserRecord,
+)
+from bloxserver.settings import Settings
+from tests.engine.pruning import DAY, SUCCESS, World
+from tests.factories import create_flow
+from tests.steps import create_step
+
+
+@pytest.fixture
+async def world(live_settings: Settings, live_database: Database) -> World:
+    world = World(live_settings, live_database)
+    await world.arrange()
+    return world
+
+
+class TestByAge:
+    async def test_what_began_and_ended_before_goes_with_all_that_hangs_on_it(self, world: World) -> None:
+        old, young = await world.execution(31), await world.execution(29)
+        async with world.database.sessions() as session:
+            for execution_id in (old, young):
+                execution = await session.get_one(ExecutionRecord, execution_id)
+                await create_step(session, execution)
+                session.add(FailureNotificationRecord(execution_id=execution_id, channel=NotificationChannel.URL))
+                await session.commit()
+        assert await world.prune(days=30) == PruneResult(executions=1, steps=1)
+        assert await world.left() == {young}
+        assert (await world.count(ExecutionStepRecord), await world.count(FailureNotificationRecord)) == (1, 1)
+        assert await world.prune(days=30) == PruneResult()
+
+    @pytest.mark.parametrize("status", [status for status in ExecutionStatus if status is not ExecutionStatus.RUNNING])
+    async def test_however_it_ended(self, world: World, status: ExecutionStatus) -> None:
+        await world.execution(31, status=status)
+        assert await world.prune(days=30) == PruneResult(executions=1)
+
+    async def test_what_runs_never_goes(self, world: World) -> None:
+        running = await world.execution(1000, status=ExecutionStatus.RUNNING, completed_at=None)
+        odd = await world.execution(1000, status=ExecutionStatus.RUNNING)
+        await world.add_steps(running, 3)
+        assert await world.retention(days=30, per_flow=1).prune(dry_run=True) == PruneResult()
+        assert await world.prune(days=30, per_flow=1) == PruneResult()
+        assert await world.left() == {running, odd}
+        assert await world.count(ExecutionStepRecord) == 3
+
+    async def test_rows_that_were_written_by_hand_obey_too(self, world: World) -> None:
+        """Whatever their ids, in whatever order they came, with the times that they have."""
+        ago = now() - 31 * DAY
+        gone = [
+            await world.execution(31, completed_at=None),
+            await world.execution(31, id=UUID(int=1)),
+            await world.execution(31, id=UUID(int=2**128 - 1)),
+            await world.execution(31, started_at=ago, completed_at=ago - DAY),
+        ]
+        kept = {
+            await world.execution(31, completed_at=now()),
+            await world.execution(0, completed_at=ago),
+            await world.execution(-1000, completed_at=ago),
+            await world.execution(0, id=UUID(int=3)),
+        }
+        assert await world.prune(days=30) == PruneResult(executions=len(gone))
+        assert await world.left() == kept
+
+    async def test_one_that_seems_to_have_ended_before_it_began_is_as_young_as_it_began(self, world: World) -> None:
+        kept = [await world.execution(age, completed_at=now() - 40 * DAY) for age in (1, 2)]
+        await world.execution(3)
+        assert await world.prune(days=30, per_flow=2) == PruneResult(executions=1)
+        assert await world.left() == set(kept)
+
+    async def test_for_ever_is_possible(self, world: World) -> None:
+        kept = await world.execution(10_000)
+        assert await world.prune(days=0) == PruneResult()
+        assert await world.left() == {kept}
+
+
+class TestByNumber:
+    async def test_the_newest_of_each_flow_stay(self, world: World) -> None:
+        async with world.database.sessions() as session:
+            other = await create_flow(session, world.user)
+        mine = [await world.execution(age) for age in (5, 1, 4, 2, 3)]
+        running = await world.execution(0, status=ExecutionStatus.RUNNING)
+        others = [await world.execution(age, flow=other) for age in (8, 9)]
+        assert await world.prune(per_flow=2) == PruneResult(executions=3)
+        assert await world.left() == {mine[1], mine[3], running, *others}
+
+    async def test_of_those_that_began_at_the_same_instant_the_smaller_ids_go(self, world: World) -> None:
+        moment = now()
+        same = sorted([await world.execution(started_at=moment, id=uuid4()) for _ in range(5)])
+        assert await world.prune(per_flow=2) == PruneResult(executions=3)
+        assert await world.left() == set(same[3:])
+
+    async def test_either_limit_is_enough(self, world: World) -> None:
+        await world.execution(40)
+        await world.execution(2)
+        kept = await world.execution(1)
+        assert await world.prune(days=30, per_flow=1) == PruneResult(executions=2)
+        assert await world.left() == {kept}
+        await world.execution(40)
+        assert await world.prune(days=30, per_flow=5) == PruneResult(executions=1)
+
+
+class TestWhatOthersNeed:
+    async def test_a_called_execution_stays_while_its_caller_runs(self, world: World) -> None:
+        caller = await world.execution(40, status=ExecutionStatus.RUNNING)
+        ended = await world.execution(40)
+        called = await world.execution(40, parent_id=caller, parent_key="a:1")
+        of_ended = await world.execution(40, parent_id=ended, parent_key="a:1")
+        orphan = await world.execution(40, parent_id=uuid4(), parent_key="a:1")
+        assert await world.prune(days=30) == PruneResult(executions=3)
+        assert await world.left() == {caller, called}
+        assert {ended, of_ended, orphan}.isdisjoint(await world.left())
+        async with world.database.transaction() as session:
+            await session.execute(sa.update(ExecutionRecord).values(status=SUCCESS))
+        assert await world.prune(days=30) == PruneResult(executions=2)
+
+    async def test_one_of_which_somebody_is_still_to_be_told_stays(self, world: World) -> None:
+        execution = await world.execution(40, status=ExecutionStatus.ERROR)
+        await world.execution(1)
+        async with world.database.sessions() as session:
+            session.add(
+                FailureNotificationRecord(execution_id=execution, channel=NotificationChannel.URL, due_at=now())
+            )
+            await session.commit()
+        assert await world.prune(days=30, per_flow=1) == PruneResult()
+        async with world.database.transaction() as session:
+            await session.execute(sa.update(FailureNotificationRecord).values(due_at=None))
+        assert await world.prune(days=30, per_flow=1) == PruneResult(executions=1)
+
+    async def test_what_is_gone_is_not_found_and_not_counted(
+        self, world: World, live_client: httpx.AsyncClient
+    ) -> None:
+        user_id = (await live_client.get("/api/v1/me")).json()["id"]
+        async with world.database.sessions() as session:
+            flow = await create_flow(session, await session.get_one(UserRecord, UUID(user_id)))
+        gone = await world.execution(40, flow=flow)
+        kept = await world.execution(1, flow=flow, retry_of=gone)
+        await world.prune(days=30)
+        path = f"/api/v1/flows/{flow.id}/executions"
+        for answer in (
+            await live_client.get(f"{path}/{gone}"),
+            await live_client.get(f"{path}/{gone}/steps"),
+            await live_client.post(f"{path}/{gone}/retry"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (404, "execution_not_found")
+        assert (await live_client.get(path)).json()["total"] == 1
+        assert (await live_client.get(f"{path}/stats")).json()["executionsTotal"] == 1
+        assert (await live_client.get(f"{path}/{kept}")).json()["retryOf"] == str(gone)
+
+    async def test_what_somebody_holds_is_left_for_the_next_time(self, world: World, backend: str) -> None:
+        """A retry of it, say; SQLite has one writer, and pruning waits."""
+        held, free = await world.execution(40), await world.execution(40)
+        await world.add_steps(held, 2)
+        if backend == "postgresql":
+            async with world.database.transaction() as session:
+                row = sa.select(ExecutionRecord).where(ExecutionRecord.id == held)
+                await session.execute(row.with_for_update(read=True, key_share=True))
+                assert await world.prune(days=30) == PruneResult(executions=1)
+            assert await world.left() == {held}
+            assert await world.count(ExecutionStepRecord) == 2
+        await world.prune(days=30)
+        assert await world.left() == set()
+        assert free != held
+
+
+class TestVersions:
+    async def test_the_newest_stay(self, world: World) -> None:
+        async with world.database.sessions() as session:
+            other = await create_flow(session, world.user)
+        await world.add_versions(range(1, 31))
+        await world.add_versions([101, 102], flow=other)
+        assert await world.retention(versions=5).prune(dry_run=True) == PruneResult(versions=25)
+        assert await world.prune(versions=5) == PruneResult(versions=25)
+        assert await world.versions() == [26, 27, 28, 29, 30, 101, 102]
+        assert await world.prune(versions=0) == PruneResult()
+
+    async def test_and_those_that_are_in_use(self, world: World) -> None:
+        """The one that was armed, the latest, and what an execution ran, or runs."""
+        ids = await world.add_versions(range(1, 11))
+        await world.add_versions([11], active_version_id=ids[2], active_version=3, latest_version=5)
+        await world.execution(1, flow_version_id=ids[5], flow_version=6)
+        await world.execution(1, flow_version_id=ids[6], flow_version=7, status=ExecutionStatus.RUNNING)
+        assert await world.prune(versions=2) == PruneResult(versions=5)
+        assert await world.versions() == [3, 5, 6, 7, 10, 11]
+
+    async def test_one_goes_with_the_last_execution_that_ran_it(self, world: World) -> None:
+        ids = await world.add_versions(range(1, 4))
+        for number in (0, 0, 1):
+            await world.execution(40, flow_version_id=ids[number])
+        kept = await world.execution(1, flow_version_id=ids[1])
+        assert await world.prune(days=30, versions=1) == PruneResult(executions=3, versions=1)
+        assert (await world.left(), await world.versions()) == ({kept}, [2, 3])
+
+    async def test_a_flow_that_was_changed_just_now_is_left_alone(self, world: World) -> None:
+        """A request that has read what was armed until then may be about to store an execution of it."""
+        await world.add_versions(range(1, 4), updated_at=now() - timedelta(seconds=30))
+        assert await world.prune(versions=1) == PruneResult()
+        await world.add_versions([4])
+        assert await world.prune(versions=1) == PruneResult(versions=3)
+
+    async def test_what_is_gone_is_not_found(self, world: World, live_client: httpx.AsyncClient) -> None:
+        created = (await live_client.post("/api/v1/flows", json={"name": "A flow"})).json()
+        path = f"/api/v1/flows/{created['id']}"
+        for number in range(3):
+            changed = await live_client.patch(path, json={"canvasState": {"nodes": [], "edges": [], "number": number}})
+            assert changed.json()["latestVersion"] == number + 2
+        async with world.database.transaction() as session:
+            await session.execute(sa.update(FlowRecord).values(updated_at=now() - timedelta(hours=1)))
+        assert await world.prune(versions=2) == PruneResult(versions=2)
+        versions = (await live_client.get(f"{path}/versions")).json()
+        assert ([version["number"] for version in versions["items"]], versions["total"]) == ([4, 3], 2)
+        for answer in (
+            await live_client.get(f"{path}/versions/1"),
+            await live_client.post(f"{path}/versions/1/restore"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (404, "version_not_found")
+        assert (await live_client.patch(path, json={"organismYaml": "new"})).json()["latestVersion"] == 5

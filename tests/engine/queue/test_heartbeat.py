@@ -1,0 +1,243 @@
+"""Who lives, who is dead, and who takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from bloxserver import __version__
+from bloxserver.clock import now
+from bloxserver.engine.engine import Engine
+from bloxserver.engine.queue import heartbeat_process
+from bloxserver.engine.queue.heartbeat import Heartbeat
+from bloxserver.engine.queue.recovery import Recovery
+from bloxserver.models.database import Database
+from bloxserver.models.tables import ExecutionRecord, TriggerType, WorkerRecord
+from bloxserver.services.executions import Input, accept
+from bloxserver.settings import Settings
+from tests.engine.taking import take
+from tests.factories import create_execution, create_flow, create_user
+
+
+@pytest.fixture
+def quick(live_settings: Settings) -> Settings:
+    return live_settings.model_copy(
+        update={
+            "heartbeat_interval_seconds": 0.05,
+            "heartbeat_timeout_seconds": 1.0,
+            "event_loop_timeout_seconds": 60.0,
+        }
+    )
+
+
+async def last_heartbeat_at(database: Database) -> datetime | None:
+    async with database.sessions() as session:
+        return await session.scalar(sa.select(WorkerRecord.last_heartbeat_at))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110  # nothing tells us
+            await asyncio.sleep(0.01)
+
+
+async def later_beat(database: Database, before: datetime | None) -> datetime | None:
+    async with asyncio.timeout(20):
+        while (beat := await last_heartbeat_at(database)) == before:  # noqa: ASYNC110  # nothing tells us
+            await asyncio.sleep(0.01)
+    return beat
+
+
+async def test_a_worker_is_there_before_it_takes_anything_and_leaves(live_database: Database, quick: Settings) -> None:
+    heartbeat = Heartbeat(quick, live_database, "w-1")
+    await heartbeat.start()
+    async with live_database.sessions() as session:
+        worker = (await session.scalars(sa.select(WorkerRecord))).one()
+    assert (worker.worker_id, worker.version) == ("w-1", __version__)
+    assert heartbeat.is_fresh
+    await later_beat(live_database, worker.last_heartbeat_at)
+    await heartbeat.end()
+    assert await last_heartbeat_at(live_database) is None
+
+
+def sleep_holding_the_interpreter(seconds: int) -> None:
+    """No other thread of this process runs meanwhile, as with an extension in C that computes."""
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+@pytest.mark.parametrize("block", [time.sleep, sleep_holding_the_interpreter])
+async def test_a_blocked_process_goes_on_beating(
+    live_database: Database, quick: Settings, block: Callable[[int], None]
+) -> None:
+    if quick.uses_sqlite:
+        pytest.skip("nobody could take over")
+    heartbeat = Heartbeat(quick, live_database, "w-1")
+    await heartbeat.start()
+    await later_beat(live_database, await last_heartbeat_at(live_database))
+    began = now()
+    block(2 * round(quick.heartbeat_timeout_seconds))
+    last = await last_heartbeat_at(live_database)
+    await heartbeat.end()
+    assert last is not None
+    assert last > began + timedelta(seconds=quick.heartbeat_timeout_seconds)
+
+
+async def test_a_process_that_beats_is_replaced_when_it_is_killed(live_database: Database, quick: Settings) -> None:
+    if quick.uses_sqlite or sys.platform != "linux":
+        pytest.skip("nobody could take over, or no /proc to look into")
+    heartbeat = Heartbeat(quick, live_database, "w-1")
+    await heartbeat.start()
+    await later_beat(live_database, await last_heartbeat_at(live_database))
+    (process_id,) = pulses()
+    os.kill(process_id, signal.SIGTERM)  # what ends the worker is no end of it: the worker has to drain
+    await later_beat(live_database, await last_heartbeat_at(live_database))
+    assert pulses() == {process_id}
+    os.kill(process_id, signal.SIGKILL)
+    await until(lambda: process_id not in pulses())
+    await later_beat(live_database, await last_heartbeat_at(live_database))
+    (other,) = pulses()
+    await heartbeat.end()
+    assert pulses() == set()
+    assert other != process_id
+
+
+def pulses() -> set[int]:
+    """The processes of ours that beat."""
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may end meanwhile
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and heartbeat_process.__name__ in (process / "cmdline").read_text():
+                found.add(int(process.name))
+    return found
+
+
+async def test_an_address_for_a_pooler_serves_the_process_that_beats(live_database: Database, quick: Settings) -> None:
+    if quick.uses_sqlite:
+        pytest.skip("nobody could take over")
+    url = sa.make_url(quick.database_url).update_query_dict({"prepared_statement_cache_size": "0"})
+    pooled = Database(quick.model_copy(update={"database_url": url.render_as_string(hide_password=False)}))
+    heartbeat = Heartbeat(quick, pooled, "w-1")
+    await heartbeat.start()
+    await later_beat(live_database, await last_heartbeat_at(live_database))
+    await heartbeat.end()
+    await pooled.dispose()
+
+
+async def test_an_event_loop_that_is_stuck_counts_as_dead(live_database: Database, quick: Settings) -> None:
+    if quick.uses_sqlite:
+        pytest.skip("nobody could take over")
+    heartbeat = Heartbeat(quick.model_copy(update={"event_loop_timeout_seconds": 1.5}), live_database, "w-1")
+    await heartbeat.start()
+    began = now()
+    time.sleep(4)  # noqa: ASYNC251  # as a block does that never ends
+    last = await last_heartbeat_at(live_database)
+    assert last is not None
+    assert last < began + timedelta(seconds=3.5)
+    await later_beat(live_database, last)
+    await heartbeat.end()
+
+
+async def test_the_work_of_a_silent_worker_is_taken_over(live_database: Database, quick: Settings) -> None:
+    async with live_database.sessions() as session:
+        execution = await create_execution(session, await create_flow(session, await create_user(session)))
+    living, dead = (Heartbeat(quick, live_database, name) for name in ("w-living", "w-dead"))
+    await living.start()
+    await dead.start()
+    await take(live_database, execution, "w-dead")
+    recover = Recovery(quick, live_database, living)
+    assert await recover.recover() == 0
+    await dead.end()
+    assert await recover.recover() == 1
+    await take(live_database, execution, "w-living")
+    assert await recover.recover() == 0
+    async with live_database.sessions() as session:
+        assert (await session.get_one(ExecutionRecord, execution.id)).crash_count == 1
+    await living.end()
+
+
+async def test_after_a_silence_of_all_nobody_is_taken_for_dead_at_once(
+    live_database: Database, quick: Settings
+) -> None:
+    """As when the database was away: who comes back first must not take what the others are at."""
+    heartbeat = Heartbeat(quick, live_database, "w-1")
+    await heartbeat.start()
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE workers RENAME TO elsewhere"))
+    await until(lambda: not heartbeat.can_declare_dead)
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE elsewhere RENAME TO workers"))
+    back = time.monotonic()
+    await until(lambda: heartbeat.is_fresh)
+    await until(lambda: heartbeat.can_declare_dead)
+    assert time.monotonic() - back >= quick.heartbeat_timeout_seconds
+    await heartbeat.end()
+
+
+async def test_another_process_hears_of_work_at_once(live_database: Database, live_settings: Settings) -> None:
+    """By its sweep it would find it after a minute."""
+    if live_settings.uses_sqlite:
+        pytest.skip("SQLite is for one process")
+    patient = live_settings.model_copy(update={"poll_interval_seconds": 60.0})
+    elsewhere = Database(patient)
+    worker, api = Engine(patient, elsewhere, run_worker=True), Engine(patient, live_database, run_worker=False)
+    await worker.start()
+    await api.start()
+    try:
+        await listening(live_database, 2)
+        async with live_database.sessions() as session:
+            flow = await create_flow(session, await create_user(session))
+        async with live_database.transaction() as session:
+            accepted = await accept(session, flow_id=flow.id, given=Input("Ada"), trigger_type=TriggerType.MANUAL)
+        async with asyncio.timeout(10):
+            while True:
+                async with live_database.sessions() as session:
+                    row = await session.get_one(ExecutionRecord, accepted.id)
+                if row.completed_at is not None:
+                    break
+                await asyncio.sleep(0.02)
+        assert row.output_payload == '{"message": "Hello, Ada!"}'
+    finally:
+        await api.stop()
+        await worker.stop()
+        await elsewhere.dispose()
+
+
+async def listening(database: Database, number: int) -> None:
+    """So many connections listen."""
+    listens = sa.text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%LISTEN%' AND pid <> pg_backend_pid()")
+    async with asyncio.timeout(20):
+        while True:
+            async with database.transaction(read_only=True) as session:
+                if (await session.scalar(listens) or 0) >= number:
+                    return
+            await asyncio.sleep(0.02)
+
+
+async def test_the_dead_are_taken_over_where_sessions_cannot_be_ended(
+    live_database: Database, live_settings: Settings
+) -> None:
+    if live_settings.uses_sqlite:
+        pytest.skip("SQLite has one process")
+    living = Heartbeat(live_settings, live_database, "w-1")
+    await living.start()
+    async with live_database.sessions() as session:
+        flow = await create_flow(session, await create_user(session))
+        await create_execution(session, flow, lease=uuid4(), worker_id="w-dead")
+        # as on servers that do not let everybody have it
+        await session.execute(sa.text("ALTER FUNCTION pg_catalog.pg_terminate_backend RENAME TO not_for_everybody"))
+        await session.commit()
+    assert await Recovery(live_settings, live_database, living).recover() == 1
+    await living.end()

@@ -1,0 +1,133 @@
+"""Agents in the pump: their tools are steps, their conversation outlasts interruptions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from pydantic import SecretStr
+
+from bloxserver.clock import now
+from bloxserver.engine.run.messages import Failed, Finished, Suspended, Tokens
+from bloxserver.models.enums import StepStatus
+from bloxserver.settings import Settings
+from tests.engine.pumping import echo, organism, pump
+from tests.llm_server import LanguageModelServer, calls, fails, language_model, says
+
+AGENT = "name: a, prompt: Be brief., peers: [b, c]"
+
+
+def settings_of(model: LanguageModelServer) -> Settings:
+    return Settings(llm_base_url=model.url, llm_model="scripted")
+
+
+async def test_its_tools_are_steps_that_answer_the_agent() -> None:
+    text = organism(AGENT, echo("b", "c"), echo("c"))
+    async with language_model([calls(("b", {"input": 1}), ("c", {"input": [2]})), says("Done.")]) as model:
+        outcome, log = await pump(text, {"text": "Go."}, settings=settings_of(model))
+        told = model.requests[1].texts
+    assert outcome == Finished({"text": "Done."})
+    assert told == ["Be brief.", "Go.", "1", "[2]"]
+    agent = log.step("a")
+    assert [(step.message.listener, step.message.parent_id, step.output) for step in log.steps[:2]] == [
+        ("b", agent.id, 1),
+        ("c", agent.id, [2]),
+    ]
+    assert log.handled() == ["a", "b", "c"], "b answers the agent, not its own peer"
+    assert (agent.tokens, log.used) == (Tokens(20, 10), Tokens(20, 10))
+
+
+async def test_its_answer_goes_to_who_takes_it() -> None:
+    text = organism(
+        "name: a, prompt: p, peers: [b, {to: c, on: answer, when: payload.text == 'yes'}]", echo("b"), echo("c")
+    )
+    async with language_model([says("yes"), says("no")]) as model:
+        assert (await pump(text, settings=settings_of(model)))[1].handled() == ["a", "c"]
+        assert (await pump(text, settings=settings_of(model)))[1].handled() == ["a"]
+
+
+async def test_it_leaves_the_worker_while_a_tool_waits_and_asks_nothing_twice() -> None:
+    wait = "name: b, handler: delay, config: {seconds: 60}"
+    text = organism(AGENT, wait, echo("c"))
+    async with language_model([calls(("b", {"input": 1}), ("c", {"input": 2})), says("Done.")]) as model:
+        outcome, first = await pump(text, settings=settings_of(model))
+        assert isinstance(outcome, Suspended)
+        assert outcome.until > now() + timedelta(seconds=50)
+        assert len(model.requests) == 1
+        early, second = await pump(text, kept=first.steps, settings=settings_of(model))
+        assert (early, second.handled(), len(model.requests)) == (outcome, [], 1)
+        due = [replace(step, completed_at=now()) for step in first.steps]
+        late, third = await pump(text, kept=due, settings=settings_of(model))
+        assert (late, len(model.requests)) == (Finished({"text": "Done."}), 2)
+    assert third.handled() == ["a", "b"], "c was spared"
+    assert (third.step("a").tokens, third.used) == (Tokens(20, 10), Tokens(10, 5))
+
+
+async def test_whatever_was_kept_is_not_asked_again() -> None:
+    text = organism(AGENT, echo("b"), echo("c"))
+    script = [calls(("b", {"input": 1})), calls(("c", {"input": 2})), says("Done.")]
+    async with language_model(script) as model:
+        _, whole = await pump(text, settings=settings_of(model))
+    saved = whole.saved
+    assert [(step.message.listener, step.status) for step in saved] == [
+        ("a", StepStatus.RUNNING),
+        ("b", StepStatus.SUCCESS),
+        ("a", StepStatus.RUNNING),
+        ("c", StepStatus.SUCCESS),
+        ("a", StepStatus.RUNNING),
+        ("a", StepStatus.SUCCESS),
+    ]
+    for kept, asked in ((1, 2), (2, 2), (3, 1), (4, 1), (5, 0)):
+        known = {step.message.key: step for step in saved[:kept]}
+        async with language_model(script[-asked:] if asked else []) as model:
+            outcome, log = await pump(text, kept=list(known.values()), settings=settings_of(model))
+            assert (outcome, len(model.requests)) == (Finished({"text": "Done."}), asked), kept
+        assert log.step("a").tokens == Tokens(30, 15)
+        assert log.used == Tokens(10 * asked, 5 * asked)
+
+
+async def test_a_failed_answer_of_the_model_is_tried_again_from_where_it_was() -> None:
+    text = organism(AGENT + ", retries: 1, backoff_seconds: 0.001", echo("b"), echo("c"))
+    script = [calls(("b", {"input": 1})), fails(500), says("Done.")]
+    async with language_model(script) as model:
+        outcome, log = await pump(text, settings=settings_of(model))
+        assert (outcome, len(model.requests)) == (Finished({"text": "Done."}), 3)
+    assert log.step("a").attempt == 2
+    assert log.handled() == ["a", "b"]
+
+
+async def test_a_tool_that_fails_is_told_to_the_model() -> None:
+    broken = "name: b, handler: transform, config: {output: '{{ payload.missing }}'}"
+    async with language_model([calls(("b", {"input": {}})), says("Sorry.")]) as model:
+        outcome, log = await pump(organism(AGENT, broken, echo("c")), settings=settings_of(model))
+        assert "missing" in model.requests[1].texts[-1]
+    assert outcome == Finished({"text": "Sorry."})
+    assert log.step("b").status is StepStatus.ERROR
+
+
+async def test_calls_count_as_messages() -> None:
+    text = organism(AGENT, echo("b"), echo("c"), execution="{max_iterations: 2}")
+    async with language_model([calls(("b", {"input": 1}), ("b", {"input": 2}))]) as model:
+        outcome, _ = await pump(text, settings=settings_of(model))
+    assert outcome == Failed("b: more than 2 messages (execution.max_iterations)")
+
+
+async def test_an_agent_may_call_an_agent() -> None:
+    text = organism("name: a, prompt: first, peers: [b]", "name: b, prompt: second, peers: [c]", echo("c"))
+    script = [calls(("b", {"text": "Ask c."})), calls(("c", {"input": "x"})), says("It said x."), says("All done.")]
+    async with language_model(script) as model:
+        outcome, log = await pump(text, settings=settings_of(model))
+        assert model.requests[1].texts == ["second", "Ask c."]
+        assert model.requests[3].texts[-1] == '{"text":"It said x."}'
+    assert outcome == Finished({"text": "All done."})
+    assert log.step("c").message.parent_id == log.step("b").id
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [(Settings(), "LLM_"), (Settings(llm_api_key=SecretStr("k")), "LLM_MODEL")]
+)
+async def test_without_configuration_it_fails_and_says_what_is_missing(settings: Settings, named: str) -> None:
+    outcome, _ = await pump(organism("name: a, prompt: p"), settings=settings)
+    assert isinstance(outcome, Failed)
+    assert named in outcome.error

@@ -1,0 +1,371 @@
+"""The worker on a real database: leases, checkpoints, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from bloxserver.clock import now
+from bloxserver.engine.queue import leases
+from bloxserver.engine.queue.checkpoints import CheckpointWriter
+from bloxserver.engine.queue.claims import reclaim_all
+from bloxserver.engine.run.claimer import Claimer
+from bloxserver.engine.run.context import SharedClients
+from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
+from bloxserver.engine.run.serialization import payload_of
+from bloxserver.engine.run.worker import Worker
+from bloxserver.models.database import Database
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    ExecutionStatus,
+    ExecutionStepRecord,
+    FlowRecord,
+    StepStatus,
+    UserRecord,
+)
+from bloxserver.settings import Settings
+from tests.engine.taking import ended, take
+from tests.factories import create_execution, create_flow, create_user
+
+
+@pytest.fixture
+def worker(live_database: Database, clients: SharedClients) -> Worker:
+    return Worker(live_database, clients)
+
+
+async def accepted(database: Database, organism: str | None = None, **values: Any) -> ExecutionRecord:
+    async with database.sessions() as session:
+        user = await create_user(session)
+        flow = await create_flow(session, user, **({"organism_yaml": organism} if organism else {}))
+        return await create_execution(session, flow, **values)
+
+
+async def stored(database: Database, execution: ExecutionRecord) -> ExecutionRecord:
+    async with database.sessions() as session:
+        return await session.get_one(ExecutionRecord, execution.id)
+
+
+async def steps_of(database: Database, execution: ExecutionRecord) -> list[ExecutionStepRecord]:
+    async with database.sessions() as session:
+        steps = await session.scalars(
+            sa.select(ExecutionStepRecord)
+            .where(ExecutionStepRecord.execution_id == execution.id)
+            .order_by(ExecutionStepRecord.id)
+        )
+        return list(steps)
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[str]:
+    """The address of a server that never answers."""
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+DELAYED = """\
+organism: {name: delayed}
+listeners:
+  - {name: first, description: d, handler: echo, peers: [wait]}
+  - {name: wait, description: d, handler: delay, config: {seconds: 3600}, peers: [last]}
+  - {name: last, description: d, handler: echo}
+"""
+
+
+async def test_an_execution_ends_with_output_and_steps(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database, input_payload='{"name": "Ada"}')
+    await worker.run(await take(live_database, execution))
+    ended = await stored(live_database, execution)
+    assert ended.status is ExecutionStatus.SUCCESS
+    assert json.loads(ended.output_payload or "") == {"message": "Hello, Ada!"}
+    assert ended.completed_at is not None
+    assert ended.duration_ms == int((ended.completed_at - ended.started_at).total_seconds() * 1000)
+    (step,) = await steps_of(live_database, execution)
+    assert (step.listener, step.handler, step.status) == (
+        "greeter",
+        "handlers.hello.handle_greeting",
+        StepStatus.SUCCESS,
+    )
+    assert json.loads(step.input_payload or "") == {"name": "Ada"}
+
+
+@pytest.mark.parametrize(
+    ("organism", "error"),
+    [
+        ("listeners: }", "line 1, column 12"),
+        ("organism: {name: x}\nlisteners:\n  - {name: a, description: d, handler: nope}\n", "line 3, column"),
+    ],
+)
+async def test_a_definition_that_cannot_run_ends_in_error(
+    live_database: Database, worker: Worker, organism: str, error: str
+) -> None:
+    execution = await accepted(live_database, organism)
+    await worker.run(await take(live_database, execution))
+    ended = await stored(live_database, execution)
+    assert ended.status is ExecutionStatus.ERROR
+    assert error in (ended.error_message or "")
+
+
+@pytest.mark.parametrize("name", ["x\\u0000", "connection\\ud800"])
+async def test_an_error_that_quotes_what_no_database_stores_is_kept(
+    live_database: Database, worker: Worker, name: str
+) -> None:
+    text = "organism: {name: x}\nlisteners:\n  - {name: a, description: d, handler: http.request}\n"
+    payload = f'{{"url": "http://x.example/", "headers": {{"{name}": 5}}}}'
+    execution = await accepted(live_database, text, input_payload=payload)
+    async with asyncio.timeout(20):
+        await worker.run(await take(live_database, execution))
+    ended = await stored(live_database, execution)
+    assert ended.status is ExecutionStatus.ERROR
+    assert (ended.error_message or "").startswith("a: ")
+    assert [step.status for step in await steps_of(live_database, execution)] == [StepStatus.ERROR]
+
+
+async def test_an_unknown_target_ends_in_error(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database, target="nobody")
+    await worker.run(await take(live_database, execution))
+    assert (await stored(live_database, execution)).error_message == 'no listener is called "nobody"'
+
+
+async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, worker: Worker) -> None:
+    async with silent_server() as url:
+        slow = f"handler: http.request, config: {{url: '{url}'}}"
+        text = DELAYED.replace("handler: delay, config: {seconds: 3600}", slow)
+        execution = await accepted(live_database, text + "execution: {timeout_seconds: 0.3}\n")
+        await worker.run(await take(live_database, execution))
+    ended = await stored(live_database, execution)
+    assert ended.status is ExecutionStatus.TIMEOUT
+    assert ended.error_message == "not finished within 0.3 seconds (execution.timeout_seconds); at work: wait"
+    steps = await steps_of(live_database, execution)
+    assert [(step.listener, step.status) for step in steps] == [
+        ("first", StepStatus.SUCCESS),
+        ("wait", StepStatus.CANCELLED),
+    ]
+
+
+async def test_work_before_a_pause_counts_against_the_time(live_database: Database, worker: Worker) -> None:
+    text = DELAYED + "execution: {timeout_seconds: 100}\n"
+    execution = await accepted(live_database, text)
+    await worker.run(await take(live_database, execution))
+    parked = await stored(live_database, execution)
+    assert 0 <= parked.active_ms < 20_000
+    async with live_database.transaction() as session:
+        await session.execute(sa.update(ExecutionRecord).values(active_ms=100_000, resume_at=now()))
+        await session.execute(sa.update(ExecutionStepRecord).values(completed_at=now()))
+    await worker.run(await take(live_database, execution))
+    assert (await stored(live_database, execution)).status is ExecutionStatus.TIMEOUT
+
+
+async def test_a_waiting_execution_leaves_the_worker_and_goes_on_when_due(
+    live_database: Database, worker: Worker
+) -> None:
+    execution = await accepted(live_database, DELAYED, input_payload='"m"')
+    await worker.run(await take(live_database, execution))
+    parked = await stored(live_database, execution)
+    assert (parked.status, parked.lease, parked.worker_id) == (ExecutionStatus.RUNNING, None, None)
+    assert parked.resume_at is not None
+    assert parked.resume_at > now() + timedelta(seconds=3590)
+    async with live_database.transaction() as session:
+        await session.execute(sa.update(ExecutionStepRecord).values(completed_at=now()))
+        await session.execute(sa.update(ExecutionRecord).values(resume_at=now()))
+    await worker.run(await take(live_database, execution))
+    ended = await stored(live_database, execution)
+    assert (ended.status, ended.output_payload) == (ExecutionStatus.SUCCESS, '"m"')
+    steps = await steps_of(live_database, execution)
+    assert [(step.listener, step.status) for step in steps] == [
+        ("first", StepStatus.SUCCESS),
+        ("wait", StepStatus.SUCCESS),
+        ("last", StepStatus.SUCCESS),
+    ]
+
+
+async def test_one_whose_lease_was_taken_writes_nothing(live_database: Database, clients: SharedClients) -> None:
+    execution = await accepted(live_database)
+
+    frozen = await take(live_database, execution, "w-frozen")
+    async with live_database.transaction() as session:
+        assert await reclaim_all(session) == 1
+    present = await take(live_database, execution, "w-present")
+    thawed = ExecutionRunner(live_database, CheckpointWriter(live_database), clients, frozen)
+    with pytest.raises(leases.LeaseLost):
+        await thawed.run()
+    with pytest.raises(leases.LeaseLost):
+        async with live_database.transaction() as session:
+            await leases.hold(session, frozen)
+    with pytest.raises(leases.LeaseLost):
+        async with live_database.transaction() as session:
+            await leases.suspend(session, frozen, now())
+    with pytest.raises(leases.LeaseLost):
+        async with live_database.transaction() as session:
+            await leases.end_execution(session, frozen, ExecutionStatus.ERROR, error="zombie")
+    async with live_database.transaction() as session:
+        await leases.end_execution(session, present, ExecutionStatus.SUCCESS, output="1")
+    ended = await stored(live_database, execution)
+    assert (ended.status, ended.error_message) == (ExecutionStatus.SUCCESS, None)
+    assert await steps_of(live_database, execution) == []
+
+
+async def test_an_execution_ends_once(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database)
+    taken = await take(live_database, execution)
+    await asyncio.gather(*(worker.run(taken) for _ in range(5)))
+    first = await stored(live_database, execution)
+    assert first.status is ExecutionStatus.SUCCESS
+    await worker.run(taken)
+    again = await stored(live_database, execution)
+    assert again.completed_at == first.completed_at
+    assert len(await steps_of(live_database, execution)) == 1
+
+
+async def test_thousands_of_steps_may_end_together(live_database: Database, worker: Worker) -> None:
+    middle, leaves = [f"m{i}" for i in range(60)], [f"l{i}" for i in range(50)]
+    chain = [("root", middle), *((name, leaves) for name in middle), *((name, []) for name in leaves)]
+    listeners = "".join(
+        f"  - {{name: {name}, description: d, handler: echo, peers: [{', '.join(peers)}]}}\n" for name, peers in chain
+    )
+    text = f"organism: {{name: wide}}\nlisteners:\n{listeners}execution: {{max_iterations: 10000}}\n"
+    execution = await accepted(live_database, text)
+    await worker.run(await take(live_database, execution))
+    assert (await stored(live_database, execution)).status is ExecutionStatus.SUCCESS
+    assert len(await steps_of(live_database, execution)) == 1 + 60 + 60 * 50
+
+
+async def test_an_execution_may_not_store_without_end(live_database: Database, worker: Worker) -> None:
+    many = [f"l{number}" for number in range(40)]
+    listeners = "".join(f"  - {{name: {name}, description: d, handler: echo}}\n" for name in many)
+    text = f"""\
+organism: {{name: wide}}
+listeners:
+  - {{name: root, description: d, handler: echo, peers: [{", ".join(many)}]}}
+{listeners}"""
+    execution = await accepted(live_database, text, input_payload=json.dumps("x" * 2**21))
+    await worker.run(await take(live_database, execution))
+    left = await stored(live_database, execution)
+    assert left.status is ExecutionStatus.ERROR
+    assert left.error_message == "the inputs and outputs of its steps are larger than 64 MiB"
+    steps = await steps_of(live_database, execution)
+    assert sum(len(step.input_payload or "") + len(step.output_payload or "") for step in steps) <= 64 * 2**20
+
+
+async def test_a_database_that_refuses_for_a_while_strands_nothing(
+    live_database: Database, clients: SharedClients, live_settings: Settings
+) -> None:
+    """As in a deploy that goes wrong: the error is no lost connection, so it is not simply tried again."""
+    worker = Worker(live_database, clients, retry_seconds=0.05)
+    claimer = asyncio.create_task(Claimer(live_settings, live_database, worker, "w-test").run())
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE execution_steps RENAME TO elsewhere"))
+    execution = await accepted(live_database)
+    await asyncio.wait([claimer], timeout=0.3)
+    assert not claimer.done()
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE elsewhere RENAME TO execution_steps"))
+    await ended(live_database, execution)
+    claimer.cancel()
+    await asyncio.wait([claimer])
+    assert (await stored(live_database, execution)).status is ExecutionStatus.SUCCESS
+
+
+async def test_an_execution_that_cannot_be_kept_is_given_back(live_database: Database, clients: SharedClients) -> None:
+    execution = await accepted(live_database)
+    taken = await take(live_database, execution)
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE execution_steps RENAME COLUMN attempt TO elsewhere"))
+    async with asyncio.timeout(20):
+        await Worker(live_database, clients, retry_seconds=0.05).run(taken)
+    # Its end could be written, though its step could not.
+    left = await stored(live_database, execution)
+    assert (left.status, left.error_message) == (ExecutionStatus.ERROR, "internal error")
+
+
+@pytest.mark.parametrize("crash_count", [MAX_CRASHES, MAX_CRASHES + 1])
+async def test_what_workers_die_of_is_given_up(live_database: Database, worker: Worker, crash_count: int) -> None:
+    execution = await accepted(live_database, crash_count=crash_count)
+    await worker.run(await take(live_database, execution))
+    left = await stored(live_database, execution)
+    assert left.status is ExecutionStatus.ERROR
+    assert left.error_message == f"given up: {crash_count} workers in a row died while they ran it"
+    assert await steps_of(live_database, execution) == []
+
+
+async def test_a_step_that_ends_makes_up_for_workers_that_died(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database, DELAYED, crash_count=MAX_CRASHES - 1)
+    await worker.run(await take(live_database, execution))
+    left = await stored(live_database, execution)
+    assert (left.status, left.crash_count) == (ExecutionStatus.RUNNING, 0)
+
+
+async def test_a_deleted_flow_ends_the_work_quietly(live_database: Database, worker: Worker) -> None:
+    execution = await accepted(live_database)
+    taken = await take(live_database, execution)
+    async with live_database.transaction() as session:
+        await session.execute(sa.delete(FlowRecord))
+        await session.execute(sa.delete(UserRecord))
+    await worker.run(taken)
+    async with live_database.sessions() as session:
+        assert await session.scalar(sa.select(sa.func.count()).select_from(ExecutionRecord)) == 0
+
+
+async def test_draining_hands_over_what_does_not_end_in_time(live_database: Database, worker: Worker) -> None:
+    listening = asyncio.Event()
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        listening.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        text = DELAYED.replace(
+            "handler: delay, config: {seconds: 3600}",
+            f"handler: http.request, config: {{url: 'http://127.0.0.1:{port}/'}}",
+        )
+        execution = await accepted(live_database, text)
+        worker.begin(await take(live_database, execution), lambda: None)
+        await listening.wait()
+        assert {execution_id for execution_id, _ in worker.lease_keys} == {execution.id}
+        assert worker.free_slots()["free"] == 49
+        await worker.drain(0)
+        assert worker.lease_keys == frozenset()
+    left = await stored(live_database, execution)
+    assert (left.status, left.lease, left.worker_id, left.crash_count) == (ExecutionStatus.RUNNING, None, None, 0)
+    steps = await steps_of(live_database, execution)
+    assert [(step.listener, step.status) for step in steps] == [
+        ("first", StepStatus.SUCCESS),
+        ("wait", StepStatus.RUNNING),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "payload"),
+    [
+        (None, {}),
+        ("", {"text": ""}),
+        ("plain", {"text": "plain"}),
+        ("[1]", [1]),
+        ('"s"', "s"),
+        ("null", None),
+        ("NaN", {"text": "NaN"}),
+        ("[1e400]", {"text": "[1e400]"}),
+        ("[1e3]", [1000.0]),
+        ("[" * 200 + "]" * 200, json.loads("[" * 200 + "]" * 200)),
+        ("[" * 201 + "]" * 201, {"text": "[" * 201 + "]" * 201}),
+        ('{"a":' * 300 + "1" + "}" * 300, {"text": '{"a":' * 300 + "1" + "}" * 300}),
+        ("[[]" + ",[]" * 500 + "]", [[]] * 501),
+        ("[" * 100_000, {"text": "[" * 100_000}),
+        ("9" * 5_000, {"text": "9" * 5_000}),
+    ],
+)
+def test_the_input_is_json_or_text(text: str | None, payload: Any) -> None:
+    assert payload_of(text) == payload

@@ -1,0 +1,52 @@
+"""Loops of the engine go on, whatever ends them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bloxserver.engine.loops import cancel, run_forever
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise it."""
+
+
+async def test_a_loop_is_begun_anew_whatever_ended_it_until_it_is_cancelled() -> None:
+    ends: list[BaseException | None] = [Panic(), asyncio.CancelledError(), ValueError(), None]
+    goes_on = asyncio.Event()
+
+    async def loop() -> None:
+        if not ends:
+            goes_on.set()
+            await asyncio.Event().wait()
+        if (end := ends.pop(0)) is not None:
+            raise end
+
+    task = asyncio.create_task(run_forever(loop))
+    async with asyncio.timeout(20):
+        await goes_on.wait()
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_task_that_makes_an_error_of_its_cancellation_ends_all_the_same() -> None:
+    begun = asyncio.Event()
+    caught: list[BaseException] = []
+
+    async def swallow() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            caught.append(error)
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(swallow())
+    await begun.wait()
+    async with asyncio.timeout(20):
+        await cancel([task])
+    assert (len(caught), task.cancelled()) == (1, True)

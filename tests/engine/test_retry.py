@@ -1,0 +1,43 @@
+"""One that fails for a while keeps no other waiting; a database that does not answer is not asked for each."""
+
+from __future__ import annotations
+
+import pytest
+
+from bloxserver.engine.retry import process_each
+
+
+class WakeReason:
+    """Fails, fails for good, or is done, as the item says."""
+
+    def __init__(self) -> None:
+        self.tried: list[str] = []
+
+    async def __call__(self, item: str) -> bool:
+        self.tried.append(item)
+        if item == "held":
+            raise ConnectionError
+        if item == "broken":
+            raise ValueError
+        return item == "done"
+
+
+async def test_what_fails_for_a_while_is_passed_over() -> None:
+    work = WakeReason()
+    items = ["held", "done", "held", "held", "nothing", "held", "done"]
+    assert await process_each(items, work) == 2
+    assert work.tried == items
+
+
+@pytest.mark.parametrize(
+    ("items", "tried", "error"),
+    [
+        (["held", "held", "held", "done"], 3, ConnectionError),
+        (["done", "broken", "done"], 2, ValueError),
+    ],
+)
+async def test_what_will_fail_for_all_is_raised(items: list[str], tried: int, error: type[Exception]) -> None:
+    work = WakeReason()
+    with pytest.raises(error):
+        await process_each(items, work)
+    assert len(work.tried) == tried
