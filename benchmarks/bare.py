@@ -9,7 +9,7 @@ from benchmarks.figures import Figure
 from benchmarks.installation import Installation, Laboratory
 from benchmarks.sizes import Sizes
 from benchmarks.workload import accept_backlog, create_flows
-from bloxserver.engine.queue.checkpoint_rows import Checkpoint, save_checkpoints
+from bloxserver.engine.queue.checkpoints import Checkpoint, save_checkpoints
 from bloxserver.engine.queue.claims import claim_executions
 from bloxserver.engine.run.claimer import concurrency_by_tier
 from bloxserver.settings import Settings

@@ -13,10 +13,10 @@ from bloxserver.engine.background.notifications import NotificationSender
 from bloxserver.engine.background.retention import Retention
 from bloxserver.engine.background.sweeper import Sweeper
 from bloxserver.engine.loops import cancel, run_forever
-from bloxserver.engine.queue.claims import reclaim_all, release_orphaned_claims
+from bloxserver.engine.queue.claims import release_orphaned_claims
 from bloxserver.engine.queue.heartbeat import Heartbeat
 from bloxserver.engine.queue.notify import WakeNotifier
-from bloxserver.engine.queue.recovery import Recovery
+from bloxserver.engine.queue.recovery import Recovery, reclaim_all
 from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.worker import Worker
@@ -121,7 +121,7 @@ class Engine:
         if WakeReason.EXECUTION in work:
             self._claimer.wake()
         if WakeReason.CANCELLATION in work:
-            self._worker.look()
+            self._worker.check_leases()
         if WakeReason.NOTIFICATION in work:
             self._notifier.wake()
 

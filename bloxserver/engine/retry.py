@@ -1,36 +1,37 @@
-"""Transactions of the engine: they outlast a database that is away for a while, and rows that somebody holds."""
+"""Transactions that are retried while the database is unavailable or a row is locked."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.models.database import Database
-from bloxserver.models.transient_errors import is_transient
+from bloxserver.models.transient_errors import is_connection_error, is_transient, reason_of
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-INITIAL_BACKOFF_SECONDS = 0.1
-MAX_BACKOFF_SECONDS = 5.0
+INITIAL_BACKOFF_SECONDS = 0.05
+MAX_BACKOFF_SECONDS = 2.5
 MAX_CONSECUTIVE_FAILURES = 3
-"""In a row: then it is no single row, but the database that fails to answer."""
+"""After so many failures in a row the database is taken to be unavailable, not a single row to be locked."""
 
 
 async def retry_transaction(
     database: Database, work: Callable[[AsyncSession], Awaitable[Result]], *, read_only: bool = False
 ) -> Result:
-    """`work` in one transaction, begun anew for as long as the database fails to answer.
+    """Run `work` in a transaction; retry with backoff after transient errors, without a limit.
 
-    A commit whose answer was lost may have happened: `work` must come to the same when it is done twice.
+    A commit whose answer was lost may have taken effect: doing `work` twice must have the effect of doing it once.
+    Raises every error that is not transient.
     """
-    pause = INITIAL_BACKOFF_SECONDS
+    attempt = 0
     while True:
         try:
             async with database.transaction(read_only=read_only) as session:
@@ -38,16 +39,19 @@ async def retry_transaction(
         except Exception as error:
             if not is_transient(error):
                 raise
-            log.warning("database does not answer, trying again", error=type(error).__name__, pause_seconds=pause)
-        await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
-        pause = min(pause * 2, MAX_BACKOFF_SECONDS)
+            attempt += 1
+            if not is_connection_error(error):
+                log.info("transaction retried", reason=reason_of(error), attempt=attempt)
+        await asyncio.sleep(
+            backoff_seconds(attempt, initial=INITIAL_BACKOFF_SECONDS, maximum=MAX_BACKOFF_SECONDS, jitter=1.0)
+        )
 
 
 async def process_each(items: Iterable[Item], work: Callable[[Item], Awaitable[bool]]) -> int:
-    """`work` for each, in transactions of its own; for how many it did something.
+    """Call `work` for each item, in transactions of its own; returns for how many it returned true.
 
-    One that fails for a passing reason, as a row that somebody holds, is left for the next time, and keeps no other
-    waiting. Raises what else it fails with, and the third passing failure in a row.
+    An item that fails with a transient error, such as a locked row, is skipped until the next call and does not block
+    the others. Raises every other error, and the third transient error in a row.
     """
     done = failures = 0
     for item in items:
@@ -57,7 +61,7 @@ async def process_each(items: Iterable[Item], work: Callable[[Item], Awaitable[b
             failures += 1
             if not is_transient(error) or failures == MAX_CONSECUTIVE_FAILURES:
                 raise
-            log.warning("left for the next time", error=type(error).__name__)
+            log.info("item skipped until the next poll", reason=reason_of(error))
         else:
             failures = 0
     return done

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
@@ -21,8 +22,11 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueueP
 
 from bloxserver.models import migrate, postgres
 from bloxserver.models.base import Base
+from bloxserver.models.transient_errors import is_connection_error, reason_of
 from bloxserver.observability import metrics
 from bloxserver.settings import Settings, get_settings
+
+log = structlog.stdlib.get_logger("bloxserver.database")
 
 __all__ = ["Base", "Database", "async_session_maker", "engine", "get_db", "get_db_context", "init_db"]
 
@@ -47,7 +51,7 @@ class WakeReason(enum.StrEnum):
     """A flow is to be started or stopped, or a schedule to be given its time."""
     CANCELLATION = "cancellation"
     """What a worker may be running was ended by somebody else."""
-    NOTIFICATION = "notice"
+    NOTIFICATION = "notification"
     """A failure notice is due."""
 
 
@@ -62,6 +66,23 @@ class InstrumentedPool(AsyncAdaptedQueuePool):
             metrics.POOL_WAIT_SECONDS.labels(self.logging_name).observe(time.perf_counter() - began)
 
 
+class _Availability:
+    """Logs once that the database became unavailable, and once that it is available again."""
+
+    def __init__(self) -> None:
+        self._lost_at: float | None = None
+
+    def failed(self, error: BaseException) -> None:
+        if self._lost_at is None and is_connection_error(error):
+            self._lost_at = time.monotonic()
+            log.warning("database connection lost", reason=reason_of(error))
+
+    def succeeded(self) -> None:
+        if self._lost_at is not None:
+            log.info("database connection restored", seconds=round(time.monotonic() - self._lost_at, 1))
+            self._lost_at = None
+
+
 class Database:
     """Engines and session makers. `sessions` may write; `reading_sessions` do not wait for a writer on SQLite."""
 
@@ -71,6 +92,7 @@ class Database:
         self._reading_engine = self.engine
         if settings.uses_sqlite and not _is_in_memory(settings):
             self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
+        self._availability = _Availability()
         self._session_class = type("DatabaseSession", (Session,), {})
         event.listen(self._session_class, "after_commit", _call_after_commit)
         event.listen(self._session_class, "after_rollback", lambda session: session.info.pop(_THEN, None))
@@ -104,12 +126,14 @@ class Database:
         async with (self.reading_sessions if read_only else self.sessions)() as session:
             try:
                 yield session
-            except BaseException:
-                # What it was is told, a cancellation above all, also where the server does not answer to this.
+                await session.commit()
+            except BaseException as error:
+                self._availability.failed(error)
+                # The error itself is raised, above all a cancellation, even if the server does not answer this.
                 with suppress(Exception):
                     await session.rollback()
                 raise
-            await session.commit()
+            self._availability.succeeded()
 
     def request_transaction(self) -> AbstractAsyncContextManager[AsyncSession]:
         """The transaction of the request that is being served."""

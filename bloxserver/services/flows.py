@@ -24,7 +24,7 @@ from bloxserver.models.tables import (
 from bloxserver.plans import plan_of
 from bloxserver.queries.flows import count_flows, read_flow, require_flow
 from bloxserver.queries.versions import read_version
-from bloxserver.services.locks import lock_executions
+from bloxserver.services.transitions import lock_executions
 from bloxserver.services.versions import current_version, is_same_definition
 
 TRANSITIONS = {

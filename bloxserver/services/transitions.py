@@ -13,15 +13,17 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.sql import expression
 
 from bloxserver.clock import now
+from bloxserver.errors import BadRequest
 from bloxserver.models.database import WakeReason, after_commit, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus, StepStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.observability import metrics
-from bloxserver.services.locks import lock_executions
+from bloxserver.queries.executions import read_execution
 
 OPEN_STEPS = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
 BATCH = 500
 """Executions that are ended together: both databases take some 32,000 values in a statement."""
+CANCELLED_BY_USER = "Cancelled by the user"
 CALLER_ENDED = "The execution that called this one has ended"
 
 
@@ -81,6 +83,39 @@ async def cancel_executions(session: AsyncSession, execution_ids: Sequence[UUID]
     parent_ids = [parent_id for parent_id in parents if parent_id is not None]
     await lock_executions(session, ExecutionRecord.id.in_([*parent_ids, *execution_ids]))
     return len(await _end(session, wanted, ExecutionStatus.CANCELLED, parent_ids, error=reason))
+
+
+async def cancel_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID) -> ExecutionRecord:
+    """End a running execution as cancelled; one that was cancelled before is returned as it is.
+
+    Raises `NotFound`, and `BadRequest` (`execution_ended`) where it has come to another end.
+    """
+    execution = await read_execution(session, user_id, flow_id, execution_id)
+    if execution.status is ExecutionStatus.RUNNING:
+        cancelled = ExecutionStatus.CANCELLED
+        await end_execution(session, execution_id, cancelled, parent_id=execution.parent_id, error=CANCELLED_BY_USER)
+        execution = await read_execution(session, user_id, flow_id, execution_id)
+    if execution.status is not ExecutionStatus.CANCELLED:
+        raise BadRequest("execution_ended", f"Cannot cancel execution in {execution.status.value} state")
+    return execution
+
+
+async def cancel_running(session: AsyncSession, flow_id: UUID, reason: str) -> int:
+    """End a batch of the flow's running executions as cancelled, callers first; 0 when none is left."""
+    running = await session.scalars(
+        sa.select(ExecutionRecord.id)
+        .where(ExecutionRecord.flow_id == flow_id, ExecutionRecord.status == ExecutionStatus.RUNNING)
+        .order_by(ExecutionRecord.depth, ExecutionRecord.id)
+        .limit(BATCH)
+    )
+    return await cancel_executions(session, running.all(), reason)
+
+
+async def lock_executions(session: AsyncSession, *wanted: sa.ColumnElement[bool]) -> None:
+    """Lock these executions until the transaction ends."""
+    locked = sa.select(ExecutionRecord.id).where(*wanted).order_by(ExecutionRecord.id).with_for_update().subquery()
+    # Counted, so that the ids of a long backlog stay where they are.
+    await session.execute(sa.select(sa.func.count()).select_from(locked))
 
 
 async def _end(

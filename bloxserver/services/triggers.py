@@ -16,7 +16,7 @@ from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
 from bloxserver.queries.flows import require_flow
 from bloxserver.queries.triggers import read_trigger
 from bloxserver.services.cron import check_schedule, upcoming
-from bloxserver.services.locks import lock_executions
+from bloxserver.services.transitions import lock_executions
 
 TOKEN_BYTES = 32
 

@@ -148,7 +148,7 @@ class TestDatabase:
         samples = await scrape(client)
         assert samples["bloxserver_database_up", ()] == 0
         names = {name for name, _ in samples}
-        from_rows = ("bloxserver_queue_depth", "bloxserver_queue_oldest", "bloxserver_workers")
+        from_rows = ("bloxserver_queue_executions", "bloxserver_queue_oldest", "bloxserver_workers")
         assert not {name for name in names if name.startswith(from_rows)}
         assert "bloxserver_build_info" in names
         assert "bloxserver_database_pool_size" in names

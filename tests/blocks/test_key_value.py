@@ -12,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 from bloxserver.blocks.base import BlockContext, BlockError
 from bloxserver.blocks.key_value import block
 from bloxserver.blocks.registry import get_registry
-from bloxserver.engine.run.flow_store import FlowStore
+from bloxserver.engine.run.context import FlowStore
 from bloxserver.models.database import Database
 from tests import factories
 

@@ -16,7 +16,7 @@ from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer
 from bloxserver.clock import now
-from bloxserver.engine.run.flow_call_rows import CalledResult
+from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.messages import Change, Message, Outcome, Save, Step, Tokens
 from bloxserver.engine.run.pump import Pump
 from bloxserver.organism.model import Organism

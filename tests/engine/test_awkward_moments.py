@@ -21,8 +21,7 @@ from bloxserver.blocks.base import BlockContext, Result
 from bloxserver.clock import now
 from bloxserver.engine.background.sweeper import Sweeper
 from bloxserver.engine.engine import Engine
-from bloxserver.engine.queue.checkpoint_rows import Checkpoint
-from bloxserver.engine.queue.checkpoints import CheckpointWriter
+from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter
 from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.messages import Change, Message, Step, Tokens

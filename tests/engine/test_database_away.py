@@ -1,31 +1,66 @@
-"""What the log says while the database is away."""
+"""The log names each loss of the database once, whatever the number of loops and retries, and its return once."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
-from structlog.typing import EventDict, WrappedLogger
 
 from bloxserver.engine.background.sweeper import Sweeper
+from bloxserver.engine.loops import cancel
 from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 
 
-async def test_it_is_one_line_for_each_try() -> None:
-    settings = Settings(database_url="postgresql+asyncpg://user@127.0.0.1:1/x", poll_interval_seconds=0.05)
+async def test_loops_that_retry_log_nothing_but_the_loss() -> None:
+    settings = Settings(database_url="postgresql+asyncpg://user@127.0.0.1:1/x", poll_interval_seconds=0.01)
     database = Database(settings)
-    tries: asyncio.Queue[object] = asyncio.Queue()
+    tries = 0
+    tried_often = asyncio.Event()
 
-    def note(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        tries.put_nowait((event["event"], event["error"], event["exc_info"]))
-        return event
+    def count_tries(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 5:
+            tried_often.set()
 
-    with capture_logs(processors=[note]):
-        sweeper = asyncio.create_task(Sweeper(settings, database).run())
+    sa.event.listen(database.engine.sync_engine, "do_connect", count_tries)
+    with capture_logs() as logs:
+        sweepers = [asyncio.create_task(Sweeper(settings, database).run()) for _ in range(2)]
         async with asyncio.timeout(10):
-            told = [await tries.get() for _ in range(2)]
-        sweeper.cancel()
-        await asyncio.gather(sweeper, return_exceptions=True)
+            await tried_often.wait()
+            await cancel(sweepers)
     await database.dispose()
-    assert told == [("sweep failed", "ConnectionRefusedError", None)] * 2
+    assert [(log["event"], log["reason"]) for log in logs] == [("database connection lost", "ConnectionRefusedError")]
+
+
+async def test_each_loss_and_each_return_is_logged_once(tmp_path: Path) -> None:
+    directory = tmp_path / "later"
+    database = Database(Settings(database_url=f"sqlite+aiosqlite:///{directory}/x.db"))
+
+    async def ask() -> None:
+        async with database.transaction() as session:
+            await session.execute(sa.text("SELECT 1"))
+
+    with capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(OperationalError):
+                await ask()
+        directory.mkdir()
+        await ask()
+        await ask()
+    await database.dispose()
+    assert [log["event"] for log in logs] == ["database connection lost", "database connection restored"]
+
+
+async def test_an_error_of_a_statement_is_no_loss() -> None:
+    database = Database(Settings(database_url="sqlite+aiosqlite:///:memory:"))
+    with capture_logs() as logs, pytest.raises(OperationalError):
+        async with database.transaction() as session:
+            await session.execute(sa.text("SELECT * FROM missing"))
+    await database.dispose()
+    assert logs == []

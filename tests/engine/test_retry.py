@@ -7,7 +7,7 @@ import pytest
 from bloxserver.engine.retry import process_each
 
 
-class WakeReason:
+class Recorder:
     """Fails, fails for good, or is done, as the item says."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class WakeReason:
 
 
 async def test_what_fails_for_a_while_is_passed_over() -> None:
-    work = WakeReason()
+    work = Recorder()
     items = ["held", "done", "held", "held", "nothing", "held", "done"]
     assert await process_each(items, work) == 2
     assert work.tried == items
@@ -37,7 +37,7 @@ async def test_what_fails_for_a_while_is_passed_over() -> None:
     ],
 )
 async def test_what_will_fail_for_all_is_raised(items: list[str], tried: int, error: type[Exception]) -> None:
-    work = WakeReason()
+    work = Recorder()
     with pytest.raises(error):
         await process_each(items, work)
     assert len(work.tried) == tried

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from bloxserver.blocks.base import KeyValueStore
 from bloxserver.engine.queue.checkpoints import CheckpointWriter
-from bloxserver.engine.queue.claims import ClaimedExecution, reclaim_all
-from bloxserver.engine.queue.leases import LeaseLost
+from bloxserver.engine.queue.claims import ClaimedExecution
+from bloxserver.engine.queue.recovery import reclaim_all
+from bloxserver.engine.queue.values import LeaseLost
 from bloxserver.engine.run.context import ClaimedExecutionContext, SharedClients
 from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.runner import ExecutionRunner

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
-from bloxserver.engine.run.flow_store import FlowStore
+from bloxserver.engine.run.context import FlowStore
 from bloxserver.models.database import Database
 from bloxserver.models.tables import FlowRecord, KeyValueRecord
 from bloxserver.services.key_values import MARKS_KEPT, MAX_BYTES, MAX_KEYS, MAX_VALUE_BYTES

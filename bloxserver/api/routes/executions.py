@@ -29,8 +29,9 @@ from bloxserver.api.streaming import END, EventStream, WaitingResponse
 from bloxserver.clock import now
 from bloxserver.queries import executions as queries
 from bloxserver.queries.steps import read_steps
-from bloxserver.services import cancellation, retries
 from bloxserver.services import executions as services
+from bloxserver.services import retries
+from bloxserver.services import transitions as cancellation
 from bloxserver.storable import check_text
 
 router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"])

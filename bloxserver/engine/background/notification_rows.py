@@ -12,30 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clients.mail import compose
 from bloxserver.clock import UtcTime, now
-from bloxserver.ids import new_id
 from bloxserver.json_models import CamelModel
-from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FailureNotificationRecord, FlowRecord, FlowVersionRecord
-from bloxserver.models.upsert import insert_into
-from bloxserver.organism.model import FailureNotification
 
 MAX_ERROR = 2_000
 """Characters: however they are escaped, an event stays below 20 kB."""
-
-
-async def enqueue_failure_notification(session: AsyncSession, execution_id: UUID, notice: FailureNotification) -> None:
-    """Have people told of an execution that this transaction ends as failed, or as out of time; once each."""
-    addresses = {NotificationChannel.URL: notice.url, NotificationChannel.EMAIL: notice.email}
-    moment = now()
-    rows = [
-        {"id": new_id(), "execution_id": execution_id, "channel": channel, "due_at": moment}
-        for channel, address in addresses.items()
-        if address is not None
-    ]
-    if rows:
-        await session.execute(insert_into(session, FailureNotificationRecord).values(rows).on_conflict_do_nothing())
-        wake_engine_after_commit(session, WakeReason.NOTIFICATION)
 
 
 class DueNotification(NamedTuple):

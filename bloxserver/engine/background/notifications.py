@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from http import HTTPStatus
@@ -31,12 +30,12 @@ from bloxserver.engine.background.notification_rows import (
     read_due_notifications,
     read_failure,
 )
-from bloxserver.engine.loops import wait_for_wake
+from bloxserver.engine.backoff import backoff_seconds
+from bloxserver.engine.loops import PollLoop
 from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
 from bloxserver.models.enums import NotificationChannel
-from bloxserver.models.transient_errors import unless_transient
 from bloxserver.organism.problems import OrganismError
 from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
 from bloxserver.settings import Settings
@@ -46,7 +45,8 @@ log = structlog.stdlib.get_logger("bloxserver.notices")
 BATCH = 10
 """Notices that a process sends at once."""
 MAX_ATTEMPTS = 6
-INITIAL_BACKOFF = timedelta(seconds=30)
+INITIAL_BACKOFF_SECONDS = 120
+MAX_BACKOFF_SECONDS = 86_400
 BACKOFF_FACTOR = 4.0
 """With the pauses that grow by it, the last attempt comes half a day after the first."""
 REQUEST_SECONDS = 15
@@ -71,22 +71,25 @@ class NotificationSender:
         self._http = http
         self._mailer = mailer
         self._cipher = cipher_of(settings)
-        self._pause_seconds = settings.poll_interval_seconds
-        self._woken = asyncio.Event()
+        self._poll_interval_seconds = settings.poll_interval_seconds
+        self._loop = PollLoop(
+            self._poll,
+            failure="sending failure notifications failed",
+            retry_seconds=self._poll_interval_seconds,
+            min_interval_seconds=MIN_PAUSE_SECONDS,
+        )
 
     def wake(self) -> None:
-        """Look for notices now; to be called on the event loop."""
-        self._woken.set()
+        """Send due notifications now; to be called on the event loop."""
+        self._loop.wake()
 
     async def run(self) -> None:
-        """Until cancelled. A failure is logged and tried again by the next round."""
-        while True:
-            try:
-                await self.deliver_due()
-            except Exception as error:
-                log.warning("failure notices failed", error=type(error).__name__, exc_info=unless_transient(error))
-            await asyncio.sleep(MIN_PAUSE_SECONDS)
-            await wait_for_wake(self._woken, self._pause_seconds)
+        """Send due notifications until cancelled."""
+        await self._loop.run()
+
+    async def _poll(self) -> float:
+        await self.deliver_due()
+        return self._poll_interval_seconds
 
     async def deliver_due(self) -> int:
         """Make an attempt at each notice that is due; returns how many."""
@@ -226,8 +229,11 @@ class NotificationSender:
 
 
 def backoff_after(attempts: int) -> timedelta:
-    """How long to wait after so many attempts that failed, within a fifth."""
-    return INITIAL_BACKOFF * BACKOFF_FACTOR**attempts * random.uniform(0.8, 1.2)  # noqa: S311
+    """The wait after so many failed attempts: 2 minutes, then 4 times as long each time."""
+    seconds = backoff_seconds(
+        attempts, initial=INITIAL_BACKOFF_SECONDS, maximum=MAX_BACKOFF_SECONDS, factor=BACKOFF_FACTOR, jitter=0.2
+    )
+    return timedelta(seconds=seconds)
 
 
 def _signature(secret: str, message_id: str, moment: datetime, body: bytes) -> Mapping[str, str]:

@@ -20,9 +20,9 @@ from bloxserver.models.tables import FlowRecord
 from bloxserver.models.transient_errors import is_transient
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.flows import has_running_executions, read_flows_to_reconcile
-from bloxserver.services.cancellation import cancel_running
 from bloxserver.services.flows import transition_flow
 from bloxserver.services.readiness import installation_problems
+from bloxserver.services.transitions import cancel_running
 from bloxserver.services.versions import current_version
 from bloxserver.settings import Settings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -32,8 +31,9 @@ from bloxserver.engine.background.retention_batches import (
     delete_batch,
     delete_versions,
 )
+from bloxserver.engine.loops import PollLoop
 from bloxserver.models.database import Database
-from bloxserver.models.transient_errors import is_transient, unless_transient
+from bloxserver.models.transient_errors import is_transient
 from bloxserver.models.types import database_now
 from bloxserver.observability import metrics
 from bloxserver.settings import Settings
@@ -43,8 +43,8 @@ log = structlog.stdlib.get_logger("bloxserver.retention")
 Delete = Callable[[AsyncSession], Awaitable[PruneResult]]
 
 INTERVAL_SECONDS = 3600.0
-INITIAL_BACKOFF_SECONDS = 60.0
-"""A process that has just begun has better things to do."""
+FIRST_PAUSE_SECONDS = 60.0
+"""From the start of the process to the first deletion."""
 MIN_INTERVAL_SECONDS = 0.05
 """After each transaction that deletes: others come in between."""
 FLOWS = 100
@@ -62,29 +62,30 @@ class Retention:
         database: Database,
         *,
         interval_seconds: float = INTERVAL_SECONDS,
-        first_pause_seconds: float = INITIAL_BACKOFF_SECONDS,
+        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         min_interval_seconds: float = MIN_INTERVAL_SECONDS,
     ) -> None:
         self._settings = settings
         self._database = database
         self._interval_seconds = interval_seconds
-        self._first_pause_seconds = first_pause_seconds
+        self._loop = PollLoop(
+            self._poll,
+            failure="deleting expired rows failed",
+            retry_seconds=min(first_pause_seconds, interval_seconds),
+            first_pause_seconds=first_pause_seconds,
+            jitter=0.2,  # replicas that started together do not delete together
+        )
         self._min_interval_seconds = min_interval_seconds
 
     async def run(self) -> None:
-        """Until cancelled. A failure is logged, and what was left is done the next time."""
-        pause = self._first_pause_seconds
-        while True:
-            # Replicas that were started together do not look together.
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
-            pause = self._interval_seconds
-            try:
-                pruned = await self.prune()
-                if pruned.rows:
-                    log.info("pruned", **asdict(pruned))
-            except Exception as error:
-                log.warning("pruning failed", error=type(error).__name__, exc_info=unless_transient(error))
-                pause = min(self._first_pause_seconds, self._interval_seconds)
+        """Delete what has expired, until cancelled."""
+        await self._loop.run()
+
+    async def _poll(self) -> float:
+        pruned = await self.prune()
+        if pruned.rows:
+            log.info("expired rows deleted", **asdict(pruned))
+        return self._interval_seconds
 
     async def prune(self, *, dry_run: bool = False) -> PruneResult:
         """Delete all that need not be kept; returns what was deleted, or would be."""

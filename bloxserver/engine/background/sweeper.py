@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
-
-import structlog
 
 from bloxserver.clock import now
 from bloxserver.engine.background.reconcile import reconcile_flows
 from bloxserver.engine.background.schedules import fire_due_schedules
-from bloxserver.engine.loops import wait_for_wake
+from bloxserver.engine.loops import PollLoop
 from bloxserver.models.database import Database, WakeReason
-from bloxserver.models.transient_errors import unless_transient
 from bloxserver.queries.flows import has_flows_to_reconcile
 from bloxserver.queries.triggers import read_next_fire
 from bloxserver.settings import Settings
-
-log = structlog.stdlib.get_logger("bloxserver.engine")
 
 MIN_INTERVAL_SECONDS = 0.01
 
@@ -28,7 +22,12 @@ class Sweeper:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
-        self._woken = asyncio.Event()
+        self._loop = PollLoop(
+            self._sweep,
+            failure="sweep failed",
+            retry_seconds=settings.poll_interval_seconds,
+            min_interval_seconds=MIN_INTERVAL_SECONDS,
+        )
         self._flows_wait = False
         self._ended = False
         """Whether an execution has ended since the sweep began."""
@@ -38,19 +37,11 @@ class Sweeper:
         # The end of an execution matters where a flow that stops waits for it.
         self._ended = self._ended or WakeReason.EXECUTION in work
         if WakeReason.FLOW in work or (self._flows_wait and WakeReason.EXECUTION in work):
-            self._woken.set()
+            self._loop.wake()
 
     async def run(self) -> None:
-        """Until cancelled. A failure is logged and tried again by the next sweep."""
-        pause = 0.0
-        while True:
-            await wait_for_wake(self._woken, pause)
-            try:
-                pause = await self._sweep()
-            except Exception as error:
-                log.warning("sweep failed", error=type(error).__name__, exc_info=unless_transient(error))
-                pause = self._settings.poll_interval_seconds
-            await asyncio.sleep(MIN_INTERVAL_SECONDS)
+        """Sweep until cancelled."""
+        await self._loop.run()
 
     async def _sweep(self) -> float:
         """Do all there is to do; returns the seconds until the clock brings more."""

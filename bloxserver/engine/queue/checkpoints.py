@@ -1,22 +1,114 @@
-"""Joins the checkpoints of executions that come at the same time in one transaction."""
+"""Checkpoints: how far executions have come. Checkpoints that arrive together share one transaction (group commit)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
 
+import sqlalchemy as sa
 import structlog
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.engine.queue.checkpoint_rows import Checkpoint, save_checkpoints
-from bloxserver.engine.queue.leases import LeaseLost
+from bloxserver.engine.queue.claims import ClaimedExecution
+from bloxserver.engine.queue.leases import lock_leases
+from bloxserver.engine.queue.values import LeaseKey, LeaseLost
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
+from bloxserver.models.enums import StepStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.observability import metrics
+from bloxserver.services.transitions import end_successes
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
+CHANGING = (
+    "sequence",
+    "status",
+    "attempt",
+    "output_payload",
+    "error_message",
+    "error_code",
+    "completed_at",
+    "duration_ms",
+    "input_tokens",
+    "output_tokens",
+    "routed_to",
+    "called_id",
+    "state",
+)
+"""The columns of a step that change while it is handled."""
+
 MAX_BATCH = 100
 """Checkpoints in one transaction."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How far an execution has come."""
+
+    execution: ClaimedExecution
+    steps: Sequence[dict[str, Any]]
+    output: str | None = None
+    """Where it ends with these steps, as a success that no other execution waits for."""
+
+    @property
+    def made_progress(self) -> bool:
+        """Whether it came beyond what a worker died with: it may not have been the reason."""
+        return self.execution.crash_count > 0 and any(step["status"] is not StepStatus.RUNNING for step in self.steps)
+
+
+async def save_checkpoints(session: AsyncSession, checkpoints: Sequence[Checkpoint]) -> set[LeaseKey]:
+    """Keep checkpoints, one for each hold; returns the holds that were lost."""
+    held = await lock_leases(session, [checkpoint.execution.lease_key for checkpoint in checkpoints])
+    kept = [checkpoint for checkpoint in checkpoints if checkpoint.execution.lease_key in held]
+    await save_steps(session, [step for checkpoint in kept for step in checkpoint.steps])
+    ended = {checkpoint.execution.id: checkpoint.output for checkpoint in kept if checkpoint.output is not None}
+    if ended:
+        triggers = [checkpoint.execution.trigger_type for checkpoint in kept if checkpoint.output is not None]
+        await end_successes(session, ended, triggers)
+    progressed = [checkpoint.execution.id for checkpoint in kept if checkpoint.made_progress]
+    if progressed:
+        await reset_crash_count(session, progressed)
+    return {checkpoint.execution.lease_key for checkpoint in checkpoints} - held
+
+
+async def save_steps(session: AsyncSession, steps: Sequence[dict[str, Any]]) -> None:
+    """Keep how far steps have come. The caller holds the leases, or has written the executions in this transaction."""
+    if steps:
+        # One that is there already goes on, or is the same: a commit whose answer was lost may have kept it.
+        await session.execute(_upsert_of_steps(session.get_bind().dialect.name), steps)
+
+
+@lru_cache
+def _upsert_of_steps(dialect: str) -> sa.Executable:
+    """Made once: building it takes longer than running it."""
+    table = ExecutionStepRecord.__table__
+    statement = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    new = statement.excluded
+    changes: dict[str, Any] = {name: new[name] for name in CHANGING}
+    changes["input_payload"] = sa.func.coalesce(new.input_payload, table.c.input_payload)
+    # What was given up in mid-save may be written late, after what came then.
+    newer = new.sequence >= table.c.sequence
+    upsert: sa.Executable = statement.on_conflict_do_update(
+        index_elements=["execution_id", "key"], set_=changes, where=newer
+    )
+    return upsert
+
+
+async def reset_crash_count(session: AsyncSession, execution_ids: Collection[UUID]) -> None:
+    """These got further than what workers died with. The caller holds their rows."""
+    await session.execute(
+        sa.update(ExecutionRecord)
+        .where(ExecutionRecord.id.in_(execution_ids))
+        .values(crash_count=0)
+        .execution_options(synchronize_session=False)
+    )
+
 
 Entry = tuple[Checkpoint, asyncio.Future[None]]
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.engine.queue.selection import read_next_executions
-from bloxserver.engine.run.flow_call_rows import CalledResult, called_results
+from bloxserver.engine.queue.values import CalledResult, ClaimLockBusy, LeaseKey
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus, StepStatus, Tier, TriggerType
 from bloxserver.models.tables import (
@@ -23,21 +23,11 @@ from bloxserver.models.tables import (
     FlowRecord,
     FlowVersionRecord,
     UserRecord,
-    WorkerRecord,
 )
-from bloxserver.models.types import database_now
 from bloxserver.queries.usage import Period, period_at
 
 CLAIM_LOCK = 0x626C6F78_636C61
 """Advisory lock: workers claim one after the other, so that a user's executions are counted right."""
-
-
-class ClaimLockBusy(Exception):
-    """Another worker claims at this moment."""
-
-
-LeaseKey = tuple[UUID, UUID]
-"""An execution and the lease that a worker has, or had, on it."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +173,19 @@ async def with_steps(session: AsyncSession, execution: ClaimedExecution) -> Clai
     return replace(execution, steps=steps, called=await called_results(session, execution.id, called) if called else {})
 
 
+async def called_results(session: AsyncSession, parent_id: UUID, called: Collection[UUID]) -> dict[UUID, CalledResult]:
+    """How these executions, which that one called, stand, by id; one that is gone is not among them."""
+    rows = await session.execute(
+        sa.select(
+            ExecutionRecord.id,
+            ExecutionRecord.status,
+            ExecutionRecord.output_payload,
+            ExecutionRecord.error_message,
+        ).where(ExecutionRecord.parent_id == parent_id, ExecutionRecord.id.in_(called))
+    )
+    return {row.id: CalledResult(row.status, row.output_payload, row.error_message) for row in rows}
+
+
 def _waited(row: Any, moment: datetime) -> timedelta | None:
     if row.crash_count or (row.resume_at is None and row.picked_up_at != moment):
         return None
@@ -221,34 +224,11 @@ async def release_orphaned_claims(session: AsyncSession, worker_id: str, known: 
     claimed = await session.execute(sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(*_taken(), ours))
     unknown = [row.id for row in claimed if (row.id, row.lease) not in known]
     if unknown:
-        await _release(session, ExecutionRecord.id.in_(unknown), ours)
+        await release_claims(session, ExecutionRecord.id.in_(unknown), ours)
     return len(unknown)
 
 
-async def reclaim_expired(session: AsyncSession, silence: timedelta) -> int:
-    """Take from workers that have been silent for so long, by the database's clock, what they were at; how many."""
-    alive = sa.select(WorkerRecord.worker_id).where(WorkerRecord.last_heartbeat_at >= await _before(session, silence))
-    dead = sa.or_(ExecutionRecord.worker_id.is_(None), ExecutionRecord.worker_id.not_in(alive))
-    return await _release(session, dead, crash_count=ExecutionRecord.crash_count + 1)
-
-
-async def reclaim_all(session: AsyncSession) -> int:
-    """Take all that is taken: for a database that belongs to one process, which has just begun."""
-    return await _release(session, sa.true(), crash_count=ExecutionRecord.crash_count + 1)
-
-
-async def delete_expired_workers(session: AsyncSession, silence: timedelta) -> None:
-    """Remove workers that have been silent for so long."""
-    await session.execute(
-        sa.delete(WorkerRecord).where(WorkerRecord.last_heartbeat_at < await _before(session, silence))
-    )
-
-
-async def _before(session: AsyncSession, span: timedelta) -> datetime:
-    return (await session.execute(sa.select(database_now()))).scalar_one() - span
-
-
-async def _release(session: AsyncSession, *wanted: sa.ColumnElement[bool], **values: Any) -> int:
+async def release_claims(session: AsyncSession, *wanted: sa.ColumnElement[bool], **values: Any) -> int:
     # Whoever holds a row at this moment writes it: it is no dead worker's, or will be seen the next time.
     free = sa.select(ExecutionRecord.id).where(*_taken(), *wanted).with_for_update(skip_locked=True)
     released = await session.execute(

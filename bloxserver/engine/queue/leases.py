@@ -7,89 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from functools import lru_cache
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
-from bloxserver.engine.queue.claims import ClaimedExecution, LeaseKey
+from bloxserver.engine.queue.claims import ClaimedExecution
+from bloxserver.engine.queue.values import LeaseKey, LeaseLost
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus
-from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.models.tables import ExecutionRecord
 from bloxserver.services.transitions import end_execution as write_end
 from bloxserver.services.usage import count_tokens
 
-CHANGING = (
-    "sequence",
-    "status",
-    "attempt",
-    "output_payload",
-    "error_message",
-    "error_code",
-    "completed_at",
-    "duration_ms",
-    "input_tokens",
-    "output_tokens",
-    "routed_to",
-    "called_id",
-    "state",
-)
-"""The columns of a step that change while it is handled."""
 
+async def lock_lease(
+    session: AsyncSession, key: tuple[UUID, UUID | None], *, read: bool = False, key_share: bool = False
+) -> None:
+    """Lock the execution's row until the transaction ends. Raises `LeaseLost` where it is not held under this lease.
 
-class LeaseLost(Exception):
-    """The execution has ended, is gone, or belongs to another worker by now."""
-
-
-async def hold(session: AsyncSession, execution: ClaimedExecution) -> None:
-    """Keep the lease from being taken until this transaction ends; raises `LeaseLost`."""
-    held = await session.scalar(sa.select(ExecutionRecord.id).where(*_ours(execution)).with_for_update())
-    if held is None:
+    `read` locks it for other readers too, `key_share` lets rows that refer to it be inserted meanwhile.
+    """
+    held = sa.select(ExecutionRecord.id).where(*_held_under(key)).with_for_update(read=read, key_share=key_share)
+    if await session.scalar(held) is None:
         raise LeaseLost
 
 
-async def keep_lease(session: AsyncSession, execution: ClaimedExecution) -> None:
-    """As `hold`, but others may do so at the same time: steps of one execution do not wait for each other."""
-    held = await session.scalar(sa.select(ExecutionRecord.id).where(*_ours(execution)).with_for_update(read=True))
-    if held is None:
-        raise LeaseLost
+async def lock_leases(session: AsyncSession, keys: Collection[LeaseKey]) -> set[LeaseKey]:
+    """Lock the rows of these executions until the transaction ends; returns the leases that are still valid.
 
-
-async def save_steps(session: AsyncSession, steps: Sequence[dict[str, Any]]) -> None:
-    """Keep how far steps have come. The caller holds the leases, or has written the executions in this transaction."""
-    if steps:
-        # One that is there already goes on, or is the same: a commit whose answer was lost may have kept it.
-        await session.execute(_upsert_of_steps(session.get_bind().dialect.name), steps)
-
-
-@lru_cache
-def _upsert_of_steps(dialect: str) -> sa.Executable:
-    """Made once: building it takes longer than running it."""
-    table = ExecutionStepRecord.__table__
-    statement = (postgresql if dialect == "postgresql" else sqlite).insert(table)
-    new = statement.excluded
-    changes: dict[str, Any] = {name: new[name] for name in CHANGING}
-    changes["input_payload"] = sa.func.coalesce(new.input_payload, table.c.input_payload)
-    # What was given up in mid-save may be written late, after what came then.
-    newer = new.sequence >= table.c.sequence
-    upsert: sa.Executable = statement.on_conflict_do_update(
-        index_elements=["execution_id", "key"], set_=changes, where=newer
+    Every transaction that locks several executions locks them in the order of their ids.
+    """
+    rows = await session.execute(
+        sa.select(ExecutionRecord.id, ExecutionRecord.lease)
+        .where(
+            ExecutionRecord.id.in_({execution_id for execution_id, _ in keys}),
+            ExecutionRecord.status == ExecutionStatus.RUNNING,
+        )
+        .order_by(ExecutionRecord.id)
+        .with_for_update(key_share=True)
     )
-    return upsert
-
-
-async def reset_crash_count(session: AsyncSession, execution_ids: Collection[UUID]) -> None:
-    """These got further than what workers died with. The caller holds their rows."""
-    await session.execute(
-        sa.update(ExecutionRecord)
-        .where(ExecutionRecord.id.in_(execution_ids))
-        .values(crash_count=0)
-        .execution_options(synchronize_session=False)
-    )
+    return set(keys) & {(row.id, row.lease) for row in rows}
 
 
 async def record_usage(session: AsyncSession, execution: ClaimedExecution, total: tuple[int, int]) -> None:
@@ -131,7 +90,7 @@ async def suspend(
         "crash_count": 0,
     }
     written = await session.execute(
-        sa.update(ExecutionRecord).where(*_ours(execution)).values(values).returning(ExecutionRecord.id)
+        sa.update(ExecutionRecord).where(*_held_under(execution.lease_key)).values(values).returning(ExecutionRecord.id)
     )
     if written.first() is None:
         raise LeaseLost
@@ -172,7 +131,7 @@ async def end_execution(
     error: str | None = None,
 ) -> None:
     """Write the end that the worker came to; raises `LeaseLost` where it has ended before."""
-    conditions = _ours(execution)
+    conditions = _held_under(execution.lease_key)
     if not await write_end(
         session, execution.id, status, *conditions, parent_id=execution.parent_id, output=output, error=error
     ):
@@ -190,9 +149,10 @@ async def lost_leases(session: AsyncSession, holds: Collection[LeaseKey]) -> set
     return set(holds) - {(row.id, row.lease) for row in held}
 
 
-def _ours(execution: ClaimedExecution) -> tuple[sa.ColumnElement[bool], ...]:
+def _held_under(key: tuple[UUID, UUID | None]) -> tuple[sa.ColumnElement[bool], ...]:
+    execution_id, lease = key
     return (
-        ExecutionRecord.id == execution.id,
-        ExecutionRecord.lease == execution.lease,
+        ExecutionRecord.id == execution_id,
+        ExecutionRecord.lease.is_not_distinct_from(lease),
         ExecutionRecord.status == ExecutionStatus.RUNNING,
     )

@@ -14,6 +14,7 @@ import structlog
 
 from bloxserver.engine.loops import wait_for_wake
 from bloxserver.models.database import Database, WakeReason
+from bloxserver.models.transient_errors import reason_of
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -33,6 +34,7 @@ class WakeNotifier:
         self._heard = heard
         self._work: set[WakeReason] = set()
         self._woken = asyncio.Event()
+        self._is_connected = True
 
     def notify(self, work: frozenset[WakeReason]) -> None:
         """Let the others know soon; to be called on the event loop."""
@@ -47,7 +49,9 @@ class WakeNotifier:
                 try:
                     await self._listen(database)
                 except Exception as error:
-                    log.warning("other processes cannot be told of work", error=type(error).__name__)
+                    if self._is_connected:
+                        log.warning("NOTIFY failed; falling back to polling", reason=reason_of(error))
+                    self._is_connected = False
                 await asyncio.sleep(RECONNECT_SECONDS)
         finally:
             await database.dispose()
@@ -56,6 +60,9 @@ class WakeNotifier:
         async with database.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             await driver.add_listener(CHANNEL, self._hear)
+            if not self._is_connected:
+                log.info("NOTIFY restored")
+            self._is_connected = True
             try:
                 while True:
                     await self._pass_on(driver)

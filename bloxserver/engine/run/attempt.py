@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,8 +29,8 @@ from bloxserver.blocks.json_values import MAX_ANSWER_BYTES
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clock import now
 from bloxserver.encryption import redact
-from bloxserver.engine.queue.leases import LeaseLost
-from bloxserver.engine.run.flow_call_rows import CalledResult
+from bloxserver.engine.backoff import backoff_seconds
+from bloxserver.engine.queue.values import CalledResult, LeaseLost
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.observability import metrics, tracing
@@ -83,9 +82,11 @@ class Attempt:
         told = {"error": error.message, "error_code": error.code[:MAX_CODE]}
         if not error.retryable or self.number > self.listener.retries:
             return self.step(StepStatus.ERROR, completed_at=now(), **told)
-        pause = min(self.listener.backoff_seconds * 2 ** (self.number - 1), MAX_BACKOFF_SECONDS)
-        pause = max(pause, min(error.retry_after or 0, MAX_BACKOFF_SECONDS))
-        due = now() + timedelta(seconds=pause * random.uniform(1, 1.1))  # noqa: S311
+        pauses = (
+            backoff_seconds(self.number, initial=self.listener.backoff_seconds, maximum=MAX_BACKOFF_SECONDS),
+            backoff_seconds(1, initial=error.retry_after or 0, maximum=MAX_BACKOFF_SECONDS),
+        )
+        due = now() + timedelta(seconds=max(pauses))
         return self.step(StepStatus.RETRYING, completed_at=due, **told)
 
     def resolve_call(self, calling: Step, called: Mapping[UUID, CalledResult]) -> Step:

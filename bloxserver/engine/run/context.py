@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
+from uuid import UUID
 
 from pydantic import JsonValue
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError
 from bloxserver.clients.http import GuardedClient
@@ -17,13 +19,15 @@ from bloxserver.encryption import SecretCipher, cipher_of
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
-from bloxserver.engine.run.flow_call_rows import CallingExecution
-from bloxserver.engine.run.flow_calls import FlowCalls
-from bloxserver.engine.run.flow_store import FlowStore
+from bloxserver.engine.run.flow_calls import CallingExecution, FlowCalls
 from bloxserver.engine.run.messages import Message
+from bloxserver.errors import BloxError
 from bloxserver.models.database import Database
+from bloxserver.services import key_values
 from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
 from bloxserver.settings import Settings
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,10 @@ class ClaimedExecutionContext:
             clock=now,
             idempotency_key=key,
             store=FlowStore(
-                self._database, execution.flow_id, key, lambda session: leases.keep_lease(session, execution)
+                self._database,
+                execution.flow_id,
+                key,
+                lambda session: leases.lock_lease(session, execution.lease_key, read=True),
             ),
             flows=FlowCalls(
                 self._database,
@@ -99,3 +106,48 @@ class ClaimedExecutionContext:
             )
         except SecretUnavailable as error:
             raise BlockError("secret_unavailable", str(error), retryable=False) from None
+
+
+class FlowStore:
+    """The memory of a flow as one step uses it, which `idempotency_key` names."""
+
+    def __init__(
+        self,
+        database: Database,
+        flow_id: UUID,
+        idempotency_key: str,
+        require: Callable[[AsyncSession], Awaitable[None]] | None = None,
+    ) -> None:
+        """`require` raises, in a transaction that writes, where the step must not write any more."""
+        self._database = database
+        self._flow_id = flow_id
+        self._require = require
+        self._step = idempotency_key
+
+    async def get(self, key: str) -> tuple[bool, JsonValue]:
+        return await self._do(lambda session: key_values.get_value(session, self._flow_id, key), read_only=True)
+
+    async def set(self, key: str, value: JsonValue) -> None:
+        await self._do(lambda session: key_values.set_value(session, self._flow_id, key, value, self._step))
+
+    async def delete(self, key: str) -> bool:
+        return await self._do(lambda session: key_values.delete_value(session, self._flow_id, key))
+
+    async def add(self, key: str, value: JsonValue) -> tuple[bool, JsonValue]:
+        return await self._do(lambda session: key_values.add_value(session, self._flow_id, key, value, self._step))
+
+    async def increment(self, key: str, by: float) -> float:
+        return await self._do(lambda session: key_values.increment_value(session, self._flow_id, key, by, self._step))
+
+    async def _do(self, work: Callable[[AsyncSession], Awaitable[Result]], *, read_only: bool = False) -> Result:
+        async def checked(session: AsyncSession) -> Result:
+            result = await work(session)
+            if self._require is not None and not read_only:
+                # Last: the flow's row is locked before those of executions.
+                await self._require(session)
+            return result
+
+        try:
+            return await retry_transaction(self._database, checked, read_only=read_only)
+        except BloxError as error:
+            raise BlockError(error.code, error.message, retryable=False) from None

@@ -1,20 +1,143 @@
-"""Lets a step call another flow of the same user."""
+"""Flows that call flows: the called execution is one like any other, and has a parent."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
+import sqlalchemy as sa
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.base import BlockError
+from bloxserver.clock import now
+from bloxserver.engine.queue.leases import lock_lease
+from bloxserver.engine.queue.values import LeaseLost
 from bloxserver.engine.retry import retry_transaction
-from bloxserver.engine.run.flow_call_rows import CallingExecution, call_flow
-from bloxserver.errors import BloxError
+from bloxserver.errors import BadRequest, BloxError, Conflict
 from bloxserver.models.database import Database
+from bloxserver.models.enums import FlowStatus, Tier, TriggerType
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, UserRecord
+from bloxserver.queries.flows import owned_by
+from bloxserver.queries.usage import period_at
+from bloxserver.services.executions import MAX_TARGET_LENGTH, Input, accept, require_depth
+from bloxserver.services.usage import count_run
+from bloxserver.storable import json_text, storable_text
 
 RETRYABLE = frozenset({"flow_not_running"})
 """A flow that is being restarted runs again soon. Another name, less depth or a new billing period do not come."""
+MAX_NAME_LENGTH = 100
+UUID_LENGTH = 36
+
+
+@dataclass(frozen=True)
+class CallingExecution:
+    """Who calls. `key` names one attempt at one step of it: a call that is made again by the same finds the first."""
+
+    id: UUID
+    user_id: UUID
+    """The owner of its flow, and of every flow that it may call."""
+    depth: int
+    key: str
+    lease: UUID | None
+    """Under which it runs; another's by now where the worker that calls was frozen."""
+
+
+async def call_flow(
+    session: AsyncSession, *, caller: CallingExecution, flow: str, payload: JsonValue, target: str | None
+) -> UUID:
+    """Accept an execution of the user's flow of this id or name, and count it; returns its id.
+
+    Raises `Conflict` where the caller has ended or is another worker's, `BadRequest` (`flow_not_found`,
+    `flow_ambiguous`, `flow_not_running`, `call_depth_exceeded`), `Forbidden` at the run limit. No message quotes
+    `flow`, which may come from a secret.
+    """
+    found = await _find(session, caller.user_id, flow)
+    try:
+        await lock_lease(session, (caller.id, caller.lease), key_share=True)
+    except LeaseLost:
+        raise Conflict("execution_ended", "The calling execution has ended, or runs elsewhere") from None
+    accepted = await session.scalar(
+        sa.select(ExecutionRecord.id).where(
+            ExecutionRecord.parent_id == caller.id, ExecutionRecord.parent_key == caller.key
+        )
+    )
+    if accepted is not None:
+        return accepted
+    require_depth(caller.depth + 1)
+    called = _only(found)
+    if called.status is not FlowStatus.RUNNING:
+        raise BadRequest("flow_not_running", f"The called flow is not running (status: {called.status.value})")
+    moment = now()
+    period = period_at(moment, called.current_period_start, called.current_period_end)
+    await count_run(session, caller.user_id, called.tier or "free", period, moment)
+    execution = await accept(
+        session,
+        flow_id=called.id,
+        flow_version_id=called.active_version_id,
+        flow_version=called.active_version,
+        trigger_type=TriggerType.MANUAL,
+        target=None if target is None else storable_text(target[:MAX_TARGET_LENGTH]),
+        given=Input(json_text(payload)),
+        parent_id=caller.id,
+        parent_key=caller.key,
+        depth=caller.depth + 1,
+    )
+    return execution.id
+
+
+class _CalledFlow(NamedTuple):
+    id: UUID
+    status: FlowStatus
+    active_version_id: UUID | None
+    active_version: int | None
+    tier: Tier | None
+    current_period_start: datetime | None
+    current_period_end: datetime | None
+
+
+async def _find(session: AsyncSession, user_id: UUID, flow: str) -> list[_CalledFlow]:
+    """The user's flow of this id or name, or two of them, kept from being deleted until this transaction ends."""
+    flow_id = _read_id(flow)
+    name = storable_text(flow)[: MAX_NAME_LENGTH + 1]  # longer than any, where it is cut
+    rows = await session.execute(
+        sa.select(
+            FlowRecord.id,
+            FlowRecord.status,
+            FlowRecord.active_version_id,
+            FlowRecord.active_version,
+            UserRecord.tier,
+            UserRecord.current_period_start,
+            UserRecord.current_period_end,
+        )
+        .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
+        .where(owned_by(user_id), FlowRecord.name == name if flow_id is None else FlowRecord.id == flow_id)
+        .limit(2)
+        .with_for_update(read=True, key_share=True, of=FlowRecord)
+    )
+    return [_CalledFlow(*row) for row in rows]
+
+
+def _only(found: Sequence[_CalledFlow]) -> _CalledFlow:
+    """Raises `BadRequest`."""
+    if not found:
+        raise BadRequest("flow_not_found", "No flow of yours has this id or name")
+    if len(found) > 1:
+        raise BadRequest("flow_ambiguous", "Several flows have this name: use the id of one of them")
+    return found[0]
+
+
+def _read_id(text: str) -> UUID | None:
+    """The id that the text is; Python reads more as one, which may be a name."""
+    if len(text) != UUID_LENGTH:
+        return None
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 class FlowCalls:

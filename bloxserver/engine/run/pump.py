@@ -17,8 +17,8 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError, Tool
 from bloxserver.clock import now
+from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
-from bloxserver.engine.run.flow_call_rows import CalledResult
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
     Change,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bloxserver.engine.queue.claims import ClaimedExecution, LeaseKey
+from bloxserver.engine.queue.claims import ClaimedExecution
+from bloxserver.engine.queue.values import LeaseKey
 from bloxserver.models.tables import QUARANTINE_THRESHOLD
 
 

@@ -10,11 +10,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
-from bloxserver.engine.background.notification_rows import enqueue_failure_notification
 from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.queue import leases
-from bloxserver.engine.queue.checkpoint_rows import Checkpoint
-from bloxserver.engine.queue.checkpoints import CheckpointWriter
+from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter, reset_crash_count, save_steps
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.engine.run.context import ClaimedExecutionContext, SharedClients
@@ -27,6 +25,7 @@ from bloxserver.observability import metrics
 from bloxserver.observability.tracing import NO_SPAN, continued
 from bloxserver.organism.model import FailureNotification, Organism, UnknownListener
 from bloxserver.organism.problems import OrganismError
+from bloxserver.services.notifications import enqueue_failure_notification
 from bloxserver.storable import json_text, storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
@@ -59,7 +58,7 @@ class ExecutionRunner:
         self._checkpoints = checkpoints
         self._clients = clients
         self._execution = execution
-        self._got_further = made_progress
+        self._made_progress = made_progress
         self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
         self._noted = self._tokens
         """Those of them that are stored."""
@@ -85,7 +84,7 @@ class ExecutionRunner:
     async def _run(self) -> None:
         execution = self._execution
         if time.monotonic() - execution.taken_at > LEASE_RECHECK_SECONDS:
-            await retry_transaction(self._database, lambda session: leases.hold(session, execution))
+            await retry_transaction(self._database, lambda session: leases.lock_lease(session, execution.lease_key))
         if execution.crash_count > MAX_CRASHES:
             # Not even its definition is read: that may be what workers die of.
             await self._give_up()
@@ -151,7 +150,7 @@ class ExecutionRunner:
                 await self._save_alone(change, rows)
         self._stored |= {step.message.key for step in change.steps}
         if Checkpoint(self._execution, rows).made_progress:
-            self._got_further()
+            self._made_progress()
         match change.outcome:
             case Finished():
                 self._tell(ExecutionStatus.SUCCESS.value)
@@ -183,9 +182,9 @@ class ExecutionRunner:
         async def write(session: AsyncSession) -> None:
             # First: it is what holds the lease against others.
             await self._write_outcome(session, change.outcome)
-            await leases.save_steps(session, rows)
+            await save_steps(session, rows)
             if change.outcome is None and Checkpoint(self._execution, rows).made_progress:
-                await leases.reset_crash_count(session, [self._execution.id])
+                await reset_crash_count(session, [self._execution.id])
             await self._record_usage(session)
 
         await retry_transaction(self._database, write)
@@ -201,7 +200,7 @@ class ExecutionRunner:
         execution = self._execution
         match outcome:
             case None:
-                await leases.hold(session, execution)
+                await leases.lock_lease(session, execution.lease_key)
             case Finished(output):
                 await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=json_text(output))
             case Failed(error):

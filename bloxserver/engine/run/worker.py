@@ -9,18 +9,17 @@ from typing import Any
 
 import structlog
 
-from bloxserver.engine.loops import cancel, wait_for_wake
+from bloxserver.engine.loops import PollLoop, cancel
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.checkpoints import CheckpointWriter
-from bloxserver.engine.queue.claims import ClaimedExecution, LeaseKey, with_steps
-from bloxserver.engine.queue.leases import LeaseLost
+from bloxserver.engine.queue.claims import ClaimedExecution, with_steps
+from bloxserver.engine.queue.values import LeaseKey, LeaseLost
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.quarantine import Quarantine
 from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, Tier
-from bloxserver.models.transient_errors import unless_transient
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
@@ -49,7 +48,12 @@ class Worker:
         self._running: dict[asyncio.Task[Any], ClaimedExecution] = {}
         self._quarantine = Quarantine()
         self._draining = False
-        self._looking = asyncio.Event()
+        self._lease_check = PollLoop(
+            self._check_leases,
+            failure="checking the leases of running executions failed",
+            retry_seconds=WATCH_SECONDS,
+            first_pause_seconds=WATCH_SECONDS,
+        )
 
     @property
     def lease_keys(self) -> frozenset[LeaseKey]:
@@ -130,20 +134,17 @@ class Worker:
             else:
                 return
 
-    def look(self) -> None:
-        """Look now whether something was ended; to be called on the event loop."""
-        self._looking.set()
+    def check_leases(self) -> None:
+        """Check now whether leases were lost; to be called on the event loop."""
+        self._lease_check.wake()
 
     async def watch(self) -> None:
-        """Stop what was cancelled, or taken by another worker. Until cancelled itself."""
-        while True:
-            await wait_for_wake(self._looking, WATCH_SECONDS)
-            try:
-                await self._stop_lost()
-            except Exception as error:
-                log.warning(
-                    "cannot look after running executions", error=type(error).__name__, exc_info=unless_transient(error)
-                )
+        """Stop executions that were cancelled, or recovered by another worker, until cancelled itself."""
+        await self._lease_check.run()
+
+    async def _check_leases(self) -> float:
+        await self._stop_lost()
+        return WATCH_SECONDS
 
     async def _stop_lost(self) -> None:
         running = dict(self._running)

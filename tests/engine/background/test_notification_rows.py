@@ -18,7 +18,6 @@ from bloxserver.engine.background.notification_rows import (
     Failure,
     claim_notification,
     end_attempt,
-    enqueue_failure_notification,
     event_of,
     mail_of,
     read_due_notifications,
@@ -35,6 +34,7 @@ from bloxserver.models.tables import (
     UserRecord,
 )
 from bloxserver.organism.model import FailureNotification
+from bloxserver.services.notifications import enqueue_failure_notification
 from tests.factories import create_execution, create_flow, create_user
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

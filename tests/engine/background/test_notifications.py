@@ -368,7 +368,7 @@ class TestLoop:
             arrived.set()
 
         def watch(logger: Any, method: str, line: EventDict) -> EventDict:
-            if line["event"] == "failure notices failed":
+            if line["event"] == "sending failure notifications failed":
                 failed.set()
             return line
 

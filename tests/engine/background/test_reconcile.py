@@ -104,7 +104,7 @@ async def test_a_stop_waits_for_what_runs(live_database: Database) -> None:
 async def test_what_runs_when_the_grace_is_over_is_cancelled(
     live_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bloxserver.services.cancellation.BATCH", 2)
+    monkeypatch.setattr("bloxserver.services.transitions.BATCH", 2)
     async with live_database.sessions() as session:
         user = await create_user(session)
         asked = now() - timedelta(seconds=SETTINGS.stop_grace_seconds)

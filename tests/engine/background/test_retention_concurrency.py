@@ -161,7 +161,7 @@ class TestFailures:
             running = asyncio.create_task(world.retention(30, first_pause_seconds=0.02, interval_seconds=0.02).run())
 
             async def has_failed() -> bool:
-                return any(log["event"] == "pruning failed" for log in logs)
+                return any(log["event"] == "deleting expired rows failed" for log in logs)
 
             async def is_done() -> bool:
                 return not await world.left()

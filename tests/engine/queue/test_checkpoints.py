@@ -8,10 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.clock import now
-from bloxserver.engine.queue.checkpoint_rows import Checkpoint
-from bloxserver.engine.queue.checkpoints import CheckpointWriter
-from bloxserver.engine.queue.claims import ClaimedExecution, reclaim_all
-from bloxserver.engine.queue.leases import LeaseLost
+from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter
+from bloxserver.engine.queue.claims import ClaimedExecution
+from bloxserver.engine.queue.recovery import reclaim_all
+from bloxserver.engine.queue.values import LeaseLost
 from bloxserver.engine.run.messages import Message, Step
 from bloxserver.engine.run.serialization import JsonTextCache, step_row
 from bloxserver.models.database import Database

@@ -13,13 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
-from bloxserver.engine.queue.claims import (
-    ClaimLockBusy,
-    claim_executions,
-    reclaim_all,
-    reclaim_expired,
-    release_orphaned_claims,
-)
+from bloxserver.engine.queue.claims import claim_executions, release_orphaned_claims
+from bloxserver.engine.queue.recovery import reclaim_all, reclaim_expired
 from bloxserver.engine.queue.selection import (
     MAX_PER_FLOW,
     MAX_SELECTED,
@@ -27,6 +22,7 @@ from bloxserver.engine.queue.selection import (
     read_next_executions,
     read_next_resume,
 )
+from bloxserver.engine.queue.values import ClaimLockBusy
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, FlowStatus, Tier, WorkerRecord
 from bloxserver.models.types import UtcDateTime

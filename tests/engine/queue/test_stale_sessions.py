@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from bloxserver.engine.queue.stale_sessions import terminate_stale_sessions
+from bloxserver.engine.queue.recovery import terminate_stale_sessions
 from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 

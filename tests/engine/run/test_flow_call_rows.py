@@ -13,8 +13,9 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.clock import now
-from bloxserver.engine.run.flow_call_rows import CalledResult, CallingExecution, called_results
-from bloxserver.engine.run.flow_calls import FlowCalls
+from bloxserver.engine.queue.claims import called_results
+from bloxserver.engine.queue.values import CalledResult
+from bloxserver.engine.run.flow_calls import CallingExecution, FlowCalls
 from bloxserver.ids import new_id
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, InputEncoding

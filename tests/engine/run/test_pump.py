@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from bloxserver.blocks.base import Block, BlockContext, BlockError, Called, NoConfig, Result
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clock import now
-from bloxserver.engine.run.flow_call_rows import CalledResult
+from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Suspended
 from bloxserver.ids import new_id
 from bloxserver.models.enums import ExecutionStatus, StepStatus

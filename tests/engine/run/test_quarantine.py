@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.engine.queue.checkpoints import CheckpointWriter
-from bloxserver.engine.queue.claims import claim_executions, reclaim_all, with_steps
+from bloxserver.engine.queue.claims import claim_executions, with_steps
+from bloxserver.engine.queue.recovery import reclaim_all
 from bloxserver.engine.queue.selection import read_next_executions
 from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from bloxserver.clock import now
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.checkpoints import CheckpointWriter
-from bloxserver.engine.queue.claims import reclaim_all
+from bloxserver.engine.queue.recovery import reclaim_all
+from bloxserver.engine.queue.values import LeaseLost
 from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
@@ -198,15 +199,15 @@ async def test_one_whose_lease_was_taken_writes_nothing(live_database: Database,
         assert await reclaim_all(session) == 1
     present = await take(live_database, execution, "w-present")
     thawed = ExecutionRunner(live_database, CheckpointWriter(live_database), clients, frozen)
-    with pytest.raises(leases.LeaseLost):
+    with pytest.raises(LeaseLost):
         await thawed.run()
-    with pytest.raises(leases.LeaseLost):
+    with pytest.raises(LeaseLost):
         async with live_database.transaction() as session:
-            await leases.hold(session, frozen)
-    with pytest.raises(leases.LeaseLost):
+            await leases.lock_lease(session, frozen.lease_key)
+    with pytest.raises(LeaseLost):
         async with live_database.transaction() as session:
             await leases.suspend(session, frozen, now())
-    with pytest.raises(leases.LeaseLost):
+    with pytest.raises(LeaseLost):
         async with live_database.transaction() as session:
             await leases.end_execution(session, frozen, ExecutionStatus.ERROR, error="zombie")
     async with live_database.transaction() as session:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.engine.retry import retry_transaction
-from bloxserver.engine.run.flow_call_rows import CallingExecution, call_flow
+from bloxserver.engine.run.flow_calls import CallingExecution, call_flow
 from bloxserver.errors import BloxError
 from bloxserver.ids import new_id
 from bloxserver.models.database import Database
@@ -22,10 +22,9 @@ from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord
 from bloxserver.queries.executions import read_execution
 from bloxserver.queries.usage import period_at
-from bloxserver.services.cancellation import cancel_execution, cancel_running
 from bloxserver.services.flows import delete_flow
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
-from bloxserver.services.transitions import end_execution
+from bloxserver.services.transitions import cancel_execution, cancel_running, end_execution
 from bloxserver.services.triggers import delete_trigger
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 
