@@ -1,7 +1,7 @@
-"""The one client for the outgoing requests of flows, guarded against reaching the inside (SSRF).
+"""The HTTP client for the outgoing requests of flows, guarded against server-side request forgery (SSRF).
 
-The guard sits where connections are made: names are resolved once, every address is checked, a checked address is
-dialled. Whatever the URL looked like and wherever a redirect points, there is no other way out.
+The guard is where connections are opened: a name is resolved once, every address is checked, and a checked address is
+connected to. URLs and redirects cannot bypass it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import httpcore
 import httpx
 
 from bloxserver.clients.addresses import Network
-from bloxserver.clients.connections import Connections, GuardedBackend, OutgoingRequestError
+from bloxserver.clients.connections import Connector
 from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
+from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.observability.tracing import HEADER as TRACE_HEADER
 from bloxserver.observability.tracing import current_traceparent
 
@@ -35,7 +36,7 @@ DIGITS = re.compile(r"[0-9]+")
 HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 HOST = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
 """A name or an IPv4 address, or an IPv6 address without a zone."""
-# What frames the message is for the client to say: a second opinion is how requests are smuggled.
+# The client alone sets the headers that frame a message: contradictory ones allow request smuggling.
 OWN_HEADERS = frozenset(
     {
         "accept-encoding",
@@ -53,15 +54,15 @@ OWN_HEADERS = frozenset(
     }
 )
 DEPTH_HEADER = "BloxServer-Depth"
-"""How many executions stand above a request: a server like this one counts on, and ends circles."""
-# All that another origin is told after a redirect; any other header may be a credential.
+"""How many executions are above a request. A BloxServer that receives it continues to count, which ends loops."""
+# The headers that are sent to another origin after a redirect; any other header may be a credential.
 SAFE_HEADERS = frozenset({"accept", "accept-language", DEPTH_HEADER.lower(), TRACE_HEADER, "user-agent"})
 CONTENT_HEADERS = frozenset({"content-encoding", "content-language", "content-location", "content-type"})
 
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """An answer, read to its end. `headers` have lower-case names; repeated ones are joined by a comma."""
+    """A response, read to its end. `headers` have lower-case names; repeated ones are joined by a comma."""
 
     status: int
     headers: Mapping[str, str]
@@ -75,7 +76,7 @@ class HttpResponse:
         return httpx.URL(self.url).host
 
     def retry_after(self, now: datetime) -> float | None:
-        """How many seconds the server asks to be left alone, at most an hour; None where it does not say."""
+        """The seconds to wait that the server asks for in `Retry-After`, at most an hour; None without the header."""
         text = self.headers.get("retry-after", "")
         try:
             seconds = float(text) if DIGITS.fullmatch(text) else (_read_date(text) - now).total_seconds()
@@ -95,9 +96,9 @@ class _Request:
 
 
 class GuardedClient:
-    """Keeps connections, but no cookies, and takes nothing from the environment: users share it.
+    """Keeps neither connections nor cookies and reads nothing from the environment, since users share it.
 
-    Addresses inside `allow` may be reached although they are private, on any port.
+    Addresses inside `allow` may be private, and are reached on any port.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class GuardedClient:
     ) -> None:
         self._max_response_bytes = max_response_bytes
         self._total_timeout_seconds = total_timeout_seconds
-        self._connections = Connections(GuardedBackend(allow, ports))
+        self._connector = Connector(allow, ports)
 
     async def request(
         self,
@@ -122,13 +123,13 @@ class GuardedClient:
         timeout_seconds: float | None = None,
         follow_redirects: bool = False,
     ) -> HttpResponse:
-        """The answer to a request, of whatever status. `timeout_seconds` is for all of it, redirects included.
+        """The response to a request, with any status. `timeout_seconds` covers all of it, including redirects.
 
         Headers that frame the message (`Host`, `Content-Length`, …) are set here and ignored in `headers`.
         Raises `OutgoingRequestError`.
         """
         if not TOKEN.fullmatch(method):
-            raise OutgoingRequestError("invalid_request", "the method is not one")
+            raise OutgoingRequestError("invalid_request", "the method is not valid")
         request = _Request(method, read_url(url), _checked_headers(headers or {}), content)
         seconds = self._total_timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
@@ -139,11 +140,8 @@ class GuardedClient:
         except Exception as error:
             _fail(error, request.url.host)
 
-    async def aclose(self) -> None:
-        await self._connections.aclose()
-
     async def _send_and_follow(self, request: _Request, redirects: int | None) -> HttpResponse:
-        """`redirects` is how many may follow; None hands a redirect back as the answer."""
+        """`redirects` is how many to follow at most; with None a redirect is the response."""
         while True:
             response = await self._send(request)
             location = response.headers.get("location")
@@ -162,11 +160,12 @@ class GuardedClient:
         )
         headers = [
             ("Host", request.url.netloc.decode("ascii")),
+            ("Connection", "close"),
             ("Accept-Encoding", "gzip"),
             *request.headers.items(),
         ]
         async with (
-            self._connections.lend(url.origin) as connection,
+            self._connector.connect(url.origin) as connection,
             connection.stream(request.method, url, headers=headers, content=request.content) as response,
         ):
             answered = _joined(response.headers)
@@ -177,11 +176,11 @@ class GuardedClient:
 
 
 def read_url(text: str) -> httpx.URL:
-    """The URL that `text` spells, if it is one that can be requested. Raises `OutgoingRequestError`."""
+    """The URL in `text`, without its fragment. Raises `OutgoingRequestError` unless it can be requested."""
     try:
         url = httpx.URL(text)
         host = url.raw_host.decode("ascii")
-        _ = url.host  # raises for punycode that spells no name
+        _ = url.host  # raises for invalid punycode
     except (httpx.InvalidURL, ValueError, TypeError):
         raise OutgoingRequestError("invalid_url", "not a URL") from None
     if url.scheme not in ("http", "https"):
@@ -196,11 +195,11 @@ def read_url(text: str) -> httpx.URL:
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers as they can be sent, by lower-case name."""
+    """Valid headers by lower-case name, with the client's own added. Raises `OutgoingRequestError`."""
     checked: dict[str, str] = {"accept": "*/*", "user-agent": "BloxServer"}
     for name, value in headers.items():
         if not TOKEN.fullmatch(name):
-            raise OutgoingRequestError("invalid_header", "the name of a header is not one")
+            raise OutgoingRequestError("invalid_header", "the name of a header is not valid")
         if not HEADER_VALUE.fullmatch(value):
             raise OutgoingRequestError("invalid_header", f"the header {name[:100]} may have printable ASCII only")
         if name.lower() not in OWN_HEADERS:
@@ -212,11 +211,11 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _redirected(request: _Request, status: int, location: str) -> _Request:
-    """The next hop: another origin is told nothing that was meant for the first."""
+    """The request that follows a redirect. Another origin gets no body and safe headers only."""
     try:
         url = read_url(str(request.url.join(location)))
     except (httpx.InvalidURL, ValueError):
-        raise OutgoingRequestError("invalid_url", f"{request.url.host} redirects to what is no URL") from None
+        raise OutgoingRequestError("invalid_url", f"{request.url.host} redirects to an invalid URL") from None
     method, content = request.method, request.content
     if (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST"):
         method, content = "GET", None
@@ -232,7 +231,7 @@ def _redirected(request: _Request, status: int, location: str) -> _Request:
 
 
 def _port(url: httpx.URL) -> int:
-    # `is None`: 0 is a port that somebody wrote.
+    # `is None`: port 0 was written explicitly.
     return (443 if url.scheme == "https" else 80) if url.port is None else url.port
 
 
@@ -245,22 +244,22 @@ def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _read_date(text: str) -> datetime:
-    """An HTTP date. Raises whatever junk makes its parser raise."""
+    """An HTTP date. Raises the errors of the parser for an invalid one."""
     date = parsedate_to_datetime(text)
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 
 
 def _fail(error: Exception, host: str) -> NoReturn:
-    """Raise the `OutgoingRequestError` that says what `error` means."""
+    """Raise the `OutgoingRequestError` for `error`; raise `error` itself if it is none of the network's."""
     match error:
         case TimeoutError() | httpcore.TimeoutException():
             code, message = "timeout", f"{host} took too long"
         case ResponseTooLarge():
-            code, message = "response_too_large", f"the answer of {host} is too large"
+            code, message = "response_too_large", f"the response of {host} is too large"
         case httpcore.LocalProtocolError():
             code, message = "invalid_request", f"the request to {host} cannot be sent"
         case httpcore.RemoteProtocolError() | ValueError():
-            code, message = "invalid_response", f"the answer of {host} cannot be read"
+            code, message = "invalid_response", f"the response of {host} cannot be read"
         case httpcore.ConnectError(__cause__=ssl.SSLError()):
             code, message = "tls_failed", f"{host} has no trusted certificate"
         case httpcore.NetworkError() | OSError():

@@ -30,7 +30,8 @@ from aiosmtplib import (
 )
 
 from bloxserver.clients.addresses import Address, Network
-from bloxserver.clients.connections import CONNECT_SECONDS, OutgoingRequestError, check_addresses, resolve
+from bloxserver.clients.connections import CONNECT_SECONDS, check_addresses, resolve
+from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.settings import Settings
 
 PORTS = frozenset({25, 465, 587, 2525})

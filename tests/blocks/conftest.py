@@ -45,18 +45,16 @@ class NoFlows:
 
 
 @pytest.fixture
-async def context() -> AsyncIterator[BlockContext]:
+async def context() -> BlockContext:
     """Time stands still, 127.0.0.1 may be reached, and there is no store, no other flow and no mail server."""
-    client = GuardedClient(allow=[ip_network("127.0.0.1/32")], max_response_bytes=100_000)
-    yield BlockContext(
-        http=client,
+    return BlockContext(
+        http=GuardedClient(allow=[ip_network("127.0.0.1/32")], max_response_bytes=100_000),
         clock=lambda: NOW,
         idempotency_key="key-1",
         store=NoStore(),
         flows=NoFlows(),
         mail=Mailer(default=None, sender=None),
     )
-    await client.aclose()
 
 
 @pytest.fixture

@@ -194,6 +194,16 @@ class TestAnswer:
         answered = await run(context, {"url": server.url("/")}, fail_on_error_status=False)
         assert (answered["status"], answered["body"]) == (int(status[:3]), "why")
 
+    async def test_is_never_the_rest_of_a_response_to_another_execution(
+        self, context: BlockContext, server: LoopbackServer
+    ) -> None:
+        foreign = answer(b'"foreign"', headers=JSON)
+        server.answers |= {"/": answer(status="204 No Content") + foreign, "/own": answer(b'"own"', headers=JSON)}
+        other = replace(context, idempotency_key="other")
+        for _ in range(3):
+            await run(other, {"url": server.url("/")}, method="POST")
+            assert (await run(context, {"url": server.url("/own")}))["body"] == "own"
+
     async def test_of_a_redirect_is_followed_if_wanted(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers |= {"/": answer(status="302 Found", headers={"Location": "/to"}), "/to": answer(b"there")}
         assert (await run(context, {"url": server.url("/")}))["status"] == 302

@@ -90,6 +90,14 @@ class TestWebhook:
         assert request.headers["bloxserver-depth"] == "3"
         assert request.headers["content-type"] == "application/cloudevents+json"
 
+    async def test_does_not_take_the_rest_of_another_response_for_its_own(
+        self, context: BlockContext, server: LoopbackServer
+    ) -> None:
+        server.answers |= {"/": answer() + answer(status="500 Foreign"), "/own": answer(status="202 Accepted")}
+        await context.http.request("POST", server.url("/"))
+        assert (await run(context, {}, url=server.url("/own")))["status"] == 202
+        assert [request.path for request in server.received] == ["/", "/own"]
+
 
 class TestFailure:
     @pytest.mark.parametrize(

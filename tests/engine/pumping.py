@@ -140,7 +140,6 @@ async def pump(
         runs = Pump(parsed, kept, world, log.save, called, sequence=sequence, visible_after=visible_after)
         outcome = await runs.run(Message(parsed.entry(entry).name, payload))
     finally:
-        await http.aclose()
         await models.aclose()
     assert log.changes[-1].outcome == outcome
     return outcome, log

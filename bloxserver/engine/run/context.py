@@ -49,7 +49,6 @@ class SharedClients:
         )
 
     async def aclose(self) -> None:
-        await self.http.aclose()
         await self.models.aclose()
 
 

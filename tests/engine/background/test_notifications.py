@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -44,8 +43,7 @@ async def installation(live_settings: Settings, live_database: Database) -> Asyn
         installation = Installation(live_settings, live_database, http, smtp)
         async with live_database.sessions() as session:
             installation.user = await create_user(session)
-        async with aclosing(installation.client):
-            yield installation
+        yield installation
 
 
 class TestUrl:

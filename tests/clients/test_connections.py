@@ -1,0 +1,158 @@
+"""A response belongs to the request that it answers, whatever else the server sends."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+
+import pytest
+
+from bloxserver.clients.http import GuardedClient
+from tests.clients.loopback import LoopbackServer, answer, running_server
+
+LOOPBACK = ip_network("127.0.0.1/32")
+FOREIGN = answer(b"foreign")
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nown\r\n0\r\n\r\n"
+# What a server sends in response to one request: the response, and bytes that do not belong to it.
+SURPLUS = [
+    ("GET", b"HTTP/1.1 204 No Content\r\n\r\n" + FOREIGN, b""),
+    ("POST", b"HTTP/1.1 204 No Content\r\nContent-Length: 7\r\n\r\nignored" + FOREIGN, b""),
+    ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\nignored", b""),
+    ("GET", b"HTTP/1.1 304 Not Modified\r\n\r\n" + FOREIGN, b""),
+    ("HEAD", answer(b"ignored") + FOREIGN, b""),
+    ("HEAD", answer(FOREIGN), b""),
+    ("GET", answer(b"own") + FOREIGN, b"own"),
+    ("GET", answer(b"own") + b"\r\n\r\njunk", b"own"),
+    ("GET", answer(b"own" + FOREIGN, length=3), b"own"),
+    ("GET", answer(b"", length=0) + FOREIGN, b""),
+    ("GET", CHUNKED + FOREIGN, b"own"),
+    ("GET", CHUNKED + b"\r\n" + FOREIGN, b"own"),
+    ("GET", b"HTTP/1.1 100 Continue\r\n\r\n" + answer(b"own") + FOREIGN, b"own"),
+    ("GET", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3 + answer(b"own") + FOREIGN, b"own"),
+    ("GET", answer(b"own") + b"HTTP/1.1 100 Continue\r\n\r\n", b"own"),
+    ("POST", answer(b"", status="413 Too Large") + answer(b"", status="500 Again"), b""),
+]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LoopbackServer]:
+    async with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def client() -> GuardedClient:
+    return GuardedClient(allow=[LOOPBACK], max_response_bytes=100_000, total_timeout_seconds=5)
+
+
+class TestSurplus:
+    @pytest.mark.parametrize(("method", "sent", "content"), SURPLUS, ids=lambda value: ascii(value)[:60])
+    async def test_is_not_read_as_the_response_to_another_request(
+        self, client: GuardedClient, server: LoopbackServer, method: str, sent: bytes, content: bytes
+    ) -> None:
+        server.answers |= {"/first": sent, "/second": answer(b"second")}
+        first = await client.request(method, server.url("/first"))
+        second = await client.request("POST", server.url("/second"), content=b"once")
+        assert (first.content, second.content) == (content, b"second")
+        assert [request.path for request in server.received] == ["/first", "/second"]
+
+    @pytest.mark.parametrize("moment", ["between the requests", "after the second request"])
+    async def test_that_arrives_late_is_not_read_either(
+        self, client: GuardedClient, server: LoopbackServer, moment: str
+    ) -> None:
+        writers: list[StreamWriter] = []
+
+        async def first(writer: StreamWriter) -> None:
+            writer.write(answer(b"first"))
+            writers.append(writer)
+
+        async def second(writer: StreamWriter) -> None:
+            if moment == "after the second request":
+                writers[0].write(FOREIGN)
+            writer.write(answer(b"second"))
+
+        server.answers |= {"/first": first, "/second": second}
+        assert (await client.request("GET", server.url("/first"))).content == b"first"
+        if moment == "between the requests":
+            writers[0].write(FOREIGN)
+        assert (await client.request("GET", server.url("/second"))).content == b"second"
+
+    async def test_of_requests_at_the_same_time_reaches_none_of_them(
+        self, client: GuardedClient, server: LoopbackServer
+    ) -> None:
+        for number in range(20):
+            server.answers[f"/{number}"] = answer(b"%d" % number) + FOREIGN
+        requests = [client.request("GET", server.url(f"/{number % 20}")) for number in range(100)]
+        responses = await asyncio.gather(*requests)
+        assert [response.content for response in responses] == [b"%d" % (number % 20) for number in range(100)]
+
+
+class TestConnections:
+    async def test_each_request_opens_and_closes_its_own(self, client: GuardedClient, server: LoopbackServer) -> None:
+        server.answers["/"] = answer(b"ok")
+        for _ in range(3):
+            await client.request("GET", server.url("/"))
+        assert server.connections == 3
+        assert {request.headers["connection"] for request in server.received} == {"close"}
+        # Ends when the client has closed all of them.
+        async with asyncio.timeout(5):
+            await asyncio.gather(*server.serving)
+
+    async def test_each_redirect_opens_another(self, client: GuardedClient, server: LoopbackServer) -> None:
+        redirect = answer(b"ignored", status="307 Temporary", headers={"Location": "/next"})
+        server.answers |= {"/": redirect + FOREIGN, "/next": answer(b"there") + FOREIGN}
+        response = await client.request("POST", server.url("/"), content=b"body", follow_redirects=True)
+        assert (response.content, server.connections) == (b"there", 2)
+        assert [(request.path, request.body) for request in server.received] == [("/", b"body"), ("/next", b"body")]
+
+    async def test_a_response_before_the_body_is_sent_belongs_to_its_request(self, client: GuardedClient) -> None:
+        async def too_large(reader: StreamReader, writer: StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer(b"too large", status="413 Too Large") + FOREIGN)
+            await writer.drain()
+            await reader.read()
+
+        async with listening(too_large) as port:
+            for _ in range(2):
+                response = await client.request("POST", f"http://127.0.0.1:{port}/", content=bytes(2_000_000))
+                assert (response.status, response.content) == (413, b"too large")
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    async def test_one_that_is_given_up_is_closed(self, client: GuardedClient, scheme: str) -> None:
+        started, ended = asyncio.Event(), asyncio.Event()
+
+        async def silent(reader: StreamReader, writer: StreamWriter) -> None:
+            await reader.read(1)
+            started.set()
+            await reader.read()
+            ended.set()
+
+        async with listening(silent) as port, asyncio.timeout(5):
+            request = asyncio.create_task(client.request("GET", f"{scheme}://127.0.0.1:{port}/"))
+            await started.wait()
+            request.cancel()
+            await asyncio.wait([request])
+            assert request.cancelled()
+            await ended.wait()
+
+
+@asynccontextmanager
+async def listening(
+    serve: Callable[[StreamReader, StreamWriter], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """The port of a server that calls `serve` for each connection and closes it afterwards."""
+
+    async def accept(reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with listener:
+        yield listener.sockets[0].getsockname()[1]
