@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import httpcore
 import httpx
 
-from bloxserver.clients.addresses import Address, Network, is_public, is_within, read_address
+from bloxserver.clients.addresses import Address, Network, is_public, is_within
 from bloxserver.clients.errors import OutgoingRequestError
+from bloxserver.clients.resolver import Resolver
 
 CONNECT_SECONDS = 5.0
 
@@ -24,9 +23,10 @@ class Connector:
     connection, which may belong to another flow.
     """
 
-    def __init__(self, allow: Sequence[Network], ports: frozenset[int]) -> None:
+    def __init__(self, allow: Sequence[Network], ports: frozenset[int], resolver: Resolver) -> None:
         self._allow = tuple(allow)
         self._ports = ports
+        self._resolver = resolver
         self._network = httpcore.AnyIOBackend()
         self._tls = httpx.create_ssl_context(trust_env=False)
         self._tls.set_alpn_protocols(["http/1.1"])
@@ -47,7 +47,7 @@ class Connector:
             await stream.aclose()
 
     async def _open(self, host: str, port: int) -> httpcore.AsyncNetworkStream:
-        addresses = await resolve(host, port)
+        addresses = await self._resolver.resolve(host)
         check_addresses(addresses, host, port, self._allow, self._ports)
         failure: Exception | None = None
         for address in addresses:
@@ -56,19 +56,6 @@ class Connector:
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure or httpcore.ConnectError("no address")
-
-
-async def resolve(host: str, port: int) -> list[Address]:
-    """The addresses of a name, in the order to try them. Raises `OutgoingRequestError`."""
-    try:
-        answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [read_address(str(answer[4][0])) for answer in answers]
-    # ValueError: labels that are no domain names, answers that are no addresses.
-    except (OSError, ValueError):
-        addresses = []
-    if not addresses:
-        raise OutgoingRequestError("name_not_resolved", f"{host} has no address")
-    return list(dict.fromkeys(addresses))
 
 
 def check_addresses(

@@ -22,6 +22,7 @@ from bloxserver.clients.addresses import Network
 from bloxserver.clients.connections import Connector
 from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
 from bloxserver.clients.errors import OutgoingRequestError
+from bloxserver.clients.resolver import Resolver
 from bloxserver.observability.tracing import HEADER as TRACE_HEADER
 from bloxserver.observability.tracing import current_traceparent
 
@@ -108,10 +109,11 @@ class GuardedClient:
         max_response_bytes: int = 5 * MEBIBYTE,
         total_timeout_seconds: float = 30,
         ports: frozenset[int] = PORTS,
+        resolver: Resolver | None = None,
     ) -> None:
         self._max_response_bytes = max_response_bytes
         self._total_timeout_seconds = total_timeout_seconds
-        self._connector = Connector(allow, ports)
+        self._connector = Connector(allow, ports, resolver or Resolver())
 
     async def request(
         self,

@@ -30,8 +30,9 @@ from aiosmtplib import (
 )
 
 from bloxserver.clients.addresses import Address, Network
-from bloxserver.clients.connections import CONNECT_SECONDS, check_addresses, resolve
+from bloxserver.clients.connections import CONNECT_SECONDS, check_addresses
 from bloxserver.clients.errors import OutgoingRequestError
+from bloxserver.clients.resolver import Resolver
 from bloxserver.settings import Settings
 
 PORTS = frozenset({25, 465, 587, 2525})
@@ -147,11 +148,13 @@ class Mailer:
         allow: Sequence[Network] = (),
         *,
         tls: ssl.SSLContext | None = None,
+        resolver: Resolver | None = None,
     ) -> None:
         self.default = default
         self.sender = sender
         self._allow = tuple(allow)
         self._given_tls = tls
+        self._resolver = resolver or Resolver()
 
     async def send(
         self, message: EmailMessage, server: MailServer | None = None, *, timeout_seconds: float = 30
@@ -215,7 +218,7 @@ class Mailer:
     @asynccontextmanager
     async def _session(self, server: MailServer, *, guarded: bool, name: str) -> AsyncIterator[SMTP]:
         """A session with a server that knows who we are; `name` is what we call our machine."""
-        addresses = await resolve(server.host, server.port)
+        addresses = await self._resolver.resolve(server.host)
         if guarded:
             check_addresses(addresses, server.host, server.port, self._allow, PORTS)
         client = SMTP(

@@ -12,7 +12,7 @@ from tests.clients.hostile import NAMES
 
 
 class Network:
-    """The network as the event loop sees it: names from `NAMES`, and a record of every address dialled.
+    """The network as the process sees it: names from `NAMES`, and a record of every address dialled.
 
     Dials of other addresses than 127.0.0.1 are recorded and refused.
     """
@@ -23,16 +23,18 @@ class Network:
         self.ports: list[int] = []
         self.questions: list[str] = []
         self._connect = loop.sock_connect
-        monkeypatch.setattr(loop, "getaddrinfo", self._getaddrinfo)
+        self._system_getaddrinfo = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
         monkeypatch.setattr(loop, "sock_connect", self._sock_connect)
 
-    async def _getaddrinfo(self, host: str, port: int, **options: Any) -> list[Any]:
+    def _getaddrinfo(self, host: str, port: int | None, **options: Any) -> list[Any]:
+        if options.get("flags") == socket.AI_NUMERICHOST:
+            return self._system_getaddrinfo(host, port, **options)
         self.questions.append(host)
-        if host in NAMES:
-            answers = NAMES[host][min(self.questions.count(host), len(NAMES[host])) - 1]
-            return [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
-        # Other spellings of addresses are read as the system reads them; no question leaves the machine.
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        if host not in NAMES:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown name")
+        answers = NAMES[host][min(self.questions.count(host), len(NAMES[host])) - 1]
+        return [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
 
     async def _sock_connect(self, sock: socket.socket, address: tuple[str, int]) -> None:
         self.dialled.append(address[0])
