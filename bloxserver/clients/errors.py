@@ -9,8 +9,8 @@ class OutgoingRequestError(Exception):
     """A request without a usable response. The message names the host at most, never the query, a user or a header.
 
     Codes: `invalid_url`, `invalid_header`, `invalid_request`, `address_refused`, `port_refused`,
-    `name_not_resolved`, `connection_failed`, `tls_failed`, `timeout`, `invalid_response`, `response_too_large`,
-    `redirect_refused`, `too_many_redirects`.
+    `name_not_resolved`, `connection_failed`, `tls_failed`, `timeout`, `invalid_response`, `response_not_decodable`,
+    `response_too_large`, `redirect_refused`, `too_many_redirects`.
     """
 
     def __init__(self, code: str, message: str) -> None:

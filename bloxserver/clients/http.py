@@ -20,7 +20,7 @@ import httpx
 
 from bloxserver.clients.addresses import Network
 from bloxserver.clients.connections import Connector
-from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
+from bloxserver.clients.decoding import BodyReader, ContentEncodingError, ResponseTooLarge
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.resolver import Resolver
 from bloxserver.observability.tracing import HEADER as TRACE_HEADER
@@ -258,6 +258,8 @@ def _fail(error: Exception, host: str) -> NoReturn:
             code, message = "timeout", f"{host} took too long"
         case ResponseTooLarge():
             code, message = "response_too_large", f"the response of {host} is too large"
+        case ContentEncodingError():
+            code, message = "response_not_decodable", f"the response of {host} {error}"
         case httpcore.LocalProtocolError():
             code, message = "invalid_request", f"the request to {host} cannot be sent"
         case httpcore.RemoteProtocolError() | ValueError():

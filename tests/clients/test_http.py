@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import tracemalloc
 from asyncio import StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from ipaddress import ip_address, ip_network
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from bloxserver.clients.decoding import BodyReader, ResponseTooLarge
 from bloxserver.clients.http import GuardedClient, OutgoingRequestError
 from tests.clients.hostile import HOSTILE_LOCATIONS, HOSTILE_URLS, PUBLIC, PUBLIC_IPV6
 from tests.clients.loopback import LoopbackServer, answer, running_server
@@ -225,11 +223,10 @@ class TestAnswers:
             (hang_up, "invalid_response"),
             (answer(bytes(100_001)), "response_too_large"),
             (answer(BOMB, headers=GZIP), "response_too_large"),
-            (answer(gzip.compress(BOMB), headers={"Content-Encoding": "gzip, gzip"}), "invalid_response"),
-            (answer(b"not packed", headers=GZIP), "invalid_response"),
+            (answer(gzip.compress(BOMB), headers={"Content-Encoding": "gzip, gzip"}), "response_not_decodable"),
+            (answer(b"not packed", headers=GZIP), "response_not_decodable"),
             (answer(gzip.compress(b"whole")[:-3], headers=GZIP), "invalid_response"),
-            (answer(gzip.compress(b"one") + gzip.compress(b"two"), headers=GZIP), "invalid_response"),
-            (answer(b"?", headers={"Content-Encoding": "br"}), "invalid_response"),
+            (answer(b"?", headers={"Content-Encoding": "br"}), "response_not_decodable"),
             (b"\0\0\0\0\r\n\r\n", "invalid_response"),
             (b"HTTP/1.1 abc\r\n\r\n", "invalid_response"),
             (answer(headers={"X": "\0"}), "invalid_response"),
@@ -258,6 +255,8 @@ class TestAnswers:
             (answer(bytes(100_000)), bytes(100_000)),
             (answer(gzip.compress(b"packed"), headers=GZIP), b"packed"),
             (answer(b"", headers=GZIP), b""),
+            (answer(gzip.compress(b"one") + gzip.compress(b"two"), headers=GZIP), b"onetwo"),
+            (answer("é".encode(), headers={"Content-Encoding": "UTF-8"}), "é".encode()),
             (answer(b"plain", headers={"Content-Encoding": "Identity"}), b"plain"),
             (b"HTTP/1.1 100 Continue\r\n\r\n" + answer(b"late"), b"late"),
             (answer(b"twice", headers={"Content-Length": "5"}), b"twice"),
@@ -274,15 +273,6 @@ class TestAnswers:
     ) -> None:
         server.answers["/"] = sent
         assert (await client.request("GET", server.url("/"))).content == content
-
-    def test_that_are_bombs_are_not_unpacked_past_the_limit(self) -> None:
-        tracemalloc.start()
-        try:
-            with pytest.raises(ResponseTooLarge):
-                BodyReader("gzip", 100_000).feed(BOMB)
-            assert tracemalloc.get_traced_memory()[1] < 1_000_000
-        finally:
-            tracemalloc.stop()
 
     async def test_to_head_have_no_body_whatever_they_say(self, client: GuardedClient, server: LoopbackServer) -> None:
         server.answers["/"] = answer(headers={"Content-Encoding": "br"}, length=10_000_000)

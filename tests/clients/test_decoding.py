@@ -1,0 +1,124 @@
+"""Decompressing response bodies within a limit."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+import zlib
+
+import pytest
+
+from bloxserver.clients.decoding import MAX_MEMBERS, BodyReader, ContentEncodingError, ResponseTooLarge
+
+LIMIT = 100_000
+TEXT = "Grüße".encode() * 100
+RAW = zlib.compressobj(wbits=-15)
+RAW_DEFLATE = RAW.compress(TEXT) + RAW.flush()
+MEMBERS = gzip.compress(TEXT[:250]) + gzip.compress(b"") + gzip.compress(TEXT[250:])
+
+
+def read(encoding: str, body: bytes, chunk_bytes: int = 65_536, limit: int = LIMIT) -> bytes:
+    reader = BodyReader(encoding, limit)
+    for start in range(0, len(body), chunk_bytes):
+        reader.feed(body[start : start + chunk_bytes])
+    return reader.finish()
+
+
+class TestBodies:
+    @pytest.mark.parametrize("chunk_bytes", [1, 2, 7, 65_536])
+    @pytest.mark.parametrize(
+        ("encoding", "body"),
+        [
+            ("", TEXT),
+            *((name, TEXT) for name in ("identity", "Identity", "none", "binary", "8bit", "aws-chunked")),
+            *((name, TEXT) for name in ("utf-8", "UTF8", "iso-8859-1", "us-ascii")),
+            ("identity, utf-8", TEXT),
+            ("gzip", gzip.compress(TEXT)),
+            ("X-GZIP", gzip.compress(TEXT)),
+            ("aws-chunked,gzip", gzip.compress(TEXT)),
+            ("gzip , identity", gzip.compress(TEXT)),
+            ("gzip", MEMBERS),
+            ("gzip", gzip.compress(TEXT) + bytes(100)),
+            ("gzip", bytes(512).join([gzip.compress(TEXT[:99]), gzip.compress(TEXT[99:]), b""])),
+            ("deflate", zlib.compress(TEXT)),
+            ("deflate", zlib.compress(TEXT, 0)),
+            ("deflate", zlib.compress(TEXT, 9)),
+            ("deflate", zlib.compress(TEXT) + bytes(3)),
+            ("deflate", RAW_DEFLATE),
+        ],
+        ids=lambda value: ascii(value)[:30],
+    )
+    def test_are_decoded(self, encoding: str, body: bytes, chunk_bytes: int) -> None:
+        assert read(encoding, body, chunk_bytes) == TEXT
+
+    @pytest.mark.parametrize("encoding", ["", "gzip", "deflate", "br", "gzip, gzip"])
+    def test_without_a_byte_are_empty(self, encoding: str) -> None:
+        assert read(encoding, b"") == b""
+
+
+class TestErrors:
+    @pytest.mark.parametrize("chunk_bytes", [1, 65_536])
+    @pytest.mark.parametrize(
+        ("encoding", "body", "told"),
+        [
+            ("gzip", TEXT, "is not gzip, as its Content-Encoding says"),
+            ("gzip", zlib.compress(TEXT), "is not gzip, as its Content-Encoding says"),
+            ("gzip", gzip.compress(TEXT) + b"junk", "is not gzip, as its Content-Encoding says"),
+            ("gzip", gzip.compress(TEXT)[:-8] + bytes(8), "is not gzip, as its Content-Encoding says"),
+            ("gzip", bytes(10) + gzip.compress(TEXT), "is not gzip, as its Content-Encoding says"),
+            ("deflate", b"\x07" * 10, "is not deflate, as its Content-Encoding says"),
+            ("deflate", zlib.compress(TEXT) * 2, "goes on after the end of its deflate stream"),
+            ("br", TEXT, "has the Content-Encoding br, which is not supported"),
+            ("identity, zstd", TEXT, "has the Content-Encoding zstd, which is not supported"),
+            ("\x01 secret" * 9, TEXT, "is compressed more than once, which is not supported"),
+            ("(secret)", TEXT, "has the Content-Encoding, which is not supported"),
+            ("gzip, gzip", gzip.compress(gzip.compress(TEXT)), "is compressed more than once, which is not supported"),
+            ("deflate, gzip", TEXT, "is compressed more than once, which is not supported"),
+            ("gzip", gzip.compress(b"") * (MAX_MEMBERS + 1), f"has more than {MAX_MEMBERS} gzip members"),
+        ],
+        ids=lambda value: ascii(value)[:30],
+    )
+    def test_say_what_cannot_be_decoded(self, encoding: str, body: bytes, told: str, chunk_bytes: int) -> None:
+        with pytest.raises(ContentEncodingError) as caught:
+            read(encoding, body, chunk_bytes, limit=1_000_000)
+        assert str(caught.value) == told
+
+    @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+    @pytest.mark.parametrize("kept", [1, 2, 9, -9, -1])
+    def test_of_a_body_that_ends_too_early_are_others(self, encoding: str, kept: int) -> None:
+        body = gzip.compress(TEXT) if encoding == "gzip" else zlib.compress(TEXT)
+        with pytest.raises(ValueError, match="the content ends too early"):
+            read(encoding, body[:kept])
+
+
+class TestLimit:
+    @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
+    def test_is_reached_but_not_exceeded(self, encoding: str) -> None:
+        for size in (LIMIT, LIMIT + 1):
+            body = {"": bytes(size), "gzip": gzip.compress(bytes(size)), "deflate": zlib.compress(bytes(size))}[
+                encoding
+            ]
+            if size == LIMIT:
+                assert read(encoding, body) == bytes(size)
+            else:
+                with pytest.raises(ResponseTooLarge):
+                    read(encoding, body)
+
+    @pytest.mark.parametrize(
+        ("encoding", "body"),
+        [
+            ("gzip", gzip.compress(bytes(20_000_000))),
+            ("gzip", gzip.compress(bytes(50_000)) * 200),
+            ("deflate", zlib.compress(bytes(20_000_000))),
+            ("gzip", gzip.compress(b"") + bytes(LIMIT)),
+        ],
+        ids=["one member", "many members", "deflate", "padding"],
+    )
+    def test_holds_for_compressed_bodies(self, encoding: str, body: bytes) -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ResponseTooLarge):
+                read(encoding, body)
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
