@@ -1,15 +1,11 @@
-"""`http.request`: asks another server and answers with what it said."""
+"""`http.request`: sends an HTTP request and answers with the response."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
-from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -22,17 +18,16 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, from_json
+from pydantic_core import CoreSchema
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.http_bodies import encode_body, read_body
 from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
 
 MAX_TIMEOUT_SECONDS = 300
-MAX_JSON_DEPTH = 64
-MEDIA_TYPE = re.compile(r"[0-9a-z.+_-]+/[0-9a-z.+_-]+")
 BODY_METHODS = ("POST", "PUT", "PATCH")
-# Statuses below 500 with which a server asks for another attempt.
-PASSING_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+# Statuses below 500 by which a server asks for another attempt.
+TRANSIENT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def _upper(value: object) -> object:
@@ -89,7 +84,7 @@ async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig,
     description = _described(payload.root, config)
     method = description.method or "GET"
     headers = dict(description.headers or {})
-    content, content_type = _encoded(description.body)
+    content, content_type = encode_body(description.body)
     if content_type is not None:
         _set_default(headers, "Content-Type", content_type)
     if method not in ("GET", "HEAD"):
@@ -105,7 +100,8 @@ async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig,
     )
     if response.status >= 400 and config.fail_on_error_status:
         raise status_error(response, context.clock())
-    return {"status": response.status, "headers": dict(response.headers), "body": _read_body(response)}
+    body = read_body(response.content, response.headers.get("content-type", ""))
+    return {"status": response.status, "headers": dict(response.headers), "body": body}
 
 
 async def send_request(
@@ -138,17 +134,9 @@ def status_error(response: HttpResponse, now: datetime) -> BlockError:
     return BlockError(
         "http_error_status",
         f"{response.host} answered {_phrase(status)}",
-        retryable=status >= 500 or status in PASSING_STATUSES,
+        retryable=status >= 500 or status in TRANSIENT_STATUSES,
         retry_after=response.retry_after(now) if status in (429, 503) else None,
     )
-
-
-def encode_json(value: JsonValue) -> bytes:
-    """Compact JSON. Raises `BlockError`."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        raise BlockError("invalid_body", "the body is neither text nor valid JSON", retryable=False) from None
 
 
 def _described(payload: JsonValue, config: HttpRequestConfig) -> RequestDescription:
@@ -180,59 +168,6 @@ def _merged(headers: Mapping[str, str], winners: Mapping[str, str]) -> dict[str,
 def _set_default(headers: dict[str, str], name: str, value: str) -> None:
     if name.lower() not in {given.lower() for given in headers}:
         headers[name] = value
-
-
-def _encoded(body: JsonValue) -> tuple[bytes | None, str | None]:
-    """A body's bytes and content type. Raises `BlockError`."""
-    if body is None:
-        return None, None
-    if not isinstance(body, str):
-        return encode_json(body), "application/json"
-    try:
-        return body.encode(), "text/plain; charset=utf-8"
-    except UnicodeEncodeError:
-        raise BlockError("invalid_body", "the body is neither text nor valid JSON", retryable=False) from None
-
-
-def _read_body(response: HttpResponse) -> JsonValue:
-    """A body as JSON can hold it: what its JSON says, its text, or else a `data:` URL."""
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not MEDIA_TYPE.fullmatch(media_type):
-        media_type = "application/octet-stream"
-    if media_type == "application/json" or media_type.endswith("+json"):
-        try:
-            value = from_json(response.content, allow_inf_nan=False)
-        except ValueError:
-            pass
-        else:
-            if _is_storable(value):
-                return value  # type: ignore[no-any-return]
-    try:
-        text = response.content.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" not in text:
-        return text
-    return f"data:{media_type};base64,{base64.b64encode(response.content).decode()}"
-
-
-def _is_storable(value: Any) -> bool:
-    """Whether a database takes it: no NUL, no infinite number (1e400 is one), no endless depth."""
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH + 1):
-        for each in level:
-            if (isinstance(each, str) and "\0" in each) or (isinstance(each, float) and not isfinite(each)):
-                return False
-        level = [child for each in level for child in _children(each)]
-        if not level:
-            return True
-    return False
-
-
-def _children(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return value if isinstance(value, list) else []
 
 
 def _phrase(status: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field, GetJsonSchemaHandler, JsonValue, RootModel
@@ -20,24 +21,24 @@ class JsonText(BaseModel):
 
 
 class JsonParsePayload(RootModel[JsonValue]):
-    """The text, or an object that has it."""
+    """The text, or an object that contains it."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        # Agents read it to know what to send: for them it is an object with the text.
+        # Agents read the schema to know what to send: for them it is an object with the text.
         return handler.resolve_ref_schema(handler(JsonText.__pydantic_core_schema__))
 
 
 def _checked(path: str) -> str:
     if not all(path.split(".")):
-        raise ValueError("it is a path of names between dots, like body.data")
+        raise ValueError("must be names with dots between them, like body.data")
     return path
 
 
 class JsonParseConfig(BlockConfig):
     path: Annotated[str, AfterValidator(_checked)] | None = Field(
         None,
-        description="Where in the message the text is, like `body.data`; null: in its `text`, or the message is it.",
+        description="The path of the text in the message, like `body.data`; null: its `text`, or the message itself.",
     )
 
 
@@ -55,18 +56,20 @@ def _text(payload: JsonValue, path: str | None) -> str:
     except LookupError:
         raise BlockError("missing_value", f"the message has no {(path or 'text')[:200]}", retryable=False) from None
     if not isinstance(text, str):
-        raise BlockError("invalid_payload", f"{(path or 'the message')[:200]} is no text", retryable=False)
+        raise BlockError("invalid_payload", f"{(path or 'the message')[:200]} is not text", retryable=False)
     return text
 
 
 def _parsed(text: str) -> JsonValue:
     try:
-        return storable(from_json(text.encode(), allow_inf_nan=False), max_bytes=MAX_ANSWER_BYTES)
+        return storable(
+            from_json(text.encode().removeprefix(BOM_UTF8), allow_inf_nan=False), max_bytes=MAX_ANSWER_BYTES
+        )
     except UnicodeEncodeError as error:
         reason = f"half of a character (a lone surrogate) at character {error.start + 1}"
     except ValueError as error:
         reason = str(error)
-    raise BlockError("invalid_json", f"the text is no JSON that can be used: {reason}", retryable=False)
+    raise BlockError("invalid_json", f"the text is not usable JSON: {reason}", retryable=False)
 
 
 block = Block(

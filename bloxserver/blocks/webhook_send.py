@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, JsonValue, RootModel
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
-from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, encode_json, send_request, status_error
+from bloxserver.blocks.http_bodies import encode_json
+from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, send_request, status_error
 from bloxserver.clients.signatures import identify, read_secret, sign
 
 OWN_HEADERS = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"})

@@ -43,6 +43,9 @@ SUMMARY = {"id", "status", "triggerType", "startedAt", "durationMs"}
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 @pytest.fixture
 async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
     return await factories.create_flow(session, dev_user)
@@ -192,6 +195,9 @@ class TestRunFlow:
             ({"params": {"input_payload": "query"}}, "query"),
             ({"params": {"input_payload": "query"}, "json": {"inputPayload": "body"}}, "query"),
             ({"params": {"input_payload": '{"a": 1}'}, "json": {}}, '{"a": 1}'),
+            ({"content": b'\xef\xbb\xbf{"inputPayload": "marked"}', "headers": JSON}, "marked"),
+            ({"content": '{"inputPayload": "é"}'.encode("utf-16"), "headers": JSON}, "é"),
+            ({"json": {"inputPayload": '\ufeff{"a": 1}'}}, '\ufeff{"a": 1}'),
         ]
         for request, payload in given:
             response = await client.post(f"{path_of(flow)}/executions/run", **request)

@@ -48,6 +48,8 @@ async def answer(context: BlockContext, payload: JsonValue, config: dict[str, An
         (["[2]"], {"path": "0"}, [2]),
         ('"\\ud83d\\ude00"', {}, "😀"),
         ("18446744073709551615", {}, 18446744073709551615),
+        ('\ufeff{"name": "Ada"}', {}, {"name": "Ada"}),
+        ({"text": '\ufeff"\ufeff"'}, {}, "\ufeff"),
         ('{"a": 1, "a": 2}', {}, {"a": 2}),
         ("[" * 64 + "]" * 64, {}, ...),
     ],

@@ -14,18 +14,19 @@ from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionStepRecord
 from bloxserver.storable import json_text, storable_text
 
+BYTE_ORDER_MARK = "\ufeff"
 MAX_INPUT_DEPTH = 200
 """Levels of an input that is taken as JSON; pydantic follows 255, other libraries fewer than a thousand."""
 
 
 def payload_of(text: str | None) -> JsonValue:
-    """The entry's message: the input where it is JSON, and not nested too deep, else `{"text": input}`; no input is an
-    empty object.
+    """The entry's message: the value of the input where it is JSON and not nested too deep, else `{"text": input}`.
+    No input is an empty object. A byte order mark before JSON is ignored.
     """
     if text is None:
         return {}
     try:
-        value: JsonValue = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        value: JsonValue = json.loads(text.removeprefix(BYTE_ORDER_MARK), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         return {"text": text}
     return {"text": text} if _is_deep(text, value) else value

@@ -366,6 +366,10 @@ async def test_draining_hands_over_what_does_not_end_in_time(live_database: Data
         ("[[]" + ",[]" * 500 + "]", [[]] * 501),
         ("[" * 100_000, {"text": "[" * 100_000}),
         ("9" * 5_000, {"text": "9" * 5_000}),
+        ('\ufeff{"name": "Ada"}', {"name": "Ada"}),
+        ("\ufeff", {"text": "\ufeff"}),
+        ("\ufeffplain", {"text": "\ufeffplain"}),
+        ("\ufeff\ufeff[1]", {"text": "\ufeff\ufeff[1]"}),
     ],
 )
 def test_the_input_is_json_or_text(text: str | None, payload: Any) -> None:
