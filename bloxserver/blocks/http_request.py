@@ -101,7 +101,15 @@ async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig,
     if response.status >= 400 and config.fail_on_error_status:
         raise status_error(response, context.clock())
     body = read_body(response.content, response.headers.get("content-type", ""))
-    return {"status": response.status, "headers": dict(response.headers), "body": body}
+    return {"status": response.status, "headers": _answered_headers(response), "body": body}
+
+
+def _answered_headers(response: HttpResponse) -> dict[str, JsonValue]:
+    """The headers of a response by lower-case name; several Set-Cookie are a list."""
+    headers: dict[str, JsonValue] = {**response.headers}
+    if response.cookies:
+        headers["set-cookie"] = response.cookies[0] if len(response.cookies) == 1 else [*response.cookies]
+    return headers
 
 
 async def send_request(

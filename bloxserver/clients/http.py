@@ -63,10 +63,13 @@ CONTENT_HEADERS = frozenset({"content-encoding", "content-language", "content-lo
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A response, read to its end. `headers` have lower-case names; repeated ones are joined by a comma."""
+    """A response, read to its end."""
 
     status: int
     headers: Mapping[str, str]
+    """By lower-case name. The values of a repeated one are joined by commas, except for `set-cookie`."""
+    cookies: Sequence[str]
+    """The values of `Set-Cookie`, which cannot be joined: dates in them have commas."""
     content: bytes
     """Decoded."""
     url: str
@@ -160,7 +163,7 @@ class GuardedClient:
             port=request.url.port,
             target=request.url.raw_path,
         )
-        headers = [
+        sent = [
             ("Host", request.url.netloc.decode("ascii")),
             ("Connection", "close"),
             ("Accept-Encoding", "gzip"),
@@ -168,13 +171,15 @@ class GuardedClient:
         ]
         async with (
             self._connector.connect(url.origin) as connection,
-            connection.stream(request.method, url, headers=headers, content=request.content) as response,
+            connection.stream(request.method, url, headers=sent, content=request.content) as response,
         ):
-            answered = _joined(response.headers)
-            reader = BodyReader(answered.get("content-encoding", ""), self._max_response_bytes)
+            received = [(name.decode("ascii").lower(), _header_text(value)) for name, value in response.headers]
+            headers = _joined((name, value) for name, value in received if name != "set-cookie")
+            cookies = [value for name, value in received if name == "set-cookie"]
+            reader = BodyReader(headers.get("content-encoding", ""), self._max_response_bytes)
             async for chunk in response.aiter_stream():
                 reader.feed(chunk)
-            return HttpResponse(response.status, answered, reader.finish(), str(request.url))
+            return HttpResponse(response.status, headers, cookies, reader.finish(), str(request.url))
 
 
 def read_url(text: str) -> httpx.URL:
@@ -237,10 +242,17 @@ def _port(url: httpx.URL) -> int:
     return (443 if url.scheme == "https" else 80) if url.port is None else url.port
 
 
-def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def _header_text(value: bytes) -> str:
+    """The text of a header's value: UTF-8, as servers write a `Location` today, else the ISO-8859-1 of old ones."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     joined: dict[str, str] = {}
-    for raw_name, raw_value in headers:
-        name, value = raw_name.decode("ascii", "replace").lower(), raw_value.decode("latin-1")
+    for name, value in headers:
         joined[name] = f"{joined[name]}, {value}" if name in joined else value
     return joined
 

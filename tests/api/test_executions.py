@@ -42,7 +42,6 @@ EXECUTION = {
 SUMMARY = {"id", "status", "triggerType", "startedAt", "durationMs"}
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
-
 JSON = {"Content-Type": "application/json"}
 
 

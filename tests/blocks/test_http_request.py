@@ -204,6 +204,24 @@ class TestAnswer:
         }
 
     @pytest.mark.parametrize(
+        ("sent", "cookies"),
+        [
+            ({"Set-Cookie": "a=1"}, "a=1"),
+            (
+                {"Set-Cookie": "a=1", "set-cookie": "b=2; Expires=Wed, 21 Oct"},
+                ["a=1", "b=2; Expires=Wed, 21 Oct"],
+            ),
+        ],
+        ids=["one", "several"],
+    )
+    async def test_has_several_cookies_as_a_list(
+        self, context: BlockContext, server: LoopbackServer, sent: dict[str, str], cookies: JsonValue
+    ) -> None:
+        server.answers["/"] = answer(headers=sent)
+        headers = (await run(context, {"url": server.url("/")}))["headers"]
+        assert headers["set-cookie"] == cookies
+
+    @pytest.mark.parametrize(
         ("status", "told"), [("404 Nope", "404 Not Found"), ("500 No", "500 Internal Server Error"), ("599 x", "599")]
     )
     async def test_of_an_error_status_is_an_error_unless_wanted(

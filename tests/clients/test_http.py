@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bloxserver.clients.http import GuardedClient, OutgoingRequestError
-from tests.clients.hostile import HOSTILE_LOCATIONS, HOSTILE_URLS, PUBLIC, PUBLIC_IPV6
+from tests.clients.hostile import HOSTILE_LOCATIONS, HOSTILE_URLS, NAMES, PUBLIC, PUBLIC_IPV6
 from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.clients.network import Network
 
@@ -169,6 +169,36 @@ class TestRedirects:
             "bloxserver-depth": "3",
         }
 
+    @pytest.mark.parametrize(
+        ("location", "path"),
+        [
+            ("/é?q=ü".encode(), "/%C3%A9?q=%C3%BC"),
+            ("/日本 語".encode(), "/%E6%97%A5%E6%9C%AC%20%E8%AA%9E"),
+            (b"/%C3%A9%2F?a=%20b+c", "/%C3%A9%2F?a=%20b+c"),
+            (b"/caf\xe9", "/caf%C3%A9"),
+            ("//sérver.test:{port}/é".encode(), "/%C3%A9"),
+            (b"next#fragment", "/next"),
+        ],
+        ids=ascii,
+    )
+    async def test_follow_a_location_in_utf_8(
+        self,
+        client: GuardedClient,
+        server: LoopbackServer,
+        network: Network,
+        monkeypatch: pytest.MonkeyPatch,
+        location: bytes,
+        path: str,
+    ) -> None:
+        monkeypatch.setitem(NAMES, "xn--srver-bsa.test", [["127.0.0.1"]])
+        sent = location.replace(b"{port}", b"%d" % server.port)
+        server.answers |= {
+            "/": b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + sent + b"\r\n\r\n",
+            path.partition("?")[0]: answer(b"there"),
+        }
+        response = await client.request("GET", server.url("/"), follow_redirects=True)
+        assert (response.content, server.received[-1].path) == (b"there", path)
+
     @pytest.mark.parametrize("status", ["307 Temporary", "308 Permanent"])
     async def test_no_body_goes_to_another_origin(
         self, client: GuardedClient, server: LoopbackServer, network: Network, status: str
@@ -280,9 +310,24 @@ class TestAnswers:
         assert (response.status, response.content) == (200, b"")
 
     async def test_repeated_headers_are_joined(self, client: GuardedClient, server: LoopbackServer) -> None:
-        server.answers["/"] = answer(headers={"Set-Cookie": "a=1", "SET-COOKIE": "b=2", "X-Name": "é"})
+        server.answers["/"] = answer(headers={"Vary": "A", "VARY": "B", "X-Name": "é"})
         response = await client.request("GET", server.url("/"))
-        assert response.headers == {"set-cookie": "a=1, b=2", "x-name": "é", "content-length": "0"}
+        assert response.headers == {"vary": "A, B", "x-name": "é", "content-length": "0"}
+        assert response.cookies == []
+
+    async def test_cookies_are_not_joined(self, client: GuardedClient, server: LoopbackServer) -> None:
+        dated = "a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT"
+        server.answers["/"] = answer(headers={"Set-Cookie": dated, "X": "1", "SET-COOKIE": "b=2"})
+        response = await client.request("GET", server.url("/"))
+        assert response.headers == {"x": "1", "content-length": "0"}
+        assert response.cookies == [dated, "b=2"]
+
+    @pytest.mark.parametrize(("sent", "text"), [("é日".encode(), "é日"), (b"caf\xe9", "café"), (b"\xc3", "Ã")])
+    async def test_headers_are_utf_8_or_latin_1(
+        self, client: GuardedClient, server: LoopbackServer, sent: bytes, text: str
+    ) -> None:
+        server.answers["/"] = b"HTTP/1.1 204 No Content\r\nX-Name: " + sent + b"\r\n\r\n"
+        assert (await client.request("GET", server.url("/"))).headers == {"x-name": text}
 
 
 class TestRequests:
