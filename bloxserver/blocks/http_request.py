@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,12 +16,15 @@ from pydantic import (
     JsonValue,
     RootModel,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.http_bodies import encode_body, read_body
+from bloxserver.blocks.http_headers import ConfigHeaders, Headers, form_problem, merged, set_default
 from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
 
 MAX_TIMEOUT_SECONDS = 300
@@ -44,6 +47,11 @@ def _checked_url(url: str) -> str:
     return url
 
 
+def without_default(schema: dict[str, Any]) -> None:
+    """Take the default out of the JSON Schema of a member for which null is not the same as no value."""
+    schema.pop("default", None)
+
+
 Url = Annotated[str, AfterValidator(_checked_url)]
 Method = Annotated[Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"], BeforeValidator(_upper)]
 
@@ -53,7 +61,7 @@ class RequestDescription(BaseModel):
 
     url: str
     method: Method | None = None
-    headers: dict[str, str] | None = None
+    headers: Headers | None = Field(None, description="Numbers and booleans become text; null leaves a header out.")
     body: JsonValue = Field(None, description="A text is sent as it is, anything else as JSON; null is none.")
 
 
@@ -62,33 +70,59 @@ class HttpRequestPayload(RootModel[JsonValue]):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        # Agents read it to know what to send: for them it is the description, although any JSON is taken.
+        # Agents read the schema to know what to send: for them it is the description, although any JSON is accepted.
         return handler.resolve_ref_schema(handler(RequestDescription.__pydantic_core_schema__))
 
 
 class HttpRequestConfig(BlockConfig):
-    """What is set here goes before what the message says."""
+    """The members that are set here take precedence over those of the message."""
 
     method: Method | None = Field(None, description="GET unless set here or in the message.")
-    url: Url | None = Field(
-        None, description="With it the message is the body of a POST, PUT or PATCH; without, it describes the request."
+    url: Url | SkipJsonSchema[None] = Field(
+        None,
+        description="With it the message is the body of a POST, PUT or PATCH; without, it describes the request.",
+        json_schema_extra=without_default,
     )
-    headers: dict[str, str] | None = Field(None, description="Added to those of the message.")
-    body: JsonValue = Field(None, description="A text is sent as it is, anything else as JSON; null is none.")
+    headers: ConfigHeaders | None = Field(
+        None,
+        description="Added to those of the message. Numbers and booleans become text; null leaves a header out.",
+    )
+    body: JsonValue = Field(
+        None,
+        description="A text is sent as it is, anything else as JSON. Null sends no body, not even the message.",
+        json_schema_extra=without_default,
+    )
     timeout_seconds: float = Field(30, gt=0, le=MAX_TIMEOUT_SECONDS, description="For all of it.")
     follow_redirects: bool = Field(False, description="Follow up to three redirects.")
     fail_on_error_status: bool = Field(True, description="Treat a status of 400 and above as an error.")
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _require_url(cls, url: object) -> object:
+        # Otherwise a placeholder for null would hand the choice of the address over to the message.
+        if url is None:
+            raise ValueError("must not be null; leave it out where the message describes the request")
+        return url
+
+    @field_validator("body")
+    @classmethod
+    def _refuse_form(cls, body: JsonValue, info: ValidationInfo) -> JsonValue:
+        if problem := form_problem(info.data.get("headers") or {}, body):
+            raise ValueError(problem)
+        return body
 
 
 async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig, context: BlockContext) -> JsonValue:
     description = _described(payload.root, config)
     method = description.method or "GET"
     headers = dict(description.headers or {})
+    if problem := form_problem(headers, description.body):
+        raise BlockError("invalid_body", problem, retryable=False)
     content, content_type = encode_body(description.body)
     if content_type is not None:
-        _set_default(headers, "Content-Type", content_type)
+        set_default(headers, "Content-Type", content_type)
     if method not in ("GET", "HEAD"):
-        _set_default(headers, "Idempotency-Key", context.idempotency_key)
+        set_default(headers, "Idempotency-Key", context.idempotency_key)
     response = await send_request(
         context,
         method,
@@ -122,12 +156,12 @@ async def send_request(
     timeout_seconds: float,
     follow_redirects: bool = False,
 ) -> HttpResponse:
-    """Any answer to a request that says how deep this execution stands. Raises `BlockError`."""
+    """The response to a request that carries the depth of this execution, with any status. Raises `BlockError`."""
     try:
         return await context.http.request(
             method,
             url,
-            headers=_merged(headers, {DEPTH_HEADER: str(context.depth + 1)}),
+            headers=merged(headers, {DEPTH_HEADER: str(context.depth + 1)}),
             content=content,
             timeout_seconds=timeout_seconds,
             follow_redirects=follow_redirects,
@@ -137,7 +171,7 @@ async def send_request(
 
 
 def status_error(response: HttpResponse, now: datetime) -> BlockError:
-    """What a status that is a failure means: it names the host, since a URL may hold a secret."""
+    """The error for a status that is a failure. It names the host only, since a URL may contain a secret."""
     status = response.status
     return BlockError(
         "http_error_status",
@@ -148,9 +182,10 @@ def status_error(response: HttpResponse, now: datetime) -> BlockError:
 
 
 def _described(payload: JsonValue, config: HttpRequestConfig) -> RequestDescription:
-    """The request to send: the config's members, then the message's. Raises `BlockError`."""
+    """The request to send: the members of the config, then those of the message. Raises `BlockError`."""
+    has_body = "body" in config.model_fields_set
     if config.url is not None:
-        body = payload if config.method in BODY_METHODS and config.body is None else config.body
+        body = payload if config.method in BODY_METHODS and not has_body else config.body
         return RequestDescription(url=config.url, method=config.method, headers=config.headers, body=body)
     try:
         described = RequestDescription.model_validate(payload)
@@ -163,19 +198,9 @@ def _described(payload: JsonValue, config: HttpRequestConfig) -> RequestDescript
     return RequestDescription(
         url=described.url,
         method=config.method or described.method,
-        headers=_merged(described.headers or {}, config.headers or {}),
-        body=described.body if config.body is None else config.body,
+        headers=merged(described.headers or {}, config.headers or {}),
+        body=config.body if has_body else described.body,
     )
-
-
-def _merged(headers: Mapping[str, str], winners: Mapping[str, str]) -> dict[str, str]:
-    won = {name.lower() for name in winners}
-    return {**{name: value for name, value in headers.items() if name.lower() not in won}, **winners}
-
-
-def _set_default(headers: dict[str, str], name: str, value: str) -> None:
-    if name.lower() not in {given.lower() for given in headers}:
-        headers[name] = value
 
 
 def _phrase(status: int) -> str:

@@ -1,15 +1,17 @@
-"""`webhook.send`: tells another server of something, signed as Standard Webhooks has it."""
+"""`webhook.send`: sends its message to another server, signed as Standard Webhooks specifies."""
 
 from __future__ import annotations
 
 from hashlib import sha256
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, JsonValue, RootModel
+from pydantic import AfterValidator, Field, JsonValue, RootModel, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.http_bodies import encode_json
-from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, send_request, status_error
+from bloxserver.blocks.http_headers import ConfigHeaders, is_form, set_default
+from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, send_request, status_error, without_default
 from bloxserver.clients.signatures import identify, read_secret, sign
 
 OWN_HEADERS = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"})
@@ -22,15 +24,16 @@ def _checked_secret(secret: str) -> str:
 
 
 class WebhookPayload(RootModel[JsonValue]):
-    """Any JSON value: what the other server is told."""
+    """Any JSON value: what is sent to the other server."""
 
 
 class WebhookConfig(BlockConfig):
     url: Url = Field(description="Where it is sent, by POST.", repr=False)
-    secret: Annotated[str, AfterValidator(_checked_secret)] | None = Field(
+    secret: Annotated[str, AfterValidator(_checked_secret)] | SkipJsonSchema[None] = Field(
         None,
         description="Signs it: whsec_ and the base64 of 24 to 64 bytes, like {{ secrets.NAME }}. Unsigned without.",
         repr=False,
+        json_schema_extra=without_default,
     )
     type: str | None = Field(
         None,
@@ -39,18 +42,36 @@ class WebhookConfig(BlockConfig):
         description="The kind of event, like order.paid. With it the body is an object with type, timestamp and the "
         "message as data; without, the body is the message.",
     )
-    headers: dict[str, str] = Field({}, description="Sent as well.", repr=False)
+    headers: ConfigHeaders = Field(
+        {},
+        description="Sent as well. Numbers and booleans become text; null leaves a header out.",
+        repr=False,
+    )
     timeout_seconds: float = Field(20, gt=0, le=MAX_TIMEOUT_SECONDS, description="For all of it.")
     fail_on_error_status: bool = Field(True, description="Treat a status of 300 and above as an error.")
 
+    @field_validator("secret", mode="before")
+    @classmethod
+    def _require_secret(cls, secret: object) -> object:
+        # Otherwise a placeholder for null would send the message unsigned.
+        if secret is None:
+            raise ValueError("must not be null; leave it out to send without a signature")
+        return secret
+
+    @field_validator("headers")
+    @classmethod
+    def _refuse_form(cls, headers: dict[str, str]) -> dict[str, str]:
+        if is_form(headers):
+            raise ValueError("the Content-Type must not be that of a form, since the body is JSON; leave it out")
+        return headers
+
 
 async def handle_webhook(payload: WebhookPayload, config: WebhookConfig, context: BlockContext) -> JsonValue:
-    # The same at every attempt: by it the receiver knows what it has had before.
+    # The same at every attempt, so that the receiver can ignore a message that it has received before.
     message_id = "msg_" + sha256(context.idempotency_key.encode()).hexdigest()[:32]
     body = encode_json(_event(payload.root, config, context))
     given = {name: value for name, value in config.headers.items() if name.lower() not in OWN_HEADERS}
-    if "content-type" not in {name.lower() for name in given}:
-        given["Content-Type"] = "application/json"
+    set_default(given, "Content-Type", "application/json")
     response = await send_request(
         context,
         "POST",

@@ -26,7 +26,7 @@ from bloxserver.clients.resolver import Resolver
 from bloxserver.observability.tracing import HEADER as TRACE_HEADER
 from bloxserver.observability.tracing import current_traceparent
 
-__all__ = ["DEPTH_HEADER", "GuardedClient", "HttpResponse", "OutgoingRequestError", "read_url"]
+__all__ = ["DEPTH_HEADER", "GuardedClient", "HttpResponse", "OutgoingRequestError", "check_header", "read_url"]
 
 MEBIBYTE = 1024 * 1024
 MAX_REDIRECTS = 3
@@ -201,14 +201,19 @@ def read_url(text: str) -> httpx.URL:
     return url.copy_with(fragment=None)
 
 
+def check_header(name: str, value: str) -> None:
+    """Raise `OutgoingRequestError` unless the header can be sent."""
+    if not TOKEN.fullmatch(name):
+        raise OutgoingRequestError("invalid_header", "the name of a header is not valid")
+    if not HEADER_VALUE.fullmatch(value):
+        raise OutgoingRequestError("invalid_header", f"the header {name[:100]} may have printable ASCII only")
+
+
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Valid headers by lower-case name, with the client's own added. Raises `OutgoingRequestError`."""
     checked: dict[str, str] = {"accept": "*/*", "user-agent": "BloxServer"}
     for name, value in headers.items():
-        if not TOKEN.fullmatch(name):
-            raise OutgoingRequestError("invalid_header", "the name of a header is not valid")
-        if not HEADER_VALUE.fullmatch(value):
-            raise OutgoingRequestError("invalid_header", f"the header {name[:100]} may have printable ASCII only")
+        check_header(name, value)
         if name.lower() not in OWN_HEADERS:
             checked[name.lower()] = value.strip(" \t")
     traceparent = current_traceparent()

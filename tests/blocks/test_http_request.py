@@ -17,6 +17,7 @@ from tests.blocks.conftest import NOW
 from tests.clients.loopback import LoopbackServer, answer
 
 JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "Application/X-WWW-Form-Urlencoded; charset=utf-8"}
 BODY_METHODS = ("POST", "PUT", "PATCH")
 
 
@@ -108,6 +109,60 @@ class TestRequest:
         [request] = server.received
         assert (request.body, request.headers.get("content-type")) == (sent, content_type)
         assert request.headers["content-length"] == str(len(sent))
+
+    @pytest.mark.parametrize("method", BODY_METHODS)
+    async def test_with_a_null_body_in_the_config_sends_none(
+        self, context: BlockContext, server: LoopbackServer, method: str
+    ) -> None:
+        server.answers["/"] = answer()
+        await run(context, {"any": "thing"}, url=server.url("/"), method=method, body=None)
+        await run(context, {"url": server.url("/"), "method": method, "body": "theirs"}, body=None)
+        for request in server.received:
+            assert (request.method, request.body, request.headers["content-length"]) == (method, b"", "0")
+            assert "content-type" not in request.headers
+
+    @pytest.mark.parametrize(
+        ("value", "sent"),
+        [
+            (7, "7"),
+            (1.5, "1.5"),
+            (2.0, "2.0"),
+            (True, "true"),
+            (False, "false"),
+            ("", ""),
+            (None, None),
+            (-(2**63), str(-(2**63))),
+        ],
+    )
+    async def test_has_headers_of_numbers_and_booleans_as_text_and_none_of_null(
+        self, context: BlockContext, server: LoopbackServer, value: JsonValue, sent: str | None
+    ) -> None:
+        server.answers["/"] = answer()
+        await run(context, {"url": server.url("/"), "headers": {"X-A": value}})
+        await run(context, {"url": server.url("/"), "headers": {"X-A": "theirs"}}, headers={"x-b": value})
+        assert server.received[0].headers.get("x-a") == sent
+        assert (server.received[1].headers["x-a"], server.received[1].headers.get("x-b")) == ("theirs", sent)
+
+    @pytest.mark.parametrize("body", ["a=1&b=%20", "", None])
+    async def test_of_a_form_is_text(self, context: BlockContext, server: LoopbackServer, body: str | None) -> None:
+        server.answers["/"] = answer()
+        await run(context, {}, url=server.url("/"), method="POST", headers=FORM, body=body)
+        [request] = server.received
+        assert (request.body, request.headers["content-type"]) == ((body or "").encode(), FORM["Content-Type"])
+
+    @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+    @pytest.mark.parametrize("body", [{"a": 1}, [], 7, False], ids=repr)
+    async def test_of_a_form_is_not_json(
+        self, context: BlockContext, server: LoopbackServer, content_type: str, body: JsonValue
+    ) -> None:
+        headers: JsonValue = {"content-type": content_type}
+        described = await failure(context, {"url": server.url("/"), "method": "POST", "headers": headers, "body": body})
+        message = await failure(context, body, url=server.url("/"), method="POST", headers=headers)
+        media_type = content_type.partition(";")[0]
+        for error in (described, message):
+            assert (error.code, error.retryable) == ("invalid_body", False)
+            assert error.message.startswith(f"a body that is not text cannot be sent as {media_type}, which is not")
+        assert server.received == []
 
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
     async def test_that_may_change_something_carries_the_idempotency_key(
@@ -258,7 +313,7 @@ class TestFailure:
             ({}, "its url is not valid"),
             ({"url": 1}, "its url is not valid"),
             ({"url": "http://127.0.0.1/", "method": "TRACE"}, "its method is not valid"),
-            ({"url": "http://127.0.0.1/", "headers": {"secret": 1}}, "its headers.secret is not valid"),
+            ({"url": "http://127.0.0.1/", "headers": {"secret": [1]}}, "its headers.secret is not valid"),
         ],
         ids=repr,
     )
@@ -339,7 +394,17 @@ class TestFailure:
             {"url": "ftp://127.0.0.1/"},
             {"url": "http://"},
             {"url": "http://user:secret@example.com/"},
-            {"headers": {"a": 1}},
+            {"url": None},
+            {"headers": {"a": [1]}},
+            {"headers": {"a": {}}},
+            {"headers": {"a": float("nan")}},
+            {"headers": {"a b": "1"}},
+            {"headers": {"{{ payload.name }}": "1"}},
+            {"headers": {"a": "é"}},
+            {"headers": {"a": "1\r\nb: 2"}},
+            {"headers": [["a", "1"]]},
+            {"headers": FORM, "body": {"a": 1}},
+            {"headers": {"content-TYPE": "multipart/form-data; boundary=x"}, "body": [1]},
             {"timeout_seconds": 0},
             {"timeout_seconds": 301},
             {"timeout_seconds": float("nan")},

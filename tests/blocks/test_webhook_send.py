@@ -90,6 +90,14 @@ class TestWebhook:
         assert request.headers["bloxserver-depth"] == "3"
         assert request.headers["content-type"] == "application/cloudevents+json"
 
+    async def test_has_headers_of_numbers_and_booleans_as_text_and_none_of_null(
+        self, context: BlockContext, server: LoopbackServer
+    ) -> None:
+        server.answers["/"] = answer()
+        await run(context, {}, url=server.url("/"), headers={"X-A": 7, "X-B": True, "X-C": None})
+        [request] = server.received
+        assert (request.headers["x-a"], request.headers["x-b"], "x-c" in request.headers) == ("7", "true", False)
+
     async def test_does_not_take_the_rest_of_another_response_for_its_own(
         self, context: BlockContext, server: LoopbackServer
     ) -> None:
@@ -139,7 +147,7 @@ class TestFailure:
             ({"url": "http://127.0.0.1:1/"}, "connection_failed", True),
             ({"url": "{{ payload.url }}"}, "invalid_url", False),
             ({"url": "http://127.0.0.1/", "secret": "{{ payload.secret }}"}, "invalid_secret", False),
-            ({"url": "http://127.0.0.1/", "headers": {"a": "é"}}, "invalid_header", False),
+            ({"url": "http://127.0.0.1/", "headers": {"a": "{{ é"}}, "invalid_header", False),
         ],
         ids=lambda value: str(value)[:60],
     )
@@ -164,7 +172,12 @@ class TestFailure:
             {"url": "https://example.com", "secret": "plain"},
             {"url": "https://example.com", "secret": "whsec_c2hvcnQ="},
             {"url": "https://example.com", "type": ""},
-            {"url": "https://example.com", "headers": {"a": 1}},
+            {"url": "https://example.com", "secret": None},
+            {"url": "https://example.com", "headers": {"a": [1]}},
+            {"url": "https://example.com", "headers": {"a": "é"}},
+            {"url": "https://example.com", "headers": {"a b": "1"}},
+            {"url": "https://example.com", "headers": {"content-type": "application/x-www-form-urlencoded"}},
+            {"url": "https://example.com", "headers": {"Content-Type": "multipart/form-data"}},
             {"url": "https://example.com", "timeout_seconds": 301},
             {"url": "https://example.com", "retries": 1},
         ],

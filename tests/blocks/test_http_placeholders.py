@@ -1,0 +1,139 @@
+"""Configs of `http.request` and `webhook.send`: what `check` reports, and what placeholders become."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from pydantic import JsonValue
+
+from bloxserver.blocks.registry import get_registry
+from bloxserver.organism.parse import check
+from bloxserver.settings import Settings
+from tests.clients.loopback import LoopbackServer, Received, answer
+from tests.engine.pumping import pump
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+FORM_PROBLEM = (
+    "a body that is not text cannot be sent as application/x-www-form-urlencoded, which is not supported; write the "
+    'body as text, like "a=1&b=2", or leave the Content-Type out to send JSON'
+)
+
+
+def organism(config: dict[str, Any], handler: str = "http.request") -> str:
+    listener = {"name": "send", "description": "Sends it", "handler": handler, "config": config, "retries": 3}
+    return json.dumps({"organism": {"name": "x"}, "listeners": [listener]})
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        ("config", "told"),
+        [
+            ({"headers": {"X-A": ["1"]}}, "config.headers.X-A: must be text, a number or a boolean; null leaves"),
+            ({"headers": {"X-A": {"a": 1}}}, "config.headers.X-A: must be text, a number or a boolean; null leaves"),
+            ({"headers": {"X A": "1"}}, "config.headers: the name of a header is not valid"),
+            ({"headers": {"X-A": "é"}}, "config.headers: the header X-A may have printable ASCII only"),
+            ({"headers": FORM, "body": {"a": "{{ payload.a }}"}}, f"config.body: {FORM_PROBLEM}"),
+            ({"url": None}, "config.url: must not be null"),
+        ],
+        ids=lambda value: str(value)[:50],
+    )
+    def test_reports_what_cannot_be_sent(self, config: dict[str, Any], told: str) -> None:
+        problems = check(organism(config), get_registry())
+        assert [problem.code for problem in problems] == ["invalid_config"]
+        assert problems[0].message.startswith(told)
+        assert problems[0].hint
+
+    def test_reports_a_form_as_the_type_of_a_webhook(self) -> None:
+        config = {"url": "https://x.example", "headers": FORM}
+        [problem] = check(organism(config, "webhook.send"), get_registry())
+        assert "must not be that of a form" in problem.message
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"headers": {"X-A": 1, "X-B": True, "X-C": None, "X-D": "{{ payload.é }}"}},
+            {"headers": FORM, "body": "a={{ payload.a }}"},
+            {"headers": FORM, "body": "{{ payload.form }}"},
+            {"headers": {"Content-Type": "{{ payload.type }}"}, "body": {"a": 1}},
+            {"body": None},
+        ],
+        ids=str,
+    )
+    def test_accepts_what_may_be_sent(self, config: dict[str, Any]) -> None:
+        assert check(organism({"url": "https://x.example", **config}), get_registry()) == []
+
+
+class TestPlaceholders:
+    async def sent(self, server: LoopbackServer, payload: JsonValue, **config: Any) -> Received:
+        server.answers["/"] = answer()
+        outcome, _ = await self.ran(payload, {"url": server.url("/"), "method": "POST", **config})
+        assert type(outcome).__name__ == "Finished"
+        [request] = server.received
+        return request
+
+    async def ran(self, payload: JsonValue, config: dict[str, Any], handler: str = "http.request") -> Any:
+        return await pump(
+            organism(config, handler), payload, settings=Settings(ssrf_allow_cidrs=(ip_network("127.0.0.1/32"),))
+        )
+
+    async def refused(self, payload: JsonValue, config: dict[str, Any], handler: str = "http.request") -> str:
+        """The error of a step that failed at its first attempt, although it has retries."""
+        _, log = await self.ran(payload, config, handler)
+        [step] = log.steps
+        assert (step.status.value, step.attempt) == ("error", 1)
+        return f"{step.error_code}: {step.error}"
+
+    async def test_for_null_as_the_body_send_none(self, server: LoopbackServer) -> None:
+        request = await self.sent(server, {"data": None, "other": "secret"}, body="{{ payload.data }}")
+        assert (request.body, request.headers["content-length"]) == (b"", "0")
+        assert "content-type" not in request.headers
+
+    @pytest.mark.parametrize(
+        ("value", "body"),
+        [({"a": 1}, b'{"a":1}'), ([], b"[]"), (0, b"0"), (False, b"false"), ("", b""), ("text", b"text")],
+    )
+    async def test_for_other_values_as_the_body_send_those(
+        self, server: LoopbackServer, value: JsonValue, body: bytes
+    ) -> None:
+        assert (await self.sent(server, {"data": value}, body="{{ payload.data }}")).body == body
+
+    @pytest.mark.parametrize(
+        ("value", "text"), [(7, "7"), (1.5, "1.5"), (True, "true"), (False, "false"), (None, None), ("x", "x")]
+    )
+    async def test_in_a_header_become_text(self, server: LoopbackServer, value: JsonValue, text: str | None) -> None:
+        request = await self.sent(server, {"data": value}, headers={"X-A": "{{ payload.data }}", "X-B": "b"})
+        assert (request.headers.get("x-a"), request.headers["x-b"]) == (text, "b")
+
+    @pytest.mark.parametrize("handler", ["http.request", "webhook.send"])
+    @pytest.mark.parametrize("value", [[1], {"a": 1}, "é", "a\r\nb: c"], ids=ascii)
+    async def test_in_a_header_for_what_cannot_be_one_are_an_error(
+        self, server: LoopbackServer, value: JsonValue, handler: str
+    ) -> None:
+        error = await self.refused(
+            {"data": value}, {"url": server.url("/"), "headers": {"X-A": "{{ payload.data }}"}}, handler
+        )
+        assert error.startswith("invalid_config: unusable config, once filled in: headers")
+        assert server.received == []
+
+    async def test_for_a_form_with_an_object_are_an_error(self, server: LoopbackServer) -> None:
+        config = {"url": server.url("/"), "method": "POST", "headers": {"Content-Type": "{{ payload.type }}"}}
+        payload: JsonValue = {"type": FORM["Content-Type"], "data": {"a": 1}}
+        error = await self.refused(payload, {**config, "body": "{{ payload.data }}"})
+        assert error == f"invalid_config: unusable config, once filled in: body: {FORM_PROBLEM}"
+        assert await self.refused(payload, config) == f"invalid_body: {FORM_PROBLEM}"
+        assert server.received == []
+
+    async def test_for_null_do_not_leave_the_address_to_the_message(self, server: LoopbackServer) -> None:
+        payload: JsonValue = {"target": None, "url": server.url("/"), "method": "POST"}
+        error = await self.refused(payload, {"url": "{{ payload.target }}"})
+        assert error.startswith("invalid_config: unusable config, once filled in: url: must not be null")
+        assert server.received == []
+
+    async def test_for_null_do_not_send_a_webhook_unsigned(self, server: LoopbackServer) -> None:
+        config = {"url": server.url("/"), "secret": "{{ payload.secret }}"}
+        error = await self.refused({"secret": None}, config, "webhook.send")
+        assert error.startswith("invalid_config: unusable config, once filled in: secret: must not be null")
+        assert server.received == []
