@@ -101,12 +101,18 @@ class TestConnections:
         async with asyncio.timeout(5):
             await asyncio.gather(*server.serving)
 
-    async def test_each_redirect_opens_another(self, client: GuardedClient, server: LoopbackServer) -> None:
-        redirect = answer(b"ignored", status="307 Temporary", headers={"Location": "/next"})
+    @pytest.mark.parametrize(
+        ("status", "method", "body"), [("303 See Other", "GET", b""), ("307 Temporary", "POST", b"body")]
+    )
+    async def test_each_redirect_opens_another(
+        self, client: GuardedClient, server: LoopbackServer, status: str, method: str, body: bytes
+    ) -> None:
+        redirect = answer(b"ignored", status=status, headers={"Location": "/next"})
         server.answers |= {"/": redirect + FOREIGN, "/next": answer(b"there") + FOREIGN}
         response = await client.request("POST", server.url("/"), content=b"body", follow_redirects=True)
         assert (response.content, server.connections) == (b"there", 2)
-        assert [(request.path, request.body) for request in server.received] == [("/", b"body"), ("/next", b"body")]
+        received = [(request.method, request.path, request.body) for request in server.received]
+        assert received == [("POST", "/", b"body"), (method, "/next", body)]
 
     async def test_a_response_before_the_body_is_sent_belongs_to_its_request(self, client: GuardedClient) -> None:
         async def too_large(reader: StreamReader, writer: StreamWriter) -> None:
