@@ -134,7 +134,7 @@ async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig,
     )
     if response.status >= 400 and config.fail_on_error_status:
         raise status_error(response, context.clock())
-    body = read_body(response.content, response.headers.get("content-type", ""))
+    body = read_body(content_of(response), response.headers.get("content-type", ""))
     return {"status": response.status, "headers": _answered_headers(response), "body": body}
 
 
@@ -156,7 +156,10 @@ async def send_request(
     timeout_seconds: float,
     follow_redirects: bool = False,
 ) -> HttpResponse:
-    """The response to a request that carries the depth of this execution, with any status. Raises `BlockError`."""
+    """The response to a request that carries the depth of this execution, with any status. Raises `BlockError`.
+
+    Read its body with `content_of`.
+    """
     try:
         return await context.http.request(
             method,
@@ -166,6 +169,14 @@ async def send_request(
             timeout_seconds=timeout_seconds,
             follow_redirects=follow_redirects,
         )
+    except OutgoingRequestError as error:
+        raise BlockError(error.code, error.message, retryable=error.retryable) from None
+
+
+def content_of(response: HttpResponse) -> bytes:
+    """The body of a response. Raises `BlockError` where it is too large or cannot be decoded."""
+    try:
+        return response.content
     except OutgoingRequestError as error:
         raise BlockError(error.code, error.message, retryable=error.retryable) from None
 

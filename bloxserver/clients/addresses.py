@@ -1,4 +1,4 @@
-"""Which addresses a flow may reach: the public internet, and what the installation allows on top."""
+"""Which addresses a flow may reach: the public internet, and the networks that the installation allows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# `is_global` alone is not enough: Python versions disagree, and cloud metadata, multicast, relays and the IPv6
-# forms that carry an IPv4 address count as global in some of them.
+# `is_global` alone is not enough: Python versions differ, and in some of them cloud metadata, multicast, relays and
+# the IPv6 forms that contain an IPv4 address are global.
 REFUSED_IPV4 = tuple(
     IPv4Network(network)
     for network in (
@@ -18,7 +18,7 @@ REFUSED_IPV4 = tuple(
         "100.64.0.0/10",  # carrier NAT; 100.100.100.200 is Alibaba's metadata
         "127.0.0.0/8",
         "168.63.129.16/32",  # Azure's metadata
-        "169.254.0.0/16",  # link-local; 169.254.169.254 is everybody's metadata
+        "169.254.0.0/16",  # link-local; 169.254.169.254 is the metadata of most clouds
         "172.16.0.0/12",
         "192.0.0.0/24",  # 192.0.0.192 is Oracle's metadata
         "192.0.2.0/24",
@@ -32,21 +32,21 @@ REFUSED_IPV4 = tuple(
         "240.0.0.0/4",
     )
 )
-# Everything else (::1, ::a.b.c.d, NAT64 64:ff9b::, fc00::, fe80::, fec0::, ff00::) lies outside.
+# Excludes ::1, ::a.b.c.d, NAT64 64:ff9b::, fc00::, fe80::, fec0:: and ff00::.
 UNICAST_IPV6 = IPv6Network("2000::/3")
 REFUSED_IPV6 = tuple(
     IPv6Network(network)
     for network in (
-        "2001::/23",  # protocol assignments, Teredo among them
+        "2001::/23",  # protocol assignments, including Teredo
         "2001:db8::/32",
-        "2002::/16",  # 6to4: an IPv4 address in disguise
+        "2002::/16",  # 6to4: contains an IPv4 address
         "3fff::/20",
     )
 )
 
 
 def read_address(text: str) -> Address:
-    """The address that `text` spells, as an IPv4 address if it is one mapped into IPv6. Raises `ValueError`."""
+    """The address in `text`; an IPv4 address that is mapped into IPv6 is returned as IPv4. Raises `ValueError`."""
     address = ip_address(text)
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 

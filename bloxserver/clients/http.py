@@ -70,10 +70,17 @@ class HttpResponse:
     """By lower-case name. The values of a repeated one are joined by commas, except for `set-cookie`."""
     cookies: Sequence[str]
     """The values of `Set-Cookie`, which cannot be joined: dates in them have commas."""
-    content: bytes
-    """Decoded."""
+    body: bytes | OutgoingRequestError
+    """The decoded body, or why it could not be read: the status counts all the same."""
     url: str
     """Of the last hop."""
+
+    @property
+    def content(self) -> bytes:
+        """The decoded body. Raises `OutgoingRequestError` (`response_not_decodable`, `response_too_large`)."""
+        if isinstance(self.body, OutgoingRequestError):
+            raise self.body
+        return self.body
 
     @property
     def host(self) -> str:
@@ -130,6 +137,7 @@ class GuardedClient:
     ) -> HttpResponse:
         """The response to a request, with any status. `timeout_seconds` covers all of it, including redirects.
 
+        A body that is too large or cannot be decoded is an error where it is read (`HttpResponse.content`).
         Headers that frame the message (`Host`, `Content-Length`, …) are set here and ignored in `headers`.
         Raises `OutgoingRequestError`.
         """
@@ -176,10 +184,23 @@ class GuardedClient:
             received = [(name.decode("ascii").lower(), _header_text(value)) for name, value in response.headers]
             headers = _joined((name, value) for name, value in received if name != "set-cookie")
             cookies = [value for name, value in received if name == "set-cookie"]
-            reader = BodyReader(headers.get("content-encoding", ""), self._max_response_bytes)
-            async for chunk in response.aiter_stream():
-                reader.feed(chunk)
-            return HttpResponse(response.status, headers, cookies, reader.finish(), str(request.url))
+            body = await _read_body(response, headers.get("content-encoding", ""), self._max_response_bytes, url.host)
+            return HttpResponse(response.status, headers, cookies, body, str(request.url))
+
+
+async def _read_body(
+    response: httpcore.Response, encoding: str, limit: int, host: bytes
+) -> bytes | OutgoingRequestError:
+    reader = BodyReader(encoding, limit)
+    name = host.decode("ascii")
+    try:
+        async for chunk in response.aiter_stream():
+            reader.feed(chunk)
+        return reader.finish()
+    except ContentEncodingError as error:
+        return OutgoingRequestError("response_not_decodable", f"the response of {name} {error}")
+    except ResponseTooLarge:
+        return OutgoingRequestError("response_too_large", f"the response of {name} is too large")
 
 
 def read_url(text: str) -> httpx.URL:
@@ -273,10 +294,6 @@ def _fail(error: Exception, host: str) -> NoReturn:
     match error:
         case TimeoutError() | httpcore.TimeoutException():
             code, message = "timeout", f"{host} took too long"
-        case ResponseTooLarge():
-            code, message = "response_too_large", f"the response of {host} is too large"
-        case ContentEncodingError():
-            code, message = "response_not_decodable", f"the response of {host} {error}"
         case httpcore.LocalProtocolError():
             code, message = "invalid_request", f"the request to {host} cannot be sent"
         case httpcore.RemoteProtocolError() | ValueError():

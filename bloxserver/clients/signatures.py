@@ -1,4 +1,4 @@
-"""Signs outgoing webhooks as Standard Webhooks has it, so that a receiver knows whom they come from."""
+"""Signs outgoing webhooks as Standard Webhooks specifies, so that a receiver can verify the sender."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_KEY_LENGTH_ = 64
 def sign(secret: str, message_id: str, timestamp: datetime, body: bytes) -> dict[str, str]:
     """The headers of a message: its id, its time and the signature over both and the body, which is UTF-8.
 
-    `secret` is `whsec_` and the base64 of 24 to 64 bytes. Raises `ValueError` for any other, without telling it.
+    `secret` is `whsec_` and the base64 of 24 to 64 bytes. Raises `ValueError` for any other; the message omits it.
     """
     moment = timestamp.astimezone(UTC)
     return {
@@ -26,12 +26,12 @@ def sign(secret: str, message_id: str, timestamp: datetime, body: bytes) -> dict
 
 
 def identify(message_id: str, timestamp: datetime) -> dict[str, str]:
-    """The headers of a message that bears no signature."""
+    """The headers of a message without a signature."""
     return {"webhook-id": message_id, "webhook-timestamp": str(int(timestamp.timestamp()))}
 
 
 def read_secret(secret: str) -> bytes:
-    """The key that a secret spells. Raises `ValueError`, without telling it."""
+    """The key that a secret encodes. Raises `ValueError`; the message omits the secret."""
     encoded = secret.removeprefix(PREFIX)
     try:
         key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)

@@ -259,6 +259,17 @@ class TestAnswer:
             await run(other, {"url": server.url("/")}, method="POST")
             assert (await run(context, {"url": server.url("/own")}))["body"] == "own"
 
+    async def test_that_cannot_be_decoded_is_an_error_that_is_not_retried(
+        self, context: BlockContext, server: LoopbackServer
+    ) -> None:
+        server.answers["/"] = answer(b"packed", headers={"Content-Encoding": "br"})
+        error = await failure(context, {"url": server.url("/")})
+        assert (error.code, error.retryable) == ("response_not_decodable", False)
+        assert error.message == "the response of 127.0.0.1 has the Content-Encoding br, which is not supported"
+        server.answers["/"] = answer(b"packed", status="503 Busy", headers={"Content-Encoding": "br"})
+        error = await failure(context, {"url": server.url("/")})
+        assert (error.code, error.retryable) == ("http_error_status", True)
+
     async def test_of_a_redirect_is_followed_if_wanted(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers |= {"/": answer(status="302 Found", headers={"Location": "/to"}), "/to": answer(b"there")}
         assert (await run(context, {"url": server.url("/")}))["status"] == 302

@@ -98,6 +98,13 @@ class TestWebhook:
         [request] = server.received
         assert (request.headers["x-a"], request.headers["x-b"], "x-c" in request.headers) == ("7", "true", False)
 
+    @pytest.mark.parametrize("body", [b"packed", bytes(100_001)], ids=["not decodable", "too large"])
+    async def test_is_delivered_whatever_the_body_of_the_response_is(
+        self, context: BlockContext, server: LoopbackServer, body: bytes
+    ) -> None:
+        server.answers["/"] = answer(body, headers={"Content-Encoding": "br"})
+        assert (await run(context, {}, url=server.url("/")))["status"] == 200
+
     async def test_does_not_take_the_rest_of_another_response_for_its_own(
         self, context: BlockContext, server: LoopbackServer
     ) -> None:

@@ -40,7 +40,7 @@ async def client() -> GuardedClient:
 async def refusal(client: GuardedClient, url: str, method: str = "GET", **options: Any) -> str:
     """The code of the error that a request ends with."""
     with pytest.raises(OutgoingRequestError) as caught:
-        await client.request(method, url, **options)
+        _ = (await client.request(method, url, **options)).content
     assert "secret" not in caught.value.message
     return caught.value.code
 
@@ -303,6 +303,16 @@ class TestAnswers:
     ) -> None:
         server.answers["/"] = sent
         assert (await client.request("GET", server.url("/"))).content == content
+
+    @pytest.mark.parametrize("sent", [b"?", bytes(100_001)], ids=["not decodable", "too large"])
+    async def test_have_a_status_although_the_body_cannot_be_read(
+        self, client: GuardedClient, server: LoopbackServer, sent: bytes
+    ) -> None:
+        server.answers["/"] = answer(sent, status="503 Busy", headers={"Content-Encoding": "br", "Retry-After": "7"})
+        response = await client.request("GET", server.url("/"))
+        assert (response.status, response.headers["retry-after"]) == (503, "7")
+        with pytest.raises(OutgoingRequestError):
+            _ = response.content
 
     async def test_to_head_have_no_body_whatever_they_say(self, client: GuardedClient, server: LoopbackServer) -> None:
         server.answers["/"] = answer(headers={"Content-Encoding": "br"}, length=10_000_000)
