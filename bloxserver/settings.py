@@ -50,133 +50,143 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
 
     env: Literal["development", "test", "staging", "production"] = Field(
-        "development", description="What kind of installation this is. Production refuses unsafe settings."
+        "development", description="Kind of installation. In production, unsafe settings are refused."
     )
-    host: str = Field("0.0.0.0", description="Address that the server binds to.")  # noqa: S104
-    port: int = Field(8000, ge=0, le=65535, description="Port that the server binds to; 0 takes a free one.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level that is logged.")
+    host: str = Field("0.0.0.0", description="Address that the API binds to.")  # noqa: S104
+    port: int = Field(8000, ge=0, le=65535, description="Port that the API binds to; 0 selects a free port.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Minimum log level.")
     enable_docs: bool = Field(True, description="Serve /docs, /redoc and /openapi.json.")
     cors_origins: CommaSeparated = Field(
         ("http://localhost:3000", "https://app.openblox.ai"),
-        description="Origins of browsers that may call the API, comma separated.",
+        description="Browser origins that may call the API, comma-separated.",
     )
-    webhook_base_url: str = Field(
-        "https://api.openblox.ai/webhooks", description="Public address under which webhooks are reached."
-    )
-    max_body_bytes: int = Field(1024 * 1024, ge=1, description="Largest request body, in bytes.")
-    body_timeout_seconds: float = Field(30, gt=0, description="How long a client may take to send its body.")
+    webhook_base_url: str = Field("https://api.openblox.ai/webhooks", description="Public base URL of webhooks.")
+    max_body_bytes: int = Field(1024 * 1024, ge=1, description="Maximum size of a request body, in bytes.")
+    body_timeout_seconds: float = Field(30, gt=0, description="Maximum time for a client to send a request body.")
 
     database_url: str = Field(
         "sqlite+aiosqlite:///./bloxserver.db",
         description="SQLAlchemy URL of the database: sqlite+aiosqlite or postgresql+asyncpg.",
     )
-    auto_create_tables: bool = Field(True, description="Migrate the database at start-up; never in production.")
-    allow_sqlite: bool = Field(False, description="Accept SQLite in production.")
-    sql_echo: bool = Field(False, description="Log every SQL statement, without its values.")
-    database_pool_size: int = Field(10, ge=1, le=1000, description="Connections kept to PostgreSQL by a process.")
-    database_pool_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a connection before 503.")
+    auto_create_tables: bool = Field(True, description="Migrate the database at startup; ignored in production.")
+    allow_sqlite: bool = Field(False, description="Allow SQLite in production.")
+    sql_echo: bool = Field(False, description="Log every SQL statement, without its parameters.")
+    database_pool_size: int = Field(
+        10, ge=1, le=1000, description="Maximum connections in a process's PostgreSQL pool."
+    )
+    database_pool_timeout_seconds: float = Field(
+        5, gt=0, description="Maximum wait for a pooled connection; after that, 503."
+    )
     database_statement_timeout_seconds: float = Field(
-        30, ge=1, le=3_600, description="Longest time that PostgreSQL may take for a statement."
+        30, ge=1, le=3_600, description="Maximum duration of a PostgreSQL statement."
     )
 
     clerk_issuer: OptionalText = Field(
-        None, description="Issuer of the Clerk tokens, like https://x.clerk.accounts.dev."
+        None, description="Issuer of the Clerk tokens, for example https://x.clerk.accounts.dev."
     )
-    clerk_audience: OptionalText = Field(None, description="Audience that tokens must name, if set.")
+    clerk_audience: OptionalText = Field(None, description="Audience that tokens must have; unset accepts any.")
     clerk_authorized_parties: CommaSeparated = Field(
-        (), description="Origins that tokens may have been issued to (`azp`), comma separated; empty accepts any."
+        (), description="Accepted origins of tokens (`azp`), comma-separated; empty accepts any."
     )
     clerk_require_azp: bool = Field(False, description="Refuse tokens without `azp`.")
 
-    run_worker: bool = Field(True, description="Run executions in the API's process; false leaves them to workers.")
+    run_worker: bool = Field(True, description="Run executions in the API process; if false, only workers run them.")
     worker_concurrency: int = Field(
-        100, ge=1, le=10_000, description="Executions of each tier that one worker runs at once."
+        100, ge=1, le=10_000, description="Maximum concurrent executions of each tier on one worker."
     )
-    worker_host: str = Field("127.0.0.1", description="Address at which `bloxserver worker` serves health and metrics.")
+    worker_host: str = Field("127.0.0.1", description="Address on which `bloxserver worker` serves health and metrics.")
     worker_port: Annotated[int | None, BeforeValidator(_blank_as_none)] = Field(
         None,
         ge=0,
         le=65535,
-        description="Port for that; 0 takes a free one, and unset a worker serves nothing.",
+        description="Port for health and metrics of a worker; 0 selects a free port; unset serves neither.",
     )
-    poll_interval_seconds: float = Field(2, gt=0, le=60, description="Longest time until unnoticed work is found.")
-    heartbeat_interval_seconds: float = Field(5, gt=0, le=60, description="How often a worker says that it lives.")
+    poll_interval_seconds: float = Field(
+        2, gt=0, le=60, description="How often processes poll the database for work that no notification announced."
+    )
+    heartbeat_interval_seconds: float = Field(5, gt=0, le=60, description="How often a worker sends a heartbeat.")
     heartbeat_timeout_seconds: float = Field(
-        20, gt=0, le=600, description="Silence after which a worker's work is taken over."
+        20, gt=0, le=600, description="Time without a heartbeat after which a worker's executions are recovered."
     )
     event_loop_timeout_seconds: float = Field(
-        300, gt=0, le=86_400, description="Time without a turn of its event loop after which a worker counts as dead."
+        300,
+        gt=0,
+        le=86_400,
+        description="Time for which a worker's event loop may be blocked before its heartbeat stops.",
     )
     shutdown_grace_seconds: float = Field(
-        10, ge=0, le=600, description="Time that running work gets when a worker stops."
+        10, ge=0, le=600, description="Time that running executions get to end when a worker shuts down."
     )
     stop_grace_seconds: float = Field(
-        30, ge=0, le=86_400, description="Time that the running executions of a flow get when it is stopped."
+        30, ge=0, le=86_400, description="Time that executions of a flow get to end when the flow is stopped."
     )
     max_call_depth: int = Field(
         8,
         ge=0,
         le=100,
-        description="How deep flows may call flows, and webhooks of this server, before it is an error.",
+        description="Maximum depth of flows that call flows or webhooks of this server.",
     )
-    concurrency_free: int = Field(2, ge=1, description="Executions of one free user that run at once.")
-    concurrency_pro: int = Field(10, ge=1, description="Executions of one pro user that run at once.")
-    concurrency_enterprise: int = Field(50, ge=1, description="Executions of one enterprise user that run at once.")
+    concurrency_free: int = Field(2, ge=1, description="Maximum concurrent executions of a user on the free tier.")
+    concurrency_pro: int = Field(10, ge=1, description="Maximum concurrent executions of a user on the pro tier.")
+    concurrency_enterprise: int = Field(
+        50, ge=1, description="Maximum concurrent executions of a user on the enterprise tier."
+    )
     concurrency_high_frequency: int = Field(
-        100, ge=1, description="Executions of one high_frequency user that run at once."
+        100, ge=1, description="Maximum concurrent executions of a user on the high_frequency tier."
     )
     ssrf_allow_cidrs: Networks = Field(
-        (), description="Private networks that flows may reach all the same, comma separated, like 10.0.0.0/8."
+        (), description="Private networks that flows may reach, comma-separated, for example 10.0.0.0/8."
     )
 
     execution_retention_days: int = Field(
-        90, ge=0, le=36_500, description="Days after which ended executions are deleted; 0 keeps them for ever."
+        90, ge=0, le=36_500, description="Days after which ended executions are deleted; 0 keeps them forever."
     )
     execution_retention_per_flow: int = Field(
-        0, ge=0, description="Ended executions that a flow keeps, the newest; 0 keeps all."
+        0, ge=0, description="Number of ended executions to keep per flow; 0 keeps all."
     )
     flow_version_retention: int = Field(
-        100, ge=0, description="Versions that a flow keeps besides those that are in use; 0 keeps all."
+        100, ge=0, description="Number of versions to keep per flow, besides those in use; 0 keeps all."
     )
 
     llm_provider: Annotated[Literal["openai", "anthropic"] | None, BeforeValidator(_blank_as_none)] = Field(
-        None, description="Which API the language models speak; unset, it follows from LLM_BASE_URL and LLM_MODEL."
+        None, description="API of the language model; if unset, derived from LLM_BASE_URL and LLM_MODEL."
     )
     llm_base_url: OptionalText = Field(
-        None, description="Address of an OpenAI-compatible server, or of Anthropic; unset, the provider's own."
+        None, description="Base URL of an OpenAI-compatible server or of Anthropic; if unset, the provider's default."
     )
-    llm_api_key: OptionalSecret = Field(None, description="Key for the language models.")
-    llm_model: OptionalText = Field(None, description="The model of agents that name none.")
+    llm_api_key: OptionalSecret = Field(None, description="API key of the language model.")
+    llm_model: OptionalText = Field(None, description="Default model for agents.")
     llm_timeout_seconds: float = Field(
-        120, gt=0, le=3_600, description="Longest wait for one answer of a language model."
+        120, gt=0, le=3_600, description="Maximum wait for one response of a language model."
     )
 
-    smtp_host: OptionalText = Field(None, description="Mail server for email.send and for failure notices.")
-    smtp_port: int = Field(587, ge=1, le=65535, description="Its port.")
+    smtp_host: OptionalText = Field(None, description="Mail server for email.send and failure notifications.")
+    smtp_port: int = Field(587, ge=1, le=65535, description="Port of the mail server.")
     smtp_security: Literal["starttls", "tls", "none"] = Field(
-        "starttls", description="How the connection to the mail server is encrypted."
+        "starttls", description="Encryption of the connection to the mail server."
     )
     smtp_username: OptionalText = Field(None, description="User name for the mail server.")
     smtp_password: OptionalSecret = Field(None, description="Password for the mail server.")
-    smtp_from: OptionalText = Field(None, description="Sender of mails that name none.")
+    smtp_from: OptionalText = Field(None, description="Default sender of emails.")
 
     metrics_token: OptionalSecret = Field(
-        None, description="Bearer token with which /metrics is read; unset, there is no /metrics."
+        None, description="Bearer token for /metrics; if unset, /metrics is disabled."
     )
     otel_exporter_otlp_endpoint: OptionalText = Field(
-        None, description="Where traces are sent to by OTLP over HTTP, like http://collector:4318; unset, none are."
+        None,
+        description="OTLP/HTTP endpoint for traces, for example http://collector:4318; if unset, tracing is disabled.",
     )
     otel_exporter_otlp_traces_endpoint: OptionalText = Field(
-        None, description="The whole address for traces, where it is not OTEL_EXPORTER_OTLP_ENDPOINT/v1/traces."
+        None, description="Full URL for traces, if it is not OTEL_EXPORTER_OTLP_ENDPOINT/v1/traces."
     )
 
-    redis_url: OptionalText = Field(None, description="Accepted for compatibility; nothing uses Redis.")
+    redis_url: OptionalText = Field(None, description="Accepted for compatibility; Redis is not used.")
     stripe_secret_key: OptionalSecret = Field(None, description="Secret key of the Stripe account.")
     stripe_webhook_secret: OptionalSecret = Field(None, description="Signing secret of the Stripe webhook.")
     api_key_encryption_key: OptionalSecret = Field(
         None,
-        description="Keys that seal the secrets which users store, comma separated, each of at least 32 characters: "
-        "the first seals, all of them open.",
+        description="Keys that encrypt users' secrets, comma-separated, each of at least 32 characters; "
+        "the first one encrypts, all of them decrypt.",
     )
 
     problems: tuple[str, ...] = Field((), exclude=True, description="What could not be read; not a setting.")
