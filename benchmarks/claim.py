@@ -27,7 +27,7 @@ async def measure(laboratory: Laboratory, kind: str, sizes: Sizes) -> list[Figur
         await accept_backlog(installation, flows[:1], sizes.queued)
         figures.append(await _figure(installation, f"and {sizes.queued} more of one user", sizes))
         await accept_backlog(installation, flows[:1], sizes.queued, resume_at=now() + timedelta(days=1))
-        figures.append(await _figure(installation, f"and {sizes.queued} that are parked until tomorrow", sizes))
+        figures.append(await _figure(installation, f"and {sizes.queued} that are suspended until tomorrow", sizes))
         many = await create_flows(installation, sizes.many_users)
         await accept_backlog(installation, many, sizes.queued)
         more = f"and {sizes.queued} more of {sizes.many_users} users"

@@ -70,7 +70,7 @@ async def create_flows(
 async def accept_backlog(
     installation: Installation, flows: Sequence[Flow], count: int, *, resume_at: datetime | None = None
 ) -> None:
-    """Accept so many executions, flow by flow in turn, as the API leaves them; or parked, to go on at that time."""
+    """Accept so many executions, flow by flow in turn, as the API leaves them; or suspended, to go on at that time."""
     for start in range(0, count, BATCH):
         rows = [
             {

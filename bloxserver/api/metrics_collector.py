@@ -44,14 +44,14 @@ async def _read(sessions: SessionSource) -> list[Metric]:
         schedules = await read_schedules(session, moment)
     depth = GaugeMetricFamily(
         "bloxserver_queue_executions",
-        "Executions that have not ended: waiting for a worker, running, or parked until a time or an answer.",
+        "Executions that have not ended: waiting for a worker, running, or suspended until a time or an answer.",
         labels=["tier", "state"],
     )
     age = GaugeMetricFamily(
         "bloxserver_queue_oldest_seconds", "How long the oldest that waits for a worker has been due.", labels=["tier"]
     )
     for tier, of in queue.items():
-        for state, number in (("waiting", of.waiting), ("running", of.running), ("parked", of.parked)):
+        for state, number in (("waiting", of.waiting), ("running", of.running), ("suspended", of.suspended)):
             depth.add_metric([tier.value, state], number)
         age.add_metric([tier.value], _age(of.due_since, moment))
     return [

@@ -15,6 +15,7 @@ import typer
 
 from bloxserver import __version__
 from bloxserver.errors import SettingsError
+from bloxserver.observability.log import configure_logging
 from bloxserver.settings import Settings, get_settings
 
 app = typer.Typer(
@@ -138,10 +139,8 @@ async def _work(settings: Settings) -> None:
     from bloxserver.engine.engine import Engine
     from bloxserver.gc_tuning import freeze_heap
     from bloxserver.models.database import database
-    from bloxserver.observability.log import configure_logging
     from bloxserver.observability.tracing import start_tracing, stop_tracing
 
-    configure_logging(level=settings.log_level, as_json=settings.is_production)
     start_tracing(settings)
     await prepare_database(settings, database)
     stopped = asyncio.Event()
@@ -308,6 +307,7 @@ def _checked_settings() -> Settings:
         get_registry()
     except SettingsError as error:
         _fail(str(error))
+    configure_logging(level=settings.log_level, as_json=settings.is_production)
     return settings
 
 
@@ -316,6 +316,8 @@ def _readable_settings() -> Settings:
     settings = get_settings()
     if settings.problems:
         _fail(str(SettingsError(settings.problems)))
+    # The command itself prints why it failed.
+    configure_logging(level="ERROR", as_json=False)
     return settings
 
 

@@ -66,10 +66,10 @@ def _lines_of(overview: Overview) -> Iterator[str]:
             f"  {worker.name}  version {worker.version or 'unknown'}  since {worker.started_at:%Y-%m-%d %H:%M:%S} UTC"
             f"  last beat {_span(worker.silence)} ago  running {overview.taken.get(worker.name, 0)}"
         )
-    yield f"{'queue':<18} {'waiting':>8} {'running':>8} {'parked':>8}  oldest"
+    yield f"{'queue':<18} {'waiting':>8} {'running':>8} {'suspended':>9}  oldest"
     for tier, of in overview.queue.items():
         oldest = "-" if of.due_since is None else _span(overview.moment - of.due_since)
-        yield f"  {tier.value:<16} {of.waiting:>8} {of.running:>8} {of.parked:>8}  {oldest}"
+        yield f"  {tier.value:<16} {of.waiting:>8} {of.running:>8} {of.suspended:>9}  {oldest}"
     yield f"ended      {', '.join(f'{number} {name}' for name, number in _ended(overview).items())} in the last hour"
     schedules = overview.schedules
     late = "" if schedules.due_since is None else f", the oldest {_span(overview.moment - schedules.due_since)} late"
@@ -98,7 +98,7 @@ def _json_of(overview: Overview) -> dict[str, Any]:
         tier.value: {
             "waiting": of.waiting,
             "running": of.running,
-            "parked": of.parked,
+            "suspended": of.suspended,
             "oldestSeconds": _seconds(overview.moment, of.due_since),
         }
         for tier, of in overview.queue.items()

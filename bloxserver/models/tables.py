@@ -279,7 +279,7 @@ class ExecutionRecord(Base):
     depth: Mapped[int] = mapped_column(default=0, server_default="0")
     """How many executions stand above it, through calls and through webhooks that flows sent."""
     active_ms: Mapped[Counter]
-    """Time that workers spent on it until it was last parked: what counts against its time limit."""
+    """Time that workers spent on it until it was last suspended: what counts against its time limit."""
 
     resume_at: Mapped[datetime | None]
     """Not to be taken before this instant; null for one that never had to wait."""

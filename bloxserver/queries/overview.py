@@ -24,7 +24,7 @@ class TierQueue(NamedTuple):
     """Due, and with no worker."""
     running: int = 0
     """With a worker."""
-    parked: int = 0
+    suspended: int = 0
     """Not due yet: they wait for a time, or for an execution that they called."""
     due_since: datetime | None = None
     """Since when the one that has waited longest is due; null where none waits."""
@@ -81,7 +81,7 @@ async def read_queue(session: AsyncSession, moment: datetime) -> dict[Tier, Tier
             sa.cast(UserRecord.tier, sa.String).label("tier"),
             sa.func.sum(of.waiting),
             sa.func.sum(of.running),
-            sa.func.sum(of.parked),
+            sa.func.sum(of.suspended),
             sa.func.min(of.due_since),
         )
         .select_from(by_flow)
@@ -90,10 +90,10 @@ async def read_queue(session: AsyncSession, moment: datetime) -> dict[Tier, Tier
         .group_by(UserRecord.tier)
     )
     queues = {tier: TierQueue() for tier in Tier}
-    for name, waiting, running, parked, due_since in rows:
+    for name, waiting, running, suspended, due_since in rows:
         # A tier that is not known is served as the smallest.
         tier = Tier(name) if name in set(Tier) else Tier.FREE
-        queues[tier] = _added(queues[tier], TierQueue(int(waiting), int(running), int(parked), due_since))
+        queues[tier] = _added(queues[tier], TierQueue(int(waiting), int(running), int(suspended), due_since))
     return queues
 
 
@@ -105,7 +105,7 @@ def _waiting(moment: datetime) -> sa.Select[*tuple[Any, ...]]:
             ExecutionRecord.flow_id,
             sa.func.count().filter(is_due).label("waiting"),
             sa.literal_column("0").label("running"),
-            sa.func.count().filter(sa.not_(is_due)).label("parked"),
+            sa.func.count().filter(sa.not_(is_due)).label("suspended"),
             sa.func.min(due_since).filter(is_due).label("due_since"),
         )
         .where(_unended(), ExecutionRecord.lease.is_(None))
@@ -137,7 +137,7 @@ def _unended() -> sa.ColumnElement[bool]:
 def _added(one: TierQueue, other: TierQueue) -> TierQueue:
     times = [since for since in (one.due_since, other.due_since) if since is not None]
     return TierQueue(
-        one.waiting + other.waiting, one.running + other.running, one.parked + other.parked, min(times, default=None)
+        one.waiting + other.waiting, one.running + other.running, one.suspended + other.suspended, min(times, default=None)
     )
 
 

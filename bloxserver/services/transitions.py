@@ -153,8 +153,8 @@ async def _end(
         await _close_steps(session, ended)
         await _cancel_callees(session, ended)
     if parent_ids:
-        parked = ExecutionRecord.id.in_(parent_ids), ExecutionRecord.lease.is_(None)
-        await _update(session, *parked, resume_at=moment)
+        suspended = ExecutionRecord.id.in_(parent_ids), ExecutionRecord.lease.is_(None)
+        await _update(session, *suspended, resume_at=moment)
     wake_engine_after_commit(session, WakeReason.EXECUTION)
     if status is ExecutionStatus.CANCELLED:
         wake_engine_after_commit(session, WakeReason.CANCELLATION)

@@ -52,7 +52,7 @@ async def test_for_a_person(live_settings: Settings) -> None:
     assert lines[3].startswith("  w-living  version 1.2.3  since 20")
     assert lines[3].endswith(" ago  running 2")
     assert [line.split() for line in lines[4:9]] == [
-        ["queue", "waiting", "running", "parked", "oldest"],
+        ["queue", "waiting", "running", "suspended", "oldest"],
         ["free", "1", "0", "1", "10", "min"],
         ["pro", "0", "3", "0", "-"],
         ["enterprise", "0", "0", "0", "-"],
@@ -73,8 +73,8 @@ async def test_for_a_script(live_settings: Settings) -> None:
     assert (worker["name"], worker["version"], worker["running"]) == ("w-living", "1.2.3", 2)
     assert worker["startedAt"].endswith("+00:00")
     assert 600 <= found["queue"]["free"].pop("oldestSeconds") < 660
-    assert found["queue"]["free"] == {"waiting": 1, "running": 0, "parked": 1}
-    assert found["queue"]["enterprise"] == {"waiting": 0, "running": 0, "parked": 0, "oldestSeconds": None}
+    assert found["queue"]["free"] == {"waiting": 1, "running": 0, "suspended": 1}
+    assert found["queue"]["enterprise"] == {"waiting": 0, "running": 0, "suspended": 0, "oldestSeconds": None}
     assert found["endedInLastHour"] == {"success": 2, "error": 0, "timeout": 1, "cancelled": 0}
     assert found["problems"] == []
 

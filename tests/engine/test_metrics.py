@@ -97,7 +97,7 @@ async def test_one_that_comes_back_started_once(live_client: httpx.AsyncClient, 
     ):
         assert (await run(live_client, path))["status"] == "success"
     assert (dispatched.number, started.number, waited.number) == (2, 1, 1)
-    assert seconds.number < 2, "parked is not late"
+    assert seconds.number < 2, "suspended is not late"
 
 
 async def test_what_is_rolled_back_is_not_counted(live_database: Database) -> None:

@@ -41,7 +41,7 @@ async def test_the_queue_by_tier(session: AsyncSession, database_engine: AsyncEn
     await create_execution(session, free, started_at=moment - 30 * SECOND)
     await create_execution(session, free, started_at=moment, lease=uuid4())
     other = await flow_of(session, Tier.FREE)
-    # Accepted long ago and parked until now: it has only just begun to wait.
+    # Accepted long ago and suspended until now: it has only just begun to wait.
     await create_execution(session, other, started_at=moment - 60 * MINUTE, resume_at=moment - 10 * SECOND)
     await create_execution(session, other, started_at=moment - 60 * MINUTE, resume_at=moment + MINUTE)
     for status in set(ExecutionStatus) - {ExecutionStatus.RUNNING}:
@@ -50,8 +50,8 @@ async def test_the_queue_by_tier(session: AsyncSession, database_engine: AsyncEn
     with count_statements(database_engine) as statements:
         queue = await read_queue(session, moment)
     assert len(statements) == 1
-    assert queue[Tier.FREE] == TierQueue(waiting=3, running=1, parked=1, due_since=moment - 90 * SECOND)
-    assert queue[Tier.PRO] == TierQueue(parked=1)
+    assert queue[Tier.FREE] == TierQueue(waiting=3, running=1, suspended=1, due_since=moment - 90 * SECOND)
+    assert queue[Tier.PRO] == TierQueue(suspended=1)
     assert queue[Tier.ENTERPRISE] == TierQueue()
 
 

@@ -95,13 +95,13 @@ async def test_a_failure_closes_open_steps(session: AsyncSession, flow: FlowReco
 
 async def test_a_caller_that_waits_goes_on(session: AsyncSession, flow: FlowRecord) -> None:
     later = now() + timedelta(days=1)
-    parked = await create_execution(session, flow, resume_at=later)
+    suspended = await create_execution(session, flow, resume_at=later)
     busy = await create_execution(session, flow, resume_at=later, lease=uuid4())
     over = await create_execution(session, flow, resume_at=later, status=ExecutionStatus.CANCELLED)
-    for parent in (parked, busy, over):
+    for parent in (suspended, busy, over):
         child = await create_execution(session, flow, parent_id=parent.id, parent_key="k:1")
         assert await end_execution(session, child.id, ExecutionStatus.SUCCESS, parent_id=parent.id)
-    resume_at = (await stored(session, parked.id)).resume_at
+    resume_at = (await stored(session, suspended.id)).resume_at
     assert resume_at is not None
     assert resume_at <= now()
     assert (await stored(session, busy.id)).resume_at == later

@@ -157,7 +157,7 @@ class ExecutionRunner:
             case Failed():
                 self._tell(ExecutionStatus.ERROR.value)
             case Suspended():
-                self._tell("parked")
+                self._tell("suspended")
 
     def _tell(self, status: str) -> None:
         """What this run came to, in its span."""

@@ -95,11 +95,11 @@ class TestOrder:
     async def test_what_waits_for_its_time_is_left(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
         moment = now()
-        parked = await create_execution(session, flow, resume_at=moment + timedelta(hours=1))
+        suspended = await create_execution(session, flow, resume_at=moment + timedelta(hours=1))
         due = await create_execution(session, flow, resume_at=moment - timedelta(seconds=1))
         ahead = await create_execution(session, flow, started_at=moment + timedelta(minutes=1))
         assert await next_ids(session) == [due.id, ahead.id], "the clock of whoever accepted it may be ahead"
-        assert await read_next_resume(session, moment) == parked.resume_at
+        assert await read_next_resume(session, moment) == suspended.resume_at
         assert await read_next_resume(session, moment + timedelta(hours=2)) is None
         assert await read_next_executions(session, moment + timedelta(hours=1), PLENTY, PLENTY) != []
 

@@ -159,8 +159,8 @@ async def test_work_before_a_pause_counts_against_the_time(live_database: Databa
     text = DELAYED + "execution: {timeout_seconds: 100}\n"
     execution = await accepted(live_database, text)
     await worker.run(await take(live_database, execution))
-    parked = await stored(live_database, execution)
-    assert 0 <= parked.active_ms < 20_000
+    suspended = await stored(live_database, execution)
+    assert 0 <= suspended.active_ms < 20_000
     async with live_database.transaction() as session:
         await session.execute(sa.update(ExecutionRecord).values(active_ms=100_000, resume_at=now()))
         await session.execute(sa.update(ExecutionStepRecord).values(completed_at=now()))
@@ -173,10 +173,10 @@ async def test_a_waiting_execution_leaves_the_worker_and_goes_on_when_due(
 ) -> None:
     execution = await accepted(live_database, DELAYED, input_payload='"m"')
     await worker.run(await take(live_database, execution))
-    parked = await stored(live_database, execution)
-    assert (parked.status, parked.lease, parked.worker_id) == (ExecutionStatus.RUNNING, None, None)
-    assert parked.resume_at is not None
-    assert parked.resume_at > now() + timedelta(seconds=3590)
+    suspended = await stored(live_database, execution)
+    assert (suspended.status, suspended.lease, suspended.worker_id) == (ExecutionStatus.RUNNING, None, None)
+    assert suspended.resume_at is not None
+    assert suspended.resume_at > now() + timedelta(seconds=3590)
     async with live_database.transaction() as session:
         await session.execute(sa.update(ExecutionStepRecord).values(completed_at=now()))
         await session.execute(sa.update(ExecutionRecord).values(resume_at=now()))
