@@ -40,7 +40,7 @@ def read(text: str, registry: BlockRegistry) -> tuple[Organism | None, list[Prob
 
     Raises OrganismError where the text cannot be read at all.
     """
-    findings = Findings(load(text))
+    findings = Findings(load(text, tolerant=True))
     top = Section(findings.document.value, (), findings)
     top.warn_of_unknown(TOP_KEYS, UNUSED_KEYS)
     name, description = _read_head(top)

@@ -15,6 +15,7 @@ from bloxserver.organism import yaml_loader
 from bloxserver.organism.problems import OrganismError
 from bloxserver.organism.write import write, write_listener
 from bloxserver.organism.yaml_loader import Document, load
+from bloxserver.organism.yaml_source import Source
 
 COMMENT = re.compile(r"(?:^|\s)#")
 DASH = re.compile(r" *- +")
@@ -68,21 +69,22 @@ class _Lines:
     """The lines of a text that was read before, and what stands in which of them. All numbers count from 0."""
 
     def __init__(self, text: str) -> None:
-        text = text if not text or text.endswith("\n") else f"{text}\n"
-        self.lines = text.splitlines(keepends=True)
+        source = Source(text if not text or text.endswith("\n") else f"{text}\n")
+        text = source.text
+        self.lines = source.lines()
         masked = list(text)
         self._last: dict[int, int] = {}
-        for event in yaml.parse(text, Loader=yaml_loader.PARSER):
+        for event in yaml.parse(source.parseable, Loader=yaml_loader.PARSER):
             start, end = event.start_mark, event.end_mark
             if start is None or end is None:
                 continue
             if isinstance(event, yaml.ScalarEvent):
-                masked[start.index : end.index] = [c if c.isspace() else "x" for c in text[start.index : end.index]]
+                masked[start.index : end.index] = [c if c in " \t\r\n" else "x" for c in text[start.index : end.index]]
             # The end of a block collection has no extent.
             if isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent) and end.index > start.index:
                 last = end.line if end.column else end.line - 1
                 self._last[start.line] = max(last, self._last.get(start.line, last))
-        self._masked = "".join(masked).splitlines()
+        self._masked = Source("".join(masked)).lines()
 
     def last_of(self, start: int, stop: int) -> int:
         """The last line with something in it of what begins between `start` and `stop`."""

@@ -10,7 +10,7 @@ from itertools import islice
 from pydantic import JsonValue
 
 from bloxserver.organism.problems import Path, Problem, quoted
-from bloxserver.organism.yaml_loader import Document, Place
+from bloxserver.organism.yaml_loader import Document
 
 MAX_NAME = 64
 MAX_TIMEOUT = 86_400
@@ -29,12 +29,11 @@ class Findings:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems = list(document.problems)
-        self._unreadable = {Place(problem.line, problem.column) for problem in document.problems}
         self._suggestions = 0
 
     def error(self, path: Path, code: str, message: str, hint: str, *, at_key: bool = False) -> None:
         place = self.document.place_of_key(path) if at_key else self.document.place_of(path)
-        if place not in self._unreadable:
+        if place not in self.document.unreadable:
             self.problems.append(Problem(*place, code, message, hint, path=path))
 
     def warning(self, path: Path, code: str, message: str, hint: str) -> None:

@@ -1,6 +1,6 @@
-"""YAML from strangers, read as JSON.
+"""Untrusted YAML, read as JSON.
 
-One flat pass over the parser's events holds every limit before anything is built: a loader that builds as it parses
+One flat pass over the parser's events enforces every limit before anything is built: a loader that builds as it parses
 can be made to crash the process (nested brackets) or to fill its memory (aliases).
 """
 
@@ -11,21 +11,22 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import yaml
 from pydantic import JsonValue
 from yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from bloxserver.organism.problems import OrganismError, Path, Problem, quoted
+from bloxserver.organism.yaml_source import Place, Source
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64
 MAX_NODES = 20_000
+MAX_FORBIDDEN = 20
+"""Forbidden characters that are reported, the first ones: a file that is not text is full of them."""
 
 PARSER = yaml.CLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
-FORBIDDEN_CHARACTER = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 UNSTORABLE_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 
 CONSTANTS = {
@@ -41,6 +42,7 @@ MAX_INTEGER = 20
 
 SYNTAX_HINT = "look for a missing quote, colon or bracket, and at how far this line is indented"
 SYNTAX_HINTS = {
+    "invalid Unicode character escape": r"write the character itself, or both halves of a pair, like \ud83d\ude00",
     "mapping values are not allowed": "put quotes around a text with a colon, else indent the line like its neighbours",
     "cannot start any token": "put the text into quotes",
     "expected alphabetic or numeric character": "put the text into quotes",
@@ -53,25 +55,23 @@ SYNTAX_HINTS = {
 }
 
 
-class Place(NamedTuple):
-    """Where something is written; both count from 1, columns in characters."""
-
-    line: int
-    column: int
-
-
 @dataclass
 class Document:
     """A document as JSON values, and where each of them is written.
 
-    `problems` are what could be stepped over: a repeated key (its first value counts), a key or number that JSON
-    does not have.
+    `problems` are those that reading could step over: a repeated key (its first value counts), a key or number that
+    JSON does not have and, where it is read as `tolerant`, an alias, a tag, a forbidden character, a second document.
     """
 
+    source: Source = field(default_factory=lambda: Source(""))
     value: dict[str, JsonValue] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unreadable: set[Place] = field(default_factory=set)
+    """Where a value stands that could not be read: nothing more is to be said of it."""
     keys: dict[Path, Place] = field(default_factory=dict)
     values: dict[Path, Place] = field(default_factory=dict)
+    extents: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """Where the texts that hold `{{` begin and end, as indexes into the source."""
 
     def place_of(self, path: Path) -> Place:
         """Where the value is written, or the nearest one around it that is."""
@@ -82,39 +82,65 @@ class Document:
     def place_of_key(self, path: Path) -> Place:
         return self.keys.get(path) or self.place_of(path)
 
+    def place_within(self, path: Path, part: str, after: Place | None = None) -> Place:
+        """Where a part of a text is written, behind `after`. Where escapes or folded lines hide it: the text itself."""
+        start, stop = self.extents.get(path, (0, 0))
+        if after is not None and after != self.place_of(path):
+            start = self.source.index(after) + 1
+        found = self.source.text.find(part, start, stop)
+        return self.source.place(found) if found >= 0 else self.place_of(path)
+
 
 def decode(data: bytes) -> str:
-    """The text of a definition that came as bytes. Raises OrganismError where they are no UTF-8."""
+    """The text of a definition that came as bytes. Raises OrganismError where they are not UTF-8."""
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        before = (data[: error.start].decode() + "x").splitlines()
-        place = Place(len(before), len(before[-1]))
-        raise _refusal(place, "yaml_syntax", "this is no text in UTF-8", "save it in the encoding UTF-8") from None
+        before = data[: error.start].decode()
+        place = Source(before + "x").place(len(before))
+        raise _refusal(place, "yaml_syntax", "this is not text in UTF-8", "save it in the encoding UTF-8") from None
 
 
-def load(text: str) -> Document:
-    """Read one document whose top is a mapping. Raises OrganismError, and nothing else, whatever the text is."""
+def load(text: str, *, tolerant: bool = False) -> Document:
+    """Read one document whose top is a mapping. Raises OrganismError, and nothing else, whatever the text is.
+
+    With `tolerant` it reads on behind what is not supported, to find the other problems: the value is not what was
+    meant then, and one of `problems` is an error.
+    """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_BYTES:
-        message = f"the definition has {size} bytes; at most {MAX_BYTES} are taken"
+        message = f"the definition has {size} bytes; at most {MAX_BYTES} are allowed"
         raise _refusal(Place(1, 1), "yaml_limit", message, "make it shorter, or divide it into several flows")
-    if forbidden := FORBIDDEN_CHARACTER.search(text):
-        before = (text[: forbidden.start()] + "x").splitlines()
-        place = Place(len(before), len(before[-1]))
-        message = f"the character U+{ord(forbidden[0]):04X} is not allowed"
-        raise _refusal(place, "yaml_syntax", message, "remove it; it may not be seen in an editor")
-    events = _scan(text)
+    document = Document(Source(text))
+    _report_forbidden(document)
+    events = _scan(document)
+    hint = 'begin with "organism:"'
     if not events:
-        raise _refusal(Place(1, 1), "wrong_type", "the definition is empty", 'begin with "organism:"')
+        raise _failed(document, Place(1, 1), "wrong_type", "the definition is empty", hint)
     if not isinstance(events[0], yaml.MappingStartEvent):
-        raise _refusal(_place(events[0]), "wrong_type", "the definition is no mapping", 'begin with "organism:"')
-    return _Builder(iter(events)).document
+        raise _failed(document, _place(events[0]), "wrong_type", "the definition is not a mapping", hint)
+    if document.problems and not tolerant:
+        raise OrganismError(document.problems)
+    return _Builder(iter(events), document).document
+
+
+def _report_forbidden(document: Document) -> None:
+    source = document.source
+    for index in source.forbidden[:MAX_FORBIDDEN]:
+        message = f"the character U+{ord(source.text[index]):04X} is not allowed"
+        hint = "remove it; it may be invisible in an editor"
+        document.problems.append(Problem(*source.place(index), "yaml_syntax", message, hint))
 
 
 def _refusal(place: Place, code: str, message: str, hint: str) -> OrganismError:
     return OrganismError([Problem(*place, code, message, hint)])
+
+
+def _failed(document: Document, place: Place, code: str, message: str, hint: str) -> OrganismError:
+    """Why nothing more can be read, after what was found before it."""
+    problems = [*document.problems, Problem(*place, code, message, hint)]
+    return OrganismError(sorted(problems, key=lambda problem: (problem.line, problem.column)))
 
 
 def _place(event: yaml.Event) -> Place:
@@ -122,64 +148,79 @@ def _place(event: yaml.Event) -> Place:
     return Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
 
 
-def _scan(text: str) -> list[yaml.Event]:
-    """The events of the document's nodes, all limits held."""
+def _scan(document: Document) -> list[yaml.Event]:
+    """The events of the document's nodes, all within the limits."""
+    source = document.source
     events: list[yaml.Event] = []
     documents = depth = nodes = 0
     try:
-        for event in yaml.parse(text, Loader=PARSER):
+        for event in yaml.parse(source.parseable, Loader=PARSER):
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise _refusal(_place(event), "yaml_limit", "a second document begins here", "remove the ---")
+                    message, hint = "a second document begins here", "remove the ---"
+                    document.problems.append(Problem(*_place(event), "yaml_limit", message, hint))
+                    break
             elif isinstance(event, CollectionEndEvent):
                 depth -= 1
                 events.append(event)
             elif isinstance(event, yaml.NodeEvent):
                 nodes += 1
                 depth += isinstance(event, CollectionStartEvent)
-                _refuse_beyond_limits(event, depth, nodes)
-                events.append(event)
+                _refuse_beyond_limits(document, event, depth, nodes)
+                events.append(_understood(document, event))
     except yaml.YAMLError as error:
-        raise _syntax_error(error, text) from None
-    # The pure Python parser lets these out for escapes and directives with absurd numbers.
+        raise _syntax_error(error, document) from None
+    # The pure Python parser raises these for escapes and directives with absurd numbers.
     except (ValueError, OverflowError) as error:
-        raise _refusal(Place(1, 1), "yaml_syntax", f"this is no YAML: {error}", SYNTAX_HINT) from None
+        raise _failed(document, Place(1, 1), "yaml_syntax", f"this is not YAML: {error}", SYNTAX_HINT) from None
     return events
 
 
-def _refuse_beyond_limits(event: yaml.NodeEvent, depth: int, nodes: int) -> None:
-    place = _place(event)
-    if isinstance(event, yaml.AliasEvent):
-        raise _refusal(
-            place, "yaml_limit", f"the alias {quoted(f'*{event.anchor}')} is not taken", "write the value out"
-        )
-    if isinstance(event, yaml.ScalarEvent | CollectionStartEvent) and event.tag is not None:
-        raise _refusal(place, "yaml_limit", f"the tag {quoted(event.tag)} is not taken", "remove the tag")
+def _refuse_beyond_limits(document: Document, event: yaml.NodeEvent, depth: int, nodes: int) -> None:
     if depth > MAX_DEPTH:
         message = f"the definition is nested more than {MAX_DEPTH} levels deep"
-        raise _refusal(place, "yaml_limit", message, "make it flatter, or divide it into several listeners")
+        hint = "make it flatter, or divide it into several listeners"
+        raise _failed(document, _place(event), "yaml_limit", message, hint)
     if nodes > MAX_NODES:
         message = f"the definition has more than {MAX_NODES} values"
-        raise _refusal(place, "yaml_limit", message, "make it shorter, or divide it into several flows")
+        hint = "make it shorter, or divide it into several flows"
+        raise _failed(document, _place(event), "yaml_limit", message, hint)
 
 
-def _syntax_error(error: yaml.YAMLError, text: str) -> OrganismError:
+def _understood(document: Document, event: yaml.NodeEvent) -> yaml.NodeEvent:
+    """The event as JSON has it: an alias stands for null, a tag for nothing, and both are reported."""
+    place = _place(event)
+    if isinstance(event, yaml.AliasEvent):
+        message = f"aliases like {quoted(f'*{event.anchor}')} are not supported"
+        document.problems.append(Problem(*place, "yaml_limit", message, "write the value out"))
+        document.unreadable.add(place)
+        return yaml.ScalarEvent(None, None, (True, False), "", event.start_mark, event.end_mark)  # type: ignore[no-untyped-call]
+    if isinstance(event, yaml.ScalarEvent | CollectionStartEvent) and event.tag is not None:
+        message = f"tags like {quoted(event.tag)} are not supported"
+        document.problems.append(Problem(*place, "yaml_limit", message, "remove the tag"))
+        document.unreadable.add(place)
+    if isinstance(event, yaml.ScalarEvent):
+        event.value = document.source.restored(event.value, event.style)
+    return event
+
+
+def _syntax_error(error: yaml.YAMLError, document: Document) -> OrganismError:
     if not isinstance(error, yaml.MarkedYAMLError):
-        return _refusal(Place(1, 1), "yaml_syntax", "this is no YAML", SYNTAX_HINT)
+        return _failed(document, Place(1, 1), "yaml_syntax", "this is not YAML", SYNTAX_HINT)
     mark = error.problem_mark or error.context_mark
-    # What never ends is repaired where it begins.
-    if mark and error.context_mark and mark.index >= len(text.rstrip()):
+    # What has no end is corrected where it begins.
+    if mark and error.context_mark and mark.index >= len(document.source.text.rstrip()):
         mark = error.context_mark
     place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
     message = ": ".join(part for part in (error.context, error.problem) if part)
-    return _refusal(place, "yaml_syntax", message or "this is no YAML", _syntax_hint(message, text, place))
+    hint = _syntax_hint(message, document.source.line(place.line))
+    return _failed(document, place, "yaml_syntax", message or "this is not YAML", hint)
 
 
-def _syntax_hint(message: str, text: str, place: Place) -> str:
-    """What to do about the mistakes that are made most."""
-    line = text.splitlines()[place.line - 1 : place.line]
-    if any("\t" in part[: len(part) - len(part.lstrip())] for part in line) or "\\t" in message:
+def _syntax_hint(message: str, line: str) -> str:
+    """What to do about the most frequent mistakes."""
+    if "\t" in line[: len(line) - len(line.lstrip())] or "\\t" in message:
         return "indent with spaces, not with tabs"
     hints = (hint for part, hint in SYNTAX_HINTS.items() if part in message)
     return next(hints, SYNTAX_HINT)
@@ -188,9 +229,9 @@ def _syntax_hint(message: str, text: str, place: Place) -> str:
 class _Builder:
     """Turns the events of one document into JSON values. Recursion is bounded: the events passed `_scan`."""
 
-    def __init__(self, events: Iterator[yaml.Event]) -> None:
+    def __init__(self, events: Iterator[yaml.Event], document: Document) -> None:
         self._events = events
-        self.document = Document()
+        self.document = document
         self.document.values[()] = _place(next(events))
         self.document.value = self._mapping(())
 
@@ -200,6 +241,8 @@ class _Builder:
     def _node(self, event: yaml.Event, path: Path) -> JsonValue:
         self.document.values[path] = _place(event)
         if isinstance(event, yaml.ScalarEvent):
+            if "{{" in event.value and event.start_mark and event.end_mark:
+                self.document.extents[path] = (event.start_mark.index, event.end_mark.index)
             return self._scalar(event, path)
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(path)
@@ -234,7 +277,7 @@ class _Builder:
             self._report(event, path, "wrong_type", "a key must be text", "write a word before the colon")
             return None
         if event.implicit[0] and event.value == "<<":
-            self._report(event, path, "yaml_limit", "merge keys (<<) are not taken", "write the entries out")
+            self._report(event, path, "yaml_limit", "merge keys (<<) are not supported", "write the entries out")
             return None
         key = self._scalar(event, path)
         if not isinstance(key, str):
@@ -254,8 +297,9 @@ class _Builder:
         """What a scalar means. One that JSON cannot hold is reported and stays text."""
         text = event.value
         if UNSTORABLE_CHARACTER.search(text):
-            message = "the text contains a NUL character or half a surrogate pair"
+            message = "the text contains a NUL character or half of a surrogate pair"
             self._report(event, path, "yaml_syntax", message, "remove the escape that stands for it")
+            self.document.unreadable.add(_place(event))
             return ""
         if not event.implicit[0]:
             return text
@@ -265,6 +309,7 @@ class _Builder:
         if number is not None and not math.isfinite(number):
             hint = "write it in quotes if it is meant as text"
             self._report(event, path, "out_of_range", f"the number {quoted(text)} is out of range", hint)
+            self.document.unreadable.add(_place(event))
             return text
         return text if number is None else number
 
@@ -278,7 +323,7 @@ class _Builder:
 
 
 def is_plain_text(text: str) -> bool:
-    """Whether the text, written without quotes, stands for itself: not for a number, a truth value or null."""
+    """Whether the text, written without quotes, stands for itself: not for a number, a boolean or null."""
     return text not in CONSTANTS and _number(text) is None
 
 

@@ -47,7 +47,7 @@ def test_scalars_are_read_as_json(scalar: str, value: Any) -> None:
         ("--- just text", "wrong_type", (1, 5)),
         ("\n- a\n- b", "wrong_type", (2, 1)),
         ("a: 1\n---\nb: 2", "yaml_limit", (2, 1)),
-        ("---\n" * 50_000, "yaml_limit", (2, 1)),
+        ("a: 1\n" + "---\n" * 50_000, "yaml_limit", (2, 1)),
         ("a: &a [1]\nb: *a", "yaml_limit", (2, 4)),
         ("a: &a [*a]", "yaml_limit", (1, 8)),
         ("a: !!set {x}", "yaml_limit", (1, 4)),
@@ -70,13 +70,19 @@ def test_scalars_are_read_as_json(scalar: str, value: Any) -> None:
         ("a: 1\n b: 2", "yaml_syntax", (2, 3)),
         ("a: @x", "yaml_syntax", (1, 4)),
         ("%YAML 1." + "9" * 5000 + "\n---\na: 1", "yaml_syntax", None),
+        (r'a: "\ud83d"', "yaml_syntax", None),
+        (r'a: "\ude00\ud83d"', "yaml_syntax", None),
+        (r'a: "\ud83d\ud83d\ude00"', "yaml_syntax", None),
+        (r'a: "\\\ude00"', "yaml_syntax", None),
+        ("a: x\u2028y\nb: z\n c: d", "yaml_syntax", (3, 3)),
         (r'a: "\U99999999"', "yaml_syntax", None),
         (r'a: "\UFFFFFFFF"', "yaml_syntax", None),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(text: str, code: str, place: tuple[int, int] | None) -> None:
     with pytest.raises(OrganismError) as caught:
-        load(text)
+        loaded = load(text)
+        raise OrganismError(loaded.problems)
     [problem] = caught.value.problems
     assert problem.code == code
     assert problem.hint
@@ -151,6 +157,78 @@ def test_an_escaped_half_of_a_surrogate_pair_never_gets_through() -> None:
     except OrganismError as error:
         problems = error.problems
     assert [problem.code for problem in problems] == ["yaml_syntax"]
+    assert "surrogate" in problems[0].message or "pair" in problems[0].hint
+
+
+def test_json_is_read_as_json_whatever_its_characters_are() -> None:
+    value: dict[str, Any] = {
+        "emoji 😀": "😀😀 \U0001f30d é \ue000 \uf8ff",
+        "literal": r"\ud83d\ude00 and \\ud83d\ude00",
+        "breaks": ["a\u2028b", "a\u2029b", "a\x85b", "\u2028", "x\r\ny"],
+        "last": "\U0010ffff",
+    }
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value, indent=2)):
+        document = load(text)
+        assert document.value == value
+        assert document.problems == []
+
+
+@pytest.mark.parametrize(
+    ("scalar", "value"),
+    [
+        (r'"\ud83d\ude00"', "😀"),
+        (r'"\uD83D\uDE00\ud83d\ude01"', "😀😁"),
+        (r'"\\ud83d\\ude00"', r"\ud83d\ude00"),
+        (r'"\\\ud83d\ude00"', "\\😀"),
+        (r"\ud83d\ude00", r"\ud83d\ude00"),
+        (r"'\ud83d\ude00'", r"\ud83d\ude00"),
+        ("|-\n  \\ud83d\\ude00", r"\ud83d\ude00"),
+        ("'\ue000\ue001\ue002\ue003\u2028'", "\ue000\ue001\ue002\ue003\u2028"),
+    ],
+)
+def test_escapes_of_surrogate_pairs_are_read_in_double_quotes_alone(scalar: str, value: str) -> None:
+    document = load(f"a: {scalar}\nb: 1")
+    assert document.value == {"a": value, "b": 1}
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+@pytest.mark.parametrize("text", ["{c}", "a{c}b", "'{c} a'", '"a {c}"', "|-\n  a{c}b: c", "a # b{c}c"])
+def test_line_breaks_of_yaml_1_1_are_characters_like_others(text: str, character: str) -> None:
+    written = text.replace("{c}", character)
+    document = load(f"before: x\na: {written}\nafter: y{character}\nlast: z")
+    assert document.problems == []
+    assert [*document.value] == ["before", "a", "after", "last"]
+    lines = written.count("\n")
+    assert document.keys["last",] == Place(4 + lines, 1)
+    assert document.value["after"] == f"y{character}"
+    shown = written.partition(" # ")[0].strip("'\"").removeprefix("|-\n  ")
+    assert document.value["a"] == shown
+
+
+def test_places_count_characters_behind_escapes_and_rare_characters() -> None:
+    document = load('a: {x: "\\ud83d\\ude00", y: "\u2028", z: 1}')
+    assert document.keys["a", "y"] == Place(1, 24)
+    assert document.keys["a", "z"] == Place(1, 32)
+
+
+def test_reading_goes_on_behind_what_is_not_supported() -> None:
+    text = "a: *x\nb: !!set {c: 1}\nd: \x07e\nf: g\n---\nh: i"
+    with pytest.raises(OrganismError) as caught:
+        load(text)
+    document = load(text, tolerant=True)
+    places = [(problem.line, problem.column) for problem in document.problems]
+    assert sorted(places) == [(1, 4), (2, 4), (3, 4), (5, 1)]
+    assert caught.value.problems == document.problems
+    assert document.value == {"a": None, "b": {"c": 1}, "d": "\ufffde", "f": "g"}
+
+
+def test_a_part_of_a_text_has_a_place() -> None:
+    document = load('a: "{{ x }} {{ x }}"\nb: |\n  one\n  two {{ y }}\nc: "\\x7b{ z }}"\n')
+    first = document.place_within(("a",), "{{ x }}")
+    assert first == Place(1, 5)
+    assert document.place_within(("a",), "{{ x }}", first) == Place(1, 13)
+    assert document.place_within(("b",), "{{ y }}") == Place(4, 7)
+    assert document.place_within(("c",), "{{ z }}") == Place(5, 4)
 
 
 def test_keys_and_values_have_places() -> None:
