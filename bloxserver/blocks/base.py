@@ -189,6 +189,8 @@ class Block(Generic[Payload, Config]):
     """Members of `config` in whose texts `{{ payload.… }}`, `{{ input.… }}` and `{{ secrets.NAME }}` are replaced
     before the handler is called. A secret may stand nowhere else: what a handler answers is stored.
     """
+    rendered: frozenset[str] = frozenset()
+    """Members of `config` in whose texts the handler itself replaces `{{ payload.… }}` and `{{ input.… }}`."""
     targets: Callable[[Config], Iterable[str]] = no_targets
     """The listeners that a config names: they become peers."""
     example: dict[str, Any] = field(default_factory=dict)

@@ -149,6 +149,7 @@ block = Block(
     config=KeyValueConfig,
     handler=handle_key_value,
     aliases=("xml_pipeline.tools.keyvalue.handle_*",),
+    rendered=frozenset({"key", "value", "by"}),
     example={
         "config": {"operation": "add", "key": "order {{ payload.order }}"},
         "payload": {"order": 42},

@@ -112,7 +112,7 @@ def _problem_of(block: AnyBlock) -> str | None:
     if not inspect.iscoroutinefunction(block.handler):
         return "needs an async function as its handler"
     members = {field.alias or name for name, field in block.config.model_fields.items()}
-    if unknown := sorted(block.templates - members):
+    if unknown := sorted((block.templates | block.rendered) - members):
         return f"takes placeholders in {unknown[0]!r}, which its config does not have"
     if not all(isinstance(text, str) for text in (block.description, *block.aliases)):
         return "needs texts as its description and aliases"

@@ -38,6 +38,7 @@ block = Block(
     payload=TextTemplatePayload,
     config=TextTemplateConfig,
     handler=handle_text_template,
+    rendered=frozenset({"template"}),
     example={
         "config": {"template": "Dear {{ payload.customer.name }},\nyour order {{ payload.number }} is on its way."},
         "payload": {"customer": {"name": "Ada"}, "number": 17},

@@ -112,6 +112,7 @@ block = Block(
     payload=TransformPayload,
     config=TransformConfig,
     handler=handle_transform,
+    rendered=frozenset({"output"}),
     example={
         "config": {"output": {"greeting": "Hello, {{ payload.user.name }}!", "first": "{{ payload.items.0 }}"}},
         "payload": {"user": {"name": "Ada"}, "items": [1, 2]},

@@ -272,23 +272,26 @@ def demo() -> None:
 @app.command()
 def check(
     file: Annotated[typer.FileBinaryRead, typer.Argument(metavar="FILE", help="The organism; - reads standard input.")],
+    settings: Annotated[
+        bool,
+        typer.Option("--settings/--no-settings", help="Also report what these settings lack. [default: --settings]"),
+    ] = True,
 ) -> None:
     """Check an organism: print every problem with its line, its column and what to do.
 
-    Ends with status 1 when there is an error; warnings alone end with 0.
+    The settings are those of this installation: whether a language model and mail are configured is known from them.
+    Which secrets are stored is not: POST /api/v1/organisms/validate knows it. Ends with status 1 when there is an
+    error; warnings alone end with 0.
     """
     from bloxserver.blocks.registry import get_registry
-    from bloxserver.organism.parse import check as find_problems
-    from bloxserver.organism.problems import OrganismError
-    from bloxserver.organism.yaml_loader import decode
+    from bloxserver.services.validation import check_definition
 
     name = getattr(file, "name", "<stdin>")
     try:
-        problems = find_problems(decode(file.read()), get_registry())
-    except OrganismError as error:
-        problems = error.problems
+        get_registry()
     except SettingsError as error:
         _fail(str(error))
+    problems = check_definition(_readable_settings() if settings else None, file.read())
     for problem in problems:
         place = f"{name}:{problem.line}:{problem.column}"
         typer.echo(f"{place}: {problem.severity}: {problem.message} ({problem.hint}) [{problem.code}]")

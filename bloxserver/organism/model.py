@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -11,8 +10,7 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import AnyBlock, BlockConfig, Tool
 from bloxserver.blocks.expressions import Expression
-from bloxserver.blocks.templates import secret_names
-from bloxserver.organism.yaml_loader import Place
+from bloxserver.organism.needs import Need
 
 
 class UnknownListener(LookupError):
@@ -48,8 +46,6 @@ class Listener:
     """The members of `given_config` that hold placeholders; where there are none, `config` serves as it is."""
     secrets: frozenset[str] = frozenset()
     """The names of the secrets in it."""
-    places: Mapping[str, Place] = field(default_factory=dict, compare=False)
-    """Where the listener's `name` and the members of its config are written."""
     payload_class: str | None = None
     peers: tuple[Peer, ...] = ()
     tools: tuple[Tool, ...] = ()
@@ -72,12 +68,6 @@ class FailureNotification:
     secret: str | None = None
     """Signs the notices that go to `url` (Standard Webhooks)."""
     email: str | None = None
-    place: Place = field(default=Place(1, 1), compare=False)
-
-    @property
-    def secrets(self) -> frozenset[str]:
-        """The names of the secrets in it."""
-        return frozenset().union(*(secret_names(text) for text in (self.url, self.secret, self.email) if text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +87,7 @@ class Organism:
     description: str | None = None
     execution: ExecutionLimits = ExecutionLimits()
     on_failure: FailureNotification | None = None
+    needs: tuple[Need, ...] = field(default=(), compare=False)
 
     @cached_property
     def _by_name(self) -> dict[str, Listener]:

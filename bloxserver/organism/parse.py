@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from bloxserver.blocks import templates
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.http import OutgoingRequestError, read_url
+from bloxserver.clients.mail import read_mailbox
+from bloxserver.clients.signatures import read_secret
 from bloxserver.organism.listeners import read_listeners
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism
+from bloxserver.organism.needs import AddressNeed, MailNeed, Need
+from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import OrganismError, Problem, quoted
 from bloxserver.organism.sections import MAX_NAME, UNUSED_KEYS, Findings, Section
 from bloxserver.organism.yaml_loader import load
@@ -19,9 +25,20 @@ EXECUTION_KEYS = ("timeout_seconds", "max_iterations", "on_failure")
 ON_FAILURE_KEYS = ("url", "secret", "email")
 
 
+class Reading(NamedTuple):
+    """What became of a definition's text."""
+
+    organism: Organism | None
+    """Null where there is an error."""
+    problems: list[Problem]
+    """All of them, in the order of the text."""
+    needs: tuple[Need, ...]
+    """What it needs of the installation, also where there are errors."""
+
+
 def parse(text: str, registry: BlockRegistry) -> Organism:
     """The organism that a definition describes. Raises OrganismError with every error in it."""
-    organism, problems = read(text, registry)
+    organism, problems, _ = read(text, registry)
     if organism is None:
         raise OrganismError([problem for problem in problems if problem.severity == "error"])
     return organism
@@ -30,16 +47,13 @@ def parse(text: str, registry: BlockRegistry) -> Organism:
 def check(text: str, registry: BlockRegistry) -> list[Problem]:
     """Every error and warning of a definition, in the order of its text."""
     try:
-        return read(text, registry)[1]
+        return read(text, registry).problems
     except OrganismError as error:
         return error.problems
 
 
-def read(text: str, registry: BlockRegistry) -> tuple[Organism | None, list[Problem]]:
-    """The organism, None where there is an error, and all problems in the order of the text.
-
-    Raises OrganismError where the text cannot be read at all.
-    """
+def read(text: str, registry: BlockRegistry) -> Reading:
+    """The organism, and all that is wrong with it. Raises OrganismError where the text cannot be read at all."""
     findings = Findings(load(text, tolerant=True))
     top = Section(findings.document.value, (), findings)
     top.warn_of_unknown(TOP_KEYS, UNUSED_KEYS)
@@ -47,10 +61,11 @@ def read(text: str, registry: BlockRegistry) -> tuple[Organism | None, list[Prob
     listeners = read_listeners(top, registry)
     execution = top.section("execution")
     limits, on_failure = _read_limits(execution), _read_on_failure(execution)
+    needs = tuple(findings.needs)
+    organism = Organism(name, listeners, description, limits, on_failure, needs)
+    valid = all(problem.severity != "error" for problem in findings.problems)
     problems = sorted(findings.problems, key=lambda problem: (problem.line, problem.column))
-    if any(problem.severity == "error" for problem in problems):
-        return None, problems
-    return Organism(name, listeners, description, limits, on_failure), problems
+    return Reading(organism if valid else None, problems, needs)
 
 
 def _read_head(top: Section) -> tuple[str, str | None]:
@@ -86,26 +101,38 @@ def _read_on_failure(execution: Section | None) -> FailureNotification | None:
         return None
     section.warn_of_unknown(ON_FAILURE_KEYS, ())
     url, secret, email = section.text("url"), section.text("secret"), section.text("email")
-    for key, text in (("url", url), ("secret", secret), ("email", email)):
-        _check_template(section, key, text)
-    if url is None and email is None:
+    if section.values.get("url") is None and section.values.get("email") is None:
         section.missing("url", "name a url or an email")
-    if url is not None and "{{" not in url:
-        try:
-            read_url(url)
-        except OutgoingRequestError as error:
-            section.findings.error(section.path_to("url"), "invalid_config", f"url: {error.message}", "write https://…")
-    if email is not None and "{{" not in email and ("@" not in email or not email.isprintable() or " " in email):
-        message = f"{quoted(email)} is no e-mail address"
-        section.findings.error(section.path_to("email"), "invalid_config", message, "write name@example.com")
-    return FailureNotification(url, secret, email, section.findings.document.place_of(section.path))
+    placeholders = Placeholders(section.findings)
+    for key, text in (("url", url), ("secret", secret), ("email", email)):
+        if text is not None:
+            placeholders.need_secrets(section.path_to(key), text)
+            if placeholders.are_valid(section.path_to(key), text, frozenset({templates.SECRETS})):
+                _check_literal(section, key, text)
+    if secret is not None and url is None:
+        message, hint = '"secret" has no effect without a url', "remove it, or add the url that is to be notified"
+        section.findings.warning(section.path_to("secret"), "unused_key", message, hint)
+    return FailureNotification(url, secret, email)
 
 
-def _check_template(section: Section, key: str, text: str | None) -> None:
-    if text is None or "{{" not in text:
+def _check_literal(section: Section, key: str, text: str) -> None:
+    """Report a member of on_failure that cannot be used, and note what it needs, where no placeholder is in it."""
+    path, findings = section.path_to(key), section.findings
+    place = findings.document.place_of(path)
+    if key == "email":
+        findings.needs.append(MailNeed(place, path, None))
+    if "{{" in text:
         return
     try:
-        templates.check(text, frozenset({"secrets"}))
+        if key == "url":
+            read_url(text)
+            findings.needs.append(AddressNeed(place, path, text))
+        elif key == "email":
+            read_mailbox(text)
+        else:
+            read_secret(text)
+    except OutgoingRequestError as error:
+        findings.error(path, "invalid_config", f"url: {error.message}", "write https://…")
     except ValueError as error:
-        hint = "write {{ secrets.NAME }}"
-        section.findings.error(section.path_to(key), "invalid_template", f"{key}: {error}", hint)
+        hint = "write name@example.com" if key == "email" else "write whsec_ and the base64 of 24 to 64 bytes"
+        findings.error(path, "invalid_config", f"{key}: {error}", hint)

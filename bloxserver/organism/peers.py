@@ -10,21 +10,21 @@ from bloxserver.blocks.expressions import Expression, compile_expression
 from bloxserver.organism.model import Peer
 from bloxserver.organism.problems import Path, quoted
 from bloxserver.organism.sections import Section, nearest_of
-from bloxserver.organism.yaml_loader import Place
+from bloxserver.organism.yaml_source import Place
 
 PEER_KEYS = ("to", "when", "on")
 NAMES = {"answer": frozenset({"payload", "input"}), "error": frozenset({"payload", "input", "error"})}
 
 
 def read_peers(
-    section: Section, names: dict[str, Place], *, is_agent: bool, targets: Sequence[str]
+    section: Section, names: dict[str, Place], *, is_agent: bool, targets: Sequence[tuple[str, Path]]
 ) -> tuple[tuple[Peer, ...], tuple[str, ...]]:
     """The peers of a listener and, for an agent, the names of those that it may call."""
     reader = _Peers(section, names, is_agent)
     for index, item in enumerate(section.items("peers", "write [name]")):
         reader.read(item, (*section.path_to("peers"), index))
-    for name in targets:
-        reader.add_target(name)
+    for name, path in targets:
+        reader.add_target(name, path)
     return tuple(reader.peers), tuple(reader.tools)
 
 
@@ -48,9 +48,8 @@ class _Peers:
             hint = "write a name, or {to: name, when: condition}"
             self._findings.error(path, "wrong_type", "a peer must be the name of a listener, or a mapping", hint)
 
-    def add_target(self, name: str) -> None:
+    def add_target(self, name: str, path: Path) -> None:
         """A listener that the block's config names."""
-        path = self._section.path_to("config")
         taken = any((peer.to, peer.on) == (name, "answer") for peer in self.peers)
         if self._is_known(name, path) and not taken:
             self.peers.append(Peer(name))
@@ -60,20 +59,22 @@ class _Peers:
             if key not in PEER_KEYS:
                 hint = item.findings.suggest(key, nearest_of(PEER_KEYS), f"known are {', '.join(PEER_KEYS)}")
                 item.findings.error(
-                    item.path_to(key), "unknown_key", f"{quoted(key)} is not known of a peer", hint, at_key=True
+                    item.path_to(key), "unknown_key", f"{quoted(key)} is not a key of a peer", hint, at_key=True
                 )
+        before = len(self._findings.problems)
         to, on, when = item.text("to", required=True), item.text("on"), item.text("when")
         if on is not None and on not in NAMES:
             hint = "leave it out for the answer, or write on: error"
             item.findings.error(item.path_to("on"), "wrong_type", f'"on" cannot be {quoted(on)}', hint)
-            return
-        condition = self._compiled(item, when, on or "answer")
-        if to is None or not self._is_known(to, item.path_to("to")):
-            return
-        if self._is_agent and on is None and when is not None:
-            hint = "write on: answer beside it, if the agent's answer is to go there"
-            message = "a condition has no meaning for a listener that an agent may call"
-            item.findings.error(item.path_to("when"), "unsupported", message, hint, at_key=True)
+            on = None
+            condition = self._compiled(item, when, "error")
+        else:
+            condition = self._compiled(item, when, on or "answer")
+            if self._is_agent and item.values.get("on") is None and when is not None:
+                hint = "write on: answer beside it, if the agent's answer is to go there"
+                message = "a condition has no meaning for a listener that an agent may call"
+                item.findings.error(item.path_to("when"), "unsupported", message, hint, at_key=True)
+        if to is None or not self._is_known(to, item.path_to("to")) or len(self._findings.problems) > before:
             return
         peer = Peer(to, "error" if on == "error" else "answer", condition)
         self._add(peer, item.path_to("to"), is_tool=self._is_agent and on is None)

@@ -9,8 +9,10 @@ from itertools import islice
 
 from pydantic import JsonValue
 
+from bloxserver.organism.needs import Need
 from bloxserver.organism.problems import Path, Problem, quoted
 from bloxserver.organism.yaml_loader import Document
+from bloxserver.organism.yaml_source import Place
 
 MAX_NAME = 64
 MAX_TIMEOUT = 86_400
@@ -29,16 +31,20 @@ class Findings:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems = list(document.problems)
+        self.needs: list[Need] = []
         self._suggestions = 0
 
-    def error(self, path: Path, code: str, message: str, hint: str, *, at_key: bool = False) -> None:
-        place = self.document.place_of_key(path) if at_key else self.document.place_of(path)
-        if place not in self.document.unreadable:
-            self.problems.append(Problem(*place, code, message, hint, path=path))
+    def error(
+        self, path: Path, code: str, message: str, hint: str, *, at_key: bool = False, place: Place | None = None
+    ) -> None:
+        """`place` is where it is written, where that is known better than by the path."""
+        at = self.document.place_of_key(path) if at_key else self.document.place_of(path)
+        if at not in self.document.unreadable:
+            self.problems.append(Problem(*(place or at), code, message, hint, path=path))
 
-    def warning(self, path: Path, code: str, message: str, hint: str) -> None:
-        place = self.document.place_of_key(path)
-        self.problems.append(Problem(*place, code, message, hint, severity="warning", path=path))
+    def warning(self, path: Path, code: str, message: str, hint: str, *, place: Place | None = None) -> None:
+        at = place or self.document.place_of_key(path)
+        self.problems.append(Problem(*at, code, message, hint, severity="warning", path=path))
 
     def suggest(self, name: str, nearest: Callable[[str], str | None], otherwise: str) -> str:
         """A hint at what an unknown name was probably meant to be, or else the other one."""

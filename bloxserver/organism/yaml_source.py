@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 LINE_BREAK = re.compile(r"\r\n|\r|\n")
@@ -89,7 +89,7 @@ class Source:
     def lines(self) -> list[str]:
         """All lines with their ends."""
         starts = [*self._line_starts, len(self.text)]
-        lines = [self.text[start:stop] for start, stop in zip(starts, starts[1:], strict=False)]
+        lines = [self.text[start:stop] for start, stop in pairwise(starts)]
         return lines if lines[-1] else lines[:-1]
 
 

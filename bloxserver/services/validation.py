@@ -9,12 +9,12 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.model import Organism
+from bloxserver.organism.needs import Need
 from bloxserver.organism.parse import read
 from bloxserver.organism.problems import OrganismError, Problem
 from bloxserver.organism.yaml_loader import decode
 from bloxserver.queries.flows import read_flow, require_flow
-from bloxserver.services.readiness import installation_problems
+from bloxserver.services.readiness import installation_problems, settings_problems
 from bloxserver.settings import Settings
 
 LARGE = 32 * 1024
@@ -24,11 +24,10 @@ LARGE = 32 * 1024
 async def validate(session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes) -> list[Problem]:
     """Everything that is wrong with a definition for this user, in the order of its text."""
     if len(definition) > LARGE:
-        organism, problems = await asyncio.to_thread(_read, definition)
+        problems, needs = await asyncio.to_thread(read_all, definition)
     else:
-        organism, problems = _read(definition)
-    if organism is not None:
-        problems = [*problems, *await installation_problems(session, settings, user_id, organism)]
+        problems, needs = read_all(definition)
+    problems = [*problems, *await installation_problems(session, settings, user_id, needs)]
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
 
 
@@ -44,8 +43,17 @@ async def validate_flow(
     return await validate(session, settings, user_id, definition)
 
 
-def _read(definition: bytes) -> tuple[Organism | None, Sequence[Problem]]:
+def read_all(definition: bytes) -> tuple[Sequence[Problem], Sequence[Need]]:
+    """What is wrong with a definition in itself, and what it needs of an installation."""
     try:
-        return read(decode(definition), get_registry())
+        _, problems, needs = read(decode(definition), get_registry())
     except OrganismError as error:
-        return None, error.problems
+        return error.problems, ()
+    return problems, needs
+
+
+def check_definition(settings: Settings | None, definition: bytes) -> list[Problem]:
+    """Everything that can be known without a database, in the order of the text; null: without the settings either."""
+    problems, needs = read_all(definition)
+    found = [*problems, *(settings_problems(settings, needs) if settings is not None else ())]
+    return sorted(found, key=lambda problem: (problem.line, problem.column))

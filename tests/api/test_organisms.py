@@ -173,7 +173,7 @@ class TestInstallation:
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         response = await client.post(VALIDATE, content=NEEDY)
-        assert rows(response) == [(8, 16, "missing_secret"), (12, 13, "missing_llm")]
+        assert rows(response) == [(8, 40, "missing_secret"), (12, 13, "missing_llm")]
         assert response.json()["valid"] is False
         assert all(one["hint"] for one in response.json()["problems"])
 
@@ -182,14 +182,20 @@ class TestInstallation:
     ) -> None:
         monkeypatch.setenv("LLM_API_KEY", "k")
         monkeypatch.setenv("LLM_MODEL", "m")
+        monkeypatch.setenv("API_KEY_ENCRYPTION_KEY", "k" * 32)
         get_settings.cache_clear()
         try:
-            assert rows(await client.post(VALIDATE, content=NEEDY)) == [(8, 16, "missing_secret")]
+            assert rows(await client.post(VALIDATE, content=NEEDY)) == [(8, 40, "missing_secret")]
             session.add(SecretRecord(user_id=dev_user.id, name="TOKEN", ciphertext="s"))
             await session.commit()
             assert (await client.post(VALIDATE, content=NEEDY)).json() == {"valid": True, "problems": []}
         finally:
             get_settings.cache_clear()
+
+    async def test_they_are_told_beside_the_errors_of_the_definition(self, client: httpx.AsyncClient) -> None:
+        broken = NEEDY.replace("peers: [think]", "peers: [thing]").replace("name: x", "name: 5")
+        expected = [(1, 18, "wrong_type"), (8, 40, "missing_secret"), (9, 13, "unknown_peer"), (12, 13, "missing_llm")]
+        assert rows(await client.post(VALIDATE, content=broken)) == expected
 
     async def test_secrets_of_others_do_not_count(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
         stranger = await factories.create_user(session)

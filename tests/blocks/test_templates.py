@@ -11,7 +11,9 @@ from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.templates import (
     MAX_OUTPUT_BYTES,
     MAX_PLACEHOLDERS,
+    ROOTS,
     check,
+    defects,
     render,
     render_text,
     secret_names,
@@ -46,10 +48,7 @@ RENDERED: dict[str, tuple[JsonValue, JsonValue]] = {
     "a key of digits": ("{{ payload.0 }}", "zero"),
     "a key with a space": ("{{ payload.first name }}", "é"),
     "a key that is a method": ("{{ payload.items.keys }}", "own"),
-    "nested": (
-        {"a": [{"b": "{{ payload.name }}"}], "{{ payload.age }}": 1},
-        {"a": [{"b": "Ada"}], "{{ payload.age }}": 1},
-    ),
+    "nested": ({"a": [{"b": "{{ payload.name }}"}], "{{": 1}, {"a": [{"b": "Ada"}], "{{": 1}),
     "nothing is rendered twice": (
         "{{ payload.template }} {{ payload.template }}",
         "{{ payload.name }} {{ payload.name }}",
@@ -84,6 +83,22 @@ INVALID = [
     "{{ __import__('os') }}",
     "{{ 7 * 7 }}",
     {"a": ["{{ nobody }}"]},
+    {"{{ payload.age }}": 1},
+    {"a": {"{{ secrets.KEY }}": 1}},
+    "{{ payload.items[0].name }}",
+    "{{ payload.name | upper }}",
+    '{{ payload.x || "y" }}',
+    "{{ payload.x or 'y' }}",
+    "{{ payload.x or y }}",
+    "{{ payload.x ?? 1 }}",
+    "{{ payload.a - 1 }}",
+    "{{ payload.a + payload.b }}",
+    "{{ payload.items[-1] }}",
+    "{{ payload.f() }}",
+    "{{ payload['first name'] }}",
+    "{{ payload?.name }}",
+    "{{ $json.name }}",
+    "{{\npayload.\nname }}",
 ]
 
 
@@ -110,7 +125,7 @@ def test_a_missing_value_is_named(path: str) -> None:
 
 @pytest.mark.parametrize("template", INVALID, ids=str)
 def test_an_invalid_template_is_refused_before_and_when_it_is_rendered(template: JsonValue) -> None:
-    with pytest.raises(ValueError, match=r"path|has no|unknown"):
+    with pytest.raises(ValueError, match=r"path|has no|unknown|key"):
         check(template)
     assert refused(template).code == "template_invalid"
 
@@ -224,3 +239,44 @@ def test_no_error_holds_the_value_of_a_secret() -> None:
 )
 def test_a_text_can_be_asked_for(template: str, expected: str) -> None:
     assert render_text(template, {"payload": PAYLOAD}) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("payload.items[0].name", "write {{ payload.items.0.name }}"),
+        ("payload['first name'].x", "write {{ payload.first name.x }}"),
+        ('payload["a"][ 1 ]', "write {{ payload.a.1 }}"),
+        ("payload?.user?.name", "write {{ payload.user.name }}"),
+        ("payload.name | upper", "transform with an expression"),
+        ('payload.user.name || "y"', 'has(payload.user.name) ? payload.user.name : "…"'),
+        ("payload.x | default('y')", 'has(payload.x) ? payload.x : "…"'),
+        ("payload.items[-1]", "transform with an expression"),
+        ("payload.total * 2", "transform with an expression"),
+        ("", "write the path"),
+        ("paylod.name", "did you mean payload?"),
+        ("steps.fetch.body", "a path starts with input or payload"),
+        ("env.KEY", "a path starts with"),
+        ("secrets.KEY", "a path starts with"),
+    ],
+)
+def test_a_defect_says_what_to_write_instead(written: str, hint: str) -> None:
+    [defect] = defects({"a": ["x", f"before {{{{ {written} }}}} after"]})
+    assert hint in defect.hint
+    assert (defect.path, defect.text) == (("a", 1), f"{{{{ {written} }}}}")
+
+
+def test_every_defect_is_found() -> None:
+    template: JsonValue = {
+        "one": "{{ a }} {{ payload.b }} {{ payload.b[0] }}",
+        "two": [{"{{ payload.c }}": "{{ d"}],
+        "three": "{{ secrets.1 }}",
+    }
+    found = [(defect.path, defect.text) for defect in defects(template, ROOTS | {"secrets"})]
+    assert found == [
+        (("one",), "{{ a }}"),
+        (("one",), "{{ payload.b[0] }}"),
+        (("three",), "{{ secrets.1 }}"),
+        (("two", 0, "{{ payload.c }}"), "{{ payload.c }}"),
+        (("two", 0, "{{ payload.c }}"), "{{"),
+    ]

@@ -22,7 +22,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.tables import ExecutionStatus, SecretRecord
 from bloxserver.organism.listeners import LISTENER_KEYS
-from bloxserver.settings import Settings
+from bloxserver.settings import Settings, get_settings
 from tests.factories import create_execution, create_flow, create_user
 from tests.steps import create_step
 
@@ -77,6 +77,41 @@ def test_check_tells_every_problem(text: str, status: int, lines: list[str]) -> 
     assert checked.exit_code == status
 
 
+NEEDY = """\
+organism: {name: x}
+listeners:
+  - {name: a, description: d, prompt: p, peers: [b, {to: mail, on: answer}]}
+  - {name: b, description: d, handler: http.request, config: {url: "http://127.0.0.1/{{ payload }}"}}
+  - {name: c, description: d, handler: http.request, config: {url: "http://127.0.0.1:9/"}}
+  - {name: mail, description: d, handler: email.send, config: {to: a@b.example, subject: s, text: t}}
+  - {name: key, description: d, handler: http.request, config: {url: "https://x.example", body: "{{ secrets.A }}"}}
+"""
+
+
+def test_check_knows_what_the_settings_lack() -> None:
+    def found(*options: str, **environment: str) -> list[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            get_settings.cache_clear()
+            shown = CliRunner().invoke(app, ["check", *options, "-"], input=NEEDY)
+        get_settings.cache_clear()
+        *problems, _ = shown.output.splitlines()
+        assert shown.exit_code == bool(problems)
+        return [line.removeprefix("<stdin>:").partition(":")[0] + line[line.rindex("[") :] for line in problems]
+
+    lacking = ["3[missing_llm]", "5[address_refused]", "6[missing_mail]", "7[missing_secret]"]
+    assert found() == lacking
+    assert found("--no-settings") == []
+    models = {"LLM_API_KEY": "k", "LLM_MODEL": "m"}
+    mail = {"SMTP_HOST": "mail.example", "SMTP_FROM": "flows@example.com"}
+    addresses = {"SSRF_ALLOW_CIDRS": "127.0.0.0/8"}
+    secrets = {"API_KEY_ENCRYPTION_KEY": "k" * 32}
+    for number, given in enumerate((models, addresses, mail, secrets)):
+        assert found(**given) == lacking[:number] + lacking[number + 1 :]
+    assert found(**models, **mail, **addresses, **secrets) == []
+
+
 def test_check_reads_a_file_and_refuses_what_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "organism.yaml"
     file.write_text(DEFAULT_ORGANISM)
@@ -84,7 +119,7 @@ def test_check_reads_a_file_and_refuses_what_is_no_text(tmp_path: Path) -> None:
     file.write_bytes(b"organism:\n  name: \xff")
     refused = CliRunner().invoke(app, ["check", str(file)])
     assert refused.exit_code == 1
-    assert refused.output.startswith(f"{file}:2:9: error: this is no text in UTF-8")
+    assert refused.output.startswith(f"{file}:2:9: error: this is not text in UTF-8")
     assert CliRunner().invoke(app, ["check", str(tmp_path / "none")]).exit_code == 2
 
 

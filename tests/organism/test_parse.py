@@ -11,6 +11,7 @@ from bloxserver.blocks.base import Block, BlockConfig, BlockContext
 from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism, Peer, UnknownListener
+from bloxserver.organism.needs import SecretNeed
 from bloxserver.organism.parse import check, parse
 from bloxserver.organism.problems import OrganismError
 
@@ -162,7 +163,7 @@ GOOD = "name: a, handler: echo, description: d"
         (listeners("  - name: a", "    description: d", "    agent: true"), [(3, 5, "missing_field")]),
         (
             listeners("  - name: a", "    description: d", "    prompt: '{{ secrets.X }}'"),
-            [(5, 13, "secret_not_allowed")],
+            [(5, 14, "secret_not_allowed")],
         ),
         (listeners("  - {name: a, description: d, prompt: p, temperature: 3}"), [(3, 55, "invalid_config")]),
         (listeners("  - {name: a, description: d, prompt: p, config: {max_cals: 3}}"), [(3, 51, "invalid_config")]),
@@ -356,7 +357,7 @@ class TestFailureNotices:
             ("{}", [(4, 25, "missing_field")]),
             ("{url: nope}", [(4, 31, "invalid_config")]),
             ("{email: nope}", [(4, 33, "invalid_config")]),
-            ("{url: 'https://x.example/{{ payload.x }}'}", [(4, 31, "invalid_template")]),
+            ("{url: 'https://x.example/{{ payload.x }}'}", [(4, 50, "invalid_template")]),
             ("{mail: a@b.example, url: 'https://x.example/'}", [(4, 26, "unknown_key")]),
         ],
     )
@@ -369,7 +370,7 @@ class TestFailureNotices:
         assert organism.on_failure == FailureNotification(
             "https://x.example/{{ secrets.PATH }}", "{{ secrets.KEY }}", "a@b.example"
         )
-        assert organism.on_failure.secrets == {"PATH", "KEY"}
+        assert [need.name for need in organism.needs if isinstance(need, SecretNeed)] == ["PATH", "KEY"]
 
 
 class TestTemplates:
@@ -380,7 +381,9 @@ class TestTemplates:
         organism = parse(listeners(request), get_registry())
         assert organism.listener("a").templates == {"url"}
         assert organism.listener("a").secrets == {"A"}
-        assert organism.listener("a").places["url"].line == 3
+        [secret, *_] = organism.needs
+        assert isinstance(secret, SecretNeed)
+        assert (secret.name, secret.place) == ("A", (3, 87))
         transform = "  - {name: a, description: d, handler: transform, config: {output: {x: '{{ secrets.A }}'}}}"
         assert [problem.code for problem in check(listeners(transform), get_registry())] == ["secret_not_allowed"]
 

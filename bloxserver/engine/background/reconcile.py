@@ -96,8 +96,9 @@ async def _problem(database: Database, settings: Settings, user_id: UUID, organi
     except OrganismError as error:
         return str(error)
     async with database.transaction(read_only=True) as session:
-        problems = await installation_problems(session, settings, user_id, organism)
-    return str(OrganismError(problems)) if problems else None
+        problems = await installation_problems(session, settings, user_id, organism.needs)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    return str(OrganismError(errors)) if errors else None
 
 
 async def _end_start(session: AsyncSession, flow_id: UUID, checked: str, error: str | None) -> None:

@@ -1,0 +1,178 @@
+"""What a listener's block is set to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from pydantic import JsonValue, ValidationError
+
+from bloxserver.blocks import templates
+from bloxserver.blocks.agent import agent
+from bloxserver.blocks.base import AnyBlock, BlockConfig, no_targets
+from bloxserver.organism.needs import AddressNeed, MailNeed, ModelNeed
+from bloxserver.organism.placeholders import Placeholders
+from bloxserver.organism.problems import Path, quoted
+from bloxserver.organism.sections import Section, nearest_of
+
+MODEL_KEYS = ("prompt", "model", "temperature", "max_tokens")
+TEMPLATE_ROOTS = templates.ROOTS | {templates.SECRETS}
+REQUESTS = ("http.request", "webhook.send")
+BRANCH, MAIL = "branch", "email.send"
+
+
+class Config(NamedTuple):
+    """A listener's config as it was found."""
+
+    block: AnyBlock
+    valid: BlockConfig | None
+    """Null where something is wrong with it."""
+    given: dict[str, JsonValue]
+    """As it is written, with its placeholders."""
+    around: Path
+    paths: dict[str, Path]
+    """Where its members are written."""
+    templates: frozenset[str]
+    """The members with placeholders to be replaced."""
+    secrets: frozenset[str]
+
+    def targets(self) -> list[tuple[str, Path]]:
+        """The listeners that it names, and where; those of a branch even where something else in it is wrong."""
+        if self.block.name == BRANCH:
+            return list(_branch_targets(self.given, self.paths))
+        if self.valid is None or self.block.targets is no_targets:
+            return []
+        return [(name, self.around) for name in self.block.targets(self.valid)]
+
+
+def read_config(section: Section, block: AnyBlock | None, placeholders: Placeholders) -> Config | None:
+    """The config; null where there is no block, or no mapping, to read it for."""
+    key = "config" if section.values.get("config") is not None else "tool_config"
+    if key == "config" and section.values.get("tool_config") is not None:
+        message = '"tool_config" is another name of "config", which is given too'
+        hint = "put everything into config"
+        section.findings.error(section.path_to("tool_config"), "duplicate_key", message, hint, at_key=True)
+    written = section.section(key)
+    if block is None or (written is None and section.values.get(key) is not None):
+        return None
+    around = section.path_to(key)
+    given = dict(written.values) if written else {}
+    paths: dict[str, Path] = {name: (*around, name) for name in given}
+    if block is agent:
+        _add_model_keys(section, given, paths)
+    used, secrets, refused = _read_templates(block, given, paths, placeholders)
+    valid = _validated(section, block, given, paths, around, refused)
+    config = Config(block, valid, given, around, paths, used, secrets)
+    _note_needs(section, config)
+    return config
+
+
+def _add_model_keys(section: Section, given: dict[str, JsonValue], paths: dict[str, Path]) -> None:
+    """The members of an agent's config that stand beside it."""
+    for name in MODEL_KEYS:
+        if section.values.get(name) is None:
+            continue
+        if given.get(name) is not None:
+            message = f"{quoted(name)} is given twice: in the listener and in its config"
+            section.findings.error(paths[name], "duplicate_key", message, "remove one of them", at_key=True)
+        given[name], paths[name] = section.values[name], section.path_to(name)
+
+
+def _read_templates(
+    block: AnyBlock, given: dict[str, JsonValue], paths: dict[str, Path], placeholders: Placeholders
+) -> tuple[frozenset[str], frozenset[str], set[str]]:
+    """The members of the config with placeholders to be replaced, the names of the secrets in them, and the members
+    that were refused for their placeholders.
+    """
+    used: set[str] = set()
+    secrets: set[str] = set()
+    refused: set[str] = set()
+    allowed = ", ".join(sorted(block.templates))
+    hint = f"secrets may stand in {allowed}" if allowed else "use it in a block that calls a server, like http.request"
+    for name, value in given.items():
+        path = paths[name]
+        if name in block.templates:
+            placeholders.need_secrets(path, value)
+            if not placeholders.are_valid(path, value, TEMPLATE_ROOTS):
+                refused.add(name)
+            elif templates.uses(value):
+                used.add(name)
+                secrets |= templates.secret_names(value)
+            continue
+        if placeholders.refuse_secrets(path, value, hint):
+            refused.add(name)
+        if name in block.rendered:
+            if not placeholders.are_valid(path, value, templates.ROOTS):
+                refused.add(name)
+        else:
+            placeholders.warn_of_unreplaced(path, value)
+    return frozenset(used), frozenset(secrets), refused
+
+
+def _validated(
+    section: Section,
+    block: AnyBlock,
+    given: dict[str, JsonValue],
+    paths: dict[str, Path],
+    around: Path,
+    refused: Collection[str],
+) -> BlockConfig | None:
+    """The config, or None. What is wrong with members that were refused already is not reported again."""
+    try:
+        valid: BlockConfig = block.config.model_validate(given)
+    except ValidationError as error:
+        for reason in error.errors(include_url=False, include_context=False, include_input=False):
+            location = reason["loc"]
+            if location and location[0] in refused:
+                continue
+            path = (*paths.get(str(location[0]), (*around, location[0])), *location[1:]) if location else around
+            where = ".".join(str(part) for part in path[2:])
+            unknown = reason["type"] == "extra_forbidden"
+            message = (
+                f"{where} is not a setting of {quoted(block.name)}"
+                if unknown
+                else f"{where}: {reason['msg'].removeprefix('Value error, ')}"
+            )
+            hint = _config_hint(section, block, str(location[-1]) if location else "", unknown=unknown)
+            section.findings.error(path, "invalid_config", message, hint, at_key=unknown)
+        return None
+    return valid
+
+
+def _config_hint(section: Section, block: AnyBlock, name: str, *, unknown: bool) -> str:
+    fields = {field.alias or key: field for key, field in block.config.model_fields.items()}
+    if unknown:
+        known = f"its settings are {', '.join(fields)}" if fields else "it has no settings"
+        return section.findings.suggest(name, nearest_of(fields), known)
+    described = fields[name].description if name in fields else None
+    return f"correct it; its meaning: {described}" if described else f"see the settings of {block.name}"
+
+
+def _branch_targets(given: dict[str, JsonValue], paths: dict[str, Path]) -> Iterator[tuple[str, Path]]:
+    cases = given.get("cases")
+    for number, case in enumerate(cases if isinstance(cases, list) else []):
+        if isinstance(case, dict) and isinstance(to := case.get("to"), str):
+            yield to, (*paths["cases"], number, "to")
+    if isinstance(otherwise := given.get("otherwise"), str):
+        yield otherwise, paths["otherwise"]
+
+
+def _note_needs(section: Section, config: Config) -> None:
+    """What only an installation can tell of the config."""
+    given, findings = config.given, section.findings
+    if config.block is agent:
+        path = config.paths.get("model") or section.path_to("prompt")
+        model = given.get("model")
+        listener = section.text_or_empty("name")
+        place = findings.document.place_of(path)
+        findings.needs.append(ModelNeed(place, path, listener, model if isinstance(model, str) and model else None))
+    url = given.get("url")
+    if config.block.name in REQUESTS and isinstance(url, str) and "{{" not in url:
+        path = config.paths["url"]
+        findings.needs.append(AddressNeed(findings.document.place_of(path), path, url))
+    if config.block.name == MAIL and given.get("server") is None:
+        sender = given.get("from")
+        path = config.paths["from"] if sender is not None else section.path_to("handler")
+        if sender is None or (isinstance(sender, str) and "{{" not in sender):
+            need = MailNeed(findings.document.place_of(path), path, sender if isinstance(sender, str) else None)
+            findings.needs.append(need)
