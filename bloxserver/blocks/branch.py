@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, JsonValue, RootModel, StringConstraints
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, Routed
-from bloxserver.blocks.expressions import ExpressionText, compile_expression
+from bloxserver.blocks.expressions import ConditionText, compile_expression
 
 MAX_CASES = 100
 
@@ -20,7 +20,7 @@ class BranchPayload(RootModel[JsonValue]):
 
 
 class BranchCase(BlockConfig):
-    when: ExpressionText = Field(description="A CEL expression that is true or false, like `payload.total > 100`.")
+    when: ConditionText = Field(description="A CEL expression that is true or false, like `payload.total > 100`.")
     to: ListenerName = Field(description="The listener that gets the message where it is true.")
 
 

@@ -12,6 +12,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.cel import kinds
 from bloxserver.blocks.cel.functions import FUNCTIONS, NUMBER, Function
 from bloxserver.blocks.cel.syntax import KEYWORDS, NAME, parse
 from bloxserver.blocks.cel.values import Failure, Run, fitting, power
@@ -85,7 +86,7 @@ def _compiled(text: str, names: frozenset[str]) -> Expression:
 
 
 def _checked(text: str) -> str:
-    _compiled(text, frozenset({"payload"}))
+    kinds.check(_compiled(text, frozenset({"payload"})).program, real=True)
     return text
 
 

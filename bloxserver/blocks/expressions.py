@@ -1,4 +1,4 @@
-"""CEL expressions: what a definition says about a message in a word, like `payload.score > 3`."""
+"""CEL expressions over a message, like `payload.score > 3`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, JsonValue
 
 from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.cel import kinds
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.syntax import parse
 from bloxserver.blocks.cel.values import Budget, CostLimitExceeded, Failure, Run, plain
@@ -29,11 +30,11 @@ class Expression:
     real: bool = False
 
     def evaluate(self, scope: Mapping[str, JsonValue]) -> JsonValue:
-        """What it says of `scope`: JSON that can be stored, at most 1 MiB. Timestamps become ISO 8601 text, durations
+        """Its value for `scope`: JSON that can be stored, at most 1 MiB. Timestamps become ISO 8601 text, durations
         seconds, types their names.
 
-        Raises `BlockError`, which no retry can mend: `expression_failed`, or `expression_too_costly` for what would
-        hold up everybody else; what is refused so has taken about 0.2 seconds.
+        Raises `BlockError`, which no retry can correct: `expression_failed`, or `expression_too_costly` for what would
+        delay other executions; it is raised after about 0.2 seconds.
         """
         run = Run(dict(scope), Budget(MAX_STEPS), self.real)
         try:
@@ -65,10 +66,17 @@ def compile_expression(text: str, names: frozenset[str] = ROOTS) -> Expression:
     return Expression(text, parse(text, names))
 
 
-def _compilable(text: str) -> str:
-    compile_expression(text)
+def _checked(text: str) -> str:
+    kinds.check(compile_expression(text).program)
     return text
 
 
-ExpressionText = Annotated[str, AfterValidator(_compilable)]
-"""For configs: the text of an expression over `payload`."""
+def _checked_condition(text: str) -> str:
+    kinds.check_condition(compile_expression(text).program)
+    return text
+
+
+ExpressionText = Annotated[str, AfterValidator(_checked)]
+"""For configs: the text of an expression over `payload`, which may have a value."""
+ConditionText = Annotated[str, AfterValidator(_checked_condition)]
+"""For configs: the text of one that may be true or false."""

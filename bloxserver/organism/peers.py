@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
+from bloxserver.blocks.cel.kinds import Members, check_condition
 from bloxserver.blocks.expressions import Expression, compile_expression
 from bloxserver.organism.model import Peer
 from bloxserver.organism.problems import Path, quoted
@@ -13,6 +14,10 @@ from bloxserver.organism.sections import Section, nearest_of
 from bloxserver.organism.yaml_source import Place
 
 PEER_KEYS = ("to", "when", "on")
+MEMBERS: dict[str, Members] = {
+    "answer": {},
+    "error": {"error": frozenset({"listener", "code", "message", "attempt"})},
+}
 NAMES = {"answer": frozenset({"payload", "input"}), "error": frozenset({"payload", "input", "error"})}
 
 
@@ -83,7 +88,9 @@ class _Peers:
         if when is None:
             return None
         try:
-            return compile_expression(when, NAMES[on])
+            expression = compile_expression(when, NAMES[on])
+            check_condition(expression.program, MEMBERS[on])
+            return expression
         except ValueError as error:
             hint = "write a CEL expression over payload, like payload.score > 3"
             item.findings.error(item.path_to("when"), "invalid_expression", str(error), hint)

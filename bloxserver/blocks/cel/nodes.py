@@ -15,6 +15,7 @@ class Node:
     """`depth` and `size` count the nodes on the longest way down, and all of them."""
 
     def __init__(self, *children: Node) -> None:
+        self.children = children
         self.depth: int = 1 + max((child.depth for child in children), default=0)
         self.size: int = 1 + sum(child.size for child in children)
 
@@ -145,6 +146,7 @@ class Operation(Node):
 
     def __init__(self, operator: str, left: Node, right: Node) -> None:
         super().__init__(left, right)
+        self.operator = operator
         self.left = left
         self.right = right
         self.apply = OPERATORS[operator]
@@ -197,6 +199,7 @@ class Macro(Node):
         self.macro = macro
         self.over = over
         self.variable = variable
+        self.bodies = bodies
         self._steps = 1 + sum(body.size for body in bodies)
 
     def items(self, run: Run) -> Iterable[Any]:

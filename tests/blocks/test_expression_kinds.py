@@ -1,0 +1,125 @@
+"""Expressions that fail on every message are refused when the definition is checked, and no others."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from bloxserver.blocks.branch import BranchConfig
+from bloxserver.blocks.calculate import CalculateConfig
+from bloxserver.blocks.cel.kinds import check
+from bloxserver.blocks.expressions import compile_expression
+from bloxserver.blocks.transform import TransformConfig
+
+FAILING = [
+    ("1 / 0", "division by zero"),
+    ("payload.a > 1 / 0", "division by zero"),
+    ("payload.a || 1 / 0 > 1", "division by zero"),
+    ("1 + 'a'", r"write string\(…\)"),
+    ("'a' > 3", "> cannot be used"),
+    ("string(payload.a) > 3", "> cannot be used with a text and a number"),
+    ("payload.a.size() + 'x'", r"\+ cannot be used with a number and a text"),
+    ("size(3)", "size"),
+    ("size(size(payload))", "size"),
+    ("!5", "! needs true or false"),
+    ("!payload.size()", "! needs true or false, not a number"),
+    ("-'a'", "- needs a number"),
+    ("-string(payload)", "- needs a number"),
+    ("5 ? 1 : 2", "true or false"),
+    ("payload.size() ? 1 : 2", "true or false"),
+    ("payload.a && 'yes'", "&& needs true or false"),
+    ("payload in 'abc'", "in looks into a list"),
+    ("'abc'.name", "name"),
+    ("string(payload).name", ".name needs an object"),
+    ("payload[[1]]", "an index"),
+    ("size(payload)[0]", "needs a list or an object"),
+    ("{1: payload}", "the key of an object"),
+    ("string(payload).map(x, x)", "map needs a list or an object"),
+    ("payload.filter(x, x.size())", "filter needs true or false"),
+    ("payload.all(x, 'a')", "all needs true or false"),
+    ("payload.map(x, x.a, 1 / 0)", "division by zero"),
+    ("payload.map(x, size(x), x)", "map needs true or false"),
+    ("timestamp('tomorrow')", "timestamp cannot read"),
+    ("timestamp(payload.a) < duration('1h')", "< cannot be used"),
+    ("timestamp(payload.a) + 1", r"\+ cannot be used"),
+    ("duration('soon')", "duration cannot read"),
+    ("'x'.matches('a' + '[')", "regular expression"),
+    ("int('x')", "int cannot read"),
+    ("'abc'.substring(5)", "substring"),
+    ("[1, 'a'].sort()", "sort takes"),
+    ("{'a': 1, 'a': 2}", "twice"),
+    ("9223372036854775807 + 1", "64 bits"),
+    ("getHours(payload.size())", "getHours"),
+    ("split(payload.a, 3)", "split"),
+]
+FINE = [
+    "payload",
+    "payload.a + payload.b",
+    "payload.a.b[0].c > 3 && input.x == 'y'",
+    "1 + 2 * 3",
+    "true || 1 / 0 > 1",
+    "true ? 1 : 1 / 0",
+    "payload == null || payload.a > 3",
+    "has(payload.a) ? payload.a : 'none'",
+    "(has(payload.a) ? payload.a : 'none') + 'x'",
+    "(payload.a ? 1 : 'b') + 1",
+    "payload.items.filter(item, item.price > 3).map(item, item.name).join(', ')",
+    "payload.map(x, x + 1).sum() / 2",
+    "payload.exists_one(x, x == 1)",
+    "timestamp(payload.due) < timestamp('2026-12-24T00:00:00Z') - duration('1h30m')",
+    "timestamp(payload.a) - timestamp(payload.b) > duration('1h')",
+    "payload.a - duration('1h')",
+    "duration('1h') + timestamp(payload.a)",
+    "payload.text.matches('^a+$')",
+    "payload['first name'] in ['Ada', 'Grace']",
+    "'a' in payload",
+    "type(payload) == string",
+    "math.round(payload.a, 2) > 3.5",
+    "[1, 2] + [payload.a]",
+    "reverse(payload.a) + 'x'",
+    "max(payload.a, 3)",
+    "size('abc') == '3'",
+    "payload.all(payload, payload.x)",
+    "{'a': payload}.a",
+    "-payload.a",
+    "dyn(1) > 0",
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), FAILING, ids=[text for text, _ in FAILING])
+def test_what_fails_on_every_message_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        TransformConfig.model_validate({"expression": text})
+
+
+@pytest.mark.parametrize("text", FINE)
+def test_what_may_have_a_value_is_accepted(text: str) -> None:
+    assert check(compile_expression(text).program)
+    TransformConfig.model_validate({"expression": text})
+
+
+@pytest.mark.parametrize("when", ["payload.size()", "'yes'", "1", "payload.a + 1", "[payload]", "payload.map(x, x)"])
+def test_a_case_must_be_able_to_be_true(when: str) -> None:
+    with pytest.raises(ValidationError, match="a condition must be true or false"):
+        BranchConfig.model_validate({"cases": [{"when": when, "to": "a"}]})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("1 / 0", "division by zero"), ("sqrt(-1)", "sqrt"), ("round('a')", "round"), ("2 ** 'a'", "cannot be used")],
+)
+def test_a_calculation_that_fails_on_every_message_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        CalculateConfig.model_validate({"expression": text})
+
+
+@pytest.mark.parametrize(
+    "text", ["7 / 2", "9223372036854775807 * 2", "2 ** 0.5 + pi", "max(payload.a) // 3", "2 ^ payload"]
+)
+def test_a_calculation_that_may_have_a_value_is_accepted(text: str) -> None:
+    CalculateConfig.model_validate({"expression": text})
+
+
+def test_a_costly_constant_is_left_to_the_evaluation() -> None:
+    text = "[1,2,3].map(x, " * 9 + "1" + ")" * 9
+    assert check(compile_expression(f"size({text})").program)
