@@ -19,9 +19,10 @@ from math import isfinite
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, JsonValue, RootModel
-from pydantic_monty import Monty, MontyCrashedError, MontyRuntimeError, MontySyntaxError, ResourceLimits
+from pydantic_monty import Monty, MontyCrashedError, MontyRuntimeError, MontySession, MontySyntaxError, ResourceLimits
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.python_names import outer_names
 
 MAX_CODE_BYTES = 20_000
 MAX_TIMEOUT_SECONDS = 30
@@ -51,7 +52,7 @@ def _checked_code(code: str) -> str:
     try:
         problem = _problem(code)
     except OSError:
-        return code  # this server can start no process now; whoever runs the snippet is told so
+        return code  # this server can start no process now; a run of the snippet fails with the reason
     if problem is not None:
         raise ValueError(problem)
     return code
@@ -136,11 +137,29 @@ def _problem(code: str) -> str | None:
     """What keeps a snippet from running at all. Raises `OSError` where no process can be started to find out."""
     with _checkers().checkout(limits=CHECK_LIMITS) as session:
         try:
-            session.feed_run(STOP + code, print_callback=_drop)
-        except (MontySyntaxError, MontyRuntimeError) as error:
-            return None if error.display("type-msg") == "StopIteration" else _told(error, lines_before=1)
+            syntax = _failure(session, STOP + code)
+            if syntax is None or syntax.display("type-msg") != "StopIteration":
+                return None if syntax is None else _told(syntax, lines_before=1)
+            return "; ".join(_missing(session, code))[:MAX_MESSAGE_CHARACTERS] or None
         except MontyCrashedError:
             return "it cannot be read"
+
+
+def _missing(session: MontySession, code: str) -> Iterator[str]:
+    """What a snippet names and the interpreter does not have."""
+    for name in outer_names(code):
+        if not name.statement:
+            yield f"line {name.line}: {name.reason}"
+        elif (failure := _failure(session, name.statement)) is not None:
+            yield f"line {name.line}: {_plain(failure.display('type-msg'))}"
+
+
+def _failure(session: MontySession, code: str) -> MontySyntaxError | MontyRuntimeError | None:
+    """The error that some code ends with. Raises `MontyCrashedError`."""
+    try:
+        session.feed_run(code, print_callback=_drop)
+    except (MontySyntaxError, MontyRuntimeError) as error:
+        return error
     return None
 
 
@@ -176,7 +195,11 @@ def _told(error: MontySyntaxError | MontyRuntimeError, lines_before: int = 0) ->
     """What is wrong with a snippet that has so many lines of ours before it."""
     frames = error.traceback()
     place = f"line {max(1, frames[-1].line - lines_before)}: " if frames else ""
-    text = f"{place}{error.display('type-msg')}"[:MAX_MESSAGE_CHARACTERS]
+    return _plain(f"{place}{error.display('type-msg')}"[:MAX_MESSAGE_CHARACTERS])
+
+
+def _plain(text: str) -> str:
+    """Without what no database takes."""
     return text.encode(errors="replace").decode().replace("\0", "\ufffd")
 
 

@@ -99,9 +99,9 @@ HEAVY = [
 
 
 async def run(context: BlockContext, code: str, payload: JsonValue = None, **config: Any) -> JsonValue:
-    return await handle_python(
-        PythonPayload.model_construct(root=payload), PythonConfig.model_validate({"code": code} | config), context
-    )
+    """The answer of a snippet that was not checked before."""
+    given = PythonConfig.model_construct(code=code, **config)
+    return await handle_python(PythonPayload.model_construct(root=payload), given, context)
 
 
 async def failure(context: BlockContext, code: str, payload: JsonValue = None, **config: Any) -> BlockError:
@@ -232,8 +232,63 @@ class TestErrors:
         [error] = caught.value.errors()
         assert (error["loc"], error["msg"].startswith(f"Value error, {told}")) == (("code",), True)
 
-    @pytest.mark.parametrize("code", [LOOP, "1 / 0", "'a' * 10**9", "import nobody", "x" * MAX_CODE_BYTES, "# x"])
+    @pytest.mark.parametrize("code", [LOOP, "1 / 0", "'a' * 10**9", "'" + "x" * (MAX_CODE_BYTES - 2) + "'", "# x"])
     def test_of_running_are_not(self, code: str) -> None:
+        assert block.config.model_validate({"code": code}).code == code
+
+    @pytest.mark.parametrize(
+        ("code", "told"),
+        [
+            ("import io", "line 1: ModuleNotFoundError: No module named 'io'"),
+            ("x = 1\nimport json, uuid", "line 2: ModuleNotFoundError: No module named 'uuid'"),
+            ("from io import StringIO", "line 1: ModuleNotFoundError: No module named 'io'"),
+            ("from json import nobody", "line 1: ImportError: cannot import name 'nobody' from 'json'"),
+            ("import collections.abc", "line 1: ModuleNotFoundError: No module named 'collections.abc'"),
+            ("def f():\n    import numpy as np\n    return np", "line 2: ModuleNotFoundError: No module named 'numpy'"),
+            ("import math\nmath.nobody(1)", "line 2: AttributeError: module 'math' has no attribute 'nobody'"),
+            ("import math as m\nm.nobody", "line 2: AttributeError: module 'math' has no attribute 'nobody'"),
+            ("nobody(payload)", "line 1: NameError: name 'nobody' is not defined"),
+            ("[n for n in payload if m]", "line 1: NameError: name 'm' is not defined"),
+            ("super()", "line 1: NameError: name 'super' is not defined"),
+            ("globals()", "line 1: NameError: name 'globals' is not defined"),
+            ("open('/x')", "line 1: open: a snippet has no files"),
+            ("class A(payload):\n    pass", "line 1: NotImplementedError: The monty syntax parser does not yet"),
+            (
+                "nobody\nimport io\nimport uuid",
+                "line 1: NameError: name 'nobody' is not defined; line 2: ModuleNotFoundError: No module named 'io'; "
+                "line 3: ModuleNotFoundError: No module named 'uuid'",
+            ),
+        ],
+        ids=lambda value: ascii(value)[:40],
+    )
+    def test_of_names_are_found_before_the_snippet_runs(self, code: str, told: str) -> None:
+        with pytest.raises(ValidationError) as caught:
+            block.config.model_validate({"code": code})
+        [error] = caught.value.errors()
+        assert error["msg"].startswith(f"Value error, {told}")
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "try:\n    import io\nexcept ImportError:\n    pass",
+            "try:\n    nobody\nexcept NameError as error:\n    str(error)",
+            "import os.path\nos.path.join('a', 'b')",
+            "import datetime as d\nd.datetime.now().isoformat()",
+            "from __future__ import annotations\nfrom datetime import datetime as d\nd(2026, 1, 1).year",
+            "import math\nhasattr(math, 'nobody') and math.nobody",
+            "import json\njson = payload\njson.nobody",
+            "def f(a: Nobody, *b, c=1, **d) -> Nobody:\n    e: Nobody = a, b, c, d\n    return e\nf(1)",
+            "def f():\n    global g\n    g = 1\nf()\ng",
+            "for i, (j, *k) in payload:\n    i, j, k",
+            "{a: b for a, b in payload if (c := a)}\n(lambda x: x)(c)",
+            "match payload:\n    case {'a': a, **rest}:\n        a, rest\n    case [b, *c] as d:\n        b, c, d",
+            "class A:\n    def m(self):\n        return self\nA().m()",
+            "__file__, __name__, print, payload",
+            "'\\d'",
+        ],
+        ids=lambda value: ascii(value)[:40],
+    )
+    def test_names_that_are_there_are_found(self, code: str) -> None:
         assert block.config.model_validate({"code": code}).code == code
 
     @pytest.mark.parametrize(
@@ -356,7 +411,7 @@ from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.python import block
 
 async def main():
-    config = block.config(code=sys.argv[1], timeout_seconds=float(sys.argv[2]))
+    config = block.config.model_construct(code=sys.argv[1], timeout_seconds=float(sys.argv[2]))
     try:
         await block.handler(block.payload(None), config, None)
     except BlockError:
