@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, GetJsonSchemaHandler, JsonValue, RootModel
+from pydantic import Field, GetJsonSchemaHandler, JsonValue, RootModel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticSerializationError, from_json
 
 from bloxserver.blocks.base import AgentContext, Block, BlockConfig, BlockContext, BlockError, Conversation, Tool
+from bloxserver.blocks.json_values import storable
+from bloxserver.blocks.tools import INPUT, tool_name, unwanted
 from bloxserver.clients.llm import ModelError
 
 if TYPE_CHECKING:
@@ -26,9 +28,7 @@ if TYPE_CHECKING:
 MAX_RESULT_BYTES = 200_000
 """Of what a tool answers, as the model reads it."""
 MAX_STATE_BYTES = 2 * 1024 * 1024
-MAX_DESCRIPTION_CHARACTERS = 1024
-MAX_TOOL_NAME = 64
-NOT_IN_TOOL_NAME = re.compile(r"[^A-Za-z0-9_-]")
+MAX_REASON = 200
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 """In JSON; databases refuse it."""
 
@@ -141,6 +141,7 @@ async def _ask(talk: _Talk, config: AgentConfig, agent: AgentContext) -> ModelRe
         await _count(agent.conversation, error.input_tokens, error.output_tokens)
         raise _refused(error) from None
     usage = answer.usage
+    answer = _usable(answer)
     talk.messages.append(answer)
     talk.calls += 1
     talk.tokens += usage.input_tokens + usage.output_tokens
@@ -193,7 +194,7 @@ async def _call_tools(talk: _Talk, calls: Sequence[ToolCallPart], agent: AgentCo
 async def _result(
     call: ToolCallPart, tools: Mapping[str, Tool], conversation: Conversation, name: str
 ) -> ToolReturnPart:
-    """What the model is told of a call; of its failure too, so that it can mend it or do without."""
+    """What the model is told of a call; of its failure too, so that it can correct it or do without."""
     from pydantic_ai.messages import ToolReturnPart
 
     try:
@@ -213,16 +214,69 @@ def _understood(call: ToolCallPart, tools: Mapping[str, Tool]) -> tuple[Tool, Js
         raise BlockError("unknown_tool", f"there is no such tool; the tools are: {known}")
     given = call.args if isinstance(call.args, str) else json.dumps(call.args or {})
     try:
-        arguments = from_json(_without_nul(given or "{}"), allow_inf_nan=False)
-    except ValueError:
-        raise BlockError("invalid_arguments", "the arguments are not valid JSON") from None
+        arguments = storable(from_json(_without_nul(given or "{}"), allow_inf_nan=False), max_bytes=MAX_STATE_BYTES)
+    except ValueError as error:
+        raise _invalid(f"the arguments are not valid JSON: {str(error)[:MAX_REASON]}") from None
     if not isinstance(arguments, dict):
-        raise BlockError("invalid_arguments", "the arguments must be a JSON object")
+        raise _invalid("the arguments must be a JSON object")
+    if names := unwanted(tool, arguments):
+        takes = ", ".join(tool.schema["properties"]) or "no arguments"
+        shown = ", ".join(names)[:MAX_REASON]
+        raise _invalid(f"leave out what this tool does not let you choose: {shown}; it takes {takes}")
     if not tool.wrapped:
         return tool, arguments
-    if "input" not in arguments:
-        raise BlockError("invalid_arguments", 'the arguments must have "input"')
-    return tool, arguments["input"]
+    if INPUT not in arguments:
+        raise _invalid(f'the arguments must have "{INPUT}"')
+    return tool, arguments[INPUT]
+
+
+def _invalid(reason: str) -> BlockError:
+    return BlockError("invalid_arguments", reason)
+
+
+def _usable(answer: ModelResponse) -> ModelResponse:
+    """The answer with calls that can be stored and sent back to the model, whatever is wrong with them."""
+    from pydantic_ai.messages import ToolCallPart
+
+    parts = list(answer.parts)
+    ids: set[str] = set()
+    for index, part in enumerate(parts):
+        if not isinstance(part, ToolCallPart):
+            continue
+        call_id = part.tool_call_id
+        if not isinstance(call_id, str) or not call_id or call_id in ids:
+            call_id = f"call_{index}_{len(ids)}"
+        ids.add(call_id)
+        name = tool_name(str(part.tool_name or "unnamed"), ())
+        parts[index] = replace(part, tool_name=name, args=_usable_arguments(part.args), tool_call_id=call_id)
+    return replace(answer, parts=parts)
+
+
+def _usable_arguments(given: object) -> str | dict[str, Any]:
+    """Arguments as they are where they are a text or a JSON object, else a text that is not a JSON object either."""
+    if isinstance(given, dict | str):
+        text = given if isinstance(given, str) else json.dumps(given)
+        if _is_strict(text) or (isinstance(given, str) and not _is_lenient(text)):
+            return given
+        return f"not JSON: {text}"
+    return json.dumps(given)
+
+
+def _is_strict(text: str) -> bool:
+    try:
+        json.dumps(from_json(text), allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_lenient(text: str) -> bool:
+    """Whether it is read as JSON with numbers that JSON does not have, and cannot be sent again."""
+    try:
+        from_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_text(value: JsonValue) -> str:
@@ -249,27 +303,6 @@ def _definition(tool: Tool) -> ToolDefinition:
     return ToolDefinition(
         name=tool.name, parameters_json_schema=tool.schema, description=tool.description, strict=False
     )
-
-
-def tool_of(name: str, description: str, payload: type[BaseModel], taken: Collection[str]) -> Tool:
-    """A listener as a tool: `payload` is what its block takes, `taken` are the names of the agent's other tools."""
-    schema = payload.model_json_schema()
-    wrapped = schema.get("type") != "object"
-    if wrapped:
-        definitions = schema.pop("$defs", None)
-        schema = {"type": "object", "properties": {"input": schema}, "required": ["input"]}
-        if definitions:
-            schema["$defs"] = definitions
-    return Tool(_tool_name(name, taken), name, description[:MAX_DESCRIPTION_CHARACTERS], schema, wrapped)
-
-
-def _tool_name(name: str, taken: Collection[str]) -> str:
-    safe = NOT_IN_TOOL_NAME.sub("_", name)[:MAX_TOOL_NAME]
-    chosen, number = safe, 1
-    while chosen in taken:
-        number += 1
-        chosen = f"{safe[: MAX_TOOL_NAME - len(str(number)) - 1]}_{number}"
-    return chosen
 
 
 agent = Block(

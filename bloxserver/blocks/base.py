@@ -68,6 +68,7 @@ class Called:
     execution_id: UUID
 
 
+JsonSchema = dict[str, Any]
 Result = JsonValue | Wait | Routed | Called
 
 
@@ -107,7 +108,7 @@ class Tool:
     """As a model may spell it: letters, digits, _ and -, at most 64."""
     listener: str
     description: str
-    schema: dict[str, Any]
+    schema: JsonSchema
     """JSON Schema of an object. Where the listener takes anything else, an object whose `input` is the payload."""
     wrapped: bool
     """Whether the payload is the `input` of what the model gives."""
@@ -171,6 +172,10 @@ def no_targets(config: Any) -> Iterable[str]:
     return ()
 
 
+def everything(config: Any) -> JsonSchema | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Block(Generic[Payload, Config]):
     """A built-in handler. `aliases` are dotted paths under which organisms may also name it; one that ends in `*`
@@ -193,6 +198,10 @@ class Block(Generic[Payload, Config]):
     """Members of `config` in whose texts the handler itself replaces `{{ payload.… }}` and `{{ input.… }}`."""
     targets: Callable[[Config], Iterable[str]] = no_targets
     """The listeners that a config names: they become peers."""
+    left: Callable[[Config], JsonSchema | None] = everything
+    """The JSON Schema of what a config leaves a message to say, which agents read; null: that of `payload`. What its
+    placeholders name is added to it.
+    """
     example: dict[str, Any] = field(default_factory=dict)
     """A `config` and a `payload` that show it."""
 

@@ -11,12 +11,13 @@ from pydantic import AfterValidator, BaseModel, Field, GetJsonSchemaHandler, Jso
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.cel import kinds
 from bloxserver.blocks.cel.functions import FUNCTIONS, NUMBER, Function
 from bloxserver.blocks.cel.syntax import KEYWORDS, NAME, parse
 from bloxserver.blocks.cel.values import Failure, Run, fitting, power
 from bloxserver.blocks.expressions import Expression
+from bloxserver.blocks.tools import anything
 
 MAX_VARIABLES = 100
 MAX_EXACT_INT = 2**53
@@ -136,6 +137,10 @@ def _shown(result: JsonValue) -> JsonValue:
     return int(rounded) if rounded.is_integer() and abs(rounded) < MAX_EXACT_INT else rounded
 
 
+def _left(config: CalculateConfig) -> JsonSchema | None:
+    return None if config.expression is None else anything("What the expression is about: any JSON value.")
+
+
 block = Block(
     name="calculate",
     description="Works out an expression like 2 * (3 + 4) as a calculator does: 1 / 2 is 0.5, 6 / 2 is 3.",
@@ -143,5 +148,6 @@ block = Block(
     config=CalculateConfig,
     handler=handle_calculate,
     aliases=("xml_pipeline.tools.calculate.handle_*",),
+    left=_left,
     example={"config": {}, "payload": {"expression": "price * (1 + tax)", "variables": {"price": 20, "tax": 0.19}}},
 )

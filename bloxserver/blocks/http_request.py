@@ -22,9 +22,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.http_bodies import encode_body, read_body
 from bloxserver.blocks.http_headers import ConfigHeaders, Headers, form_problem, merged, set_default
+from bloxserver.blocks.tools import anything, closed, without
 from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
 
 MAX_TIMEOUT_SECONDS = 300
@@ -221,6 +222,15 @@ def _phrase(status: int) -> str:
         return str(status)
 
 
+def _left(config: HttpRequestConfig) -> JsonSchema | None:
+    if config.url is not None:
+        if config.method in BODY_METHODS and config.body is None:
+            return anything("The body of the request: a text, or any other JSON value.")
+        return closed({}, ())
+    fixed = {name for name in ("method", "body") if getattr(config, name) is not None}
+    return without(RequestDescription, fixed) if fixed else None
+
+
 block = Block(
     name="http.request",
     description="Sends an HTTP request and answers with its status, headers and body.",
@@ -229,6 +239,7 @@ block = Block(
     handler=handle_request,
     aliases=("xml_pipeline.tools.fetch.handle_fetch",),
     templates=frozenset({"url", "headers", "body"}),
+    left=_left,
     example={
         "config": {"method": "GET", "timeout_seconds": 10},
         "payload": {"url": "https://example.com/items", "headers": {"Accept": "application/json"}},

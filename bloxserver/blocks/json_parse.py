@@ -10,8 +10,9 @@ from pydantic import AfterValidator, BaseModel, Field, GetJsonSchemaHandler, Jso
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, from_json
 
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.json_values import MAX_ANSWER_BYTES, storable, value_at
+from bloxserver.blocks.tools import of_paths
 
 LARGE_CHARACTERS = 32 * 1024
 
@@ -72,11 +73,16 @@ def _parsed(text: str) -> JsonValue:
     raise BlockError("invalid_json", f"the text is not usable JSON: {reason}", retryable=False)
 
 
+def _left(config: JsonParseConfig) -> JsonSchema | None:
+    return None if config.path is None else of_paths([config.path.split(".")])
+
+
 block = Block(
     name="json.parse",
     description="Reads JSON text; of members of the same name in an object, the last counts.",
     payload=JsonParsePayload,
     config=JsonParseConfig,
     handler=handle_json_parse,
+    left=_left,
     example={"config": {}, "payload": {"text": '{"name": "Ada", "scores": [3, 4.5]}'}},
 )

@@ -21,7 +21,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from bloxserver.blocks import templates
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
+from bloxserver.blocks.tools import without
 
 Operation = Literal["get", "set", "delete", "add", "increment"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
@@ -142,6 +143,16 @@ def _by(payload: JsonValue, config: KeyValueConfig, context: BlockContext) -> fl
     return by
 
 
+def _left(config: KeyValueConfig) -> JsonSchema | None:
+    fixed = config.model_fields_set & {"operation", "key", "value", "by"}
+    fixed = {name for name in fixed if name == "value" or getattr(config, name) is not None}
+    if not fixed:
+        return None
+    used = {"set": {"value"}, "add": {"value"}, "increment": {"by"}, "get": set(), "delete": set()}
+    unused = {"value", "by"} - used.get(config.operation or "", {"value", "by"})
+    return without(KeyValueRequest, fixed | unused)
+
+
 block = Block(
     name="key_value",
     description="Remembers values under keys for later executions of this flow, and counts.",
@@ -150,6 +161,7 @@ block = Block(
     handler=handle_key_value,
     aliases=("xml_pipeline.tools.keyvalue.handle_*",),
     rendered=frozenset({"key", "value", "by"}),
+    left=_left,
     example={
         "config": {"operation": "add", "key": "order {{ payload.order }}"},
         "payload": {"order": 42},

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, JsonValue, RootModel, model_validator
 
 from bloxserver.blocks import templates
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.expressions import ExpressionText, compile_expression
 from bloxserver.blocks.json_values import MAX_DEPTH, answer, value_at
+from bloxserver.blocks.tools import of_paths
 
 MAX_PATHS = 500
 WHOLE_MESSAGE = "."
@@ -106,6 +107,12 @@ def _mapped(mapping: dict[str, str], payload: JsonValue, *, skip_missing: bool) 
     return mapped
 
 
+def _left(config: TransformConfig) -> JsonSchema | None:
+    if config.mapping is None or config.skip_missing:
+        return None
+    return of_paths(() if source == WHOLE_MESSAGE else _path(source) for source in config.mapping.values())
+
+
 block = Block(
     name="transform",
     description="Answers with a value put together from the message: by a template, a CEL expression, or by paths.",
@@ -113,6 +120,7 @@ block = Block(
     config=TransformConfig,
     handler=handle_transform,
     rendered=frozenset({"output"}),
+    left=_left,
     example={
         "config": {"output": {"greeting": "Hello, {{ payload.user.name }}!", "first": "{{ payload.items.0 }}"}},
         "payload": {"user": {"name": "Ada"}, "items": [1, 2]},

@@ -242,16 +242,17 @@ def _open_anthropic(address: str, key: str, http: AsyncClient, timeout: Timeout)
 
 def _open_openai(address: str, key: str, http: AsyncClient, timeout: Timeout) -> Callable[[str], Model[Any]]:
     from openai import AsyncOpenAI
-    from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.profiles.openai import OpenAIModelProfile
     from pydantic_ai.providers.openai import OpenAIProvider
+
+    from bloxserver.clients.chat_completions import ChatModel
 
     client = AsyncOpenAI(api_key=key, base_url=address, http_client=http, max_retries=0, timeout=timeout)
     provider = OpenAIProvider(openai_client=client)
     # The newer name of max_tokens is OpenAI's own: other servers ignore it, or refuse it.
     own = any(_is_within(address, domain) for domain in ("openai.com", "azure.com"))
     profile = OpenAIModelProfile(openai_chat_supports_max_completion_tokens=own)
-    return lambda model: OpenAIChatModel(model, provider=provider, profile=profile)
+    return lambda model: ChatModel(model, provider=provider, profile=profile)
 
 
 def _checked(response: ModelResponse) -> ModelResponse:

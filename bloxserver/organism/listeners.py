@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from bloxserver.blocks.agent import agent, tool_of
+from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock, Tool
 from bloxserver.blocks.registry import BlockRegistry
+from bloxserver.blocks.tools import tool_of
 from bloxserver.organism.configs import MODEL_KEYS, read_config
 from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import read_peers
@@ -120,7 +121,8 @@ def _tools(names: Sequence[str], listeners: dict[str, Listener]) -> tuple[Tool, 
     tools: list[Tool] = []
     for listener in (listeners[name] for name in names if name in listeners):
         taken = {tool.name for tool in tools}
-        tools.append(tool_of(listener.name, listener.description, listener.block.payload, taken))
+        block, config, given = listener.block, listener.config, listener.given_config
+        tools.append(tool_of(listener.name, listener.description, block, config, taken, given))
     return tuple(tools)
 
 

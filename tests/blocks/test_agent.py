@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from pydantic import JsonValue, SecretStr
 
-from bloxserver.blocks.agent import MAX_RESULT_BYTES, MAX_STATE_BYTES, agent, tool_of
+from bloxserver.blocks import http_request, transform
+from bloxserver.blocks.agent import MAX_RESULT_BYTES, MAX_STATE_BYTES, agent
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, Tool
-from bloxserver.blocks.http_request import HttpRequestPayload
-from bloxserver.blocks.transform import TransformPayload
+from bloxserver.blocks.tools import tool_of
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.settings import Settings
 from tests.llm_server import Api, LanguageModelServer, Reply, calls, cut, fails, language_model, page, says, sends
@@ -24,8 +24,8 @@ from tests.llm_server import Api, LanguageModelServer, Reply, calls, cut, fails,
 KEY = "sk-canary-key-4711"
 PROMPT = "You answer briefly. {{ payload.secret }}"
 QUESTION = "What is on the page?"
-FETCH = tool_of("fetch.page", "Fetches a page.", HttpRequestPayload, ())
-SHAPE = tool_of("shape", "Shapes anything.", TransformPayload, ())
+FETCH = tool_of("fetch.page", "Fetches a page.", http_request.block, http_request.HttpRequestConfig(), ())
+SHAPE = tool_of("shape", "Shapes anything.", transform.block, transform.TransformConfig(expression="payload"), ())
 
 both_providers = pytest.mark.parametrize("provider", ["openai", "anthropic"])
 
@@ -232,26 +232,120 @@ async def test_the_model_is_told_of_a_tool_that_failed(context: BlockContext, pr
         assert server.requests[1].texts[-1] == reason
 
 
+POST = tool_of(
+    "post",
+    "Posts.",
+    http_request.block,
+    http_request.HttpRequestConfig(url="https://example.com", method="POST"),
+    (),
+)
+GET = tool_of("get", "Gets.", http_request.block, http_request.HttpRequestConfig(url="https://example.com"), ())
+
+
+@both_providers
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
         (("fetch", {}), "the tools are: fetch_page, shape"),
+        (("no such tool!", {}), "the tools are: fetch_page, shape"),
+        (("", {}), "the tools are: fetch_page, shape"),
         (("fetch_page", '{"url": "a'), "not valid JSON"),
         (("fetch_page", '{"url": NaN}'), "not valid JSON"),
+        (("fetch_page", '{"url": "\\ud800"}'), "not valid JSON"),
+        (("fetch_page", " "), "not valid JSON"),
+        (("fetch_page", "[" * 1000), "not valid JSON"),
+        (("fetch_page", '{"url": 1e999}'), "not valid JSON"),
+        (("fetch_page", '{"url": ' + "9" * 40 + "}"), "more than 64 bits"),
         (("fetch_page", "[1]"), "must be a JSON object"),
-        (("shape", {"value": 1}), "the arguments must have"),
+        (("fetch_page", "[]"), "must be a JSON object"),
+        (("fetch_page", "null"), "must be a JSON object"),
+        (("shape", {"value": 1}), "leave out what this tool does not let you choose: value; it takes input"),
+        (("shape", {}), "the arguments must have"),
+        (("get", {"url": "https://evil.example"}), "does not let you choose: url; it takes no arguments"),
+        (("post", {"input": 1, "method": "DELETE"}), "does not let you choose: method; it takes input"),
+        (("post", {"url": "https://evil.example", "body": "x"}), "does not let you choose: url, body; it takes input"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
-async def test_the_model_can_mend_a_call_that_is_none(
-    context: BlockContext, wanted: tuple[str, dict[str, Any] | str], told: str
+async def test_the_model_can_correct_a_call(
+    context: BlockContext, provider: Api, wanted: tuple[str, dict[str, Any] | str], told: str
 ) -> None:
     memory = Memory({"fetch.page": fetched})
     script = [calls(wanted, ("fetch_page", {"url": "a"})), calls(("fetch_page", {"url": "b"})), says("Done.")]
-    async with language_models(*script) as (models, server):
-        assert await answer_of(context, models, memory) == {"text": "Done."}
+    if provider == "anthropic" and isinstance(wanted[1], str):
+        script[0] = _raw(provider, wanted[1], ("fetch_page", {"url": "a"}))
+    tools = (FETCH, SHAPE, POST, GET)
+    async with language_models(*script, provider=provider) as (models, server):
+        assert await answer_of(context, models, memory, tools=tools) == {"text": "Done."}
     assert told in server.requests[1].texts[2]
     assert [call for _, _, call in memory.called] == ["1.2", "2.1"]
+
+
+def _raw(
+    provider: Api, given: JsonValue, *others: tuple[str, JsonValue], ids: Sequence[JsonValue] = ("c1", "c2")
+) -> Reply:
+    """Calls of `fetch_page` as a server sends them that does not keep to the API."""
+    wanted = [("fetch_page", given), *others]
+    if provider == "openai":
+        made: list[JsonValue] = [
+            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            for (name, arguments), call_id in zip(wanted, ids, strict=False)
+        ]
+        message = {"role": "assistant", "content": None, "tool_calls": made}
+        choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+        return sends(json.dumps(body))
+    blocks = [
+        {"type": "tool_use", "id": call_id, "name": name, "input": arguments}
+        for (name, arguments), call_id in zip(wanted, ids, strict=False)
+    ]
+    members = {"id": "1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "tool_use"}
+    return sends(json.dumps(members | {"content": blocks, "usage": {"input_tokens": 3, "output_tokens": 2}}))
+
+
+@both_providers
+@pytest.mark.parametrize("given", [[], None, 1, True, ["a"], "", {}, {"url": "a"}], ids=repr)
+async def test_arguments_of_another_type_are_reported_to_the_model(
+    context: BlockContext, provider: Api, given: JsonValue
+) -> None:
+    memory = Memory({"fetch.page": fetched})
+    async with language_models(_raw(provider, given), says("Done."), provider=provider) as (models, server):
+        assert await answer_of(context, models, memory) == {"text": "Done."}
+    # A text may be empty, and Anthropic's arguments are an object.
+    if given == "" or (provider == "anthropic" and isinstance(given, dict)):
+        assert memory.called == [("fetch.page", given or {}, "1.1")]
+    else:
+        assert memory.called == []
+        assert "invalid_arguments: the arguments must be a JSON object" in server.requests[1].texts[2]
+
+
+@pytest.mark.parametrize(
+    "call", [{}, None, {"id": 1, "function": None}, {"id": "x", "function": {"name": 5}}], ids=repr
+)
+async def test_a_call_without_its_members_is_reported_to_the_model(context: BlockContext, call: JsonValue) -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
+    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    async with language_models(sends(json.dumps(body)), says("Done.")) as (models, server):
+        assert await answer_of(context, models, Memory()) == {"text": "Done."}
+    assert "unknown_tool" in server.requests[1].texts[2]
+
+
+@both_providers
+async def test_calls_of_one_id_are_told_apart(context: BlockContext, provider: Api) -> None:
+    given: JsonValue = '{"url": "a"}' if provider == "openai" else {"url": "a"}
+    reply = _raw(provider, given, ("fetch_page", given), ids=("same", "same"))
+    memory = Memory({"fetch.page": fetched})
+    async with language_models(reply, says("Done."), provider=provider) as (models, server):
+        assert await answer_of(context, models, memory) == {"text": "Done."}
+    assert [call for _, _, call in memory.called] == ["1.1", "1.2"]
+    sent = server.requests[1].json["messages"]
+    if provider == "openai":
+        ids = [one["tool_call_id"] for one in sent if one["role"] == "tool"]
+    else:
+        ids = [one["tool_use_id"] for one in sent[-1]["content"]]
+    assert len(set(ids)) == 2
 
 
 async def test_a_tool_without_arguments_gets_an_empty_object(context: BlockContext) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel, RootModel, ValidationError
+from pydantic import BaseModel, JsonValue, RootModel, ValidationError
 
-from bloxserver.blocks.agent import AgentPayload, agent, tool_of
+from bloxserver.blocks.agent import agent
+from bloxserver.blocks.base import Block, BlockContext, NoConfig, Tool
+from bloxserver.blocks.registry import get_registry
+from bloxserver.blocks.tools import tool_of, unwanted
 
 
 @pytest.mark.parametrize(
@@ -45,22 +49,37 @@ class Point(BaseModel):
     x: int = 0
 
 
+async def ignore(payload: BaseModel, config: NoConfig, context: BlockContext) -> JsonValue:
+    return None
+
+
+def tool_with(payload: type[BaseModel], name: str = "tool", taken: Sequence[str] = ()) -> Tool:
+    return tool_of(name, "Does something.", Block("b", "d", payload, NoConfig, ignore), NoConfig(), taken)
+
+
+def tool_for(handler: str, **given: JsonValue) -> Tool:
+    """A listener with this config, as a definition gives it."""
+    block = get_registry().find(handler)
+    assert block is not None
+    return tool_of("tool", "Does something.", block, block.config.model_validate(given), (), given)
+
+
 def test_a_listener_that_takes_an_object_is_a_tool_as_it_is() -> None:
-    tool = tool_of("point", "Moves.", Point, ())
-    assert (tool.name, tool.listener, tool.description, tool.wrapped) == ("point", "point", "Moves.", False)
+    tool = tool_with(Point, "point")
+    assert (tool.name, tool.listener, tool.description, tool.wrapped) == ("point", "point", "Does something.", False)
     assert tool.schema == Point.model_json_schema()
 
 
 def test_a_listener_that_takes_anything_else_is_a_tool_with_an_input() -> None:
-    tool = tool_of("kinds", "Counts.", Kinds, ())
+    tool = tool_with(Kinds)
     assert tool.wrapped
     assert tool.schema["required"] == ["input"]
     assert tool.schema["properties"]["input"]["items"] == {"$ref": "#/$defs/Kind"}
     assert tool.schema["$defs"].keys() == {"Kind"}
 
 
-def test_an_agent_is_told_a_text_by_other_agents() -> None:
-    tool = tool_of("helper", "Helps.", AgentPayload, ())
+def test_an_agent_is_given_a_text_by_other_agents() -> None:
+    tool = tool_of("helper", "Helps.", agent, agent.config.model_validate({"prompt": "p"}), ())
     assert not tool.wrapped
     assert tool.schema["properties"]["text"]["type"] == "string"
     assert tool.schema["required"] == ["text"]
@@ -69,5 +88,85 @@ def test_an_agent_is_told_a_text_by_other_agents() -> None:
 def test_names_of_tools_are_what_models_can_spell_and_differ() -> None:
     taken: list[str] = []
     for name in ("a.b", "a_b", "a-b", "x" * 80, "x" * 90, "a_b_2"):
-        taken.append(tool_of(name, "", Point, taken).name)
+        taken.append(tool_with(Point, name, taken).name)
     assert taken == ["a_b", "a_b_2", "a-b", "x" * 64, "x" * 62 + "_2", "a_b_2_2"]
+
+
+URL = "https://example.com/items"
+
+
+@pytest.mark.parametrize(
+    ("handler", "given", "shown", "required"),
+    [
+        ("http.request", {}, {"url", "method", "headers", "body"}, {"url"}),
+        ("http.request", {"method": "GET"}, {"url", "headers", "body"}, {"url"}),
+        ("http.request", {"method": "POST", "body": {}}, {"url", "headers"}, {"url"}),
+        ("http.request", {"url": URL}, set(), set()),
+        ("http.request", {"url": URL, "method": "POST"}, {"input"}, {"input"}),
+        ("http.request", {"url": URL, "method": "POST", "body": "x"}, set(), set()),
+        ("http.request", {"url": URL + "/{{ payload.id }}"}, {"id"}, {"id"}),
+        ("http.request", {"url": URL + "/{{ payload.id }}", "method": "PUT"}, {"id"}, {"id"}),
+        ("http.request", {"url": URL, "method": "POST", "body": "{{ payload }}"}, {"input"}, {"input"}),
+        ("http.request", {"url": URL + "/{{ input.id }}"}, set(), set()),
+        ("key_value", {}, {"operation", "key", "value", "by"}, {"operation", "key"}),
+        ("key_value", {"operation": "get"}, {"key"}, {"key"}),
+        ("key_value", {"operation": "set"}, {"key", "value"}, {"key"}),
+        ("key_value", {"operation": "set", "key": "k"}, {"value"}, set()),
+        ("key_value", {"operation": "set", "key": "k {{ payload.order }}", "value": 1}, {"order"}, {"order"}),
+        ("key_value", {"operation": "increment", "key": "k"}, {"by"}, set()),
+        ("key_value", {"operation": "increment", "key": "k", "by": 2}, set(), set()),
+        ("calculate", {}, {"expression", "variables"}, {"expression"}),
+        ("calculate", {"expression": "payload * 2"}, {"input"}, {"input"}),
+        ("json.parse", {}, {"text"}, {"text"}),
+        ("json.parse", {"path": "body.data"}, {"body"}, {"body"}),
+        ("text.template", {"template": "{{ payload.user.name }} {{ payload.user.age }}"}, {"user"}, {"user"}),
+        ("text.template", {"template": "{{ payload }} {{ payload.user }}"}, {"input"}, {"input"}),
+        ("text.template", {"template": "Hello"}, {"input"}, {"input"}),
+        ("transform", {"output": {"a": ["{{ payload.items.0 }}"]}}, {"items"}, {"items"}),
+        ("transform", {"mapping": {"a": "b.c", "d": "e"}}, {"b", "e"}, {"b", "e"}),
+        ("transform", {"mapping": {"a": "."}}, {"input"}, {"input"}),
+        ("transform", {"expression": "payload.a"}, {"input"}, {"input"}),
+        ("email.send", {"to": "a@b.example", "subject": "{{ payload.about }}", "text": "t"}, {"about"}, {"about"}),
+        ("webhook.send", {"url": URL}, {"input"}, {"input"}),
+        ("webhook.send", {"url": URL + "/{{ payload.id }}"}, {"id"}, {"id"}),
+        ("flow.call", {"flow": "other"}, {"input"}, {"input"}),
+        ("echo", {}, {"input"}, {"input"}),
+    ],
+    ids=str,
+)
+def test_the_schema_shows_what_is_left_to_say(
+    handler: str, given: dict[str, JsonValue], shown: set[str], required: set[str]
+) -> None:
+    tool = tool_for(handler, **given)
+    assert set(tool.schema["properties"]) == shown
+    assert set(tool.schema.get("required", ())) == required
+
+
+def test_members_of_members_are_shown() -> None:
+    template = "{{ payload.user.name }} {{ payload.user.tags.0 }} {{ payload.user.tags.1.x }}"
+    user = tool_for("text.template", template=template).schema["properties"]["user"]
+    assert user["required"] == ["name", "tags"]
+    assert "properties" not in user["properties"]["tags"]
+
+
+@pytest.mark.parametrize(
+    ("handler", "given", "arguments", "names"),
+    [
+        ("http.request", {}, {"url": URL, "extra": 1}, []),
+        ("http.request", {"method": "GET"}, {"url": URL, "method": "DELETE"}, ["method"]),
+        ("http.request", {"url": URL}, {"url": "https://evil.example", "body": 1}, ["url", "body"]),
+        ("http.request", {"url": URL, "method": "POST"}, {"input": 1, "url": "x"}, ["url"]),
+        ("http.request", {"url": URL + "/{{ payload.id }}", "method": "PUT"}, {"id": 1, "name": "n"}, []),
+        (
+            "key_value",
+            {"operation": "get", "key": "k"},
+            {"operation": "set", "key": "l", "value": 1},
+            ["operation", "key", "value"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_config_has_set_is_unwanted(
+    handler: str, given: dict[str, JsonValue], arguments: dict[str, JsonValue], names: list[str]
+) -> None:
+    assert unwanted(tool_for(handler, **given), arguments) == names

@@ -1,0 +1,119 @@
+"""Listeners as tools of agents: what a model is shown, and what it must not say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from pydantic import BaseModel, JsonValue
+
+from bloxserver.blocks import templates
+from bloxserver.blocks.base import AnyBlock, BlockConfig, JsonSchema, Tool
+
+MAX_DESCRIPTION_CHARACTERS = 1024
+MAX_TOOL_NAME = 64
+NOT_IN_TOOL_NAME = re.compile(r"[^A-Za-z0-9_-]")
+INPUT = "input"
+"""The argument that is the payload where a listener does not take an object."""
+
+
+def tool_of(
+    name: str,
+    description: str,
+    block: AnyBlock,
+    config: BlockConfig,
+    taken: Collection[str],
+    given: Mapping[str, JsonValue] | None = None,
+) -> Tool:
+    """A listener as a tool. `given` is its config as it is written, `taken` the names of the agent's other tools."""
+    schema = _left(block, config, given or {})
+    wrapped = schema.get("type") != "object"
+    if wrapped:
+        definitions = schema.pop("$defs", None)
+        schema = {"type": "object", "properties": {INPUT: schema}, "required": [INPUT]}
+        if definitions:
+            schema["$defs"] = definitions
+    return Tool(tool_name(name, taken), name, description[:MAX_DESCRIPTION_CHARACTERS], schema, wrapped)
+
+
+def tool_name(name: str, taken: Collection[str]) -> str:
+    """A name as a model may spell it, and unlike those that are taken."""
+    safe = NOT_IN_TOOL_NAME.sub("_", name)[:MAX_TOOL_NAME]
+    chosen, number = safe, 1
+    while chosen in taken:
+        number += 1
+        chosen = f"{safe[: MAX_TOOL_NAME - len(str(number)) - 1]}_{number}"
+    return chosen
+
+
+def unwanted(tool: Tool, arguments: Mapping[str, JsonValue]) -> list[str]:
+    """The arguments that the tool does not take: its config has set them, or they mean nothing to it."""
+    if not tool.wrapped and tool.schema.get("additionalProperties", True) is not False:
+        return []
+    return [name for name in arguments if name not in tool.schema["properties"]]
+
+
+def anything(description: str) -> JsonSchema:
+    """The schema of any JSON value."""
+    return {"description": description}
+
+
+def closed(properties: JsonSchema, required: Iterable[str]) -> JsonSchema:
+    """The schema of an object that has these members and no others."""
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
+
+
+def without(model: type[BaseModel], fixed: Collection[str]) -> JsonSchema:
+    """The schema of a model without the members that are set already."""
+    schema = model.model_json_schema()
+    properties = {name: value for name, value in schema["properties"].items() if name not in fixed}
+    left = closed(properties, (name for name in schema.get("required", ()) if name not in fixed))
+    return {**schema, **left}
+
+
+def of_paths(paths: Iterable[Sequence[str]]) -> JsonSchema:
+    """The schema of a message that has values at these paths; of any value where one is the message itself."""
+    schema: JsonSchema = {"type": "object", "properties": {}, "required": []}
+    for path in paths:
+        if not path:
+            return anything("The message: any JSON value.")
+        _add(schema, path)
+    return schema
+
+
+def _add(schema: JsonSchema, path: Sequence[str]) -> None:
+    for number, name in enumerate(path):
+        inside = schema["properties"].setdefault(name, {})
+        schema["required"] = list(dict.fromkeys([*schema["required"], name]))
+        rest = path[number + 1 :]
+        # A number may be the index of a list or the name of a member.
+        if not rest or rest[0].isdigit() or "description" in inside:
+            inside.clear()
+            inside["description"] = f"Any JSON value: the message's {'.'.join(path[: number + 1])}."
+            return
+        if "properties" not in inside:
+            inside.update({"type": "object", "properties": {}, "required": []})
+        schema = inside
+
+
+def _left(block: AnyBlock, config: BlockConfig, given: Mapping[str, JsonValue]) -> JsonSchema:
+    """What the config leaves to say, and what its placeholders name."""
+    schema: JsonSchema | None = block.left(config)
+    if schema is None:
+        schema = block.payload.model_json_schema()
+    named = [
+        path[1:]
+        for member in sorted(block.templates | block.rendered)
+        for path in templates.paths(given.get(member))
+        if path[0] == "payload"
+    ]
+    if not named:
+        return schema
+    asked = of_paths(named)
+    if schema.get("type") != "object":
+        return asked
+    if asked.get("type") != "object":
+        return schema if schema["properties"] else asked
+    properties = asked["properties"] | schema["properties"]
+    required = list(dict.fromkeys([*schema.get("required", ()), *asked["required"]]))
+    return {**schema, "properties": properties, "required": required}
