@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, GetJsonSchemaHandler, JsonValue, RootModel
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, JsonValue, RootModel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticSerializationError, from_json
 
@@ -43,8 +43,16 @@ class AgentPayload(RootModel[JsonValue]):
         return {"type": "object", "title": "AgentPayload", "properties": {"text": text}, "required": ["text"]}
 
 
+def _checked_prompt(prompt: str) -> str:
+    if not prompt.strip():
+        raise ValueError("it says what the agent is to do, and may not be empty")
+    return prompt
+
+
 class AgentConfig(BlockConfig):
-    prompt: str = Field(min_length=1, description="What the agent is to do: the system prompt, sent as it is.")
+    prompt: Annotated[str, AfterValidator(_checked_prompt)] = Field(
+        description="What the agent is to do: the system prompt, sent as it is."
+    )
     model: str | None = Field(None, min_length=1, max_length=200, description="The model's name; LLM_MODEL unless set.")
     temperature: float | None = Field(
         None, ge=0, le=2, allow_inf_nan=False, description="From 0, steady, to 2; the server's default unless set."

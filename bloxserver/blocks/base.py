@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bloxserver.clients.http import GuardedClient
 
@@ -25,6 +26,19 @@ class BlockConfig(BaseModel):
 
 class NoConfig(BlockConfig):
     """For blocks that have nothing to set."""
+
+
+def with_problem(error: ValidationError, problem: str) -> ValidationError:
+    """The errors of a config's members, and one of the whole config beside them."""
+    found: list[InitErrorDetails] = [
+        {"type": each["type"], "loc": each["loc"], "input": each["input"], "ctx": each.get("ctx", {})}
+        for each in error.errors(include_url=False)
+    ]
+    whole: InitErrorDetails = {
+        "type": PydanticCustomError("value_error", "{problem}", {"problem": problem}),
+        "input": None,
+    }
+    return ValidationError.from_exception_data(error.title, [*found, whole])
 
 
 class BlockError(Exception):

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field, GetJsonSchemaHandler, Jso
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, from_json
 
+from bloxserver.blocks import templates
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.json_values import MAX_ANSWER_BYTES, storable, value_at
 from bloxserver.blocks.tools import of_paths
@@ -31,8 +32,7 @@ class JsonParsePayload(RootModel[JsonValue]):
 
 
 def _checked(path: str) -> str:
-    if not all(path.split(".")):
-        raise ValueError("must be names with dots between them, like body.data")
+    templates.check_path(path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from math import isfinite
 from typing import Annotated, Literal, get_args
@@ -27,6 +28,8 @@ from bloxserver.blocks.tools import without
 Operation = Literal["get", "set", "delete", "add", "increment"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 MAX_NUMBER_AS_KEY = 2**63
+MAX_KEY_LENGTH = 255
+MAX_VALUE_BYTES = 64 * 1024
 ONE_PLACEHOLDER = re.compile(r"{{[^{}]*}}")
 
 
@@ -49,9 +52,25 @@ class KeyValuePayload(RootModel[JsonValue]):
 
 
 def _checked(template: JsonValue) -> JsonValue:
-    # The message alone may stand in it, and no secret: what is remembered can be read by every listener.
+    # The message alone may stand in it, and no secret: every listener can read what is remembered.
     templates.check(template)
     return template
+
+
+def _checked_key(key: str | None) -> str | None:
+    _checked(key)
+    literal = key is not None and "{{" not in key
+    if literal and not (0 < len(key or "") <= MAX_KEY_LENGTH and str(key).isprintable()):
+        raise ValueError(f"a key has 1 to {MAX_KEY_LENGTH} printable characters")
+    return key
+
+
+def _checked_value(value: JsonValue) -> JsonValue:
+    _checked(value)
+    size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+    if not templates.paths(value) and size > MAX_VALUE_BYTES:
+        raise ValueError(f"a value has at most {MAX_VALUE_BYTES} bytes as JSON")
+    return value
 
 
 def _checked_number(by: float | str | None) -> float | str | None:
@@ -68,10 +87,10 @@ class KeyValueConfig(BlockConfig):
     """What is set here goes before what the message says. In texts `{{ payload.… }}` is replaced."""
 
     operation: Operation | None = Field(None, description="get, set, delete, add or increment; null: the message's.")
-    key: Annotated[str | None, AfterValidator(_checked)] = Field(
+    key: Annotated[str | None, AfterValidator(_checked_key)] = Field(
         None, description="A text with placeholders; null: the message's `key`."
     )
-    value: Annotated[JsonValue, AfterValidator(_checked)] = Field(
+    value: Annotated[JsonValue, AfterValidator(_checked_value)] = Field(
         None,
         description="For set and add, any JSON with placeholders. Where it is left out: the message's `value`, "
         "or with a key in the config and no such member, the message.",

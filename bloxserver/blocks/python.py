@@ -145,13 +145,15 @@ def _problem(code: str) -> str | None:
             return "it cannot be read"
 
 
-def _missing(session: MontySession, code: str) -> Iterator[str]:
+def _missing(session: MontySession, code: str) -> list[str]:
     """What a snippet names and the interpreter does not have."""
+    missing: list[tuple[int, str]] = []
     for name in outer_names(code):
         if not name.statement:
-            yield f"line {name.line}: {name.reason}"
+            missing.append((name.line, name.reason))
         elif (failure := _failure(session, name.statement)) is not None:
-            yield f"line {name.line}: {_plain(failure.display('type-msg'))}"
+            missing.append((name.line, _plain(failure.display("type-msg"))))
+    return [f"line {line}: {reason}" for line, reason in sorted(missing)]
 
 
 def _failure(session: MontySession, code: str) -> MontySyntaxError | MontyRuntimeError | None:

@@ -29,6 +29,7 @@ _WORD = r"""(?!(?:or|and|not|if|else|in|is|default)\b)(?=[^\s.]*\w)[^\s.\[\](){}
 SEGMENT = re.compile(f"{_WORD}(?: +{_WORD})*")
 """What a key in a path may consist of: words without brackets, quotes or operators."""
 INDEXED = re.compile(r"""\[\s*(?:(\d+)|"([^"\]]*)"|'([^'\]]*)')\s*\]""")
+NOT_IN_PATH = re.compile(r"[\[\](){}|]|\?\.")
 MAX_SHOWN = 100
 COMPUTE = "compute the value before, in a transform with an expression"
 
@@ -104,6 +105,19 @@ def secret_names(template: JsonValue) -> frozenset[str]:
 def paths(template: JsonValue) -> list[tuple[str, ...]]:
     """The paths of all placeholders. Raises `ValueError`."""
     return [_parsed(part).path for _, text, is_key in _texts(template) if is_key is False for _, part in _pieces(text)]
+
+
+def check_path(path: str) -> tuple[str, ...]:
+    """The names of a path within the message, like `user.name`. Raises `ValueError` with what to write instead.
+
+    Unlike in a placeholder, any character but brackets and pipes may be in a name.
+    """
+    names = tuple(path.split("."))
+    if not all(names) or NOT_IN_PATH.search(path):
+        plain = _without_brackets(path)
+        advice = f"write {plain}" if plain else "write names between dots"
+        raise ValueError(f"{_shown(path)!r} is not a path like user.name; {advice}")
+    return names
 
 
 def render(template: JsonValue, scope: dict[str, JsonValue]) -> JsonValue:
@@ -235,10 +249,8 @@ def _advice(path: str) -> str:
     """What to write instead of something that is not a path."""
     if not path or "{" in path:
         return "write the path of a value between {{ and }}"
-    if "[" in path or "?." in path:
-        names = INDEXED.sub(lambda found: f".{found[1] or found[2] or found[3] or ''}", path.replace("?.", "."))
-        if all(SEGMENT.fullmatch(name) for name in names.split(".")):
-            return f"write {{{{ {_shown(names)} }}}}"
+    if plain := _without_brackets(path):
+        return f"write {{{{ {_shown(plain)} }}}}"
     head = SEGMENT.match(path)
     value = path[: head.end()] if head else "payload"
     while head is not None and path[head.end() : head.end() + 1] == ".":
@@ -247,6 +259,12 @@ def _advice(path: str) -> str:
     if re.search(r"\|\||\?\?|\bor\b|\bdefault\b|\?", path) and "." in value:
         return f'{COMPUTE}: has({_shown(value)}) ? {_shown(value)} : "…"'
     return f"a placeholder copies a value and has no operators or filters; {COMPUTE}"
+
+
+def _without_brackets(path: str) -> str | None:
+    """The path with dots where other languages have brackets, if that makes it one."""
+    names = INDEXED.sub(lambda found: f".{found[1] or found[2] or found[3] or ''}", path.replace("?.", "."))
+    return names if names != path and all(SEGMENT.fullmatch(name) for name in names.split(".")) else None
 
 
 def _shown(text: str) -> str:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, JsonValue, RootModel, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    RootModel,
+    ValidationError,
+    model_validator,
+)
 
 from bloxserver.blocks import templates
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema, with_problem
 from bloxserver.blocks.expressions import ExpressionText, compile_expression
 from bloxserver.blocks.json_values import MAX_DEPTH, answer, value_at
 from bloxserver.blocks.tools import of_paths
@@ -32,7 +40,7 @@ def _checked_mapping(mapping: dict[str, str]) -> dict[str, str]:
     targets = {_path(target) for target in mapping}
     for source in mapping.values():
         if source != WHOLE_MESSAGE:
-            _path(source)
+            templates.check_path(source)
     for target in targets:
         if len(target) > MAX_DEPTH:
             raise ValueError(f"a path has at most {MAX_DEPTH} names")
@@ -46,7 +54,7 @@ def _checked_mapping(mapping: dict[str, str]) -> dict[str, str]:
 def _path(path: str) -> tuple[str, ...]:
     names = tuple(path.split("."))
     if not all(names):
-        raise ValueError(f"{path[:100]!r} is no path: write names between dots, like user.name")
+        raise ValueError(f"{path[:100]!r} is not a path: write names between dots, like user.name")
     return names
 
 
@@ -68,18 +76,28 @@ class TransformConfig(BlockConfig):
     )
     skip_missing: bool = Field(False, description="With mapping: leave out what the message does not have.")
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _one_way(cls, config: Any) -> Any:
-        if isinstance(config, dict):
-            # An output may be null; anything else that is null is not there.
-            ways = [way for way in WAYS if way in config and (way == "output" or config[way] is not None)]
-            if len(ways) != 1:
-                given = f", not {' and '.join(ways)}" if ways else ""
-                raise ValueError(f"give one of output, expression and mapping{given}")
-            if config.get("skip_missing") and ways != ["mapping"]:
-                raise ValueError("skip_missing has a meaning with mapping alone")
-        return config
+    def _one_way(cls, config: Any, read: ModelWrapValidatorHandler[TransformConfig]) -> TransformConfig:
+        problem = _way_problem(config) if isinstance(config, dict) else None
+        try:
+            valid = read(config)
+        except ValidationError as error:
+            raise error if problem is None else with_problem(error, problem) from None
+        if problem is not None:
+            raise ValueError(problem)
+        return valid
+
+
+def _way_problem(config: dict[str, Any]) -> str | None:
+    # An output may be null; anything else that is null is not there.
+    ways = [way for way in WAYS if way in config and (way == "output" or config[way] is not None)]
+    if len(ways) != 1:
+        given = f", not {' and '.join(ways)}" if ways else ""
+        return f"give one of output, expression and mapping{given}"
+    if config.get("skip_missing") and ways != ["mapping"]:
+        return "skip_missing has no meaning without mapping"
+    return None
 
 
 async def handle_transform(payload: TransformPayload, config: TransformConfig, context: BlockContext) -> JsonValue:

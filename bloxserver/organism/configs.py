@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from pydantic import JsonValue, ValidationError
+from pydantic_core import ErrorDetails
 
 from bloxserver.blocks import templates
 from bloxserver.blocks.agent import agent
@@ -121,9 +122,10 @@ def _validated(
     try:
         valid: BlockConfig = block.config.model_validate(given)
     except ValidationError as error:
-        for reason in error.errors(include_url=False, include_context=False, include_input=False):
+        reasons = error.errors(include_url=False, include_context=False, include_input=False)
+        for reason in reasons:
             location = reason["loc"]
-            if location and location[0] in refused:
+            if (location and location[0] in refused) or _follows(reason, reasons):
                 continue
             path = (*paths.get(str(location[0]), (*around, location[0])), *location[1:]) if location else around
             where = ".".join(str(part) for part in path[2:])
@@ -137,6 +139,14 @@ def _validated(
             section.findings.error(path, "invalid_config", message, hint, at_key=unknown)
         return None
     return valid
+
+
+def _follows(reason: ErrorDetails, reasons: Iterable[ErrorDetails]) -> bool:
+    """Whether a list is too short only because something is wrong with its items."""
+    depth = len(reason["loc"])
+    return reason["type"] == "too_short" and any(
+        len(other["loc"]) > depth and other["loc"][:depth] == reason["loc"] for other in reasons
+    )
 
 
 def _config_hint(section: Section, block: AnyBlock, name: str, *, unknown: bool) -> str:

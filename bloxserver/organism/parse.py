@@ -9,6 +9,7 @@ from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.http import OutgoingRequestError, read_url
 from bloxserver.clients.mail import read_mailbox
 from bloxserver.clients.signatures import read_secret
+from bloxserver.organism.limits import warn_of_limits
 from bloxserver.organism.listeners import read_listeners
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism
 from bloxserver.organism.needs import AddressNeed, MailNeed, Need
@@ -64,6 +65,8 @@ def read(text: str, registry: BlockRegistry) -> Reading:
     needs = tuple(findings.needs)
     organism = Organism(name, listeners, description, limits, on_failure, needs)
     valid = all(problem.severity != "error" for problem in findings.problems)
+    if valid:
+        warn_of_limits(organism, findings)
     problems = sorted(findings.problems, key=lambda problem: (problem.line, problem.column))
     return Reading(organism if valid else None, problems, needs)
 

@@ -16,7 +16,7 @@ class Placeholders:
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
-        self._last: dict[tuple[Path, str], Place] = {}
+        self._last: dict[tuple[str, Path, str], Place] = {}
 
     def are_valid(self, path: Path, value: JsonValue, roots: frozenset[str]) -> bool:
         """Report every placeholder of the value that cannot be replaced with a scope of these names."""
@@ -27,7 +27,7 @@ class Placeholders:
         for defect in found:
             at = (*path, *defect.path)
             where = _where(at)
-            place = self._place(at, defect.text)
+            place = self._place("valid", at, defect.text)
             self._findings.error(at, "invalid_template", f"{where}: {defect.message}", defect.hint, place=place)
         return not found
 
@@ -37,7 +37,7 @@ class Placeholders:
             at = (*path, *inner)
             name = text.strip("{}").strip().removeprefix(f"{templates.SECRETS}.")
             if templates.SECRET_NAME.fullmatch(name):
-                self._findings.needs.append(SecretNeed(self._place(at, text), at, name))
+                self._findings.needs.append(SecretNeed(self._place("need", at, text), at, name))
 
     def refuse_secrets(self, path: Path, value: JsonValue, hint: str) -> bool:
         """Report every secret in a value where none may stand; whether there was one."""
@@ -45,7 +45,7 @@ class Placeholders:
         for inner, text in found:
             at = (*path, *inner)
             message = f"{_where(at)} may not hold a secret: it could be stored with the answer"
-            self._findings.error(at, "secret_not_allowed", message, hint, place=self._place(at, text))
+            self._findings.error(at, "secret_not_allowed", message, hint, place=self._place("refuse", at, text))
         return bool(found)
 
     def warn_of_unreplaced(self, path: Path, value: JsonValue) -> None:
@@ -54,12 +54,12 @@ class Placeholders:
             at = (*path, *inner)
             message = f"placeholders are not replaced in {_where(at)}: it is used as it is written"
             hint = "put the value together before, in a transform or a text.template"
-            self._findings.warning(at, "placeholder_not_replaced", message, hint, place=self._place(at, text))
+            self._findings.warning(at, "placeholder_not_replaced", message, hint, place=self._place("warn", at, text))
 
-    def _place(self, path: Path, text: str) -> Place:
-        """Where the next occurrence of a placeholder is written."""
-        place = self._findings.document.place_within(path, text, self._last.get((path, text)))
-        self._last[path, text] = place
+    def _place(self, purpose: str, path: Path, text: str) -> Place:
+        """Where the next occurrence of a placeholder is written that was not asked for with the same purpose."""
+        place = self._findings.document.place_within(path, text, self._last.get((purpose, path, text)))
+        self._last[purpose, path, text] = place
         return place
 
 

@@ -83,12 +83,16 @@ class Document:
         return self.keys.get(path) or self.place_of(path)
 
     def place_within(self, path: Path, part: str, after: Place | None = None) -> Place:
-        """Where a part of a text is written, behind `after`. Where escapes or folded lines hide it: the text itself."""
+        """Where a part of a text, or of a key, is written, behind `after`. Where escapes or folded lines hide it: where
+        the text or the key begins.
+        """
         start, stop = self.extents.get(path, (0, 0))
         if after is not None and after != self.place_of(path):
             start = self.source.index(after) + 1
         found = self.source.text.find(part, start, stop)
-        return self.source.place(found) if found >= 0 else self.place_of(path)
+        if found >= 0:
+            return self.source.place(found)
+        return self.place_of_key(path) if path and part in str(path[-1]) else self.place_of(path)
 
 
 def decode(data: bytes) -> str:

@@ -18,6 +18,7 @@ from bloxserver.blocks.tools import tool_of, unwanted
     "wrong",
     [
         {"prompt": ""},
+        {"prompt": " \n"},
         {"temperature": 2.1},
         {"temperature": -0.1},
         {"max_tokens": 0},

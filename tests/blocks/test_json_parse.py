@@ -101,7 +101,9 @@ async def test_a_large_text_is_read(context: BlockContext) -> None:
     assert len(await answer(context, text)) == 20_000
 
 
-@pytest.mark.parametrize("config", [{"path": ""}, {"path": "a..b"}, {"path": 1}, {"strict": True}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{"path": ""}, {"path": "a..b"}, {"path": "a[0]"}, {"path": 1}, {"strict": True}], ids=str
+)
 def test_configs_that_cannot_work_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate(config)

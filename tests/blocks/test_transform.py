@@ -132,13 +132,24 @@ UNWORKABLE: dict[str, dict[str, Any]] = {
     "there is no function siz; did you mean size?": {"expression": "siz(payload)"},
     "unexpected the end": {"expression": "payload +"},
     "it names 1 to 500 paths": {"mapping": {}},
-    "'a..b' is no path": {"mapping": {"a..b": "c"}},
-    "'' is no path": {"mapping": {"a": ""}},
-    "'.' is no path": {"mapping": {".": "a"}},
+    "'a..b' is not a path": {"mapping": {"a..b": "c"}},
+    "'' is not a path": {"mapping": {"a": ""}},
+    "'.' is not a path": {"mapping": {".": "a"}},
+    "'items[0].name' is not a path like user.name; write items.0.name": {"mapping": {"a": "items[0].name"}},
+    "write user.name": {"mapping": {"a": "user['name']"}},
+    "'{{ payload.a }}' is not a path": {"mapping": {"a": "{{ payload.a }}"}},
     "a.b lies within a, which": {"mapping": {"a.b": "x", "a": "y"}},
     "a path has at most 64": {"mapping": {".".join("x" * 65): "y"}},
-    "skip_missing has a meaning with mapping alone": {"output": 1, "skip_missing": True},
+    "skip_missing has no meaning without mapping": {"output": 1, "skip_missing": True},
 }
+
+
+def test_what_is_wrong_with_members_and_with_the_whole_is_reported_at_once() -> None:
+    with pytest.raises(ValidationError) as caught:
+        block.config.model_validate({"expression": "payload +", "mapping": {"a": "b[0]"}, "more": 1})
+    found = sorted((error["loc"], error["msg"]) for error in caught.value.errors())
+    assert [location for location, _ in found] == [(), ("expression",), ("mapping",), ("more",)]
+    assert found[0][1] == "give one of output, expression and mapping, not expression and mapping"
 
 
 @pytest.mark.parametrize(("reason", "config"), UNWORKABLE.items(), ids=UNWORKABLE)

@@ -189,7 +189,11 @@ execution:
             (canvas(block("a"), node("t", kind="trigger"), edge("t", "a")), "not_a_listener", ("nodes", "t")),
             (canvas(block("a", peers=["b"])), "peers_are_edges", ("nodes", "a")),
             (canvas(block("a", color="red", icon=1)), "unknown_key", ("nodes", "a")),
-            (canvas(block("a"), edge("a", "a", "answer", on="error")), "edge_contradiction", ("edges", "a-a")),
+            (
+                canvas(block("a"), edge("a", "a", "answer", on="error", when="payload.more")),
+                "edge_contradiction",
+                ("edges", "a-a"),
+            ),
         ],
     )
     def test_what_a_definition_cannot_say_is_told_and_left_out(

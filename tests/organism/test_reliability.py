@@ -1,0 +1,280 @@
+"""Everything that is wrong with a definition is reported at once, and what is accepted can run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bloxserver.blocks.registry import get_registry
+from bloxserver.organism.needs import AddressNeed, MailNeed, ModelNeed, SecretNeed
+from bloxserver.organism.parse import check, read
+
+MISTAKES = """\
+organism: {name: [x], descripton: d}
+listeners:
+  - name: fetch
+    description: d
+    handler: http.request
+    config:
+      url: "https://x.example/{{ payload.items[0].id }}/{{ payload.name | upper }}"
+      headers: {A: "{{ payload.x || 'y' }}", "{{ payload.h }}": b, C: "{{ secret.KEY }} {{ secrets.TOKEN }}"}
+      body: {a: ["{{ steps.one }}", "{{ payload.a"], b: "{{ payload.ok }}"}
+      metod: GET
+      timeout_seconds: 0
+    timeout_seconds: never
+    retries: 99
+    peers: [{to: nowhere, when: payload.size(), on: sucess}, {to: choose, on: error, when: error.kind == 'x'}]
+  - name: fetch
+    description: "  "
+    handler: choose
+    peers: [fetch, fetch]
+  - name: choose
+    handler: branch
+    config:
+      cases:
+        - {when: "payload >", to: fetch}
+        - {when: payload.size(), to: nobody}
+        - {when: "1 / 0 > 1", to: b c}
+      otherwise: nothing
+  - name: agent
+    description: d
+    prompt: "Answer {{ payload.question }} with {{ secrets.PROMPT }}"
+    temperature: 9
+    config: {temperature: 1, max_cals: 3}
+    peers: [{to: fetch, when: 'true'}, tool]
+  - name: code
+    description: d
+    handler: python
+    config: {code: "import io\\nnobody(1)", memory_mb: 0}
+  - name: form
+    description: d
+    handler: transform
+    config: {output: "{{ secrets.A }} {{ payload.b[1] }}", mapping: {x: "a[0]"}, expression: "1 +", more: 1}
+  - name: mail
+    description: d
+    handler: email.send
+    config: {to: "{{ payload.to }}", subject: s, text: t}
+execution:
+  timeout_seconds: 5m
+  max_iterations: 0
+  on_failure: {url: "ftp://x", secret: "{{ payload.x }}", email: "{{ secrets.MAIL }} {{ secrets.1 }}"}
+"""
+
+
+def found(text: str) -> list[tuple[int, int, str]]:
+    return [(problem.line, problem.column, problem.code) for problem in check(text, get_registry())]
+
+
+def column(line: int, part: str, number: int = 0) -> tuple[int, int]:
+    """Where a part of a line of MISTAKES is written, counted from 0 where it is there more than once."""
+    at, text = -1, MISTAKES.splitlines()[line - 1]
+    for _ in range(number + 1):
+        at = text.index(part, at + 1)
+    return line, at + 1
+
+
+def test_one_definition_with_many_mistakes() -> None:
+    expected = [
+        (*column(1, "[x]"), "wrong_type"),
+        (*column(1, "descripton"), "unknown_key"),
+        (*column(7, "{{"), "invalid_template"),
+        (*column(7, "{{", 1), "invalid_template"),
+        (*column(8, "{{"), "invalid_template"),
+        (*column(8, '"{{', 1), "invalid_template"),
+        (*column(8, "{{", 2), "invalid_template"),
+        (*column(9, "{{"), "invalid_template"),
+        (*column(9, "{{", 1), "invalid_template"),
+        (*column(10, "metod"), "invalid_config"),
+        (*column(11, "0"), "invalid_config"),
+        (*column(12, "never"), "wrong_type"),
+        (*column(13, "99"), "out_of_range"),
+        (*column(14, "nowhere"), "unknown_peer"),
+        (*column(14, "sucess"), "wrong_type"),
+        (*column(14, "payload.size"), "invalid_expression"),
+        (*column(14, "error.kind"), "invalid_expression"),
+        (*column(15, "fetch"), "duplicate_listener"),
+        (*column(16, '"'), "missing_field"),
+        (*column(17, "choose"), "unknown_handler"),
+        (*column(18, "fetch", 1), "duplicate_peer"),
+        (*column(19, "name"), "missing_field"),
+        (*column(23, '"payload'), "invalid_config"),
+        (*column(24, "payload"), "invalid_config"),
+        (*column(24, "nobody"), "unknown_peer"),
+        (*column(25, '"1'), "invalid_config"),
+        (*column(25, "b c"), "invalid_config"),
+        (*column(25, "b c"), "unknown_peer"),
+        (*column(26, "nothing"), "unknown_peer"),
+        (*column(29, "{{"), "placeholder_not_replaced"),
+        (*column(29, "{{", 1), "secret_not_allowed"),
+        (*column(30, "9"), "invalid_config"),
+        (*column(31, "temperature"), "duplicate_key"),
+        (*column(31, "max_cals"), "invalid_config"),
+        (*column(32, "when"), "unsupported"),
+        (*column(32, "tool"), "unknown_peer"),
+        (*column(36, '"import'), "invalid_config"),
+        (*column(36, "0}"), "invalid_config"),
+        (*column(40, "{{"), "secret_not_allowed"),
+        (*column(40, "{{", 1), "invalid_template"),
+        (*column(40, "{output"), "invalid_config"),
+        (*column(40, "{x"), "invalid_config"),
+        (*column(40, '"1 +'), "invalid_config"),
+        (*column(40, "more"), "invalid_config"),
+        (*column(46, "5m"), "wrong_type"),
+        (*column(47, "0"), "out_of_range"),
+        (*column(48, '"ftp'), "invalid_config"),
+        (*column(48, "{{"), "invalid_template"),
+        (*column(48, "{{", 2), "invalid_template"),
+    ]
+    assert sorted(found(MISTAKES)) == sorted(expected)
+    [code] = [problem for problem in check(MISTAKES, get_registry()) if problem.path[-1:] == ("code",)]
+    assert "No module named 'io'" in code.message
+    assert "'nobody' is not defined" in code.message
+
+
+def test_what_a_broken_definition_needs_is_known() -> None:
+    needs = read(MISTAKES, get_registry()).needs
+    assert [(need.name, need.place) for need in needs if isinstance(need, SecretNeed)] == [
+        ("TOKEN", column(8, "{{", 3)),
+        ("MAIL", column(48, "{{", 1)),
+    ]
+    assert [need.listener for need in needs if isinstance(need, ModelNeed)] == ["agent"]
+    assert [need.place.line for need in needs if isinstance(need, MailNeed)] == [43]
+    assert [need for need in needs if isinstance(need, AddressNeed)] == []
+
+
+def listener(handler: str, config: str, more: str = "") -> str:
+    return f"""\
+organism: {{name: x}}
+listeners:
+  - name: a
+    description: d
+    handler: {handler}
+    config: {config}
+    {more}
+  - {{name: b, description: d, handler: echo}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("handler", "config"),
+    [
+        ("http.request", "{url: 'https://x.example', body: {'{{ payload.k }}': 1}}"),
+        ("http.request", "{url: '{{ payload.urls[0] }}'}"),
+        ("http.request", "{url: 'https://x.example', headers: {X: '{{ Payload.x }}'}}"),
+        ("webhook.send", "{url: 'https://x.example/{{ payload.a or payload.b }}'}"),
+        ("webhook.send", "{url: 'https://x.example', secret: '{{ secrets }}'}"),
+        ("email.send", "{to: a@b.example, subject: '{{ payload.a | trim }}', text: t}"),
+        ("email.send", "{to: ['{{ payload.to[0] }}'], subject: s, text: t}"),
+        ("email.send", "{to: a@b.example, subject: s, text: t, server: {host: '{{ secret.HOST }}'}}"),
+        ("flow.call", "{flow: '{{ payload.flows[0] }}'}"),
+        ("text.template", "{template: 'Hello {{ payload.name | upper }}'}"),
+        ("transform", "{output: {a: [{b: '{{ payload.a[0] }}'}]}}"),
+        ("key_value", "{operation: get, key: 'k {{ payload.ids[0] }}'}"),
+        ("key_value", "{operation: set, key: k, value: {a: '{{ payload.a + 1 }}'}}"),
+        ("key_value", "{operation: increment, key: k, by: '{{ payload.counts[0] }}'}"),
+    ],
+)
+def test_placeholders_that_are_not_paths_are_reported_in_every_templated_member(handler: str, config: str) -> None:
+    [problem] = [one for one in check(listener(handler, config), get_registry()) if one.path[-1:] != ("config",)]
+    assert problem.code == "invalid_template"
+    # A key is reported where its entry begins.
+    assert (problem.line, problem.column) == (6, 13 + config.index("{{") - ("{'{{" in config))
+
+
+@pytest.mark.parametrize(
+    ("handler", "config"),
+    [
+        ("python", "{code: '{{ payload.x }}'}"),
+        ("delay", "{seconds: '{{ payload.x }}'}"),
+        ("json.parse", "{path: '{{ payload.x }}'}"),
+        ("calculate", "{expression: '{{ payload.x }} + 1'}"),
+    ],
+)
+def test_placeholders_in_other_members_are_reported(handler: str, config: str) -> None:
+    codes = [code for *_, code in found(listener(handler, config))]
+    assert "placeholder_not_replaced" in codes
+
+
+FAILING: list[tuple[str, str, str, str]] = [
+    ("branch", "{cases: [{when: payload.total, to: b}, {when: payload.total * 2, to: b}]}", "", "invalid_config"),
+    ("branch", "{cases: [{when: \"payload.name.matches('[')\", to: b}]}", "", "invalid_config"),
+    ("branch", "{cases: [{when: 'true', to: c}]}", "", "unknown_peer"),
+    ("transform", "{expression: \"timestamp('tomorrow')\"}", "", "invalid_config"),
+    ("transform", "{expression: \"size(payload) + 'x'\"}", "", "invalid_config"),
+    ("transform", "{mapping: {a: 'items[0].name'}}", "", "invalid_config"),
+    ("calculate", "{expression: 1 / 0}", "", "invalid_config"),
+    ("calculate", "{expression: average(payload)}", "", "invalid_config"),
+    ("calculate", "{expression: price * 2}", "", "invalid_config"),
+    ("json.parse", "{path: 'body[0]'}", "", "invalid_config"),
+    ("delay", "{seconds: '5'}", "", "invalid_config"),
+    ("key_value", "{operation: get, key: ''}", "", "invalid_config"),
+    ("python", "{code: 'import requests'}", "", "invalid_config"),
+    ("python", "{code: 'open(1)'}", "", "invalid_config"),
+    ("flow.call", "{flow: ''}", "", "invalid_config"),
+    ("echo", "{}", "peers: [{to: b, when: payload.size()}]", "invalid_expression"),
+    ("echo", "{}", "peers: [{to: b, when: \"'yes'\"}]", "invalid_expression"),
+    ("echo", "{}", "peers: [{to: b, on: error, when: error.status == 404}]", "invalid_expression"),
+    ("echo", "{}", "peers: [{to: b, when: \"payload.a > '1' + 1\"}]", "invalid_expression"),
+]
+
+
+@pytest.mark.parametrize(("handler", "config", "more", "code"), FAILING)
+def test_what_would_fail_on_every_message_is_an_error(handler: str, config: str, more: str, code: str) -> None:
+    assert [found_code for *_, found_code in found(listener(handler, config, more))] == [code]
+
+
+ON_FAILURE: list[tuple[str, list[tuple[str, str]]]] = [
+    ("{url: 'https://x.example', secret: 'whsec_short'}", [("error", "invalid_config")]),
+    ("{email: 'a@'}", [("error", "invalid_config")]),
+    ("{email: 'a@b.example', secret: '{{ secrets.A }}'}", [("warning", "unused_key")]),
+    ("{email: '{{ secrets.a[0] }}'}", [("error", "invalid_template")]),
+    ("{url: 5}", [("error", "wrong_type")]),
+    ("{url: 'https://x.example', email: 'Ada <a@b.example>'}", []),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), ON_FAILURE)
+def test_failure_notices_that_cannot_be_sent_are_reported(given: str, expected: list[tuple[str, str]]) -> None:
+    text = listener("echo", "{}") + f"execution: {{on_failure: {given}}}\n"
+    assert [(problem.severity, problem.code) for problem in check(text, get_registry())] == expected
+
+
+def chain(*peers: str, execution: str = "{}") -> str:
+    lines = [
+        f"  - {{name: l{number}, description: d, handler: echo, peers: [{given}]}}"
+        for number, given in enumerate(peers)
+    ]
+    return "\n".join(["organism: {name: x}", "listeners:", *lines, f"execution: {execution}", ""])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (chain("l0"), [(3, "endless_circle")]),
+        (chain("l1", "l2", "l1"), [(4, "endless_circle")]),
+        (chain("l1, l2", "l0", "l0"), [(3, "endless_circle")]),
+        (chain("l1", "{to: l0, when: payload.more}"), []),
+        (chain("l1", "{to: l0, on: error}"), []),
+        (chain("l1", "l2", "", execution="{max_iterations: 2}"), [(6, "too_many_messages")]),
+        (chain("l1", "l2", "", execution="{max_iterations: 3}"), []),
+        (chain("l1, l2", "l3", "l3", "", execution="{max_iterations: 4}"), [(7, "too_many_messages")]),
+        (chain("l1, l2", "l3", "l3", "", execution="{max_iterations: 5}"), []),
+        (chain(*(f"l{n + 1}" for n in range(120)), ""), [(124, "too_many_messages")]),
+        (chain(*(f"l{n + 1}" for n in range(1000)), "l0"), [(3, "endless_circle")]),
+    ],
+    ids=range(11),
+)
+def test_limits_that_are_certainly_reached_are_warnings(text: str, expected: list[tuple[int, str]]) -> None:
+    problems = check(text, get_registry())
+    assert [(problem.line, problem.code) for problem in problems] == expected
+    assert {problem.severity for problem in problems} <= {"warning"}
+
+
+def test_a_timeout_that_the_execution_does_not_reach_is_a_warning() -> None:
+    text = listener("echo", "{}", "timeout_seconds: 301")
+    assert found(text) == [(7, 5, "unused_key")]
+    assert found(text + "execution: {timeout_seconds: 301}\n") == []
+    agent: dict[str, Any] = {"handler": "null", "prompt: p, timeout_seconds": 900}
+    shown = ", ".join(f"{key}: {value}" for key, value in agent.items())
+    assert found(f"organism: {{name: x}}\nlisteners: [{{name: a, description: d, {shown}}}]") == []
