@@ -256,7 +256,15 @@ def _usable(answer: ModelResponse) -> ModelResponse:
             call_id = f"call_{index}_{len(ids)}"
         ids.add(call_id)
         name = tool_name(str(part.tool_name or "unnamed"), ())
-        parts[index] = replace(part, tool_name=name, args=_usable_arguments(part.args), tool_call_id=call_id)
+        arguments = _usable_arguments(part.args)
+        parts[index] = ToolCallPart(
+            name,
+            arguments,
+            call_id,
+            id=part.id,
+            provider_name=part.provider_name,
+            provider_details=part.provider_details,
+        )
     return replace(answer, parts=parts)
 
 

@@ -29,6 +29,8 @@ from bloxserver.blocks.tools import anything, closed, without
 from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
 
 MAX_TIMEOUT_SECONDS = 300
+SCHEMES = ("http://", "https://")
+COMPLETE_HOST = re.compile(r"https?://[^/?#]+[/?#]")
 BODY_METHODS = ("POST", "PUT", "PATCH")
 # Statuses below 500 by which a server asks for another attempt.
 TRANSIENT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
@@ -38,13 +40,21 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-def _checked_url(url: str) -> str:
-    if "{{" in url:  # known when its placeholders are replaced
-        return url
+def check_url(url: str) -> None:
+    """Raises `ValueError` for what can be no URL, whatever its placeholders are replaced by."""
+    fixed, placeholder, _ = url.partition("{{")
+    start = fixed.lower()
+    may_be_one = any(scheme.startswith(start) or start.startswith(scheme) for scheme in SCHEMES)
+    if placeholder and may_be_one and not COMPLETE_HOST.match(start):
+        return  # the rest is known when the placeholders are replaced
     try:
-        read_url(url)
+        read_url(fixed)
     except OutgoingRequestError as error:
         raise ValueError(error.message) from None
+
+
+def _checked_url(url: str) -> str:
+    check_url(url)
     return url
 
 

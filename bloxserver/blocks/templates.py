@@ -29,6 +29,7 @@ _WORD = r"""(?!(?:or|and|not|if|else|in|is|default)\b)(?=[^\s.]*\w)[^\s.\[\](){}
 SEGMENT = re.compile(f"{_WORD}(?: +{_WORD})*")
 """What a key in a path may consist of: words without brackets, quotes or operators."""
 INDEXED = re.compile(r"""\[\s*(?:(\d+)|"([^"\]]*)"|'([^'\]]*)')\s*\]""")
+PLACEHOLDER = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 NOT_IN_PATH = re.compile(r"[\[\](){}|]|\?\.")
 MAX_SHOWN = 100
 COMPUTE = "compute the value before, in a transform with an expression"
@@ -105,6 +106,11 @@ def secret_names(template: JsonValue) -> frozenset[str]:
 def paths(template: JsonValue) -> list[tuple[str, ...]]:
     """The paths of all placeholders. Raises `ValueError`."""
     return [_parsed(part).path for _, text, is_key in _texts(template) if is_key is False for _, part in _pieces(text)]
+
+
+def literal_parts(text: str) -> list[str]:
+    """What stands in a text around its placeholders."""
+    return PLACEHOLDER.split(text)
 
 
 def check_path(path: str) -> tuple[str, ...]:

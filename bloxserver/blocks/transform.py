@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -78,7 +78,7 @@ class TransformConfig(BlockConfig):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _one_way(cls, config: Any, read: ModelWrapValidatorHandler[TransformConfig]) -> TransformConfig:
+    def _one_way(cls, config: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
         problem = _way_problem(config) if isinstance(config, dict) else None
         try:
             valid = read(config)

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from bloxserver.blocks import templates
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock, BlockConfig, no_targets
+from bloxserver.clients.http import HEADER_VALUE, TOKEN
 from bloxserver.organism.needs import AddressNeed, MailNeed, ModelNeed
 from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import Path, quoted
@@ -64,8 +65,24 @@ def read_config(section: Section, block: AnyBlock | None, placeholders: Placehol
     used, secrets, refused = _read_templates(block, given, paths, placeholders)
     valid = _validated(section, block, given, paths, around, refused)
     config = Config(block, valid, given, around, paths, used, secrets)
+    if block.name in REQUESTS:
+        _check_headers(section, given.get("headers"), paths)
     _note_needs(section, config)
     return config
+
+
+def _check_headers(section: Section, headers: JsonValue, paths: dict[str, Path]) -> None:
+    """Report headers that cannot be sent, whatever their placeholders are replaced by."""
+    for name, value in headers.items() if isinstance(headers, dict) else ():
+        path = (*paths["headers"], name)
+        if "{{" in name:
+            continue  # reported as a placeholder
+        if not TOKEN.fullmatch(name):
+            message, hint = f"{quoted(name)} cannot be a header's name", "use letters, digits and -, like X-Request-Id"
+            section.findings.error(path, "invalid_config", message, hint, at_key=True)
+        if isinstance(value, str) and not all(map(HEADER_VALUE.fullmatch, templates.literal_parts(value))):
+            message = f"the header {quoted(name)} may have printable ASCII only"
+            section.findings.error(path, "invalid_config", message, "remove line breaks, and encode other characters")
 
 
 def _add_model_keys(section: Section, given: dict[str, JsonValue], paths: dict[str, Path]) -> None:
@@ -177,7 +194,7 @@ def _note_needs(section: Section, config: Config) -> None:
         place = findings.document.place_of(path)
         findings.needs.append(ModelNeed(place, path, listener, model if isinstance(model, str) and model else None))
     url = given.get("url")
-    if config.block.name in REQUESTS and isinstance(url, str) and "{{" not in url:
+    if config.block.name in REQUESTS and isinstance(url, str):
         path = config.paths["url"]
         findings.needs.append(AddressNeed(findings.document.place_of(path), path, url))
     if config.block.name == MAIL and given.get("server") is None:

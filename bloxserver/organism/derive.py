@@ -16,7 +16,8 @@ from bloxserver.organism.problems import OrganismError, Path, Problem, quoted
 from bloxserver.organism.rewrite import Wanted, rewrite, same_json
 from bloxserver.organism.sections import UNUSED_KEYS
 from bloxserver.organism.write import write
-from bloxserver.organism.yaml_loader import Document, Place, load
+from bloxserver.organism.yaml_loader import Document, load
+from bloxserver.organism.yaml_source import Place
 
 NAME_OF_NONE = "my-flow"
 

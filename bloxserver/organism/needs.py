@@ -40,7 +40,7 @@ class MailNeed(_Need):
 
 @dataclass(frozen=True, slots=True)
 class AddressNeed(_Need):
-    """A server that must be reachable: the URL has no placeholder."""
+    """A server that must be reachable. The URL may hold placeholders."""
 
     url: str
 

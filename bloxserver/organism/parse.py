@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bloxserver.blocks import templates
+from bloxserver.blocks.http_request import check_url
 from bloxserver.blocks.registry import BlockRegistry
-from bloxserver.clients.http import OutgoingRequestError, read_url
 from bloxserver.clients.mail import read_mailbox
 from bloxserver.clients.signatures import read_secret
 from bloxserver.organism.limits import warn_of_limits
@@ -23,6 +23,11 @@ MAX_ITERATIONS = 10_000
 TOP_KEYS = ("organism", "listeners", "execution")
 ORGANISM_KEYS = ("name", "description")
 EXECUTION_KEYS = ("timeout_seconds", "max_iterations", "on_failure")
+LITERAL_HINTS = {
+    "url": "write https://…",
+    "secret": "write whsec_ and the base64 of 24 to 64 bytes",
+    "email": "write name@example.com",
+}
 ON_FAILURE_KEYS = ("url", "secret", "email")
 
 
@@ -124,18 +129,12 @@ def _check_literal(section: Section, key: str, text: str) -> None:
     place = findings.document.place_of(path)
     if key == "email":
         findings.needs.append(MailNeed(place, path, None))
-    if "{{" in text:
-        return
     try:
         if key == "url":
-            read_url(text)
+            check_url(text)
             findings.needs.append(AddressNeed(place, path, text))
-        elif key == "email":
-            read_mailbox(text)
-        else:
-            read_secret(text)
-    except OutgoingRequestError as error:
-        findings.error(path, "invalid_config", f"url: {error.message}", "write https://…")
+        elif "{{" not in text:
+            read = read_mailbox if key == "email" else read_secret
+            read(text)
     except ValueError as error:
-        hint = "write name@example.com" if key == "email" else "write whsec_ and the base64 of 24 to 64 bytes"
-        findings.error(path, "invalid_config", f"{key}: {error}", hint)
+        findings.error(path, "invalid_config", f"{key}: {error}", LITERAL_HINTS[key])

@@ -15,7 +15,7 @@ from bloxserver.organism import yaml_loader
 from bloxserver.organism.problems import OrganismError
 from bloxserver.organism.write import write, write_listener
 from bloxserver.organism.yaml_loader import Document, load
-from bloxserver.organism.yaml_source import Source
+from bloxserver.organism.yaml_source import Place, Source
 
 COMMENT = re.compile(r"(?:^|\s)#")
 DASH = re.compile(r" *- +")
@@ -127,7 +127,7 @@ def _splice(lines: _Lines, document: Document, wanted: Sequence[Wanted]) -> Rewr
     return Rewritten("".join(parts), uncommented)
 
 
-def _listener_places(document: Document) -> list[yaml_loader.Place]:
+def _listener_places(document: Document) -> list[Place]:
     listeners = document.value.get("listeners")
     count = len(listeners) if isinstance(listeners, list) else 0
     return [document.values["listeners", index] for index in range(count)]

@@ -199,7 +199,7 @@ def _understood(document: Document, event: yaml.NodeEvent) -> yaml.NodeEvent:
         message = f"aliases like {quoted(f'*{event.anchor}')} are not supported"
         document.problems.append(Problem(*place, "yaml_limit", message, "write the value out"))
         document.unreadable.add(place)
-        return yaml.ScalarEvent(None, None, (True, False), "", event.start_mark, event.end_mark)  # type: ignore[no-untyped-call]
+        return yaml.ScalarEvent(None, None, (True, False), "", event.start_mark, event.end_mark)
     if isinstance(event, yaml.ScalarEvent | CollectionStartEvent) and event.tag is not None:
         message = f"tags like {quoted(event.tag)} are not supported"
         document.problems.append(Problem(*place, "yaml_limit", message, "remove the tag"))

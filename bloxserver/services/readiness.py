@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.blocks.http_request import COMPLETE_HOST
 from bloxserver.clients.addresses import read_address
 from bloxserver.clients.connections import OutgoingRequestError, check_addresses
 from bloxserver.clients.http import PORTS, read_url
@@ -90,9 +91,12 @@ def _mail_problem(settings: Settings, need: MailNeed) -> Problem | None:
 
 
 def _address_problem(settings: Settings, need: AddressNeed) -> Problem | None:
-    """A host that is spelled as an address is known to be refused; a name is only known when it is resolved."""
+    """A host that is written as an address is known to be refused; a name is only known when it is resolved."""
+    fixed, placeholder, _ = need.url.partition("{{")
+    if placeholder and not COMPLETE_HOST.match(fixed.lower()):
+        return None
     try:
-        url = read_url(need.url)
+        url = read_url(fixed)
         addresses = [read_address(url.host)]
         port = url.port or {"http": 80, "https": 443}[url.scheme]
         check_addresses(addresses, url.host, port, settings.ssrf_allow_cidrs, PORTS)

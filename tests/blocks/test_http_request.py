@@ -353,7 +353,7 @@ class TestFailure:
         server.answers["/"] = answer(status=f"{status} x", headers=headers)
         assert (await failure(context, {"url": server.url("/")})).retry_after == seconds
 
-    @pytest.mark.parametrize("url", ["{{ payload.url }}", "http://{{ payload.host }}/", "ftp://{{ payload.host }}"])
+    @pytest.mark.parametrize("url", ["{{ payload.url }}", "http://{{ payload.host }}/", "ht{{ payload.host }}"])
     async def test_of_a_url_is_found_when_its_placeholders_are_replaced(self, context: BlockContext, url: str) -> None:
         assert "url" in block.templates
         error = await failure(context, {}, url=url)
@@ -364,6 +364,7 @@ class TestFailure:
         [
             {"method": "TRACE"},
             {"url": "ftp://127.0.0.1/"},
+            {"url": "ftp://{{ payload.host }}"},
             {"url": "http://"},
             {"url": "http://user:secret@example.com/"},
             {"url": None},

@@ -81,8 +81,8 @@ NEEDY = """\
 organism: {name: x}
 listeners:
   - {name: a, description: d, prompt: p, peers: [b, {to: mail, on: answer}]}
-  - {name: b, description: d, handler: http.request, config: {url: "http://127.0.0.1/{{ payload }}"}}
-  - {name: c, description: d, handler: http.request, config: {url: "http://127.0.0.1:9/"}}
+  - {name: b, description: d, handler: http.request, config: {url: "http://127.0.0.{{ payload }}/"}}
+  - {name: c, description: d, handler: http.request, config: {url: "http://127.0.0.1:9/{{ payload }}"}}
   - {name: mail, description: d, handler: email.send, config: {to: a@b.example, subject: s, text: t}}
   - {name: key, description: d, handler: http.request, config: {url: "https://x.example", body: "{{ secrets.A }}"}}
 """

@@ -140,7 +140,7 @@ def test_what_a_broken_definition_needs_is_known() -> None:
     ]
     assert [need.listener for need in needs if isinstance(need, ModelNeed)] == ["agent"]
     assert [need.place.line for need in needs if isinstance(need, MailNeed)] == [43]
-    assert [need for need in needs if isinstance(need, AddressNeed)] == []
+    assert [need.place.line for need in needs if isinstance(need, AddressNeed)] == [7]
 
 
 def listener(handler: str, config: str, more: str = "") -> str:
@@ -212,6 +212,14 @@ FAILING: list[tuple[str, str, str, str]] = [
     ("python", "{code: 'import requests'}", "", "invalid_config"),
     ("python", "{code: 'open(1)'}", "", "invalid_config"),
     ("flow.call", "{flow: ''}", "", "invalid_config"),
+    ("http.request", "{url: 'example.com/{{ payload.id }}'}", "", "invalid_config"),
+    ("http.request", "{url: 'ftp://{{ payload.host }}/'}", "", "invalid_config"),
+    ("http.request", "{url: 'https://a b/{{ payload.id }}'}", "", "invalid_config"),
+    ("http.request", "{url: 'https://u:p@x.example/{{ payload.id }}'}", "", "invalid_config"),
+    ("webhook.send", "{url: '/{{ payload.id }}'}", "", "invalid_config"),
+    ("http.request", "{headers: {X Y: z}}", "", "invalid_config"),
+    ("http.request", "{headers: {X: é}}", "", "invalid_config"),
+    ("webhook.send", "{url: 'https://x.example', headers: {X: \"{{ payload.a }}\\n\"}}", "", "invalid_config"),
     ("echo", "{}", "peers: [{to: b, when: payload.size()}]", "invalid_expression"),
     ("echo", "{}", "peers: [{to: b, when: \"'yes'\"}]", "invalid_expression"),
     ("echo", "{}", "peers: [{to: b, on: error, when: error.status == 404}]", "invalid_expression"),
@@ -224,12 +232,29 @@ def test_what_would_fail_on_every_message_is_an_error(handler: str, config: str,
     assert [found_code for *_, found_code in found(listener(handler, config, more))] == [code]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{url: '{{ payload.url }}'}",
+        "{url: 'http{{ payload.rest }}'}",
+        "{url: 'HTTPS://{{ payload.host }}/x'}",
+        "{url: 'https://api-{{ payload.zone }}.example/'}",
+        "{url: 'https://x.example:{{ payload.port }}/'}",
+        "{url: 'https://x.example/{{ payload.id }} x?q={{ payload.q }}'}",
+        "{url: 'https://x.example', headers: {X: '{{ payload.été }}', Y-1: 'a {{ payload.b }}'}}",
+    ],
+)
+def test_requests_that_may_be_sent_are_accepted(config: str) -> None:
+    assert found(listener("http.request", config)) == []
+
+
 ON_FAILURE: list[tuple[str, list[tuple[str, str]]]] = [
     ("{url: 'https://x.example', secret: 'whsec_short'}", [("error", "invalid_config")]),
     ("{email: 'a@'}", [("error", "invalid_config")]),
     ("{email: 'a@b.example', secret: '{{ secrets.A }}'}", [("warning", "unused_key")]),
     ("{email: '{{ secrets.a[0] }}'}", [("error", "invalid_template")]),
     ("{url: 5}", [("error", "wrong_type")]),
+    ("{url: 'x.example/{{ secrets.A }}'}", [("error", "invalid_config")]),
     ("{url: 'https://x.example', email: 'Ada <a@b.example>'}", []),
 ]
 

@@ -9,7 +9,8 @@ import yaml
 
 from bloxserver.organism import yaml_loader
 from bloxserver.organism.problems import OrganismError
-from bloxserver.organism.yaml_loader import MAX_BYTES, MAX_DEPTH, MAX_NODES, Place, decode, load
+from bloxserver.organism.yaml_loader import MAX_BYTES, MAX_DEPTH, MAX_NODES, decode, load
+from bloxserver.organism.yaml_source import Place
 
 
 @pytest.fixture(params=["c", "python"], autouse=True)
