@@ -34,7 +34,7 @@ NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class AgentPayload(RootModel[JsonValue]):
-    """What the model is told: a text, the text of `{"text": …}`, or any other JSON as JSON."""
+    """What the model is sent: a text, the text of `{"text": …}`, or any other JSON as JSON."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -115,7 +115,7 @@ class _Talk:
 
 
 async def handle_agent(payload: AgentPayload, config: AgentConfig, context: BlockContext) -> JsonValue:
-    """`{"text": …}`: what the model said last, so that whoever gets it finds it at one place.
+    """`{"text": …}`: what the model said last, always at the same place.
 
     The conversation is kept after each answer of the model, and goes on from there after an interruption.
     """
@@ -173,7 +173,7 @@ async def _count(conversation: Conversation, input_tokens: int, output_tokens: i
 
 
 def _check_bounds(talk: _Talk, config: AgentConfig) -> None:
-    """Raise `BlockError` where the model must not be asked again: then what it wants to call helps nobody either."""
+    """Raise `BlockError` where the model must not be asked again; the calls that it wants are not made then."""
     if talk.calls >= config.max_calls:
         message = f"the model wants to go on after {talk.calls} answers (max_calls)"
         raise BlockError("agent_call_limit", message, retryable=False)
@@ -202,7 +202,7 @@ async def _call_tools(talk: _Talk, calls: Sequence[ToolCallPart], agent: AgentCo
 async def _result(
     call: ToolCallPart, tools: Mapping[str, Tool], conversation: Conversation, name: str
 ) -> ToolReturnPart:
-    """What the model is told of a call; of its failure too, so that it can correct it or do without."""
+    """The result of a call for the model; a failure too, so that it can correct the call or do without."""
     from pydantic_ai.messages import ToolReturnPart
 
     try:

@@ -102,7 +102,7 @@ def _load(entry: EntryPoint) -> list[AnyBlock]:
 
 
 def _problem_of(block: AnyBlock) -> str | None:
-    """What would make the block fail later, in the middle of somebody's request or execution."""
+    """What would make the block fail later, during a request or an execution."""
     if not isinstance(block.name, str) or not block.name.strip() or block.name.endswith(WILDCARD):
         return "needs another name"
     if not (inspect.isclass(block.payload) and issubclass(block.payload, BaseModel)):

@@ -13,7 +13,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 
 
 class ChatModel(OpenAIChatModel):
-    """Takes any call of a tool: whoever makes it tells the model what is wrong with it."""
+    """Accepts any call of a tool: the agent reports to the model what is wrong with it."""
 
     def _validate_completion(self, response: ChatCompletion) -> Any:
         for choice in response.choices or ():

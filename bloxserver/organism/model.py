@@ -62,7 +62,7 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class FailureNotification:
-    """Who is told of an execution that failed. Texts may hold `{{ secrets.NAME }}`."""
+    """Where a failed execution is reported. Texts may hold `{{ secrets.NAME }}`."""
 
     url: str | None = None
     secret: str | None = None
@@ -103,7 +103,7 @@ class Organism:
         return self._by_name[name]
 
     def entry(self, target: str | None = None) -> Listener:
-        """Who gets the input: the trigger's `target`, else the one listener that is nobody's peer, else the first.
+        """Who gets the input: the trigger's `target`, else the one listener that is no peer of another, else the first.
 
         Raises UnknownListener where the target is not one of the listeners.
         """
