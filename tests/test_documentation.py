@@ -207,7 +207,7 @@ class TestOrganisms:
     def test_the_reference_names_every_problem(self) -> None:
         sources = [
             *PACKAGE.glob("organism/*.py"),
-            *(PACKAGE / name for name in ("queries/canvas.py", "services/readiness.py", "services/validation.py")),
+            *(PACKAGE / name for name in ("queries/canvas.py", "services/preflight.py", "services/validation.py")),
         ]
         makers = {
             "Problem",

@@ -137,7 +137,10 @@ def _unended() -> sa.ColumnElement[bool]:
 def _added(one: TierQueue, other: TierQueue) -> TierQueue:
     times = [since for since in (one.due_since, other.due_since) if since is not None]
     return TierQueue(
-        one.waiting + other.waiting, one.running + other.running, one.suspended + other.suspended, min(times, default=None)
+        one.waiting + other.waiting,
+        one.running + other.running,
+        one.suspended + other.suspended,
+        min(times, default=None),
     )
 
 

@@ -1,24 +1,38 @@
-"""What keeps a definition from running, in itself and in this installation."""
+"""Parsing and checking of definitions."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import lru_cache
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.registry import get_registry
+from bloxserver.organism.model import Organism
 from bloxserver.organism.needs import Need
-from bloxserver.organism.parse import read
+from bloxserver.organism.parse import parse, read
 from bloxserver.organism.problems import OrganismError, Problem
 from bloxserver.organism.yaml_loader import decode
 from bloxserver.queries.flows import read_flow, require_flow
-from bloxserver.services.readiness import installation_problems, settings_problems
+from bloxserver.services.preflight import installation_problems, settings_problems
 from bloxserver.settings import Settings
 
 LARGE = 32 * 1024
-"""Bytes from which reading takes long enough to keep other requests waiting."""
+"""Length from which a definition is parsed in a thread: parsing it would block the event loop noticeably."""
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Organism:
+    return parse(text, get_registry())
+
+
+async def parse_organism(text: str) -> Organism:
+    """The definition, parsed once per text. Raises `OrganismError`."""
+    if len(text) > LARGE:
+        return await asyncio.to_thread(_parsed, text)
+    return _parsed(text)
 
 
 async def validate(session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes) -> list[Problem]:

@@ -29,7 +29,7 @@ from bloxserver.blocks.tools import tool_of, unwanted
         {"model": ""},
         {"tools": []},
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_configs_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     agent.config.model_validate({"prompt": "You answer briefly."})
@@ -133,7 +133,7 @@ URL = "https://example.com/items"
         ("flow.call", {"flow": "other"}, {"input"}, {"input"}),
         ("echo", {}, {"input"}, {"input"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_the_schema_shows_what_is_left_to_say(
     handler: str, given: dict[str, JsonValue], shown: set[str], required: set[str]
@@ -165,7 +165,7 @@ def test_members_of_members_are_shown() -> None:
             ["operation", "key", "value"],
         ),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_what_the_config_has_set_is_unwanted(
     handler: str, given: dict[str, JsonValue], arguments: dict[str, JsonValue], names: list[str]

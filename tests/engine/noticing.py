@@ -15,12 +15,12 @@ from bloxserver.clients.mail import Mailer, MailServer
 from bloxserver.clock import now
 from bloxserver.encryption import cipher_of
 from bloxserver.engine.background.notifications import NotificationSender
-from bloxserver.engine.organisms import parse_organism
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, FailureNotificationRecord, UserRecord
 from bloxserver.services.notifications import enqueue_failure_notification
 from bloxserver.services.secrets import set_secret
+from bloxserver.services.validation import parse_organism
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer
 from tests.factories import create_execution, create_flow

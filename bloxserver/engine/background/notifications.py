@@ -32,12 +32,12 @@ from bloxserver.engine.background.notification_rows import (
 )
 from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.engine.loops import PollLoop
-from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
 from bloxserver.models.enums import NotificationChannel
 from bloxserver.organism.problems import OrganismError
 from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
+from bloxserver.services.validation import parse_organism
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.notices")

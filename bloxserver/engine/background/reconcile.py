@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.engine.background.schedule_firing import disarm_schedules
-from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.retry import process_each
 from bloxserver.models.database import Database
 from bloxserver.models.enums import FlowStatus
@@ -21,8 +20,9 @@ from bloxserver.models.transient_errors import is_transient
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.flows import has_running_executions, read_flows_to_reconcile
 from bloxserver.services.flows import transition_flow
-from bloxserver.services.readiness import installation_problems
+from bloxserver.services.preflight import installation_problems
 from bloxserver.services.transitions import cancel_running
+from bloxserver.services.validation import parse_organism
 from bloxserver.services.versions import current_version
 from bloxserver.settings import Settings
 

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
-from bloxserver.engine.organisms import parse_organism
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter, reset_crash_count, save_steps
 from bloxserver.engine.queue.claims import ClaimedExecution
@@ -26,6 +25,7 @@ from bloxserver.observability.tracing import NO_SPAN, continued
 from bloxserver.organism.model import FailureNotification, Organism, UnknownListener
 from bloxserver.organism.problems import OrganismError
 from bloxserver.services.notifications import enqueue_failure_notification
+from bloxserver.services.validation import parse_organism
 from bloxserver.storable import json_text, storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})

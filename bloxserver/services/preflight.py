@@ -1,4 +1,4 @@
-"""What a definition needs and this installation, or its owner, does not have."""
+"""Preflight: what a definition needs and this installation, or the owner of the flow, does not have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.http_request import COMPLETE_HOST
 from bloxserver.clients.addresses import read_address
-from bloxserver.clients.connections import OutgoingRequestError, check_addresses
+from bloxserver.clients.connections import check_addresses
+from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import PORTS, read_url
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import read_mailbox
