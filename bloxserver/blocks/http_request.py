@@ -20,7 +20,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
@@ -59,9 +59,12 @@ def _checked_url(url: str) -> str:
     return url
 
 
-def without_default(schema: dict[str, Any]) -> None:
-    """Take the default out of the JSON Schema of a member for which null is not the same as no value."""
+def without_null(schema: dict[str, Any]) -> None:
+    """Take null out of the JSON Schema of a member for which null is not the same as no value."""
     schema.pop("default", None)
+    if "anyOf" in schema:
+        [other] = [branch for branch in schema.pop("anyOf") if branch != {"type": "null"}]
+        schema.update(other)
 
 
 Url = Annotated[str, AfterValidator(_checked_url)]
@@ -90,10 +93,10 @@ class HttpRequestConfig(BlockConfig):
     """The members that are set here take precedence over those of the message."""
 
     method: Method | None = Field(None, description="GET unless set here or in the message.")
-    url: Url | SkipJsonSchema[None] = Field(
+    url: Url | None = Field(
         None,
         description="With it the message is the body of a POST, PUT or PATCH; without, it describes the request.",
-        json_schema_extra=without_default,
+        json_schema_extra=without_null,
     )
     headers: ConfigHeaders | None = Field(
         None,
@@ -102,7 +105,7 @@ class HttpRequestConfig(BlockConfig):
     body: JsonValue = Field(
         None,
         description="A text is sent as it is, anything else as JSON. Null sends no body, not even the message.",
-        json_schema_extra=without_default,
+        json_schema_extra=without_null,
     )
     timeout_seconds: float = Field(30, gt=0, le=MAX_TIMEOUT_SECONDS, description="For all of it.")
     follow_redirects: bool = Field(False, description="Follow up to three redirects.")

@@ -6,12 +6,11 @@ from hashlib import sha256
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue, RootModel, field_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.http_bodies import encode_json
 from bloxserver.blocks.http_headers import ConfigHeaders, is_form, set_default
-from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, send_request, status_error, without_default
+from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, send_request, status_error, without_null
 from bloxserver.clients.signatures import identify, read_secret, sign
 
 OWN_HEADERS = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"})
@@ -29,11 +28,11 @@ class WebhookPayload(RootModel[JsonValue]):
 
 class WebhookConfig(BlockConfig):
     url: Url = Field(description="Where it is sent, by POST.", repr=False)
-    secret: Annotated[str, AfterValidator(_checked_secret)] | SkipJsonSchema[None] = Field(
+    secret: Annotated[str, AfterValidator(_checked_secret)] | None = Field(
         None,
         description="Signs it: whsec_ and the base64 of 24 to 64 bytes, like {{ secrets.NAME }}. Unsigned without.",
         repr=False,
-        json_schema_extra=without_default,
+        json_schema_extra=without_null,
     )
     type: str | None = Field(
         None,

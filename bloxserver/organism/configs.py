@@ -63,16 +63,16 @@ def read_config(section: Section, block: AnyBlock | None, placeholders: Placehol
     if block is agent:
         _add_model_keys(section, given, paths)
     used, secrets, refused = _read_templates(block, given, paths, placeholders)
-    valid = _validated(section, block, given, paths, around, refused)
+    reported = block.name in REQUESTS and _check_headers(section, given.get("headers"), paths)
+    valid = _validated(section, block, given, paths, around, refused, {("headers",)} if reported else ())
     config = Config(block, valid, given, around, paths, used, secrets)
-    if block.name in REQUESTS:
-        _check_headers(section, given.get("headers"), paths)
     _note_needs(section, config)
     return config
 
 
-def _check_headers(section: Section, headers: JsonValue, paths: dict[str, Path]) -> None:
-    """Report headers that cannot be sent, whatever their placeholders are replaced by."""
+def _check_headers(section: Section, headers: JsonValue, paths: dict[str, Path]) -> bool:
+    """Report headers that cannot be sent, whatever their placeholders are replaced by; returns whether there are."""
+    found = False
     for name, value in headers.items() if isinstance(headers, dict) else ():
         path = (*paths["headers"], name)
         if "{{" in name:
@@ -80,9 +80,12 @@ def _check_headers(section: Section, headers: JsonValue, paths: dict[str, Path])
         if not TOKEN.fullmatch(name):
             message, hint = f"{quoted(name)} cannot be a header's name", "use letters, digits and -, like X-Request-Id"
             section.findings.error(path, "invalid_config", message, hint, at_key=True)
+            found = True
         if isinstance(value, str) and not all(map(HEADER_VALUE.fullmatch, templates.literal_parts(value))):
             message = f"the header {quoted(name)} may have printable ASCII only"
             section.findings.error(path, "invalid_config", message, "remove line breaks, and encode other characters")
+            found = True
+    return found
 
 
 def _add_model_keys(section: Section, given: dict[str, JsonValue], paths: dict[str, Path]) -> None:
@@ -134,15 +137,16 @@ def _validated(
     paths: dict[str, Path],
     around: Path,
     refused: Collection[str],
+    reported: Collection[tuple[int | str, ...]],
 ) -> BlockConfig | None:
-    """The config, or None. What is wrong with members that were refused already is not reported again."""
+    """The config, or None. Problems of `refused` members, and at `reported` places, are not reported again."""
     try:
         valid: BlockConfig = block.config.model_validate(given)
     except ValidationError as error:
         reasons = error.errors(include_url=False, include_context=False, include_input=False)
         for reason in reasons:
             location = reason["loc"]
-            if (location and location[0] in refused) or _follows(reason, reasons):
+            if (location and location[0] in refused) or location in reported or _follows(reason, reasons):
                 continue
             path = (*paths.get(str(location[0]), (*around, location[0])), *location[1:]) if location else around
             where = ".".join(str(part) for part in path[2:])

