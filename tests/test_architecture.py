@@ -9,6 +9,7 @@ from pathlib import Path
 import bloxserver
 
 PACKAGE = Path(bloxserver.__file__).parent
+MIGRATIONS = PACKAGE.parent / "migrations"
 LONGEST = 400
 WEB_FREE = ("services", "queries", "blocks", "engine", "organism", "clients", "api/models")
 ENDS_TRANSACTIONS = {"models/database.py", "migrations/env.py"}
@@ -16,11 +17,15 @@ ENDS_TRANSACTIONS = {"models/database.py", "migrations/env.py"}
 
 
 def modules(*folders: str) -> dict[str, Path]:
-    """The modules of these folders, or all, by their path in the package."""
-    roots = [PACKAGE / folder for folder in folders] or [PACKAGE]
-    found = {path.relative_to(PACKAGE).as_posix(): path for root in roots for path in root.rglob("*.py")}
+    """The modules of these folders of the package by their path in it; by default all, and the migrations."""
+    roots = [PACKAGE / folder for folder in folders] or [PACKAGE, MIGRATIONS]
+    found = {path.relative_to(base(path)).as_posix(): path for root in roots for path in root.rglob("*.py")}
     assert found, folders
     return found
+
+
+def base(path: Path) -> Path:
+    return PACKAGE if path.is_relative_to(PACKAGE) else PACKAGE.parent
 
 
 def nodes(path: Path) -> Iterator[ast.AST]:

@@ -16,7 +16,17 @@ from alembic.script import ScriptDirectory
 from bloxserver.errors import SettingsError
 from bloxserver.models.base import Base
 
-SCRIPTS = Path(__file__).parents[1] / "migrations"
+
+def find_scripts(package: Path) -> Path:
+    """The folder of migration scripts: `migrations` in the package, as in a wheel, else beside it, as in a checkout.
+
+    A folder counts only if it has an `env.py`: git leaves a `__pycache__` where scripts used to be.
+    """
+    installed, checkout = package / "migrations", package.parent / "migrations"
+    return checkout if not (installed / "env.py").is_file() and checkout.is_dir() else installed
+
+
+SCRIPTS = find_scripts(Path(__file__).parents[1])
 
 
 class SchemaState(StrEnum):
