@@ -10,9 +10,6 @@ from alembic.autogenerate.api import AutogenContext
 from bloxserver.models.database import Base, database
 from bloxserver.models.types import UtcDateTime, database_now, database_uuid
 
-LOCK = 0x626C6F78
-"""Advisory lock: replicas that start together migrate one after the other."""
-
 
 def render(kind: str, item: Any, autogenerate: AutogenContext) -> str | Literal[False]:
     """How our own types and defaults stand in a migration: the same text for both databases."""
@@ -38,14 +35,12 @@ def run(connection: sa.Connection) -> None:
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
             connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         context.run_migrations()
 
 
 async def run_alone() -> None:
-    async with database.migration_connection() as connection:
+    async with database.migration_connection(print) as connection:
         await connection.run_sync(run)
-        await connection.commit()
 
 
 given: sa.Connection | None = context.config.attributes.get("connection")

@@ -171,7 +171,7 @@ async def _migrate() -> None:
     from bloxserver.models.database import database
     from bloxserver.models.migrate import schema_state
 
-    await database.migrate()
+    await database.migrate(lambda reason: typer.echo(f"bloxserver: {reason}", err=True))
     async with database.engine.connect() as connection:
         state = await connection.run_sync(schema_state)
     await database.dispose()

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
@@ -30,7 +32,13 @@ log = structlog.stdlib.get_logger("bloxserver.database")
 
 __all__ = ["Base", "Database", "async_session_maker", "engine", "get_db", "get_db_context", "init_db"]
 
+log = structlog.stdlib.get_logger("bloxserver")
+
 SQLITE_BUSY_TIMEOUT_SECONDS = 15
+MIGRATION_LOCK = 0x626C6F78
+"""The advisory lock on PostgreSQL that a process holds while it migrates."""
+MIGRATION_POLL_SECONDS = 0.5
+"""The time between two attempts to take the migration lock."""
 DISPOSE_SECONDS = 10
 WRITING, READING = "writing", "reading"
 """Names of pools. On PostgreSQL one serves for both."""
@@ -86,9 +94,11 @@ class _Availability:
 class Database:
     """Engines and session makers. `sessions` may write; `reading_sessions` do not wait for a writer on SQLite."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, lock_seconds: float = postgres.LOCK_SECONDS) -> None:
+        """`lock_seconds` limits how long a statement waits for a lock of a row or a table on PostgreSQL."""
         self._settings = settings
-        self.engine = _create_engine(settings)
+        self._lock_seconds = lock_seconds
+        self.engine = _create_engine(settings, lock_seconds)
         self._reading_engine = self.engine
         if settings.uses_sqlite and not _is_in_memory(settings):
             self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
@@ -106,7 +116,9 @@ class Database:
 
     def driver_arguments(self) -> dict[str, Any]:
         """What the driver of PostgreSQL makes such a connection from, where there is no SQLAlchemy."""
-        return postgres.driver_arguments(self.engine, self._settings.database_statement_timeout_seconds)
+        return postgres.driver_arguments(
+            self.engine, self._settings.database_statement_timeout_seconds, self._lock_seconds
+        )
 
     def pools(self) -> Mapping[str, QueuePool]:
         """The pools of connections, by what they are called in metrics."""
@@ -139,26 +151,46 @@ class Database:
         """The transaction of the request that is being served."""
         return self.transaction(read_only=read_only_request.get())
 
-    async def migrate(self) -> None:
-        """Bring the schema to the newest revision."""
-        async with self.migration_connection() as connection:
+    async def migrate(self, on_wait: Callable[[str], None] | None = None) -> None:
+        """Bring the schema to the newest revision.
+
+        One process migrates at a time. The others wait for it, without a time limit, and call `on_wait` once with
+        what they wait for; by default that is logged.
+        """
+        async with self.migration_connection(on_wait or log.warning) as connection:
             await connection.run_sync(migrate.upgrade)
-            await connection.commit()
 
     @asynccontextmanager
-    async def migration_connection(self) -> AsyncIterator[AsyncConnection]:
-        """One whose statements may take their time, as an index on a large table does."""
-        engine = (
-            self.engine
-            if self._settings.uses_sqlite
-            else _create_postgres_engine(self._settings, without_timeouts=True)
-        )
+    async def migration_connection(self, on_wait: Callable[[str], None]) -> AsyncIterator[AsyncConnection]:
+        """A connection that holds the migration lock; the end of the block commits and releases it.
+
+        It has no statement timeout: an index on a large table takes as long as it takes.
+        """
+        engine = self._migration_engine()
+        waits = False
         try:
-            async with engine.connect() as connection:
-                yield connection
+            while True:
+                # The lock is tried, not waited for. A statement that waits is subject to `lock_timeout`, and keeps a
+                # snapshot open that holds up VACUUM.
+                async with _connection_with_migration_lock(engine) as connection:
+                    if connection is not None:
+                        yield connection
+                        await connection.commit()
+                        return
+                if not waits:
+                    on_wait("another process is migrating the database or has locked it: waiting for it to finish")
+                    waits = True
+                await asyncio.sleep(MIGRATION_POLL_SECONDS)
         finally:
             if engine is not self.engine:
                 await engine.dispose()
+
+    def _migration_engine(self) -> AsyncEngine:
+        if _is_in_memory(self._settings):
+            return self.engine
+        if self._settings.uses_sqlite:
+            return _create_sqlite_engine(self._settings, pool_size=1, writes=True, timeout=MIGRATION_POLL_SECONDS)
+        return _create_postgres_engine(self._settings, self._lock_seconds, limits_statements=False)
 
     def on_commit(self, wake: Callable[[frozenset[WakeReason]], None]) -> Callable[[], None]:
         """Call `wake` after each commit that left work for the engine, with its kinds; returns what ends that."""
@@ -204,16 +236,40 @@ async def begin_writing(session: AsyncSession) -> None:
         session.sync_session.bind = engine.sync_engine
 
 
-def _create_engine(settings: Settings) -> AsyncEngine:
+@asynccontextmanager
+async def _connection_with_migration_lock(engine: AsyncEngine) -> AsyncIterator[AsyncConnection | None]:
+    """A connection whose transaction holds the migration lock, or None if another process holds it."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(engine.connect())
+            if engine.dialect.name == "postgresql":
+                taken = bool(await connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(MIGRATION_LOCK))))
+            else:
+                await connection.begin()  # which takes the write lock of the file
+                taken = True
+        except OperationalError as error:
+            if not _is_busy(error):
+                raise
+            taken = False
+        yield connection if taken else None
+
+
+def _is_busy(error: OperationalError) -> bool:
+    """Whether another connection holds the lock of a SQLite file."""
+    # The low byte is the primary code; SQLITE_BUSY has several extended ones.
+    code: int = getattr(error.orig, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _create_engine(settings: Settings, lock_seconds: float) -> AsyncEngine:
     if settings.uses_sqlite:
         # SQLite has one writer. Transactions that write take turns at one connection, in the order in which they
         # came; several would wait for each other by trying again and again. An in-memory database is its connection.
         return _create_sqlite_engine(settings, pool_size=1, writes=True)
-    return _create_postgres_engine(settings)
+    return _create_postgres_engine(settings, lock_seconds)
 
 
-def _create_postgres_engine(settings: Settings, *, without_timeouts: bool = False) -> AsyncEngine:
-    """`without_timeouts` ones let statements take their time."""
+def _create_postgres_engine(settings: Settings, lock_seconds: float, *, limits_statements: bool = True) -> AsyncEngine:
     engine = create_async_engine(
         settings.database_url,
         echo=settings.sql_echo,
@@ -223,17 +279,21 @@ def _create_postgres_engine(settings: Settings, *, without_timeouts: bool = Fals
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=settings.database_pool_timeout_seconds,
-        connect_args=postgres.connect_args(None if without_timeouts else settings.database_statement_timeout_seconds),
+        connect_args=postgres.connect_args(
+            settings.database_statement_timeout_seconds if limits_statements else None, lock_seconds
+        ),
     )
     postgres.watch_connections(engine)
     return engine
 
 
 def _is_in_memory(settings: Settings) -> bool:
-    return sa.make_url(settings.database_url).database in (None, "", ":memory:")
+    return settings.uses_sqlite and sa.make_url(settings.database_url).database in (None, "", ":memory:")
 
 
-def _create_sqlite_engine(settings: Settings, *, pool_size: int, writes: bool) -> AsyncEngine:
+def _create_sqlite_engine(
+    settings: Settings, *, pool_size: int, writes: bool, timeout: float = SQLITE_BUSY_TIMEOUT_SECONDS
+) -> AsyncEngine:
     engine = create_async_engine(
         settings.database_url,
         echo=settings.sql_echo,
@@ -243,7 +303,7 @@ def _create_sqlite_engine(settings: Settings, *, pool_size: int, writes: bool) -
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=SQLITE_BUSY_TIMEOUT_SECONDS,
-        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS},
+        connect_args={"timeout": timeout},
     )
     # A transaction that reads first and writes later would fail when another process wrote in between.
     begin = "BEGIN IMMEDIATE" if writes else "BEGIN"

@@ -16,8 +16,8 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 APPLICATION_NAME = "bloxserver"
-MIGRATION_APPLICATION_NAME = "bloxserver-migrate"
-"""Of sessions whose transactions may take their time."""
+MIGRATION_NAME = "bloxserver-migrate"
+"""The application name of sessions without a statement timeout."""
 CONNECT_SECONDS = 5
 LOCK_SECONDS = 5
 TCP_USER_TIMEOUT_SECONDS = 10
@@ -32,13 +32,13 @@ MARGIN_SECONDS = 2
 """How much longer than the server we wait for the end of a statement: the server's own error is the better one."""
 
 
-def connect_args(statement_seconds: float | None) -> dict[str, Any]:
-    """What the driver is to be given; None lets statements, and transactions, take their time."""
+def connect_args(statement_seconds: float | None, lock_seconds: float = LOCK_SECONDS) -> dict[str, Any]:
+    """The arguments of the driver; without `statement_seconds`, statements and transactions have no time limit."""
     server_settings = {
-        "application_name": APPLICATION_NAME if statement_seconds is not None else MIGRATION_APPLICATION_NAME,
+        "application_name": APPLICATION_NAME if statement_seconds is not None else MIGRATION_NAME,
         "timezone": "UTC",
         "jit": "off",  # compiling a statement takes longer than any of ours
-        "lock_timeout": _milliseconds(LOCK_SECONDS),
+        "lock_timeout": _milliseconds(lock_seconds),
         # that the server, too, finds out about clients that are gone, and releases their locks
         "tcp_keepalives_idle": str(PROBE_SECONDS),
         "tcp_keepalives_interval": str(PROBE_SECONDS),
@@ -56,11 +56,11 @@ def connect_args(statement_seconds: float | None) -> dict[str, Any]:
     }
 
 
-def driver_arguments(engine: AsyncEngine, statement_seconds: float) -> dict[str, Any]:
-    """What SQLAlchemy gives the driver for a connection of this engine."""
+def driver_arguments(engine: AsyncEngine, statement_seconds: float, lock_seconds: float) -> dict[str, Any]:
+    """The arguments that SQLAlchemy passes to the driver for a connection of this engine."""
     url = engine.url.difference_update_query(["prepared_statement_cache_size"])  # that one is SQLAlchemy's own
     _, of_url = engine.dialect.create_connect_args(url)
-    return {**of_url, **connect_args(statement_seconds)}
+    return {**of_url, **connect_args(statement_seconds, lock_seconds)}
 
 
 def watch_connections(engine: AsyncEngine) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +12,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import prepare_database
 from bloxserver.errors import SettingsError
 from bloxserver.ids import new_id
 from bloxserver.models import migrate, tables
-from bloxserver.models.database import Base, Database
+from bloxserver.models.database import MIGRATION_LOCK, Base, Database
 from bloxserver.models.migrate import SchemaState, schema_state
 from bloxserver.models.types import UtcDateTime
 from bloxserver.settings import Settings
@@ -260,17 +259,37 @@ async def test_a_new_version_upgrades_an_older_schema_with_its_rows(
         session.add(tables.UserRecord(clerk_id="written by the older code"))
 
 
-async def test_processes_that_migrate_at_once(database: Database, live_settings: Settings) -> None:
-    code = "import asyncio; from bloxserver.models.database import database; asyncio.run(database.migrate())"
-    environment = os.environ | {"DATABASE_URL": live_settings.database_url}
-    processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, env=environment, stderr=asyncio.subprocess.PIPE
-        )
-        for _ in range(3)
-    ]
-    outputs = await asyncio.gather(*(process.communicate() for process in processes))
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+async def test_a_migration_waits_longer_than_the_lock_timeout(
+    database: Database, live_settings: Settings, backend: str
+) -> None:
+    impatient = Database(live_settings, lock_seconds=0.05)
+    reasons: list[str] = []
+    waits = asyncio.Event()
+
+    def note(reason: str) -> None:
+        reasons.append(reason)
+        waits.set()
+
+    async with asyncio.timeout(30), database.migration_connection(note):
+        migrating = asyncio.create_task(impatient.migrate(note))
+        await waits.wait()
+        if backend == "postgresql":
+            # A statement that waits for the same lock shows that the lock timeout has passed.
+            with pytest.raises(DBAPIError, match="lock timeout"):
+                async with impatient.transaction() as session:
+                    await session.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        assert not migrating.done()
+    await migrating
+    await impatient.dispose()
+    assert len(reasons) == 1
     assert await state(database) is SchemaState.CURRENT
-    async with database.engine.connect() as connection:
-        await connection.run_sync(migrate.check)
+
+
+def test_scripts_of_an_installed_package_precede_those_of_a_checkout(tmp_path: Path) -> None:
+    package, checkout = tmp_path / "bloxserver", tmp_path / "migrations"
+    installed = package / "migrations"
+    (installed / "__pycache__").mkdir(parents=True)
+    checkout.mkdir()
+    assert migrate.find_scripts(package) == checkout, "git leaves empty folders behind"
+    (installed / "env.py").touch()
+    assert migrate.find_scripts(package) == installed
