@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 
 from bloxserver.api.main import app
+from bloxserver.api.shutdown import Shutdown
 
 
 @asynccontextmanager
@@ -17,13 +18,16 @@ async def served_app() -> AsyncIterator[int]:
     """The port; without the lifespan, so that the caller's overrides hold."""
     config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, server_header=False)
     server = uvicorn.Server(config)
+    app.state.shutdown = shutdown = Shutdown()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True
+            shutdown.request()
             await serving
+            app.state.shutdown = Shutdown()
 
 
 @asynccontextmanager

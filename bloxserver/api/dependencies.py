@@ -14,6 +14,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.api.shutdown import Shutdown
 from bloxserver.clients.clerk import get_verifier
 from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.database import get_db, read_only_request
@@ -61,6 +62,15 @@ async def _entered(stack: AsyncExitStack, made: Any) -> AsyncSession:
 
 
 Sessions = Annotated[SessionSource, Depends()]
+
+
+def server_shutdown(request: Request) -> Shutdown:
+    """The state of the server that the app runs on."""
+    shutdown: Shutdown = request.app.state.shutdown
+    return shutdown
+
+
+ServerShutdown = Annotated[Shutdown, Depends(server_shutdown)]
 
 
 class WorkingEngine(Protocol):

@@ -14,6 +14,7 @@ from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, install_openapi
 from bloxserver.api.routes import AUTHENTICATED, PUBLIC
+from bloxserver.api.shutdown import Shutdown
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.engine import Engine
 from bloxserver.errors import SettingsError
@@ -44,6 +45,7 @@ def create_app() -> FastAPI:
     for router in AUTHENTICATED:
         authenticated.include_router(router)
     app.include_router(authenticated)
+    app.state.shutdown = Shutdown()
     install_error_handlers(app)
     install_openapi(app)
     # The last one added is the outermost.
@@ -74,9 +76,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine = Engine(settings, database, run_worker=settings.run_worker)
     app.state.engine = engine if settings.run_worker else None
     await engine.start()
-    log.info("ready", version=__version__, env=settings.env, worker=settings.run_worker)
+    log.info("application started", version=__version__, env=settings.env, worker=settings.run_worker)
+    app.state.shutdown = Shutdown()
     try:
-        yield
+        with app.state.shutdown.on_signals():
+            yield
     finally:
         await engine.stop()
         app.state.engine = None
@@ -108,6 +112,6 @@ def _warn(settings: Settings) -> None:
 app = create_app()
 
 if __name__ == "__main__":
-    import uvicorn
+    from bloxserver.api.server import serving
 
-    uvicorn.run(app, host=get_settings().host, port=get_settings().port, log_config=None, server_header=False)
+    serving(app, get_settings().host, get_settings().port).run_or_exit()

@@ -1,37 +1,51 @@
-"""The HTTP server of a process, ended without breaking a request."""
+"""The HTTP server of a process. It stops without breaking a request."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import sys
 
+import structlog
 import uvicorn
+from fastapi import FastAPI
 
+from bloxserver import __version__
 from bloxserver.gc_tuning import freeze_heap
+from bloxserver.settings import Settings, get_settings
+
+log = structlog.stdlib.get_logger("bloxserver")
 
 STARTUP_FAILURE = 3
 """The exit status that uvicorn gives it."""
+STOP_SECONDS = 15
+"""How long open requests may take when the server stops, beyond the engine's own shutdown."""
 LAST_REQUESTS_SECONDS = 0.5
-"""For requests that are on their way on connections that are open: their sender cannot know that they came too late."""
+"""How long requests are accepted on open connections: their sender cannot know yet that the server stops."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn resets connections whose request has arrived and was not read yet; here they are answered."""
+    """Answers requests that have arrived when the server stops; uvicorn resets their connections."""
 
     def run_or_exit(self) -> None:
-        """Serve until a signal comes; ends the process where the app does not start."""
+        """Serve until a signal arrives. Exits the process with `STARTUP_FAILURE` if the server does not start."""
         self.run()
         if not self.started:
             sys.exit(STARTUP_FAILURE)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; the app is there by now, and has not begun."""
+        """Start the app, listen, and only then log `ready`."""
+        # The app is loaded by now and has not started.
         freeze_heap()
         await super().startup(sockets)
+        if self.started:
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            _warn_of_open_access(get_settings(), host)
+            log.info("ready", version=__version__, host=host, port=port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more, say with each answer that it is the connection's last, then end as uvicorn does."""
+        """Stop listening, close each connection with its next response, then stop as uvicorn does."""
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         for connection in self._stop_listening():
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
@@ -39,13 +53,13 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _stop_listening(self) -> list[socket.socket]:
-        """Returns the connections that wait to be accepted: closing the listener would reset them."""
+        """Returns the connections that wait to be accepted; closing the listener would reset them."""
         listeners = [listening.dup() for server in self.servers for listening in server.sockets]
         for server in self.servers:
             server.close()
         waiting: list[socket.socket] = []
         for listener in listeners:
-            with listener:  # from here on it is what listens
+            with listener:
                 listener.setblocking(False)
                 while (connection := _accepted(listener)) is not None:
                     waiting.append(connection)
@@ -56,6 +70,31 @@ class Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return protocol
+
+
+def serving(app: str | FastAPI, host: str, port: int) -> Server:
+    """The server of the API on this address; `app` is the application or its import path."""
+    return Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+    )
+
+
+def _warn_of_open_access(settings: Settings, host: str) -> None:
+    if settings.dev_bypass and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        log.warning(
+            "anyone who can reach this address is the development user, without signing in: set CLERK_ISSUER, or "
+            "HOST=127.0.0.1 to accept only connections from this machine",
+            host=host,
+        )
 
 
 def _accepted(listener: socket.socket) -> socket.socket | None:

@@ -5,7 +5,6 @@ by short ones.
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
@@ -21,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from bloxserver.api.dependencies import SessionSource
 from bloxserver.api.schemas import AwaitedExecution, Execution
 from bloxserver.api.schemas.executions import ExecutionOutline, StepOutline
+from bloxserver.api.shutdown import Shutdown
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.queries.executions import find_execution, read_outline, read_status
@@ -30,6 +30,8 @@ log = structlog.stdlib.get_logger("bloxserver.request")
 
 END = "end"
 """The id of a stream's last event: who has seen it has seen all."""
+STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+"""A proxy that compresses or buffers would deliver all events at the end."""
 STREAM_SECONDS = 3600.0
 """A stream ends after this; its reader comes back and goes on."""
 COMMENT_SECONDS = 15.0
@@ -42,10 +44,14 @@ MAX_SEQUENCE = 2**31 - 1
 
 
 class Poller:
-    """The pauses of an answer between its looks at the database: ever longer, over when nobody waits any more."""
+    """The pauses of a response between its reads of the database, each longer than the one before.
 
-    def __init__(self, receive: Receive, shortest: float, longest: float, seconds: float) -> None:
+    They end after `seconds`, when the client disconnects, and when the server is asked to stop.
+    """
+
+    def __init__(self, receive: Receive, shutdown: Shutdown, shortest: float, longest: float, seconds: float) -> None:
         self._receive = receive
+        self._shutdown = shutdown
         self._shortest, self._longest = shortest, longest
         self._next = shortest
         self._deadline = asyncio.get_running_loop().time() + seconds
@@ -65,11 +71,11 @@ class Poller:
                 pass
 
     def shorten(self) -> None:
-        """Something happens: the next pause is short again."""
+        """Make the next pause the shortest again."""
         self._next = self._shortest
 
     async def pause(self) -> bool:
-        """False, at once, where there is nothing more to wait for: the time is over, the client or the server goes."""
+        """Wait; returns False, at once, if the pauses have ended."""
         left = self._deadline - asyncio.get_running_loop().time()
         if left > 0 and not self._is_over():
             await asyncio.wait({self._leaving}, timeout=min(self._next, left))
@@ -77,15 +83,7 @@ class Poller:
         return left > 0 and not self._is_over()
 
     def _is_over(self) -> bool:
-        return self._leaving.done() or _server_stops()
-
-
-def _server_stops() -> bool:
-    """Whether uvicorn was told to stop: it waits for open answers and tells them nothing, but its signal handler is
-    its own method.
-    """
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return bool(getattr(server, "should_exit", False))
+        return self._leaving.done() or self._shutdown.requested
 
 
 class WaitingResponse(Response):
@@ -94,6 +92,7 @@ class WaitingResponse(Response):
     def __init__(
         self,
         sessions: SessionSource,
+        shutdown: Shutdown,
         accepted: Execution,
         seconds: float,
         *,
@@ -104,6 +103,7 @@ class WaitingResponse(Response):
         """`status_code` and `body` are for an execution that has ended."""
         super().__init__(status_code=status_code)
         self._sessions = sessions
+        self._shutdown = shutdown
         self._accepted = accepted
         self._seconds = seconds
         self._body = body
@@ -111,7 +111,7 @@ class WaitingResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ended = None
-        async with Poller(receive, 0.02, 0.25, self._seconds) as pauses:
+        async with Poller(receive, self._shutdown, 0.02, 0.25, self._seconds) as pauses:
             while ended is None and await pauses.pause():
                 ended = await self._look()
         if ended is None:
@@ -152,16 +152,19 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, sessions: SessionSource, execution_id: UUID, last_event_id: str | None) -> None:
-        super().__init__(headers={"X-Accel-Buffering": "no"})
+    def __init__(
+        self, sessions: SessionSource, shutdown: Shutdown, execution_id: UUID, last_event_id: str | None
+    ) -> None:
+        super().__init__(headers=STREAM_HEADERS)
         del self.headers["Content-Length"]
         self._sessions = sessions
+        self._shutdown = shutdown
         self._execution_id = execution_id
         self._position = StepPosition(_sequence(last_event_id), MAX_ID)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with Poller(receive, 0.1, 0.5, STREAM_SECONDS) as pauses:
+        async with Poller(receive, self._shutdown, 0.1, 0.5, STREAM_SECONDS) as pauses:
             async for chunk in self._chunks(pauses):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

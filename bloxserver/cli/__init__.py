@@ -25,9 +25,6 @@ app = typer.Typer(
     help="A self-hosted control plane for AI-agent workflows. Settings come from the environment and from .env.",
 )
 
-DRAIN_MARGIN_SECONDS = 15
-"""What open requests get beyond the engine's own draining when the server stops."""
-
 ROTATION_BATCH = 100
 """Secrets in one transaction."""
 
@@ -76,25 +73,13 @@ def serve(
         os.environ["WEBHOOK_BASE_URL"] = f"http://{shown}:{port}/webhooks"
     get_settings.cache_clear()
 
-    from uvicorn import Config
-
-    from bloxserver.api.server import Server
+    from bloxserver.api.server import serving
 
     lock = _lock(settings)
     _run(_check_schema(settings))
     # uvicorn raises the signal that stopped it once more when all is done: an orderly end is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    config = Config(
-        "bloxserver.api.main:app",
-        host=host,
-        port=port,
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=DRAIN_MARGIN_SECONDS,
-    )
-    Server(config).run_or_exit()
+    serving("bloxserver.api.main:app", host, port).run_or_exit()
     if lock is not None:
         lock.close()
 

@@ -78,7 +78,7 @@ async def test_what_has_ended_is_told_at_once(client: httpx.AsyncClient, ended: 
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert response.headers["X-Accel-Buffering"] == "no"
-    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Cache-Control"] == "no-cache, no-transform"
     assert response.text.startswith("retry: 1000\n\n")
     events = events_of(response.text)
     assert [(event.kind, event.id) for event in events] == [

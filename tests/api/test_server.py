@@ -1,16 +1,19 @@
-"""A server that stops, seen by clients that cannot know."""
+"""The server: when it is ready, what it warns of, and how it stops while clients send requests."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import uvicorn
+from structlog.testing import capture_logs
 
 from bloxserver.api.server import Server
+from tests.clerk import changed_settings
 from tests.server import head, status_of
 
 REQUEST = head("GET", "/")
@@ -22,9 +25,9 @@ async def greet(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    config = uvicorn.Config(greet, host="127.0.0.1", port=0, http="httptools", lifespan="off", log_config=None)
+@asynccontextmanager
+async def started(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Server]:
+    config = uvicorn.Config(greet, host=host, port=port, http="httptools", lifespan="off", log_config=None)
     server = Server(config)
     config.load()
     server.lifespan = config.lifespan_class(config)
@@ -34,9 +37,44 @@ async def server() -> AsyncIterator[Server]:
         listening.close()
 
 
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with started() as server:
+        yield server
+
+
 def address_of(server: Server) -> tuple[str, int]:
     address: tuple[str, int] = server.servers[0].sockets[0].getsockname()
     return address
+
+
+async def test_it_is_ready_when_it_listens() -> None:
+    with capture_logs() as logs:
+        async with started() as server:
+            host, port = address_of(server)
+    assert [(line["event"], line["host"], line["port"]) for line in logs] == [("ready", host, port)]
+    with socket.create_server(("127.0.0.1", 0)) as taken, capture_logs() as logs, pytest.raises(SystemExit):
+        async with started(port=taken.getsockname()[1]):
+            pass
+    assert logs == []
+
+
+@pytest.mark.parametrize(
+    ("host", "issuer", "warns"),
+    [
+        ("0.0.0.0", None, True),  # noqa: S104
+        ("::", None, True),
+        ("127.0.0.1", None, False),
+        ("localhost", None, False),
+        ("0.0.0.0", "https://clerk.example.com", False),  # noqa: S104
+    ],
+)
+async def test_it_warns_when_other_machines_need_not_sign_in(host: str, issuer: str | None, warns: bool) -> None:
+    with changed_settings(CLERK_ISSUER=issuer or ""), capture_logs() as logs:
+        async with started(host):
+            pass
+    warnings = [line["event"] for line in logs if line["log_level"] == "warning"]
+    assert ["anyone who can reach this address is the development user" in text for text in warnings] == [True] * warns
 
 
 async def test_a_request_that_waits_to_be_accepted_is_answered(server: Server) -> None:

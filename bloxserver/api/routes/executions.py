@@ -11,6 +11,7 @@ from bloxserver.api.dependencies import (
     ExecutionId,
     ExecutionPage,
     FlowId,
+    ServerShutdown,
     Sessions,
     StepPage,
     WaitSeconds,
@@ -77,6 +78,7 @@ async def run_flow(
     user: AuthenticatedUser,
     session: DbSession,
     sessions: Sessions,
+    shutdown: ServerShutdown,
     flow_id: FlowId,
     input_payload: InputPayload = None,
     wait: WaitSeconds = None,
@@ -89,7 +91,7 @@ async def run_flow(
         return execution
     accepted = Execution.model_validate(execution)
     location = f"{AUTHENTICATED_PREFIX}/flows/{flow_id}/executions/{accepted.id}"
-    return WaitingResponse(sessions, accepted, wait, status_code=201, body=Execution, location=location)
+    return WaitingResponse(sessions, shutdown, accepted, wait, status_code=201, body=Execution, location=location)
 
 
 # Stands before `/{execution_id}`, which would swallow it.
@@ -131,6 +133,7 @@ async def stream_execution(
     user: AuthenticatedUser,
     session: DbSession,
     sessions: Sessions,
+    shutdown: ServerShutdown,
     flow_id: FlowId,
     execution_id: ExecutionId,
     last_event_id: Annotated[str | None, Query(description="Where a header cannot be set.")] = None,
@@ -139,7 +142,7 @@ async def stream_execution(
     """An execution as it goes on, by Server-Sent Events: `execution` now and at the end, `step` for each change."""
     await queries.require_execution(session, user.id, flow_id, execution_id)
     last = last_event_id_header if last_event_id_header is not None else last_event_id
-    return Response(status_code=204) if last == END else EventStream(sessions, execution_id, last)
+    return Response(status_code=204) if last == END else EventStream(sessions, shutdown, execution_id, last)
 
 
 @router.post(

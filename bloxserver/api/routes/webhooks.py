@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from bloxserver.api.dependencies import CallDepth, DbSession, Sessions, WaitSeconds, WebhookInput
+from bloxserver.api.dependencies import CallDepth, DbSession, ServerShutdown, Sessions, WaitSeconds, WebhookInput
 from bloxserver.api.openapi import STILL_RUNNING, any_body, errors
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
 from bloxserver.api.streaming import WaitingResponse
@@ -27,6 +27,7 @@ WebhookToken = Annotated[str, Path(description="The secret token of the webhook'
 async def receive(
     session: DbSession,
     sessions: Sessions,
+    shutdown: ServerShutdown,
     webhook_token: WebhookToken,
     given: WebhookInput,
     depth: CallDepth,
@@ -39,7 +40,7 @@ async def receive(
             status="accepted", execution_id=execution_id, message="Webhook received and execution started"
         )
     accepted = Execution.model_validate(await find_execution(session, execution_id))
-    return WaitingResponse(sessions, accepted, wait, status_code=200, body=AwaitedExecution)
+    return WaitingResponse(sessions, shutdown, accepted, wait, status_code=200, body=AwaitedExecution)
 
 
 @router.get("/{webhook_token}/test", response_model=WebhookTest, operation_id="testWebhook", responses=errors(404))
