@@ -1,23 +1,27 @@
 """Every setting: its name in the environment, its meaning, its default.
 
-A setting that cannot be read never breaks an import: `get_settings` puts the default in its place and keeps
-the complaint in `problems`; `check_startup` then refuses to start and says which variables are wrong.
+A setting that cannot be read never breaks an import: `get_settings` uses the default instead and records the
+error in `problems`; `check_startup` then refuses to start and names the variables that are wrong.
 """
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Literal, Self
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from bloxserver.errors import SettingsError
+from bloxserver.setting_names import find_misspelt
 
 MINIMUM_SECRET_BYTES = 32
+RAISED = "Value error, "
+"""What Pydantic puts before the text of a `ValueError`."""
 URL_PARAMETERS = frozenset(
     {"host", "port", "ssl", "direct_tls", "passfile", "target_session_attrs", "krbsrvname", "gsslib"}
     | {"prepared_statement_cache_size"}  # SQLAlchemy's, for poolers
@@ -34,12 +38,28 @@ def _split(value: object) -> object:
     return _parts(value) if isinstance(value, str) else value
 
 
+def _networks(value: object) -> object:
+    return tuple(map(_network, _parts(value))) if isinstance(value, str) else value
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        pass
+    try:
+        meant = f"; did you mean {ip_network(text, strict=False)}?"
+    except ValueError:
+        meant = ""
+    raise ValueError(f"{text[:50]!r} is not a network like 10.0.0.0/8 or fd00::/8{meant}")
+
+
 def _blank_as_none(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
 
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
 OptionalText = Annotated[str | None, BeforeValidator(_blank_as_none)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_blank_as_none)]
 
@@ -189,7 +209,12 @@ class Settings(BaseSettings):
         "the first one encrypts, all of them decrypt.",
     )
 
-    problems: tuple[str, ...] = Field((), exclude=True, description="What could not be read; not a setting.")
+    _problems: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each variable that could not be read; the setting has its default."""
+        return self._problems
 
     @field_validator("database_url")
     @classmethod
@@ -228,7 +253,10 @@ class Settings(BaseSettings):
         return () if given is None else tuple(_parts(given.get_secret_value()))
 
     def check_startup(self) -> None:
-        """Raise `SettingsError` naming every variable that keeps this process from starting; no value is told."""
+        """Raise `SettingsError` naming every variable that keeps this process from starting.
+
+        Values are not shown, except those of `SSRF_ALLOW_CIDRS`.
+        """
         problems = [*self.problems]
         if self.heartbeat_timeout_seconds < 2 * self.heartbeat_interval_seconds:
             problems.append(
@@ -246,7 +274,12 @@ class Settings(BaseSettings):
             "CLERK_ISSUER must be an https address in production": not (self.clerk_issuer or "").startswith("https://"),
             "DATABASE_URL must be PostgreSQL in production (or set ALLOW_SQLITE=1)": self.uses_sqlite
             and not self.allow_sqlite,
+            "CORS_ORIGINS must be set in production: its default names other people's domains": "cors_origins"
+            not in self.model_fields_set,
             "CORS_ORIGINS must not contain * in production": any("*" in origin for origin in self.cors_origins),
+            "WEBHOOK_BASE_URL must be set in production to the address at which this installation receives webhooks, "
+            "like https://flows.example.com/webhooks": "webhook_base_url" not in self.model_fields_set
+            or not self.webhook_base_url.startswith(("http://", "https://")),
             "ENABLE_DOCS must be false in production": self.enable_docs,
             f"API_KEY_ENCRYPTION_KEY must have at least {MINIMUM_SECRET_BYTES} bytes of your own in production, "
             "in each of its keys": not self.encryption_keys or any(_weak(key) for key in self.encryption_keys),
@@ -258,14 +291,34 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Settings of the environment; what cannot be read has its default and a line in `problems`."""
+        """The settings of the environment; one that cannot be read has its default and a line in `problems`."""
+        sources: dict[str, Any] = {}
+        problems: tuple[str, ...] = ()
         try:
-            return cls()
+            _names_in_file()
+        except UnicodeDecodeError:
+            sources, problems = {"_env_file": None}, (".env: the file is not UTF-8, so nothing of it was read",)
+        try:
+            settings = cls(**sources)
         except ValidationError as error:
-            problems = {str(item["loc"][0]): item["msg"] for item in error.errors(include_input=False)}
-            defaults = {name: cls.model_fields[name].get_default() for name in problems}
-            told = tuple(f"{name.upper()}: {reason}" for name, reason in problems.items())
-            return cls(**defaults, problems=told)
+            wrong = {str(item["loc"][0]): item["msg"] for item in error.errors(include_input=False)}
+            defaults = {name: cls.model_fields[name].get_default() for name in wrong}
+            problems += tuple(f"{name.upper()}: {text.removeprefix(RAISED)}" for name, text in wrong.items())
+            settings = cls(**sources, **defaults)
+        settings._problems = problems
+        return settings
+
+
+def misspelt_settings() -> list[str]:
+    """A line for each variable of the environment and of `.env` that is probably a misspelt setting; no values."""
+    given = {name.upper() for name in (*os.environ, *_names_in_file())}
+    misspelt = find_misspelt(given, {name.upper() for name in Settings.model_fields})
+    return [f"{name} is not a setting and has no effect; did you mean {meant}?" for name, meant in misspelt.items()]
+
+
+def _names_in_file() -> list[str]:
+    """The names of the variables in `.env`. Raises `UnicodeDecodeError`."""
+    return list(DotEnvSettingsSource(Settings).env_vars)
 
 
 def normalised_database_url(text: str) -> URL:

@@ -12,7 +12,7 @@ PACKAGE = Path(bloxserver.__file__).parent
 MIGRATIONS = PACKAGE.parent / "migrations"
 LONGEST = 400
 WEB_FREE = ("services", "queries", "blocks", "engine", "organism", "clients", "api/models")
-ENDS_TRANSACTIONS = {"models/database.py", "migrations/env.py"}
+ENDS_TRANSACTIONS = {"models/database.py"}
 """Where a transaction may be ended; `api.models.database` says why only there."""
 
 

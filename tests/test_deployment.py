@@ -16,7 +16,7 @@ from bloxserver.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 KUBERNETES = ROOT / "deploy/kubernetes"
-SETTINGS = {name.upper() for name in Settings.model_fields if name != "problems"}
+SETTINGS = {name.upper() for name in Settings.model_fields}
 MARGIN_SECONDS = 20
 """What docs/deployment.md asks for beyond `SHUTDOWN_GRACE_SECONDS`."""
 

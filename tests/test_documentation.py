@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bloxserver"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 GUIDE = ROOT / "docs/guides/writing-a-block.md"
-FIELDS = {name.upper(): field for name, field in Settings.model_fields.items() if name != "problems"}
+FIELDS = {name.upper(): field for name, field in Settings.model_fields.items()}
 
 
 def read(name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from bloxserver.errors import SettingsError
-from bloxserver.settings import Settings, normalised_database_url
+from bloxserver.settings import Settings, misspelt_settings, normalised_database_url
 
 ROOT = Path(__file__).parents[1]
 SECRET = "Canary-4f1d9c02b7e8a6539d"
@@ -22,6 +22,7 @@ GOOD = {
     "CLERK_ISSUER": "https://clerk.example.com",
     "DATABASE_URL": "postgresql://blox@db.example.com/blox",
     "CORS_ORIGINS": "https://app.example.com",
+    "WEBHOOK_BASE_URL": "https://flows.example.com/webhooks",
     "ENABLE_DOCS": "false",
     "API_KEY_ENCRYPTION_KEY": KEY,
 }
@@ -52,6 +53,13 @@ def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str,
         ({"DATABASE_URL": f"sqlite:///{SECRET}.db", "ALLOW_SQLITE": "1"}, []),
         ({"CORS_ORIGINS": f"*,https://{SECRET}"}, ["CORS_ORIGINS"]),
         ({"CORS_ORIGINS": "https://*.example.com"}, ["CORS_ORIGINS"]),
+        ({"CORS_ORIGINS": None}, ["CORS_ORIGINS"]),
+        ({"CORS_ORIGINS": ""}, []),
+        ({"WEBHOOK_BASE_URL": None}, ["WEBHOOK_BASE_URL"]),
+        ({"WEBHOOK_BASE_URL": " "}, ["WEBHOOK_BASE_URL"]),
+        ({"WEBHOOK_BASE_URL": f"{SECRET}.example.com"}, ["WEBHOOK_BASE_URL"]),
+        ({"WEBHOOK_BASE_URL": "https://api.openblox.ai/webhooks"}, []),
+        ({"CORS_ORIGINS": None, "WEBHOOK_BASE_URL": None, "ENV": "staging"}, []),
         ({"ENABLE_DOCS": "true"}, ["ENABLE_DOCS"]),
         ({"API_KEY_ENCRYPTION_KEY": ""}, ["API_KEY_ENCRYPTION_KEY"]),
         ({"API_KEY_ENCRYPTION_KEY": SECRET}, ["API_KEY_ENCRYPTION_KEY"]),
@@ -67,7 +75,7 @@ def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str,
         ({"STRIPE_SECRET_KEY": f"sk_live_{SECRET}", "STRIPE_WEBHOOK_SECRET": f"whsec_{SECRET}"}, []),
         ({"ENV": f"prod-{SECRET}"}, ["ENV"]),
         ({"PORT": SECRET}, ["PORT"]),
-        ({"PORT": "70000", "LOG_LEVEL": SECRET, "SSRF_ALLOW_CIDRS": SECRET}, ["LOG_LEVEL", "PORT", "SSRF_ALLOW_CIDRS"]),
+        ({"PORT": "70000", "LOG_LEVEL": SECRET, "SMTP_PORT": SECRET}, ["LOG_LEVEL", "PORT", "SMTP_PORT"]),
         ({"DATABASE_URL": f"mysql://root:{SECRET}@db/x"}, ["DATABASE_URL", "DATABASE_URL"]),
         ({"DATABASE_URL": f"postgresql://root:a@b:{SECRET}@db/x"}, ["DATABASE_URL", "DATABASE_URL"]),
         ({"DATABASE_URL": f"postgresql://root@db/x?channel_binding={SECRET}"}, ["DATABASE_URL", "DATABASE_URL"]),
@@ -75,16 +83,76 @@ def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str,
         ({"HEARTBEAT_INTERVAL_SECONDS": "5", "HEARTBEAT_TIMEOUT_SECONDS": "10"}, []),
         (
             {name: "" for name in GOOD if name not in ("ENV", "CORS_ORIGINS")} | {"ENABLE_DOCS": "true"},
-            ["API_KEY_ENCRYPTION_KEY", "CLERK_ISSUER", "DATABASE_URL", "DATABASE_URL", "ENABLE_DOCS"],
+            [
+                "API_KEY_ENCRYPTION_KEY",
+                "CLERK_ISSUER",
+                "DATABASE_URL",
+                "DATABASE_URL",
+                "ENABLE_DOCS",
+                "WEBHOOK_BASE_URL",
+            ],
         ),
     ],
 )
 def test_production_tells_what_it_refuses_and_never_the_value(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], refused: list[str]
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], refused: list[str]
 ) -> None:
-    told = problems(monkeypatch, GOOD | changes)
+    told = problems(monkeypatch, {name: value for name, value in (GOOD | changes).items() if value is not None})
     assert sorted(re.split(r"[ :]", problem)[0] for problem in told) == refused
     assert not any(SECRET in problem for problem in told)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("nope", "'nope' is not a network like 10.0.0.0/8 or fd00::/8"),
+        ("10.0.0.0/8, 10.0.0.0/33", "'10.0.0.0/33' is not a network like 10.0.0.0/8 or fd00::/8"),
+        ("10.0.0.5/8", "'10.0.0.5/8' is not a network like 10.0.0.0/8 or fd00::/8; did you mean 10.0.0.0/8?"),
+        ("fd00::1/8", "'fd00::1/8' is not a network like 10.0.0.0/8 or fd00::/8; did you mean fd00::/8?"),
+        ("x" * 500, f"'{'x' * 50}' is not a network like 10.0.0.0/8 or fd00::/8"),
+    ],
+)
+def test_a_network_that_cannot_be_read_is_shown_with_an_example(
+    monkeypatch: pytest.MonkeyPatch, given: str, problem: str
+) -> None:
+    assert problems(monkeypatch, {"SSRF_ALLOW_CIDRS": given}) == (f"SSRF_ALLOW_CIDRS: {problem}",)
+
+
+def test_networks_of_both_families_and_single_addresses_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(monkeypatch, {"SSRF_ALLOW_CIDRS": "10.0.0.0/8, 192.168.1.7,fd00::/8"})
+    assert [str(network) for network in settings.ssrf_allow_cidrs] == ["10.0.0.0/8", "192.168.1.7/32", "fd00::/8"]
+
+
+def test_a_variable_named_problems_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems(monkeypatch, {"PROBLEMS": "nonsense"}) == ()
+
+
+@pytest.fixture
+def env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A `.env` file that settings are read from."""
+    file = tmp_path / ".env"
+    monkeypatch.setitem(Settings.model_config, "env_file", str(file))
+    return file
+
+
+def test_misspelt_settings_of_the_environment_and_the_file_are_named(
+    monkeypatch: pytest.MonkeyPatch, env_file: Path
+) -> None:
+    env_file.write_text(f"WORKER_CONCURENCY={SECRET}\nDATABSE_URL={SECRET}\nPORT=81\n")
+    for name in ("DATABSE_URL", "DATABASE_HOST", "HOSTNAME"):
+        monkeypatch.setenv(name, SECRET)
+    assert misspelt_settings() == [
+        "DATABSE_URL is not a setting and has no effect; did you mean DATABASE_URL?",
+        "WORKER_CONCURENCY is not a setting and has no effect; did you mean WORKER_CONCURRENCY?",
+    ]
+
+
+def test_a_file_that_is_not_utf_8_keeps_the_process_from_starting(env_file: Path) -> None:
+    env_file.write_bytes("PORT=81\nSMTP_FROM=b\u00fcro@example.com\n".encode("latin-1"))
+    settings = Settings.load()
+    assert settings.port == 8000
+    with pytest.raises(SettingsError, match="the file is not UTF-8"):
+        settings.check_startup()
 
 
 PLACEHOLDERS = {
@@ -108,7 +176,7 @@ def test_the_example_file_is_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_p
     """With every line of it in force; each setting is named."""
     lines = (ROOT / ".env.example").read_text().splitlines()
     variables = dict(line.removeprefix("# ").split("=", 1) for line in lines if re.match(r"# [A-Z_]+=", line))
-    assert {name.lower() for name in variables} == Settings.model_fields.keys() - {"problems"}
+    assert {name.lower() for name in variables} == Settings.model_fields.keys()
     monkeypatch.delenv("DATABASE_URL")
     default = Settings.load()
     settings = loaded(monkeypatch, variables)

@@ -23,7 +23,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.migrate import SchemaState, schema_state
 from bloxserver.observability.log import configure_logging
 from bloxserver.observability.tracing import start_tracing, stop_tracing
-from bloxserver.settings import Settings, get_settings
+from bloxserver.settings import Settings, get_settings, misspelt_settings
 
 log = structlog.stdlib.get_logger("bloxserver")
 
@@ -103,6 +103,8 @@ async def prepare_database(settings: Settings, database: Database) -> None:
 
 
 def _warn(settings: Settings) -> None:
+    for line in misspelt_settings():
+        log.warning(line)
     if settings.dev_bypass:
         log.warning("development sign-in: every request is the development user", clerk_issuer=None)
     elif settings.is_production and not settings.clerk_authorized_parties:

@@ -16,7 +16,9 @@ import typer
 from bloxserver import __version__
 from bloxserver.errors import SettingsError
 from bloxserver.observability.log import configure_logging
-from bloxserver.settings import Settings, get_settings
+from bloxserver.settings import Settings, get_settings, misspelt_settings
+
+log = structlog.stdlib.get_logger("bloxserver")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,6 +128,8 @@ async def _work(settings: Settings) -> None:
     from bloxserver.models.database import database
     from bloxserver.observability.tracing import start_tracing, stop_tracing
 
+    for line in misspelt_settings():
+        log.warning(line)
     start_tracing(settings)
     await prepare_database(settings, database)
     stopped = asyncio.Event()
@@ -135,7 +139,7 @@ async def _work(settings: Settings) -> None:
     freeze_heap()
     async with serve_worker_endpoints(settings, engine):
         await engine.start()
-        structlog.stdlib.get_logger("bloxserver").info("worker ready", version=__version__, worker=engine.worker_id)
+        log.info("worker ready", version=__version__, worker=engine.worker_id)
         await stopped.wait()
         await engine.stop()
     await database.dispose()
@@ -300,8 +304,13 @@ def _checked_settings() -> Settings:
 
 
 def _readable_settings() -> Settings:
-    """The settings where they can be read: enough to reach the database."""
+    """The settings, for a command that needs no more than the database; warns of misspelt ones.
+
+    Exits if one cannot be read.
+    """
     settings = get_settings()
+    for line in misspelt_settings():
+        typer.echo(f"bloxserver: warning: {line}", err=True)
     if settings.problems:
         _fail(str(SettingsError(settings.problems)))
     # The command itself prints why it failed.

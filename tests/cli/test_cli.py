@@ -132,6 +132,15 @@ def test_migrate_makes_the_schema_and_can_be_repeated(
         assert (migrated.returncode, migrated.stdout) == (0, "database schema: current\n"), migrated.stderr
 
 
+def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
+    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/new.db", "DATABSE_URL": "postgresql://u:s3cret@h/d"}
+    migrated = bloxserver("migrate", **database)
+    assert migrated.returncode == 0
+    assert migrated.stderr.splitlines() == [
+        "bloxserver: warning: DATABSE_URL is not a setting and has no effect; did you mean DATABASE_URL?"
+    ]
+
+
 def test_a_database_that_is_away_is_told_without_its_address() -> None:
     refused = bloxserver("migrate", DATABASE_URL="postgresql://user:s3cret@127.0.0.1:1/x")
     assert refused.returncode == 1
@@ -159,6 +168,8 @@ PRODUCTION = {
     "ENV": "production",
     "ALLOW_SQLITE": "1",
     "CLERK_ISSUER": "https://clerk.example.com",
+    "CORS_ORIGINS": "https://app.example.com",
+    "WEBHOOK_BASE_URL": "https://flows.example.com/webhooks",
     "ENABLE_DOCS": "false",
     "API_KEY_ENCRYPTION_KEY": "0123456789abcdef0123456789abcdef",
 }
