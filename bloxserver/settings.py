@@ -6,13 +6,12 @@ error in `problems`; `check_startup` then refuses to start and names the variabl
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -311,7 +310,7 @@ class Settings(BaseSettings):
 
 def misspelt_settings() -> list[str]:
     """A line for each variable of the environment and of `.env` that is probably a misspelt setting; no values."""
-    given = {name.upper() for name in (*os.environ, *_names_in_file())}
+    given = {name.upper() for name in (*EnvSettingsSource(Settings).env_vars, *_names_in_file())}
     misspelt = find_misspelt(given, {name.upper() for name in Settings.model_fields})
     return [f"{name} is not a setting and has no effect; did you mean {meant}?" for name, meant in misspelt.items()]
 

@@ -309,10 +309,10 @@ def _readable_settings() -> Settings:
     Exits if one cannot be read.
     """
     settings = get_settings()
-    for line in misspelt_settings():
-        typer.echo(f"bloxserver: warning: {line}", err=True)
     if settings.problems:
         _fail(str(SettingsError(settings.problems)))
+    for line in misspelt_settings():
+        typer.echo(f"bloxserver: warning: {line}", err=True)
     # The command itself prints why it failed.
     configure_logging(level="ERROR", as_json=False)
     return settings
