@@ -5,6 +5,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys, pip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 UV ?= uv
 
+IDENTITY = 'import sys; print(sys.base_prefix, sys.version.split()[0])'
+
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
@@ -44,7 +46,7 @@ chaos: $(INSTALLED) ## Kill, freeze, cut off and restart it on SQLite and Postgr
 	@$(RUN) tests.chaos all
 
 client: $(INSTALLED) ## Generate a TypeScript client from the OpenAPI document and compile it; needs node and npm
-	@scripts/check-openapi-client.sh
+	@PYTHON=$(BIN)/python scripts/check-openapi-client.sh
 
 check: format-check lint types imports test ## All that a change must pass
 
@@ -76,13 +78,19 @@ clean: ## Remove .venv, caches and what was built; databases stay
 	rm -rf $(VENV) dist build htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment works only where it was made: in a copy of the directory it is made anew.
-ifneq ($(shell cat $(LOCKED) 2>/dev/null),$(CURDIR))
+# Two lines of .locked say for which directory and with which Python the environment was made. It works only there, so
+# it is made again in a copy of the directory, and if PYTHON names another Python.
+ifneq ($(shell sed -n 1p $(LOCKED) 2>/dev/null),$(CURDIR))
 $(LOCKED): FORCE
+else ifneq ($(origin PYTHON),file)
+ifneq ($(shell sed -n 2p $(LOCKED)),$(shell "$(PYTHON)" -c $(IDENTITY) 2>/dev/null))
+$(LOCKED): FORCE
+endif
 endif
 
 $(LOCKED): requirements-dev.lock
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later with pip was found; name one: make PYTHON=…" >&2; exit 1; }
+	@"$(PYTHON)" -c '' || { echo "$(PYTHON) cannot be started" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or later" >&2; exit 1; }
 	@"$(PYTHON)" -m pip --version >/dev/null || { echo "$(PYTHON) has no pip" >&2; exit 1; }
 	@echo "creating $(VENV) with $$("$(PYTHON)" --version) from $<"
@@ -90,6 +98,7 @@ $(LOCKED): requirements-dev.lock
 	@"$(PYTHON)" -m venv --without-pip $(VENV)
 	@$(PIP_INSTALL) --require-hashes --no-deps --requirement $<
 	@echo "$(CURDIR)" > $@
+	@"$(PYTHON)" -c $(IDENTITY) >> $@
 
 $(INSTALLED): $(LOCKED) pyproject.toml
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
