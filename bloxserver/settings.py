@@ -12,20 +12,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
+from bloxserver.database_url import normalised_database_url
 from bloxserver.errors import SettingsError
 from bloxserver.setting_names import find_misspelt
 
 MINIMUM_SECRET_BYTES = 32
 RAISED = "Value error, "
 """What Pydantic puts before the text of a `ValueError`."""
-URL_PARAMETERS = frozenset(
-    {"host", "port", "ssl", "direct_tls", "passfile", "target_session_attrs", "krbsrvname", "gsslib"}
-    | {"prepared_statement_cache_size"}  # SQLAlchemy's, for poolers
-)
-"""What may stand behind the `?` of an address of PostgreSQL: what the driver takes there."""
 
 
 def _parts(text: str) -> list[str]:
@@ -318,34 +312,6 @@ def misspelt_settings() -> list[str]:
 def _names_in_file() -> list[str]:
     """The names of the variables in `.env`. Raises `UnicodeDecodeError`."""
     return list(DotEnvSettingsSource(Settings).env_vars)
-
-
-def normalised_database_url(text: str) -> URL:
-    """The URL with the async driver that we use; `postgres://` and driverless forms are accepted.
-
-    So is `sslmode`, which the driver calls `ssl`. Raises `ValueError` for anything but SQLite and PostgreSQL, and for
-    parameters that the driver does not know.
-    """
-    try:
-        url = make_url(text)
-    except ArgumentError:
-        raise ValueError("not a database URL") from None
-    except ValueError:
-        # Its text quotes what stands for the port: of a password with an unescaped @, the end.
-        raise ValueError("not a database URL: the port is no number, or the password has signs to be escaped") from None
-    backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
-    if backend == "sqlite":
-        return url.set(drivername="sqlite+aiosqlite")
-    if backend == "postgresql":
-        return _known_parameters(url.set(drivername="postgresql+asyncpg"))
-    raise ValueError("only sqlite and postgresql are supported")
-
-
-def _known_parameters(url: URL) -> URL:
-    query = {"ssl" if name == "sslmode" else name: value for name, value in url.query.items()}
-    if unknown := query.keys() - URL_PARAMETERS:
-        raise ValueError(f"parameters that are not known: {', '.join(sorted(unknown))}")
-    return url.set(query=query)
 
 
 def _weak(key: str) -> bool:

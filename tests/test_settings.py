@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
+from bloxserver.database_url import normalised_database_url
 from bloxserver.errors import SettingsError
-from bloxserver.settings import Settings, misspelt_settings, normalised_database_url
+from bloxserver.settings import Settings, misspelt_settings
 
 ROOT = Path(__file__).parents[1]
 SECRET = "Canary-4f1d9c02b7e8a6539d"

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
 
+from bloxserver import postgres_connect
 from bloxserver.models import migrate, postgres
 from bloxserver.models.base import Base
 from bloxserver.models.transient_errors import is_connection_error, reason_of
@@ -279,9 +280,12 @@ def _create_postgres_engine(settings: Settings, lock_seconds: float, *, limits_s
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=settings.database_pool_timeout_seconds,
-        connect_args=postgres.connect_args(
-            settings.database_statement_timeout_seconds if limits_statements else None, lock_seconds
-        ),
+        connect_args={
+            **postgres.connect_args(
+                settings.database_statement_timeout_seconds if limits_statements else None, lock_seconds
+            ),
+            "async_creator_fn": postgres_connect.connect,
+        },
     )
     postgres.watch_connections(engine)
     return engine

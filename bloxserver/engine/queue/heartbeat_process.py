@@ -20,6 +20,7 @@ import asyncpg
 import structlog
 
 from bloxserver.observability.log import configure_logging
+from bloxserver.postgres_connect import connect
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
@@ -83,7 +84,7 @@ class HeartbeatProcess:
 
     async def _beat(self) -> None:
         if self._connection is None:
-            self._connection = await asyncpg.connect(**self._order["connection"], statement_cache_size=0)
+            self._connection = await connect(**self._order["connection"], statement_cache_size=0)
         await self._connection.execute(BEAT, self._order["worker_id"], self._order["version"])
 
 
