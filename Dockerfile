@@ -15,7 +15,7 @@ RUN python -m venv --without-pip /opt/bloxserver \
     && pip --python /opt/bloxserver/bin/python install --only-binary :all: --no-deps --require-hashes -r requirements.lock \
     && pip --python /opt/build/bin/python install --only-binary :all: --no-deps --require-hashes -r requirements-build.lock
 
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY migrations migrations
 COPY bloxserver bloxserver
 RUN pip --python /opt/build/bin/python wheel --no-deps --no-build-isolation --wheel-dir /dist . \
