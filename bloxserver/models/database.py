@@ -22,8 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
 
-from bloxserver import postgres_connect
-from bloxserver.models import migrate, postgres
+from bloxserver.models import migrate, postgres, postgres_connect
 from bloxserver.models.base import Base
 from bloxserver.models.transient_errors import is_connection_error, reason_of
 from bloxserver.observability import metrics

@@ -19,8 +19,8 @@ from typing import Any, TypedDict
 import asyncpg
 import structlog
 
+from bloxserver.models.postgres_connect import connect
 from bloxserver.observability.log import configure_logging
-from bloxserver.postgres_connect import connect
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.models.database import Database
+from bloxserver.models.postgres_connect import NoUsableServer, connect
 from bloxserver.models.transient_errors import is_transient
-from bloxserver.postgres_connect import NoUsableServer, connect
 from bloxserver.settings import Settings
 
 
