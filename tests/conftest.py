@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 for name in (
@@ -30,7 +31,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.pool import StaticPool
 
 from bloxserver.settings import Settings, get_settings
 
@@ -41,7 +42,7 @@ from bloxserver.api.main import app
 from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Base, Database, get_db
 from bloxserver.models.tables import UserRecord
-from tests.postgres import postgres_database, postgres_server
+from tests.postgres import ReusedDatabase, delete_rows, postgres_database, postgres_server
 from tests.served import serving
 from tests.threads import connection_threads_end
 
@@ -72,7 +73,23 @@ def postgres(testrun_uid: str) -> Iterator[sa.URL]:
 def postgres_url(postgres: sa.URL, worker_id: str) -> Iterator[str]:
     """A database of this process with the tables of the models, empty at the beginning of each test."""
     with postgres_database(postgres, f"tables_{worker_id}") as url:
+        asyncio.run(create_tables(create_async_engine(url)))
         yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite_tables() -> str:
+    """The statements of `create_all` for SQLite: they run in a tenth of the time that it takes to make them."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+        Base.metadata.create_all(engine)
+        return ";".join(row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
+
+
+async def create_tables(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    await engine.dispose()
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +109,14 @@ def migrated_postgres(postgres: sa.URL, worker_id: str) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture(scope="session")
+def reused_postgres(postgres: sa.URL, migrated_postgres: str, worker_id: str) -> Iterator[ReusedDatabase]:
+    """A migrated database that is empty at the beginning of each test."""
+    database = ReusedDatabase(postgres, f"reused_{worker_id}", template=migrated_postgres)
+    yield database
+    database.drop()
+
+
 async def migrate(settings: Settings) -> None:
     database = Database(settings)
     await database.migrate()
@@ -108,20 +133,22 @@ def backend_url(backend: str, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def database_engine(backend: str, backend_url: str) -> AsyncIterator[AsyncEngine]:
-    """Somebody else's engine, as the contract describes it: tables by `create_all`, no listener or pragma of ours."""
+async def database_engine(backend: str, backend_url: str, request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]:
+    """Another program's engine, as the contract describes it: the tables of `create_all`, and none of our listeners and
+    pragmas.
+    """
     if backend == "sqlite":
         engine = create_async_engine(backend_url, poolclass=StaticPool)
+        async with engine.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            await driver.executescript(request.getfixturevalue("sqlite_tables"))
     else:
-        engine = create_async_engine(backend_url, poolclass=NullPool)
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
+        engine = create_async_engine(backend_url)
     yield engine
-    if backend == "postgresql":
-        async with engine.begin() as connection:
-            for table in reversed(Base.metadata.sorted_tables):
-                await connection.execute(sa.delete(table))
     await engine.dispose()
+    if backend == "postgresql":
+        delete_rows(sa.make_url(backend_url))
 
 
 @pytest.fixture
@@ -179,9 +206,10 @@ def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.
                 shutil.copytree(request.getfixturevalue("migrated_sqlite"), tmp_path, dirs_exist_ok=True)
             url = f"sqlite+aiosqlite:///{tmp_path}/test.db"
         else:
-            server = request.getfixturevalue("postgres")
-            template = request.getfixturevalue("migrated_postgres") if migrated else None
-            url = stack.enter_context(postgres_database(server, f"live_{worker_id}", template=template))
+            if migrated:
+                url = stack.enter_context(request.getfixturevalue("reused_postgres").lent())
+            else:
+                url = stack.enter_context(postgres_database(request.getfixturevalue("postgres"), f"live_{worker_id}"))
         yield Settings(database_url=url, poll_interval_seconds=0.5, shutdown_grace_seconds=0.1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -39,15 +39,82 @@ def postgres_server(directory: Path, *, durable: bool = False) -> Iterator[sa.UR
 @contextmanager
 def postgres_database(server: sa.URL, name: str, *, template: str | None = None) -> Iterator[str]:
     """A new database on the server, empty or a copy of `template`, as an asyncpg URL; dropped at the end."""
-    admin = server.set(drivername="postgresql").render_as_string(hide_password=False)
     drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
         sql.Identifier(name), sql.Identifier(template or "template0")
     )
-    with psycopg.connect(admin, autocommit=True) as connection:
+    with psycopg.connect(plain(server), autocommit=True) as connection:
         connection.execute(drop)
         connection.execute(create)
         try:
             yield server.set(drivername="postgresql+asyncpg", database=name).render_as_string(hide_password=False)
         finally:
             connection.execute(drop)
+
+
+class ReusedDatabase:
+    """A copy of `template` that one test after another uses.
+
+    Copying a database takes longer than most tests. The rows of a test are deleted instead, and the database is copied
+    again only after a test that changed the schema.
+    """
+
+    def __init__(self, server: sa.URL, name: str, *, template: str) -> None:
+        self._server = server
+        self._name = name
+        self._template = template
+        self._copy = ExitStack()
+        self._url = ""
+        self._schema: object = None
+
+    @contextmanager
+    def lent(self) -> Iterator[str]:
+        """The database for one test, empty, as an asyncpg URL. Sessions that the test left open are closed."""
+        if not self._url:
+            self._url = self._copy.enter_context(postgres_database(self._server, self._name, template=self._template))
+            self._schema = self._schema_version()
+        try:
+            yield self._url
+        finally:
+            end_sessions(self._server, self._name)
+            if self._schema_version() == self._schema:
+                delete_rows(self._server.set(database=self._name))
+            else:
+                self.drop()
+
+    def drop(self) -> None:
+        self._copy.close()
+        self._url = ""
+
+    def _schema_version(self) -> object:
+        """A value that every committed change of the schema changes, also one that was reversed."""
+        with psycopg.connect(plain(self._server.set(database=self._name)), autocommit=True) as connection:
+            return connection.execute(SCHEMA_VERSION).fetchall()
+
+
+SCHEMA_VERSION = " UNION ALL ".join(  # a row of a catalog has the number of the transaction that wrote it
+    f"SELECT max(xmin::text::bigint), count(*) FROM pg_catalog.{catalog}"  # noqa: S608
+    for catalog in ("pg_class", "pg_attribute", "pg_constraint", "pg_trigger", "pg_proc")
+)
+ROWS = "SELECT format('DELETE FROM %I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'public'"
+END_SESSIONS = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"""
+
+
+def end_sessions(server: sa.URL, name: str) -> None:
+    """Close all connections to the database `name`."""
+    with psycopg.connect(plain(server), autocommit=True) as connection:
+        connection.execute(END_SESSIONS, [name])
+
+
+def delete_rows(database: sa.URL) -> None:
+    """Empty all tables but Alembic's. DELETE takes a hundredth of the time of TRUNCATE where there are few rows."""
+    with psycopg.connect(plain(database), autocommit=True) as connection:
+        statements = [row[0] for row in connection.execute(ROWS) if "alembic_version" not in row[0]]
+        # Without the triggers of foreign keys, the order does not matter.
+        connection.execute("; ".join(["SET session_replication_role = replica", *statements]))
+
+
+def plain(url: sa.URL) -> str:
+    """The URL as libpq takes it."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
