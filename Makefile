@@ -17,7 +17,7 @@ UV_COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hash
 	--quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) demo serve test coverage benchmark chaos client check format format-check lint types imports lock upgrade clean FORCE
+.PHONY: help $(VENV) demo serve test test-slow coverage benchmark chaos client check format format-check lint types imports lock upgrade clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -33,8 +33,11 @@ demo: $(INSTALLED) ## Run a flow from its creation to its result, on a database 
 serve: $(INSTALLED) ## Run a development server on 127.0.0.1:8000
 	@$(BIN)/bloxserver serve --host 127.0.0.1 --port 8000
 
-test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL
-	@$(RUN) pytest -n auto
+test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL, without those of tests/slow
+	@$(RUN) pytest -n auto --dist worksteal --ignore tests/slow
+
+test-slow: $(INSTALLED) ## Run the tests that start processes, break things or measure
+	@$(RUN) pytest -n auto --dist worksteal tests/slow
 
 coverage: $(INSTALLED) ## The same, and say which lines no test reaches
 	@$(RUN) pytest -n auto --cov --cov-report=term

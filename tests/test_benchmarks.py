@@ -9,54 +9,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from benchmarks import processor_time
 from benchmarks.figures import Figure, percentile, spread, table
 from benchmarks.timings import Timing, first_step_after_ms, picked_up_after_ms, seconds_of_all, steady_rate
 
-ROOT = Path(__file__).parents[1]
 START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def run_benchmarks(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--small", *arguments],
-        env=os.environ | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def names_in(output: str, database: str) -> set[str]:
-    """The benchmarks that the table has a line of, for that database."""
-    rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
-    return {row[1] for row in rows if row[2] == database}
-
-
-def test_they_run_on_sqlite() -> None:
-    names = {"latency", "idle", "waiting", "fairness", "bare"}
-    ended = run_benchmarks(*names, "--database", "sqlite")
-    assert ended.returncode == 0, ended.stderr
-    assert names_in(ended.stdout, "SQLite") == names
-    assert "| 5 " in ended.stdout  # all five requests of `waiting` were open at once
-
-
-def test_they_run_on_postgresql(postgres: sa.URL) -> None:
-    names = {"throughput", "claim"}
-    url = postgres.render_as_string(hide_password=False)
-    ended = run_benchmarks(*names, "--database", "postgresql", TEST_POSTGRES_URL=url)
-    assert ended.returncode == 0, ended.stderr
-    assert names_in(ended.stdout, "PostgreSQL") == names
-
-
-def test_an_unknown_benchmark_is_refused() -> None:
-    ended = run_benchmarks("speed", "--database", "sqlite")
-    assert ended.returncode == 2
-    assert "no such benchmark: speed" in ended.stderr
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.5, 50), (0.95, 95), (1, 100), (0, 1)])

@@ -1,22 +1,19 @@
-"""`bloxserver status`, as a person and a script meet it."""
+"""What `bloxserver status` prints, for a person and for a script."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
 from bloxserver import __version__
-from bloxserver.clock import now
+from bloxserver.cli.status import json_of, lines_of, read_status
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionStatus, Tier, TriggerType, WorkerRecord
 from bloxserver.settings import Settings
-from tests.cli.test_cli import bloxserver
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 
 SECOND = timedelta(seconds=1)
@@ -43,10 +40,8 @@ async def installation(live_database: Database) -> None:
 
 
 @pytest.mark.usefixtures("installation")
-async def test_for_a_person(live_settings: Settings) -> None:
-    told = await asyncio.to_thread(bloxserver, "status", DATABASE_URL=live_settings.database_url)
-    assert told.returncode == 0, told.stderr
-    lines = told.stdout.splitlines()
+async def test_for_a_person(live_settings: Settings, live_database: Database) -> None:
+    lines = list(lines_of(await read_status(live_settings, live_database)))
     backend = "sqlite" if live_settings.uses_sqlite else "postgresql"
     assert lines[:3] == [f"bloxserver {__version__}", f"database   {backend}, schema current", "workers    1 alive"]
     assert lines[3].startswith("  w-living  version 1.2.3  since 20")
@@ -64,10 +59,8 @@ async def test_for_a_person(live_settings: Settings) -> None:
 
 
 @pytest.mark.usefixtures("installation")
-async def test_for_a_script(live_settings: Settings) -> None:
-    told = await asyncio.to_thread(bloxserver, "status", "--json", DATABASE_URL=live_settings.database_url)
-    assert (told.returncode, told.stderr) == (0, "")
-    found = json.loads(told.stdout)
+async def test_for_a_script(live_settings: Settings, live_database: Database) -> None:
+    found = json.loads(json.dumps(json_of(await read_status(live_settings, live_database))))
     assert found.keys() == {"version", "database", "workers", "queue", "endedInLastHour", "schedules", "problems"}
     (worker,) = found["workers"]
     assert (worker["name"], worker["version"], worker["running"]) == ("w-living", "1.2.3", 2)
@@ -83,27 +76,12 @@ async def test_for_a_script(live_settings: Settings) -> None:
 async def test_work_that_waits_without_a_worker_fails(live_settings: Settings, live_database: Database) -> None:
     async with live_database.transaction() as session:
         await session.execute(sa.update(WorkerRecord).values(last_heartbeat_at=now() - 60 * SECOND))
-    told = await asyncio.to_thread(bloxserver, "status", DATABASE_URL=live_settings.database_url)
-    assert told.returncode == 1
-    assert told.stdout.splitlines()[-1] == "problem    no worker lives, and executions wait: 4"
+    found = await read_status(live_settings, live_database)
+    assert found.problems == ["no worker lives, and executions wait: 4"]
+    assert list(lines_of(found))[-1] == "problem    no worker lives, and executions wait: 4"
 
 
 async def test_nothing_to_do_needs_no_worker(live_settings: Settings, live_database: Database) -> None:
-    told = await asyncio.to_thread(bloxserver, "status", DATABASE_URL=live_settings.database_url)
-    assert told.returncode == 0
-    assert "workers    0 alive" in told.stdout
-
-
-def test_a_schema_that_cannot_be_read_is_told(live_settings: Settings, tmp_path: Path) -> None:
-    told = bloxserver("status", "--json", DATABASE_URL=live_settings.database_url)
-    assert told.returncode == 1, told.stderr
-    found = json.loads(told.stdout)
-    assert found["database"]["schema"] == "missing"
-    assert found["problems"] == ["the database's schema is missing: run `bloxserver migrate`"]
-
-
-def test_a_database_that_is_away_is_told() -> None:
-    told = bloxserver("status", DATABASE_URL="postgresql://user:s3cret@127.0.0.1:1/x")
-    assert (told.returncode, told.stdout) == (1, "")
-    assert told.stderr.startswith("bloxserver: the database cannot be used")
-    assert "s3cret" not in told.stderr
+    found = await read_status(live_settings, live_database)
+    assert found.problems == []
+    assert "workers    0 alive" in list(lines_of(found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -257,39 +256,3 @@ async def test_a_new_version_upgrades_an_older_schema_with_its_rows(
     assert await state(database) is SchemaState.NEWER
     async with database.transaction() as session:
         session.add(tables.UserRecord(clerk_id="written by the older code"))
-
-
-async def test_a_migration_waits_longer_than_the_lock_timeout(
-    database: Database, live_settings: Settings, backend: str
-) -> None:
-    impatient = Database(live_settings, lock_seconds=0.05)
-    reasons: list[str] = []
-    waits = asyncio.Event()
-
-    def note(reason: str) -> None:
-        reasons.append(reason)
-        waits.set()
-
-    async with asyncio.timeout(30), database.migration_connection(note):
-        migrating = asyncio.create_task(impatient.migrate(note))
-        await waits.wait()
-        if backend == "postgresql":
-            # A statement that waits for the same lock shows that the lock timeout has passed.
-            with pytest.raises(DBAPIError, match="lock timeout"):
-                async with impatient.transaction() as session:
-                    await session.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-        assert not migrating.done()
-    await migrating
-    await impatient.dispose()
-    assert len(reasons) == 1
-    assert await state(database) is SchemaState.CURRENT
-
-
-def test_scripts_of_an_installed_package_precede_those_of_a_checkout(tmp_path: Path) -> None:
-    package, checkout = tmp_path / "bloxserver", tmp_path / "migrations"
-    installed = package / "migrations"
-    (installed / "__pycache__").mkdir(parents=True)
-    checkout.mkdir()
-    assert migrate.find_scripts(package) == checkout, "git leaves empty folders behind"
-    (installed / "env.py").touch()
-    assert migrate.find_scripts(package) == installed

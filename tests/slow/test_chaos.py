@@ -1,4 +1,4 @@
-"""The scenarios in short. `make chaos` runs them at length, and prints what it finds."""
+"""Short runs of the scenarios. `make chaos` runs them at length and prints the results."""
 
 from __future__ import annotations
 
