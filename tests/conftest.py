@@ -30,6 +30,7 @@ os.environ["DATABASE_URL"] = "sqlite+aiosqlite:///:memory:"
 import httpx
 import pytest
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import StaticPool
 
@@ -37,6 +38,13 @@ from bloxserver.settings import Settings, get_settings
 
 Settings.model_config["env_file"] = None  # a developer's own .env does not reach the tests
 get_settings.cache_clear()
+# Without a configuration, structlog prints the variables of every frame with a traceback, which takes two seconds.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 from bloxserver.api.main import app
 from bloxserver.engine.engine import Engine
