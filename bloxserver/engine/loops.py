@@ -64,7 +64,7 @@ class PollLoop:
             await asyncio.sleep(max(0.0, started + self._min_interval_seconds - time.monotonic()))
 
 
-async def run_forever(loop: Callable[[], Awaitable[None]]) -> None:
+async def run_forever(loop: Callable[[], Awaitable[None]], *, again_seconds: float = RETRY_SECONDS) -> None:
     """Run `loop` until cancelled, and start it again whatever ended it: no part of the engine may stop unnoticed."""
     while True:
         try:
@@ -76,16 +76,16 @@ async def run_forever(loop: Callable[[], Awaitable[None]]) -> None:
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             log.error("engine loop restarted", exc_info=error)
-        await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(again_seconds)
 
 
-async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel(tasks: Iterable[asyncio.Task[Any]], *, again_seconds: float = RETRY_SECONDS) -> None:
     """Cancel tasks and wait for their ends. A task that turned its cancellation into an error is cancelled again."""
     left = {task for task in tasks if not task.done()}
     while left:
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=RETRY_SECONDS)
+        _, left = await asyncio.wait(left, timeout=again_seconds)
 
 
 async def wait_for_wake(woken: asyncio.Event, seconds: float) -> bool:

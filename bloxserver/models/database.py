@@ -32,14 +32,11 @@ log = structlog.stdlib.get_logger("bloxserver.database")
 
 __all__ = ["Base", "Database", "async_session_maker", "engine", "get_db", "get_db_context", "init_db"]
 
-log = structlog.stdlib.get_logger("bloxserver")
-
 SQLITE_BUSY_TIMEOUT_SECONDS = 15
 MIGRATION_LOCK = 0x626C6F78
 """The advisory lock on PostgreSQL that a process holds while it migrates."""
 MIGRATION_POLL_SECONDS = 0.5
 """The time between two attempts to take the migration lock."""
-DISPOSE_SECONDS = 10
 WRITING, READING = "writing", "reading"
 """Names of pools. On PostgreSQL one serves for both."""
 _WRITING_ENGINE = "bloxserver_writing_engine"
@@ -94,11 +91,10 @@ class _Availability:
 class Database:
     """Engines and session makers. `sessions` may write; `reading_sessions` do not wait for a writer on SQLite."""
 
-    def __init__(self, settings: Settings, *, lock_seconds: float = postgres.LOCK_SECONDS) -> None:
-        """`lock_seconds` limits how long a statement waits for a lock of a row or a table on PostgreSQL."""
+    def __init__(self, settings: Settings, waits: postgres.Waits = postgres.Waits()) -> None:  # noqa: B008
         self._settings = settings
-        self._lock_seconds = lock_seconds
-        self.engine = _create_engine(settings, lock_seconds)
+        self._waits = waits
+        self.engine = _create_engine(settings, waits)
         self._reading_engine = self.engine
         if settings.uses_sqlite and not _is_in_memory(settings):
             self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
@@ -116,9 +112,7 @@ class Database:
 
     def driver_arguments(self) -> dict[str, Any]:
         """What the driver of PostgreSQL makes such a connection from, where there is no SQLAlchemy."""
-        return postgres.driver_arguments(
-            self.engine, self._settings.database_statement_timeout_seconds, self._lock_seconds
-        )
+        return postgres.driver_arguments(self.engine, self._settings.database_statement_timeout_seconds, self._waits)
 
     def pools(self) -> Mapping[str, QueuePool]:
         """The pools of connections, by what they are called in metrics."""
@@ -128,7 +122,7 @@ class Database:
     async def dispose(self) -> None:
         """Close all connections; those to a server that does not answer are given up."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(DISPOSE_SECONDS):
+            async with asyncio.timeout(self._waits.close):
                 await self.engine.dispose()
                 await self._reading_engine.dispose()
 
@@ -167,7 +161,7 @@ class Database:
         It has no statement timeout: an index on a large table takes as long as it takes.
         """
         engine = self._migration_engine()
-        waits = False
+        has_waited = False
         try:
             while True:
                 # The lock is tried, not waited for. A statement that waits is subject to `lock_timeout`, and keeps a
@@ -177,9 +171,9 @@ class Database:
                         yield connection
                         await connection.commit()
                         return
-                if not waits:
+                if not has_waited:
                     on_wait("another process is migrating the database or has locked it: waiting for it to finish")
-                    waits = True
+                    has_waited = True
                 await asyncio.sleep(MIGRATION_POLL_SECONDS)
         finally:
             if engine is not self.engine:
@@ -190,7 +184,7 @@ class Database:
             return self.engine
         if self._settings.uses_sqlite:
             return _create_sqlite_engine(self._settings, pool_size=1, writes=True, timeout=MIGRATION_POLL_SECONDS)
-        return _create_postgres_engine(self._settings, self._lock_seconds, limits_statements=False)
+        return _create_postgres_engine(self._settings, self._waits, limits_statements=False)
 
     def on_commit(self, wake: Callable[[frozenset[WakeReason]], None]) -> Callable[[], None]:
         """Call `wake` after each commit that left work for the engine, with its kinds; returns what ends that."""
@@ -261,15 +255,17 @@ def _is_busy(error: OperationalError) -> bool:
     return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def _create_engine(settings: Settings, lock_seconds: float) -> AsyncEngine:
+def _create_engine(settings: Settings, waits: postgres.Waits) -> AsyncEngine:
     if settings.uses_sqlite:
         # SQLite has one writer. Transactions that write take turns at one connection, in the order in which they
         # came; several would wait for each other by trying again and again. An in-memory database is its connection.
         return _create_sqlite_engine(settings, pool_size=1, writes=True)
-    return _create_postgres_engine(settings, lock_seconds)
+    return _create_postgres_engine(settings, waits)
 
 
-def _create_postgres_engine(settings: Settings, lock_seconds: float, *, limits_statements: bool = True) -> AsyncEngine:
+def _create_postgres_engine(
+    settings: Settings, waits: postgres.Waits, *, limits_statements: bool = True
+) -> AsyncEngine:
     engine = create_async_engine(
         settings.database_url,
         echo=settings.sql_echo,
@@ -281,7 +277,7 @@ def _create_postgres_engine(settings: Settings, lock_seconds: float, *, limits_s
         pool_timeout=settings.database_pool_timeout_seconds,
         connect_args={
             **postgres.connect_args(
-                settings.database_statement_timeout_seconds if limits_statements else None, lock_seconds
+                settings.database_statement_timeout_seconds if limits_statements else None, waits
             ),
             "async_creator_fn": postgres_connect.connect,
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import event
@@ -30,15 +31,27 @@ does belongs to a process that is frozen, or cut off, and would keep its locks.
 """
 MARGIN_SECONDS = 2
 """How much longer than the server we wait for the end of a statement: the server's own error is the better one."""
+CLOSE_SECONDS = 10
+"""How long closing all connections may take."""
 
 
-def connect_args(statement_seconds: float | None, lock_seconds: float = LOCK_SECONDS) -> dict[str, Any]:
-    """The arguments of the driver; without `statement_seconds`, statements and transactions have no time limit."""
+@dataclass(frozen=True)
+class Waits:
+    """How long a connection waits, in seconds."""
+
+    lock: float = LOCK_SECONDS
+    idle: float = IDLE_SECONDS
+    margin: float = MARGIN_SECONDS
+    close: float = CLOSE_SECONDS
+
+
+def connect_args(statement_seconds: float | None, waits: Waits) -> dict[str, Any]:
+    """The arguments for the driver. Without `statement_seconds`, statements and transactions have no time limit."""
     server_settings = {
         "application_name": APPLICATION_NAME if statement_seconds is not None else MIGRATION_NAME,
         "timezone": "UTC",
         "jit": "off",  # compiling a statement takes longer than any of ours
-        "lock_timeout": _milliseconds(lock_seconds),
+        "lock_timeout": _milliseconds(waits.lock),
         # that the server, too, finds out about clients that are gone, and releases their locks
         "tcp_keepalives_idle": str(PROBE_SECONDS),
         "tcp_keepalives_interval": str(PROBE_SECONDS),
@@ -48,19 +61,19 @@ def connect_args(statement_seconds: float | None, lock_seconds: float = LOCK_SEC
     if statement_seconds is None:
         return {"timeout": CONNECT_SECONDS, "server_settings": server_settings}
     server_settings["statement_timeout"] = _milliseconds(statement_seconds)
-    server_settings["idle_in_transaction_session_timeout"] = _milliseconds(IDLE_SECONDS)
+    server_settings["idle_in_transaction_session_timeout"] = _milliseconds(waits.idle)
     return {
         "timeout": CONNECT_SECONDS,
-        "command_timeout": statement_seconds + MARGIN_SECONDS,
+        "command_timeout": statement_seconds + waits.margin,
         "server_settings": server_settings,
     }
 
 
-def driver_arguments(engine: AsyncEngine, statement_seconds: float, lock_seconds: float) -> dict[str, Any]:
+def driver_arguments(engine: AsyncEngine, statement_seconds: float, waits: Waits) -> dict[str, Any]:
     """The arguments that SQLAlchemy passes to the driver for a connection of this engine."""
     url = engine.url.difference_update_query(["prepared_statement_cache_size"])  # that one is SQLAlchemy's own
     _, of_url = engine.dialect.create_connect_args(url)
-    return {**of_url, **connect_args(statement_seconds, lock_seconds)}
+    return {**of_url, **connect_args(statement_seconds, waits)}
 
 
 def watch_connections(engine: AsyncEngine) -> None:

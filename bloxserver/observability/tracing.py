@@ -156,12 +156,12 @@ def start_tracing(settings: Settings) -> None:
     log.info("traces are sent")
 
 
-async def stop_tracing() -> None:
-    """Tell of what has ended, and of nothing more."""
+async def stop_tracing(*, flush_seconds: float = FLUSH_SECONDS) -> None:
+    """Send the spans that have ended, for at most `flush_seconds`, and begin no others."""
     global _provider, _tracer
     provider, _provider, _tracer = _provider, None, None
     if provider is not None:
         # A daemon: a collector that does not answer keeps no process from ending.
         thread: Any = threading.Thread(target=provider.shutdown, name="last-spans", daemon=True)
         thread.start()
-        await asyncio.to_thread(thread.join, FLUSH_SECONDS)
+        await asyncio.to_thread(thread.join, flush_seconds)

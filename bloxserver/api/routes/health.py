@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from bloxserver import __version__
@@ -18,6 +19,10 @@ the connection takes up to 2 more.
 """
 
 router = APIRouter(tags=["health"])
+
+
+def answer_seconds() -> float:
+    return ANSWER_SECONDS
 
 
 @router.get("/", response_model=ServiceInfo, operation_id="getServiceInfo")
@@ -45,7 +50,12 @@ async def live() -> object:
     operation_id="getReadiness",
     responses={503: {"model": Readiness, "description": "A check failed; `errors` says which."}},
 )
-async def ready(sessions: Sessions, engine: EngineOfProcess, response: Response) -> object:
+async def ready(
+    sessions: Sessions,
+    engine: EngineOfProcess,
+    response: Response,
+    seconds: Annotated[float, Depends(answer_seconds)],
+) -> object:
     """Whether there is work to be sent here: database and schema can be used, and the engine, where there is one."""
     checks: dict[str, str] = {}
     errors: list[str] = []
@@ -56,7 +66,7 @@ async def ready(sessions: Sessions, engine: EngineOfProcess, response: Response)
             errors.append(f"{check}: {problem}")
 
     try:
-        async with asyncio.timeout(ANSWER_SECONDS), sessions.reading() as session:
+        async with asyncio.timeout(seconds), sessions.reading() as session:
             schema = await schema_problem(session, must_be_migrated=get_settings().is_production)
     except (SQLAlchemyError, OSError):  # TimeoutError is an OSError
         note("database", "the database cannot be reached")

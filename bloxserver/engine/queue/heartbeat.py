@@ -29,6 +29,7 @@ PROGRAM = f"import sys; sys.path[:] = sys.argv[1:]; from {heartbeat_process.__na
 TURN_SECONDS = 1
 """How often the event loop says that it turns."""
 RETRY_SECONDS = 1
+"""Pause before the process of the heartbeat is started again."""
 END_SECONDS = 5
 
 
@@ -39,8 +40,18 @@ class Heartbeat:
     recover its executions. On SQLite there is one process only: there the heartbeat runs on the event loop.
     """
 
-    def __init__(self, settings: Settings, database: Database, worker_id: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        worker_id: str,
+        *,
+        turn_seconds: float = TURN_SECONDS,
+        again_seconds: float = RETRY_SECONDS,
+    ) -> None:
         self._settings = settings
+        self._turn_seconds = turn_seconds
+        self._again_seconds = again_seconds
         self._database = database
         self._worker_id = worker_id
         self._beat_at: float | None = None
@@ -107,7 +118,7 @@ class Heartbeat:
                 log.warning("the process of the heartbeat cannot be run", error=type(error).__name__)
             else:
                 log.warning("the process of the heartbeat ended: it is started again")
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(self._again_seconds)
 
     async def _run_process(self, order: bytes) -> None:
         """Returns where the process ends though nobody asked it to."""
@@ -117,7 +128,7 @@ class Heartbeat:
         turns, beats = process.stdin, process.stdout
         assert turns is not None  # noqa: S101
         assert beats is not None  # noqa: S101
-        turning = asyncio.create_task(_turn(turns, order))
+        turning = asyncio.create_task(_turn(turns, order, self._turn_seconds))
         try:
             async for _ in beats:
                 self._note_beat()
@@ -141,13 +152,13 @@ class Heartbeat:
         )
 
 
-async def _turn(turns: asyncio.StreamWriter, order: bytes) -> None:
+async def _turn(turns: asyncio.StreamWriter, order: bytes, seconds: float) -> None:
     """Order the beats, and go on saying that the event loop turns."""
     turns.write(order)
     while True:
         turns.write(b"\n")
         await turns.drain()
-        await asyncio.sleep(TURN_SECONDS)
+        await asyncio.sleep(seconds)
 
 
 async def _end(process: Process) -> None:

@@ -60,9 +60,11 @@ class Pump:
         *,
         sequence: int = 0,
         visible_after: timedelta = VISIBLE_AFTER,
+        let_go_seconds: float = CANCEL_GRACE_SECONDS,
     ) -> None:
         """`sequence` is that of the newest of all changes before."""
         self._show_after = visible_after
+        self._let_go_seconds = let_go_seconds
         self._organism = organism
         self._kept = {step.message.key: step for step in kept}
         self._world = world
@@ -99,7 +101,7 @@ class Pump:
             tasks = [*self._running.values(), *self._broken_off]
             for task in tasks:
                 task.cancel()
-            if tasks and (await asyncio.wait(tasks, timeout=CANCEL_GRACE_SECONDS))[1]:
+            if tasks and (await asyncio.wait(tasks, timeout=self._let_go_seconds))[1]:
                 log.error("a block does not let itself be cancelled", listeners=self.unfinished)
 
     @property
