@@ -127,6 +127,7 @@ async def pump(
     secrets: Mapping[str, str] | None = None,
     called: Mapping[UUID, CalledResult] | None = None,
     visible_after: timedelta = timedelta(days=1),
+    let_go_seconds: float = 10,
 ) -> tuple[Outcome, Log]:
     """How a run comes out, and what it saved."""
     log = Log()
@@ -137,7 +138,16 @@ async def pump(
     world = World(http, models, secrets or {}, payload)
     try:
         sequence = max((step.sequence for step in kept), default=0)
-        runs = Pump(parsed, kept, world, log.save, called, sequence=sequence, visible_after=visible_after)
+        runs = Pump(
+            parsed,
+            kept,
+            world,
+            log.save,
+            called,
+            sequence=sequence,
+            visible_after=visible_after,
+            let_go_seconds=let_go_seconds,
+        )
         outcome = await runs.run(Message(parsed.entry(entry).name, payload))
     finally:
         await models.aclose()

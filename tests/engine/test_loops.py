@@ -24,7 +24,7 @@ async def test_a_loop_is_begun_anew_whatever_ended_it_until_it_is_cancelled() ->
         if (end := ends.pop(0)) is not None:
             raise end
 
-    task = asyncio.create_task(run_forever(loop))
+    task = asyncio.create_task(run_forever(loop, again_seconds=0.01))
     async with asyncio.timeout(20):
         await goes_on.wait()
     assert not task.done()
@@ -48,5 +48,5 @@ async def test_a_task_that_makes_an_error_of_its_cancellation_ends_all_the_same(
     task = asyncio.create_task(swallow())
     await begun.wait()
     async with asyncio.timeout(20):
-        await cancel([task])
+        await cancel([task], again_seconds=0.01)
     assert (len(caught), task.cancelled()) == (1, True)

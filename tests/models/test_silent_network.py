@@ -12,11 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.api.main import app
-from bloxserver.api.routes.health import ANSWER_SECONDS
+from bloxserver.api.routes.health import answer_seconds
 from bloxserver.engine.retry import retry_transaction
-from bloxserver.models import database as models_database
-from bloxserver.models import postgres as postgres_connections
 from bloxserver.models.database import Database
+from bloxserver.models.postgres import Waits
 from bloxserver.models.tables import UserRecord
 from bloxserver.models.transient_errors import is_transient
 from bloxserver.settings import Settings
@@ -27,7 +26,8 @@ from tests.served import serving
 
 DEADLINE_SECONDS = 15
 STATEMENT_SECONDS = 1
-"""After which, and a margin, a server that says nothing is given up."""
+WAITS = Waits(margin=0.2, close=0.5)
+"""A server that does not answer is given up after `STATEMENT_SECONDS` and this margin."""
 
 
 @pytest.fixture
@@ -54,9 +54,8 @@ def settings(url: str, proxy: Proxy) -> Settings:
 
 
 @pytest.fixture
-async def database(settings: Settings, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
-    monkeypatch.setattr(postgres_connections, "MARGIN_SECONDS", 0.2)
-    database = Database(settings)
+async def database(settings: Settings, proxy: Proxy) -> AsyncIterator[Database]:
+    database = Database(settings, WAITS)
     yield database
     proxy.heal()
     await database.dispose()
@@ -76,11 +75,11 @@ async def number(database: Database, wanted: int) -> int | None:
 async def test_a_server_that_says_nothing_is_given_up_and_the_connection_with_it(
     proxy: Proxy, settings: Settings
 ) -> None:
-    """Once: nobody waits for the end of the transaction as well, or for the farewell."""
-    database = Database(settings)
+    """One time limit: neither the end of the transaction nor the close of the connection is waited for as well."""
+    database = Database(settings, WAITS)
     assert await number(database, 1) == 1
     proxy.fall_silent()
-    async with asyncio.timeout(STATEMENT_SECONDS + postgres_connections.MARGIN_SECONDS + 1.5):
+    async with asyncio.timeout(STATEMENT_SECONDS + WAITS.margin + 1.5):
         error = await failure(number(database, 2))
     assert is_transient(error), error
     proxy.heal()
@@ -114,7 +113,7 @@ async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Da
     await number(database, 1)
     proxy.fall_silent()
     waiting = asyncio.create_task(retry_transaction(database, lambda session: session.scalar(sa.select(sa.literal(7)))))
-    await asyncio.wait({waiting}, timeout=STATEMENT_SECONDS + postgres_connections.MARGIN_SECONDS + 1)
+    await asyncio.wait({waiting}, timeout=STATEMENT_SECONDS + WAITS.margin + 0.5)
     assert not waiting.done()
     proxy.heal()
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -145,19 +144,18 @@ async def test_readiness_does_not_wait_as_long_as_a_statement_may_take(settings:
         async with api_client() as client:
             assert (await client.get("/health/ready")).status_code == 200
             proxy.fall_silent()
-            async with asyncio.timeout(ANSWER_SECONDS + 3):
+            app.dependency_overrides[answer_seconds] = lambda: 0.2
+            async with asyncio.timeout(5):
                 assert (await client.get("/health/ready")).status_code == 503
     proxy.heal()
     await database.dispose()
 
 
-async def test_connections_are_closed_without_an_answer(
-    database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models_database, "DISPOSE_SECONDS", 0.2)
+async def test_connections_are_closed_without_an_answer(settings: Settings, proxy: Proxy) -> None:
+    database = Database(settings, Waits(close=0.2))
     await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
     proxy.fall_silent()
-    async with asyncio.timeout(STATEMENT_SECONDS):
+    async with asyncio.timeout(1):
         await database.dispose()
 
 
@@ -171,13 +169,10 @@ async def test_the_system_watches_what_was_sent(database: Database) -> None:
         assert of_system.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
 
 
-async def test_a_client_that_falls_silent_in_a_transaction_keeps_no_locks(
-    proxy: Proxy, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Like a process that is frozen; when it comes back, its transaction is gone, and it begins anew."""
+async def test_a_client_that_falls_silent_in_a_transaction_keeps_no_locks(proxy: Proxy, settings: Settings) -> None:
+    """A process that was frozen finds its transaction gone when it continues, and begins another one."""
     patient = Database(settings)
-    monkeypatch.setattr(postgres_connections, "IDLE_SECONDS", 0.3)
-    frozen = Database(settings)
+    frozen = Database(settings, Waits(idle=0.3))
     user = UserRecord(clerk_id="a")
     async with patient.transaction() as session:
         session.add(user)
@@ -211,12 +206,10 @@ CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUT
 """
 
 
-async def test_a_migration_may_take_longer_than_a_statement(
-    postgres: sa.URL, worker_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_connections, "MARGIN_SECONDS", 0.1)
+async def test_a_migration_may_take_longer_than_a_statement(postgres: sa.URL, worker_id: str) -> None:
     with postgres_database(postgres, f"slow_{worker_id}") as url:
-        database = Database(Settings(database_url=url, database_statement_timeout_seconds=STATEMENT_SECONDS))
+        settings = Settings(database_url=url, database_statement_timeout_seconds=STATEMENT_SECONDS)
+        database = Database(settings, Waits(margin=0.1))
         async with database.engine.begin() as connection:
             for statement in SLOW_ONCE.strip().split(";\n"):
                 await connection.exec_driver_sql(statement)

@@ -287,6 +287,6 @@ class TestWithTracing:
         try:
             await triggered(live_client, FAILING, status="error")
         finally:
-            async with asyncio.timeout(15):
-                await stop_tracing()
+            async with asyncio.timeout(3):
+                await stop_tracing(flush_seconds=0.1)
         assert "s3cret" not in caplog.text

@@ -15,6 +15,7 @@ from bloxserver.clock import now
 from bloxserver.engine.background.reconcile import reconcile_flows
 from bloxserver.engine.background.schedules import fire_due_schedules
 from bloxserver.models.database import Database
+from bloxserver.models.postgres import Waits
 from bloxserver.models.tables import (
     ExecutionRecord,
     FlowRecord,
@@ -109,16 +110,18 @@ async def test_a_due_schedule_fires_once_however_many_look(live_database: Databa
         assert list(await session.scalars(sa.select(UsageRecord.workflow_runs))) == [1]
 
 
-async def test_one_that_somebody_holds_keeps_no_other_from_firing(live_database: Database) -> None:
+async def test_a_locked_schedule_keeps_no_other_from_firing(live_settings: Settings, live_database: Database) -> None:
     if live_database.engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer")
     held, other = [
         await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=late)) for late in (9, 5)
     ]
+    quick = Database(live_settings, Waits(lock=0.2))
     async with live_database.transaction() as holder:
         await holder.execute(sa.select(TriggerRecord).where(TriggerRecord.id == held.id).with_for_update())
-        await fire_due_schedules(live_database)
+        await fire_due_schedules(quick)
         assert [execution.trigger_id for execution in await executions(live_database)] == [other.id]
+    await quick.dispose()
     await fire_due_schedules(live_database)
     assert [execution.trigger_id for execution in await executions(live_database)] == [other.id, held.id]
 

@@ -15,7 +15,9 @@ from bloxserver.engine.queue.values import LeaseLost
 from bloxserver.engine.run.messages import Message, Step
 from bloxserver.engine.run.serialization import JsonTextCache, step_row
 from bloxserver.models.database import Database
+from bloxserver.models.postgres import Waits
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, StepStatus, Tier
+from bloxserver.settings import Settings
 from tests.engine.taking import claim
 from tests.factories import create_execution, create_flow, create_user
 from tests.statements import count_statements
@@ -107,11 +109,12 @@ async def test_one_that_the_database_refuses_keeps_no_other_from_being_kept(live
     assert await count_steps(live_database) == NUMBER - 1
 
 
-async def test_a_row_that_somebody_holds_keeps_no_other_waiting_for_ever(live_database: Database) -> None:
+async def test_a_locked_row_does_not_block_the_others(live_settings: Settings, live_database: Database) -> None:
     if live_database.engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer")
     executions = await taken(live_database)
-    checkpoints = CheckpointWriter(live_database)
+    quick = Database(live_settings, Waits(lock=0.2))
+    checkpoints = CheckpointWriter(quick)
     async with live_database.transaction() as holder:
         held = sa.select(ExecutionRecord.id).where(ExecutionRecord.id == executions[0].id)
         await holder.execute(held.with_for_update())
@@ -120,6 +123,7 @@ async def test_a_row_that_somebody_holds_keeps_no_other_waiting_for_ever(live_da
             await asyncio.gather(*(checkpoints.save(checkpoint(execution, output="1")) for execution in executions[1:]))
         assert not blocked.done()
     await blocked
+    await quick.dispose()
     assert await statuses(live_database) == {"success": NUMBER}
 
 

@@ -97,7 +97,7 @@ async def test_a_blocked_process_goes_on_beating(
 async def test_a_process_that_beats_is_replaced_when_it_is_killed(live_database: Database, quick: Settings) -> None:
     if quick.uses_sqlite or sys.platform != "linux":
         pytest.skip("nobody could take over, or no /proc to look into")
-    heartbeat = Heartbeat(quick, live_database, "w-1")
+    heartbeat = Heartbeat(quick, live_database, "w-1", again_seconds=0.05)
     await heartbeat.start()
     await later_beat(live_database, await last_heartbeat_at(live_database))
     (process_id,) = pulses()
@@ -139,13 +139,15 @@ async def test_an_address_for_a_pooler_serves_the_process_that_beats(live_databa
 async def test_an_event_loop_that_is_stuck_counts_as_dead(live_database: Database, quick: Settings) -> None:
     if quick.uses_sqlite:
         pytest.skip("nobody could take over")
-    heartbeat = Heartbeat(quick.model_copy(update={"event_loop_timeout_seconds": 1.5}), live_database, "w-1")
+    settings = quick.model_copy(update={"event_loop_timeout_seconds": 0.5})
+    heartbeat = Heartbeat(settings, live_database, "w-1", turn_seconds=0.05)
     await heartbeat.start()
+    await later_beat(live_database, await last_heartbeat_at(live_database))
     began = now()
-    time.sleep(4)  # noqa: ASYNC251  # as a block does that never ends
+    time.sleep(1.5)  # noqa: ASYNC251  # as a block does that never ends
     last = await last_heartbeat_at(live_database)
     assert last is not None
-    assert last < began + timedelta(seconds=3.5)
+    assert last < began + timedelta(seconds=1.4)
     await later_beat(live_database, last)
     await heartbeat.end()
 
@@ -153,11 +155,12 @@ async def test_an_event_loop_that_is_stuck_counts_as_dead(live_database: Databas
 async def test_the_work_of_a_silent_worker_is_taken_over(live_database: Database, quick: Settings) -> None:
     async with live_database.sessions() as session:
         execution = await create_execution(session, await create_flow(session, await create_user(session)))
-    living, dead = (Heartbeat(quick, live_database, name) for name in ("w-living", "w-dead"))
+    settings = quick.model_copy(update={"heartbeat_timeout_seconds": 60.0})
+    living, dead = (Heartbeat(settings, live_database, name) for name in ("w-living", "w-dead"))
     await living.start()
     await dead.start()
     await take(live_database, execution, "w-dead")
-    recover = Recovery(quick, live_database, living)
+    recover = Recovery(settings, live_database, living)
     assert await recover.recover() == 0
     await dead.end()
     assert await recover.recover() == 1
@@ -217,7 +220,10 @@ async def test_another_process_hears_of_work_at_once(live_database: Database, li
 
 async def listening(database: Database, number: int) -> None:
     """So many connections listen."""
-    listens = sa.text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%LISTEN%' AND pid <> pg_backend_pid()")
+    listens = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE query LIKE '%LISTEN%' AND pid <> pg_backend_pid() AND datname = current_database()"
+    )
     async with asyncio.timeout(20):
         while True:
             async with database.transaction(read_only=True) as session:
