@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -16,8 +17,13 @@ def ids_of_document() -> list[str]:
     return re.findall(r"<!-- id: ([a-z0-9.-]+) -->", DOCUMENT.read_text(encoding="utf-8"))
 
 
-def ids_of_tests() -> Iterator[tuple[str, str]]:
+@cache
+def ids_of_tests() -> list[tuple[str, str]]:
     """Each covered id with the test that covers it; read, not imported, so a selection of tests changes nothing."""
+    return list(_ids_of_tests())
+
+
+def _ids_of_tests() -> Iterator[tuple[str, str]]:
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
