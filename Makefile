@@ -39,8 +39,9 @@ test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL, without those of t
 test-slow: $(INSTALLED) ## Run the tests that start processes, break things or measure
 	@$(RUN) pytest -n auto --dist worksteal tests/slow
 
-coverage: $(INSTALLED) ## The same, and say which lines no test reaches
-	@$(RUN) pytest -n auto --cov --cov-report=term
+coverage: $(INSTALLED) ## Run make test and list the lines that it does not reach; needs Python 3.12 or later
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { echo "coverage needs Python 3.12 or later: make PYTHON=python3.13 VENV=.venv-coverage coverage" >&2; exit 1; }
+	@$(RUN) pytest -n auto --dist worksteal --ignore tests/slow --cov --cov-report=term
 
 benchmark: $(INSTALLED) ## Measure how fast it is on SQLite and PostgreSQL, and print one table; takes some minutes
 	@$(RUN) benchmarks all
@@ -51,7 +52,7 @@ chaos: $(INSTALLED) ## Kill, freeze, cut off and restart it on SQLite and Postgr
 client: $(INSTALLED) ## Generate a TypeScript client from the OpenAPI document and compile it; needs node and npm
 	@PYTHON=$(BIN)/python scripts/check-openapi-client.sh
 
-check: format-check lint types imports test ## All that a change must pass
+check: format-check lint types imports test ## All that a change must pass, but for the slow tests
 
 format: $(INSTALLED) ## Format the code, and repair what the linter can
 	@$(RUN) ruff check --fix --quiet .
@@ -78,7 +79,7 @@ upgrade: ## The same at the newest versions
 	@$(MAKE) --no-print-directory lock UV_COMPILE='$(UV_COMPILE) --upgrade'
 
 clean: ## Remove .venv, caches and what was built; databases stay
-	rm -rf $(VENV) dist build htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-coverage dist build htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two lines of .locked say for which directory and with which Python the environment was made. It works only there, so

@@ -155,6 +155,7 @@ async def database_engine(backend: str, backend_url: str, request: pytest.Fixtur
         engine = create_async_engine(backend_url)
     yield engine
     await engine.dispose()
+    await connection_threads_end()
     if backend == "postgresql":
         delete_rows(sa.make_url(backend_url))
 
