@@ -5,12 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
+
+import pytest
 
 from bloxserver.models import migrate
 from bloxserver.models.database import Database
 from bloxserver.models.migrate import SchemaState
 from bloxserver.settings import Settings
 from tests.models.test_migrations import state
+
+
+@pytest.fixture
+async def database(live_settings: Settings) -> AsyncIterator[Database]:
+    """An empty database."""
+    database = Database(live_settings)
+    yield database
+    await database.dispose()
 
 
 async def test_processes_that_migrate_at_once(database: Database, live_settings: Settings) -> None:
