@@ -91,7 +91,7 @@ class _Availability:
 class Database:
     """Engines and session makers. `sessions` may write; `reading_sessions` do not wait for a writer on SQLite."""
 
-    def __init__(self, settings: Settings, waits: postgres.Waits = postgres.Waits()) -> None:  # noqa: B008
+    def __init__(self, settings: Settings, waits: postgres.Waits = postgres.DEFAULT_WAITS) -> None:
         self._settings = settings
         self._waits = waits
         self.engine = _create_engine(settings, waits)

@@ -45,6 +45,9 @@ class Waits:
     close: float = CLOSE_SECONDS
 
 
+DEFAULT_WAITS = Waits()
+
+
 def connect_args(statement_seconds: float | None, waits: Waits) -> dict[str, Any]:
     """The arguments for the driver. Without `statement_seconds`, statements and transactions have no time limit."""
     server_settings = {
