@@ -276,9 +276,7 @@ def _create_postgres_engine(
         max_overflow=0,
         pool_timeout=settings.database_pool_timeout_seconds,
         connect_args={
-            **postgres.connect_args(
-                settings.database_statement_timeout_seconds if limits_statements else None, waits
-            ),
+            **postgres.connect_args(settings.database_statement_timeout_seconds if limits_statements else None, waits),
             "async_creator_fn": postgres_connect.connect,
         },
     )

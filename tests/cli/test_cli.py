@@ -11,6 +11,7 @@ from bloxserver import __version__
 from bloxserver.cli import app
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.listeners import LISTENER_KEYS
+from bloxserver.settings import get_settings
 
 BROKEN = """\
 organism: {name: x}

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from bloxserver import __version__
 from bloxserver.cli.status import json_of, lines_of, read_status
+from bloxserver.clock import now
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionStatus, Tier, TriggerType, WorkerRecord
 from bloxserver.settings import Settings

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import prepare_database
 from bloxserver.errors import SettingsError
 from bloxserver.ids import new_id
 from bloxserver.models import migrate, tables
-from bloxserver.models.database import MIGRATION_LOCK, Base, Database
+from bloxserver.models.database import Base, Database
 from bloxserver.models.migrate import SchemaState, schema_state
 from bloxserver.models.types import UtcDateTime
 from bloxserver.settings import Settings

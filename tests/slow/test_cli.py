@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from bloxserver.clock import now
 
+from bloxserver.clock import now
 from bloxserver.encryption import SecretCipher
 from bloxserver.engine.background.retention_batches import PRUNE_LOCK
 from bloxserver.models.database import Database
@@ -27,6 +27,15 @@ def test_migrate_makes_the_schema_and_can_be_repeated(
     for _ in range(2):
         migrated = bloxserver("migrate", DATABASE_URL=new)
         assert (migrated.returncode, migrated.stdout) == (0, "database schema: current\n"), migrated.stderr
+
+
+def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
+    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/new.db", "DATABSE_URL": "postgresql://u:s3cret@h/d"}
+    migrated = bloxserver("migrate", **database)
+    assert migrated.returncode == 0
+    assert migrated.stderr.splitlines() == [
+        "bloxserver: warning: DATABSE_URL is not a setting and has no effect; did you mean DATABASE_URL?"
+    ]
 
 
 def test_a_database_that_is_away_is_told_without_its_address() -> None:
@@ -56,6 +65,8 @@ PRODUCTION = {
     "ENV": "production",
     "ALLOW_SQLITE": "1",
     "CLERK_ISSUER": "https://clerk.example.com",
+    "CORS_ORIGINS": "https://app.example.com",
+    "WEBHOOK_BASE_URL": "https://flows.example.com/webhooks",
     "ENABLE_DOCS": "false",
     "API_KEY_ENCRYPTION_KEY": "0123456789abcdef0123456789abcdef",
 }
@@ -74,7 +85,7 @@ PRODUCTION = {
         (
             ("serve",),
             {"HEARTBEAT_INTERVAL_SECONDS": "30"},
-            "HEARTBEAT_TIMEOUT_SECONDS must be twice HEARTBEAT_INTERVAL_SECONDS at least",
+            "HEARTBEAT_TIMEOUT_SECONDS must be at least twice HEARTBEAT_INTERVAL_SECONDS",
         ),
     ],
 )
