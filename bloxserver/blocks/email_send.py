@@ -9,24 +9,42 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, RootMode
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS
-from bloxserver.clients.mail import MailError, MailServer, Security, compose, read_mailbox
+from bloxserver.clients.mail import MailError, MailServer, Security, compose
+from bloxserver.clients.mail_headers import read_mailbox, split_addresses
 
 MAX_RECIPIENTS = 50
 MAX_BODY_CHARACTERS = 500_000
 
 
 def _checked_mailbox(text: str) -> str:
-    if "{{" not in text:  # known when its placeholders are replaced
+    if "{{" not in text:  # validated after its placeholders are replaced
         read_mailbox(text)
     return text
 
 
 def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    """One string is a list of addresses. Empty and null entries are ignored, as optional data fills placeholders."""
+    entries: object = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(entries, list):
+        return entries
+    return [address for entry in entries for address in _entry(entry)]
+
+
+def _entry(entry: object) -> list[object]:
+    if entry is None:
+        return []
+    if not isinstance(entry, str):
+        return [entry]
+    # A placeholder may contain commas of its own.
+    return [entry] if "{{" in entry else [*split_addresses(entry)]
+
+
+def _none_if_blank(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def _as_text(value: object) -> object:
-    # A text that is one placeholder becomes the value itself: here it means what it would within other text.
+    # A string that is one placeholder becomes the value itself. It is written as it would be within other text.
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -34,42 +52,45 @@ def _as_text(value: object) -> object:
 
 Mailbox = Annotated[str, AfterValidator(_checked_mailbox)]
 Text = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str)]
-Mailboxes = Annotated[list[Mailbox], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+OptionalMailbox = Annotated[Mailbox | None, BeforeValidator(_none_if_blank, json_schema_input_type=str | None)]
+Mailboxes = Annotated[list[Mailbox], BeforeValidator(_as_list, json_schema_input_type=str | list[str | None] | None)]
 
 
 class EmailPayload(RootModel[JsonValue]):
-    """Any JSON value; the config says what of it is sent."""
+    """Any JSON value. The config selects what is sent."""
 
 
 class EmailServer(BlockConfig):
-    """Another mail server than the installation's."""
+    """A mail server to use instead of the installation's."""
 
-    host: str = Field(min_length=1, max_length=253, description="Its name.")
+    host: str = Field(min_length=1, max_length=253, description="Host name.")
     port: int = Field(587, ge=1, le=65535, description="One of 25, 465, 587 and 2525.")
     security: Security = Field("starttls", description="How the connection is encrypted.")
-    username: str | None = Field(None, description="User name, if it wants one.")
+    username: str | None = Field(None, description="User name, if the server requires one.")
     password: str | None = Field(None, description="Password, like {{ secrets.NAME }}.", repr=False)
 
 
 class EmailConfig(BlockConfig):
-    to: Mailboxes = Field(min_length=1, max_length=MAX_RECIPIENTS, description="Whom it goes to, one or a list.")
-    cc: Mailboxes = Field([], max_length=MAX_RECIPIENTS, description="Who gets a copy, one or a list.")
-    reply_to: Mailbox | None = Field(None, description="Where answers go.")
-    sender: Mailbox | None = Field(
-        None, alias="from", description="Whom it comes from; SMTP_FROM unless set. Required with a server."
+    to: Mailboxes = Field(
+        min_length=1, max_length=MAX_RECIPIENTS, description="Recipients: addresses separated by commas, or a list."
+    )
+    cc: Mailboxes = Field([], max_length=MAX_RECIPIENTS, description="Recipients of a copy, in the same form.")
+    reply_to: OptionalMailbox = Field(None, description="Address for replies.")
+    sender: OptionalMailbox = Field(
+        None, alias="from", description="Sender; SMTP_FROM unless set. Required if server is set."
     )
     subject: Text = Field(max_length=1000, description="One line.")
-    text: Text | None = Field(None, max_length=MAX_BODY_CHARACTERS, description="The mail as plain text.")
-    html: Text | None = Field(None, max_length=MAX_BODY_CHARACTERS, description="The mail as HTML.")
-    server: EmailServer | None = Field(None, description="Where it is handed in; the installation's unless set.")
-    timeout_seconds: float = Field(30, gt=0, le=MAX_TIMEOUT_SECONDS, description="For all of it.")
+    text: Text | None = Field(None, max_length=MAX_BODY_CHARACTERS, description="The body as plain text.")
+    html: Text | None = Field(None, max_length=MAX_BODY_CHARACTERS, description="The body as HTML.")
+    server: EmailServer | None = Field(None, description="The mail server; the installation's unless set.")
+    timeout_seconds: float = Field(30, gt=0, le=MAX_TIMEOUT_SECONDS, description="Limit for the whole submission.")
 
     @model_validator(mode="after")
     def _complete(self) -> EmailConfig:
         if self.text is None and self.html is None:
-            raise ValueError("a mail needs a text, an html or both")
+            raise ValueError("a mail needs text, html or both")
         if self.server is not None and self.sender is None:
-            raise ValueError("a mail that goes to a server of its own needs a from")
+            raise ValueError("from is required if server is set")
         return self
 
 
@@ -96,17 +117,15 @@ async def handle_email(payload: EmailPayload, config: EmailConfig, context: Bloc
         accepted = await context.mail.send(message, server, timeout_seconds=config.timeout_seconds)
     except MailError as error:
         raise BlockError(error.code, error.message, retryable=error.retryable) from None
-    refused = [each for each in map(_address, (*config.to, *config.cc)) if each not in accepted]
+    fields = [message[name] for name in ("To", "Cc") if name in message]
+    recipients = dict.fromkeys(address.addr_spec for field in fields for address in field.addresses)
+    refused = [address for address in recipients if address not in accepted]
     return {"message_id": str(message["Message-ID"]), "accepted": [*accepted], "refused": [*refused]}
-
-
-def _address(mailbox: str) -> str:
-    return read_mailbox(mailbox).addr_spec
 
 
 block = Block(
     name="email.send",
-    description="Sends a mail that is put together from its message.",
+    description="Sends a mail with data of its message.",
     payload=EmailPayload,
     config=EmailConfig,
     handler=handle_email,

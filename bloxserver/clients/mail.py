@@ -1,10 +1,9 @@
-"""Mail: how it is put together, and how it is handed in at a server."""
+"""Composes mails and submits them to an SMTP server."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.errors import InvalidHeaderDefect
-from email.headerregistry import Address as Mailbox
 from email.message import EmailMessage
 from email.utils import localtime, make_msgid
 from functools import cached_property
@@ -32,24 +30,26 @@ from aiosmtplib import (
 from bloxserver.clients.addresses import Address, Network
 from bloxserver.clients.connections import CONNECT_SECONDS, check_addresses
 from bloxserver.clients.errors import OutgoingRequestError
+from bloxserver.clients.mail_headers import (
+    AddressHeader,
+    Mailbox,
+    TextHeader,
+    check_headers,
+    read_mailbox,
+    read_mailboxes,
+)
 from bloxserver.clients.resolver import Resolver
 from bloxserver.settings import Settings
 
 PORTS = frozenset({25, 465, 587, 2525})
 GOODBYE_SECONDS = 2.0
-MAX_MAILBOX = 320
-MAILBOX = re.compile(r'(?:"?(?P<name>[^"<>]*?)"?\s*<(?P<inner>[^<>\s]+)>|(?P<bare>[^<>\s]+))')
-LOCAL_PART = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
-DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
-UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What could end a line of a mail's head, or is no text."""
 
 Security = Literal["starttls", "tls", "none"]
 
 
 @dataclass(frozen=True)
 class MailServer:
-    """Where mail is handed in, and as whom."""
+    """An SMTP server that mail is submitted to, and the credentials for it."""
 
     host: str
     port: int
@@ -59,10 +59,10 @@ class MailServer:
 
 
 class MailError(Exception):
-    """Mail that was not handed in. The message names the server and what it answered, never a credential.
+    """A mail that no server accepted. The message names the server and its reply code, never a credential.
 
-    Codes: `mail_not_configured`, `invalid_address`, `address_refused`, `port_refused`, `name_not_resolved`,
-    `connection_failed`, `tls_failed`, `timeout`, `invalid_response`, `authentication_failed`,
+    Codes: `mail_not_configured`, `invalid_address`, `invalid_mail`, `address_refused`, `port_refused`,
+    `name_not_resolved`, `connection_failed`, `tls_failed`, `timeout`, `invalid_response`, `authentication_failed`,
     `recipients_refused`, `sender_refused`, `mail_refused`.
     """
 
@@ -71,19 +71,6 @@ class MailError(Exception):
         self.code = code
         self.message = message
         self.retryable = retryable
-
-
-def read_mailbox(text: str) -> Mailbox:
-    """The address that `text` spells, like `ada@example.com` or `Ada <ada@example.com>`. Raises `ValueError`."""
-    found = None if len(text) > MAX_MAILBOX or UNSAFE.search(text) else MAILBOX.fullmatch(text.strip())
-    local, _, domain = (found["inner"] or found["bare"] if found else "").rpartition("@")
-    try:
-        domain = domain.encode("idna").decode()
-    except UnicodeError:
-        domain = ""
-    if found is None or not LOCAL_PART.fullmatch(local) or len(local) > 64 or not DOMAIN.fullmatch(domain):
-        raise ValueError("an address must be like ada@example.com or Ada <ada@example.com>")
-    return Mailbox(found["name"] or "", local, domain)
 
 
 def compose(
@@ -98,21 +85,22 @@ def compose(
     cc: Sequence[str] = (),
     reply_to: str | None = None,
 ) -> EmailMessage:
-    """A mail. Two of one `key` bear one Message-ID, so that whoever gets both sees one.
+    """A mail. Mails with the same `key` have the same Message-ID, so that a mail program shows two of them as one.
 
-    Raises `ValueError` for what is no address, and for text that no mail can carry.
+    Each string of `to` and `cc` may list several addresses, separated by commas. Nothing is decoded: `=?utf-8?q?…?=`
+    arrives as these characters. Raises `ValueError` for an invalid address, and for text that no mail can contain.
     """
-    if UNSAFE.search(subject):
-        raise ValueError("a subject must be one line of text")
     author = read_mailbox(sender)
     message = EmailMessage()
-    message["From"] = author
-    message["To"] = [read_mailbox(address) for address in to]
-    if cc:
-        message["Cc"] = [read_mailbox(address) for address in cc]
+    message["From"] = AddressHeader.of("From", [author])
+    for name, lists in (("To", to), ("Cc", cc)):
+        if mailboxes := [mailbox for text in lists for mailbox in read_mailboxes(text)]:
+            message[name] = AddressHeader.of(name, mailboxes)
+    if "To" not in message:
+        raise ValueError("a mail needs at least one recipient")
     if reply_to is not None:
-        message["Reply-To"] = read_mailbox(reply_to)
-    message["Subject"] = subject
+        message["Reply-To"] = AddressHeader.of("Reply-To", [read_mailbox(reply_to)])
+    message["Subject"] = TextHeader.of("Subject", subject)
     message["Date"] = moment
     message["Message-ID"] = f"<{sha256(key.encode()).hexdigest()[:32]}@{author.domain}>"
     if text is not None:
@@ -130,15 +118,15 @@ def _checked_body(text: str) -> str:
     except UnicodeEncodeError:
         text = "\0"
     if "\0" in text:
-        raise ValueError("a mail can hold neither NUL nor half a surrogate pair")
+        raise ValueError("a mail can contain neither NUL nor half a surrogate pair")
     return text
 
 
 class Mailer:
-    """Hands mail in, at the installation's server unless another is named.
+    """Submits mail to the server of the installation, or to the server that a caller names.
 
-    A server that somebody names is guarded as other outgoing requests are: it must be on the public internet, on a
-    port for mail, or inside `allow`. `tls` is what certificates must satisfy.
+    A server that a caller names must be on the public internet and listen on a port for mail, or be inside `allow`, as
+    for other outgoing requests. `tls` validates certificates.
     """
 
     def __init__(
@@ -159,10 +147,10 @@ class Mailer:
     async def send(
         self, message: EmailMessage, server: MailServer | None = None, *, timeout_seconds: float = 30
     ) -> list[str]:
-        """The addresses that the server accepted the mail for; the others it refused.
+        """The addresses that the server accepted the mail for. It refused the other recipients.
 
-        `timeout_seconds` is for all of it. From, Date and Message-ID are added where they are missing.
-        Raises `MailError`, also where no address at all was accepted.
+        `timeout_seconds` limits the whole call. From, Date and Message-ID are added if they are missing.
+        Raises `MailError`, also if the server accepted no address.
         """
         chosen = server or self.default
         if chosen is None:
@@ -176,7 +164,7 @@ class Mailer:
                 self._session(chosen, guarded=server is not None, name=_domain(sender)) as session,
             ):
                 refused, _ = await session.send_message(complete, sender=sender, recipients=recipients)
-                # The mail is the server's now: what still goes wrong must not have it sent again.
+                # The server has accepted the mail. A later failure must not cause a second submission.
                 deadline.reschedule(None)
                 with suppress(Exception):
                     async with asyncio.timeout(GOODBYE_SECONDS):
@@ -188,23 +176,34 @@ class Mailer:
         return [address for address in recipients if address not in refused]
 
     def _check_sender(self, sender: str) -> None:
-        """Nobody writes in another's name through the installation's server."""
-        domain = _domain(read_mailbox(self.sender).addr_spec) if self.sender else _domain(sender)
+        """Through the server of the installation, users may send from its own domain only."""
+        domain = self._own_mailbox().domain if self.sender else _domain(sender)
         if _domain(sender).lower() != domain.lower():
-            message = f"this server sends for {domain} alone; leave from out, or name a mail server of your own"
+            message = f"this server sends only from {domain}; omit from, or set a server"
             raise MailError("sender_refused", message, retryable=False)
 
+    def _own_mailbox(self) -> Mailbox:
+        """The address in SMTP_FROM."""
+        if not self.sender:
+            raise MailError("mail_not_configured", "there is no sender: SMTP_FROM is not set", retryable=False)
+        try:
+            return read_mailbox(self.sender)
+        except ValueError:
+            raise MailError("mail_not_configured", "SMTP_FROM is not a valid address", retryable=False) from None
+
     def _completed(self, message: EmailMessage) -> tuple[EmailMessage, str, list[str]]:
-        """The mail as it goes out, with the addresses of its sender and its recipients."""
+        """The mail as it is submitted, with the addresses of its sender and its recipients."""
         complete = copy.deepcopy(message)
+        try:
+            check_headers(complete)
+        except ValueError as error:
+            raise MailError("invalid_mail", str(error), retryable=False) from None
         if "From" not in complete:
-            if self.sender is None:
-                raise MailError("mail_not_configured", "there is no sender: SMTP_FROM is not set", retryable=False)
-            complete["From"] = self.sender
+            complete["From"] = AddressHeader.of("From", [self._own_mailbox()])
         senders = _addresses(complete, "From")
         recipients = list(dict.fromkeys(each for name in ("To", "Cc", "Bcc") for each in _addresses(complete, name)))
         if len(senders) != 1 or not recipients:
-            raise MailError("invalid_address", "a mail needs one sender and somebody to go to", retryable=False)
+            raise MailError("invalid_address", "a mail needs one sender and at least one recipient", retryable=False)
         if "Date" not in complete:
             complete["Date"] = localtime()
         if "Message-ID" not in complete:
@@ -217,7 +216,7 @@ class Mailer:
 
     @asynccontextmanager
     async def _session(self, server: MailServer, *, guarded: bool, name: str) -> AsyncIterator[SMTP]:
-        """A session with a server that knows who we are; `name` is what we call our machine."""
+        """An authenticated session. `name` is the host name that the client announces."""
         addresses = await self._resolver.resolve(server.host)
         if guarded:
             check_addresses(addresses, server.host, server.port, self._allow, PORTS)
@@ -240,7 +239,9 @@ class Mailer:
             if server.username is not None:
                 await client.ehlo()
                 if not client.supports_extension("auth"):
-                    raise MailError("authentication_failed", f"{server.host} asks for no password", retryable=False)
+                    raise MailError(
+                        "authentication_failed", f"{server.host} does not support authentication", retryable=False
+                    )
                 await client.login(server.username, server.password or "")
             yield client
         finally:
@@ -263,7 +264,7 @@ def mailer_of(settings: Settings) -> Mailer:
 
 
 def _addresses(message: EmailMessage, header: str) -> list[str]:
-    """The addresses in the headers of that name, without what people are called."""
+    """The addresses in the headers of that name, without display names."""
     values = message.get_all(header, [])
     try:
         if any(isinstance(defect, InvalidHeaderDefect) for value in values for defect in value.defects):
@@ -278,7 +279,7 @@ def _domain(address: str) -> str:
 
 
 async def _dial(addresses: Sequence[Address], port: int) -> socket.socket:
-    """A connection to the first address that lets us in."""
+    """A connection to the first address that accepts one."""
     loop = asyncio.get_running_loop()
     failure: Exception | None = None
     for address in addresses:
@@ -299,7 +300,7 @@ async def _dial(addresses: Sequence[Address], port: int) -> socket.socket:
 
 
 def _meaning(error: Exception, host: str) -> MailError:
-    """What a failure means for whoever sent the mail; one that is none of the server's is raised as it is."""
+    """The error for the caller. Raises `error` itself if the server is not its cause."""
     match error:
         case OutgoingRequestError():
             return MailError(error.code, error.message, error.retryable)

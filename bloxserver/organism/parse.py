@@ -7,7 +7,7 @@ from typing import NamedTuple
 from bloxserver.blocks import templates
 from bloxserver.blocks.http_request import check_url
 from bloxserver.blocks.registry import BlockRegistry
-from bloxserver.clients.mail import read_mailbox
+from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.clients.signatures import read_secret
 from bloxserver.organism.limits import warn_of_limits
 from bloxserver.organism.listeners import read_listeners

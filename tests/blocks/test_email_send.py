@@ -17,7 +17,7 @@ from bloxserver.clients.mail import Mailer, MailServer
 from tests.smtp_server import SmtpServer, running_smtp_server
 
 MAIL = {"to": "ada@example.com", "subject": "Hello", "text": "Hi"}
-JUNK = ["ada", "ada@example.com, grace@example.com", "ada@example.com\r\nBcc: b@evil.test", "a\nb <ada@example.com>"]
+JUNK = ["ada", "ada@example.com grace@example.com", "ada@example.com\r\nBcc: b@evil.test", "a\nb <ada@example.com>"]
 
 
 @pytest.fixture
@@ -101,6 +101,44 @@ class TestMail:
         answered = await run(context, **MAIL | {"to": ["No <no@example.com>", "ada@example.com"]})
         assert (answered["accepted"], answered["refused"]) == (["ada@example.com"], ["no@example.com"])
 
+    async def test_goes_to_each_address_once(self, context: BlockContext, server: SmtpServer) -> None:
+        server.refusals = {"no@example.com": "550 unknown"}
+        to = 'ada@example.com, "Hopper, Grace" <grace@example.com>, no@example.com,'
+        answered = await run(
+            context, **MAIL | {"to": to, "cc": ["ada@example.com, joan@example.com", "no@example.com"]}
+        )
+        [received] = server.received
+        assert received.recipients == ["ada@example.com", "grace@example.com", "joan@example.com"]
+        assert (answered["accepted"], answered["refused"]) == (received.recipients, ["no@example.com"])
+        assert [each.display_name for each in received.message["To"].addresses] == ["", "Hopper, Grace", ""]
+
+    @pytest.mark.parametrize("nothing", [None, "", " ", ",", [], [None], ["", " "]], ids=str)
+    async def test_has_no_copy_where_the_data_name_nobody(
+        self, context: BlockContext, server: SmtpServer, nothing: JsonValue
+    ) -> None:
+        await run(context, **MAIL | {"cc": nothing})
+        [received] = server.received
+        assert received.recipients == ["ada@example.com"]
+        assert "Cc" not in received.message
+
+    @pytest.mark.parametrize("nothing", [None, "", " "])
+    async def test_has_defaults_where_the_data_are_empty(
+        self, context: BlockContext, server: SmtpServer, nothing: str | None
+    ) -> None:
+        await run(context, **MAIL | {"from": nothing, "reply_to": nothing})
+        [received] = server.received
+        assert received.sender == "blox@example.org"
+        assert "Reply-To" not in received.message
+
+    async def test_decodes_nothing_that_the_data_contain(self, context: BlockContext, server: SmtpServer) -> None:
+        word = "=?utf-8?q?hi=0D=0ABcc=3A_evil=40x.test?="
+        await run(context, **MAIL | {"subject": word, "to": f"{word} <ada@example.com>", "reply_to": f"{word} <a@b.c>"})
+        [received] = server.received
+        assert received.recipients == ["ada@example.com"]
+        assert received.message["Bcc"] is None
+        assert received.message["Subject"] == word
+        assert b"\nBcc" not in received.content
+
     async def test_is_filled_from_the_message(self, context: BlockContext, server: SmtpServer) -> None:
         payload: JsonValue = {"to": ["ada@example.org", "grace@example.com"], "n": 17, "items": [1, "é"]}
         written: dict[str, JsonValue] = {
@@ -124,6 +162,13 @@ class TestFailure:
         for mailer in (Mailer(None, None), Mailer(None, "blox@example.org")):
             error = await failure(replace(context, mail=mailer), **MAIL)
             assert (error.code, error.retryable) == ("mail_not_configured", False)
+
+    async def test_of_an_installation_with_an_invalid_sender_says_so(
+        self, context: BlockContext, server: SmtpServer
+    ) -> None:
+        mailer = Mailer(MailServer("127.0.0.1", server.port, "none"), "not an address")
+        error = await failure(replace(context, mail=mailer), **MAIL, **{"from": "ada@example.org"})
+        assert (error.code, error.message) == ("mail_not_configured", "SMTP_FROM is not a valid address")
 
     @pytest.mark.parametrize(("reply", "retryable"), [("550 no", False), ("450 later", True)])
     async def test_of_the_server_says_whether_to_try_again(
@@ -169,6 +214,12 @@ class TestFailure:
             *({"to": text} for text in JUNK),
             *({"reply_to": text} for text in JUNK),
             {"to": []},
+            {"to": None},
+            {"to": ""},
+            {"to": [None, " "]},
+            {"to": [5]},
+            {"to": ", ".join(["ada@example.com"] * 51)},
+            {"bcc": "ada@example.com"},
             {"to": ["ada@example.com"] * 51},
             {"to": {"ada": 1}},
             {"cc": ["ada"]},
@@ -179,6 +230,7 @@ class TestFailure:
             {"text": "x" * 500_001},
             {"timeout_seconds": 0},
             {"server": {"host": "mail.example.com"}},
+            {"server": {"host": "mail.example.com"}, "from": ""},
             {"server": {}, "from": "ada@example.com"},
             {"server": {"host": ""}, "from": "ada@example.com"},
             {"server": {"host": "h", "port": 0}, "from": "ada@example.com"},

@@ -357,6 +357,8 @@ class TestFailureNotices:
             ("{}", [(4, 25, "missing_field")]),
             ("{url: nope}", [(4, 31, "invalid_config")]),
             ("{email: nope}", [(4, 33, "invalid_config")]),
+            ("{email: a@b..c}", [(4, 33, "invalid_config")]),
+            ("{email: 'a@b.example, c@d.example'}", [(4, 33, "invalid_config")]),
             ("{url: 'https://x.example/{{ payload.x }}'}", [(4, 50, "invalid_template")]),
             ("{mail: a@b.example, url: 'https://x.example/'}", [(4, 26, "unknown_key")]),
         ],

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clients.mail import compose
+from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.clock import UtcTime, now
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel, TriggerType
@@ -163,7 +164,7 @@ def mail_of(failure: Failure, notification_id: UUID, *, sender: str, address: st
         key=f"failure notice {notification_id}",
         moment=_ended(failure),
         sender=sender,
-        to=[address],
+        to=[str(read_mailbox(address))],  # one, although `compose` accepts lists
         subject=f'Flow "{name}" {_verb(failure)}',
         text=text,
     )
