@@ -1,11 +1,12 @@
-"""What a schedule's `config` means: when it fires."""
+"""The firing times of a schedule's `config`."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -14,38 +15,83 @@ from cronsim import CronSim, CronSimError
 from bloxserver.errors import Unprocessable
 
 MAX_CRON_LENGTH = 255
+MAX_CLOCK_CHANGE = timedelta(hours=3)
+"""No zone sets its clocks back further."""
 CATCH_UP = ("none", "last")
 
 
 class Cron:
-    """The firing times of a schedule's `config`; raises `Unprocessable` for one that cannot fire.
+    """The firing times of a schedule's `config`. Raises `Unprocessable` for a config that never fires.
 
-    Five fields, in the wall-clock time of the zone: at the end of summer time an hour that comes twice fires once,
-    and what falls into the hour that is left out in spring fires right after it.
+    The five fields are local time in the config's zone. docs/schedules.md describes the nights in which clocks change.
+
+    CronSim iterates over local times, and this class maps them to UTC. Given a zone, CronSim returns times in the past
+    while an hour is repeated, and in Pacific/Chatham it may return the same times again and again.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         check_schedule(config)
         self._expression: str = config["cron"]
         self._zone = ZoneInfo(config.get("timezone", "UTC"))
+        minute, hour, *_ = self._expression.split()
+        self._is_interval = minute.startswith("*") or hour.startswith("*")
 
     def after(self, moment: datetime) -> Iterator[datetime]:
-        """The firings after `moment`, in UTC."""
-        return (fires.astimezone(UTC) for fires in CronSim(self._expression, moment.astimezone(self._zone)))
+        """The firings after `moment`, in UTC and in ascending order.
+
+        All times that a schedule is armed with come from here, so that none of them is in the past.
+        """
+        latest = moment
+        for fires in self._from(self._local(moment) - MAX_CLOCK_CHANGE):
+            if fires > latest:
+                latest = fires
+                yield fires
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """None for one that never fires again."""
+        """The first firing after `moment`, or None if there is none within 50 years."""
         return next(self.after(moment), None)
 
     def last_before(self, moment: datetime) -> datetime | None:
         """The newest firing at or before `moment`."""
-        just_after = (moment + timedelta(seconds=1)).astimezone(self._zone)
-        fired = next(CronSim(self._expression, just_after, reverse=True), None)
-        return None if fired is None else fired.astimezone(UTC)
+        backwards = CronSim(self._expression, self._local(moment) + timedelta(seconds=1), reverse=True)
+        times = (fires for local in backwards for fires in reversed(self._times_of(local)))
+        newest = next((fired for fired in times if fired <= moment), None)
+        if newest is None:
+            return None
+        # While an hour is repeated, a later local time may have come before an earlier one.
+        return max(takewhile(lambda fires: fires <= moment, self.after(newest)), default=newest)
+
+    def _local(self, moment: datetime) -> datetime:
+        return moment.astimezone(self._zone).replace(tzinfo=None)
+
+    def _from(self, local_start: datetime) -> Iterator[datetime]:
+        """The firings after a local time, in ascending order; several local times may have the same one."""
+        second_pass: deque[datetime] = deque()
+        for local in CronSim(self._expression, local_start):
+            times = self._times_of(local)
+            while second_pass and times and second_pass[0] <= times[0]:
+                yield second_pass.popleft()
+            yield from times[:1]
+            second_pass.extend(times[1:])
+        yield from second_pass
+
+    def _times_of(self, local: datetime) -> list[datetime]:
+        """When it is `local`, in UTC: twice in a repeated hour, not at all in an omitted one.
+
+        What is not an interval fires once: in the first pass of a repeated hour, right after an omitted one.
+        """
+        times: list[datetime] = []
+        while not times:
+            both = {local.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1)}
+            times = sorted(time for time in both if self._local(time) == local)
+            if self._is_interval:
+                return times
+            local += timedelta(minutes=1)
+        return times[:1]
 
 
 def check_schedule(config: dict[str, Any]) -> None:
-    """Raise `Unprocessable` unless `cron` has five fields that come to pass, and zone and catch-up are known."""
+    """Raise `Unprocessable` unless `cron` has five fields and fires, and `timezone` and `catch_up` are known."""
     reasons = {}
     cron = config.get("cron")
     if not isinstance(cron, str):
@@ -63,7 +109,7 @@ def check_schedule(config: dict[str, Any]) -> None:
 
 @lru_cache
 def _zones() -> set[str]:
-    """Read once: the names come from the file system."""
+    """Cached, since the names are read from the file system."""
     return available_timezones()
 
 
@@ -76,5 +122,5 @@ def _fires(cron: str) -> bool:
 
 
 def upcoming(config: dict[str, Any], moment: datetime, count: int) -> list[datetime]:
-    """The next firings, as if the flow ran."""
+    """The next `count` firings after `moment`, whether or not the flow runs."""
     return list(islice(Cron(config).after(moment), count))

@@ -26,7 +26,6 @@ from bloxserver.models.tables import (
     UserRecord,
 )
 from bloxserver.queries.usage import period_at
-from bloxserver.services.cron import Cron
 from bloxserver.services.flows import transition_flow
 from bloxserver.settings import Settings
 from tests.factories import create_flow, create_trigger, create_user
@@ -53,36 +52,6 @@ async def executions(database: Database) -> list[ExecutionRecord]:
 
 def at(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("config", "after", "times"),
-    [
-        (MINUTELY, "2026-01-01T00:00:30", ["2026-01-01T00:01:00", "2026-01-01T00:02:00"]),
-        # Berlin goes from 02:00 to 03:00 on 29 March: what falls into the gap fires right after it
-        (
-            {"cron": "30 2 * * *", "timezone": "Europe/Berlin"},
-            "2026-03-28T12:00:00",
-            ["2026-03-29T01:00:00", "2026-03-30T00:30:00"],
-        ),
-        # and from 03:00 back to 02:00 on 25 October: what comes twice fires once
-        (
-            {"cron": "30 2 * * *", "timezone": "Europe/Berlin"},
-            "2026-10-24T12:00:00",
-            ["2026-10-25T00:30:00", "2026-10-26T01:30:00"],
-        ),
-        ({"cron": "0 9 29 2 *"}, "2026-01-01T00:00:00", ["2028-02-29T09:00:00", "2032-02-29T09:00:00"]),
-    ],
-)
-def test_times_follow_the_wall_clock(config: dict[str, Any], after: str, times: list[str]) -> None:
-    firings = Cron(config).after(at(after))
-    assert [next(firings) for _ in times] == [at(time) for time in times]
-
-
-def test_the_newest_past_firing_is_found() -> None:
-    cron = Cron({"cron": "0 9 * * *"})
-    assert cron.last_before(at("2026-01-02T09:00:00")) == at("2026-01-02T09:00:00")
-    assert cron.last_before(at("2026-01-02T08:59:59")) == at("2026-01-01T09:00:00")
 
 
 async def test_a_new_schedule_gets_its_time_and_does_not_fire(live_database: Database) -> None:
