@@ -173,6 +173,14 @@ class TriggerRecord(Base):
     next_fire_at: Mapped[datetime | None]
     """When a schedule fires next; null while its flow does not run, and until it was first looked at."""
     last_fired_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None] = mapped_column(sa.Text)
+    """Why the server disabled a schedule; null for one that its owner disabled."""
+    failed_attempts: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many attempts to fire a schedule have failed in a row, for reasons that may pass."""
+    last_error: Mapped[str | None] = mapped_column(sa.String(255))
+    """The error of the newest of these attempts: its type and the place in the code."""
+    retry_at: Mapped[datetime | None]
+    """When the next attempt may be made."""
     created_at: Mapped[CreatedAt]
 
     flow: Mapped[FlowRecord] = relationship(back_populates="triggers", lazy="raise")
@@ -353,7 +361,10 @@ class KeyValueRecord(Base):
 
 
 class FailureNotificationRecord(Base):
-    """A message about an execution that failed, to be delivered; written in the transaction that ends it."""
+    """A message to be delivered to a flow's owner: about an execution that failed, or a schedule that was disabled.
+
+    It is written in the transaction that it tells of. Either `execution_id` or `trigger_id` is set.
+    """
 
     __tablename__ = "failure_notifications"
     __table_args__ = (
@@ -364,10 +375,19 @@ class FailureNotificationRecord(Base):
             sqlite_where=sa.text("due_at IS NOT NULL"),
             postgresql_where=sa.text("due_at IS NOT NULL"),
         ),
+        sa.Index(
+            "ix_failure_notices_trigger",
+            "trigger_id",
+            sqlite_where=sa.text("trigger_id IS NOT NULL"),
+            postgresql_where=sa.text("trigger_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[Id]
-    execution_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
+    execution_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
+    trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="CASCADE"))
+    reason: Mapped[str | None] = mapped_column(sa.Text)
+    """Why the schedule was disabled; the trigger itself may have been enabled again since."""
     channel: Mapped[NotificationChannel] = mapped_column(enum_text(NotificationChannel))
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     due_at: Mapped[datetime | None]

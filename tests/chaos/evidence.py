@@ -58,7 +58,8 @@ async def read_evidence(database: Database) -> Evidence:
         noted: dict[str, list[Noted]] = defaultdict(list)
         for each in await read_audit(session):
             noted[each.kind].append(each)
-        told = Counter(await session.scalars(sa.select(notice.execution_id)))
+        notices = await session.scalars(sa.select(notice.execution_id))
+        told = Counter(execution_id for execution_id in notices if execution_id is not None)
     return Evidence(rows, answers, noted, told)
 
 

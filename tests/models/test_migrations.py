@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import prepare_database
@@ -84,7 +86,7 @@ async def fill(session: AsyncSession) -> None:
         "workers": {},
         "secrets": {"user_id": user},
         "key_values": {"flow_id": flow},
-        "failure_notifications": {"execution_id": execution},
+        "failure_notifications": {"execution_id": execution, "trigger_id": trigger},
     }
     samples: dict[type[Any], Any] = {
         sa.String: "t",
@@ -127,6 +129,55 @@ async def test_up_down_and_up_again_with_data(database: Database) -> None:
         assert await state(database) is SchemaState.MISSING
         async with database.engine.connect() as connection:
             assert await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()) == ["alembic_version"]
+
+
+async def test_0008_keeps_notifications_of_executions_both_ways(database: Database) -> None:
+    """On SQLite it replaces the table by a copy."""
+    ids = {"user": new_id(), "flow": new_id(), "trigger": new_id(), "execution": new_id()}
+    columns = {
+        "id": sa.Uuid,
+        "execution_id": sa.Uuid,
+        "channel": sa.String,
+        "due_at": UtcDateTime,
+        "attempts": sa.Integer,
+    }
+    notices = sa.table("failure_notifications", *(sa.column(name, kind) for name, kind in columns.items()))
+    kept = {"id": new_id(), "execution_id": ids["execution"], "channel": "url", "due_at": MOMENT, "attempts": 4}
+
+    async def read(session: AsyncSession) -> list[dict[str, Any]]:
+        return [dict(row._mapping) for row in await session.execute(sa.select(notices))]
+
+    async with database.engine.begin() as connection:
+        await connection.run_sync(migrate.upgrade, "0006")
+    async with database.transaction() as session:
+        await insert_by_hand(session, "users", id=ids["user"], clerk_id="c", email="a@b.c")
+        await insert_by_hand(session, "flows", id=ids["flow"], user_id=ids["user"], name="f", organism_yaml="x")
+        await insert_by_hand(session, "triggers", id=ids["trigger"], flow_id=ids["flow"], type="schedule", name="t")
+        execution = {"id": ids["execution"], "flow_id": ids["flow"], "trigger_type": "manual"}
+        await insert_by_hand(session, "executions", **execution)
+        await session.execute(sa.insert(notices).values(kept))
+    async with database.engine.begin() as connection:
+        await connection.run_sync(migrate.upgrade, "0008")
+    async with database.transaction() as session:
+        assert await read(session) == [kept]
+        await insert_by_hand(session, "failure_notifications", id=new_id(), trigger_id=ids["trigger"], channel="url")
+        triggers = sa.text("SELECT disabled_reason, failed_attempts, last_error, retry_at FROM triggers")
+        assert [tuple(row) for row in await session.execute(triggers)] == [(None, 0, None, None)]
+        assert await session.scalar(sa.select(sa.func.count()).select_from(notices)) == 2
+    async with database.engine.begin() as connection:
+        await connection.run_sync(migrate.downgrade, "0006")
+    async with database.transaction() as session:
+        assert await read(session) == [kept]
+        with pytest.raises(IntegrityError):
+            await session.execute(sa.insert(notices).values(kept | {"id": new_id(), "execution_id": None}))
+
+
+async def insert_by_hand(session: AsyncSession, table: str, **values: Any) -> None:
+    """A row of an older schema."""
+    columns = (
+        sa.column(name, sa.Uuid) if isinstance(value, UUID) else sa.column(name) for name, value in values.items()
+    )
+    await session.execute(sa.insert(sa.table(table, *columns)).values(values))
 
 
 async def test_models_and_migrations_do_not_differ(database: Database) -> None:
