@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterable
 from email.errors import MessageDefect
 from email.header import Header
-from email.headerregistry import Address as Mailbox
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, Policy
 
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
+
+Mailbox = Address
 
 # An installation may use the mail server of its own network, such as one for `.local`. The list has no other switch.
 SPECIAL_USE_DOMAIN_NAMES.clear()

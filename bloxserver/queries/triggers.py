@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import FlowStatus, Tier, TriggerType
-from bloxserver.models.tables import FlowRecord, TriggerRecord, UserRecord
+from bloxserver.models.tables import FlowRecord, FlowVersionRecord, TriggerRecord, UserRecord
 from bloxserver.queries.flows import owned_by, require_flow
 
 MAX_TOKEN_LENGTH = 255
@@ -27,21 +27,24 @@ async def read_triggers(session: AsyncSession, user_id: UUID, flow_id: UUID) -> 
     return triggers.all()
 
 
-async def read_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID) -> TriggerRecord:
-    """One trigger of the user's flow; raises `NotFound`."""
-    trigger = await session.scalar(
+async def read_trigger(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID, *, lock: bool = False
+) -> TriggerRecord:
+    """One trigger of the user's flow, locked until the transaction ends if `lock` is set. Raises `NotFound`."""
+    wanted = (
         sa.select(TriggerRecord)
         .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
         .where(owned_by(user_id), FlowRecord.id == flow_id, TriggerRecord.id == trigger_id)
         .execution_options(populate_existing=True)
     )
+    trigger = await session.scalar(wanted.with_for_update(key_share=True, of=TriggerRecord) if lock else wanted)
     if trigger is None:
         raise NotFound("Trigger")
     return trigger
 
 
 class TriggerRow(NamedTuple):
-    """All that accepting a run for a trigger needs to know."""
+    """A trigger with what accepting a run for it requires."""
 
     trigger_id: UUID
     trigger_name: str
@@ -59,7 +62,7 @@ class TriggerRow(NamedTuple):
 
 
 def _trigger_rows() -> sa.Select[Any]:
-    """Whoever's triggers, with their flows and owners, in the order of `TriggerRow`."""
+    """Triggers of all users, with their flows and owners, in the order of `TriggerRow`."""
     return (
         sa.select(
             TriggerRecord.id,
@@ -93,7 +96,7 @@ async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
 
 
 class DueSchedule(NamedTuple):
-    """A schedule that has to be looked at: it is due, or has no time yet."""
+    """A schedule that is due, or that has no firing time yet."""
 
     next_fire_at: datetime | None
     trigger: TriggerRow
@@ -107,17 +110,37 @@ def _live_schedules() -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
-async def read_due_schedules(session: AsyncSession, moment: datetime, limit: int) -> list[DueSchedule]:
-    """Enabled schedules of running flows that are due or have no time yet, the longest due first."""
+def _due_schedules(moment: datetime) -> sa.Select[Any]:
+    """Enabled schedules of running flows that are due or have no firing time yet, and whose backoff has passed."""
     due = sa.or_(TriggerRecord.next_fire_at.is_(None), TriggerRecord.next_fire_at <= moment)
-    rows = await session.execute(
-        _trigger_rows()
-        .add_columns(TriggerRecord.next_fire_at)
-        .where(*_live_schedules(), due)
-        .order_by(TriggerRecord.next_fire_at)
-        .limit(limit)
-    )
+    retried = sa.or_(TriggerRecord.retry_at.is_(None), TriggerRecord.retry_at <= moment)
+    return _trigger_rows().add_columns(TriggerRecord.next_fire_at).where(*_live_schedules(), due, retried)
+
+
+async def read_due_schedules(session: AsyncSession, moment: datetime, limit: int) -> list[DueSchedule]:
+    """Schedules to be armed or fired at `moment`, the one that is due the longest first."""
+    rows = await session.execute(_due_schedules(moment).order_by(TriggerRecord.next_fire_at).limit(limit))
     return [DueSchedule(row[-1], TriggerRow(*row[:-1])) for row in rows]
+
+
+async def lock_due_schedule(session: AsyncSession, trigger_id: UUID, moment: datetime) -> DueSchedule | None:
+    """The schedule as it is now, locked until the transaction ends.
+
+    None if it is no longer due, or if another transaction has it locked.
+    """
+    wanted = _due_schedules(moment).where(TriggerRecord.id == trigger_id)
+    rows = await session.execute(wanted.with_for_update(key_share=True, skip_locked=True, of=TriggerRecord))
+    return next((DueSchedule(row[-1], TriggerRow(*row[:-1])) for row in rows), None)
+
+
+async def read_running_definition(session: AsyncSession, flow_id: UUID) -> str | None:
+    """The definition that a flow runs; None if the flow was deleted."""
+    return await session.scalar(
+        sa.select(sa.func.coalesce(FlowVersionRecord.organism_yaml, FlowRecord.organism_yaml))
+        .select_from(FlowRecord)
+        .outerjoin(FlowVersionRecord, FlowVersionRecord.id == FlowRecord.active_version_id)
+        .where(FlowRecord.id == flow_id)
+    )
 
 
 async def read_next_fire(session: AsyncSession, moment: datetime) -> datetime | None:

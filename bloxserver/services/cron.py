@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -105,6 +106,30 @@ def check_schedule(config: dict[str, Any]) -> None:
         reasons["body.config.catch_up"] = f"Must be one of: {', '.join(CATCH_UP)}"
     if reasons:
         raise Unprocessable(reasons)
+
+
+def schedule_problem(config: object) -> str | None:
+    """Why a stored config cannot fire until its owner changes it; None if it can."""
+    if not isinstance(config, dict):
+        return "config: Must be an object"
+    try:
+        check_schedule(config)
+    except Unprocessable as error:
+        return "; ".join(f"{place.removeprefix('body.')}: {reason}" for place, reason in (error.details or {}).items())
+    for name in ("payload", "target"):
+        if not _is_storable(config.get(name)):
+            return f"config.{name}: Must not contain NUL or half a surrogate pair"
+    return None
+
+
+def _is_storable(value: object) -> bool:
+    """Whether an execution's columns can hold it: JSON escapes NUL, text does not."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 @lru_cache

@@ -15,12 +15,25 @@ from bloxserver.models.upsert import insert_into
 from bloxserver.organism.model import FailureNotification
 
 
-async def enqueue_failure_notification(session: AsyncSession, execution_id: UUID, notice: FailureNotification) -> None:
-    """Have people told of an execution that this transaction ends as failed, or as out of time; once each."""
-    addresses = {NotificationChannel.URL: notice.url, NotificationChannel.EMAIL: notice.email}
+async def enqueue_failure_notification(
+    session: AsyncSession, execution_id: UUID, recipients: FailureNotification
+) -> None:
+    """Notify of an execution that this transaction ends as failed or timed out, once for each recipient."""
+    await _enqueue(session, recipients, execution_id=execution_id)
+
+
+async def enqueue_disabled_notification(
+    session: AsyncSession, trigger_id: UUID, reason: str, recipients: FailureNotification
+) -> None:
+    """Notify of a schedule that this transaction disables."""
+    await _enqueue(session, recipients, trigger_id=trigger_id, reason=reason)
+
+
+async def _enqueue(session: AsyncSession, recipients: FailureNotification, **values: object) -> None:
+    addresses = {NotificationChannel.URL: recipients.url, NotificationChannel.EMAIL: recipients.email}
     moment = now()
     rows = [
-        {"id": new_id(), "execution_id": execution_id, "channel": channel, "due_at": moment}
+        {"id": new_id(), "channel": channel, "due_at": moment, "created_at": moment, **values}
         for channel, address in addresses.items()
         if address is not None
     ]

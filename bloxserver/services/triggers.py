@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
+from bloxserver.engine.background.schedule_firing import NO_FAILURE
 from bloxserver.errors import BadRequest
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import TriggerType
@@ -24,7 +25,7 @@ TOKEN_BYTES = 32
 async def create_trigger(
     session: AsyncSession, user_id: UUID, flow_id: UUID, kind: TriggerType, name: str, config: dict[str, Any]
 ) -> TriggerRecord:
-    """A new trigger of the user's flow; raises `NotFound`, and `Unprocessable` for a schedule that cannot fire."""
+    """A new trigger of the user's flow. Raises `NotFound`, and `Unprocessable` for a schedule that never fires."""
     await require_flow(session, user_id, flow_id)
     if kind is TriggerType.SCHEDULE:
         check_schedule(config)
@@ -44,17 +45,28 @@ async def create_trigger(
 async def update_trigger(
     session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID, changes: dict[str, Any]
 ) -> TriggerRecord:
-    """Change what is named in `changes`; raises `NotFound`, and `Unprocessable` for a schedule that cannot fire."""
-    trigger = await read_trigger(session, user_id, flow_id, trigger_id)
-    if trigger.type is TriggerType.SCHEDULE and changes:
-        check_schedule(changes.get("config", trigger.config))
-        # Reckoned anew from now on: what a disabled schedule or an older one would have done is not made up for.
-        changes = {**changes, "next_fire_at": None}
+    """Change the columns in `changes`. Raises `NotFound`, and `Unprocessable` for a schedule that never fires."""
+    # Locked: a sweep that arms the schedule meanwhile would keep the firing time of the previous config.
+    trigger = await read_trigger(session, user_id, flow_id, trigger_id, lock=bool(changes))
+    if trigger.type is TriggerType.SCHEDULE:
+        changes = changes | _schedule_changes(trigger, changes)
     for name, value in changes.items():
         setattr(trigger, name, value)
     await session.flush()
     wake_engine_after_commit(session, WakeReason.FLOW)
     return trigger
+
+
+def _schedule_changes(trigger: TriggerRecord, changes: dict[str, Any]) -> dict[str, Any]:
+    """What changes with a schedule's config or with whether it is enabled; raises `Unprocessable`.
+
+    The schedule is armed from now on. What the previous config, or a disabled schedule, would have fired is not made
+    up for.
+    """
+    if "config" in changes or changes.get("enabled"):
+        check_schedule(changes.get("config", trigger.config))
+        return {"next_fire_at": None, "disabled_reason": None, **NO_FAILURE}
+    return {"next_fire_at": None, **NO_FAILURE} if "enabled" in changes else {}
 
 
 async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID) -> None:

@@ -95,7 +95,7 @@ def _replace_notifications(*, of_triggers: bool) -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_failure_notifications")),
         sa.UniqueConstraint("execution_id", "channel", name=op.f("uq_failure_notifications_execution_id_channel")),
     )
-    op.execute(f"INSERT INTO failure_notifications_copy ({COPIED}) SELECT {KEPT} FROM failure_notifications")  # noqa: S608
+    op.execute(f"INSERT INTO failure_notifications_copy ({COPIED}) SELECT {COPIED} FROM failure_notifications")  # noqa: S608
     op.drop_table("failure_notifications")
     op.rename_table("failure_notifications_copy", "failure_notifications")
     op.create_index(

@@ -8,7 +8,8 @@ from email.message import EmailMessage
 import pytest
 from pydantic import SecretStr
 
-from bloxserver.clients.mail import Mailer, MailServer, mailer_of, read_mailbox
+from bloxserver.clients.mail import Mailer, MailServer, mailer_of
+from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.settings import Settings
 from tests.clients.mailing import LOOPBACK, failure, mail, plain
 from tests.smtp_server import SmtpServer, running_smtp_server

@@ -148,7 +148,7 @@ async def test_0008_keeps_notifications_of_executions_both_ways(database: Databa
         return [dict(row._mapping) for row in await session.execute(sa.select(notices))]
 
     async with database.engine.begin() as connection:
-        await connection.run_sync(migrate.upgrade, "0006")
+        await connection.run_sync(migrate.upgrade, "0007")
     async with database.transaction() as session:
         await insert_by_hand(session, "users", id=ids["user"], clerk_id="c", email="a@b.c")
         await insert_by_hand(session, "flows", id=ids["flow"], user_id=ids["user"], name="f", organism_yaml="x")
@@ -165,7 +165,7 @@ async def test_0008_keeps_notifications_of_executions_both_ways(database: Databa
         assert [tuple(row) for row in await session.execute(triggers)] == [(None, 0, None, None)]
         assert await session.scalar(sa.select(sa.func.count()).select_from(notices)) == 2
     async with database.engine.begin() as connection:
-        await connection.run_sync(migrate.downgrade, "0006")
+        await connection.run_sync(migrate.downgrade, "0007")
     async with database.transaction() as session:
         assert await read(session) == [kept]
         with pytest.raises(IntegrityError):

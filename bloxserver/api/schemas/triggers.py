@@ -12,7 +12,7 @@ from bloxserver.models.enums import FlowStatus, TriggerType
 
 
 class Trigger(CamelModel):
-    """What starts executions of a flow. Token and URL are null but for webhooks."""
+    """What starts executions of a flow. Only webhooks have a token and a URL."""
 
     id: UUID
     flow_id: UUID
@@ -24,6 +24,9 @@ class Trigger(CamelModel):
     enabled: bool
     next_fire_at: UtcTime | None = Field(description="When a schedule fires next; null while its flow does not run.")
     last_fired_at: UtcTime | None
+    disabled_reason: str | None = Field(
+        description="Why the server disabled the schedule; null otherwise, and once it is enabled or changed."
+    )
     created_at: UtcTime
 
 

@@ -1,4 +1,4 @@
-"""Notices of executions that failed: rows that are written with the end, and delivered from there."""
+"""Notices of failed executions and disabled schedules: stored with what they tell of, and delivered from there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.clock import UtcTime, now
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel, TriggerType
-from bloxserver.models.tables import ExecutionRecord, FailureNotificationRecord, FlowRecord, FlowVersionRecord
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    FailureNotificationRecord,
+    FlowRecord,
+    FlowVersionRecord,
+    TriggerRecord,
+)
 
 MAX_ERROR = 2_000
 """Characters: however they are escaped, an event stays below 20 kB."""
@@ -27,12 +33,13 @@ class DueNotification(NamedTuple):
 
 
 async def read_due_notifications(session: AsyncSession, moment: datetime, limit: int) -> list[DueNotification]:
-    """Notices that are due, users in rotation: one whose server is slow does not keep the others waiting."""
+    """Notices that are due, users in rotation, so that one user's slow server does not delay the others."""
     place = sa.func.row_number().over(partition_by=FlowRecord.user_id, order_by=FailureNotificationRecord.due_at)
     due = (
         sa.select(FailureNotificationRecord.id, FailureNotificationRecord.due_at, place.label("place"))
-        .join(ExecutionRecord, ExecutionRecord.id == FailureNotificationRecord.execution_id)
-        .join(FlowRecord, FlowRecord.id == ExecutionRecord.flow_id)
+        .outerjoin(ExecutionRecord, ExecutionRecord.id == FailureNotificationRecord.execution_id)
+        .outerjoin(TriggerRecord, TriggerRecord.id == FailureNotificationRecord.trigger_id)
+        .join(FlowRecord, FlowRecord.id == sa.func.coalesce(ExecutionRecord.flow_id, TriggerRecord.flow_id))
         .where(FailureNotificationRecord.due_at <= moment)
         .subquery()
     )
@@ -41,29 +48,27 @@ async def read_due_notifications(session: AsyncSession, moment: datetime, limit:
 
 
 class ClaimedNotification(NamedTuple):
-    """A notice that one process is about to send; should it not come to an end, the notice is due again `until`."""
+    """A notice that one process is about to send. If the process stops, the notice is due again at `until`."""
 
     id: UUID
-    execution_id: UUID
+    execution_id: UUID | None
+    trigger_id: UUID | None
     channel: NotificationChannel
     attempts: int
-    """This one included."""
+    """Including this one."""
     until: datetime
 
 
 async def claim_notification(
     session: AsyncSession, due: DueNotification, until: datetime
 ) -> ClaimedNotification | None:
-    """Begin an attempt; None where another process has done so since `due` was read."""
+    """Begin an attempt; None if another process has begun one since `due` was read."""
+    notice = FailureNotificationRecord
     claimed = await session.execute(
-        sa.update(FailureNotificationRecord)
-        .where(FailureNotificationRecord.id == due.id, FailureNotificationRecord.due_at == due.due_at)
-        .values(due_at=until, attempts=FailureNotificationRecord.attempts + 1)
-        .returning(
-            FailureNotificationRecord.execution_id,
-            FailureNotificationRecord.channel,
-            FailureNotificationRecord.attempts,
-        )
+        sa.update(notice)
+        .where(notice.id == due.id, notice.due_at == due.due_at)
+        .values(due_at=until, attempts=notice.attempts + 1)
+        .returning(notice.execution_id, notice.trigger_id, notice.channel, notice.attempts)
     )
     row = claimed.first()
     return None if row is None else ClaimedNotification(due.id, *row, until)
@@ -72,7 +77,7 @@ async def claim_notification(
 async def end_attempt(
     session: AsyncSession, notice: ClaimedNotification, *, error: str | None = None, due_at: datetime | None = None
 ) -> None:
-    """Without an error the notice is delivered; with one it is due again, or given up where `due_at` is null."""
+    """Without an error the notice is delivered. With one it is due again at `due_at`, or never if that is None."""
     await session.execute(
         sa.update(FailureNotificationRecord)
         .where(FailureNotificationRecord.id == notice.id, FailureNotificationRecord.due_at == notice.until)
@@ -81,7 +86,7 @@ async def end_attempt(
 
 
 class Failure(NamedTuple):
-    """A failed execution, with what its notice needs."""
+    """A failed execution, with what a notice of it requires."""
 
     execution_id: UUID
     flow_id: UUID
@@ -98,7 +103,7 @@ class Failure(NamedTuple):
 
 
 async def read_failure(session: AsyncSession, execution_id: UUID) -> Failure | None:
-    """The execution with the definition that it ran; None where it is gone."""
+    """The execution with the definition that it ran; None if it was deleted."""
     rows = await session.execute(
         sa.select(
             ExecutionRecord.id,
@@ -121,6 +126,42 @@ async def read_failure(session: AsyncSession, execution_id: UUID) -> Failure | N
     return next((Failure(*tuple(row)) for row in rows), None)
 
 
+class DisabledSchedule(NamedTuple):
+    """A schedule that was disabled, with what a notice of it requires."""
+
+    trigger_id: UUID
+    trigger_name: str
+    flow_id: UUID
+    flow_name: str
+    reason: str | None
+    disabled_at: datetime
+    user_id: UUID
+    organism_yaml: str
+    depth = 0  # no execution stands above it
+
+
+async def read_disabled(session: AsyncSession, notification_id: UUID) -> DisabledSchedule | None:
+    """What a notice tells of, with the definition that the flow runs; None if the notice was deleted."""
+    rows = await session.execute(
+        sa.select(
+            TriggerRecord.id,
+            TriggerRecord.name,
+            FlowRecord.id,
+            FlowRecord.name,
+            FailureNotificationRecord.reason,
+            FailureNotificationRecord.created_at,
+            FlowRecord.user_id,
+            sa.func.coalesce(FlowVersionRecord.organism_yaml, FlowRecord.organism_yaml),
+        )
+        .select_from(FailureNotificationRecord)
+        .join(TriggerRecord, TriggerRecord.id == FailureNotificationRecord.trigger_id)
+        .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
+        .outerjoin(FlowVersionRecord, FlowVersionRecord.id == FlowRecord.active_version_id)
+        .where(FailureNotificationRecord.id == notification_id)
+    )
+    return next((DisabledSchedule(*tuple(row)) for row in rows), None)
+
+
 class FailedExecution(CamelModel):
     execution_id: UUID
     flow_id: UUID
@@ -134,48 +175,90 @@ class FailedExecution(CamelModel):
 
 
 class FailureEvent(CamelModel):
-    """What a server is told, in the form that Standard Webhooks recommends."""
+    """The body of a notice of a failed execution, in the form that Standard Webhooks recommends."""
 
     type: Literal["execution.failed"] = "execution.failed"
     timestamp: UtcTime
     data: FailedExecution
 
 
-def event_of(failure: Failure) -> bytes:
-    """The body of the request that tells of the failure: JSON below 20 kB, the same for every attempt."""
-    ended = _ended(failure)
-    values = failure._asdict() | {"error_message": _reason(failure), "completed_at": ended}
-    event = FailureEvent(timestamp=ended, data=FailedExecution.model_validate(values))
+class DisabledTrigger(CamelModel):
+    trigger_id: UUID
+    trigger_name: str
+    flow_id: UUID
+    flow_name: str
+    reason: str
+
+
+class DisabledEvent(CamelModel):
+    """The body of a notice of a disabled schedule."""
+
+    type: Literal["schedule.disabled"] = "schedule.disabled"
+    timestamp: UtcTime
+    data: DisabledTrigger
+
+
+def event_of(cause: Failure | DisabledSchedule) -> bytes:
+    """The body of the request to the recipient: JSON below 20 kB, the same for every attempt."""
+    event: FailureEvent | DisabledEvent
+    if isinstance(cause, DisabledSchedule):
+        data = DisabledTrigger.model_validate(cause._asdict() | {"reason": _reason(cause.reason)})
+        event = DisabledEvent(timestamp=cause.disabled_at, data=data)
+    else:
+        ended = _ended(cause)
+        values = cause._asdict() | {"error_message": _reason(cause.error_message), "completed_at": ended}
+        event = FailureEvent(timestamp=ended, data=FailedExecution.model_validate(values))
     return event.model_dump_json(by_alias=True).encode()
 
 
-def mail_of(failure: Failure, notification_id: UUID, *, sender: str, address: str) -> EmailMessage:
-    """The mail that tells of the failure, the same for every attempt; raises `ValueError` for what is no address."""
-    name = " ".join("".join(letter if letter.isprintable() else " " for letter in failure.flow_name).split())
+def mail_of(cause: Failure | DisabledSchedule, notification_id: UUID, *, sender: str, address: str) -> EmailMessage:
+    """The mail to the recipient, the same for every attempt. Raises `ValueError` for an invalid address."""
+    name = _one_line(cause.flow_name)
+    if isinstance(cause, DisabledSchedule):
+        moment, subject, text = cause.disabled_at, f'A schedule of flow "{name}" was disabled', _disabled_text(cause)
+    else:
+        moment, subject, text = _ended(cause), f'Flow "{name}" {_verb(cause)}', _failure_text(cause)
+    return compose(
+        key=f"failure notice {notification_id}",
+        moment=moment,
+        sender=sender,
+        to=[str(read_mailbox(address))],  # one, although `compose` accepts lists
+        subject=subject,
+        text=text,
+    )
+
+
+def _failure_text(failure: Failure) -> str:
     version = "the current version" if failure.flow_version is None else f"version {failure.flow_version}"
-    text = (
-        f'The flow "{name}" {_verb(failure)} at {_time(_ended(failure))}.\n\n'
-        f"What happened:\n{_reason(failure)}\n\n"
+    return (
+        f'The flow "{_one_line(failure.flow_name)}" {_verb(failure)} at {_time(_ended(failure))}.\n\n'
+        f"What happened:\n{_reason(failure.error_message)}\n\n"
         f"Execution: {failure.execution_id}\n"
         f"Flow: {failure.flow_id}, {version}\n"
         f"Started: {_time(failure.started_at)}, trigger: {failure.trigger_type.value}\n"
     )
-    return compose(
-        key=f"failure notice {notification_id}",
-        moment=_ended(failure),
-        sender=sender,
-        to=[str(read_mailbox(address))],  # one, although `compose` accepts lists
-        subject=f'Flow "{name}" {_verb(failure)}',
-        text=text,
+
+
+def _disabled_text(schedule: DisabledSchedule) -> str:
+    return (
+        f'The schedule "{_one_line(schedule.trigger_name)}" of the flow "{_one_line(schedule.flow_name)}" was disabled '
+        f"at {_time(schedule.disabled_at)}. It will not fire until you correct its config and enable it.\n\n"
+        f"Reason:\n{_reason(schedule.reason)}\n\n"
+        f"Trigger: {schedule.trigger_id}\n"
+        f"Flow: {schedule.flow_id}\n"
     )
+
+
+def _one_line(name: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
 
 
 def _verb(failure: Failure) -> str:
     return "ran out of time" if failure.status is ExecutionStatus.TIMEOUT else "failed"
 
 
-def _reason(failure: Failure) -> str:
-    reason = failure.error_message or "no reason was given"
+def _reason(text: str | None) -> str:
+    reason = text or "no reason was given"
     return reason if len(reason) <= MAX_ERROR else reason[: MAX_ERROR - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""Tells people of executions that failed, by a request to a URL or by mail, again until it works or is given up."""
+"""Delivers notices of failed executions and disabled schedules by request or by mail, with bounded retries."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from bloxserver.clock import now
 from bloxserver.encryption import cipher_of
 from bloxserver.engine.background.notification_rows import (
     ClaimedNotification,
+    DisabledSchedule,
     DueNotification,
     Failure,
     claim_notification,
     end_attempt,
     event_of,
     mail_of,
+    read_disabled,
     read_due_notifications,
     read_failure,
 )
@@ -151,7 +153,7 @@ class NotificationSender:
             "failure notice",
             outcome=outcome,
             channel=notice.channel.value,
-            execution_id=str(notice.execution_id),
+            **_subject(notice),
             attempt=notice.attempts,
             reason=error,
         )
@@ -160,23 +162,31 @@ class NotificationSender:
         """Raises `DeliveryError`."""
         if notice.attempts > MAX_ATTEMPTS:
             raise DeliveryError("the server stopped during the last attempt", final=True)
-        async with self._database.transaction(read_only=True) as session:
-            failure = await read_failure(session, notice.execution_id)
-        if failure is None:
-            raise DeliveryError("the execution is gone", final=True)
+        cause = await self._cause(notice)
         try:
-            organism = await parse_organism(failure.organism_yaml)
+            organism = await parse_organism(cause.organism_yaml)
         except OrganismError:
             raise DeliveryError("the definition cannot be read any more", final=True) from None
         told = organism.on_failure
         if told is not None and notice.channel is NotificationChannel.URL and told.url is not None:
-            url, secret = await self._filled(failure.user_id, told.url, told.secret or "")
-            await self._post(notice.id, failure, url, secret)
+            url, secret = await self._filled(cause.user_id, told.url, told.secret or "")
+            await self._post(notice.id, cause, url, secret)
         elif told is not None and notice.channel is NotificationChannel.EMAIL and told.email is not None:
-            [address] = await self._filled(failure.user_id, told.email)
-            await self._mail(notice.id, failure, address)
+            [address] = await self._filled(cause.user_id, told.email)
+            await self._mail(notice.id, cause, address)
         else:
             raise DeliveryError("the definition names nobody to be told any more", final=True)
+
+    async def _cause(self, notice: ClaimedNotification) -> Failure | DisabledSchedule:
+        """What the notice tells of; raises `DeliveryError`."""
+        async with self._database.transaction(read_only=True) as session:
+            if notice.execution_id is None:
+                cause: Failure | DisabledSchedule | None = await read_disabled(session, notice.id)
+            else:
+                cause = await read_failure(session, notice.execution_id)
+        if cause is None:
+            raise DeliveryError("the execution is gone" if notice.execution_id else "the trigger is gone", final=True)
+        return cause
 
     async def _filled(self, user_id: UUID, *texts: str) -> list[str]:
         """The texts with the secrets that they name; raises `DeliveryError`."""
@@ -191,16 +201,16 @@ class NotificationSender:
         except BlockError as error:
             raise DeliveryError(f"execution.on_failure cannot be filled in ({error.code})", final=True) from None
 
-    async def _post(self, notification_id: UUID, failure: Failure, url: str, secret: str) -> None:
-        body, moment = event_of(failure), now()
+    async def _post(self, notification_id: UUID, cause: Failure | DisabledSchedule, url: str, secret: str) -> None:
+        body, moment = event_of(cause), now()
         try:
             response = await self._http.request(
                 "POST",
                 url,
                 headers={
                     "Content-Type": "application/json",
-                    # A flow whose notices go to its own webhook comes to an end.
-                    DEPTH_HEADER: str(failure.depth + 1),
+                    # The depth limit ends a flow whose notices go to its own webhook.
+                    DEPTH_HEADER: str(cause.depth + 1),
                     **_signature(secret, str(notification_id), moment, body),
                 },
                 content=body,
@@ -212,12 +222,12 @@ class NotificationSender:
             gone = response.status == HTTPStatus.GONE
             raise DeliveryError(f"the server answered {response.status}", final=gone)
 
-    async def _mail(self, notification_id: UUID, failure: Failure, address: str) -> None:
+    async def _mail(self, notification_id: UUID, cause: Failure | DisabledSchedule, address: str) -> None:
         sender = self._mailer.sender
         if self._mailer.default is None or not sender:
             raise DeliveryError("this server sends no mail: SMTP_HOST and SMTP_FROM must be set", final=True)
         try:
-            mail = mail_of(failure, notification_id, sender=sender, address=address)
+            mail = mail_of(cause, notification_id, sender=sender, address=address)
         except ValueError:
             raise DeliveryError(
                 "execution.on_failure.email is no address that mail can be sent to", final=True
@@ -226,6 +236,13 @@ class NotificationSender:
             await self._mailer.send(mail)
         except MailError as error:
             raise DeliveryError(f"the mail was not sent ({error.code})", final=not error.retryable) from None
+
+
+def _subject(notice: ClaimedNotification) -> dict[str, str]:
+    """What the notice tells of, as fields of a log line."""
+    if notice.execution_id is not None:
+        return {"execution_id": str(notice.execution_id)}
+    return {"trigger_id": str(notice.trigger_id)}
 
 
 def backoff_after(attempts: int) -> timedelta:

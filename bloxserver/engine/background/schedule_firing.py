@@ -1,77 +1,91 @@
-"""Firing schedules: once, however many replicas look, and with no burst after the server was down."""
+"""Fires schedules: once, whatever the number of replicas, and at most once after downtime."""
 
 from __future__ import annotations
 
+import random
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
-from bloxserver.errors import Forbidden, Unprocessable
+from bloxserver.services.notifications import enqueue_disabled_notification
+from bloxserver.errors import Forbidden
 from bloxserver.models.database import after_commit
 from bloxserver.models.enums import TriggerType
 from bloxserver.models.tables import TriggerRecord
 from bloxserver.observability import metrics
-from bloxserver.queries.triggers import DueSchedule
-from bloxserver.services.cron import Cron
+from bloxserver.organism.model import FailureNotification
+from bloxserver.queries.triggers import DueSchedule, TriggerRow, lock_due_schedule
+from bloxserver.services.cron import Cron, schedule_problem
 from bloxserver.services.executions import accept_for_trigger, input_of_json
 
 log = structlog.stdlib.get_logger("bloxserver.schedules")
 
 ON_TIME_WINDOW = timedelta(minutes=2)
-"""A firing up to this late is on time: it waited for a sweep, not for a server that was down."""
+"""A firing that is late by no more than this is on time: it waited for a sweep, not for a server that was down."""
 CATCH_UP_WINDOW = timedelta(hours=1)
 """How old a missed firing may be to be made up for, unless `catch_up` says otherwise."""
+FIRST_RETRY = timedelta(seconds=5)
+MAX_RETRY = timedelta(minutes=10)
+MAX_DOUBLINGS = 10
+"""More doublings exceed `MAX_RETRY` anyway."""
+NO_FAILURE = {"failed_attempts": 0, "last_error": None, "retry_at": None}
+"""The columns of a schedule whose newest attempt did not fail."""
+
+
+class InvalidSchedule(Exception):
+    """A schedule that cannot fire until its owner changes it. `reason` tells the owner why."""
+
+    def __init__(self, trigger: TriggerRow, reason: str) -> None:
+        super().__init__(reason)
+        self.trigger = trigger
+        self.reason = reason
 
 
 async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetime) -> bool:
-    """Give the schedule its next time and, where it is due, accept an execution; whether one was accepted.
+    """Arm the schedule with its next time and, if it is due, accept an execution. Returns whether one was accepted.
 
-    Both happen in this transaction, which only one of those that look at once can win.
+    The schedule is read again under a lock. Nothing happens if it was changed, armed or fired since `due` was read, or
+    if another transaction has it locked. Raises `InvalidSchedule`.
     """
-    try:
-        cron = Cron(due.trigger.config)
-    except Unprocessable:
-        log.warning("schedule cannot fire", trigger_id=str(due.trigger.trigger_id))
-        await disable(session, due)
-        _count(session, "invalid")
+    current = await lock_due_schedule(session, due.trigger.trigger_id, moment)
+    if current is None or current.next_fire_at != due.next_fire_at:
         return False
-    fires = due.next_fire_at is not None and _is_to_be_made_up(due, cron, moment)
-    if not await _move(session, due, cron.next_after(moment), **({"last_fired_at": moment} if fires else {})):
+    due_at, trigger = current
+    problem = schedule_problem(trigger.config)
+    if problem is not None:
+        raise InvalidSchedule(trigger, problem)
+    cron = Cron(trigger.config)
+    next_fire_at = cron.next_after(moment)
+    if next_fire_at is None:
+        raise InvalidSchedule(trigger, "config.cron: Does not fire within the next 50 years")
+    fires = due_at is not None and _is_to_be_made_up(current, cron, moment)
+    fired = {"last_fired_at": moment} if fires else {}
+    await _write(session, trigger.trigger_id, next_fire_at=next_fire_at, **fired, **NO_FAILURE)
+    if due_at is None:
         return False
     if not fires:
-        if due.next_fire_at is not None:
-            _count(session, "missed")
+        _count(session, "missed")
         return False
     try:
-        await accept_for_trigger(
-            session, due.trigger, TriggerType.SCHEDULE, input_of_json(due.trigger.config.get("payload"))
-        )
+        await accept_for_trigger(session, trigger, TriggerType.SCHEDULE, input_of_json(trigger.config.get("payload")))
     except Forbidden as refusal:
-        log.warning("schedule refused", trigger_id=str(due.trigger.trigger_id), code=refusal.code)
+        log.warning("schedule refused", trigger_id=str(trigger.trigger_id), code=refusal.code)
         _count(session, "refused")
         return False
     _count(session, "fired")
-    if due.next_fire_at is not None:
-        lateness = (moment - due.next_fire_at).total_seconds()
-        after_commit(session, partial(metrics.SCHEDULE_LATENESS_SECONDS.observe, lateness))
+    lateness = (moment - due_at).total_seconds()
+    after_commit(session, partial(metrics.SCHEDULE_LATENESS_SECONDS.observe, lateness))
     return True
 
 
-def _count(session: AsyncSession, outcome: str) -> None:
-    after_commit(session, metrics.SCHEDULE_FIRINGS.labels(outcome).inc)
-
-
-async def disable(session: AsyncSession, due: DueSchedule) -> None:
-    """Disable a schedule that cannot be fired."""
-    await _move(session, due, None, enabled=False)
-
-
 def _is_to_be_made_up(due: DueSchedule, cron: Cron, moment: datetime) -> bool:
-    """Whether a schedule that is due fires now: on time it does, late only as its `catch_up` says."""
+    """Whether a schedule that is due fires now: always if it is on time, and if it is late, as its `catch_up` says."""
     missed = cron.last_before(moment)
     if missed is None or (due.next_fire_at is not None and moment - due.next_fire_at <= ON_TIME_WINDOW):
         return True
@@ -84,25 +98,57 @@ def _is_to_be_made_up(due: DueSchedule, cron: Cron, moment: datetime) -> bool:
             return moment - missed < CATCH_UP_WINDOW
 
 
-async def _move(session: AsyncSession, due: DueSchedule, to: datetime | None, **values: object) -> bool:
-    """Write the next time unless another has done so since `due` was read."""
-    moved = await session.execute(
-        sa.update(TriggerRecord)
-        .where(
-            TriggerRecord.id == due.trigger.trigger_id,
-            TriggerRecord.next_fire_at.is_not_distinct_from(due.next_fire_at),
-            TriggerRecord.enabled.is_(True),
-        )
-        .values(next_fire_at=to, **values)
-        .returning(TriggerRecord.id)
-    )
-    return moved.first() is not None
+async def disable_schedule(
+    session: AsyncSession, trigger: TriggerRow, reason: str, notice: FailureNotification | None
+) -> bool:
+    """Disable an invalid schedule and notify its owner. Returns False if its config was changed since it was read."""
+    current = await session.execute(_lock(trigger.trigger_id, TriggerRecord.config))
+    if [row.config for row in current] != [trigger.config]:
+        return False
+    await _write(session, trigger.trigger_id, enabled=False, next_fire_at=None, disabled_reason=reason, **NO_FAILURE)
+    if notice is not None:
+        await enqueue_disabled_notification(session, trigger.trigger_id, reason, notice)
+    _count(session, "invalid")
+    return True
+
+
+async def postpone_schedule(session: AsyncSession, trigger_id: UUID, error: str, moment: datetime) -> datetime | None:
+    """Make the next attempt at a schedule later. Returns when, or None if the previous attempt had the same error.
+
+    The firing time stays: an attempt that succeeds later is a late firing, for which `catch_up` applies.
+    """
+    rows = await session.execute(_lock(trigger_id, TriggerRecord.failed_attempts, TriggerRecord.last_error))
+    for failed_attempts, last_error in rows:
+        retry_at = moment + retry_delay(failed_attempts)
+        values = {"failed_attempts": failed_attempts + 1, "last_error": error, "retry_at": retry_at}
+        await _write(session, trigger_id, **values)
+        return None if last_error == error else retry_at
+    return None
+
+
+def retry_delay(failed_attempts: int) -> timedelta:
+    """The delay after an attempt that followed so many that failed: it doubles, up to `MAX_RETRY`, less some jitter."""
+    delay = min(FIRST_RETRY * float(2 ** min(failed_attempts, MAX_DOUBLINGS)), MAX_RETRY)
+    return delay * random.uniform(0.8, 1)  # noqa: S311
 
 
 async def disarm_schedules(session: AsyncSession, flow_id: UUID) -> None:
-    """Take the times from a stopped flow's schedules: what they would have done meanwhile is not made up for."""
+    """Clear the firing times of a stopped flow's schedules: what falls into the stop is not made up for."""
     await session.execute(
         sa.update(TriggerRecord)
         .where(TriggerRecord.flow_id == flow_id, TriggerRecord.type == TriggerType.SCHEDULE)
-        .values(next_fire_at=None)
+        .values(next_fire_at=None, **NO_FAILURE)
     )
+
+
+def _lock(trigger_id: UUID, *columns: InstrumentedAttribute[Any]) -> sa.Select[Any]:
+    wanted = sa.select(*columns).where(TriggerRecord.id == trigger_id, TriggerRecord.enabled.is_(True))
+    return wanted.with_for_update(key_share=True)
+
+
+async def _write(session: AsyncSession, trigger_id: UUID, **values: object) -> None:
+    await session.execute(sa.update(TriggerRecord).where(TriggerRecord.id == trigger_id).values(**values))
+
+
+def _count(session: AsyncSession, outcome: str) -> None:
+    after_commit(session, metrics.SCHEDULE_FIRINGS.labels(outcome).inc)

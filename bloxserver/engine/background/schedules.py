@@ -1,26 +1,38 @@
-"""Looks after schedules: gives new ones their time, and fires those that are due."""
+"""Arms schedules with their firing times and fires those that are due."""
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from traceback import extract_tb
 
 import structlog
 
 from bloxserver.clock import now
-from bloxserver.engine.background.schedule_firing import disable, fire_schedule
+from bloxserver.engine.background.schedule_firing import (
+    InvalidSchedule,
+    disable_schedule,
+    fire_schedule,
+    postpone_schedule,
+)
 from bloxserver.engine.retry import process_each
 from bloxserver.models.database import Database
-from bloxserver.models.transient_errors import is_transient
+from bloxserver.models.transient_errors import reason_of, unless_transient
 from bloxserver.observability import tracing
-from bloxserver.queries.triggers import DueSchedule, read_due_schedules
+from bloxserver.organism.model import FailureNotification
+from bloxserver.organism.problems import OrganismError
+from bloxserver.queries.triggers import DueSchedule, read_due_schedules, read_running_definition
+from bloxserver.services.validation import parse_organism
 
 log = structlog.stdlib.get_logger("bloxserver.schedules")
 
 BATCH = 100
+MAX_ERROR_CHARACTERS = 255
+PACKAGE = Path(__file__).parents[1]
 
 
 async def fire_due_schedules(database: Database) -> None:
-    """Fire what is due, each in a transaction of its own."""
+    """Fire what is due, each schedule in a transaction of its own."""
     while True:
         async with database.transaction(read_only=True) as session:
             due = await read_due_schedules(session, now(), BATCH)
@@ -30,16 +42,64 @@ async def fire_due_schedules(database: Database) -> None:
 
 
 async def _fire(database: Database, schedule: DueSchedule) -> bool:
-    """One that cannot be fired is switched off, so that it keeps no other from firing."""
+    """Fire one schedule. A failure disables it or makes its next attempt later, so that it blocks no other."""
     try:
-        about = {"bloxserver.flow.id": str(schedule.trigger.flow_id)}
-        with tracing.continued("schedule", None, about):
-            async with database.transaction() as session:
-                await fire_schedule(session, schedule, now())
+        try:
+            about = {"bloxserver.flow.id": str(schedule.trigger.flow_id)}
+            with tracing.continued("schedule", None, about):
+                async with database.transaction() as session:
+                    await fire_schedule(session, schedule, now())
+        except InvalidSchedule as invalid:
+            await _disable(database, invalid)
     except Exception as error:
-        if is_transient(error):
-            raise
-        log.error("schedule failed", trigger_id=str(schedule.trigger.trigger_id), exc_info=error)
-        async with database.transaction() as session:
-            await disable(session, schedule)
+        await _postpone(database, schedule, error)
     return True
+
+
+def _describe(error: Exception) -> str:
+    """The error and the newest place in this package: what two attempts that failed alike have in common."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(PACKAGE)]
+    return f"{reason_of(error)} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"[:MAX_ERROR_CHARACTERS]
+
+
+async def _disable(database: Database, invalid: InvalidSchedule) -> None:
+    trigger = invalid.trigger
+    notice = await _notice(database, invalid)
+    async with database.transaction() as session:
+        disabled = await disable_schedule(session, trigger, invalid.reason, notice)
+    if disabled:
+        log.warning(
+            "schedule disabled",
+            trigger_id=str(trigger.trigger_id),
+            flow_id=str(trigger.flow_id),
+            reason=invalid.reason,
+        )
+
+
+async def _notice(database: Database, invalid: InvalidSchedule) -> FailureNotification | None:
+    """The recipients that the flow's definition names, if it can be read."""
+    async with database.transaction(read_only=True) as session:
+        definition = await read_running_definition(session, invalid.trigger.flow_id)
+    try:
+        return None if definition is None else (await parse_organism(definition)).on_failure
+    except OrganismError:
+        return None
+
+
+async def _postpone(database: Database, schedule: DueSchedule, error: Exception) -> None:
+    """Make the next attempt later. Raises `error` if the database fails to store that, too."""
+    description = _describe(error)
+    try:
+        async with database.transaction() as session:
+            retry_at = await postpone_schedule(session, schedule.trigger.trigger_id, description, now())
+    except Exception:
+        raise error from None
+    if retry_at is not None:
+        log.error(
+            "schedule failed",
+            trigger_id=str(schedule.trigger.trigger_id),
+            flow_id=str(schedule.trigger.flow_id),
+            error=description,
+            retry_at=retry_at.isoformat(),
+            exc_info=unless_transient(error),
+        )

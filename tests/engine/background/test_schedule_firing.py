@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -13,11 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.engine.background.reconcile import reconcile_flows
+from bloxserver.engine.background.schedule_firing import fire_schedule
 from bloxserver.engine.background.schedules import fire_due_schedules
 from bloxserver.models.database import Database
 from bloxserver.models.postgres import Waits
 from bloxserver.models.tables import (
     ExecutionRecord,
+    ExecutionStatus,
     FlowRecord,
     FlowStatus,
     TriggerRecord,
@@ -25,8 +28,10 @@ from bloxserver.models.tables import (
     UsageRecord,
     UserRecord,
 )
+from bloxserver.queries.triggers import DueSchedule, read_due_schedules
 from bloxserver.queries.usage import period_at
 from bloxserver.services.flows import transition_flow
+from bloxserver.services.triggers import update_trigger
 from bloxserver.settings import Settings
 from tests.factories import create_flow, create_trigger, create_user
 
@@ -156,21 +161,113 @@ async def test_one_at_the_run_limit_goes_on_without_an_execution(live_database: 
     assert await executions(live_database) == []
 
 
-async def test_one_that_cannot_fire_is_switched_off_and_keeps_no_other_from_firing(live_database: Database) -> None:
-    broken = await schedule(live_database, {"cron": "banana"}, next_fire_at=now() - timedelta(minutes=1))
-    await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=5))
-    await fire_due_schedules(live_database)
+@pytest.mark.parametrize(
+    ("zone", "cron", "missed", "passing", "following"),
+    [
+        ("Europe/Berlin", "30 2 * * *", "2026-10-25T00:30", "2026-10-25T01:05", "2026-10-26T01:30"),
+        ("America/New_York", "30 1 * * *", "2026-11-01T05:30", "2026-11-01T06:05", "2026-11-02T06:30"),
+        ("Africa/Cairo", "30 23 * * *", "2026-10-29T20:30", "2026-10-29T21:05", "2026-10-30T21:30"),
+        ("America/Santiago", "30 23 * * *", "2026-04-05T02:30", "2026-04-05T03:05", "2026-04-06T03:30"),
+    ],
+)
+async def test_after_downtime_in_a_repeated_hour_there_is_one_execution(
+    live_database: Database, zone: str, cron: str, missed: str, passing: str, following: str
+) -> None:
+    config = {"cron": cron, "timezone": zone, "catch_up": "last"}
+    trigger = await schedule(live_database, config, next_fire_at=at(missed))
+    for minute in range(0, 40, 3):
+        moment = at(passing) + timedelta(minutes=minute)
+        async with live_database.transaction() as session:
+            for due in await read_due_schedules(session, moment, 10):
+                await fire_schedule(session, due, moment)
+        assert (await stored(live_database, trigger)).next_fire_at == at(following)
     assert len(await executions(live_database)) == 1
-    assert (await stored(live_database, broken)).enabled is False
 
 
-@pytest.mark.parametrize("config", [{"target": "t" * 300}, {"payload": "a\0b"}, {"payload": "\ud800"}])
-async def test_one_that_fails_keeps_no_other_from_firing(live_database: Database, config: dict[str, Any]) -> None:
-    """Written by hand: the API refuses such payloads."""
-    await schedule(live_database, MINUTELY | config, next_fire_at=now() - timedelta(seconds=9))
-    sound = await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=5))
-    await fire_due_schedules(live_database)
-    assert sound.id in {execution.trigger_id for execution in await executions(live_database)}
+async def test_runs_of_one_schedule_may_overlap(live_database: Database) -> None:
+    trigger = await schedule(live_database, MINUTELY)
+    for _ in range(2):
+        async with live_database.transaction() as session:
+            values = {"next_fire_at": now() - timedelta(seconds=5)}
+            await session.execute(sa.update(TriggerRecord).where(TriggerRecord.id == trigger.id).values(**values))
+        await fire_due_schedules(live_database)
+    assert [run.status for run in await executions(live_database)] == [ExecutionStatus.RUNNING] * 2
+
+
+class TestChangesMeanwhile:
+    """A schedule is changed after a sweep has read it and before the sweep arms it."""
+
+    async def due(self, database: Database) -> DueSchedule:
+        async with database.transaction(read_only=True) as session:
+            [due] = await read_due_schedules(session, now(), 10)
+        return due
+
+    async def change(self, database: Database, trigger: TriggerRecord, **changes: Any) -> None:
+        async with database.transaction() as session:
+            owner = await session.scalar(sa.select(FlowRecord.user_id))
+            assert owner is not None
+            await update_trigger(session, owner, trigger.flow_id, trigger.id, changes)
+
+    async def read(self, database: Database, statement: sa.TextClause) -> Any:
+        """In a transaction of its own, since PostgreSQL shows its activity once for each."""
+        async with database.transaction(read_only=True) as session:
+            return await session.scalar(statement)
+
+    async def fire(self, database: Database, due: DueSchedule) -> bool:
+        async with database.transaction() as session:
+            return await fire_schedule(session, due, now())
+
+    async def test_one_without_a_time_is_armed_by_its_new_config(self, live_database: Database) -> None:
+        trigger = await schedule(live_database, MINUTELY)
+        due = await self.due(live_database)
+        config = {"cron": "0 0 1 1 *"}
+        await self.change(live_database, trigger, config=config)
+        assert not await self.fire(live_database, due)
+        assert (await stored(live_database, trigger)).next_fire_at == at(f"{now().year + 1}-01-01T00:00")
+
+    async def test_one_that_was_due_does_not_fire(self, live_database: Database) -> None:
+        trigger = await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=5))
+        due = await self.due(live_database)
+        await self.change(live_database, trigger, config={"cron": "0 0 1 1 *"})
+        assert not await self.fire(live_database, due)
+        assert (await stored(live_database, trigger)).next_fire_at is None
+        assert await executions(live_database) == []
+
+    async def test_another_payload_is_the_one_that_is_sent(self, live_database: Database) -> None:
+        """Written by hand: the time is the same as before."""
+        trigger = await schedule(
+            live_database, MINUTELY | {"payload": "old"}, next_fire_at=now() - timedelta(seconds=5)
+        )
+        due = await self.due(live_database)
+        async with live_database.transaction() as session:
+            changed = sa.update(TriggerRecord).where(TriggerRecord.id == trigger.id)
+            await session.execute(changed.values(config=MINUTELY | {"payload": "new"}))
+        assert await self.fire(live_database, due)
+        assert [run.input_payload for run in await executions(live_database)] == ["new"]
+
+    async def test_one_whose_flow_was_stopped_is_not_armed(self, live_database: Database) -> None:
+        trigger = await schedule(live_database, MINUTELY)
+        due = await self.due(live_database)
+        async with live_database.transaction() as session:
+            await session.execute(sa.update(FlowRecord).values(status=FlowStatus.STOPPED))
+        assert not await self.fire(live_database, due)
+        assert (await stored(live_database, trigger)).next_fire_at is None
+
+    async def test_a_change_waits_for_a_sweep_that_arms(self, live_database: Database) -> None:
+        if live_database.engine.dialect.name == "sqlite":
+            pytest.skip("SQLite has one writer")
+        trigger = await schedule(live_database, MINUTELY)
+        due = await self.due(live_database)
+        blocked = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        async with live_database.transaction() as session:
+            await fire_schedule(session, due, now())
+            change = asyncio.create_task(self.change(live_database, trigger, config={"cron": "0 0 1 1 *"}))
+            async with asyncio.timeout(4):
+                while not await self.read(live_database, blocked):
+                    assert not change.done(), "it does not wait"
+                    await asyncio.sleep(0.01)
+        await change
+        assert (await stored(live_database, trigger)).next_fire_at is None
 
 
 class TestApi:
@@ -192,6 +289,42 @@ class TestApi:
         assert refused.status_code == 422
         assert set(refused.json()["details"]) == {"body.config.cron", "body.config.catch_up"}
         assert (await client.get(path)).json() == changed.json()
+
+    async def test_a_reason_is_shown_until_the_schedule_is_enabled_or_changed(
+        self, client: httpx.AsyncClient, session: AsyncSession
+    ) -> None:
+        path, trigger = await self.created(client, "schedule", MINUTELY)
+        assert trigger["disabledReason"] is None
+        disabled = {
+            "enabled": False,
+            "disabled_reason": "config.cron: invalid",
+            "failed_attempts": 3,
+            "last_error": "x",
+        }
+        for change, reason in (
+            ({"name": "new"}, "config.cron: invalid"),
+            ({"enabled": False}, "config.cron: invalid"),
+            ({"enabled": True}, None),
+            ({"config": {"cron": "0 9 * * *"}}, None),
+        ):
+            await session.execute(sa.update(TriggerRecord).values(**disabled, retry_at=now()))
+            await session.commit()
+            changed = await client.patch(path, json=change)
+            assert (changed.status_code, changed.json()["disabledReason"]) == (200, reason)
+            assert (await client.get(path)).json() == changed.json()
+        row = await session.get_one(TriggerRecord, UUID(trigger["id"]), populate_existing=True)
+        assert (row.failed_attempts, row.last_error, row.retry_at) == (0, None, None)
+
+    async def test_an_invalid_schedule_can_be_disabled_and_renamed_but_not_enabled(
+        self, client: httpx.AsyncClient, session: AsyncSession
+    ) -> None:
+        path, _ = await self.created(client, "schedule", MINUTELY)
+        await session.execute(sa.update(TriggerRecord).values(config={"cron": "banana"}))
+        await session.commit()
+        assert (await client.patch(path, json={"name": "new"})).status_code == 200
+        assert (await client.patch(path, json={"enabled": False})).status_code == 200
+        assert (await client.patch(path, json={"enabled": True})).status_code == 422
+        assert (await client.get(path)).json()["enabled"] is False
 
     async def test_upcoming_firings_are_told(self, client: httpx.AsyncClient) -> None:
         path, _ = await self.created(client, "schedule", {"cron": "0 0 1 1 *"})
