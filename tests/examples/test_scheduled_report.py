@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import pytest
 import sqlalchemy as sa
 
 from bloxserver.clock import now
@@ -42,7 +43,9 @@ async def test_a_schedule_mails_what_was_sold(
 
     run = await flow.first_run()
     assert (run.status, run.execution["triggerType"]) == ("success", "schedule")
-    assert [listener for listener, *_ in run.way] == ["last_report", "sales", "remember", "write", "mail"]
+    assert [listener for listener, *_ in run.way] == [
+        *("last_report", "sales", "draft", "write", "mail", "sent", "remember")
+    ]
     [request] = outside.received
     assert (request.method, request.path) == ("GET", f"{SALES}?since=2026-01-01T00:00:00Z")
     assert request.headers["authorization"] == f"Bearer {SECRETS['SHOP_TOKEN']}"
@@ -97,3 +100,24 @@ async def test_a_mail_that_was_not_sent_can_be_sent_later(
     mail.refusals.clear()
     assert (await flow.retry(failed)).status == "success"
     assert (len(outside.received), len(mail.received)) == (1, 1)
+    outside.answers[SALES] = figures(JULY, "2026-07-02T05:00:00Z")
+    assert (await flow.run()).status == "success"
+    assert outside.received[-1].path == f"{SALES}?since={JULY}"
+
+
+@pytest.mark.parametrize("refusal", ["451 Try again later", "550 No such mailbox"])
+async def test_a_report_that_was_not_sent_is_part_of_the_next_one(
+    live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer, mail: SmtpServer, refusal: str
+) -> None:
+    flow = await Flow.started(live_client, definition("scheduled-report", outside))
+    mail.refusals["DATA"] = refusal
+    for until in (JULY, "2026-07-02T05:00:00Z"):
+        outside.answers[SALES] = figures("then", until)
+        assert (await flow.run()).status == "error"
+    mail.refusals.clear()
+    for until in ("2026-07-03T05:00:00Z", "2026-07-04T05:00:00Z"):
+        outside.answers[SALES] = figures("then", until)
+        assert (await flow.run()).status == "success"
+    asked = [request.path.partition("since=")[2] for request in outside.received]
+    assert asked == [*["2026-01-01T00:00:00Z"] * 3, "2026-07-03T05:00:00Z"]
+    assert len(mail.received) == 2
