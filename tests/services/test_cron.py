@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from cronsim import CronSim
 
+from bloxserver.errors import Unprocessable
 from bloxserver.services.cron import Cron, upcoming
 
 BERLIN = "Europe/Berlin"
@@ -118,6 +119,15 @@ def test_days(cron: str, days: list[str]) -> None:
     """Days of October 2026, which begins on a Thursday and ends on a Saturday."""
     times = takewhile(lambda time: time < at("2026-11-01T00:00"), Cron({"cron": cron}).after(at("2026-10-01T00:00")))
     assert [f"{time:%d}" for time in times] == days
+
+
+@pytest.mark.parametrize(
+    "cron",
+    ["@daily", "0 0 9 * * *", "0 9 ? * *", "0 9 15W * *", "0 9 * * FRI-MON", "0 9 * * 5#6", "0 9 30 2 *", "0 24 * * *"],
+)
+def test_what_is_no_expression_is_refused(cron: str) -> None:
+    with pytest.raises(Unprocessable):
+        Cron({"cron": cron})
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,11 @@ class DisabledSchedule(NamedTuple):
     disabled_at: datetime
     user_id: UUID
     organism_yaml: str
-    depth = 0  # no execution stands above it
+
+    @property
+    def depth(self) -> int:
+        """No execution stands above it."""
+        return 0
 
 
 async def read_disabled(session: AsyncSession, notification_id: UUID) -> DisabledSchedule | None:
@@ -159,7 +163,7 @@ async def read_disabled(session: AsyncSession, notification_id: UUID) -> Disable
         .outerjoin(FlowVersionRecord, FlowVersionRecord.id == FlowRecord.active_version_id)
         .where(FailureNotificationRecord.id == notification_id)
     )
-    return next((DisabledSchedule(*tuple(row)) for row in rows), None)
+    return next((DisabledSchedule(*row) for row in rows), None)
 
 
 class FailedExecution(CamelModel):
