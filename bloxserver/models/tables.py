@@ -376,7 +376,7 @@ class FailureNotificationRecord(Base):
             postgresql_where=sa.text("due_at IS NOT NULL"),
         ),
         sa.Index(
-            "ix_failure_notices_trigger",
+            "ix_failure_notifications_trigger",
             "trigger_id",
             sqlite_where=sa.text("trigger_id IS NOT NULL"),
             postgresql_where=sa.text("trigger_id IS NOT NULL"),

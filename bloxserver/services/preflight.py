@@ -14,7 +14,7 @@ from bloxserver.clients.connections import check_addresses
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import PORTS, read_url
 from bloxserver.clients.llm import LanguageModels
-from bloxserver.clients.mail import read_mailbox
+from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.encryption import cipher_of
 from bloxserver.organism.needs import AddressNeed, MailNeed, ModelNeed, Need, SecretNeed
 from bloxserver.organism.problems import Problem, quoted

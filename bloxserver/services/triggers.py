@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
-from bloxserver.engine.background.schedule_firing import NO_FAILURE
 from bloxserver.errors import BadRequest
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import TriggerType
@@ -20,6 +19,8 @@ from bloxserver.services.cron import check_schedule, upcoming
 from bloxserver.services.transitions import lock_executions
 
 TOKEN_BYTES = 32
+NO_FAILURE = {"failed_attempts": 0, "last_error": None, "retry_at": None}
+"""The columns of a schedule whose newest attempt did not fail."""
 
 
 async def create_trigger(

@@ -56,7 +56,9 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "sqlite":
         _replace_notifications(of_triggers=False)
     else:
-        op.drop_constraint(op.f("fk_failure_notifications_trigger_id_triggers"), "failure_notifications", type_="foreignkey")
+        op.drop_constraint(
+            op.f("fk_failure_notifications_trigger_id_triggers"), "failure_notifications", type_="foreignkey"
+        )
         op.drop_column("failure_notifications", "reason")
         op.drop_column("failure_notifications", "trigger_id")
         op.alter_column("failure_notifications", "execution_id", nullable=False)
@@ -72,7 +74,10 @@ def _replace_notifications(*, of_triggers: bool) -> None:
         sa.Column("trigger_id", sa.Uuid(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(
-            ["trigger_id"], ["triggers.id"], name=op.f("fk_failure_notifications_trigger_id_triggers"), ondelete="CASCADE"
+            ["trigger_id"],
+            ["triggers.id"],
+            name=op.f("fk_failure_notifications_trigger_id_triggers"),
+            ondelete="CASCADE",
         ),
     )
     op.create_table(

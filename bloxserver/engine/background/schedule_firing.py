@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from bloxserver.services.notifications import enqueue_disabled_notification
+from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.errors import Forbidden
 from bloxserver.models.database import after_commit
 from bloxserver.models.enums import TriggerType
@@ -23,6 +22,8 @@ from bloxserver.organism.model import FailureNotification
 from bloxserver.queries.triggers import DueSchedule, TriggerRow, lock_due_schedule
 from bloxserver.services.cron import Cron, schedule_problem
 from bloxserver.services.executions import accept_for_trigger, input_of_json
+from bloxserver.services.notifications import enqueue_disabled_notification
+from bloxserver.services.triggers import NO_FAILURE
 
 log = structlog.stdlib.get_logger("bloxserver.schedules")
 
@@ -30,12 +31,8 @@ ON_TIME_WINDOW = timedelta(minutes=2)
 """A firing that is late by no more than this is on time: it waited for a sweep, not for a server that was down."""
 CATCH_UP_WINDOW = timedelta(hours=1)
 """How old a missed firing may be to be made up for, unless `catch_up` says otherwise."""
-FIRST_RETRY = timedelta(seconds=5)
-MAX_RETRY = timedelta(minutes=10)
-MAX_DOUBLINGS = 10
-"""More doublings exceed `MAX_RETRY` anyway."""
-NO_FAILURE = {"failed_attempts": 0, "last_error": None, "retry_at": None}
-"""The columns of a schedule whose newest attempt did not fail."""
+INITIAL_BACKOFF_SECONDS = 5
+MAX_BACKOFF_SECONDS = 600
 
 
 class InvalidSchedule(Exception):
@@ -127,9 +124,9 @@ async def postpone_schedule(session: AsyncSession, trigger_id: UUID, error: str,
 
 
 def retry_delay(failed_attempts: int) -> timedelta:
-    """The delay after an attempt that followed so many that failed: it doubles, up to `MAX_RETRY`, less some jitter."""
-    delay = min(FIRST_RETRY * float(2 ** min(failed_attempts, MAX_DOUBLINGS)), MAX_RETRY)
-    return delay * random.uniform(0.8, 1)  # noqa: S311
+    """The wait after a failed attempt that followed `failed_attempts` failed ones."""
+    seconds = backoff_seconds(failed_attempts + 1, initial=INITIAL_BACKOFF_SECONDS, maximum=MAX_BACKOFF_SECONDS)
+    return timedelta(seconds=seconds)
 
 
 async def disarm_schedules(session: AsyncSession, flow_id: UUID) -> None:

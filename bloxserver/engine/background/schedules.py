@@ -17,7 +17,7 @@ from bloxserver.engine.background.schedule_firing import (
 )
 from bloxserver.engine.retry import process_each
 from bloxserver.models.database import Database
-from bloxserver.models.transient_errors import reason_of, unless_transient
+from bloxserver.models.transient_errors import is_transient, reason_of
 from bloxserver.observability import tracing
 from bloxserver.organism.model import FailureNotification
 from bloxserver.organism.problems import OrganismError
@@ -28,7 +28,7 @@ log = structlog.stdlib.get_logger("bloxserver.schedules")
 
 BATCH = 100
 MAX_ERROR_CHARACTERS = 255
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 
 
 async def fire_due_schedules(database: Database) -> None:
@@ -101,5 +101,5 @@ async def _postpone(database: Database, schedule: DueSchedule, error: Exception)
             flow_id=str(schedule.trigger.flow_id),
             error=description,
             retry_at=retry_at.isoformat(),
-            exc_info=unless_transient(error),
+            exc_info=None if is_transient(error) else error,
         )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from bloxserver.clock import now
 from sqlalchemy import event
 from structlog.testing import capture_logs
 
-from bloxserver.engine.background.schedule_firing import FIRST_RETRY, MAX_RETRY, disable_schedule, retry_delay
+from bloxserver.clock import now
+from bloxserver.engine.background.schedule_firing import (
+    INITIAL_BACKOFF_SECONDS,
+    MAX_BACKOFF_SECONDS,
+    disable_schedule,
+    retry_delay,
+)
 from bloxserver.engine.background.schedules import fire_due_schedules
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, FlowStatus, FlowVersionRecord, TriggerRecord, TriggerType
@@ -36,8 +40,7 @@ async def installation(live_settings: Settings, live_database: Database) -> Asyn
         installation = Installation(live_settings, live_database, http, smtp)
         async with live_database.sessions() as session:
             installation.user = await create_user(session)
-        async with aclosing(installation.client):
-            yield installation
+        yield installation
 
 
 async def schedule(installation: Installation, config: Any, definition: str = organism()) -> TriggerRecord:
@@ -205,8 +208,8 @@ class TestRetries:
                     row = await stored(installation, trigger)
                     assert (row.enabled, row.next_fire_at, row.failed_attempts) == (True, time, attempt)
                     assert row.retry_at is not None
-                    delay = FIRST_RETRY * 2 ** (attempt - 1)
-                    assert before + delay * 0.8 <= row.retry_at <= now() + delay
+                    delay = timedelta(seconds=INITIAL_BACKOFF_SECONDS) * 2 ** (attempt - 1)
+                    assert before + delay <= row.retry_at <= now() + delay * 1.1
                 await let_retry(installation)
         failed = [line for line in logs if line["event"] == "schedule failed"]
         assert [line["trigger_id"] for line in failed] == [str(trigger.id) for trigger in triggers]
@@ -262,5 +265,5 @@ class TestRetries:
 
     def test_delays_double_up_to_a_limit(self) -> None:
         for attempts, seconds in enumerate([5, 10, 20, 40, 80, 160, 320, 600, 600]):
-            assert timedelta(seconds=seconds * 0.8) <= retry_delay(attempts) <= timedelta(seconds=seconds)
-        assert retry_delay(2**31 - 1) <= MAX_RETRY
+            assert timedelta(seconds=seconds) <= retry_delay(attempts) <= timedelta(seconds=seconds * 1.1)
+        assert retry_delay(2**31 - 1).total_seconds() <= MAX_BACKOFF_SECONDS * 1.1
