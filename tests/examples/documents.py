@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 END = "---- end of block ----"
-SHELL_SECONDS = 180
+SHELL_SECONDS = 600
 MASKS = {
     r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}": "ID",
     r"(?<=/webhooks/)[\w-]{43}": "TOKEN",
