@@ -16,12 +16,11 @@ from bloxserver.engine.loops import cancel, run_forever
 from bloxserver.engine.queue.claims import release_orphaned_claims
 from bloxserver.engine.queue.heartbeat import Heartbeat
 from bloxserver.engine.queue.notify import WakeNotifier
-from bloxserver.engine.queue.recovery import Recovery, reclaim_all
+from bloxserver.engine.queue.recovery import Recovery, recover_all
 from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.worker import Worker
 from bloxserver.models.database import Database, WakeReason
-from bloxserver.observability import metrics
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -44,10 +43,17 @@ class Engine:
         """What `bloxserver status` calls this process, where it runs executions."""
         self._clients = SharedClients.of(settings)
         self._sweeper = Sweeper(settings, database)
-        self._worker = Worker(database, self._clients, concurrency=settings.worker_concurrency)
-        self._claimer = Claimer(settings, database, self._worker, self.worker_id)
-        self._notifier = NotificationSender(database, self._clients.http, self._clients.mail, settings)
+        self._worker = Worker(
+            database,
+            self._clients,
+            concurrency=settings.worker_concurrency,
+            event_loop_timeout_seconds=settings.event_loop_timeout_seconds,
+        )
         self._heartbeat = Heartbeat(settings, database, self.worker_id)
+        self._claimer = Claimer(
+            settings, database, self._worker, self.worker_id, is_alive=lambda: self._heartbeat.is_fresh
+        )
+        self._notifier = NotificationSender(database, self._clients.http, self._clients.mail, settings)
         self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake)
         self._state = _State.STARTING
         self._intake: list[asyncio.Task[None]] = []
@@ -64,12 +70,10 @@ class Engine:
         if self._run_worker:
             await self._heartbeat.start()
             if self._settings.uses_sqlite:
-                # One process has the database, and it has just begun: nobody else is at anything.
-                async with self._database.transaction() as session:
-                    released = await reclaim_all(session)
-                metrics.EXECUTIONS_RECOVERED.inc(released)
+                # The only process of the database has just started: whatever is claimed was claimed by an earlier one.
+                await recover_all(self._database, self.worker_id)
             else:
-                self._loop(Recovery(self._settings, self._database, self._heartbeat).run)
+                self._loop(Recovery(self._settings, self._database, self._heartbeat, self.worker_id).run)
             self._intake.append(asyncio.create_task(run_forever(self._claimer.run)))
             self._loop(self._worker.watch)
             self._loop(self._notifier.run)

@@ -296,7 +296,9 @@ class ExecutionRecord(Base):
     worker_id: Mapped[str | None] = mapped_column(sa.String(64))
     """The worker that has it."""
     crash_count: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How often in a row a worker died with it before another step was kept."""
+    """How many workers in a row crashed with it before another step was saved."""
+    lost_lease: Mapped[uuid.UUID | None]
+    """The lease that the last recovery ended and counted as a crash; its worker takes that back if it did not crash."""
     trace_parent: Mapped[str | None] = mapped_column(sa.String(55))
     """What asked for it, as a `traceparent` (W3C Trace Context)."""
 

@@ -22,7 +22,6 @@ from bloxserver.clock import now
 from bloxserver.engine.background.sweeper import Sweeper
 from bloxserver.engine.engine import Engine
 from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter
-from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.messages import Change, Message, Step, Tokens
 from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
@@ -39,7 +38,7 @@ from bloxserver.models.tables import (
 from bloxserver.models.transient_errors import is_transient
 from bloxserver.settings import Settings
 from tests.engine.pumping import block, organism, pump
-from tests.engine.taking import ended, take
+from tests.engine.taking import claimer_of, ended, take
 from tests.factories import create_execution, create_flow, create_user
 
 LONG = 30.0
@@ -121,7 +120,8 @@ async def test_what_was_claimed_without_an_answer_is_let_go_of_whenever_it_is_se
     settings = live_settings.model_copy(update={"heartbeat_timeout_seconds": 0.3})
     clients = SharedClients.of(settings)
     worker = Worker(live_database, clients)
-    with running(Claimer(settings, live_database, worker, "w-1").run()):
+    claimer = await claimer_of(settings, live_database, worker, "w-1")
+    with running(claimer.run()):
         # A commit that was given up is carried out all the same, at some time.
         execution = await accepted(live_database, lease=uuid4(), worker_id="w-1")
         async with asyncio.timeout(10):
@@ -140,7 +140,7 @@ async def test_what_comes_due_in_the_middle_of_a_look_is_not_missed(
         if "min((SELECT min(e.resume_at)" not in statement and "WITH RECURSIVE" in statement:
             time.sleep(max(0.0, (execution.resume_at - now()).total_seconds() + 0.1))  # type: ignore[operator]
 
-    claimer = Claimer(settings, live_database, Worker(live_database, clients), "w-1")
+    claimer = await claimer_of(settings, live_database, Worker(live_database, clients), "w-1")
     with before_statements(live_database, hold_up), running(claimer.run()):
         async with asyncio.timeout(10):
             await ended(live_database, execution)

@@ -156,7 +156,7 @@ async def test_take_overs_and_what_is_given_up(
     living = Heartbeat(live_settings, live_database, "w-living")
     await living.start()
     with counted("bloxserver_executions_recovered_total") as taken:
-        assert await Recovery(live_settings, live_database, living).recover() == 1
+        assert await Recovery(live_settings, live_database, living, "w-living").recover() == 1
     assert taken.number == 1
     await living.end()
     async with live_database.transaction() as session:

@@ -23,7 +23,9 @@ from bloxserver.models.tables import (
     FlowRecord,
     FlowVersionRecord,
     UserRecord,
+    WorkerRecord,
 )
+from bloxserver.models.types import database_now
 from bloxserver.queries.usage import Period, period_at
 
 CLAIM_LOCK = 0x626C6F78_636C61
@@ -66,43 +68,51 @@ class ClaimedExecution:
     """As `with_steps` read them."""
     called: Mapping[UUID, CalledResult] = field(default_factory=dict)
     """The executions that its steps called."""
-    taken_at: float = field(default_factory=time.monotonic)
+    claimed_at: float = field(default_factory=time.monotonic)
+    """By the monotonic clock of this process."""
 
     @property
     def lease_key(self) -> LeaseKey:
         return self.id, self.lease
 
     def active_until_now_ms(self) -> int:
-        return self.active_ms + int((time.monotonic() - self.taken_at) * 1000)
+        return self.active_ms + int((time.monotonic() - self.claimed_at) * 1000)
 
 
 async def claim_executions(
     session: AsyncSession,
     worker_id: str,
     lease: UUID,
-    places: Mapping[str, int],
+    slots: Mapping[str, int],
     slots_per_user: Mapping[str, int],
     quarantined: int = 1,
+    *,
+    heartbeat_timeout: timedelta | None = None,
 ) -> list[ClaimedExecution]:
-    """Take what is due, by tier up to so many `places`, and with it the right to write; `quarantined` of it at most.
+    """Claim due executions: up to `slots` per tier, and at most `quarantined` from quarantine.
 
-    Raises `ClaimLockBusy`: look again soon.
+    On PostgreSQL, with `heartbeat_timeout`, a worker whose stored heartbeat is older than that claims nothing: a lease
+    that recovery finds expired has expired while the worker held it. Raises `ClaimLockBusy`.
     """
-    if session.get_bind().dialect.name == "postgresql":
+    is_postgres = session.get_bind().dialect.name == "postgresql"
+    if is_postgres:
         locked = await session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(CLAIM_LOCK)))
         if not locked:
             raise ClaimLockBusy
-    chosen = await read_next_executions(session, now(), places, slots_per_user, quarantined)
+    chosen = await read_next_executions(session, now(), slots, slots_per_user, quarantined)
     if not chosen:
         return []
-    moment = now()  # read again: the transaction may have waited for its turn, and they were accepted meanwhile
-    # One that somebody is ending, or deleting, is left to him: whoever waits for nobody is in no deadlock.
-    free = (
+    moment = now()  # read again: executions may have been accepted while the transaction waited
+    # A row that another transaction ends or deletes is skipped: a claim that never waits is part of no deadlock.
+    unlocked = (
         sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(chosen), *_waits()).with_for_update(skip_locked=True)
     )
-    taken = await session.execute(
+    conditions = [ExecutionRecord.id.in_(unlocked)]
+    if is_postgres and heartbeat_timeout is not None:
+        conditions.append(has_fresh_heartbeat(worker_id, heartbeat_timeout))
+    claimed = await session.execute(
         sa.update(ExecutionRecord)
-        .where(ExecutionRecord.id.in_(free))
+        .where(*conditions)
         .values(lease=lease, worker_id=worker_id, picked_up_at=sa.func.coalesce(ExecutionRecord.picked_up_at, moment))
         .returning(
             ExecutionRecord.id,
@@ -125,17 +135,17 @@ async def claim_executions(
         )
         .execution_options(synchronize_session=False)
     )
-    by_id = {row.id: row for row in taken}
+    by_id = {row.id: row for row in claimed}
     return await _with_details(session, lease, moment, [by_id[id_] for id_ in chosen if id_ in by_id])
 
 
 async def _with_details(
-    session: AsyncSession, lease: UUID, moment: datetime, taken: Sequence[Any]
+    session: AsyncSession, lease: UUID, moment: datetime, rows: Sequence[Any]
 ) -> list[ClaimedExecution]:
-    flows = await _flows(session, {row.flow_id for row in taken})
-    organisms = await _versions(session, {row.flow_version_id for row in taken if row.flow_version_id is not None})
+    flows = await _flows(session, {row.flow_id for row in rows})
+    organisms = await _versions(session, {row.flow_version_id for row in rows if row.flow_version_id is not None})
     executions: list[ClaimedExecution] = []
-    for row in taken:
+    for row in rows:
         flow = flows[row.flow_id]
         executions.append(
             ClaimedExecution(
@@ -219,34 +229,35 @@ async def _versions(session: AsyncSession, version_ids: Collection[UUID]) -> dic
 
 
 async def release_orphaned_claims(session: AsyncSession, worker_id: str, known: Collection[LeaseKey]) -> int:
-    """Let go of what this worker has claimed without knowing: the answer to that commit was lost."""
+    """Release claims of this worker that it does not know: the answer to their commit was lost. Returns how many."""
     ours = ExecutionRecord.worker_id == worker_id
-    claimed = await session.execute(sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(*_taken(), ours))
-    unknown = [row.id for row in claimed if (row.id, row.lease) not in known]
-    if unknown:
-        await release_claims(session, ExecutionRecord.id.in_(unknown), ours)
-    return len(unknown)
-
-
-async def release_claims(session: AsyncSession, *wanted: sa.ColumnElement[bool], **values: Any) -> int:
-    # Whoever holds a row at this moment writes it: it is no dead worker's, or will be seen the next time.
-    free = sa.select(ExecutionRecord.id).where(*_taken(), *wanted).with_for_update(skip_locked=True)
-    released = await session.execute(
-        sa.update(ExecutionRecord)
-        .where(ExecutionRecord.id.in_(free))
-        .values(lease=None, worker_id=None, **values)
-        .returning(ExecutionRecord.id)
-        .execution_options(synchronize_session=False)
-    )
-    number = len(released.all())
-    if number:
+    claimed = await session.execute(sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(*is_claimed(), ours))
+    orphaned = [row.id for row in claimed if (row.id, row.lease) not in known]
+    if orphaned:
+        unlocked = (
+            sa.select(ExecutionRecord.id)
+            .where(ExecutionRecord.id.in_(orphaned), *is_claimed(), ours)
+            .with_for_update(skip_locked=True)
+        )
+        await session.execute(
+            sa.update(ExecutionRecord)
+            .where(ExecutionRecord.id.in_(unlocked))
+            .values(lease=None, worker_id=None)
+            .execution_options(synchronize_session=False)
+        )
         wake_engine_after_commit(session, WakeReason.EXECUTION)
-    return number
+    return len(orphaned)
+
+
+def has_fresh_heartbeat(worker_id: str, timeout: timedelta) -> sa.ColumnElement[bool]:
+    """Whether the worker's stored heartbeat is younger than `timeout`, by the database's clock. PostgreSQL only."""
+    oldest = database_now() - sa.literal(timeout, sa.Interval())
+    return sa.exists().where(WorkerRecord.worker_id == worker_id, WorkerRecord.last_heartbeat_at >= oldest)
 
 
 def _waits() -> tuple[sa.ColumnElement[bool], ...]:
     return ExecutionRecord.status == ExecutionStatus.RUNNING, ExecutionRecord.lease.is_(None)
 
 
-def _taken() -> tuple[sa.ColumnElement[bool], ...]:
+def is_claimed() -> tuple[sa.ColumnElement[bool], ...]:
     return ExecutionRecord.status == ExecutionStatus.RUNNING, ExecutionRecord.lease.is_not(None)

@@ -1,9 +1,9 @@
-"""Takes executions from the queue for this worker: when some may be due, and while it has places."""
+"""Claims executions for this worker: when some may be due, and while the worker has free slots."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from uuid import uuid4
 
@@ -28,14 +28,20 @@ CLAIM_LOCK_RETRY_SECONDS = 0.015
 
 
 class Claimer:
-    """One look into the queue at a time."""
+    """Polls the queue, one claim at a time."""
 
-    def __init__(self, settings: Settings, database: Database, worker: Worker, worker_id: str) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, worker: Worker, worker_id: str, is_alive: Callable[[], bool]
+    ) -> None:
+        """`is_alive` says whether the heartbeat of this worker is fresh; nothing is claimed while it is not."""
         self._poll_interval_seconds = settings.poll_interval_seconds
         self._slots_per_user = concurrency_by_tier(settings)
+        self._heartbeat_timeout = timedelta(seconds=settings.heartbeat_timeout_seconds)
         self._database = database
         self._worker = worker
         self._worker_id = worker_id
+        self._is_alive = is_alive
+        self._is_paused = False
         self._loop = PollLoop(
             self._poll,
             failure="claiming executions failed",
@@ -56,42 +62,60 @@ class Claimer:
 
     async def _poll(self) -> float:
         try:
-            return await self._look()
+            return await self._claim_due()
         except ClaimLockBusy:
             return CLAIM_LOCK_RETRY_SECONDS
         except Exception:
             self._check_orphans_at = 0.0
             raise
 
-    async def _look(self) -> float:
+    async def _claim_due(self) -> float:
         """Claim what is due; returns the seconds until more is due."""
         if time.monotonic() >= self._check_orphans_at:
             async with self._database.transaction() as session:
                 await release_orphaned_claims(session, self._worker_id, self._worker.lease_keys)
             self._check_orphans_at = time.monotonic() + self._orphan_check_seconds
-        places = self._worker.free_slots()
-        if not any(places.values()):
+        slots = self._worker.free_slots()
+        if not self._may_claim() or not any(slots.values()):
             return self._poll_interval_seconds
         before = now()  # includes what becomes due during the claim
-        for execution in (taken := await self._claim(places)):
+        claimed = await self._claim(slots)
+        for execution in claimed:
             self._worker.begin(execution, self.wake)
-        if taken:
+        if claimed:
             return 0.0
         async with self._database.transaction(read_only=True) as session:
             due = await read_next_resume(session, before)
         return min(self._poll_interval_seconds, _seconds_until(due)) if due else self._poll_interval_seconds
 
-    async def _claim(self, places: Mapping[str, int]) -> list[ClaimedExecution]:
+    def _may_claim(self) -> bool:
+        """Whether the heartbeat is fresh: other workers would recover at once what is claimed without one."""
+        is_alive = self._is_alive()
+        if is_alive == self._is_paused:
+            self._is_paused = not is_alive
+            if is_alive:
+                log.info("claiming resumed: the heartbeat is stored again", worker=self._worker_id)
+            else:
+                log.warning("claiming paused: the heartbeat has expired", worker=self._worker_id)
+        return is_alive
+
+    async def _claim(self, slots: Mapping[str, int]) -> list[ClaimedExecution]:
         async with self._database.transaction() as session:
-            taken = await claim_executions(
-                session, self._worker_id, uuid4(), places, self._slots_per_user, self._worker.quarantine_slots()
+            claimed = await claim_executions(
+                session,
+                self._worker_id,
+                uuid4(),
+                slots,
+                self._slots_per_user,
+                self._worker.quarantine_slots(),
+                heartbeat_timeout=self._heartbeat_timeout,
             )
-        if taken:
-            metrics.CLAIM_BATCH_SIZE.observe(len(taken))
-        for execution in taken:
+        if claimed:
+            metrics.CLAIM_BATCH_SIZE.observe(len(claimed))
+        for execution in claimed:
             if execution.waited is not None:
                 metrics.QUEUE_WAIT_SECONDS.observe(execution.waited.total_seconds())
-        return taken
+        return claimed
 
 
 def _seconds_until(moment: datetime) -> float:

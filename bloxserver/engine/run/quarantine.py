@@ -1,4 +1,4 @@
-"""Executions that workers died with, time and again: one of them may be the reason, the others were beside it."""
+"""Quarantine: executions with many crashes in a row. One of them may cause the crashes; the others ran beside it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from bloxserver.models.tables import QUARANTINE_THRESHOLD
 
 
 class Quarantine:
-    """How many of them a worker has at once: one, and one more for each that did it no harm.
+    """Limits how many quarantined executions a worker runs at once: one, and one more for each that proved harmless.
 
-    So the reason dies alone in the end, and whatever was beside it is not given up with it. After a failure that had
-    another reason it takes few rounds until all run again.
+    The execution that causes the crashes runs alone in the end, so the others are not given up with it. After crashes
+    with another cause it takes few rounds until all of them run again.
     """
 
     def __init__(self) -> None:
-        self._held: set[LeaseKey] = set()
+        self._running: set[LeaseKey] = set()
         self._harmless = 0
 
     @property
-    def places(self) -> int:
-        """How many more may be taken."""
-        return max(0, 1 + self._harmless - len(self._held))
+    def slots(self) -> int:
+        """How many more quarantined executions may be claimed."""
+        return max(0, 1 + self._harmless - len(self._running))
 
     def begin(self, execution: ClaimedExecution) -> None:
+        """Count the execution if it is quarantined."""
         if execution.crash_count >= QUARANTINE_THRESHOLD:
-            self._held.add(execution.lease_key)
+            self._running.add(execution.lease_key)
 
     def clear(self, execution: ClaimedExecution) -> None:
-        """It got further than what workers died with, or has left this worker."""
-        if execution.lease_key in self._held:
-            self._held.remove(execution.lease_key)
+        """Note that the execution has made progress, or has left this worker."""
+        if execution.lease_key in self._running:
+            self._running.remove(execution.lease_key)
             self._harmless += 1

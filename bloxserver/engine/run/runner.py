@@ -83,7 +83,7 @@ class ExecutionRunner:
 
     async def _run(self) -> None:
         execution = self._execution
-        if time.monotonic() - execution.taken_at > LEASE_RECHECK_SECONDS:
+        if time.monotonic() - execution.claimed_at > LEASE_RECHECK_SECONDS:
             await retry_transaction(self._database, lambda session: leases.lock_lease(session, execution.lease_key))
         if execution.crash_count > MAX_CRASHES:
             # Not even its definition is read: that may be what workers die of.

@@ -1,8 +1,9 @@
-"""Runs the executions that this process has taken, side by side."""
+"""The worker: runs the executions that this process has claimed, concurrently."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from bloxserver.engine.loops import PollLoop, cancel
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.checkpoints import CheckpointWriter
 from bloxserver.engine.queue.claims import ClaimedExecution, with_steps
+from bloxserver.engine.queue.recovery import refund_crashes
 from bloxserver.engine.queue.values import LeaseKey, LeaseLost
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.engine.run.context import SharedClients
@@ -24,26 +26,40 @@ from bloxserver.models.enums import ExecutionStatus, Tier
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 RETRY_SECONDS = 5
-"""Pause before an execution is tried again that the database would not let run."""
+"""Pause before an execution is released that failed on a database error."""
 
-WATCH_SECONDS = 0.5
-"""How often a worker looks whether what it runs was ended, or taken by another."""
+LEASE_CHECK_SECONDS = 0.5
+"""How often a worker checks whether it still has the leases of what it runs."""
 
 RELEASE_SECONDS = 5
-"""How long it may take to hand over what has not ended when the worker stops; after that others take it over."""
+"""Time limit for releasing unfinished executions when the worker stops; after it, other workers recover them."""
 
 
 class Worker:
-    """What a process does with the executions that it takes."""
+    """Runs claimed executions until they end, suspend, or lose their lease."""
 
     def __init__(
-        self, database: Database, clients: SharedClients, *, concurrency: int = 50, retry_seconds: float = RETRY_SECONDS
+        self,
+        database: Database,
+        clients: SharedClients,
+        *,
+        concurrency: int = 50,
+        retry_seconds: float = RETRY_SECONDS,
+        event_loop_timeout_seconds: float = 300.0,
     ) -> None:
-        """`concurrency` executions of each tier run at once."""
+        """`concurrency` executions of each tier run at once.
+
+        A worker whose event loop was blocked for `event_loop_timeout_seconds` counts as crashed.
+        """
         self._database = database
         self._clients = clients
         self._concurrency = concurrency
         self._retry_seconds = retry_seconds
+        self._event_loop_timeout_seconds = event_loop_timeout_seconds
+        self._was_blocked_at = float("-inf")
+        """When the event loop was last blocked for so long, by the monotonic clock."""
+        self._lost: list[ClaimedExecution] = []
+        """Executions whose leases were lost since the last check."""
         self._checkpoints = CheckpointWriter(database)
         self._running: dict[asyncio.Task[Any], ClaimedExecution] = {}
         self._quarantine = Quarantine()
@@ -51,53 +67,55 @@ class Worker:
         self._lease_check = PollLoop(
             self._check_leases,
             failure="checking the leases of running executions failed",
-            retry_seconds=WATCH_SECONDS,
-            first_pause_seconds=WATCH_SECONDS,
+            retry_seconds=LEASE_CHECK_SECONDS,
+            first_pause_seconds=LEASE_CHECK_SECONDS,
         )
 
     @property
     def lease_keys(self) -> frozenset[LeaseKey]:
-        """What this worker has, or takes itself to have."""
+        """The leases that this worker has, as far as it knows."""
         return frozenset(execution.lease_key for execution in self._running.values())
 
     def free_slots(self) -> Mapping[str, int]:
-        """How many executions more it can run, by tier: none waits behind those of another tier."""
-        taken = Counter(execution.tier for execution in self._running.values())
-        return {tier.value: max(0, self._concurrency - taken[tier.value]) for tier in Tier}
+        """Free slots by tier: each tier has its own, so none waits for another."""
+        used = Counter(execution.tier for execution in self._running.values())
+        return {tier.value: max(0, self._concurrency - used[tier.value]) for tier in Tier}
 
     def quarantine_slots(self) -> int:
-        """How many executions more it can run that workers died with."""
-        return self._quarantine.places
+        """Free slots for executions in quarantine."""
+        return self._quarantine.slots
 
     def begin(self, execution: ClaimedExecution, ended: Callable[[], None]) -> None:
-        """Run an execution, and call `ended` when its place is free again."""
+        """Run an execution, and call `ended` when its slot is free again."""
 
-        def leave(task: asyncio.Task[Any]) -> None:
+        def free_slot(task: asyncio.Task[Any]) -> None:
             self._running.pop(task, None)
             self._quarantine.clear(execution)
             ended()
 
-        for older, taken in self._running.items():
-            if taken.id == execution.id:
-                older.cancel()  # it was taken from this worker, which has not noticed yet
+        for older, earlier in self._running.items():
+            if earlier.id == execution.id:
+                self._note_lost(earlier)  # it was recovered from this worker, which claimed it again before noticing
+                older.cancel()
         task = asyncio.create_task(self.run(execution))
         self._running[task] = execution
         self._quarantine.begin(execution)
-        task.add_done_callback(leave)
+        task.add_done_callback(free_slot)
 
     async def run(self, execution: ClaimedExecution) -> None:
-        """Run an execution until it ends or waits, or until it is plain that another worker has it."""
-        about = {"execution_id": str(execution.id)}
+        """Run an execution until it ends, suspends, or has lost its lease."""
+        execution_id = str(execution.id)
         try:
             await self._run(execution)
         except LeaseLost:
-            log.info("execution ended elsewhere, or gone", **about)
+            log.info("lease lost", execution_id=execution_id)
+            self._note_lost(execution)
         except asyncio.CancelledError:
             if not self._draining:
-                log.info("execution stopped", **about)
+                log.info("execution stopped: its lease was lost", execution_id=execution_id)
             raise
         except Exception as error:
-            log.error("execution cannot be run now", **about, exc_info=error)
+            log.error("execution failed on a database error; it is released", execution_id=execution_id, exc_info=error)
             await self._release(execution)
 
     async def _run(self, execution: ClaimedExecution) -> None:
@@ -113,24 +131,24 @@ class Worker:
         except LeaseLost:
             raise
         except Exception as bug:
-            # Without an end the execution would be `running` for ever.
+            # Without an end the execution would stay `running`.
             log.error("execution failed unexpectedly", execution_id=str(execution.id), exc_info=bug)
             await running.end(ExecutionStatus.ERROR, "internal error")
 
     async def _with_steps(self, execution: ClaimedExecution) -> ClaimedExecution:
         if not execution.has_steps or execution.crash_count >= MAX_CRASHES:
-            # What is given up needs none: they may be what workers die of.
+            # An execution that is given up needs no steps, and they may be what crashes workers.
             return execution
         return await retry_transaction(self._database, lambda session: with_steps(session, execution), read_only=True)
 
     async def _release(self, execution: ClaimedExecution) -> None:
-        """Have it taken anew, by whichever worker; not even its end could be written."""
+        """Release the execution, whose end could not be written, so that a worker claims it again."""
         while True:
             await asyncio.sleep(self._retry_seconds)
             try:
                 await retry_transaction(self._database, lambda session: leases.release_leases(session, [execution]))
             except Exception as error:
-                log.error("execution cannot be given back", execution_id=str(execution.id), exc_info=error)
+                log.error("execution not released; retrying", execution_id=str(execution.id), exc_info=error)
             else:
                 return
 
@@ -140,11 +158,21 @@ class Worker:
 
     async def watch(self) -> None:
         """Stop executions that were cancelled, or recovered by another worker, until cancelled itself."""
-        await self._lease_check.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._lease_check.run())
+            tasks.create_task(self._watch_event_loop())
+
+    async def _watch_event_loop(self) -> None:
+        while True:
+            started = time.monotonic()
+            await asyncio.sleep(LEASE_CHECK_SECONDS)
+            if time.monotonic() - started > self._event_loop_timeout_seconds:
+                self._was_blocked_at = time.monotonic()
 
     async def _check_leases(self) -> float:
         await self._stop_lost()
-        return WATCH_SECONDS
+        await self._refund_crashes()
+        return LEASE_CHECK_SECONDS
 
     async def _stop_lost(self) -> None:
         running = dict(self._running)
@@ -154,21 +182,38 @@ class Worker:
             lost = await leases.lost_leases(session, {execution.lease_key for execution in running.values()})
         for task, execution in running.items():
             if execution.lease_key in lost:
+                self._note_lost(execution)
                 task.cancel()
 
+    def _note_lost(self, execution: ClaimedExecution) -> None:
+        self._lost.append(execution)
+        self._lease_check.wake()
+
+    async def _refund_crashes(self) -> None:
+        """Take back the crashes that recovery counted although this worker is alive.
+
+        Not for executions that this worker had while its event loop was blocked: one of them may have blocked it.
+        """
+        lost = list(self._lost)
+        refunded = {execution.lease_key for execution in lost if execution.claimed_at > self._was_blocked_at}
+        if refunded:
+            async with self._database.transaction() as session:
+                await refund_crashes(session, refunded)
+        del self._lost[: len(lost)]
+
     async def drain(self, seconds: float) -> None:
-        """Wait for running executions; those that do not end in time are handed over to other workers."""
+        """Wait for running executions; those that do not end within `seconds` are released to other workers."""
         self._draining = True
         if not self._running:
             return
         await asyncio.wait(self._running, timeout=seconds)
-        late = dict(self._running)
-        await cancel(late)
+        unfinished = dict(self._running)
+        await cancel(unfinished)
         try:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await retry_transaction(
-                    self._database, lambda session: leases.release_leases(session, list(late.values()))
+                    self._database, lambda session: leases.release_leases(session, list(unfinished.values()))
                 )
         except Exception as error:
-            # They find out by our silence.
-            log.warning("executions could not be handed over", number=len(late), error=type(error).__name__)
+            # Other workers recover them once the heartbeat has expired.
+            log.warning("executions not released", number=len(unfinished), error=type(error).__name__)

@@ -30,7 +30,7 @@ from tests.engine.taking import PLENTY, claim
 from tests.factories import create_execution, create_flow, create_user
 
 OF_USER = {"free": 2, "pro": 4, "enterprise": 8, "high_frequency": 8}
-HEARTBEAT_TIMEOUT_SECONDS = timedelta(seconds=20)
+HEARTBEAT_TIMEOUT = timedelta(seconds=20)
 
 
 async def next_ids(
@@ -179,7 +179,7 @@ class TestReleases:
         session.add_all(
             [
                 WorkerRecord(worker_id="living", last_heartbeat_at=moment),
-                WorkerRecord(worker_id="dead", last_heartbeat_at=moment - 2 * HEARTBEAT_TIMEOUT_SECONDS),
+                WorkerRecord(worker_id="dead", last_heartbeat_at=moment - 2 * HEARTBEAT_TIMEOUT),
             ]
         )
         rows = {
@@ -189,8 +189,11 @@ class TestReleases:
         ended = await create_execution(
             session, flow, lease=uuid4(), worker_id="dead", status=ExecutionStatus.SUCCESS, crash_count=0
         )
-        assert await reclaim_expired(session, HEARTBEAT_TIMEOUT_SECONDS) == 3
-        assert await reclaim_expired(session, HEARTBEAT_TIMEOUT_SECONDS) == 0
+        recovered = {
+            execution.id: execution.worker_id for execution in await reclaim_expired(session, HEARTBEAT_TIMEOUT)
+        }
+        assert recovered == {rows[name].id: name for name in ("dead", "unheard-of", None)}
+        assert await reclaim_expired(session, HEARTBEAT_TIMEOUT) == []
         for name, row in rows.items():
             await session.refresh(row)
             held = name == "living"
@@ -218,7 +221,7 @@ class TestReleases:
         flow = await flow_of(session)
         taken = await create_execution(session, flow, lease=uuid4(), worker_id="w-1")
         await create_execution(session, flow)
-        assert await reclaim_all(session) == 1
+        assert await reclaim_all(session) == [(taken.id, "w-1")]
         await session.refresh(taken)
         assert (taken.lease, taken.worker_id, taken.crash_count) == (None, None, 1)
 

@@ -160,9 +160,10 @@ async def test_the_work_of_a_silent_worker_is_taken_over(live_database: Database
     await living.start()
     await dead.start()
     await take(live_database, execution, "w-dead")
-    recover = Recovery(settings, live_database, living)
+    recover = Recovery(settings, live_database, living, "w-living")
     assert await recover.recover() == 0
     await dead.end()
+    await until(lambda: living.can_declare_dead)
     assert await recover.recover() == 1
     await take(live_database, execution, "w-living")
     assert await recover.recover() == 0
@@ -245,5 +246,5 @@ async def test_the_dead_are_taken_over_where_sessions_cannot_be_ended(
         # as on servers that do not let everybody have it
         await session.execute(sa.text("ALTER FUNCTION pg_catalog.pg_terminate_backend RENAME TO not_for_everybody"))
         await session.commit()
-    assert await Recovery(live_settings, live_database, living).recover() == 1
+    assert await Recovery(live_settings, live_database, living, "w-living").recover() == 1
     await living.end()

@@ -15,7 +15,6 @@ from bloxserver.engine.queue.checkpoints import CheckpointWriter
 from bloxserver.engine.queue.claims import claim_executions, with_steps
 from bloxserver.engine.queue.recovery import reclaim_all
 from bloxserver.engine.queue.selection import read_next_executions
-from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.messages import Change, Message, Step
 from bloxserver.engine.run.quarantine import Quarantine
@@ -25,7 +24,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.enums import Tier
 from bloxserver.models.tables import QUARANTINE_THRESHOLD, ExecutionRecord, ExecutionStatus, StepStatus
 from bloxserver.settings import Settings
-from tests.engine.taking import PLENTY, ended, take
+from tests.engine.taking import PLENTY, claimer_of, ended, take
 from tests.factories import create_execution, create_flow, create_user
 from tests.statements import count_statements
 from tests.steps import create_step
@@ -45,7 +44,7 @@ async def test_what_is_beside_a_killer_is_not_given_up_with_it(session: AsyncSes
     killers = set(ids[3:36:8])
     given_up: list[UUID] = []
     quarantined, deaths, most_beside = Quarantine(), 0, 0
-    while taken := await claim_executions(session, "w", uuid4(), PLENTY, PLENTY, quarantined.places):
+    while taken := await claim_executions(session, "w", uuid4(), PLENTY, PLENTY, quarantined.slots):
         for execution in taken:
             quarantined.begin(execution)
         over = [execution.id for execution in taken if execution.crash_count == MAX_CRASHES]
@@ -80,7 +79,7 @@ async def test_after_a_failure_of_something_else_all_run_again_soon(session: Asy
         await create_execution(session, flow, **SUSPECT)
     quarantined = Quarantine()
     rounds: list[int] = []
-    while taken := await claim_executions(session, "w", uuid4(), PLENTY, PLENTY, quarantined.places):
+    while taken := await claim_executions(session, "w", uuid4(), PLENTY, PLENTY, quarantined.slots):
         rounds.append(len(taken))
         for execution in taken:
             quarantined.begin(execution)
@@ -99,12 +98,12 @@ async def test_a_step_that_ends_makes_room_for_the_next(live_database: Database,
     running = ExecutionRunner(
         live_database, CheckpointWriter(live_database), clients, taken, lambda: quarantined.clear(taken)
     )
-    places = [quarantined.places]
+    places = [quarantined.slots]
     for status in (StepStatus.RUNNING, StepStatus.SUCCESS, StepStatus.RUNNING):
         completed_at = None if status is StepStatus.RUNNING else now()
         step = Step(Message("a", 1), "echo", status, now(), completed_at=completed_at, sequence=len(places))
         await running._save(Change([step]))
-        places.append(quarantined.places)
+        places.append(quarantined.slots)
     assert places == [0, 0, 2, 2]
 
 
@@ -131,7 +130,8 @@ async def test_what_cannot_be_read_holds_up_nobody(
         await session.execute(sa.text("UPDATE execution_steps SET status = 'unheard'"))
         await session.commit()
         other = await create_execution(session, flow)
-    claimer = Claimer(live_settings, live_database, Worker(live_database, clients, retry_seconds=0.05), "w")
+    worker = Worker(live_database, clients, retry_seconds=0.05)
+    claimer = await claimer_of(live_settings, live_database, worker, "w")
     working = asyncio.create_task(claimer.run())
     await ended(live_database, other)
     async with live_database.sessions() as session:

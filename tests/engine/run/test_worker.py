@@ -17,7 +17,6 @@ from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.checkpoints import CheckpointWriter
 from bloxserver.engine.queue.recovery import reclaim_all
 from bloxserver.engine.queue.values import LeaseLost
-from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
 from bloxserver.engine.run.serialization import payload_of
@@ -32,7 +31,7 @@ from bloxserver.models.tables import (
     UserRecord,
 )
 from bloxserver.settings import Settings
-from tests.engine.taking import ended, take
+from tests.engine.taking import claimer_of, ended, take
 from tests.factories import create_execution, create_flow, create_user
 
 
@@ -196,7 +195,7 @@ async def test_one_whose_lease_was_taken_writes_nothing(live_database: Database,
 
     frozen = await take(live_database, execution, "w-frozen")
     async with live_database.transaction() as session:
-        assert await reclaim_all(session) == 1
+        assert len(await reclaim_all(session)) == 1
     present = await take(live_database, execution, "w-present")
     thawed = ExecutionRunner(live_database, CheckpointWriter(live_database), clients, frozen)
     with pytest.raises(LeaseLost):
@@ -264,7 +263,7 @@ async def test_a_database_that_refuses_for_a_while_strands_nothing(
 ) -> None:
     """As in a deploy that goes wrong: the error is no lost connection, so it is not simply tried again."""
     worker = Worker(live_database, clients, retry_seconds=0.05)
-    claimer = asyncio.create_task(Claimer(live_settings, live_database, worker, "w-test").run())
+    claimer = asyncio.create_task((await claimer_of(live_settings, live_database, worker, "w-test")).run())
     async with live_database.transaction() as session:
         await session.execute(sa.text("ALTER TABLE execution_steps RENAME TO elsewhere"))
     execution = await accepted(live_database)
