@@ -1,4 +1,4 @@
-"""Checkpoints: how far executions have come. Checkpoints that arrive together share one transaction (group commit)."""
+"""Checkpoints: the stored progress of executions. Those that arrive together share a transaction (group commit)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.models.transient_errors import reason_of
 from bloxserver.observability import metrics
 from bloxserver.services.transitions import end_successes
 
@@ -41,58 +42,66 @@ CHANGING = (
     "called_id",
     "state",
 )
-"""The columns of a step that change while it is handled."""
+"""The columns of a step that change while its message is handled."""
 
 MAX_BATCH = 100
 """Checkpoints in one transaction."""
+MAX_SINGLE_WRITES = 4
+"""Checkpoints that are written alone at the same time. Each may wait for a lock, and occupies a connection."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How far an execution has come."""
+    """The progress of an execution: steps that have changed, and perhaps its output."""
 
     execution: ClaimedExecution
     steps: Sequence[dict[str, Any]]
     output: str | None = None
-    """Where it ends with these steps, as a success that no other execution waits for."""
+    """Set where the execution succeeds with these steps, and no other execution waits for it."""
 
     @property
     def made_progress(self) -> bool:
-        """Whether it came beyond what a worker died with: it may not have been the reason."""
+        """Whether a step has ended of an execution that workers crashed with: it may not be what crashes them."""
         return self.execution.crash_count > 0 and any(step["status"] is not StepStatus.RUNNING for step in self.steps)
 
 
-async def save_checkpoints(session: AsyncSession, checkpoints: Sequence[Checkpoint]) -> set[LeaseKey]:
-    """Keep checkpoints, one for each hold; returns the holds that were lost."""
-    held = await lock_leases(session, [checkpoint.execution.lease_key for checkpoint in checkpoints])
-    kept = [checkpoint for checkpoint in checkpoints if checkpoint.execution.lease_key in held]
-    await save_steps(session, [step for checkpoint in kept for step in checkpoint.steps])
-    ended = {checkpoint.execution.id: checkpoint.output for checkpoint in kept if checkpoint.output is not None}
+async def save_checkpoints(
+    session: AsyncSession, checkpoints: Sequence[Checkpoint], *, skip_locked: bool = False
+) -> set[LeaseKey]:
+    """Save checkpoints, at most one for each lease; returns the leases of those that were not saved.
+
+    Their leases are lost or, with `skip_locked`, their rows may also be locked by other transactions.
+    """
+    keys = [checkpoint.execution.lease_key for checkpoint in checkpoints]
+    held = await lock_leases(session, keys, skip_locked=skip_locked)
+    saved = [checkpoint for checkpoint in checkpoints if checkpoint.execution.lease_key in held]
+    await save_steps(session, [step for checkpoint in saved for step in checkpoint.steps])
+    ended = {checkpoint.execution.id: checkpoint.output for checkpoint in saved if checkpoint.output is not None}
     if ended:
-        triggers = [checkpoint.execution.trigger_type for checkpoint in kept if checkpoint.output is not None]
+        triggers = [checkpoint.execution.trigger_type for checkpoint in saved if checkpoint.output is not None]
         await end_successes(session, ended, triggers)
-    progressed = [checkpoint.execution.id for checkpoint in kept if checkpoint.made_progress]
+    progressed = [checkpoint.execution.id for checkpoint in saved if checkpoint.made_progress]
     if progressed:
         await reset_crash_count(session, progressed)
-    return {checkpoint.execution.lease_key for checkpoint in checkpoints} - held
+    return set(keys) - held
 
 
 async def save_steps(session: AsyncSession, steps: Sequence[dict[str, Any]]) -> None:
-    """Keep how far steps have come. The caller holds the leases, or has written the executions in this transaction."""
+    """Insert or update steps. The caller has locked the leases, or written the executions in this transaction."""
     if steps:
-        # One that is there already goes on, or is the same: a commit whose answer was lost may have kept it.
+        # A step may exist: it continues, or it is the same because the answer to an earlier commit was lost.
         await session.execute(_upsert_of_steps(session.get_bind().dialect.name), steps)
 
 
 @lru_cache
 def _upsert_of_steps(dialect: str) -> sa.Executable:
-    """Made once: building it takes longer than running it."""
+    """Cached: building the statement takes longer than running it."""
     table = ExecutionStepRecord.__table__
     statement = (postgresql if dialect == "postgresql" else sqlite).insert(table)
     new = statement.excluded
     changes: dict[str, Any] = {name: new[name] for name in CHANGING}
     changes["input_payload"] = sa.func.coalesce(new.input_payload, table.c.input_payload)
-    # What was given up in mid-save may be written late, after what came then.
+    # A save that was cancelled may take effect late, after newer ones.
     newer = new.sequence >= table.c.sequence
     upsert: sa.Executable = statement.on_conflict_do_update(
         index_elements=["execution_id", "key"], set_=changes, where=newer
@@ -101,7 +110,7 @@ def _upsert_of_steps(dialect: str) -> sa.Executable:
 
 
 async def reset_crash_count(session: AsyncSession, execution_ids: Collection[UUID]) -> None:
-    """These got further than what workers died with. The caller holds their rows."""
+    """Forget the crashes of executions that have made progress since. The caller has locked their rows."""
     await session.execute(
         sa.update(ExecutionRecord)
         .where(ExecutionRecord.id.in_(execution_ids))
@@ -114,58 +123,77 @@ Entry = tuple[Checkpoint, asyncio.Future[None]]
 
 
 class CheckpointWriter:
-    """What comes while a transaction is being written goes into the next one: alone, a checkpoint waits for nobody."""
+    """Group commit: checkpoints that arrive during a transaction are written together in the next one.
+
+    The group never waits for a lock. A checkpoint whose row is locked is written alone, while others are committed.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._entries: list[Entry] = []
         self._writing: asyncio.Task[None] | None = None
-        self._alone: set[asyncio.Task[None]] = set()
+        self._single_writes: set[asyncio.Task[None]] = set()
+        self._single_write_slots = asyncio.Semaphore(MAX_SINGLE_WRITES)
 
     async def save(self, checkpoint: Checkpoint) -> None:
-        """Returns when the checkpoint is kept; raises `LeaseLost`, or why the database refuses it."""
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._entries.append((checkpoint, kept))
+        """Return when the checkpoint is committed; raises `LeaseLost`, and database errors that are not transient."""
+        saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._entries.append((checkpoint, saved))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
-        await kept
+        await saved
 
     async def _write(self) -> None:
         while self._entries:
             entries = [entry for entry in self._entries[:MAX_BATCH] if not entry[1].done()]
             del self._entries[:MAX_BATCH]
             try:
-                await self._write_together(entries)
+                remaining = await self._write_group(entries)
             except Exception as error:
-                # One of them may be the reason: each for itself, so that the others, and those that come, are kept.
-                log.debug("checkpoints are written one by one", error=type(error).__name__, number=len(entries))
-                for entry in entries:
-                    self._alone.add(task := asyncio.create_task(self._write_alone(entry)))
-                    task.add_done_callback(self._alone.discard)
+                # One of them may be the cause: each is written alone, so that the others are saved.
+                log.debug(
+                    "group commit failed; writing checkpoints alone", reason=reason_of(error), number=len(entries)
+                )
+                remaining = entries
+            for entry in remaining:
+                self._single_writes.add(task := asyncio.create_task(self._write_alone(entry)))
+                task.add_done_callback(self._single_writes.discard)
 
-    async def _write_together(self, entries: Sequence[Entry]) -> None:
+    async def _write_group(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Write entries in one transaction; returns those that were not written, whose leases may be lost."""
         if not entries:
-            return
+            return []
         async with self._database.transaction() as session:
-            lost = await save_checkpoints(session, [checkpoint for checkpoint, _ in entries])
-        metrics.CHECKPOINT_BATCH_SIZE.observe(len(entries))
-        for checkpoint, kept in entries:
-            _settle(kept, LeaseLost() if checkpoint.execution.lease_key in lost else None)
+            unsaved = await save_checkpoints(session, [checkpoint for checkpoint, _ in entries], skip_locked=True)
+        metrics.CHECKPOINT_BATCH_SIZE.observe(len(entries) - len(unsaved))
+        remaining: list[Entry] = []
+        for entry in entries:
+            if entry[0].execution.lease_key in unsaved:
+                remaining.append(entry)
+            else:
+                _resolve(entry[1], None)
+        return remaining
 
     async def _write_alone(self, entry: Entry) -> None:
-        checkpoint, kept = entry
+        checkpoint, saved = entry
+
+        async def write(session: AsyncSession) -> set[LeaseKey]:
+            # Held for one try only: a row that stays locked delays other single writes by no more than that.
+            async with self._single_write_slots:
+                return await save_checkpoints(session, [checkpoint])
+
         try:
-            lost = await retry_transaction(self._database, lambda session: save_checkpoints(session, [checkpoint]))
+            lost = await retry_transaction(self._database, write)
         except Exception as error:
-            _settle(kept, error)
+            _resolve(saved, error)
         else:
-            _settle(kept, LeaseLost() if lost else None)
+            _resolve(saved, LeaseLost() if lost else None)
 
 
-def _settle(kept: asyncio.Future[None], error: Exception | None) -> None:
-    if kept.done():
-        return  # whoever wanted to know was stopped
+def _resolve(saved: asyncio.Future[None], error: Exception | None) -> None:
+    if saved.done():
+        return  # the task that waited was cancelled
     if error is None:
-        kept.set_result(None)
+        saved.set_result(None)
     else:
-        kept.set_exception(error)
+        saved.set_exception(error)

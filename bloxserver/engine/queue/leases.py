@@ -34,10 +34,11 @@ async def lock_lease(
         raise LeaseLost
 
 
-async def lock_leases(session: AsyncSession, keys: Collection[LeaseKey]) -> set[LeaseKey]:
+async def lock_leases(session: AsyncSession, keys: Collection[LeaseKey], *, skip_locked: bool = False) -> set[LeaseKey]:
     """Lock the rows of these executions until the transaction ends; returns the leases that are still valid.
 
-    Every transaction that locks several executions locks them in the order of their ids.
+    With `skip_locked`, leases whose rows other transactions have locked are left out. Every transaction that waits for
+    the locks of several executions locks them in the order of their ids.
     """
     rows = await session.execute(
         sa.select(ExecutionRecord.id, ExecutionRecord.lease)
@@ -46,7 +47,7 @@ async def lock_leases(session: AsyncSession, keys: Collection[LeaseKey]) -> set[
             ExecutionRecord.status == ExecutionStatus.RUNNING,
         )
         .order_by(ExecutionRecord.id)
-        .with_for_update(key_share=True)
+        .with_for_update(key_share=True, skip_locked=skip_locked)
     )
     return set(keys) & {(row.id, row.lease) for row in rows}
 

@@ -1,8 +1,11 @@
-"""Checkpoints that come together are written together, and fail alone."""
+"""Group commit: checkpoints that arrive together are written together, and fail alone."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +18,7 @@ from bloxserver.engine.queue.values import LeaseLost
 from bloxserver.engine.run.messages import Message, Step
 from bloxserver.engine.run.serialization import JsonTextCache, step_row
 from bloxserver.models.database import Database
-from bloxserver.models.postgres import Waits
+from bloxserver.models.postgres import LOCK_SECONDS
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, StepStatus, Tier
 from bloxserver.settings import Settings
 from tests.engine.taking import claim
@@ -25,7 +28,7 @@ from tests.statements import count_statements
 NUMBER = 20
 
 
-async def taken(database: Database) -> list[ClaimedExecution]:
+async def claimed_executions(database: Database) -> list[ClaimedExecution]:
     async with database.sessions() as session:
         flow = await create_flow(session, await create_user(session, tier=Tier.ENTERPRISE))
         for _ in range(NUMBER):
@@ -52,18 +55,18 @@ async def count_steps(database: Database) -> int:
         return await session.scalar(sa.select(sa.func.count()).select_from(ExecutionStepRecord)) or 0
 
 
-async def test_what_comes_together_costs_what_one_costs(live_database: Database) -> None:
-    executions = await taken(live_database)
+async def test_a_group_costs_as_many_statements_as_one_checkpoint(live_database: Database) -> None:
+    executions = await claimed_executions(live_database)
     checkpoints = CheckpointWriter(live_database)
     with count_statements(live_database.engine) as statements:
         await asyncio.gather(*(checkpoints.save(checkpoint(execution, output="1")) for execution in executions))
-    assert len(statements) == 3, "hold, steps, ends"
+    assert len(statements) == 3, "lock, steps, ends"
     assert await statuses(live_database) == {"success": NUMBER}
     assert await count_steps(live_database) == NUMBER
 
 
-async def test_a_lost_lease_is_told_to_its_execution_alone(live_database: Database) -> None:
-    executions = await taken(live_database)
+async def test_a_lost_lease_affects_its_execution_alone(live_database: Database) -> None:
+    executions = await claimed_executions(live_database)
     async with live_database.transaction() as session:
         await session.execute(
             sa.update(ExecutionRecord).where(ExecutionRecord.id == executions[0].id).values(lease=None)
@@ -82,23 +85,23 @@ async def test_a_lost_lease_is_told_to_its_execution_alone(live_database: Databa
     assert await count_steps(live_database) == NUMBER - 2
 
 
-async def test_an_older_hold_of_the_same_worker_writes_nothing(live_database: Database) -> None:
-    old = (await taken(live_database))[0]
+async def test_an_older_lease_of_the_same_worker_writes_nothing(live_database: Database) -> None:
+    old = (await claimed_executions(live_database))[0]
     async with live_database.transaction() as session:
         await reclaim_all(session)
     async with live_database.transaction() as session:
         new = next(execution for execution in await claim(session) if execution.id == old.id)
     checkpoints = CheckpointWriter(live_database)
-    holds = ((old, "old"), (new, "new"), (old, "older"))
-    saves = [checkpoints.save(checkpoint(held, listener)) for held, listener in holds]
+    claims = ((old, "old"), (new, "new"), (old, "older"))
+    saves = [checkpoints.save(checkpoint(claimed, listener)) for claimed, listener in claims]
     results = await asyncio.gather(*saves, return_exceptions=True)
     assert [type(result) for result in results] == [LeaseLost, type(None), LeaseLost]
     async with live_database.sessions() as session:
         assert list(await session.scalars(sa.select(ExecutionStepRecord.listener))) == ["new"]
 
 
-async def test_one_that_the_database_refuses_keeps_no_other_from_being_kept(live_database: Database) -> None:
-    executions = await taken(live_database)
+async def test_a_checkpoint_that_the_database_refuses_fails_alone(live_database: Database) -> None:
+    executions = await claimed_executions(live_database)
     checkpoints = CheckpointWriter(live_database)
     broken = checkpoint(executions[0])
     broken.steps[0]["listener"] = None
@@ -109,27 +112,68 @@ async def test_one_that_the_database_refuses_keeps_no_other_from_being_kept(live
     assert await count_steps(live_database) == NUMBER - 1
 
 
-async def test_a_locked_row_does_not_block_the_others(live_settings: Settings, live_database: Database) -> None:
+@asynccontextmanager
+async def locked(database: Database, execution_ids: Sequence[UUID]) -> AsyncIterator[None]:
+    """Another transaction has locked these executions."""
+    async with database.transaction() as session:
+        rows = sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(execution_ids)).with_for_update()
+        assert len((await session.execute(rows)).all()) == len(execution_ids)
+        yield
+
+
+async def test_locked_execution_does_not_delay_others(live_database: Database) -> None:
     if live_database.engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer")
-    executions = await taken(live_database)
-    quick = Database(live_settings, Waits(lock=0.2))
-    checkpoints = CheckpointWriter(quick)
-    async with live_database.transaction() as holder:
-        held = sa.select(ExecutionRecord.id).where(ExecutionRecord.id == executions[0].id)
-        await holder.execute(held.with_for_update())
+    executions = await claimed_executions(live_database)
+    checkpoints = CheckpointWriter(live_database)
+    async with locked(live_database, [executions[0].id]):
         blocked = asyncio.create_task(checkpoints.save(checkpoint(executions[0], output="1")))
-        async with asyncio.timeout(15):
-            await asyncio.gather(*(checkpoints.save(checkpoint(execution, output="1")) for execution in executions[1:]))
+        async with asyncio.timeout(LOCK_SECONDS - 1):
+            for number in (1, 2, 3):  # in later groups too, while the first one waits
+                await checkpoints.save(checkpoint(executions[number], output="1"))
+            await asyncio.gather(*(checkpoints.save(checkpoint(execution, output="1")) for execution in executions[4:]))
         assert not blocked.done()
     await blocked
-    await quick.dispose()
     assert await statuses(live_database) == {"success": NUMBER}
 
 
+async def test_many_locked_executions_leave_connections_for_others(live_database: Database) -> None:
+    """More than the pool has connections, which the other checkpoint needs one of."""
+    if live_database.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer")
+    executions = await claimed_executions(live_database)
+    checkpoints = CheckpointWriter(live_database)
+    async with locked(live_database, [execution.id for execution in executions[1:]]):
+        blocked = [asyncio.create_task(checkpoints.save(checkpoint(execution))) for execution in executions[1:]]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(LOCK_SECONDS - 1):
+            await checkpoints.save(checkpoint(executions[0], "a"))
+            await checkpoints.save(checkpoint(executions[0], "b"))
+        assert not any(task.done() for task in blocked)
+    await asyncio.gather(*blocked)
+    assert await count_steps(live_database) == NUMBER + 1
+
+
+async def test_locked_execution_whose_lease_is_lost_is_reported(live_database: Database) -> None:
+    if live_database.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer")
+    executions = await claimed_executions(live_database)
+    checkpoints = CheckpointWriter(live_database)
+    async with live_database.transaction() as session:
+        await session.execute(
+            sa.update(ExecutionRecord).where(ExecutionRecord.id == executions[0].id).values(lease=None)
+        )
+        blocked = asyncio.create_task(checkpoints.save(checkpoint(executions[0])))
+        await checkpoints.save(checkpoint(executions[1]))
+        assert not blocked.done()
+    with pytest.raises(LeaseLost):
+        await blocked
+    assert await count_steps(live_database) == 1
+
+
 async def test_saving_again_changes_nothing(live_database: Database) -> None:
-    """A commit whose answer was lost is made again."""
-    execution = (await taken(live_database))[0]
+    """As after a commit whose answer was lost."""
+    execution = (await claimed_executions(live_database))[0]
     checkpoints = CheckpointWriter(live_database)
     same = checkpoint(execution)
     await checkpoints.save(same)
@@ -137,8 +181,8 @@ async def test_saving_again_changes_nothing(live_database: Database) -> None:
     assert await count_steps(live_database) == 1
 
 
-async def test_whoever_was_stopped_meanwhile_is_no_obstacle(live_database: Database) -> None:
-    executions = await taken(live_database)
+async def test_a_cancelled_save_does_not_block_others(live_database: Database) -> None:
+    executions = await claimed_executions(live_database)
     checkpoints = CheckpointWriter(live_database)
     stopped = asyncio.create_task(checkpoints.save(checkpoint(executions[0])))
     await asyncio.sleep(0)
