@@ -29,7 +29,7 @@ from bloxserver.models.enums import (
     Tier,
     TriggerType,
 )
-from bloxserver.models.types import database_now, enum_text
+from bloxserver.models.types import TierText, database_now, enum_text
 from bloxserver.settings import get_settings
 
 __all__ = [
@@ -71,7 +71,7 @@ class UserRecord(Base):
     email: Mapped[str] = mapped_column(sa.String(320), default="", server_default="")
     name: Mapped[str | None] = mapped_column(sa.String(255))
     avatar_url: Mapped[str | None] = mapped_column(sa.Text)
-    tier: Mapped[Tier] = mapped_column(enum_text(Tier), default=Tier.FREE, server_default=Tier.FREE.value)
+    tier: Mapped[Tier] = mapped_column(TierText(), default=Tier.FREE, server_default=Tier.FREE.value)
     billing_status: Mapped[BillingStatus] = mapped_column(
         enum_text(BillingStatus), default=BillingStatus.ACTIVE, server_default=BillingStatus.ACTIVE.value
     )

@@ -12,6 +12,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import expression
 
 from bloxserver.clock import as_utc
+from bloxserver.models.enums import Tier
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -39,6 +40,21 @@ def enum_text(values: type[enum.StrEnum]) -> sa.Enum:
         length=32,
         values_callable=lambda members: [member.value for member in members],
     )
+
+
+class TierText(sa.types.TypeDecorator[Tier]):
+    """A tier, stored as text. A value that is no tier, which another program may have written, is read as `free`."""
+
+    impl = sa.String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else Tier(value).value
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Tier | None:
+        if value is None:
+            return None
+        return Tier(value) if value in set(Tier) else Tier.FREE
 
 
 class database_now(expression.FunctionElement[datetime]):  # noqa: N801

@@ -6,9 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import UserRecord
+from bloxserver.plans import PLANS
 from tests import factories
 from tests.api.contract import API, path_of
 
@@ -48,3 +50,18 @@ async def test_a_long_key_does_not_multiply_in_the_answer(client: httpx.AsyncCli
     assert answered.status_code == 200
     assert len(answered.json()["problems"]) > 1_900
     assert len(answered.content) < 2_000_000
+
+
+async def test_an_unknown_tier_is_served_as_free(
+    client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
+) -> None:
+    flow = await factories.create_flow(session, dev_user)
+    trigger = await factories.create_trigger(session, flow)
+    await session.execute(sa.text("UPDATE users SET tier = 'platinum'"))
+    await session.commit()
+    assert (await client.get(f"{API}/me")).json()["tier"] == "free"
+    assert (await client.get(f"{API}/usage")).json()["runsLimit"] == PLANS["free"].runs
+    assert (await client.post(f"/webhooks/{trigger.webhook_token}")).status_code == 200
+    assert (await client.post(f"{path_of(flow)}/executions/run")).status_code == 201
+    refused = await client.post(f"{API}/flows", json={"name": "Another"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "flow_limit_reached")

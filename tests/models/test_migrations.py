@@ -21,7 +21,7 @@ from bloxserver.ids import new_id
 from bloxserver.models import migrate, tables
 from bloxserver.models.database import Base, Database
 from bloxserver.models.migrate import SchemaState, schema_state
-from bloxserver.models.types import UtcDateTime
+from bloxserver.models.types import TierText, UtcDateTime
 from bloxserver.settings import Settings
 
 MOMENT = datetime(2026, 6, 1, 12, 30, 45, 123456, tzinfo=UTC)
@@ -95,6 +95,7 @@ async def fill(session: AsyncSession) -> None:
         sa.LargeBinary: b"\0\xff",
         sa.JSON: {"a": [1, None]},
         UtcDateTime: MOMENT,
+        TierText: "pro",
         sa.Uuid: user,
     }
     for table in Base.metadata.sorted_tables:

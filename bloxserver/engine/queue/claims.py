@@ -153,7 +153,7 @@ async def _with_details(
                 lease=lease,
                 flow_id=row.flow_id,
                 user_id=flow.user_id,
-                tier=flow.tier or Tier.FREE.value,
+                tier=(flow.tier or Tier.FREE).value,
                 period=period_at(now(), flow.current_period_start, flow.current_period_end),
                 parent_id=row.parent_id,
                 depth=row.depth,
@@ -209,7 +209,7 @@ async def _flows(session: AsyncSession, flow_ids: Collection[UUID]) -> dict[UUID
             FlowRecord.id,
             FlowRecord.organism_yaml,
             FlowRecord.user_id,
-            sa.cast(UserRecord.tier, sa.String).label("tier"),
+            UserRecord.tier,
             UserRecord.current_period_start,
             UserRecord.current_period_end,
         )

@@ -1,6 +1,6 @@
-"""The queue: executions that wait for a worker. A row that is `running` and has no lease waits.
+"""Selection of the executions to claim next. An execution that is `running` and has no lease waits for a worker.
 
-It is read flow by flow, a few rows of each: the backlog of one, however long, costs the others nothing.
+The queue is read flow by flow, a few rows of each, so that a long backlog of one flow costs the others nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from bloxserver.models.tables import QUARANTINE_THRESHOLD
 from bloxserver.models.types import UtcDateTime
 
 MAX_PER_FLOW = 25
-"""Executions of a flow that one look finds; there may be thousands of flows. The next look finds more."""
+"""Executions of one flow that a selection considers; there may be thousands of flows."""
 
 MAX_SELECTED = 500
-"""Executions that one look finds, but for two of each flow."""
+"""Executions that a selection considers; where more flows wait, it considers up to two of each."""
 
-# Leaps from flow to flow through the index of what waits.
+# A loose index scan: one step through the index of waiting executions for each flow.
 _WAITING = """
 WITH RECURSIVE waiting (flow_id) AS (
   SELECT (SELECT e.flow_id FROM executions e WHERE e.status = 'running' AND e.lease IS NULL ORDER BY e.flow_id LIMIT 1)
@@ -32,7 +32,7 @@ WITH RECURSIVE waiting (flow_id) AS (
           AND e.flow_id > waiting.flow_id ORDER BY e.flow_id LIMIT 1)
   FROM waiting WHERE waiting.flow_id IS NOT NULL
 )"""
-# Ordered by `resume_at` too, though all are null: so PostgreSQL sees that the index of what waits has this order.
+# The order includes `resume_at`, though it is always null here: PostgreSQL then uses the order of the index.
 _FRESH = """
   SELECT {columns} FROM (SELECT e.id, e.started_at AS since, 1 AS fresh FROM executions e
                          WHERE e.status = 'running' AND e.lease IS NULL
@@ -53,35 +53,38 @@ _DUE = {
   JOIN executions due ON due.id IN ({fresh} UNION ALL {resumed})""",
 }
 _COLUMNS = {"postgresql": "id, since, fresh", "sqlite": "id"}
-_TIERS = " ".join(f"WHEN '{tier.value}' THEN :{{0}}_{tier.value}" for tier in Tier)
-_BY_TIER = f"CASE {{1}} {_TIERS} ELSE :{{0}}_{Tier.FREE.value} END"
-# What workers died with again and again: those first that fewest died with.
+_TIER_NAMES = ", ".join(f"'{tier.value}'" for tier in Tier)
+# A value that is no tier counts as free, and shares its slots.
+_TIER = f"CASE WHEN u.tier IN ({_TIER_NAMES}) THEN u.tier ELSE '{Tier.FREE.value}' END"
+_WHEN_TIER = " ".join(f"WHEN '{tier.value}' THEN :{{0}}_{tier.value}" for tier in Tier)
+_BY_TIER = f"CASE {{1}} {_WHEN_TIER} ELSE :{{0}}_{Tier.FREE.value} END"
+# Those with the fewest crashes first.
 _QUARANTINED = """
   SELECT e.id, e.flow_id, coalesce(e.resume_at, e.started_at) AS since, 0 AS fresh
   FROM executions e JOIN flows f ON f.id = e.flow_id
-  LEFT JOIN users u ON u.id = f.user_id LEFT JOIN taken ON taken.user_id = f.user_id
+  LEFT JOIN users u ON u.id = f.user_id LEFT JOIN claimed ON claimed.user_id = f.user_id
   WHERE e.status = 'running' AND e.lease IS NULL AND e.crash_count >= {many}
   AND (e.resume_at IS NULL OR e.resume_at <= :moment)
-  AND coalesce(taken.number, 0) < {of_user} AND {of_tier} > 0
+  AND coalesce(claimed.number, 0) < {of_user} AND {of_tier} > 0
   ORDER BY e.crash_count, since, e.id LIMIT :quarantined"""
 _NEXT = """
 {waiting}, most (number) AS (
   SELECT CASE WHEN count(*) * :most <= :most_in_all THEN :most
               WHEN count(*) * 2 >= :most_in_all THEN 2 ELSE :most_in_all / count(*) END FROM waiting
-), taken AS (
+), claimed AS (
   SELECT f.user_id, count(*) AS number FROM executions e JOIN flows f ON f.id = e.flow_id
   WHERE e.status = 'running' AND e.lease IS NOT NULL GROUP BY f.user_id
 ), quarantined AS ({quarantined}
 ), due AS ({due}
   UNION ALL SELECT id, flow_id, since, fresh FROM quarantined
 ), turns AS (
-  SELECT due.id, due.since, coalesce(u.tier, 'free') AS tier, coalesce(taken.number, 0)
-         + row_number() OVER (PARTITION BY f.user_id ORDER BY due.fresh, due.since, due.id) AS place
+  SELECT due.id, due.since, {tier} AS tier, coalesce(claimed.number, 0)
+         + row_number() OVER (PARTITION BY f.user_id ORDER BY due.fresh, due.since, due.id) AS slot
   FROM due JOIN flows f ON f.id = due.flow_id
-  LEFT JOIN users u ON u.id = f.user_id LEFT JOIN taken ON taken.user_id = f.user_id
+  LEFT JOIN users u ON u.id = f.user_id LEFT JOIN claimed ON claimed.user_id = f.user_id
 ), ranks AS (
-  SELECT id, tier, row_number() OVER (PARTITION BY tier ORDER BY place, since, id) AS rank
-  FROM turns WHERE place <= {of_user}
+  SELECT id, tier, row_number() OVER (PARTITION BY tier ORDER BY slot, since, id) AS rank
+  FROM turns WHERE slot <= {of_user}
 )
 SELECT id FROM ranks WHERE rank <= {of_tier} ORDER BY rank, id"""
 _RESUME = """
@@ -93,17 +96,17 @@ SELECT min((SELECT min(e.resume_at) FROM executions e WHERE e.status = 'running'
 async def read_next_executions(
     session: AsyncSession,
     moment: datetime,
-    places: Mapping[str, int],
+    slots: Mapping[str, int],
     slots_per_user: Mapping[str, int],
     quarantined: int = 1,
 ) -> list[UUID]:
-    """The executions to claim now: up to `places` per tier, users in rotation.
+    """The executions to claim now: up to `slots` per tier, users in rotation.
 
     Within a user, started executions come before new ones, and older before newer. `slots_per_user` limits the
     executions that a user of each tier runs at once on all workers together. At most `quarantined` of the result are
     executions with `QUARANTINE_THRESHOLD` or more crashes in a row.
     """
-    values = {f"tier_{tier}": number for tier, number in places.items()}
+    values = {f"tier_{tier}": number for tier, number in slots.items()}
     values |= {f"user_{tier}": number for tier, number in slots_per_user.items()}
     values |= {"most": MAX_PER_FLOW, "most_in_all": MAX_SELECTED, "quarantined": quarantined}
     chosen = await session.scalars(next_executions(session.get_bind().dialect.name), {"moment": moment, **values})
@@ -111,7 +114,7 @@ async def read_next_executions(
 
 
 async def read_next_resume(session: AsyncSession, moment: datetime) -> datetime | None:
-    """When the next execution that waits for its time is due, of those that are not due at `moment`."""
+    """When the next execution resumes that is not due at `moment`; None where none waits for its time."""
     resume_at: datetime | None = await session.scalar(_next_resume(), {"moment": moment})
     return resume_at
 
@@ -124,6 +127,7 @@ def next_executions(dialect: str) -> sa.TextualSelect:
     text = _NEXT.format(
         waiting=_WAITING,
         due=_DUE[dialect].format(fresh=fresh, resumed=resumed),
+        tier=_TIER,
         quarantined=_QUARANTINED.format(many=QUARANTINE_THRESHOLD, **user_tier),
         of_user=_BY_TIER.format("user", "tier"),
         of_tier=_BY_TIER.format("tier", "tier"),

@@ -24,7 +24,15 @@ from bloxserver.engine.queue.selection import (
 )
 from bloxserver.engine.queue.values import ClaimLockBusy
 from bloxserver.models.database import Database
-from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, FlowStatus, Tier, WorkerRecord
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    ExecutionStatus,
+    FlowRecord,
+    FlowStatus,
+    Tier,
+    UserRecord,
+    WorkerRecord,
+)
 from bloxserver.models.types import UtcDateTime
 from tests.engine.taking import PLENTY, claim
 from tests.factories import create_execution, create_flow, create_user
@@ -34,9 +42,9 @@ HEARTBEAT_TIMEOUT = timedelta(seconds=20)
 
 
 async def next_ids(
-    session: AsyncSession, places: Mapping[str, int] = PLENTY, of_user: Mapping[str, int] = OF_USER
+    session: AsyncSession, slots: Mapping[str, int] = PLENTY, of_user: Mapping[str, int] = OF_USER
 ) -> list[UUID]:
-    return await read_next_executions(session, now(), places, of_user)
+    return await read_next_executions(session, now(), slots, of_user)
 
 
 async def flow_of(session: AsyncSession, tier: Tier = Tier.FREE) -> FlowRecord:
@@ -45,6 +53,18 @@ async def flow_of(session: AsyncSession, tier: Tier = Tier.FREE) -> FlowRecord:
 
 async def executions(session: AsyncSession, flow: FlowRecord, number: int) -> list[UUID]:
     return [(await create_execution(session, flow)).id for _ in range(number)]
+
+
+async def set_tiers(session: AsyncSession, *tiers: str) -> None:
+    """Give the users these tiers, as another program might write them."""
+    users = await session.scalars(sa.select(UserRecord.id).order_by(UserRecord.id))
+    for user_id, tier in zip(users.all(), tiers, strict=True):
+        await session.execute(
+            sa.text("UPDATE users SET tier = :tier WHERE id = :id").bindparams(
+                sa.bindparam("id", user_id, sa.Uuid()), tier=tier
+            )
+        )
+    await session.commit()
 
 
 class TestOrder:
@@ -112,12 +132,20 @@ class TestOrder:
         resumed = await create_execution(session, flow, resume_at=moment - timedelta(seconds=1))
         assert await next_ids(session) == [resumed.id, backlog[0]]
 
-    async def test_rows_of_unknown_tiers_and_of_nobody_wait_like_free_ones(self, session: AsyncSession) -> None:
+    async def test_unknown_tiers_have_the_slots_of_free_users(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
-        await session.execute(sa.text("UPDATE users SET tier = 'platinum'"))
-        await session.commit()
+        await set_tiers(session, "platinum")
         waiting = await executions(session, flow, 3)
         assert await next_ids(session) == waiting[:2]
+
+    async def test_unknown_tiers_share_the_slots_of_the_free_tier(self, session: AsyncSession) -> None:
+        for _ in range(3):
+            await executions(session, await flow_of(session), 2)
+        await set_tiers(session, "platinum", "free", "gold")
+        slots = dict.fromkeys(PLENTY, 2)
+        assert len(await next_ids(session, slots)) == 2
+        claimed = await claim_executions(session, "w", uuid4(), slots, OF_USER)
+        assert [execution.tier for execution in claimed] == ["free", "free"]
 
     async def test_the_length_of_a_backlog_changes_no_plan(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
