@@ -25,11 +25,18 @@ from bloxserver.services.usage import count_run
 from bloxserver.settings import get_settings
 
 MAX_TARGET_LENGTH = 255
-"""Longer than any listener's name: what is cut here names nobody, as it did before."""
+"""Longer than any listener's name: a target that is cut names no listener, and did not before."""
+
+
+class FlowNotRunning(BadRequest):
+    """The flow has been stopped, or was never started."""
+
+    def __init__(self, status: FlowStatus) -> None:
+        super().__init__("flow_not_running", f"Flow is not running (status: {status.value})")
 
 
 class Input(NamedTuple):
-    """What an execution is given, as it is stored."""
+    """The input of an execution, as it is stored."""
 
     payload: str | None
     encoding: InputEncoding = InputEncoding.TEXT
@@ -38,7 +45,7 @@ class Input(NamedTuple):
 async def run_flow(
     session: AsyncSession, user_id: UUID, tier: str, period: Period, flow_id: UUID, given: Input
 ) -> ExecutionRecord:
-    """Accept a run by hand; raises `NotFound`, `BadRequest` where the flow does not run, `Forbidden` at the limit."""
+    """Accept a manual run; raises `NotFound`, `BadRequest` if the flow does not run, `Forbidden` at the run limit."""
     flow = (
         await session.execute(
             sa.select(FlowRecord.status, FlowRecord.active_version_id, FlowRecord.active_version).where(
@@ -62,13 +69,13 @@ async def run_flow(
 
 
 async def receive_webhook(session: AsyncSession, token: str, given: Input, depth: int = 0) -> UUID:
-    """Accept a run by webhook and return its id; raises as `run_flow` does, and `Conflict` for a disabled one.
+    """Accept a run by webhook and return its id; raises as `run_flow` does, and `Conflict` for a disabled webhook.
 
-    `depth` is how many executions stand above it, as the sender says; raises `BadRequest` for too many.
+    `depth` is the number of executions above it, according to the sender; raises `BadRequest` if it is too large.
     """
     webhook = await read_webhook(session, token)
     if webhook.flow_status is not FlowStatus.RUNNING:
-        raise BadRequest("flow_not_running", f"Flow is not running (status: {webhook.flow_status.value})")
+        raise FlowNotRunning(webhook.flow_status)
     if not webhook.enabled:
         raise Conflict("trigger_disabled", "Webhook is disabled")
     require_depth(depth)
@@ -77,8 +84,8 @@ async def receive_webhook(session: AsyncSession, token: str, given: Input, depth
 
 
 def require_depth(depth: int) -> None:
-    """Raise `BadRequest` where more executions stand above one than `MAX_CALL_DEPTH` allows: flows that call each other
-    in a circle come to an end there.
+    """Raise `BadRequest` for more than `MAX_CALL_DEPTH` executions above one: it ends flows that call each other in a
+    circle.
     """
     limit = get_settings().max_call_depth
     if depth > limit:
@@ -88,7 +95,7 @@ def require_depth(depth: int) -> None:
 async def accept_for_trigger(
     session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input, depth: int = 0
 ) -> ExecutionRecord:
-    """Count and accept a run that a trigger asked for; raises `Forbidden` at the limit."""
+    """Count and accept a run for a trigger; raises `Forbidden` at the run limit, and as `accept` does."""
     moment = now()
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
     await count_run(session, trigger.user_id, trigger.tier or "free", period, moment)
@@ -107,18 +114,33 @@ async def accept_for_trigger(
 
 
 async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values: Any) -> ExecutionRecord:
-    """Insert the execution that is the job, without a check or a count: those are the caller's."""
-    execution = ExecutionRecord(
-        id=new_id(),
-        flow_id=flow_id,
-        started_at=now(),
-        input_payload=given.payload,
-        input_encoding=given.encoding,
-        trace_parent=current_traceparent(),
-        **values,
+    """Insert an execution of a flow that runs. Limits and counts are left to the caller.
+
+    Raises `FlowNotRunning`, and `NotFound`, where the flow was stopped or deleted since the caller read it.
+    """
+    values |= {
+        "id": new_id(),
+        "flow_id": flow_id,
+        "started_at": now(),
+        "input_payload": given.payload,
+        "input_encoding": given.encoding,
+        "trace_parent": current_traceparent(),
+    }
+    columns = ExecutionRecord.__table__.c
+    # One statement reads the status and locks the flow, so that a flow is `stopped` only after the executions that were
+    # accepted before are visible: `reconcile_flow` waits for these locks. They do not conflict with a change of the
+    # flow's status: under a steady stream of webhooks, a stop that waited for stronger locks would wait for ever.
+    row = (
+        sa.select(*(sa.literal(value, columns[name].type) for name, value in values.items()))
+        .select_from(FlowRecord)
+        .where(FlowRecord.id == flow_id, FlowRecord.status == FlowStatus.RUNNING)
+        .with_for_update(read=True, key_share=True)
     )
-    session.add(execution)
-    await session.flush()
+    insert = sa.insert(ExecutionRecord).from_select(list(values), row).returning(ExecutionRecord)
+    execution = await session.scalar(insert)
+    if execution is None:
+        status = await session.scalar(sa.select(FlowRecord.status).where(FlowRecord.id == flow_id))
+        raise NotFound("Flow") if status is None else FlowNotRunning(status)
     after_commit(session, metrics.EXECUTIONS_ACCEPTED.labels(execution.trigger_type.value).inc)
     wake_engine_after_commit(session, WakeReason.EXECUTION)
     return execution

@@ -73,6 +73,8 @@ async def reconcile_flow(database: Database, settings: Settings, flow_id: UUID, 
         if flow.stop_requested_at is None or flow.stop_requested_at <= grace_over:
             await _cancel_what_runs(database, flow_id)
         async with database.transaction() as session:
+            # Waits for the transactions that have accepted executions of the flow: the next statement sees these.
+            await session.execute(sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update())
             if await transition_flow(session, flow_id, FlowStatus.STOPPED, ~has_running_executions()):
                 await disarm_schedules(session, flow_id)
     elif flow.status is FlowStatus.STARTING:

@@ -22,6 +22,7 @@ from bloxserver.observability import tracing
 from bloxserver.organism.model import FailureNotification
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.triggers import DueSchedule, read_due_schedules, read_running_definition
+from bloxserver.services.executions import FlowNotRunning
 from bloxserver.services.validation import parse_organism
 
 log = structlog.stdlib.get_logger("bloxserver.schedules")
@@ -51,6 +52,8 @@ async def _fire(database: Database, schedule: DueSchedule) -> bool:
                     await fire_schedule(session, schedule, now())
         except InvalidSchedule as invalid:
             await _disable(database, invalid)
+    except FlowNotRunning:
+        pass  # the flow was stopped since the schedule was read; the stop clears the schedule's next time
     except Exception as error:
         await _postpone(database, schedule, error)
     return True
