@@ -107,11 +107,11 @@ class Installation:
             return await session.scalar(sa.select(sa.func.count()).where(*of_flow)) or 0
 
     @asynccontextmanager
-    async def blocked(self, work: Awaitable[Any]) -> AsyncIterator[asyncio.Future[Any]]:
-        """The work has started, and waits for a lock."""
+    async def blocked(self, work: Awaitable[Any], waiting: int = 1) -> AsyncIterator[asyncio.Future[Any]]:
+        """The work has started, and waits for a lock, as `waiting` sessions do with it."""
         task = asyncio.ensure_future(work)
         async with asyncio.timeout(10):
-            while not await self.do(lambda session: session.scalar(BLOCKED)):
+            while await self.do(lambda session: session.scalar(BLOCKED)) < waiting:
                 assert not task.done(), "it did not wait"
                 await asyncio.sleep(0.01)
         yield task
@@ -189,6 +189,26 @@ async def test_a_run_that_commits_after_the_stop_is_refused(installation: Instal
         assert await session.scalar(sa.select(UsageRecord.workflow_runs)) == 1, "the refused run is not counted"
     if change == "stop":
         assert await installation.reconcile() is FlowStatus.STOPPED
+
+
+async def test_a_stop_sees_a_run_between_the_read_of_the_status_and_the_insert(installation: Installation) -> None:
+    require_postgres(installation)
+    function = """
+        CREATE FUNCTION wait() RETURNS trigger AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN new; END $$
+        LANGUAGE plpgsql"""
+    trigger = "CREATE TRIGGER wait BEFORE INSERT ON executions FOR EACH ROW EXECUTE FUNCTION wait()"
+    async with installation.database.transaction() as session:
+        for statement in (function, trigger):
+            await session.execute(sa.text(statement))
+    async with installation.database.transaction() as holder:
+        await holder.execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
+        async with installation.blocked(installation.do(installation.run)) as accepting:
+            await installation.do(installation.stop)
+            async with installation.blocked(installation.reconcile(), 2) as reconciling:
+                await holder.commit()
+            await accepting
+    assert await reconciling is FlowStatus.STOPPING
+    assert await installation.running() == 1
 
 
 async def test_a_retry_after_the_stop_is_refused(installation: Installation) -> None:
