@@ -326,6 +326,9 @@ class ExecutionStepRecord(Base):
         enum_text(StepStatus), default=StepStatus.SUCCESS, server_default=StepStatus.SUCCESS.value
     )
     attempt: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Tries so far, including interrupted ones."""
+    interruptions: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Tries that were interrupted, as by a crash of the worker; they are no retries."""
     input_payload: Mapped[str | None] = mapped_column(sa.Text)
     output_payload: Mapped[str | None] = mapped_column(sa.Text)
     error_message: Mapped[str | None] = mapped_column(sa.Text)

@@ -127,7 +127,7 @@ async def pump(
     secrets: Mapping[str, str] | None = None,
     called: Mapping[UUID, CalledResult] | None = None,
     visible_after: timedelta = timedelta(days=1),
-    let_go_seconds: float = 10,
+    cancel_grace_seconds: float = 10,
 ) -> tuple[Outcome, Log]:
     """How a run comes out, and what it saved."""
     log = Log()
@@ -146,7 +146,7 @@ async def pump(
             called,
             sequence=sequence,
             visible_after=visible_after,
-            let_go_seconds=let_go_seconds,
+            cancel_grace_seconds=cancel_grace_seconds,
         )
         outcome = await runs.run(Message(parsed.entry(entry).name, payload))
     finally:

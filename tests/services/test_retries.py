@@ -63,6 +63,7 @@ async def test_finished_steps_are_taken_over_as_they_are(
         sequence=7,
         handler="echo",
         attempt=3,
+        interruptions=1,
         input_payload='{"a": "é\U0001f30d"}',
         output_payload="1",
         completed_at=now(),

@@ -31,6 +31,7 @@ CHANGING = (
     "sequence",
     "status",
     "attempt",
+    "interruptions",
     "output_payload",
     "error_message",
     "error_code",

@@ -1,4 +1,4 @@
-"""One attempt at one message: the config is filled in, the block called, its answer or its error made a step."""
+"""One attempt at a message: the config is rendered, the block is called, and its answer or error becomes a step."""
 
 from __future__ import annotations
 
@@ -40,24 +40,25 @@ log = structlog.stdlib.get_logger("bloxserver.engine")
 
 MAX_BACKOFF_SECONDS = 3600
 MAX_CODE = 64
-MAX_PLACE = 200
+MAX_LOCATION = 200
 
 
 class ExecutionContext(Protocol):
-    """What one execution may reach."""
+    """The services and data that the blocks of one execution may use."""
 
     models: LanguageModels
     input: JsonValue
-    """What it was given."""
+    """The input of the execution."""
 
-    def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext: ...
+    def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
+        """The context of one attempt. Interrupted tries do not count in `attempt`, so that a repetition is the same."""
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         """The values of the owner's secrets. Raises `BlockError`."""
 
 
 class RecordedConversation(Conversation, Protocol):
-    """A conversation that knows what it used."""
+    """A conversation that counts its tokens."""
 
     tokens: Tokens
 
@@ -70,30 +71,44 @@ class Attempt:
     message: Message
     number: int
     started_at: datetime
-    """Of the first try."""
+    """When the first try started."""
+    interruptions: int = 0
+    """How many of the earlier tries were interrupted."""
+
+    @property
+    def counted_number(self) -> int:
+        """The number without interrupted tries: they use up no retries, and a repetition must find what they did."""
+        return self.number - self.interruptions
 
     def step(self, status: StepStatus, **values: Any) -> Step:
-        """How the try came out."""
-        name = self.listener.block.name
-        return Step(self.message, name, status, self.started_at, attempt=self.number, **values)
+        """The step with the result of this try."""
+        return Step(
+            self.message,
+            self.listener.block.name,
+            status,
+            self.started_at,
+            attempt=self.number,
+            interruptions=self.interruptions,
+            **values,
+        )
 
     def failure(self, error: BlockError) -> Step:
-        """A step that is tried again, or has failed for good."""
-        told = {"error": error.message, "error_code": error.code[:MAX_CODE]}
-        if not error.retryable or self.number > self.listener.retries:
-            return self.step(StepStatus.ERROR, completed_at=now(), **told)
+        """A step that is retried, or has failed."""
+        values = {"error": error.message, "error_code": error.code[:MAX_CODE]}
+        if not error.retryable or self.counted_number > self.listener.retries:
+            return self.step(StepStatus.ERROR, completed_at=now(), **values)
         pauses = (
-            backoff_seconds(self.number, initial=self.listener.backoff_seconds, maximum=MAX_BACKOFF_SECONDS),
+            backoff_seconds(self.counted_number, initial=self.listener.backoff_seconds, maximum=MAX_BACKOFF_SECONDS),
             backoff_seconds(1, initial=error.retry_after or 0, maximum=MAX_BACKOFF_SECONDS),
         )
         due = now() + timedelta(seconds=max(pauses))
-        return self.step(StepStatus.RETRYING, completed_at=due, **told)
+        return self.step(StepStatus.RETRYING, completed_at=due, **values)
 
     def resolve_call(self, calling: Step, called: Mapping[UUID, CalledResult]) -> Step:
-        """How a step that called another execution stands, by that one's end."""
+        """The step that called another execution, with the result of that execution if it has ended."""
         result = called.get(calling.called_id) if calling.called_id else None
         if result is None:
-            return self.failure(BlockError("call_lost", "the execution that was called is gone"))
+            return self.failure(BlockError("call_lost", "the called execution no longer exists"))
         if result.status is ExecutionStatus.RUNNING:
             return calling
         if result.status is ExecutionStatus.SUCCESS:
@@ -103,42 +118,42 @@ class Attempt:
         return self.failure(BlockError("call_failed", reason))
 
 
-async def handle(attempt: Attempt, world: ExecutionContext, conversation: RecordedConversation) -> Step:
-    """Call the block; its failure, whatever it is, becomes the step's. Raises `LeaseLost`."""
-    began = time.perf_counter()
+async def handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation) -> Step:
+    """Call the block; every failure of it becomes an error of the step. Raises `LeaseLost`."""
+    started = time.perf_counter()
     name = attempt.listener.block.name
-    about: dict[str, str | int] = {
+    attributes: dict[str, str | int] = {
         "bloxserver.step.listener": attempt.listener.name,
         "bloxserver.step.handler": name,
         "bloxserver.step.attempt": attempt.number,
     }
-    with tracing.within(f"step {name}", about) as span:
-        step = await _handle(attempt, world, conversation)
+    with tracing.within(f"step {name}", attributes) as span:
+        step = await _handle(attempt, context, conversation)
         span.note({"bloxserver.step.status": step.status.value})
         if step.error_code is not None:
             span.fail(step.error_code)
     metrics.STEPS.labels(name, step.status.value).inc()
-    metrics.STEP_SECONDS.labels(name).observe(time.perf_counter() - began)
+    metrics.STEP_SECONDS.labels(name).observe(time.perf_counter() - started)
     return step
 
 
-async def _handle(attempt: Attempt, world: ExecutionContext, conversation: RecordedConversation) -> Step:
+async def _handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation) -> Step:
     listener = attempt.listener
     secrets: Mapping[str, str] = {}
     try:
         async with asyncio.timeout(listener.timeout_seconds) as limit:
-            secrets = await world.secrets(listener.secrets) if listener.secrets else {}
-            step = await _call(attempt, world, conversation, secrets)
+            secrets = await context.secrets(listener.secrets) if listener.secrets else {}
+            step = await _call(attempt, context, conversation, secrets)
     except BlockError as refusal:
         step = attempt.failure(refusal)
     except LeaseLost:
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as bug:  # panics of extensions in Rust are no Exceptions
+    except BaseException as bug:  # a panic of a Rust extension is not an Exception
         task = asyncio.current_task()
         if isinstance(bug, asyncio.CancelledError) and task is not None and task.cancelling():
-            raise  # by the worker; a block that raises it itself has failed
+            raise  # the worker cancelled the task; a block that raises it by itself has failed
         if isinstance(bug, TimeoutError) and limit.expired():
             step = attempt.failure(
                 BlockError("listener_timeout", f"no answer within {listener.timeout_seconds:g} seconds")
@@ -156,20 +171,21 @@ async def _handle(attempt: Attempt, world: ExecutionContext, conversation: Recor
 
 
 async def _call(
-    attempt: Attempt, world: ExecutionContext, conversation: Conversation, secrets: Mapping[str, str]
+    attempt: Attempt, context: ExecutionContext, conversation: Conversation, secrets: Mapping[str, str]
 ) -> Step:
     listener, message = attempt.listener, attempt.message
-    config = _filled(listener, message.payload, world.input, secrets)
+    config = _rendered(listener, message.payload, context.input, secrets)
     try:
         payload = listener.block.payload.model_validate(message.payload)
     except ValidationError as error:
-        raise BlockError("invalid_payload", f"unusable payload: {_first(error)}", retryable=False) from None
-    agent = AgentContext(world.models, listener.tools, conversation)
-    result = await listener.block.handler(payload, config, world.context(message, attempt.number, agent))
+        raise BlockError("invalid_payload", f"invalid payload: {_first(error)}", retryable=False) from None
+    agent = AgentContext(context.models, listener.tools, conversation)
+    block_context = context.context(message, attempt.counted_number, agent)
+    result = await listener.block.handler(payload, config, block_context)
     match result:
         case Wait(until, answer):
             if not isinstance(until, datetime) or until.tzinfo is None:
-                raise BlockError("invalid_answer", "a wait needs an aware time", retryable=False)
+                raise BlockError("invalid_answer", "a wait needs a time with a time zone", retryable=False)
             return attempt.step(StepStatus.WAITING, completed_at=until, output=_checked(answer))
         case Routed(answer, to):
             return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=_checked(answer), routed_to=to)
@@ -180,22 +196,22 @@ async def _call(
 
 
 def _checked(answer: JsonValue) -> JsonValue:
-    """What a block answered, which may be anybody's. Raises `BlockError`."""
+    """The answer of a block, if it can be stored. Raises `BlockError`."""
     try:
         size = len(json.dumps(answer, allow_nan=False, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0][:200]
-        raise BlockError("invalid_answer", f"the answer is no JSON: {reason}", retryable=False) from None
+        raise BlockError("invalid_answer", f"the answer is not JSON: {reason}", retryable=False) from None
     if size > MAX_ANSWER_BYTES:
         message = f"the answer is larger than {MAX_ANSWER_BYTES} characters"
         raise BlockError("invalid_answer", message, retryable=False)
     return answer
 
 
-def _filled(
+def _rendered(
     listener: Listener, payload: JsonValue, execution_input: JsonValue, secrets: Mapping[str, str]
 ) -> BlockConfig:
-    """The config with its placeholders replaced, all in one pass: what was put in is not looked at again."""
+    """The config with its placeholders replaced in one pass: inserted text is not rendered again."""
     if not listener.templates:
         return listener.config
     scope: dict[str, JsonValue] = {"payload": payload, "input": execution_input, "secrets": dict(secrets)}
@@ -206,12 +222,12 @@ def _filled(
     try:
         config: BlockConfig = listener.block.config.model_validate(given)
     except ValidationError as error:
-        message = f"unusable config, once filled in: {_first(error)}"
+        message = f"invalid config after its placeholders were replaced: {_first(error)}"
         raise BlockError("invalid_config", message, retryable=False) from None
     return config
 
 
 def _first(error: ValidationError) -> str:
     reason = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in reason["loc"])[:MAX_PLACE] or "payload"
-    return f"{place}: {reason['msg'].removeprefix('Value error, ')}"
+    location = ".".join(str(part) for part in reason["loc"])[:MAX_LOCATION] or "payload"
+    return f"{location}: {reason['msg'].removeprefix('Value error, ')}"

@@ -1,4 +1,4 @@
-"""What blocks may reach: the outside, and what belongs to the execution's flow and its owner."""
+"""What blocks may use: clients of other services, and data of the execution's flow and its owner."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class SharedClients:
-    """What a worker shares among all executions."""
+    """Clients that all executions of a worker share."""
 
     http: GuardedClient
     mail: Mailer
@@ -53,7 +53,7 @@ class SharedClients:
 
 
 class ClaimedExecutionContext:
-    """What one execution may reach."""
+    """The context of an execution that this worker has claimed."""
 
     def __init__(
         self, database: Database, clients: SharedClients, execution: ClaimedExecution, execution_input: JsonValue
@@ -108,7 +108,7 @@ class ClaimedExecutionContext:
 
 
 class FlowStore:
-    """The memory of a flow as one step uses it, which `idempotency_key` names."""
+    """The key-value store of a flow, as used by the step with this `idempotency_key`."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class FlowStore:
         idempotency_key: str,
         require: Callable[[AsyncSession], Awaitable[None]] | None = None,
     ) -> None:
-        """`require` raises, in a transaction that writes, where the step must not write any more."""
+        """`require` is called in each transaction that writes; it raises where the lease is lost."""
         self._database = database
         self._flow_id = flow_id
         self._require = require
@@ -142,7 +142,7 @@ class FlowStore:
         async def checked(session: AsyncSession) -> Result:
             result = await work(session)
             if self._require is not None and not read_only:
-                # Last: the flow's row is locked before those of executions.
+                # Last: the flow is locked before executions.
                 await self._require(session)
             return result
 

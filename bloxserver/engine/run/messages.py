@@ -1,9 +1,9 @@
-"""Messages, the steps that handle them, and how a run of the pump comes out."""
+"""Messages, the steps that handle them, and the outcomes of a run of the pump."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -16,15 +16,15 @@ from bloxserver.models.enums import StepStatus
 
 @dataclass(frozen=True)
 class Message:
-    """What a listener is to handle. `key` names it within its execution, the same on every run."""
+    """A message to a listener. `key` identifies it within its execution, and is the same in every run."""
 
     listener: str
     payload: JsonValue
     parent_id: UUID | None = None
     call: str | None = None
-    """Names an agent's call within its conversation: the answer goes to the agent, not to the listener's peers."""
+    """The id of an agent's call within its conversation: the answer goes to the agent, not to the listener's peers."""
     id: UUID = field(default_factory=new_id, compare=False)
-    """Of the step that handles it."""
+    """The id of the step that handles the message."""
 
     @property
     def key(self) -> str:
@@ -33,7 +33,7 @@ class Message:
 
 
 class Tokens(NamedTuple):
-    """What language models read and wrote."""
+    """Tokens that language models read and wrote."""
 
     input: int = 0
     output: int = 0
@@ -50,7 +50,7 @@ NO_TOKENS = Tokens()
 
 @dataclass(frozen=True)
 class Step:
-    """How far a message was handled. `completed_at` is, for a step that waits, when it goes on."""
+    """The progress of handling a message. For a step that waits, `completed_at` is the time at which it continues."""
 
     message: Message
     handler: str
@@ -61,10 +61,13 @@ class Step:
     error: str | None = None
     error_code: str | None = None
     attempt: int = 1
+    """Tries so far, including those that were interrupted."""
+    interruptions: int = 0
+    """Tries that were interrupted, as by a crash of the worker. They do not count against the listener's `retries`."""
     routed_to: tuple[str, ...] | None = None
     called_id: UUID | None = None
     state: JsonValue = None
-    """What an agent goes on from."""
+    """The conversation of an agent, from which it continues."""
     tokens: Tokens = NO_TOKENS
     sequence: int = 0
 
@@ -74,32 +77,47 @@ class Step:
 
     @property
     def is_open(self) -> bool:
-        return self.status not in (StepStatus.SUCCESS, StepStatus.ERROR)
+        """Whether the step has not ended."""
+        return self.status not in (StepStatus.SUCCESS, StepStatus.ERROR, StepStatus.CANCELLED)
 
     @property
     def duration_ms(self) -> int | None:
+        """Milliseconds from the first try to the end; None for an open step."""
         if self.is_open or self.completed_at is None:
             return None
         return max(0, int((self.completed_at - self.started_at) / timedelta(milliseconds=1)))
 
 
+def interrupted_steps(steps: Collection[Step]) -> list[Step]:
+    """Those stored steps whose last try was interrupted, with that counted and the number of the next try.
+
+    A running step was interrupted, unless it is an agent's that waits for a call: a suspended execution leaves that.
+    """
+    callers = {step.message.parent_id for step in steps if step.is_open and step.message.call is not None}
+    return [
+        replace(step, attempt=step.attempt + 1, interruptions=step.interruptions + 1)
+        for step in steps
+        if step.status is StepStatus.RUNNING and step.id not in callers
+    ]
+
+
 @dataclass(frozen=True)
 class Finished:
-    """All messages were handled; `output` is what reached no peer."""
+    """All messages were handled; `output` holds the answers that no listener received."""
 
     output: JsonValue
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A listener could not handle its message, or the organism went on for too long."""
+    """A listener could not handle its message, or a limit was exceeded."""
 
     error: str
 
 
 @dataclass(frozen=True)
 class Suspended:
-    """Nothing can be done before `until`, or before one of the executions that were called has ended."""
+    """Nothing can be done before `until`, or before one of the called executions has ended."""
 
     until: datetime
     called: tuple[UUID, ...] = ()
@@ -110,7 +128,7 @@ Outcome = Finished | Failed | Suspended
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be kept in one transaction: steps, tokens that were used, and the outcome with the last of them."""
+    """What is saved in one transaction: steps, used tokens, and with the last steps the outcome."""
 
     steps: Sequence[Step]
     used: Tokens = NO_TOKENS

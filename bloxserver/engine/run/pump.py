@@ -1,6 +1,6 @@
-"""The message pump: a message goes to a listener, its answer to the listener's peers, until nothing is left.
+"""The message pump: it sends a message to a listener and the answer to the listener's peers, until none are left.
 
-It knows no database: what has ended is handed to `save`, and a step that was saved before is not run again.
+It does not use the database: steps that have ended are passed to `save`, and a saved step is not run again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from bloxserver.engine.run.messages import (
     Step,
     Suspended,
     Tokens,
+    interrupted_steps,
 )
 from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.models.enums import StepStatus
@@ -38,78 +39,81 @@ from bloxserver.organism.model import Organism
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 MAX_INLINE_WAIT = timedelta(seconds=2)
-"""What is due this soon is waited for on the worker; parking and coming back takes as long."""
+"""A shorter wait keeps the worker slot: to suspend and resume the execution takes as long."""
 VISIBLE_AFTER = timedelta(seconds=0.2)
-"""What takes longer is stored as running, so that it can be seen; to store every beginning would cost a transaction."""
+"""A step that takes longer is saved as running, to be visible; to save every start would cost a transaction."""
 CANCEL_GRACE_SECONDS = 2
-"""How long a block that was cancelled may take to leave; after that it is left behind."""
+"""How long the pump waits for a cancelled block to end."""
 CALL_CHECK = timedelta(minutes=5)
-"""How often a caller looks after what it called, should nobody wake it."""
+"""How often a suspended execution checks the executions that it called, in case a wake-up was lost."""
 
 
 class Pump:
-    """One run of an execution, from the entry or from where an earlier run came to."""
+    """One run of an execution, from the entry or from the saved steps of an earlier run."""
 
     def __init__(
         self,
         organism: Organism,
-        kept: Iterable[Step],
-        world: ExecutionContext,
+        saved: Iterable[Step],
+        context: ExecutionContext,
         save: Save,
         called: Mapping[UUID, CalledResult] | None = None,
         *,
         sequence: int = 0,
         visible_after: timedelta = VISIBLE_AFTER,
-        let_go_seconds: float = CANCEL_GRACE_SECONDS,
+        cancel_grace_seconds: float = CANCEL_GRACE_SECONDS,
     ) -> None:
-        """`sequence` is that of the newest of all changes before."""
-        self._show_after = visible_after
-        self._let_go_seconds = let_go_seconds
+        """`called` are results of the executions that saved steps called; `sequence` is the highest of saved steps."""
+        self._visible_after = visible_after
+        self._cancel_grace_seconds = cancel_grace_seconds
         self._organism = organism
-        self._kept = {step.message.key: step for step in kept}
-        self._world = world
+        self._saved = {step.message.key: step for step in saved}
+        self._context = context
         self._save = save
         self._called = called or {}
         self._saving = asyncio.Lock()
         self._sequence = sequence
-        self._tokens = {key: step.tokens for key, step in self._kept.items()}
+        self._tokens = {key: step.tokens for key, step in self._saved.items()}
         self._inbox: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
         self._running: dict[UUID, asyncio.Task[None]] = {}
-        """Attempts, by step."""
+        """Tasks of attempts, by step."""
+        self._attempts: dict[UUID, Attempt] = {}
+        """The newest attempt of each step."""
         self._waiting: dict[str, Step] = {}
         self._asked: dict[str, asyncio.Future[Step]] = {}
         """Calls that agents wait for, by the message's key."""
         self._calls: dict[str, Message] = {}
         """Their messages."""
-        self._broken_off: list[asyncio.Task[None]] = []
+        self._cancelled: list[asyncio.Task[None]] = []
         self._answered: dict[str, Step] = {}
-        """Calls that were answered in this run: another attempt at the agent's message asks for the same."""
+        """Calls that were answered in this run: another attempt at the agent's message makes the same calls."""
         self._blocked: Counter[UUID] = Counter()
         """How many calls an agent's step waits for."""
-        self._unseen: dict[UUID, Step] = {}
-        """What has begun and is not stored."""
+        self._unsaved: dict[UUID, Step] = {}
+        """Steps that have started and are not saved."""
         self._leaves: list[Step] = []
         self._handled = 0
         self._failure: Failed | None = None
         """Why an agent's call cannot be made."""
 
     async def run(self, entry: Message) -> Outcome:
-        """Handle everything that can be handled now; the outcome was saved when this returns."""
+        """Handle all messages that can be handled now. The outcome is saved when this returns."""
         try:
             return await self._run(entry)
         finally:
-            tasks = [*self._running.values(), *self._broken_off]
+            tasks = [*self._running.values(), *self._cancelled]
             for task in tasks:
                 task.cancel()
-            if tasks and (await asyncio.wait(tasks, timeout=self._let_go_seconds))[1]:
-                log.error("a block does not let itself be cancelled", listeners=self.unfinished)
+            if tasks and (await asyncio.wait(tasks, timeout=self._cancel_grace_seconds))[1]:
+                log.error("cancelled block still running", listeners=self.unfinished)
 
     @property
     def unfinished(self) -> list[str]:
-        """The listeners that were at work when the run was broken off."""
+        """The listeners that were running when the run ended."""
         return sorted({task.get_name() for task in self._running.values()})
 
     async def _run(self, entry: Message) -> Outcome:
+        await self._count_interruptions()
         self._handled = 1
         self._send([entry])
         while True:
@@ -117,15 +121,22 @@ class Pump:
             if not steps:
                 until = self._wake_time()
                 if until is not None and self._is_idle() and self._inbox.empty() and until > now() + MAX_INLINE_WAIT:
-                    return await self._park(until)
-                steps = await self._next_steps(min(filter(None, (until, self._show_time())), default=None))
+                    return await self._suspend(until)
+                steps = await self._next_steps(min(filter(None, (until, self._next_visible_time())), default=None))
                 if not steps:
-                    await self._show()
+                    await self._save_visible()
             if (steps or self._failure) and (outcome := await self._take(steps)) is not None:
                 return outcome
 
+    async def _count_interruptions(self) -> None:
+        """Count the tries that an earlier run did not end; saved before the next one starts, which may fail as well."""
+        interrupted = interrupted_steps(self._saved.values())
+        self._saved |= {step.message.key: step for step in interrupted}
+        if interrupted:
+            await self._store(interrupted, None)
+
     async def _next_steps(self, until: datetime | None) -> list[Step]:
-        """Steps that have ended; none where only the time or an agent's call woke the pump."""
+        """Steps that have ended; none if it was the time or an agent's call that woke the pump."""
         seconds = None if until is None else max(0.0, (until - now()).total_seconds())
         items: list[Step | BaseException | None] = []
         try:
@@ -141,7 +152,7 @@ class Pump:
         return [item for item in items if isinstance(item, Step)]
 
     async def _due_steps(self) -> list[Step]:
-        """Begin again what is due to be tried again; returns those whose answer is due."""
+        """Start retries that are due; returns waiting steps whose answer is due."""
         moment = now()
         answers: list[Step] = []
         due = [
@@ -150,57 +161,57 @@ class Pump:
             if step.status is not StepStatus.CALLING and step.completed_at is not None and step.completed_at <= moment
         ]
         if any(step.status is not StepStatus.WAITING for _, step in due):
-            # Nothing was stored while it waited: another worker may have the execution by now, and have done it.
+            # Nothing was saved during the wait: another worker may have the execution by now, and have retried it.
             await self._store([], None)
         for key, step in due:
             del self._waiting[key]
             if step.status is StepStatus.WAITING:
                 answers.append(replace(step, status=StepStatus.SUCCESS))
             else:
-                self._attempt(step.message, step.attempt + 1, step.started_at, step)
+                self._start(replace(step, attempt=step.attempt + 1))
         return answers
 
     def _wake_time(self) -> datetime | None:
-        """When something that waits goes on."""
+        """When the next waiting step continues."""
         times = [
             now() + CALL_CHECK if step.status is StepStatus.CALLING else step.completed_at or now()
             for step in self._waiting.values()
         ]
         return min(times, default=None)
 
-    def _show_time(self) -> datetime | None:
-        """When something has gone on for so long that it should be seen."""
-        return min((step.started_at + self._show_after for step in self._unseen.values()), default=None)
+    def _next_visible_time(self) -> datetime | None:
+        """When the next running step is to become visible."""
+        return min((step.started_at + self._visible_after for step in self._unsaved.values()), default=None)
 
-    async def _show(self) -> None:
-        """Store that what is still at work has begun."""
-        long_ago = now() - self._show_after
+    async def _save_visible(self) -> None:
+        """Save running steps that are to become visible."""
+        latest_start = now() - self._visible_after
         async with self._saving:
-            # Judged here: an agent may have stored more of itself meanwhile.
-            begun = [step for step in self._unseen.values() if step.started_at <= long_ago]
-            if begun:
-                await self._write(begun, None)
+            # Selected under the lock: an agent may have saved a later state of its step meanwhile.
+            visible = [step for step in self._unsaved.values() if step.started_at <= latest_start]
+            if visible:
+                await self._write(visible, None)
 
     def _is_idle(self) -> bool:
-        """Whether all that runs are agents that wait for calls."""
+        """Whether all running steps are agents that wait for calls."""
         return all(self._blocked[step_id] > 0 for step_id in self._running)
 
-    async def _park(self, until: datetime) -> Outcome:
+    async def _suspend(self, until: datetime) -> Outcome:
         called = [step.called_id for step in self._waiting.values() if step.called_id is not None]
         outcome = Suspended(until, tuple(called))
         await self._store([], outcome)
         return outcome
 
     async def _take(self, steps: Sequence[Step]) -> Outcome | None:
-        """Keep steps and send their answers on; returns the outcome where that is all."""
+        """Save steps and send their answers to the next listeners; returns the outcome if the run ends with them."""
         messages: list[Message] = []
         answers: list[Step] = []
         outcome: Outcome | None = self._failure
-        given_up: list[Step] = []
+        abandoned: list[Step] = []
         for step in steps:
             self._running.pop(step.id, None)
             if not step.is_open:
-                given_up += self._give_up_calls(step.id)
+                abandoned += self._abandon_calls(step.id)
             if step.is_open:
                 self._waiting[step.message.key] = step
             elif step.message.call is not None:
@@ -213,36 +224,41 @@ class Pump:
         outcome = outcome or self._failure or self._count(messages)
         if outcome is None and not (messages or answers or self._running or self._waiting):
             outcome = Finished(output_of(self._leaves))
-        # Before the answers go out: what a listener was sent must not be taken back by a crash.
-        begun = [self._begun(message) for message in messages if message.key not in self._kept] if not outcome else []
-        ended = [step for step in steps if self._kept.get(step.message.key) is not step]
-        keys = {step.message.key for step in steps}  # what was done is kept, although nobody waits for it
-        given_up = [step for step in given_up if step.message.key not in keys]
-        if ended or given_up or begun or outcome:
-            await self._store([*ended, *given_up, *begun], outcome)
+        # Saved before the answers are sent: a crash must not undo what a listener has received.
+        begun = [self._begun(message) for message in messages if message.key not in self._saved] if not outcome else []
+        ended = [step for step in steps if self._saved.get(step.message.key) is not step]
+        keys = {step.message.key for step in steps}  # a call that has ended is saved, although its agent ended too
+        abandoned = [step for step in abandoned if step.message.key not in keys]
+        if ended or abandoned or begun or outcome:
+            await self._store([*ended, *abandoned, *begun], outcome)
         if outcome is None:
             self._answer(answers)
             self._send(messages)
         return outcome
 
-    def _give_up_calls(self, agent: UUID) -> list[Step]:
-        """What an agent asked for and has not waited for serves nobody any more."""
-        given_up: list[Step] = []
+    def _abandon_calls(self, agent: UUID) -> list[Step]:
+        """Cancel the open calls of an agent's step that has ended."""
+        abandoned: list[Step] = []
         for key in [key for key in self._asked if key.startswith(f"{agent}:")]:
             del self._asked[key]
             message = self._calls.pop(key)
             if task := self._running.pop(message.id, None):
                 task.cancel()
-                self._broken_off.append(task)
-            waiting = self._waiting.pop(key, None)
-            step = replace(waiting or self._begun(message), tokens=self._tokens.get(key, NO_TOKENS))
-            given_up += [replace(step, status=StepStatus.CANCELLED, completed_at=now(), state=None)]
-            given_up += self._give_up_calls(message.id)
-        return given_up
+                self._cancelled.append(task)
+            step = self._waiting.pop(key, None)
+            if step is None:
+                attempt = self._attempts.get(message.id)
+                step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)
+            ended = {"status": StepStatus.CANCELLED, "completed_at": now(), "state": None}
+            step = replace(step, tokens=self._tokens.get(key, NO_TOKENS), **ended)
+            abandoned += [step, *self._abandon_calls(message.id)]
+        return abandoned
 
     async def _route(self, step: Step) -> list[Message]:
         listener = self._organism.listener(step.message.listener)
-        messages = [Message(name, payload, step.id) for name, payload in await route(listener, step, self._world.input)]
+        messages = [
+            Message(name, payload, step.id) for name, payload in await route(listener, step, self._context.input)
+        ]
         if not messages:
             self._leaves.append(step)
         return messages
@@ -255,11 +271,12 @@ class Pump:
         return Failed(f"{messages[-1].listener}: more than {limit} messages (execution.max_iterations)")
 
     def _begun(self, message: Message) -> Step:
+        """The step of a message before its first try."""
         name = self._organism.listener(message.listener).block.name
         return Step(message, name, StepStatus.RUNNING, now())
 
     def _answer(self, steps: Iterable[Step]) -> None:
-        """Hand the answers of called listeners to the agents that called them."""
+        """Give the answers of called listeners to the agents that called them."""
         for step in steps:
             self._answered[step.message.key] = step
             self._calls.pop(step.message.key, None)
@@ -269,42 +286,45 @@ class Pump:
                 future.set_result(step)
 
     def _send(self, messages: Iterable[Message]) -> None:
-        """Begin to handle messages; what an earlier run has of them is taken from there."""
+        """Start to handle messages, each from its saved step if it has one."""
         for message in messages:
-            kept = self._kept.get(message.key)
-            if kept is None:
+            saved = self._saved.get(message.key)
+            if saved is None:
                 begun = self._begun(message)
                 if message.key not in self._tokens:
-                    self._unseen[message.id] = begun
-                self._attempt(message, 1, begun.started_at, None)
-            elif kept.status is StepStatus.RUNNING:
+                    self._unsaved[message.id] = begun
+                self._start(begun)
+            elif saved.status is StepStatus.RUNNING:
                 if message.key in self._calls:
-                    self._calls[message.key] = kept.message
-                self._attempt(kept.message, kept.attempt, kept.started_at, kept)
-            elif kept.status is StepStatus.CALLING:
-                listener = self._organism.listener(message.listener)
-                attempt = Attempt(listener, kept.message, kept.attempt, kept.started_at)
-                self._inbox.put_nowait(attempt.resolve_call(kept, self._called))
+                    self._calls[message.key] = saved.message
+                self._start(saved)
+            elif saved.status is StepStatus.CALLING:
+                self._inbox.put_nowait(self._attempt(saved).resolve_call(saved, self._called))
             else:
-                self._inbox.put_nowait(kept)
+                self._inbox.put_nowait(saved)
 
-    def _attempt(self, message: Message, number: int, started_at: datetime, earlier: Step | None) -> None:
-        listener = self._organism.listener(message.listener)
-        attempt = Attempt(listener, message, number, started_at)
-        self._blocked[message.id] = 0  # an attempt that was broken off waits for nothing any more
-        conversation = _Conversation(self, attempt, earlier)
+    def _attempt(self, step: Step) -> Attempt:
+        listener = self._organism.listener(step.message.listener)
+        return Attempt(listener, step.message, step.attempt, step.started_at, step.interruptions)
+
+    def _start(self, step: Step) -> None:
+        """Start the attempt that the step's number names; a conversation continues from the step's state."""
+        message = step.message
+        attempt = self._attempts[message.id] = self._attempt(step)
+        self._blocked[message.id] = 0  # calls of an earlier attempt no longer count
+        conversation = _Conversation(self, attempt, step)
         self._running[message.id] = asyncio.create_task(self._work(attempt, conversation), name=message.listener)
 
     async def _work(self, attempt: Attempt, conversation: _Conversation) -> None:
         try:
-            self._inbox.put_nowait(await handle(attempt, self._world, conversation))
+            self._inbox.put_nowait(await handle(attempt, self._context, conversation))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self._inbox.put_nowait(error)
 
     async def call(self, agent: Message, listener: str, payload: JsonValue, call: str) -> Step:
-        """Have a listener handle what an agent asks of it."""
+        """Have a listener handle an agent's call; returns the step once it has ended."""
         message = Message(listener, payload, agent.id, call)
         if (answered := self._answered.get(message.key)) is not None:
             return answered
@@ -317,15 +337,15 @@ class Pump:
         self._blocked[agent.id] += 1
         if is_new and self._failure is None:
             self._send([message])
-        self._inbox.put_nowait(None)  # this agent runs no longer: perhaps there is nothing else
+        self._inbox.put_nowait(None)  # wakes the pump: the agent waits now, and perhaps nothing else runs
         return await future
 
     async def keep(self, step: Step) -> None:
-        """Store how far an agent has come."""
+        """Save the progress of an agent."""
         await self._store([step], None)
 
     async def _store(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
-        """One at a time: who follows the sequence must not see a later change before an earlier one."""
+        """One at a time: a reader that follows the sequence must not see a later change before an earlier one."""
         async with self._saving:
             await self._write(steps, outcome)
 
@@ -338,18 +358,18 @@ class Pump:
             self._tokens[step.message.key] = step.tokens
             numbered.append(replace(step, sequence=self._sequence))
         for step in steps:
-            self._unseen.pop(step.id, None)
+            self._unsaved.pop(step.id, None)
         await self._save(Change(numbered, used, outcome))
 
 
 class _Conversation:
-    """An agent's, kept in its step."""
+    """The conversation of an agent, saved in its step."""
 
-    def __init__(self, pump: Pump, attempt: Attempt, earlier: Step | None) -> None:
+    def __init__(self, pump: Pump, attempt: Attempt, step: Step) -> None:
         self._pump = pump
         self._attempt = attempt
-        self.state: JsonValue = earlier.state if earlier else None
-        self.tokens = earlier.tokens if earlier else NO_TOKENS
+        self.state: JsonValue = step.state
+        self.tokens = step.tokens
 
     async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
         self.state = state
@@ -364,7 +384,7 @@ class _Conversation:
 
 
 def output_of(leaves: Sequence[Step]) -> JsonValue:
-    """One leaf gives its answer; several give an object by listener, with a list where one answered repeatedly."""
+    """The answer of a single leaf; of several, an object by listener, with a list where one answered repeatedly."""
     answers: dict[str, list[JsonValue]] = defaultdict(list)
     for step in sorted(leaves, key=lambda leaf: (leaf.started_at, leaf.id)):
         answers[step.message.listener].append(step.output)

@@ -1,4 +1,4 @@
-"""Who gets a listener's answer, or its error."""
+"""Which listeners receive an answer or an error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bloxserver.organism.model import Listener, Peer
 
 
 class RoutingError(Exception):
-    """An error that nobody takes, or a condition that cannot be judged: the execution has failed."""
+    """An unhandled error, or a condition that cannot be evaluated: the execution has failed."""
 
 
 async def route(listener: Listener, step: Step, execution_input: JsonValue) -> list[tuple[str, JsonValue]]:
-    """The listeners that a step which has ended sends something to, and what. Raises `RoutingError`."""
+    """The listeners that receive the result of a step which has ended, with their messages. Raises `RoutingError`."""
     if step.status is StepStatus.SUCCESS:
         scope: dict[str, JsonValue] = {"payload": step.output, "input": execution_input}
         peers = [peer for peer in listener.peers if peer.on == "answer"]
@@ -32,25 +32,28 @@ async def route(listener: Listener, step: Step, execution_input: JsonValue) -> l
     }
     scope = {"payload": step.message.payload, "input": execution_input, "error": error}
     report: JsonValue = {"error": error, "input": step.message.payload}
-    taken = [(peer.to, report) for peer in listener.peers if peer.on == "error" and await _holds(listener, peer, scope)]
-    if not taken:
+    handlers = [
+        (peer.to, report) for peer in listener.peers if peer.on == "error" and await _holds(listener, peer, scope)
+    ]
+    if not handlers:
         raise RoutingError(failure_text(listener, step))
-    return taken
+    return handlers
 
 
 def failure_text(listener: Listener, step: Step) -> str:
-    """Which listener, which attempt, why."""
-    attempt = f" (attempt {step.attempt} of {listener.retries + 1})" if listener.retries else ""
+    """The listener, the attempt if it has several, and the error."""
+    attempts = listener.retries + 1 + step.interruptions
+    attempt = f" (attempt {step.attempt} of {attempts})" if attempts > 1 else ""
     return f"{listener.name}{attempt}: {step.error}"
 
 
 async def _holds(listener: Listener, peer: Peer, scope: dict[str, JsonValue]) -> bool:
     if peer.when is None:
         return True
-    await asyncio.sleep(0)  # a thousand conditions are not one turn of the event loop
+    await asyncio.sleep(0)  # a thousand conditions must not block the event loop
     try:
         return peer.when.holds(scope)
     except BlockError as error:
         raise RoutingError(
-            f'{listener.name}: the condition for "{peer.to}" cannot be judged: {error.message}'
+            f'{listener.name}: the condition for "{peer.to}" cannot be evaluated: {error.message}'
         ) from None

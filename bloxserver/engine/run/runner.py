@@ -1,4 +1,4 @@
-"""One execution on this worker: from where it stands to its end, or to where it waits."""
+"""Runs one claimed execution from its saved steps until it ends or suspends."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from bloxserver.storable import json_text, storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
 MAX_CRASHES = 10
-"""Workers that may die with an execution in a row, without a step that ends, before it is given up."""
+"""Workers that may crash with an execution in a row, without a step that ends, before it is given up."""
 LEASE_RECHECK_SECONDS = 1.0
-"""After it was taken: what begins later belongs to a worker that stood still, and may be another's by now."""
+"""An execution that starts later than this after its claim checks its lease: the worker may have been frozen."""
 MAX_CHARACTERS = 64 * 1024 * 1024
-"""Of the inputs and outputs of all steps of an execution: a large answer to many listeners is stored for each."""
+"""In the inputs and outputs of all steps of an execution: a large answer to many listeners is stored for each."""
 LARGE_COLUMNS = ("input_payload", "output_payload", "state")
 
 
@@ -43,7 +43,7 @@ class ExecutionTooLarge(Exception):
 
 
 class ExecutionRunner:
-    """An execution that this worker has taken."""
+    """Runs an execution that this worker has claimed."""
 
     def __init__(
         self,
@@ -53,15 +53,14 @@ class ExecutionRunner:
         execution: ClaimedExecution,
         made_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """`made_progress` is called where it comes beyond what workers died with."""
+        """`made_progress` is called when a step ends of an execution that workers have crashed with."""
         self._database = database
         self._checkpoints = checkpoints
         self._clients = clients
         self._execution = execution
         self._made_progress = made_progress
         self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
-        self._noted = self._tokens
-        """Those of them that are stored."""
+        self._saved_tokens = self._tokens
         self._stored = {step.key for step in execution.steps}
         self._on_failure: FailureNotification | None = None
         self._span = NO_SPAN
@@ -71,14 +70,14 @@ class ExecutionRunner:
         self._characters = sum(self._sizes.values())
 
     async def run(self) -> None:
-        """Go on with the execution until it ends or waits. Raises `LeaseLost`."""
+        """Run the execution until it ends or suspends. Raises `LeaseLost`."""
         execution = self._execution
-        about = {
+        attributes = {
             "bloxserver.execution.id": str(execution.id),
             "bloxserver.flow.id": str(execution.flow_id),
             "bloxserver.trigger": execution.trigger_type.value,
         }
-        with continued("execution", execution.trace_parent, about, "CONSUMER") as self._span:
+        with continued("execution", execution.trace_parent, attributes, "CONSUMER") as self._span:
             await self._run()
 
     async def _run(self) -> None:
@@ -86,7 +85,7 @@ class ExecutionRunner:
         if time.monotonic() - execution.claimed_at > LEASE_RECHECK_SECONDS:
             await retry_transaction(self._database, lambda session: leases.lock_lease(session, execution.lease_key))
         if execution.crash_count > MAX_CRASHES:
-            # Not even its definition is read: that may be what workers die of.
+            # Not even its definition is read: that may be what crashes workers.
             await self._give_up()
             return
         try:
@@ -102,16 +101,16 @@ class ExecutionRunner:
         await self._pump(organism, entry)
 
     async def _give_up(self) -> None:
-        times = self._execution.crash_count
-        await self.end(ExecutionStatus.ERROR, f"given up: {times} workers in a row died while they ran it")
+        number = self._execution.crash_count
+        await self.end(ExecutionStatus.ERROR, f"given up: {number} workers in a row crashed while they ran it")
         metrics.EXECUTIONS_ABANDONED.inc()
 
     async def _pump(self, organism: Organism, entry: Message) -> None:
         execution = self._execution
-        kept = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
-        world = ClaimedExecutionContext(self._database, self._clients, execution, entry.payload)
+        saved = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
+        context = ClaimedExecutionContext(self._database, self._clients, execution, entry.payload)
         sequence = max((step.sequence for step in execution.steps), default=0)
-        pump = Pump(organism, kept, world, self._save, execution.called, sequence=sequence)
+        pump = Pump(organism, saved, context, self._save, execution.called, sequence=sequence)
         if execution.is_new:
             metrics.START_SECONDS.observe(max(0.0, (now() - execution.started_at).total_seconds()))
         seconds = organism.execution.timeout_seconds
@@ -124,27 +123,27 @@ class ExecutionRunner:
         except TimeoutError:
             if not limit.expired():
                 raise
-            at_work = f"; at work: {', '.join(pump.unfinished)}" if pump.unfinished else ""
-            error = f"not finished within {seconds:g} seconds (execution.timeout_seconds){at_work}"
+            running = f"; running: {', '.join(pump.unfinished)}" if pump.unfinished else ""
+            error = f"not finished within {seconds:g} seconds (execution.timeout_seconds){running}"
             await self.end(ExecutionStatus.TIMEOUT, error)
 
     async def end(self, status: ExecutionStatus, error: str) -> None:
-        """End it with what it could not come beyond."""
+        """End the execution with an error."""
 
         async def write(session: AsyncSession) -> None:
             await self._fail(session, status, error)
             await self._record_usage(session)
 
         await retry_transaction(self._database, write)
-        self._tell(status.value)
+        self._note_status(status.value)
 
     async def _save(self, change: Change) -> None:
         self._tokens = self._tokens.plus(change.used)
         rows = self._rows(change)
         match change.outcome:
-            case None if self._tokens == self._noted:
+            case None if self._tokens == self._saved_tokens:
                 await self._checkpoints.save(Checkpoint(self._execution, rows))
-            case Finished(output) if self._tokens == self._noted and self._execution.parent_id is None:
+            case Finished(output) if self._tokens == self._saved_tokens and self._execution.parent_id is None:
                 await self._checkpoints.save(Checkpoint(self._execution, rows, json_text(output)))
             case _:
                 await self._save_alone(change, rows)
@@ -153,14 +152,14 @@ class ExecutionRunner:
             self._made_progress()
         match change.outcome:
             case Finished():
-                self._tell(ExecutionStatus.SUCCESS.value)
+                self._note_status(ExecutionStatus.SUCCESS.value)
             case Failed():
-                self._tell(ExecutionStatus.ERROR.value)
+                self._note_status(ExecutionStatus.ERROR.value)
             case Suspended():
-                self._tell("suspended")
+                self._note_status("suspended")
 
-    def _tell(self, status: str) -> None:
-        """What this run came to, in its span."""
+    def _note_status(self, status: str) -> None:
+        """Write the status to the span of this run."""
         self._span.note({"bloxserver.execution.status": status})
         if status in FAILURES:
             self._span.fail(status)
@@ -180,7 +179,7 @@ class ExecutionRunner:
 
     async def _save_alone(self, change: Change, rows: list[dict[str, Any]]) -> None:
         async def write(session: AsyncSession) -> None:
-            # First: it is what holds the lease against others.
+            # First: it checks and locks the lease.
             await self._write_outcome(session, change.outcome)
             await save_steps(session, rows)
             if change.outcome is None and Checkpoint(self._execution, rows).made_progress:
@@ -188,12 +187,12 @@ class ExecutionRunner:
             await self._record_usage(session)
 
         await retry_transaction(self._database, write)
-        self._noted = self._tokens
+        self._saved_tokens = self._tokens
         metrics.CHECKPOINT_BATCH_SIZE.observe(1)
 
     async def _record_usage(self, session: AsyncSession) -> None:
-        # Not those of this change alone: the save of one before it may have been broken off.
-        if self._tokens != self._noted:
+        # All unsaved tokens, not those of this change alone: an earlier save may have been cancelled.
+        if self._tokens != self._saved_tokens:
             await leases.record_usage(session, self._execution, self._tokens)
 
     async def _write_outcome(self, session: AsyncSession, outcome: Outcome | None) -> None:

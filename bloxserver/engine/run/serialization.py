@@ -1,4 +1,4 @@
-"""What the pump works with, as the database stores it, and back."""
+"""Conversion between the pump's values and database rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from bloxserver.storable import json_text, storable_text
 
 BYTE_ORDER_MARK = "\ufeff"
 MAX_INPUT_DEPTH = 200
-"""Levels of an input that is taken as JSON; pydantic follows 255, other libraries fewer than a thousand."""
+"""Levels of nesting in an input that is read as JSON; pydantic supports 255, other libraries fewer than a thousand."""
 
 
 def payload_of(text: str | None) -> JsonValue:
-    """The entry's message: the value of the input where it is JSON and not nested too deep, else `{"text": input}`.
+    """The payload of the entry: the input if it is JSON and not nested too deep, else `{"text": input}`.
+
     No input is an empty object. A byte order mark before JSON is ignored.
     """
     if text is None:
@@ -33,7 +34,7 @@ def payload_of(text: str | None) -> JsonValue:
 
 
 def _is_deep(text: str, value: JsonValue) -> bool:
-    """Whether a value is nested deeper than all that handles it can follow."""
+    """Whether a value is nested deeper than `MAX_INPUT_DEPTH`."""
     if text.count("[") + text.count("{") <= MAX_INPUT_DEPTH:
         return False
     level: list[JsonValue] = [value]
@@ -50,7 +51,7 @@ def _is_deep(text: str, value: JsonValue) -> bool:
 
 
 def _finite(number: str) -> float:
-    """What JSON can say again: neither NaN nor what is too large for a float."""
+    """A number that JSON can represent: not NaN, and not too large for a float."""
     value = float(number)
     if not isfinite(value):
         raise ValueError("not a finite number")
@@ -58,7 +59,7 @@ def _finite(number: str) -> float:
 
 
 class JsonTextCache:
-    """JSON texts of values that stand in several rows, as an answer does that goes to several listeners."""
+    """JSON texts of values that appear in several rows, as an answer to several listeners does."""
 
     def __init__(self) -> None:
         self._texts: dict[int, tuple[JsonValue, str]] = {}
@@ -68,13 +69,13 @@ class JsonTextCache:
             return json_text(value)
         known = self._texts.get(id(value))
         if known is None:
-            # The value is kept with its text: its id is its own for as long as it lives.
+            # The value is stored with its text, so that its id is not reused.
             known = self._texts[id(value)] = (value, json_text(value))
         return known[1]
 
 
 def step_row(step: Step, execution_id: UUID, texts: JsonTextCache, *, known: bool) -> dict[str, Any]:
-    """The row of a step; the input of one that is known to be stored is not sent again."""
+    """The row of a step. The input of a `known` step is already stored, and is left out."""
     has_output = step.status in (StepStatus.SUCCESS, StepStatus.WAITING)
     return {
         "id": step.id,
@@ -86,6 +87,7 @@ def step_row(step: Step, execution_id: UUID, texts: JsonTextCache, *, known: boo
         "handler": step.handler,
         "status": step.status,
         "attempt": step.attempt,
+        "interruptions": step.interruptions,
         "input_payload": None if known else texts.of(step.message.payload),
         "output_payload": texts.of(step.output) if has_output else None,
         "error_message": None if step.error is None else storable_text(step.error),
@@ -102,7 +104,7 @@ def step_row(step: Step, execution_id: UUID, texts: JsonTextCache, *, known: boo
 
 
 def step_of_row(record: ExecutionStepRecord) -> Step:
-    """A step of an earlier run."""
+    """A stored step."""
     prefix = f"{record.parent_id or ''}:{record.listener}"
     message = Message(
         record.listener,
@@ -121,6 +123,7 @@ def step_of_row(record: ExecutionStepRecord) -> Step:
         error=record.error_message,
         error_code=record.error_code,
         attempt=record.attempt,
+        interruptions=record.interruptions,
         routed_to=None if record.routed_to is None else tuple(record.routed_to),
         called_id=record.called_id,
         state=json.loads(record.state or "null"),

@@ -126,7 +126,7 @@ async def test_a_condition_that_cannot_be_judged_fails_the_execution() -> None:
     text = organism("name: a, handler: echo, peers: [{to: b, when: payload.score > 3}]", echo("b"))
     outcome, _ = await pump(text, {"scores": 4})
     assert isinstance(outcome, Failed)
-    assert outcome.error.startswith('a: the condition for "b" cannot be judged: ')
+    assert outcome.error.startswith('a: the condition for "b" cannot be evaluated: ')
 
 
 async def test_an_error_goes_to_the_peer_that_takes_errors() -> None:
@@ -249,7 +249,7 @@ class TestCalls:
         child = new_id()
         _, first = await pump(self.TEXT, blocks=self.calling(child))
         outcome, _ = await pump(self.TEXT, kept=first.steps, blocks=self.calling(child))
-        assert outcome == Failed("a: the execution that was called is gone")
+        assert outcome == Failed("a: the called execution no longer exists")
 
 
 async def test_a_secret_is_filled_in_and_never_kept() -> None:
@@ -299,8 +299,8 @@ class Panic(BaseException):
 @pytest.mark.parametrize(
     ("answered", "reason"),
     [
-        (float("nan"), "the answer is no JSON: Out of range float values"),
-        (object(), "the answer is no JSON: Object of type object"),
+        (float("nan"), "the answer is not JSON: Out of range float values"),
+        (object(), "the answer is not JSON: Object of type object"),
         ("x" * 9_000_000, "the answer is larger than"),
         (Panic("no"), "internal error"),
         (BlockError("c" * 65, "told"), "told"),

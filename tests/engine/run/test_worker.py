@@ -146,7 +146,7 @@ async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, 
         await worker.run(await take(live_database, execution))
     ended = await stored(live_database, execution)
     assert ended.status is ExecutionStatus.TIMEOUT
-    assert ended.error_message == "not finished within 0.3 seconds (execution.timeout_seconds); at work: wait"
+    assert ended.error_message == "not finished within 0.3 seconds (execution.timeout_seconds); running: wait"
     steps = await steps_of(live_database, execution)
     assert [(step.listener, step.status) for step in steps] == [
         ("first", StepStatus.SUCCESS),
@@ -295,7 +295,7 @@ async def test_what_workers_die_of_is_given_up(live_database: Database, worker: 
     await worker.run(await take(live_database, execution))
     left = await stored(live_database, execution)
     assert left.status is ExecutionStatus.ERROR
-    assert left.error_message == f"given up: {crash_count} workers in a row died while they ran it"
+    assert left.error_message == f"given up: {crash_count} workers in a row crashed while they ran it"
     assert await steps_of(live_database, execution) == []
 
 
