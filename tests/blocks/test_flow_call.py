@@ -42,7 +42,7 @@ async def test_leaves_the_answer_to_the_flow_that_it_calls(
 
 
 async def test_a_refusal_is_its_error(context: BlockContext) -> None:
-    refusal = BlockError("flow_not_found", "No flow of yours has this id or name", retryable=False)
+    refusal = BlockError("flow_not_found", "You have no flow with this id or name", retryable=False)
     with pytest.raises(BlockError) as caught:
         await block.handler(
             block.payload.model_validate({}),

@@ -1,1 +1,1 @@
-"""The queue on rows: selection, claims, leases, checkpoints, heartbeat, recovery."""
+"""The queue of executions, in database rows: selection, claims, leases, checkpoints, heartbeat, recovery."""

@@ -74,8 +74,8 @@ async def save_checkpoints(
     Their leases are lost or, with `skip_locked`, their rows may also be locked by other transactions.
     """
     keys = [checkpoint.execution.lease_key for checkpoint in checkpoints]
-    held = await lock_leases(session, keys, skip_locked=skip_locked)
-    saved = [checkpoint for checkpoint in checkpoints if checkpoint.execution.lease_key in held]
+    locked = await lock_leases(session, keys, skip_locked=skip_locked)
+    saved = [checkpoint for checkpoint in checkpoints if checkpoint.execution.lease_key in locked]
     await save_steps(session, [step for checkpoint in saved for step in checkpoint.steps])
     ended = {checkpoint.execution.id: checkpoint.output for checkpoint in saved if checkpoint.output is not None}
     if ended:
@@ -84,7 +84,7 @@ async def save_checkpoints(
     progressed = [checkpoint.execution.id for checkpoint in saved if checkpoint.made_progress]
     if progressed:
         await reset_crash_count(session, progressed)
-    return set(keys) - held
+    return set(keys) - locked
 
 
 async def save_steps(session: AsyncSession, steps: Sequence[dict[str, Any]]) -> None:

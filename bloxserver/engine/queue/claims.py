@@ -1,4 +1,4 @@
-"""Who works at what: executions are claimed by a worker, and released to the others."""
+"""Claims: a worker leases executions that are due. Claims that it does not know of are released."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from bloxserver.models.types import database_now
 from bloxserver.queries.usage import Period, period_at
 
 CLAIM_LOCK = 0x626C6F78_636C61
-"""Advisory lock: workers claim one after the other, so that a user's executions are counted right."""
+"""Advisory lock: workers claim one after the other, so that the running executions of a user are counted exactly."""
 
 
 @dataclass(frozen=True)
 class ClaimedExecution:
-    """What a worker needs to run an execution."""
+    """An execution with the lease of this worker, and what is needed to run it."""
 
     id: UUID
     lease: UUID
     flow_id: UUID
     user_id: UUID
     tier: str
-    """Of its owner."""
+    """The owner's tier."""
     period: Period
     """The owner's billing period."""
     parent_id: UUID | None
@@ -50,7 +50,7 @@ class ClaimedExecution:
     target: str | None
     organism_yaml: str
     active_ms: int
-    """Time that workers have spent on it before."""
+    """Time that workers have spent on it before this claim."""
     input_tokens: int
     output_tokens: int
     crash_count: int
@@ -59,15 +59,15 @@ class ClaimedExecution:
     started_at: datetime
     """When it was accepted."""
     is_new: bool
-    """Whether no worker has had it before."""
+    """Whether this is its first claim."""
     waited: timedelta | None
-    """Since it was due; null where a worker had it and did not come to its end."""
+    """Time since it was due; None for an execution that a worker released or lost."""
     has_steps: bool
-    """Whether it may have steps: it was begun before, or goes on with those of another."""
+    """Whether it may have steps: it was claimed before, or continues those of the execution that it retries."""
     steps: Sequence[ExecutionStepRecord] = ()
-    """As `with_steps` read them."""
+    """Set by `with_steps`."""
     called: Mapping[UUID, CalledResult] = field(default_factory=dict)
-    """The executions that its steps called."""
+    """Results of the executions that its steps called; set by `with_steps`."""
     claimed_at: float = field(default_factory=time.monotonic)
     """By the monotonic clock of this process."""
 
@@ -76,6 +76,7 @@ class ClaimedExecution:
         return self.id, self.lease
 
     def active_until_now_ms(self) -> int:
+        """Time that workers have spent on it, including this claim."""
         return self.active_ms + int((time.monotonic() - self.claimed_at) * 1000)
 
 
@@ -107,7 +108,7 @@ async def claim_executions(
     unlocked = (
         sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(chosen), *_waits()).with_for_update(skip_locked=True)
     )
-    conditions = [ExecutionRecord.id.in_(unlocked)]
+    conditions: list[sa.ColumnElement[bool]] = [ExecutionRecord.id.in_(unlocked)]
     if is_postgres and heartbeat_timeout is not None:
         conditions.append(has_fresh_heartbeat(worker_id, heartbeat_timeout))
     claimed = await session.execute(
@@ -176,7 +177,7 @@ async def _with_details(
 
 
 async def with_steps(session: AsyncSession, execution: ClaimedExecution) -> ClaimedExecution:
-    """The execution, and how far it has come: apart from the claim, so that the claim stands whatever comes of this."""
+    """The execution with its steps. Read in a transaction of its own: an error must not undo the claim."""
     query = sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id == execution.id)
     steps = (await session.scalars(query)).all()
     called = [step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id]
@@ -184,7 +185,7 @@ async def with_steps(session: AsyncSession, execution: ClaimedExecution) -> Clai
 
 
 async def called_results(session: AsyncSession, parent_id: UUID, called: Collection[UUID]) -> dict[UUID, CalledResult]:
-    """How these executions, which that one called, stand, by id; one that is gone is not among them."""
+    """Results of those of these executions that `parent_id` called, by id; deleted ones are left out."""
     rows = await session.execute(
         sa.select(
             ExecutionRecord.id,

@@ -1,4 +1,4 @@
-"""Says that this worker lives, by the database's clock, so that the clocks of machines need not agree."""
+"""The heartbeat of a worker, stored by the database's clock: the clocks of machines need not agree."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from bloxserver.settings import Settings
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 PROGRAM = f"import sys; sys.path[:] = sys.argv[1:]; from {heartbeat_process.__name__} import beat; beat()"
-"""It imports what this process would, and nothing that lies where that was started."""
+"""It imports from the same places as this process, and not from the current directory."""
 TURN_SECONDS = 1
-"""How often the event loop says that it turns."""
+"""How often the event loop reports to the heartbeat process."""
 RETRY_SECONDS = 1
 """Pause before the process of the heartbeat is started again."""
 END_SECONDS = 5
@@ -60,34 +60,34 @@ class Heartbeat:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether others see this worker alive."""
+        """Whether the last stored heartbeat is younger than the timeout."""
         return self._beat_at is not None and time.monotonic() - self._beat_at < self._settings.heartbeat_timeout_seconds
 
     @property
     def can_declare_dead(self) -> bool:
-        """Whether silence of others means that they are dead.
+        """Whether workers without a fresh heartbeat may be declared dead.
 
-        Where the database was away, or this process stood still, they may not have had the time to say that they live.
+        Not shortly after the database was unavailable or this process was frozen: they may not have sent one yet.
         """
         return self.is_fresh and time.monotonic() >= self._can_declare_dead_from
 
     async def start(self) -> None:
-        """Returns after the first beat, before which no execution may be taken: who does not beat counts as dead."""
+        """Return after the first heartbeat: a worker without one claims nothing."""
         await retry_transaction(self._database, self._beat)
         self._beat_at = time.monotonic()
         self._beating = asyncio.create_task(
-            self._beat_here() if self._settings.uses_sqlite else self._beat_apart(self._order())
+            self._beat_on_loop() if self._settings.uses_sqlite else self._keep_process(self._config())
         )
 
     async def end(self) -> None:
-        """Beat no more, and let others take over at once."""
+        """Stop the heartbeat and delete the worker's row: other workers recover its executions at once."""
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
         async with self._database.transaction() as session:
             await session.execute(sa.delete(WorkerRecord).where(WorkerRecord.worker_id == self._worker_id))
 
-    async def _beat_here(self) -> None:
+    async def _beat_on_loop(self) -> None:
         while True:
             await asyncio.sleep(self._settings.heartbeat_interval_seconds)
             try:
@@ -97,45 +97,45 @@ class Heartbeat:
             except Exception as error:
                 log.warning("heartbeat failed", error=type(error).__name__)
 
-    def _order(self) -> bytes:
-        order: heartbeat_process.HeartbeatConfig = {
+    def _config(self) -> bytes:
+        config: heartbeat_process.HeartbeatConfig = {
             "connection": self._database.driver_arguments(),
             "worker_id": self._worker_id,
             "version": __version__,
             "log_level": self._settings.log_level,
             "log_as_json": self._settings.is_production,
-            "every": self._settings.heartbeat_interval_seconds,
-            "dead_after": self._settings.heartbeat_timeout_seconds,
-            "stuck_after": self._settings.event_loop_timeout_seconds,
+            "interval_seconds": self._settings.heartbeat_interval_seconds,
+            "timeout_seconds": self._settings.heartbeat_timeout_seconds,
+            "event_loop_timeout_seconds": self._settings.event_loop_timeout_seconds,
         }
-        return json.dumps(order).encode()
+        return json.dumps(config).encode()
 
-    async def _beat_apart(self, order: bytes) -> None:
+    async def _keep_process(self, config: bytes) -> None:
         while True:
             try:
-                await self._run_process(order)
+                await self._run_process(config)
             except Exception as error:
-                log.warning("the process of the heartbeat cannot be run", error=type(error).__name__)
+                log.warning("heartbeat process not started", error=type(error).__name__)
             else:
-                log.warning("the process of the heartbeat ended: it is started again")
+                log.warning("heartbeat process ended; restarting it")
             await asyncio.sleep(self._again_seconds)
 
-    async def _run_process(self, order: bytes) -> None:
-        """Returns where the process ends though nobody asked it to."""
+    async def _run_process(self, config: bytes) -> None:
+        """Run the heartbeat process; returns if it ends unexpectedly."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-c", PROGRAM, *sys.path, stdin=PIPE, stdout=PIPE
         )
         turns, beats = process.stdin, process.stdout
         assert turns is not None  # noqa: S101
         assert beats is not None  # noqa: S101
-        turning = asyncio.create_task(_turn(turns, order, self._turn_seconds))
+        reporting = asyncio.create_task(_report_turns(turns, config, self._turn_seconds))
         try:
             async for _ in beats:
                 self._note_beat()
         finally:
-            turning.cancel()
-            await asyncio.gather(turning, return_exceptions=True)
-            turns.close()  # which is what it ends with
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+            turns.close()  # ends the process
             await _end(process)
 
     def _note_beat(self) -> None:
@@ -152,9 +152,9 @@ class Heartbeat:
         )
 
 
-async def _turn(turns: asyncio.StreamWriter, order: bytes, seconds: float) -> None:
-    """Order the beats, and go on saying that the event loop turns."""
-    turns.write(order)
+async def _report_turns(turns: asyncio.StreamWriter, config: bytes, seconds: float) -> None:
+    """Send the configuration, and then a line for each turn of the event loop, `seconds` apart."""
+    turns.write(config)
     while True:
         turns.write(b"\n")
         await turns.drain()

@@ -30,29 +30,29 @@ ON CONFLICT (worker_id) DO UPDATE SET last_heartbeat_at = excluded.last_heartbea
 
 
 class HeartbeatConfig(TypedDict):
-    """What the worker wants; times are in seconds."""
+    """The configuration that the worker sends."""
 
     connection: dict[str, Any]
-    """Arguments of the driver: on the input, where nobody else reads them."""
+    """Arguments of the driver. They are sent on the input, since arguments of a process are visible to others."""
     worker_id: str
     version: str
     log_level: str
     log_as_json: bool
-    every: float
-    dead_after: float
-    stuck_after: float
+    interval_seconds: float
+    timeout_seconds: float
+    event_loop_timeout_seconds: float
 
 
 class HeartbeatProcess:
-    """Beats for the parent process while that lives, is not stopped, and has an event loop that turns now and then."""
+    """Sends heartbeats while the worker runs, is not stopped by a signal, and its event loop is not blocked."""
 
-    def __init__(self, order: HeartbeatConfig) -> None:
-        self._order = order
+    def __init__(self, config: HeartbeatConfig) -> None:
+        self._config = config
         self._turned_at = time.monotonic()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
 
     async def run(self, turns: asyncio.StreamReader) -> None:
-        """Until the input ends."""
+        """Send heartbeats until the input ends."""
         beating = asyncio.create_task(self._beat_on())
         while await turns.readline():
             self._turned_at = time.monotonic()
@@ -63,15 +63,15 @@ class HeartbeatProcess:
 
     async def _beat_on(self) -> None:
         while True:
-            await asyncio.sleep(self._order["every"])
+            await asyncio.sleep(self._config["interval_seconds"])
             silent = time.monotonic() - self._turned_at
             if is_stopped(os.getppid()):
                 continue
-            if silent > self._order["stuck_after"]:
-                log.error("the event loop is stuck: others take over", seconds=round(silent))
+            if silent > self._config["event_loop_timeout_seconds"]:
+                log.error("event loop blocked; heartbeat stopped", seconds=round(silent))
                 continue
             try:
-                async with asyncio.timeout(self._order["dead_after"]):
+                async with asyncio.timeout(self._config["timeout_seconds"]):
                     await self._beat()
             except Exception as error:
                 if self._connection is not None:
@@ -84,12 +84,12 @@ class HeartbeatProcess:
 
     async def _beat(self) -> None:
         if self._connection is None:
-            self._connection = await connect(**self._order["connection"], statement_cache_size=0)
-        await self._connection.execute(BEAT, self._order["worker_id"], self._order["version"])
+            self._connection = await connect(**self._config["connection"], statement_cache_size=0)
+        await self._connection.execute(BEAT, self._config["worker_id"], self._config["version"])
 
 
 def is_stopped(process_id: int) -> bool:
-    """Whether a signal has stopped the process: it does nothing, and others are to take over. Known on Linux only."""
+    """Whether a signal has stopped the process. On other systems than Linux the answer is always no."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:
@@ -97,18 +97,18 @@ def is_stopped(process_id: int) -> bool:
 
 
 async def main() -> None:
-    # What ends the worker, as Ctrl+C does, may be sent to all its processes: this one beats while the worker drains.
+    # Signals that stop the worker, as Ctrl+C does, may reach this process too: it continues during the shutdown.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     turns = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(turns), sys.stdin)
     line = await turns.readline()
     if line:
-        order: HeartbeatConfig = json.loads(line)
-        configure_logging(level=order["log_level"], as_json=order["log_as_json"])
-        await HeartbeatProcess(order).run(turns)
+        config: HeartbeatConfig = json.loads(line)
+        configure_logging(level=config["log_level"], as_json=config["log_as_json"])
+        await HeartbeatProcess(config).run(turns)
 
 
 def beat() -> None:
-    """What the process does."""
+    """The program of the process."""
     asyncio.run(main())

@@ -1,6 +1,6 @@
-"""The life of an execution on the worker that took it: its steps kept, parked, handed over or ended.
+"""Leases: an execution is suspended, released or ended by the worker that has its lease.
 
-Every write names the lease: a worker that was frozen and comes back after another took over changes nothing.
+Every write requires the lease: a worker that was frozen, and whose executions were recovered, changes nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from bloxserver.services.usage import count_tokens
 async def lock_lease(
     session: AsyncSession, key: tuple[UUID, UUID | None], *, read: bool = False, key_share: bool = False
 ) -> None:
-    """Lock the execution's row until the transaction ends. Raises `LeaseLost` where it is not held under this lease.
+    """Lock the execution's row until the transaction ends. Raises `LeaseLost` if the lease is not valid.
 
-    `read` locks it for other readers too, `key_share` lets rows that refer to it be inserted meanwhile.
+    `read` makes the lock a shared one. `key_share` lets other transactions insert rows that refer to the execution.
     """
-    held = sa.select(ExecutionRecord.id).where(*_held_under(key)).with_for_update(read=read, key_share=key_share)
-    if await session.scalar(held) is None:
+    leased = sa.select(ExecutionRecord.id).where(*_has_lease(key)).with_for_update(read=read, key_share=key_share)
+    if await session.scalar(leased) is None:
         raise LeaseLost
 
 
@@ -53,9 +53,9 @@ async def lock_leases(session: AsyncSession, keys: Collection[LeaseKey], *, skip
 
 
 async def record_usage(session: AsyncSession, execution: ClaimedExecution, total: tuple[int, int]) -> None:
-    """Note what the execution has used of language models by now, and count on the user's usage what is new of it.
+    """Store the tokens that the execution has used so far, and add the new ones to the user's usage.
 
-    The caller holds the execution's row to write it.
+    The caller has locked the execution's row.
     """
     read, written = total
     before = (
@@ -79,9 +79,9 @@ async def record_usage(session: AsyncSession, execution: ClaimedExecution, total
 async def suspend(
     session: AsyncSession, execution: ClaimedExecution, resume_at: datetime, called: Sequence[UUID] = ()
 ) -> None:
-    """Leave the worker until `resume_at`, when a worker takes the execution anew; raises `LeaseLost`.
+    """Give up the lease until `resume_at`, when a worker claims the execution again; raises `LeaseLost`.
 
-    `called` are the executions that it waits for: the end of one brings it back at once.
+    `called` are the executions that it waits for: when one of them ends, it resumes at once.
     """
     values = {
         "resume_at": resume_at,
@@ -91,12 +91,13 @@ async def suspend(
         "crash_count": 0,
     }
     written = await session.execute(
-        sa.update(ExecutionRecord).where(*_held_under(execution.lease_key)).values(values).returning(ExecutionRecord.id)
+        sa.update(ExecutionRecord).where(*_has_lease(execution.lease_key)).values(values).returning(ExecutionRecord.id)
     )
     if written.first() is None:
         raise LeaseLost
     if called:
-        # After the row was written: one that ends from here on waits for this transaction, and then wakes the caller.
+        # After the update: an execution that ends from here on waits for this transaction, and then wakes the caller.
+        # One that ended before has found no suspended caller to wake.
         running = await session.scalar(
             sa.select(sa.func.count()).where(
                 ExecutionRecord.id.in_(called), ExecutionRecord.status == ExecutionStatus.RUNNING
@@ -110,15 +111,15 @@ async def suspend(
 
 
 async def release_leases(session: AsyncSession, executions: Sequence[ClaimedExecution]) -> None:
-    """Leave executions, as far as they have come, to whichever worker takes them next."""
+    """Give up leases, so that another worker continues the executions from their saved steps."""
     if executions:
         row = ExecutionRecord.metadata.tables[ExecutionRecord.__tablename__]
-        ours = (row.c.id == sa.bindparam("of"), row.c.lease == sa.bindparam("held"))
+        leased = (row.c.id == sa.bindparam("of"), row.c.lease == sa.bindparam("under"))
         await session.execute(
             sa.update(row)
-            .where(*ours, row.c.status == ExecutionStatus.RUNNING)
-            .values(lease=None, worker_id=None, active_ms=sa.bindparam("worked")),
-            [{"of": taken.id, "held": taken.lease, "worked": taken.active_until_now_ms()} for taken in executions],
+            .where(*leased, row.c.status == ExecutionStatus.RUNNING)
+            .values(lease=None, worker_id=None, active_ms=sa.bindparam("active")),
+            [{"of": each.id, "under": each.lease, "active": each.active_until_now_ms()} for each in executions],
         )
         wake_engine_after_commit(session, WakeReason.EXECUTION)
 
@@ -131,26 +132,26 @@ async def end_execution(
     output: str | None = None,
     error: str | None = None,
 ) -> None:
-    """Write the end that the worker came to; raises `LeaseLost` where it has ended before."""
-    conditions = _held_under(execution.lease_key)
+    """Write the end of the execution; raises `LeaseLost`."""
+    conditions = _has_lease(execution.lease_key)
     if not await write_end(
         session, execution.id, status, *conditions, parent_id=execution.parent_id, output=output, error=error
     ):
         raise LeaseLost
 
 
-async def lost_leases(session: AsyncSession, holds: Collection[LeaseKey]) -> set[LeaseKey]:
-    """Of what a worker has, what it must not go on with."""
-    ids = {execution_id for execution_id, _ in holds}
-    held = await session.execute(
+async def lost_leases(session: AsyncSession, keys: Collection[LeaseKey]) -> set[LeaseKey]:
+    """Those of these leases that are no longer valid."""
+    ids = {execution_id for execution_id, _ in keys}
+    valid = await session.execute(
         sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(
             ExecutionRecord.id.in_(ids), ExecutionRecord.status == ExecutionStatus.RUNNING
         )
     )
-    return set(holds) - {(row.id, row.lease) for row in held}
+    return set(keys) - {(row.id, row.lease) for row in valid}
 
 
-def _held_under(key: tuple[UUID, UUID | None]) -> tuple[sa.ColumnElement[bool], ...]:
+def _has_lease(key: tuple[UUID, UUID | None]) -> tuple[sa.ColumnElement[bool], ...]:
     execution_id, lease = key
     return (
         ExecutionRecord.id == execution_id,

@@ -1,7 +1,7 @@
-"""Tells other processes of work, by PostgreSQL's LISTEN and NOTIFY: they find it at once, not by their next sweep.
+"""Wakes other processes with PostgreSQL's LISTEN and NOTIFY, so that they find work before their next poll.
 
-Nothing depends on a message that arrives. It goes out after the commit that left the work, one for all that came
-meanwhile: a NOTIFY within those transactions would make their commits queue.
+Messages may be lost without harm. One is sent after the commits that created the work, for all of them together: a
+NOTIFY within those transactions would make their commits wait for each other.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ log = structlog.stdlib.get_logger("bloxserver.engine")
 CHANNEL = "bloxserver_work"
 MIN_INTERVAL_SECONDS = 0.02
 PROBE_SECONDS = 10
-"""How often a connection on which nothing is sent is tried."""
+"""How often an idle connection is probed."""
 RECONNECT_SECONDS = 1
 
 
 class WakeNotifier:
-    """Rings for others, and passes on when others ring. It has a connection of its own."""
+    """Sends and receives notifications, on a connection of its own."""
 
     def __init__(self, settings: Settings, heard: Callable[[frozenset[WakeReason]], None]) -> None:
         self._settings = settings
@@ -37,12 +37,12 @@ class WakeNotifier:
         self._is_connected = True
 
     def notify(self, work: frozenset[WakeReason]) -> None:
-        """Let the others know soon; to be called on the event loop."""
+        """Wake other processes soon; to be called on the event loop."""
         self._work |= work
         self._woken.set()
 
     async def run(self) -> None:
-        """Until cancelled. Without the connection, others find work by their sweeps."""
+        """Send and receive until cancelled. Without a connection, other processes find work when they poll."""
         database = Database(self._settings.model_copy(update={"database_pool_size": 1}))
         try:
             while True:
@@ -59,18 +59,18 @@ class WakeNotifier:
     async def _listen(self, database: Database) -> None:
         async with database.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            await driver.add_listener(CHANNEL, self._hear)
+            await driver.add_listener(CHANNEL, self._receive)
             if not self._is_connected:
                 log.info("NOTIFY restored")
             self._is_connected = True
             try:
                 while True:
-                    await self._pass_on(driver)
+                    await self._send(driver)
             finally:
-                # Not to be used again: it would go on listening.
+                # Not returned to the pool: it would continue to listen.
                 await connection.invalidate()
 
-    async def _pass_on(self, driver: Any) -> None:
+    async def _send(self, driver: Any) -> None:
         if not await wait_for_wake(self._woken, PROBE_SECONDS):
             await driver.execute("SELECT 1")
             return
@@ -78,7 +78,7 @@ class WakeNotifier:
         await driver.execute("SELECT pg_notify($1, $2)", CHANNEL, ",".join(sorted(work)))
         await asyncio.sleep(MIN_INTERVAL_SECONDS)
 
-    def _hear(self, driver: Any, process_id: int, channel: str, payload: object) -> None:
+    def _receive(self, driver: Any, process_id: int, channel: str, payload: object) -> None:
         if process_id != driver.get_server_pid():
             known = {work.value for work in WakeReason}
             self._heard(frozenset(WakeReason(word) for word in str(payload).split(",") if word in known))

@@ -8,11 +8,11 @@ from uuid import UUID
 from bloxserver.models.enums import ExecutionStatus
 
 LeaseKey = tuple[UUID, UUID]
-"""An execution, and the lease that a worker has or had on it."""
+"""The id of an execution, and a lease that a worker has or had on it."""
 
 
 class LeaseLost(Exception):
-    """The execution has ended, was deleted, or belongs to another worker."""
+    """The execution has ended, was deleted, or was claimed by another worker."""
 
 
 class ClaimLockBusy(Exception):

@@ -1,1 +1,1 @@
-"""Running an execution: worker, pump, attempts, routing and context."""
+"""Running executions: worker, pump, attempts, routing and context."""

@@ -1,4 +1,4 @@
-"""Flows that call flows: the called execution is one like any other, and has a parent."""
+"""Calls from one flow to another: the called execution is an ordinary one with a parent."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from bloxserver.services.usage import count_run
 from bloxserver.storable import json_text, storable_text
 
 RETRYABLE = frozenset({"flow_not_running"})
-"""A flow that is being restarted runs again soon. Another name, less depth or a new billing period do not come."""
+"""A flow that is being restarted runs again soon. A wrong name or an exceeded limit stays."""
 MAX_NAME_LENGTH = 100
 UUID_LENGTH = 36
 
 
 @dataclass(frozen=True)
 class CallingExecution:
-    """Who calls. `key` names one attempt at one step of it: a call that is made again by the same finds the first."""
+    """The execution that calls. `key` names one attempt at one of its steps: a repeated call finds the first one."""
 
     id: UUID
     user_id: UUID
-    """The owner of its flow, and of every flow that it may call."""
+    """The owner of its flow, and of all flows that it may call."""
     depth: int
     key: str
     lease: UUID | None
-    """Under which it runs; another's by now where the worker that calls was frozen."""
+    """The lease of the calling worker; no longer valid if that worker was frozen."""
 
 
 async def call_flow(
@@ -51,7 +51,7 @@ async def call_flow(
 ) -> UUID:
     """Accept an execution of the user's flow of this id or name, and count it; returns its id.
 
-    Raises `Conflict` where the caller has ended or is another worker's, `BadRequest` (`flow_not_found`,
+    Raises `Conflict` if the caller has ended or was claimed by another worker, `BadRequest` (`flow_not_found`,
     `flow_ambiguous`, `flow_not_running`, `call_depth_exceeded`), `Forbidden` at the run limit. No message quotes
     `flow`, which may come from a secret.
     """
@@ -59,7 +59,7 @@ async def call_flow(
     try:
         await lock_lease(session, (caller.id, caller.lease), key_share=True)
     except LeaseLost:
-        raise Conflict("execution_ended", "The calling execution has ended, or runs elsewhere") from None
+        raise Conflict("execution_ended", "The calling execution has ended, or was claimed by another worker") from None
     accepted = await session.scalar(
         sa.select(ExecutionRecord.id).where(
             ExecutionRecord.parent_id == caller.id, ExecutionRecord.parent_key == caller.key
@@ -100,9 +100,9 @@ class _CalledFlow(NamedTuple):
 
 
 async def _find(session: AsyncSession, user_id: UUID, flow: str) -> list[_CalledFlow]:
-    """The user's flow of this id or name, or two of them, kept from being deleted until this transaction ends."""
+    """The user's flow of this id, or up to two of this name, locked against deletion until the transaction ends."""
     flow_id = _read_id(flow)
-    name = storable_text(flow)[: MAX_NAME_LENGTH + 1]  # longer than any, where it is cut
+    name = storable_text(flow)[: MAX_NAME_LENGTH + 1]  # a name that is cut is longer than all stored ones
     rows = await session.execute(
         sa.select(
             FlowRecord.id,
@@ -124,14 +124,14 @@ async def _find(session: AsyncSession, user_id: UUID, flow: str) -> list[_Called
 def _only(found: Sequence[_CalledFlow]) -> _CalledFlow:
     """Raises `BadRequest`."""
     if not found:
-        raise BadRequest("flow_not_found", "No flow of yours has this id or name")
+        raise BadRequest("flow_not_found", "You have no flow with this id or name")
     if len(found) > 1:
-        raise BadRequest("flow_ambiguous", "Several flows have this name: use the id of one of them")
+        raise BadRequest("flow_ambiguous", "Several flows have this name: use the id")
     return found[0]
 
 
 def _read_id(text: str) -> UUID | None:
-    """The id that the text is; Python reads more as one, which may be a name."""
+    """The text as an id; None for other notations that Python accepts, since they may be names."""
     if len(text) != UUID_LENGTH:
         return None
     try:
@@ -141,14 +141,14 @@ def _read_id(text: str) -> UUID | None:
 
 
 class FlowCalls:
-    """What one attempt at a step may call; its calls are all the same one."""
+    """The calls of one attempt at a step: all of them are the same call."""
 
     def __init__(self, database: Database, caller: CallingExecution) -> None:
         self._database = database
         self._caller = caller
 
     async def call(self, flow: str, payload: JsonValue, target: str | None) -> UUID:
-        """The id of the execution that was accepted, by this call or by one before; raises `BlockError`."""
+        """The id of the execution that this call, or an earlier one, has started; raises `BlockError`."""
 
         async def work(session: AsyncSession) -> UUID:
             return await call_flow(session, caller=self._caller, flow=flow, payload=payload, target=target)

@@ -249,9 +249,9 @@ class Pump:
             if step is None:
                 attempt = self._attempts.get(message.id)
                 step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)
-            ended = {"status": StepStatus.CANCELLED, "completed_at": now(), "state": None}
-            step = replace(step, tokens=self._tokens.get(key, NO_TOKENS), **ended)
-            abandoned += [step, *self._abandon_calls(message.id)]
+            tokens = self._tokens.get(key, NO_TOKENS)
+            abandoned.append(replace(step, status=StepStatus.CANCELLED, completed_at=now(), state=None, tokens=tokens))
+            abandoned += self._abandon_calls(message.id)
         return abandoned
 
     async def _route(self, step: Step) -> list[Message]:

@@ -153,7 +153,7 @@ class TestRefusals:
         for name in (flow, str(strange.id)):
             error = await world.refused(name)
             assert (error.code, error.retryable) == ("flow_not_found", False)
-            assert error.message == "No flow of yours has this id or name"
+            assert error.message == "You have no flow with this id or name"
 
     async def test_a_name_that_several_have(self, world: World) -> None:
         await world.arrange()

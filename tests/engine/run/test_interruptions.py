@@ -232,4 +232,4 @@ async def test_a_repeated_call_finds_the_execution_that_it_started(
         keys = await session.scalars(
             sa.select(ExecutionRecord.parent_key).where(ExecutionRecord.parent_id == parent.id)
         )
-        assert sorted(keys) == [":a#1", ":a#2"]
+        assert set(keys) == {":a#1", ":a#2"}
