@@ -215,7 +215,9 @@ async def test_a_block_that_does_not_let_itself_be_cancelled_is_left_behind() ->
                 await over.wait()
         return None
 
-    run = asyncio.create_task(pump(organism("name: a, handler: act"), blocks=[block("act", act)], cancel_grace_seconds=0.05))
+    run = asyncio.create_task(
+        pump(organism("name: a, handler: act"), blocks=[block("act", act)], cancel_grace_seconds=0.05)
+    )
     await begun.wait()
     run.cancel()
     try:
