@@ -32,6 +32,27 @@ CLAIM_LOCK = 0x626C6F78_636C61
 """Advisory lock: workers claim one after the other, so that the running executions of a user are counted exactly."""
 
 
+CLAIMED_COLUMNS = (
+    ExecutionRecord.id,
+    ExecutionRecord.flow_id,
+    ExecutionRecord.flow_version_id,
+    ExecutionRecord.input_payload,
+    ExecutionRecord.target,
+    ExecutionRecord.parent_id,
+    ExecutionRecord.depth,
+    ExecutionRecord.active_ms,
+    ExecutionRecord.input_tokens,
+    ExecutionRecord.output_tokens,
+    ExecutionRecord.crash_count,
+    ExecutionRecord.trace_parent,
+    ExecutionRecord.trigger_type,
+    ExecutionRecord.started_at,
+    ExecutionRecord.resume_at,
+    ExecutionRecord.picked_up_at,
+    ExecutionRecord.retry_of,
+)
+
+
 @dataclass(frozen=True)
 class ClaimedExecution:
     """An execution with the lease of this worker, and what is needed to run it."""
@@ -115,25 +136,7 @@ async def claim_executions(
         sa.update(ExecutionRecord)
         .where(*conditions)
         .values(lease=lease, worker_id=worker_id, picked_up_at=sa.func.coalesce(ExecutionRecord.picked_up_at, moment))
-        .returning(
-            ExecutionRecord.id,
-            ExecutionRecord.flow_id,
-            ExecutionRecord.flow_version_id,
-            ExecutionRecord.input_payload,
-            ExecutionRecord.target,
-            ExecutionRecord.parent_id,
-            ExecutionRecord.depth,
-            ExecutionRecord.active_ms,
-            ExecutionRecord.input_tokens,
-            ExecutionRecord.output_tokens,
-            ExecutionRecord.crash_count,
-            ExecutionRecord.trace_parent,
-            ExecutionRecord.trigger_type,
-            ExecutionRecord.started_at,
-            ExecutionRecord.resume_at,
-            ExecutionRecord.picked_up_at,
-            ExecutionRecord.retry_of,
-        )
+        .returning(*CLAIMED_COLUMNS)
         .execution_options(synchronize_session=False)
     )
     by_id = {row.id: row for row in claimed}
