@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The outside world of the examples, on this machine: a web page, a shop, a stock, payments, a mail server, a model.
+"""Simulates the external services of the examples: websites, a shop, a stock, payments, a mail server, a model.
 
-It needs nothing but Python, says what it is asked, and has no mind: its answers are written down here. Start it with
-`python3 examples/outside.py`, and BloxServer with the settings in `examples/outside.env`.
+It requires only Python, and prints the requests that it receives. Start it with `python3 examples/outside.py`, and
+BloxServer with the settings in `examples/outside.env`.
 """
 
-# ruff: noqa: T201 -- it says what it is asked
+# ruff: noqa: T201 -- prints the requests
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ PAGE = """<!doctype html><title>The bridge is open</title><script>count()</scrip
 SALES = {"orders": 12, "revenue": 1834.5, "best": [{"name": "Desk lamp", "sold": 9}, {"name": "Notebook", "sold": 5}]}
 
 
-class SharedClients(BaseHTTPRequestHandler):
-    """The first part of a path is the name of the service."""
+class Services(BaseHTTPRequestHandler):
+    """The HTTP services. The first part of a path is the name of the service."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "outside", ""
@@ -40,7 +40,7 @@ class SharedClients(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         given = json.loads(body) if body.startswith("{") else {}
-        status, answer = self.decide(f"{self.command} {url.path}", given, parse_qs(url.query))
+        status, answer = self.respond(f"{self.command} {url.path}", given, parse_qs(url.query))
         signed = " (signed)" if "webhook-signature" in self.headers else ""
         print(f"{self.command} {self.path} {body[:300]}{signed} -> {status}", flush=True)
         content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
@@ -52,8 +52,8 @@ class SharedClients(BaseHTTPRequestHandler):
 
     do_POST = do_DELETE = do_GET  # noqa: N815 -- http.server's names
 
-    def decide(self, asked: str, given: dict[str, Any], query: dict[str, list[str]]) -> tuple[int, Any]:
-        match asked.split("/", 2):
+    def respond(self, route: str, given: dict[str, Any], query: dict[str, list[str]]) -> tuple[int, Any]:
+        match route.split("/", 2):
             case ["GET ", "news", _]:
                 return 200, PAGE
             case ["GET ", "shop", "sales"]:
@@ -72,10 +72,10 @@ class SharedClients(BaseHTTPRequestHandler):
                 return 200, {"id": reservation.removeprefix("reservations/"), "released": True}
             case ["POST ", "hooks", _]:
                 return 200, {}
-        return 404, {"error": "nothing here"}
+        return 404, {"error": "not found"}
 
     def charge(self, given: dict[str, Any]) -> tuple[int, Any]:
-        """Out of order for the first two attempts at each charge; no customer here can pay 500 or more."""
+        """Fail the first two attempts at each charge, and decline charges of 500 or more."""
         key = self.headers.get("Idempotency-Key", "")
         self.attempts[key] += 1
         if self.attempts[key] <= 2:
@@ -83,35 +83,35 @@ class SharedClients(BaseHTTPRequestHandler):
         return (402, {"error": "card declined"}) if given["amount"] >= 500 else (201, given)
 
     def log_message(self, *arguments: object) -> None:
-        """`do_GET` says more."""
+        """Log nothing: `do_GET` prints each request."""
 
 
-def completion(told: str) -> dict[str, Any]:
-    text = f"A model would summarise this: {told[:100]}…"
+def completion(prompt: str) -> dict[str, Any]:
+    text = f"A model would summarise this: {prompt[:100]}…"
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": len(told) // 4, "completion_tokens": 30, "total_tokens": len(told) // 4 + 30}
+    usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": 30, "total_tokens": len(prompt) // 4 + 30}
     return {"id": "1", "object": "chat.completion", "created": 0, "model": "none", "choices": [choice], "usage": usage}
 
 
 class Mail(socketserver.StreamRequestHandler):
-    """Takes any mail, and shows it."""
+    """A mail server that accepts and prints every mail."""
 
     def handle(self) -> None:
-        self.say("220 outside")
+        self.reply("220 outside")
         for line in self.rfile:
             match line.decode(errors="replace").split()[0:1]:
                 case [word] if word.upper() == "DATA":
-                    self.say("354 go on")
+                    self.reply("354 go on")
                     mail = iter(self.rfile.readline, b".\r\n")
                     print("mail:", *(f"  {part.decode()}".rstrip() for part in mail), sep="\n", flush=True)
-                    self.say("250 taken")
+                    self.reply("250 taken")
                 case [word] if word.upper() == "QUIT":
-                    self.say("221 bye")
+                    self.reply("221 bye")
                     return
                 case _:
-                    self.say("250 OK")
+                    self.reply("250 OK")
 
-    def say(self, text: str) -> None:
+    def reply(self, text: str) -> None:
         self.wfile.write(f"{text}\r\n".encode())
 
 
@@ -119,9 +119,9 @@ if __name__ == "__main__":
     socketserver.ThreadingTCPServer.allow_reuse_address = True
     mail = socketserver.ThreadingTCPServer(("127.0.0.1", SMTP_PORT), Mail)
     threading.Thread(target=mail.serve_forever, daemon=True).start()
-    server = ThreadingHTTPServer(("127.0.0.1", PORT), SharedClients)
+    server = ThreadingHTTPServer(("127.0.0.1", PORT), Services)
     port, smtp_port = server.server_address[1], mail.server_address[1]
-    print(f"the outside is at http://127.0.0.1:{port}, its mail server at port {smtp_port}", flush=True)
+    print(f"services on http://127.0.0.1:{port}, mail server on port {smtp_port}", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs a flow once and shows what came of it:  examples/run.sh FILE [PAYLOAD]
+# Runs a flow once and prints the result and the steps:  examples/run.sh FILE [PAYLOAD]
 #
-# Creates the flow of that name, or brings it up to date, starts it, and runs it with the payload, JSON or text. Needs
-# bash, curl, python3, and a server at API. With OUTSIDE=http://127.0.0.1:9000 the addresses under example.com, in the
-# file and in the payload, become those of examples/outside.py.
+# Creates or updates the flow with the name of the file, starts it, and runs it with the payload (JSON or text). Requires
+# bash, curl, python3, and a server at API. With OUTSIDE=http://127.0.0.1:9000, addresses under example.com in the file
+# and in the payload are replaced by those of examples/outside.py.
 set -euo pipefail
 
 API=${API:-http://localhost:8000/api/v1}
@@ -13,12 +13,12 @@ NAME=$(basename "$FILE" .yaml)
 
 outside() { if [ -n "${OUTSIDE:-}" ]; then sed -E "s#https://([a-z]+)\.example\.com#$OUTSIDE/\1#g"; else cat; fi; }
 field() { python3 -c 'import json, sys; print(json.load(sys.stdin).get(sys.argv[1]) or "")' "$1"; }
-# A JSON object with the member $1, whose value is the standard input; without it where there is nothing to read.
+# A JSON object with the member $1, whose value is the standard input. If the input is empty, the object is empty.
 object() {
   python3 -c 'import json, sys; text = sys.stdin.read(); print(json.dumps({sys.argv[1]: text} if text else {}))' "$1"
 }
 send() { curl --silent --show-error --fail-with-body -H 'Content-Type: application/json' "$@"; }
-settle() { # wait until the flow is no longer in the state $1
+wait_while() { # wait until the flow no longer has the status $1
   while [ "$(send "$API/flows/$FLOW" | field status)" = "$1" ]; do sleep 0.2; done
 }
 
@@ -31,19 +31,19 @@ if [ -z "$FLOW" ]; then
 fi
 outside <"$FILE" | object organismYaml | send -X PATCH "$API/flows/$FLOW" -d @- >/dev/null
 
-# A flow that runs goes on with the definition that it was started with: a newer one takes a stop and a start.
+# A running flow keeps the definition that it was started with. To activate a newer one, stop and start the flow.
 read -r STATUS ACTIVE LATEST < <(send "$API/flows/$FLOW" | python3 -c '
 import json, sys
 flow = json.load(sys.stdin)
 print(flow["status"], flow["activeVersion"], flow["latestVersion"])')
 if [ "$STATUS" = running ] && [ "$ACTIVE" != "$LATEST" ]; then
   send -X POST "$API/flows/$FLOW/stop" >/dev/null
-  settle stopping
+  wait_while stopping
   STATUS=stopped
 fi
 if [ "$STATUS" != running ]; then
   send -X POST "$API/flows/$FLOW/start" >/dev/null
-  settle starting
+  wait_while starting
 fi
 PROBLEM=$(send "$API/flows/$FLOW" | field errorMessage)
 if [ -n "$PROBLEM" ]; then
@@ -62,8 +62,8 @@ print("error:", run["errorMessage"]) if run["errorMessage"] else print("output:"
 send "$EXECUTION/steps" | python3 -c '
 import json, sys
 for step in json.load(sys.stdin)["items"]:
-    told = step["errorMessage"] or ""
+    message = step["errorMessage"] or ""
     line = "  {listener:<12} {handler:<14} {status:<8} attempt {attempt}  {durationMs} ms  ".format_map(step)
-    print((line + told).rstrip())'
+    print((line + message).rstrip())'
 echo "execution: $EXECUTION"
 echo "flow: $API/flows/$FLOW"
