@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HISTORY = ("CHANGELOG.md", "docs/decisions/", "migrations/versions/", "tests/test_old_names.py", "DEVELOPMENT.md")
+HISTORY = ("CHANGELOG.md", "docs/decisions/", "migrations/versions/", "tests/test_old_names.py")
 
 SYMBOLS = frozenset(
     """
