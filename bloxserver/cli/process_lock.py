@@ -1,4 +1,4 @@
-"""One server for one SQLite file: by a lock that the system gives back however the process ends."""
+"""A lock that allows one server per SQLite file. The operating system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import sqlalchemy as sa
 
 
 class DatabaseInUse(Exception):
-    """Another process has the lock; its id, as far as it can be told."""
+    """Another process holds the lock. The message is its process id, or empty if unknown."""
 
 
 def lock_database(database_url: str) -> IO[str] | None:
-    """Take the lock beside the database, until the file is closed; raises `DatabaseInUse`.
+    """Lock the file `NAME.lock` beside the database until it is closed. Raises `DatabaseInUse`.
 
-    None where there is nothing to lock: on PostgreSQL, in memory, or on a file system that we cannot write or lock.
+    Returns None without a lock for PostgreSQL, for a database in memory, on Windows, and on a file system that is
+    read-only or has no locks.
     """
     url = sa.make_url(database_url)
     name = url.database or ":memory:"
@@ -26,7 +27,7 @@ def lock_database(database_url: str) -> IO[str] | None:
     from fcntl import LOCK_EX, LOCK_NB, flock
 
     try:
-        # Never removed: the next server could hold what is removed, and the one after that would take another.
+        # Never deleted: a server could hold a lock on the deleted file while another server locks a new file.
         file = Path(f"{os.path.realpath(name)}.lock").open("a+", encoding="utf-8")  # noqa: SIM115
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""One server for one SQLite file."""
+"""The lock that allows one server per SQLite file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOLD += "held = lock(sys.argv[1]); print('held', flush=True); time.sleep(60)"
 
 @contextmanager
 def holder(url: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
+    """Start a process that holds the lock."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -31,7 +31,7 @@ def holder(url: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_a_file_has_one_holder_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_is_exclusive_under_every_path_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.db").symlink_to("a.db")
     with holder(f"sqlite+aiosqlite:///{tmp_path}/a.db") as process:
@@ -44,7 +44,7 @@ def test_a_file_has_one_holder_whatever_it_is_called(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_whoever_ends_however_gives_it_back(tmp_path: Path, number: signal.Signals) -> None:
+def test_lock_is_released_when_its_process_ends(tmp_path: Path, number: signal.Signals) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/a.db"
     with holder(url) as process:
         process.send_signal(number)
@@ -66,7 +66,9 @@ def test_whoever_ends_however_gives_it_back(tmp_path: Path, number: signal.Signa
         "postgresql+asyncpg://a@b/c",
     ],
 )
-def test_there_may_be_nothing_to_lock(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_databases_without_a_lockable_file_are_not_locked(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert lock_database(url) is None
     assert list(tmp_path.iterdir()) == []

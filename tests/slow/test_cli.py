@@ -75,7 +75,7 @@ PRODUCTION = {
 @pytest.mark.parametrize(
     ("arguments", "environment", "told"),
     [
-        (("worker",), {"DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "SQLite is for one process"),
+        (("worker",), {"DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "a worker needs PostgreSQL"),
         (("serve",), {"ENV": "production"}, "CLERK_ISSUER must be an https address in production"),
         (("serve",), {"PORT": "abc"}, "PORT: "),
         (("serve",), {**PRODUCTION, "DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "run `bloxserver migrate` first"),
@@ -126,7 +126,7 @@ async def test_prune_leaves_it_to_another_process(
         done = await asyncio.to_thread(bloxserver, "prune", DATABASE_URL=live_settings.database_url)
     assert done.stdout.splitlines() == [
         "deleted: 0 executions, 0 steps, 0 versions",
-        "another process is deleting at this moment: the rest is left to it",
+        "another process is pruning and deletes the rest",
     ]
 
 
@@ -147,7 +147,9 @@ async def test_secrets_are_sealed_anew_with_the_first_key(live_settings: Setting
     refused = await asyncio.to_thread(bloxserver, "rotate-keys", DATABASE_URL=live_settings.database_url)
     assert (refused.returncode, "API_KEY_ENCRYPTION_KEY must be set" in refused.stderr) == (1, True)
     done = await asyncio.to_thread(lambda: bloxserver("rotate-keys", **environment))
-    assert (done.returncode, done.stdout) == (0, "sealed anew: 3; not readable with any of the keys: 0\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "encrypted again: 3; cannot be decrypted with any key: 0\n"), (
+        done.stderr
+    )
     async with live_database.sessions() as session:
         secrets = (await session.scalars(sa.select(SecretRecord).order_by(SecretRecord.name))).all()
     assert [new.decrypt(secret.ciphertext, owner=user.id, name=secret.name) for secret in secrets] == [

@@ -25,8 +25,8 @@ async def test_a_second_server_is_refused_and_other_commands_are_not(live_settin
             refused = await asyncio.to_thread(bloxserver, "serve", "--no-worker", "--port", str(ports[1]), **url)
             assert refused.returncode == 1
             assert refused.stderr == (
-                f"bloxserver: another server (process {first.pid}) has the database of DATABASE_URL: "
-                "SQLite is for one at a time\n"
+                f"bloxserver: another server (process {first.pid}) uses the database of DATABASE_URL; "
+                "SQLite supports one server\n"
             )
         for command in ("migrate", "prune"):
             assert (await asyncio.to_thread(bloxserver, command, **url)).returncode == 0

@@ -104,5 +104,5 @@ def test_the_demo_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert demo.returncode == 0, demo.stdout
-    assert "finished steps ran once, the interrupted one again" in demo.stdout
-    assert demo.stdout.rstrip().endswith("All as it should be.")
+    assert "completed steps ran once, the interrupted step ran again" in demo.stdout
+    assert demo.stdout.rstrip().endswith("All checks passed.")

@@ -23,7 +23,7 @@ async def test_the_exit_status_shows_a_problem(live_settings: Settings, live_dat
     printed = await asyncio.to_thread(bloxserver, "status", DATABASE_URL=live_settings.database_url)
     lines = printed.stdout.splitlines()
     assert (printed.returncode, printed.stderr, lines[0]) == (int(waiting), "", f"bloxserver {__version__}")
-    assert lines[-1].startswith("problem    no worker lives") == waiting
+    assert lines[-1].startswith("problem    no live workers") == waiting
 
 
 def test_a_schema_that_cannot_be_read_is_told(live_settings: Settings, tmp_path: Path) -> None:

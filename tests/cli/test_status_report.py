@@ -1,4 +1,4 @@
-"""What `bloxserver status` prints, for a person and for a script."""
+"""The report of `bloxserver status`, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver import __version__
-from bloxserver.cli.status import json_of, lines_of, read_status
+from bloxserver.cli.status_report import format_lines, read_status, to_json
 from bloxserver.clock import now
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionStatus, Tier, TriggerType, WorkerRecord
@@ -22,7 +22,7 @@ SECOND = timedelta(seconds=1)
 
 @pytest.fixture
 async def installation(live_database: Database) -> None:
-    """A worker that lives and one that does not, work of two tiers, and a schedule that is late."""
+    """A live and a dead worker, executions of two tiers, and an overdue schedule."""
     moment = now()
     async with live_database.transaction() as session:
         flow = await create_flow(session, await create_user(session))
@@ -41,8 +41,8 @@ async def installation(live_database: Database) -> None:
 
 
 @pytest.mark.usefixtures("installation")
-async def test_for_a_person(live_settings: Settings, live_database: Database) -> None:
-    lines = list(lines_of(await read_status(live_settings, live_database)))
+async def test_report_as_text(live_settings: Settings, live_database: Database) -> None:
+    lines = list(format_lines(await read_status(live_settings, live_database)))
     backend = "sqlite" if live_settings.uses_sqlite else "postgresql"
     assert lines[:3] == [f"bloxserver {__version__}", f"database   {backend}, schema current", "workers    1 alive"]
     assert lines[3].startswith("  w-living  version 1.2.3  since 20")
@@ -60,8 +60,8 @@ async def test_for_a_person(live_settings: Settings, live_database: Database) ->
 
 
 @pytest.mark.usefixtures("installation")
-async def test_for_a_script(live_settings: Settings, live_database: Database) -> None:
-    found = json.loads(json.dumps(json_of(await read_status(live_settings, live_database))))
+async def test_report_as_json(live_settings: Settings, live_database: Database) -> None:
+    found = json.loads(json.dumps(to_json(await read_status(live_settings, live_database))))
     assert found.keys() == {"version", "database", "workers", "queue", "endedInLastHour", "schedules", "problems"}
     (worker,) = found["workers"]
     assert (worker["name"], worker["version"], worker["running"]) == ("w-living", "1.2.3", 2)
@@ -74,15 +74,17 @@ async def test_for_a_script(live_settings: Settings, live_database: Database) ->
 
 
 @pytest.mark.usefixtures("installation")
-async def test_work_that_waits_without_a_worker_fails(live_settings: Settings, live_database: Database) -> None:
+async def test_waiting_executions_without_a_live_worker_are_a_problem(
+    live_settings: Settings, live_database: Database
+) -> None:
     async with live_database.transaction() as session:
         await session.execute(sa.update(WorkerRecord).values(last_heartbeat_at=now() - 60 * SECOND))
     found = await read_status(live_settings, live_database)
-    assert found.problems == ["no worker lives, and executions wait: 4"]
-    assert list(lines_of(found))[-1] == "problem    no worker lives, and executions wait: 4"
+    assert found.problems == ["no live workers; 4 executions waiting"]
+    assert list(format_lines(found))[-1] == "problem    no live workers; 4 executions waiting"
 
 
-async def test_nothing_to_do_needs_no_worker(live_settings: Settings, live_database: Database) -> None:
+async def test_empty_queue_without_a_worker_is_no_problem(live_settings: Settings, live_database: Database) -> None:
     found = await read_status(live_settings, live_database)
     assert found.problems == []
-    assert "workers    0 alive" in list(lines_of(found))
+    assert "workers    0 alive" in list(format_lines(found))

@@ -1,4 +1,4 @@
-"""The command line, as an operator meets it."""
+"""`bloxserver check`: the problems that it prints, and its exit status."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bloxserver import __version__
 from bloxserver.cli import app
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.listeners import LISTENER_KEYS
 from bloxserver.settings import get_settings
 
-BROKEN = """\
+INVALID = """\
 organism: {name: x}
 listeners:
   - {name: a, description: d, handler: ecko, unheard_of: 1}
@@ -21,25 +20,11 @@ listeners:
 
 
 @pytest.mark.parametrize(
-    "command",
-    [(), ("serve",), ("worker",), ("migrate",), ("status",), ("prune",), ("rotate-keys",), ("demo",), ("check",)],
-)
-def test_every_command_has_help(command: tuple[str, ...]) -> None:
-    shown = CliRunner().invoke(app, [*command, "--help"])
-    assert shown.exit_code == 0
-    assert len(shown.output.splitlines()) > 5
-
-
-def test_the_version_is_told() -> None:
-    assert CliRunner().invoke(app, ["--version"]).output == f"{__version__}\n"
-
-
-@pytest.mark.parametrize(
     ("text", "status", "lines"),
     [
         (DEFAULT_ORGANISM, 0, ["<stdin>: 0 errors, 0 warnings"]),
         (
-            BROKEN,
+            INVALID,
             1,
             [
                 '<stdin>:3:40: error: unknown handler "ecko" (did you mean "echo"?) [unknown_handler]',
@@ -50,13 +35,13 @@ def test_the_version_is_told() -> None:
         ),
     ],
 )
-def test_check_tells_every_problem(text: str, status: int, lines: list[str]) -> None:
-    checked = CliRunner().invoke(app, ["check", "-"], input=text)
-    assert checked.output.splitlines() == lines
-    assert checked.exit_code == status
+def test_check_prints_every_problem(text: str, status: int, lines: list[str]) -> None:
+    result = CliRunner().invoke(app, ["check", "-"], input=text)
+    assert result.output.splitlines() == lines
+    assert result.exit_code == status
 
 
-NEEDY = """\
+NEEDS_SETTINGS = """\
 organism: {name: x}
 listeners:
   - {name: a, description: d, prompt: p, peers: [b, {to: mail, on: answer}]}
@@ -67,36 +52,37 @@ listeners:
 """
 
 
-def test_check_knows_what_the_settings_lack() -> None:
-    def found(*options: str, **environment: str) -> list[str]:
+def test_check_reports_missing_settings() -> None:
+    def check(*options: str, **environment: str) -> list[str]:
+        """Return the line and the code of each problem."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
             get_settings.cache_clear()
-            shown = CliRunner().invoke(app, ["check", *options, "-"], input=NEEDY)
+            result = CliRunner().invoke(app, ["check", *options, "-"], input=NEEDS_SETTINGS)
         get_settings.cache_clear()
-        *problems, _ = shown.output.splitlines()
-        assert shown.exit_code == bool(problems)
+        *problems, _ = result.output.splitlines()
+        assert result.exit_code == bool(problems)
         return [line.removeprefix("<stdin>:").partition(":")[0] + line[line.rindex("[") :] for line in problems]
 
-    lacking = ["3[missing_llm]", "5[address_refused]", "6[missing_mail]", "7[missing_secret]"]
-    assert found() == lacking
-    assert found("--no-settings") == []
+    missing = ["3[missing_llm]", "5[address_refused]", "6[missing_mail]", "7[missing_secret]"]
+    assert check() == missing
+    assert check("--no-settings") == []
     models = {"LLM_API_KEY": "k", "LLM_MODEL": "m"}
     mail = {"SMTP_HOST": "mail.example", "SMTP_FROM": "flows@example.com"}
     addresses = {"SSRF_ALLOW_CIDRS": "127.0.0.0/8"}
     secrets = {"API_KEY_ENCRYPTION_KEY": "k" * 32}
-    for number, given in enumerate((models, addresses, mail, secrets)):
-        assert found(**given) == lacking[:number] + lacking[number + 1 :]
-    assert found(**models, **mail, **addresses, **secrets) == []
+    for number, configured in enumerate((models, addresses, mail, secrets)):
+        assert check(**configured) == missing[:number] + missing[number + 1 :]
+    assert check(**models, **mail, **addresses, **secrets) == []
 
 
-def test_check_reads_a_file_and_refuses_what_is_no_text(tmp_path: Path) -> None:
+def test_check_of_a_file_reports_invalid_utf8(tmp_path: Path) -> None:
     file = tmp_path / "organism.yaml"
     file.write_text(DEFAULT_ORGANISM)
     assert CliRunner().invoke(app, ["check", str(file)]).exit_code == 0
     file.write_bytes(b"organism:\n  name: \xff")
-    refused = CliRunner().invoke(app, ["check", str(file)])
-    assert refused.exit_code == 1
-    assert refused.output.startswith(f"{file}:2:9: error: this is not text in UTF-8")
+    result = CliRunner().invoke(app, ["check", str(file)])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"{file}:2:9: error: this is not text in UTF-8")
     assert CliRunner().invoke(app, ["check", str(tmp_path / "none")]).exit_code == 2

@@ -1,0 +1,35 @@
+"""`bloxserver prune`: deletes what the retention settings no longer keep."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bloxserver.cli.startup import load_settings, run
+from bloxserver.settings import Settings
+
+
+def prune(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be deleted, without deleting it.")
+    ] = False,
+) -> None:
+    """Delete executions and flow versions that are past their retention. Workers do the same every hour.
+
+    EXECUTION_RETENTION_DAYS, EXECUTION_RETENTION_PER_FLOW and FLOW_VERSION_RETENTION set the limits. The command can be
+    interrupted, repeated, and run while servers run.
+    """
+    run(_prune(load_settings(), dry_run=dry_run))
+
+
+async def _prune(settings: Settings, *, dry_run: bool) -> None:
+    from bloxserver.engine.background.retention import Retention
+    from bloxserver.models.database import database
+
+    pruned = await Retention(settings, database).prune(dry_run=dry_run)
+    await database.dispose()
+    verb = "would be deleted" if dry_run else "deleted"
+    typer.echo(f"{verb}: {pruned.executions} executions, {pruned.steps} steps, {pruned.versions} versions")
+    if pruned.lock_busy:
+        typer.echo("another process is pruning and deletes the rest")

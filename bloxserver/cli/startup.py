@@ -1,0 +1,80 @@
+"""Start and end of a command: load its settings, run its coroutine, and report a failure in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, NoReturn
+
+import typer
+
+from bloxserver.errors import SettingsError
+from bloxserver.observability.log import configure_logging
+from bloxserver.settings import Settings, get_settings, misspelt_settings
+
+
+def load_checked_settings() -> Settings:
+    """Load the settings of a process that serves or runs executions, and configure its logs.
+
+    Exits with status 1, listing every problem, if a setting or a block is invalid.
+    """
+    from bloxserver.blocks.registry import get_registry
+
+    settings = get_settings()
+    try:
+        settings.check_startup()
+        get_registry()
+    except SettingsError as error:
+        fail(str(error))
+    configure_logging(level=settings.log_level, as_json=settings.is_production)
+    return settings
+
+
+def load_settings() -> Settings:
+    """Load the settings for a command that needs only the database, and warn of misspelt ones.
+
+    Exits with status 1 if a setting is invalid.
+    """
+    settings = get_settings()
+    if settings.problems:
+        fail(str(SettingsError(settings.problems)))
+    for line in misspelt_settings():
+        typer.echo(f"bloxserver: warning: {line}", err=True)
+    # The command prints its own failures.
+    configure_logging(level="ERROR", as_json=False)
+    return settings
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine; exits with status 1 and one line if a setting is invalid or the database fails."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        asyncio.run(_join_sqlite_threads(coroutine))
+    except SettingsError as error:
+        fail(str(error))
+    except (OSError, SQLAlchemyError) as error:
+        from bloxserver.models.transient_errors import reason_of
+
+        fail(f"the database cannot be used: {reason_of(error)}")
+
+
+async def _join_sqlite_threads(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await the coroutine; if it fails, wait for the threads of SQLite connections.
+
+    The thread of a SQLite file that could not be opened calls back into this event loop when it ends.
+    """
+    try:
+        await coroutine
+    except Exception:
+        for thread in threading.enumerate():
+            if "_connection_worker_thread" in thread.name:
+                await asyncio.to_thread(thread.join, 1)
+        raise
+
+
+def fail(message: str) -> NoReturn:
+    """Print the message to standard error and exit with status 1."""
+    typer.echo(f"bloxserver: {message}", err=True)
+    raise typer.Exit(1)

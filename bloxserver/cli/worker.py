@@ -1,0 +1,52 @@
+"""`bloxserver worker`: a process that runs executions and does not serve the API."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import structlog
+
+from bloxserver import __version__
+from bloxserver.cli.startup import fail, load_checked_settings, run
+from bloxserver.settings import Settings, misspelt_settings
+
+log = structlog.stdlib.get_logger("bloxserver")
+
+
+def worker() -> None:
+    """Run executions without serving the API. Needs PostgreSQL; any number of workers can run.
+
+    Stops on SIGTERM or SIGINT. Running executions have SHUTDOWN_GRACE_SECONDS to end; another worker resumes the rest.
+    If WORKER_PORT is set, the worker serves /health/live, /health/ready and /metrics on that port.
+    """
+    settings = load_checked_settings()
+    if settings.uses_sqlite:
+        fail("a worker needs PostgreSQL; with SQLite, `bloxserver serve` runs the executions")
+    run(_work(settings))
+
+
+async def _work(settings: Settings) -> None:
+    from bloxserver.api.main import prepare_database
+    from bloxserver.api.worker_server import serve_worker_endpoints
+    from bloxserver.engine.engine import Engine
+    from bloxserver.gc_tuning import freeze_heap
+    from bloxserver.models.database import database
+    from bloxserver.observability.tracing import start_tracing, stop_tracing
+
+    for line in misspelt_settings():
+        log.warning(line)
+    start_tracing(settings)
+    await prepare_database(settings, database)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    engine = Engine(settings, database, run_worker=True)
+    freeze_heap()
+    async with serve_worker_endpoints(settings, engine):
+        await engine.start()
+        log.info("worker ready", version=__version__, worker=engine.worker_id)
+        await stopped.wait()
+        await engine.stop()
+    await database.dispose()
+    await stop_tracing()
