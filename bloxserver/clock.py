@@ -1,4 +1,4 @@
-"""The clock of this process, and how instants are written in JSON."""
+"""The current time, and the JSON form of times."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import PlainSerializer
 
 
 def as_utc(value: datetime) -> datetime:
-    """The instant in UTC; a naive value is taken to be UTC already."""
+    """Convert a time to UTC. A naive value is taken as UTC."""
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def now() -> datetime:
-    """The current instant, aware UTC."""
+    """Return the current time as an aware datetime in UTC."""
     return datetime.now(UTC)
 
 
@@ -23,4 +23,4 @@ def _iso_utc(value: datetime) -> str:
 
 
 UtcTime = Annotated[datetime, PlainSerializer(_iso_utc, return_type=str)]
-"""An instant in ISO 8601 in UTC, with six digits of a second and `Z`."""
+"""A time that is serialized as ISO 8601 in UTC, with microseconds and `Z`."""

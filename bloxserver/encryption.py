@@ -1,4 +1,4 @@
-"""Keeps users' secrets out of sight: sealed where they are stored, and blotted out where they would be shown."""
+"""Encrypts users' secrets for storage, and redacts them from everything that is stored or shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pydantic import JsonValue
 from bloxserver.settings import MINIMUM_SECRET_BYTES, Settings
 
 SECRET_NAME = "[A-Za-z_][A-Za-z0-9_]{0,63}"  # noqa: S105
-"""The pattern of names that a secret may have."""
+"""The pattern of a valid secret name."""
 
 VERSION = "v1"
 PURPOSE = "secrets"
@@ -33,27 +33,28 @@ NONCE_BYTES = 12
 QUERY_CHARACTERS = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"#<>')
 PATH_CHARACTERS = "".join(character for character in QUERY_CHARACTERS if character not in "?`{}")
 UNENCODED = ("", "/", "!'()*", QUERY_CHARACTERS, PATH_CHARACTERS)
-"""Characters that different encoders of addresses and forms leave as they are."""
+"""Characters that different URL and form encoders leave unencoded."""
 MIN_REDACTED_LENGTH = 4
-"""Characters. What is shorter stands in many texts by chance."""
+"""In characters. Shorter secrets occur in many texts by coincidence."""
 MIN_BASE64_LENGTH = 7
-"""Characters of a piece of base64: shorter ones stand in long base64 by chance."""
+"""In characters of base64. Shorter fragments occur in long base64 by coincidence."""
 
 
 class DecryptionError(Exception):
-    """A sealed text that does not open: its key is gone, it belongs elsewhere, or it is no sealed text."""
+    """A ciphertext that cannot be decrypted: the key is missing, it belongs to another secret, or it is malformed."""
 
 
 class SecretCipher:
-    """Seals texts with the first of its keys and opens what any of them sealed (AES-256-GCM).
+    """Encrypts with the first of its keys and decrypts with any of them (AES-256-GCM).
 
-    A sealed text is `v1.KEY_ID.BASE64URL`. It is bound to its owner and its name: for others it does not open.
+    A ciphertext has the form `v1.KEY_ID.BASE64URL`. Owner and name are its associated data: with others, decryption
+    fails.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
-        """`keys` are texts as an operator chose them, of any length; raises ValueError where there is none."""
+        """`keys` are texts of any length. Raises `ValueError` if there are none."""
         if not keys:
-            raise ValueError("no key to seal with")
+            raise ValueError("no encryption key is given")
         self._ciphers: dict[str, AESGCM] = {}
         for key in keys:
             info = f"bloxserver {PURPOSE} {VERSION}".encode()
@@ -63,47 +64,49 @@ class SecretCipher:
 
     @property
     def prefix(self) -> str:
-        """How every text begins that the first key sealed."""
+        """The prefix of every ciphertext that was encrypted with the first key."""
         return f"{VERSION}.{self._first}."
 
     def encrypt(self, text: str, *, owner: UUID, name: str) -> str:
         nonce = os.urandom(NONCE_BYTES)
-        ciphertext = self._ciphers[self._first].encrypt(nonce, _bytes(text), _binding(self._first, owner, name))
+        ciphertext = self._ciphers[self._first].encrypt(nonce, _bytes(text), _associated_data(self._first, owner, name))
         return self.prefix + base64.urlsafe_b64encode(nonce + ciphertext).decode().rstrip("=")
 
     def decrypt(self, ciphertext: str, *, owner: UUID, name: str) -> str:
-        """The text; raises `DecryptionError`, whatever is wrong."""
+        """Return the plaintext. Raises `DecryptionError`."""
         version, key_id, content = [*ciphertext.split(".", 2), "", ""][:3]
         cipher = self._ciphers.get(key_id)
         if cipher is None or version != VERSION:
-            raise DecryptionError("sealed by a key that is not here")
+            raise DecryptionError("encrypted with an unknown key")
         try:
             decoded = base64.b64decode(content + "=" * (-len(content) % 4), altchars=b"-_", validate=True)
             nonce, encrypted = decoded[:NONCE_BYTES], decoded[NONCE_BYTES:]
-            return cipher.decrypt(nonce, encrypted, _binding(key_id, owner, name)).decode(errors="surrogatepass")
+            return cipher.decrypt(nonce, encrypted, _associated_data(key_id, owner, name)).decode(
+                errors="surrogatepass"
+            )
         except (InvalidTag, ValueError):
-            raise DecryptionError("changed, or sealed for another owner or name") from None
+            raise DecryptionError("modified, or encrypted for another owner or name") from None
 
     def needs_rotation(self, ciphertext: str) -> bool:
-        """Whether anything but the first key sealed it."""
+        """Whether it was encrypted with another key than the first."""
         return not ciphertext.startswith(self.prefix)
 
 
-def cipher_of(settings: Settings) -> SecretCipher | None:
-    """The sealer of this installation; None where `API_KEY_ENCRYPTION_KEY` is not set, or a key in it is too short."""
+def get_cipher(settings: Settings) -> SecretCipher | None:
+    """Return the cipher of this installation, or None if `API_KEY_ENCRYPTION_KEY` is unset or contains a short key."""
     keys = settings.encryption_keys
     if not keys or any(len(_bytes(key)) < MINIMUM_SECRET_BYTES for key in keys):
         return None
-    return _cipher(keys)
+    return _cached_cipher(keys)
 
 
 @lru_cache(maxsize=4)
-def _cipher(keys: tuple[str, ...]) -> SecretCipher:
+def _cached_cipher(keys: tuple[str, ...]) -> SecretCipher:
     return SecretCipher(keys)
 
 
-def _binding(key_id: str, owner: UUID, name: str) -> bytes:
-    """What a sealed text is bound to. The name comes last: it alone may hold any character."""
+def _associated_data(key_id: str, owner: UUID, name: str) -> bytes:
+    """Return the associated data of a ciphertext. The name is last, because only the name may contain any character."""
     return _bytes(f"{VERSION}|{key_id}|{PURPOSE}|{owner.hex}|{name}")
 
 
@@ -112,10 +115,10 @@ def _bytes(text: str) -> bytes:
 
 
 def redact(value: JsonValue, secrets: Mapping[str, str]) -> JsonValue:
-    """The value with `[secret NAME]` wherever a text or a key holds a secret, given by name.
+    """Replace every occurrence of a secret in texts and keys by `[secret NAME]`. `secrets` maps names to values.
 
-    Found as they are, percent-encoded, escaped for JSON or HTML, and in base64, also amid other base64; those of less
-    than 4 characters only as a whole text. The time grows with the size of the value, whatever is in it.
+    Occurrences are found verbatim, percent-encoded, escaped for JSON or HTML, and in base64, also inside longer base64.
+    Secrets of less than 4 characters are found only as a whole text. The time is linear in the size of the value.
     """
     marks = [f"[secret {name}]" for name in secrets]
     whole: dict[str | int | float, str] = {
@@ -128,32 +131,32 @@ def redact(value: JsonValue, secrets: Mapping[str, str]) -> JsonValue:
     found = [(form, f"\0{number}\0") for form, number in sought if form in every_text]
     if not found and whole.keys().isdisjoint(leaves):
         return value
-    # Of two secrets of which one holds the other, the longer is meant.
+    # If one secret contains another, the longer one is replaced first.
     found.sort(key=lambda each: len(each[0]), reverse=True)
-    holes = {f"\0{number}\0": mark for number, mark in enumerate(marks)}
+    placeholders = {f"\0{number}\0": mark for number, mark in enumerate(marks)}
 
-    def blotted(leaf: str | int | float) -> str | int | float:
+    def redact_leaf(leaf: str | int | float) -> str | int | float:
         if leaf in whole:
             return whole[leaf]
         if not isinstance(leaf, str) or not any(form in leaf for form, _ in found):
             return leaf
-        # No form has a NUL or fits between two, so none is found in what was put in before.
-        for form, hole in found:
-            leaf = leaf.replace(form, hole)
-        for hole, mark in holes.items():
-            leaf = leaf.replace(hole, mark)
+        # No form contains NUL or fits between two of them, so no form is found inside a placeholder.
+        for form, placeholder in found:
+            leaf = leaf.replace(form, placeholder)
+        for placeholder, mark in placeholders.items():
+            leaf = leaf.replace(placeholder, mark)
         return leaf
 
-    return _changed(value, blotted)
+    return _map_leaves(value, redact_leaf)
 
 
 def _is_plain_number(text: str) -> bool:
-    """Whether the text may come back as a number, of at least the sought length."""
+    """Whether the text may be returned as a JSON number, and is long enough to redact."""
     return MIN_REDACTED_LENGTH <= len(text) <= 300 and text.isascii() and text.isdigit() and text[0] != "0"
 
 
 def _leaves(value: JsonValue) -> list[str | int | float]:
-    """All texts, keys and numbers."""
+    """Return all texts, keys and numbers in the value."""
     leaves: list[str | int | float] = []
     pending = [value]
     while pending:
@@ -168,30 +171,30 @@ def _leaves(value: JsonValue) -> list[str | int | float]:
     return leaves
 
 
-def _changed(value: JsonValue, change: Callable[[str | int | float], str | int | float]) -> JsonValue:
-    """A copy with `change` applied to all texts, keys and numbers; it may be of any depth."""
+def _map_leaves(value: JsonValue, change: Callable[[str | int | float], str | int | float]) -> JsonValue:
+    """Return a copy with `change` applied to all texts, keys and numbers. Not recursive: the depth is unlimited."""
     around = [value]
     pending: list[Any] = [around]
     while pending:
         container = pending.pop()
-        for place, child in list(enumerate(container) if isinstance(container, list) else container.items()):
+        for index, child in list(enumerate(container) if isinstance(container, list) else container.items()):
             if isinstance(child, dict):
-                container[place] = {change(key): grandchild for key, grandchild in child.items()}
-                pending.append(container[place])
+                container[index] = {change(key): grandchild for key, grandchild in child.items()}
+                pending.append(container[index])
             elif isinstance(child, list):
-                container[place] = child.copy()
-                pending.append(container[place])
+                container[index] = child.copy()
+                pending.append(container[index])
             elif child is not None and not isinstance(child, bool):
-                container[place] = change(child)
+                container[index] = change(child)
     return around[0]
 
 
 def _forms(secret: str) -> set[str]:
-    """Texts by which others would show the secret."""
+    """Return the encoded forms in which the secret may occur."""
     forms: set[str] = set()
     for text in {secret, secret.strip()}:
         if len(text) >= MIN_REDACTED_LENGTH:
-            # hosts of addresses are told in lower case
+            # Hosts in URLs are converted to lower case.
             forms |= {text, text.lower(), *_percent_encoded(text), *_escaped(text), *_base64(_bytes(text))}
     return forms
 
@@ -206,7 +209,7 @@ def _percent_encoded(text: str) -> Iterator[str]:
 
 
 def _escaped(text: str) -> Iterator[str]:
-    """For JSON, for JSON within JSON, for HTML, and as Python shows it."""
+    """Yield the forms escaped for JSON, for JSON inside JSON, for HTML, and by Python's `repr`."""
     for form in (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]):
         for slashed in (form, form.replace("/", "\\/")):
             yield slashed
@@ -218,7 +221,7 @@ def _escaped(text: str) -> Iterator[str]:
 
 
 def _base64(content: bytes) -> Iterator[str]:
-    """Alone, and the characters that are the same wherever it stands in what is encoded."""
+    """Yield the base64 of the content, and the characters that are the same at every offset in longer content."""
     whole = base64.b64encode(content).decode()
     forms = [whole, whole.rstrip("=")]
     for before, mixed in ((0, 0), (1, 2), (2, 3)):

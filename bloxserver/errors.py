@@ -1,10 +1,10 @@
-"""What can go wrong, as the domain sees it. No web framework here: `api.errors` turns these into responses.
+"""Errors of the domain, independent of the web framework. `api.errors` turns them into responses.
 
 BloxError
 ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 · NotFound 404 · Conflict 409
 ├── Unprocessable 422
 └── Unavailable 503
-SettingsError (the process cannot start; never a response)
+SettingsError: the process cannot start; never a response
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 
 class BloxError(Exception):
-    """An error that a client is told of.
+    """An error that becomes a response to the client.
 
-    `code` is stable and snake_case, `status` is an HTTP status, `message` is for people, `details` is for programs.
+    `code` is stable and in snake_case. `status` is the HTTP status. `message` is for humans, `details` for programs.
     """
 
     status = 500
@@ -41,7 +41,7 @@ class BadRequest(BloxError):
 
 
 class Unauthorized(BloxError):
-    """Carries the challenge that RFC 6750 section 3 asks for."""
+    """Has the `WWW-Authenticate` header that RFC 6750 section 3 requires."""
 
     status = 401
 
@@ -66,7 +66,7 @@ class Conflict(BloxError):
 
 
 class Unprocessable(BloxError):
-    """A request that was understood and cannot be taken; `reasons` maps each place to what is wrong there."""
+    """A well-formed request with invalid values. `reasons` maps the path of each value to its error."""
 
     status = 422
 
@@ -75,7 +75,7 @@ class Unprocessable(BloxError):
 
 
 class Unavailable(BloxError):
-    """Something that we depend on does not answer; the client may try again after `retry_after` seconds."""
+    """A service that we depend on is unavailable. The client may retry after `retry_after` seconds."""
 
     status = 503
 
@@ -84,7 +84,7 @@ class Unavailable(BloxError):
 
 
 class SettingsError(Exception):
-    """Settings with which the process must not start; the message lists all of them and no value."""
+    """Settings that keep the process from starting. The message lists every problem, without values."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))

@@ -1,4 +1,4 @@
-"""Python's collector of garbage, in processes that live long."""
+"""Tuning of Python's garbage collector for long-running processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import gc
 
 
 def freeze_heap() -> None:
-    """Have collections pass over all that exists by now: it stays until the process ends.
+    """Exclude all existing objects from garbage collection.
 
-    For processes that have imported everything and not begun to work. Else each full collection goes through all
-    modules: a tenth of a second in which nothing else happens, and a tenth of the time of a busy worker.
+    Call this after all imports and before the work starts. Otherwise every full collection traverses all modules, which
+    blocks the process for about 0.1 s and takes about 10 % of a busy worker's time.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Ids of rows."""
+"""Primary keys."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from uuid_utils import compat as uuid_utils
 
 
 def new_id() -> uuid.UUID:
-    """A new id, ordered by time (UUIDv7, RFC 9562), so that the newest rows share the hot end of an index."""
+    """Return a new UUIDv7 (RFC 9562). It is ordered by time, so that new rows are adjacent in an index."""
     return uuid_utils.uuid7()

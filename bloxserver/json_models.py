@@ -1,4 +1,4 @@
-"""The base of models that are written as JSON with camelCase members."""
+"""The base class of models whose JSON has camelCase members."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pydantic.alias_generators import to_camel
 
 
 class CamelModel(BaseModel):
-    """Writes camelCase, and reads camelCase, snake_case and objects with these attributes."""
+    """Serializes to camelCase. Validates camelCase, snake_case, and objects with attributes of these names."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)

@@ -1,4 +1,4 @@
-"""What each tier may use. Keyed by the tier's value; an unknown tier has the free plan."""
+"""The limits and prices of each tier. An unknown tier has the free plan."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Plan:
     flows: int
-    """Flows that a user may have."""
+    """Maximum number of flows."""
     runs: int | None
-    """Runs in a billing period; null is unlimited."""
+    """Included runs per billing period; None is unlimited."""
     overage_usd_per_thousand: float | None = None
-    """Price of a thousand runs beyond `runs`, in USD; null makes `runs` a hard limit."""
+    """Price of 1,000 runs beyond `runs`, in USD; None makes `runs` a hard limit."""
 
     @property
     def hard_run_limit(self) -> int | None:
-        """The run count at which the next run is refused; null where none is."""
+        """The number of runs after which the next run is rejected; None if there is no limit."""
         return self.runs if self.overage_usd_per_thousand is None else None
 
 
@@ -30,5 +30,5 @@ PLANS = {
 }
 
 
-def plan_of(tier: str) -> Plan:
+def get_plan(tier: str) -> Plan:
     return PLANS.get(tier, FREE)

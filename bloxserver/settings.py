@@ -1,7 +1,7 @@
-"""Every setting: its name in the environment, its meaning, its default.
+"""All settings, with their environment variables, meanings and defaults.
 
-A setting that cannot be read never breaks an import: `get_settings` uses the default instead and records the
-error in `problems`; `check_startup` then refuses to start and names the variables that are wrong.
+An invalid setting does not break an import: `get_settings` uses the default and records the error in `problems`.
+`check_startup` then raises an error that names the invalid variables.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from bloxserver.errors import SettingsError
 from bloxserver.setting_names import find_misspelt
 
 MINIMUM_SECRET_BYTES = 32
-RAISED = "Value error, "
-"""What Pydantic puts before the text of a `ValueError`."""
+VALUE_ERROR_PREFIX = "Value error, "
+"""Pydantic's prefix for the message of a `ValueError`."""
 
 
-def _parts(text: str) -> list[str]:
-    """What stands between the commas."""
+def _split_commas(text: str) -> list[str]:
+    """Return the non-empty parts between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _split(value: object) -> object:
-    return _parts(value) if isinstance(value, str) else value
+    return _split_commas(value) if isinstance(value, str) else value
 
 
 def _networks(value: object) -> object:
-    return tuple(map(_network, _parts(value))) if isinstance(value, str) else value
+    return tuple(map(_network, _split_commas(value))) if isinstance(value, str) else value
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -58,7 +58,7 @@ OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_blank_as_none)]
 
 
 class Settings(BaseSettings):
-    """Read from the environment and from a `.env` file in the working directory; the environment wins."""
+    """Settings from the environment and from `.env` in the working directory. The environment takes precedence."""
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
 
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line for each variable that could not be read; the setting has its default."""
+        """One line for each invalid variable; its setting has the default value."""
         return self._problems
 
     @field_validator("database_url")
@@ -221,12 +221,12 @@ class Settings(BaseSettings):
 
     @property
     def is_production(self) -> bool:
-        """Whether unsafe settings are refused, logs are JSON and migrations are left to `bloxserver migrate`."""
+        """Whether unsafe settings are rejected, logs are JSON, and only `bloxserver migrate` migrates the database."""
         return self.env == "production"
 
     @property
     def dev_bypass(self) -> bool:
-        """Whether every request is the development user: only in development without a Clerk issuer."""
+        """Whether requests are authenticated as the development user: only in development without a Clerk issuer."""
         return self.env == "development" and self.clerk_issuer is None
 
     @property
@@ -235,20 +235,20 @@ class Settings(BaseSettings):
 
     @property
     def otlp_traces_endpoint(self) -> str | None:
-        """Where traces are sent to; None where they are not."""
+        """The URL to which traces are sent; None if tracing is disabled."""
         base = self.otel_exporter_otlp_endpoint
         return self.otel_exporter_otlp_traces_endpoint or (f"{base}/v1/traces" if base else None)
 
     @property
     def encryption_keys(self) -> tuple[str, ...]:
-        """The keys in `API_KEY_ENCRYPTION_KEY`, in their order; none where it is not set."""
+        """The keys in `API_KEY_ENCRYPTION_KEY`, in order; empty if it is not set."""
         given = self.api_key_encryption_key
-        return () if given is None else tuple(_parts(given.get_secret_value()))
+        return () if given is None else tuple(_split_commas(given.get_secret_value()))
 
     def check_startup(self) -> None:
-        """Raise `SettingsError` naming every variable that keeps this process from starting.
+        """Raise `SettingsError` if a setting keeps this process from starting. The message names all such variables.
 
-        Values are not shown, except those of `SSRF_ALLOW_CIDRS`.
+        It contains no values, except those of `SSRF_ALLOW_CIDRS`.
         """
         problems = [*self.problems]
         if self.heartbeat_timeout_seconds < 2 * self.heartbeat_interval_seconds:
@@ -262,59 +262,64 @@ class Settings(BaseSettings):
             raise SettingsError(problems)
 
     def _production_problems(self) -> list[str]:
-        """The refusals of a production start."""
-        refusals = {
+        """Return the problems that keep a process from starting in production."""
+        checks = {
             "CLERK_ISSUER must be an https address in production": not (self.clerk_issuer or "").startswith("https://"),
             "DATABASE_URL must be PostgreSQL in production (or set ALLOW_SQLITE=1)": self.uses_sqlite
             and not self.allow_sqlite,
-            "CORS_ORIGINS must be set in production: its default names other people's domains": "cors_origins"
+            "CORS_ORIGINS must be set in production: its default contains domains that are not yours": "cors_origins"
             not in self.model_fields_set,
             "CORS_ORIGINS must not contain * in production": any("*" in origin for origin in self.cors_origins),
-            "WEBHOOK_BASE_URL must be set in production to the address at which this installation receives webhooks, "
-            "like https://flows.example.com/webhooks": "webhook_base_url" not in self.model_fields_set
+            "WEBHOOK_BASE_URL must be set in production to the address of this installation's webhooks, "
+            "for example https://flows.example.com/webhooks": "webhook_base_url" not in self.model_fields_set
             or not self.webhook_base_url.startswith(("http://", "https://")),
             "ENABLE_DOCS must be false in production": self.enable_docs,
-            f"API_KEY_ENCRYPTION_KEY must have at least {MINIMUM_SECRET_BYTES} bytes of your own in production, "
-            "in each of its keys": not self.encryption_keys or any(_weak(key) for key in self.encryption_keys),
+            f"API_KEY_ENCRYPTION_KEY must be set in production; each key needs {MINIMUM_SECRET_BYTES} bytes or more "
+            "and must not be a placeholder": not self.encryption_keys or any(map(_is_weak_key, self.encryption_keys)),
             "STRIPE_SECRET_KEY must not be a test key in production": _is_test_key(self.stripe_secret_key),
             "STRIPE_WEBHOOK_SECRET must be set when STRIPE_SECRET_KEY is": self.stripe_secret_key is not None
             and self.stripe_webhook_secret is None,
         }
-        return [problem for problem, holds in refusals.items() if holds]
+        return [problem for problem, holds in checks.items() if holds]
 
     @classmethod
     def load(cls) -> Self:
-        """The settings of the environment; one that cannot be read has its default and a line in `problems`."""
+        """Load the settings. An invalid setting has its default and a line in `problems`."""
         sources: dict[str, Any] = {}
         problems: tuple[str, ...] = ()
         try:
             _names_in_file()
         except UnicodeDecodeError:
-            sources, problems = {"_env_file": None}, (".env: the file is not UTF-8, so nothing of it was read",)
+            sources, problems = {"_env_file": None}, (".env: the file is not UTF-8 and was ignored",)
         try:
             settings = cls(**sources)
         except ValidationError as error:
             wrong = {str(item["loc"][0]): item["msg"] for item in error.errors(include_input=False)}
             defaults = {name: cls.model_fields[name].get_default() for name in wrong}
-            problems += tuple(f"{name.upper()}: {text.removeprefix(RAISED)}" for name, text in wrong.items())
+            problems += tuple(
+                f"{name.upper()}: {text.removeprefix(VALUE_ERROR_PREFIX)}" for name, text in wrong.items()
+            )
             settings = cls(**sources, **defaults)
         settings._problems = problems
         return settings
 
 
 def misspelt_settings() -> list[str]:
-    """A line for each variable of the environment and of `.env` that is probably a misspelt setting; no values."""
+    """Return a line for each variable in the environment or `.env` that is probably a misspelt setting.
+
+    The lines contain no values.
+    """
     given = {name.upper() for name in (*EnvSettingsSource(Settings).env_vars, *_names_in_file())}
     misspelt = find_misspelt(given, {name.upper() for name in Settings.model_fields})
     return [f"{name} is not a setting and has no effect; did you mean {meant}?" for name, meant in misspelt.items()]
 
 
 def _names_in_file() -> list[str]:
-    """The names of the variables in `.env`. Raises `UnicodeDecodeError`."""
+    """Return the names of the variables in `.env`. Raises `UnicodeDecodeError`."""
     return list(DotEnvSettingsSource(Settings).env_vars)
 
 
-def _weak(key: str) -> bool:
+def _is_weak_key(key: str) -> bool:
     size = len(key.encode(errors="surrogatepass"))
     return size < MINIMUM_SECRET_BYTES or len(set(key)) < 8 or "change" in key.lower()
 
@@ -325,5 +330,5 @@ def _is_test_key(secret: SecretStr | None) -> bool:
 
 @lru_cache
 def get_settings() -> Settings:
-    """The settings of this process, read once."""
+    """Return the settings of this process, which are loaded once."""
     return Settings.load()

@@ -1,4 +1,4 @@
-"""Text and JSON that both databases can store."""
+"""Checks and conversions for text and JSON that both databases can store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ MAX_NODES = 50_000
 
 
 def check_storable(value: Any) -> None:
-    """Refuse JSON that a database or a later reader chokes on: NUL, lone surrogates, NaN, endless depth or size."""
+    """Check that both databases can store the JSON value.
+
+    Raises `PydanticCustomError` for NUL, lone surrogates, numbers that are not finite, and excessive depth or size.
+    """
     stack: list[tuple[Any, int]] = [(value, 1)]
     nodes = 0
     while stack:
@@ -35,7 +38,7 @@ def check_storable(value: Any) -> None:
 
 
 def check_text(value: str) -> str:
-    """The text itself, unless it holds what no database stores as text."""
+    """Return the text. Raises `PydanticCustomError` if it contains NUL or lone surrogates."""
     if "\0" in value:
         raise PydanticCustomError("text_has_nul", "Text must not contain NUL characters")
     try:
@@ -46,12 +49,12 @@ def check_text(value: str) -> str:
 
 
 def storable_text(text: str) -> str:
-    """The text as every database takes it: an error may quote what a user sent."""
+    """Replace characters that a database cannot store, for example in an error message that quotes user input."""
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def json_text(value: JsonValue) -> str:
-    """JSON text that every database stores: escaped where it holds what is no Unicode."""
+    """Serialize to JSON. Non-ASCII characters are escaped only if the value contains lone surrogates."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()

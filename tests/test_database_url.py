@@ -1,4 +1,4 @@
-"""Which forms of `DATABASE_URL` are accepted, and what the driver makes of them."""
+"""The accepted forms of `DATABASE_URL`, and the arguments that the driver gets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_several_hosts_reach_the_driver_as_lists(scheme: str, parameters: str) -
         ("@/d?host=/run/one&host=/run/two", ["/run/one", "/run/two"], [5432, 5432]),
     ],
 )
-def test_ports_ipv6_addresses_and_sockets_of_several_hosts(parameters: str, hosts: list[str], ports: list[int]) -> None:
+def test_several_hosts_can_have_ports_ipv6_addresses_and_sockets(
+    parameters: str, hosts: list[str], ports: list[int]
+) -> None:
     arguments = driver_arguments(f"postgresql://u{parameters}")
     assert (arguments["host"], arguments["port"]) == (hosts, ports)
 
@@ -69,7 +71,7 @@ def test_other_parameters_are_kept() -> None:
         "postgresql+asyncpg://u@h/d?target_session_attrs=primary",
     ],
 )
-def test_one_host_stays_as_it_is(url: str) -> None:
+def test_url_of_a_single_host_is_unchanged(url: str) -> None:
     assert normalised_database_url(url) == make_url(url)
 
 
@@ -78,22 +80,22 @@ def test_one_host_stays_as_it_is(url: str) -> None:
     [
         ("h/d?target_session_attrs=standby", "target_session_attrs must be one of primary, read-write, any"),
         ("h/d?target_session_attrs=nonsense", "target_session_attrs must be one of primary, read-write, any"),
-        ("h/d?sslmode=require&sslmode=disable", "given more than once: ssl"),
-        ("h/d?sslmode=require&ssl=disable", "given more than once: ssl"),
+        ("h/d?sslmode=require&sslmode=disable", "repeated parameters: ssl"),
+        ("h/d?sslmode=require&ssl=disable", "repeated parameters: ssl"),
         ("/d?host=a,", "a host is missing"),
         ("/d?host=a:x&host=b", "its port is not a number"),
-        ("/d?host=a:1&host=b:2&port=3", "ports are given both with the hosts and apart"),
-        ("/d?host=a,b,c&port=1,2", "the numbers of hosts and of ports differ"),
-        ("h/d?port=x", "a parameter has a value that the driver cannot read"),
-        ("h/d?prepared_statement_cache_size=x", "a parameter has a value that the driver cannot read"),
+        ("/d?host=a:1&host=b:2&port=3", "ports are given both in `host` and in `port`"),
+        ("/d?host=a,b,c&port=1,2", "the number of ports differs from the number of hosts"),
+        ("h/d?port=x", "a parameter has an invalid value"),
+        ("h/d?prepared_statement_cache_size=x", "a parameter has an invalid value"),
     ],
 )
-def test_what_the_driver_cannot_use_is_a_clear_error_without_the_password(parameters: str, reason: str) -> None:
+def test_invalid_postgres_url_raises_an_error_without_the_password(parameters: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as error:
         normalised_database_url(f"postgresql://u:{SECRET}@{parameters}")
     assert SECRET not in str(error.value)
 
 
-def test_a_value_that_sqlite_cannot_read_is_refused() -> None:
-    with pytest.raises(ValueError, match="a parameter has a value that the driver cannot read"):
+def test_invalid_sqlite_parameter_is_rejected() -> None:
+    with pytest.raises(ValueError, match="a parameter has an invalid value"):
         normalised_database_url("sqlite:///a.db?timeout=soon")

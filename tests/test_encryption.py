@@ -1,4 +1,4 @@
-"""Sealed secrets open for whom they were sealed, and redacted ones are not to be found in any form."""
+"""Encryption of secrets for their owner, and redaction of secrets in every encoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 import pytest
 from pydantic import JsonValue
 
-from bloxserver.encryption import DecryptionError, SecretCipher, cipher_of, redact
+from bloxserver.encryption import DecryptionError, SecretCipher, get_cipher, redact
 from bloxserver.settings import Settings
 
 OLD = "old-key-of-an-operator-7c1f0e5b2a"
@@ -34,7 +34,7 @@ def opened(text: str, *keys: str, owner: UUID = ADA, name: str = "TOKEN") -> str
 
 class TestSealer:
     @pytest.mark.parametrize("text", ["x", "s3cret", "ä🌍\n\t\"'", "x" * 8192, "🌍" * 8192])
-    def test_what_was_sealed_opens(self, text: str) -> None:
+    def test_decrypt_returns_the_encrypted_text(self, text: str) -> None:
         closed = ciphertext(text)
         assert opened(closed) == text
         version, key_id, content = closed.split(".")
@@ -42,17 +42,17 @@ class TestSealer:
         assert closed.isascii()
         assert len(text) < 4 or text not in closed
 
-    def test_no_two_are_alike(self) -> None:
+    def test_equal_texts_have_different_ciphertexts(self) -> None:
         assert len({ciphertext() for _ in range(100)}) == 100
 
     @pytest.mark.parametrize(
         ("owner", "name"), [(BOB, "TOKEN"), (ADA, "OTHER"), (ADA, "token"), (ADA, ""), (ADA, "\ud800"), (uuid4(), "X")]
     )
-    def test_it_opens_for_nobody_else_and_under_no_other_name(self, owner: UUID, name: str) -> None:
+    def test_decryption_fails_for_another_owner_or_name(self, owner: UUID, name: str) -> None:
         with pytest.raises(DecryptionError):
             opened(ciphertext(), owner=owner, name=name)
 
-    def test_each_key_opens_and_the_first_seals(self) -> None:
+    def test_first_key_encrypts_and_every_key_decrypts(self) -> None:
         both = SecretCipher([NEW, OLD])
         assert both.decrypt(ciphertext(key=OLD), owner=ADA, name="TOKEN") == "s3cret"
         assert both.decrypt(ciphertext(key=NEW), owner=ADA, name="TOKEN") == "s3cret"
@@ -65,8 +65,8 @@ class TestSealer:
             True,
         )
 
-    def test_a_key_that_is_gone_is_said_to_be(self) -> None:
-        with pytest.raises(DecryptionError, match="key that is not here"):
+    def test_missing_key_is_named_in_the_error(self) -> None:
+        with pytest.raises(DecryptionError, match="unknown key"):
             opened(ciphertext(key=OLD), NEW)
 
     @pytest.mark.parametrize(
@@ -92,31 +92,31 @@ class TestSealer:
             lambda text: text.upper(),
         ],
     )
-    def test_whatever_is_wrong_it_is_unreadable(self, spoil: Callable[[str], str]) -> None:
+    def test_malformed_ciphertext_raises_a_decryption_error(self, spoil: Callable[[str], str]) -> None:
         with pytest.raises(DecryptionError):
             opened(spoil(ciphertext("a secret of some length")))
 
-    def test_the_key_is_not_the_text_itself_and_not_told(self) -> None:
+    def test_ciphertext_and_representation_contain_no_key(self) -> None:
         cipher = SecretCipher([OLD])
         assert OLD not in repr(cipher) + cipher.prefix + ciphertext()
 
-    def test_without_a_key_there_is_none(self) -> None:
-        with pytest.raises(ValueError, match="no key"):
+    def test_cipher_needs_a_key(self) -> None:
+        with pytest.raises(ValueError, match="no encryption key"):
             SecretCipher([])
 
 
 class TestSealerOfSettings:
     @pytest.mark.parametrize("given", [None, "", " , ", "change-me", "x" * 31, f"{OLD},short"])
-    def test_without_keys_of_enough_bytes_there_is_none(self, given: str | None) -> None:
-        assert cipher_of(Settings(api_key_encryption_key=given)) is None  # type: ignore[arg-type]
+    def test_short_keys_disable_encryption(self, given: str | None) -> None:
+        assert get_cipher(Settings(api_key_encryption_key=given)) is None  # type: ignore[arg-type]
 
-    def test_the_first_key_seals_and_all_open(self) -> None:
+    def test_first_key_of_the_settings_encrypts_and_every_key_decrypts(self) -> None:
         settings = Settings(api_key_encryption_key=f"{NEW}, {OLD}")  # type: ignore[arg-type]
-        cipher = cipher_of(settings)
+        cipher = get_cipher(settings)
         assert cipher is not None
         assert cipher.prefix == SecretCipher([NEW]).prefix
         assert cipher.decrypt(ciphertext(key=OLD), owner=ADA, name="TOKEN") == "s3cret"
-        assert cipher_of(settings) is cipher
+        assert get_cipher(settings) is cipher
 
 
 SECRETS = {
@@ -169,7 +169,7 @@ CASES = [
 
 class TestRedact:
     @pytest.mark.parametrize(("name", "encoding"), CASES)
-    def test_no_encoding_brings_a_secret_back(self, name: str, encoding: str) -> None:
+    def test_secret_is_redacted_in_every_encoding(self, name: str, encoding: str) -> None:
         secret = SECRETS[name]
         shown = ENCODINGS[encoding](secret)
         answer: Any = redact({"before": f"<{shown}>", shown: [1, shown]}, SECRETS)
@@ -181,7 +181,7 @@ class TestRedact:
         left = len(answer["before"]) - len(mark) - len("<>") - len(ENCODINGS[encoding](""))
         assert left <= 6, "what is around it, and a character that base64 shares with its neighbours"
 
-    def test_the_rest_stays_as_it_was(self) -> None:
+    def test_text_around_a_secret_is_unchanged(self) -> None:
         value: JsonValue = {"a": [None, True, 0.5, 12, "text", {"plain": []}], "": "sk-4f1d9c02b7e8a653"}
         assert redact(value, SECRETS) is value
         told = f"see {SECRETS['plain']}, twice {SECRETS['plain']}"
@@ -189,20 +189,20 @@ class TestRedact:
         assert value == {"a": [None, True, 0.5, 12, "text", {"plain": []}], "": "sk-4f1d9c02b7e8a653"}
 
     @pytest.mark.parametrize("value", [None, True, 0, "", [], {}, "text"])
-    def test_without_secrets_nothing_changes(self, value: JsonValue) -> None:
+    def test_value_is_unchanged_without_secrets(self, value: JsonValue) -> None:
         assert redact(value, {}) == value
         assert redact(value, {"EMPTY": ""}) == value
 
-    def test_the_longer_one_is_meant(self) -> None:
+    def test_longer_secret_is_redacted_before_a_shorter_one_within_it(self) -> None:
         secrets = {"A": "horse", "B": "horse battery", "C": "battery"}
         assert redact("horse battery horse battery battery", secrets) == "[secret B] [secret B] [secret C]"
 
-    def test_what_was_put_in_is_not_looked_at_again(self) -> None:
+    def test_inserted_marks_are_not_redacted_again(self) -> None:
         secrets = {"KEY": "long-enough-value", "X": "secret", "Y": "[secret KEY]"}
         assert redact("long-enough-value secret", secrets) == "[secret KEY] [secret X]"
 
     @pytest.mark.parametrize("short", ["a", "42", "abc", "é"])
-    def test_short_ones_go_only_where_they_are_the_whole_text(self, short: str) -> None:
+    def test_short_secret_is_redacted_only_as_a_whole_text(self, short: str) -> None:
         assert redact([short, f"{short}{short}", {short: f" {short}"}, 42], {"S": short}) == [
             "[secret S]",
             f"{short}{short}",
@@ -210,14 +210,14 @@ class TestRedact:
             42,
         ]
 
-    def test_one_that_comes_back_as_a_number_goes_too(self) -> None:
+    def test_secret_that_becomes_a_number_is_redacted(self) -> None:
         assert redact([12345678, 12345679, 0.5, True], {"PIN": "12345678"}) == ["[secret PIN]", 12345679, 0.5, True]
         assert redact([1234, 10**5000], {"PIN": "01234", "LONG": "9" * 5000}) == [1234, 10**5000]
 
-    def test_white_space_that_a_server_cuts_off_hides_nothing(self) -> None:
+    def test_secret_without_its_outer_white_space_is_redacted(self) -> None:
         assert redact("Bearer token-4f1d9c", {"T": " token-4f1d9c\n"}) == "Bearer [secret T]"
 
-    def test_a_value_may_be_of_any_depth(self) -> None:
+    def test_deeply_nested_value_is_redacted(self) -> None:
         value: JsonValue = "token-4f1d9c"
         for _ in range(50_000):
             value = [value]
@@ -236,7 +236,7 @@ class TestRedact:
             ("abcd" * 5 * 2**18, "abcd"),
         ],
     )
-    def test_five_mebibytes_are_quick_whatever_is_in_them(self, text: str, secret: str) -> None:
+    def test_redaction_of_five_mebibytes_is_fast(self, text: str, secret: str) -> None:
         started = time.process_time()
         redact([text], {"S": secret})
         assert time.process_time() - started < 5, "a search that goes back takes minutes"

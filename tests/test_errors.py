@@ -1,4 +1,4 @@
-"""Errors of the domain, of the framework and of the database, and the one body that they all become."""
+"""Errors of the domain, the framework and the database have one response format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def all_subclasses(parent: type[BloxError]) -> set[type[BloxError]]:
     return children.union(*map(all_subclasses, children))
 
 
-def test_every_error_of_the_domain_has_its_status() -> None:
+def test_every_domain_error_has_its_status() -> None:
     ours = {error for error in all_subclasses(BloxError) if error.__module__.startswith("bloxserver.")}
     assert ours == set(STATUSES), "a new kind of error needs a line here"
     assert {error: error.status for error in ours} == STATUSES
@@ -56,12 +56,12 @@ def test_every_error_of_the_domain_has_its_status() -> None:
         (errors.Unavailable("c", "m", retry_after=9), "c", "m", {"Retry-After": "9"}),
     ],
 )
-def test_what_an_error_says(error: BloxError, code: str, message: str, headers: dict[str, str] | None) -> None:
+def test_error_has_code_message_and_headers(error: BloxError, code: str, message: str, headers: dict[str, str] | None) -> None:
     assert (error.code, error.message, str(error), error.headers) == (code, message, message, headers)
 
 
 class Reported(Exception):
-    """What a driver raises: asyncpg's exceptions have an SQLSTATE."""
+    """An exception of a driver; those of asyncpg have an SQLSTATE."""
 
     def __init__(self, sqlstate: str | None = None, text: str = "the statement and its secret value") -> None:
         super().__init__(text)
@@ -128,7 +128,7 @@ def caused_by(cause: Exception) -> Exception:
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str | int) else re.sub(r"\W+", "-", repr(value))[:60],
 )
-def test_errors_of_the_database_by_their_sqlstate(error: Exception, status: int, code: str) -> None:
+def test_database_error_maps_to_a_status_by_its_sqlstate(error: Exception, status: int, code: str) -> None:
     request = Request({"type": "http", "headers": [], "method": "GET", "path": "/", "state": {"request_id": "r"}})
     response = unexpected_error_response(request, error)
     body: dict[str, Any] = json.loads(bytes(response.body))
@@ -148,7 +148,7 @@ def test_errors_of_the_database_by_their_sqlstate(error: Exception, status: int,
         ("PUT", "/api/v1/flows", 405, "method_not_allowed"),
     ],
 )
-async def test_errors_of_the_framework_have_the_same_body(method: str, path: str, status: int, code: str) -> None:
+async def test_framework_error_has_the_same_format(method: str, path: str, status: int, code: str) -> None:
     async with api_client() as client:
         response = await client.request(method, path, headers={"Origin": "http://localhost:3000"})
     body = response.json()
@@ -160,7 +160,7 @@ async def test_errors_of_the_framework_have_the_same_body(method: str, path: str
     assert (status == 405) == ("Allow" in response.headers)
 
 
-async def test_a_request_that_is_refused_says_every_place(client: httpx.AsyncClient) -> None:
+async def test_validation_error_lists_every_invalid_field(client: httpx.AsyncClient) -> None:
     body = {"name": "", "description": "d" * 501}
     response = await client.post("/api/v1/flows", json=body)
     assert response.status_code == 422

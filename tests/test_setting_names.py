@@ -1,4 +1,4 @@
-"""Which variables are reported as misspelt settings."""
+"""The variables that are reported as misspelt settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bloxserver.setting_names import find_misspelt
 from bloxserver.settings import Settings
 
 KNOWN = {name.upper() for name in Settings.model_fields}
-OF_OTHERS = re.findall(
+OTHER_VARIABLES = re.findall(
     r"\w+",
     """
     PATH HOME HOST HOSTNAME HOSTS PORT PORTS PWD SHELL USER LANG TZ EDITOR ENV ENVIRONMENT NODE_ENV APP_ENV
@@ -28,7 +28,7 @@ OF_OTHERS = re.findall(
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("name", "setting"),
     [
         ("DATABSE_URL", "DATABASE_URL"),
         ("DATABASE_ULR", "DATABASE_URL"),
@@ -44,9 +44,9 @@ OF_OTHERS = re.findall(
         ("API_KEY_ENCRYPION_KEY", "API_KEY_ENCRYPTION_KEY"),
     ],
 )
-def test_a_name_with_a_typing_error_is_found(given: str, meant: str) -> None:
-    assert find_misspelt([given], KNOWN) == {given: meant}
+def test_misspelt_setting_is_found(name: str, setting: str) -> None:
+    assert find_misspelt([name], KNOWN) == {name: setting}
 
 
 def test_settings_and_variables_of_other_programs_are_not_reported() -> None:
-    assert find_misspelt([*OF_OTHERS, *KNOWN], KNOWN) == {}
+    assert find_misspelt([*OTHER_VARIABLES, *KNOWN], KNOWN) == {}

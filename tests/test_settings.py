@@ -1,4 +1,4 @@
-"""Settings: defaults that clients know, starts that are refused, and imports that never are."""
+"""Settings: their defaults, their validation, and the requirements of production."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bloxserver.settings import Settings, misspelt_settings
 ROOT = Path(__file__).parents[1]
 SECRET = "Canary-4f1d9c02b7e8a6539d"
 KEY = "kJ8s0-fQz2Lw7Xv5Nn1Bb6Mm9Rr3Tt4Yy"
-GOOD = {
+VALID = {
     "ENV": "production",
     "CLERK_ISSUER": "https://clerk.example.com",
     "DATABASE_URL": "postgresql://blox@db.example.com/blox",
@@ -26,23 +26,23 @@ GOOD = {
 }
 
 
-def loaded(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> Settings:
+def load(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> Settings:
     for name, value in variables.items():
         patch.setenv(name, value)
     return Settings.load()
 
 
 def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str, ...]:
-    """Why the process does not start with these variables."""
+    """Return the problems that keep the process from starting with these variables."""
     try:
-        loaded(patch, variables).check_startup()
+        load(patch, variables).check_startup()
     except SettingsError as error:
         return error.problems
     return ()
 
 
 @pytest.mark.parametrize(
-    ("changes", "refused"),
+    ("changes", "invalid"),
     [
         ({}, []),
         ({"CLERK_ISSUER": ""}, ["CLERK_ISSUER"]),
@@ -80,7 +80,7 @@ def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str,
         ({"HEARTBEAT_INTERVAL_SECONDS": "5", "HEARTBEAT_TIMEOUT_SECONDS": "9"}, ["HEARTBEAT_TIMEOUT_SECONDS"]),
         ({"HEARTBEAT_INTERVAL_SECONDS": "5", "HEARTBEAT_TIMEOUT_SECONDS": "10"}, []),
         (
-            {name: "" for name in GOOD if name not in ("ENV", "CORS_ORIGINS")} | {"ENABLE_DOCS": "true"},
+            {name: "" for name in VALID if name not in ("ENV", "CORS_ORIGINS")} | {"ENABLE_DOCS": "true"},
             [
                 "API_KEY_ENCRYPTION_KEY",
                 "CLERK_ISSUER",
@@ -92,12 +92,12 @@ def problems(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> tuple[str,
         ),
     ],
 )
-def test_production_tells_what_it_refuses_and_never_the_value(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], refused: list[str]
+def test_production_names_every_invalid_variable_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], invalid: list[str]
 ) -> None:
-    told = problems(monkeypatch, {name: value for name, value in (GOOD | changes).items() if value is not None})
-    assert sorted(re.split(r"[ :]", problem)[0] for problem in told) == refused
-    assert not any(SECRET in problem for problem in told)
+    found = problems(monkeypatch, {name: value for name, value in (VALID | changes).items() if value is not None})
+    assert sorted(re.split(r"[ :]", problem)[0] for problem in found) == invalid
+    assert not any(SECRET in problem for problem in found)
 
 
 @pytest.mark.parametrize(
@@ -110,30 +110,28 @@ def test_production_tells_what_it_refuses_and_never_the_value(
         ("x" * 500, f"'{'x' * 50}' is not a network like 10.0.0.0/8 or fd00::/8"),
     ],
 )
-def test_a_network_that_cannot_be_read_is_shown_with_an_example(
-    monkeypatch: pytest.MonkeyPatch, given: str, problem: str
-) -> None:
+def test_invalid_network_is_quoted_with_an_example(monkeypatch: pytest.MonkeyPatch, given: str, problem: str) -> None:
     assert problems(monkeypatch, {"SSRF_ALLOW_CIDRS": given}) == (f"SSRF_ALLOW_CIDRS: {problem}",)
 
 
-def test_networks_of_both_families_and_single_addresses_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = loaded(monkeypatch, {"SSRF_ALLOW_CIDRS": "10.0.0.0/8, 192.168.1.7,fd00::/8"})
+def test_networks_of_both_families_and_single_addresses_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, {"SSRF_ALLOW_CIDRS": "10.0.0.0/8, 192.168.1.7,fd00::/8"})
     assert [str(network) for network in settings.ssrf_allow_cidrs] == ["10.0.0.0/8", "192.168.1.7/32", "fd00::/8"]
 
 
-def test_a_variable_named_problems_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_named_problems_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(monkeypatch, {"PROBLEMS": "nonsense"}) == ()
 
 
 @pytest.fixture
 def env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A `.env` file that settings are read from."""
+    """The path of the `.env` file that settings are loaded from."""
     file = tmp_path / ".env"
     monkeypatch.setitem(Settings.model_config, "env_file", str(file))
     return file
 
 
-def test_misspelt_settings_of_the_environment_and_the_file_are_named(
+def test_misspelt_settings_in_the_environment_and_the_file_are_reported(
     monkeypatch: pytest.MonkeyPatch, env_file: Path
 ) -> None:
     env_file.write_text(f"WORKER_CONCURENCY={SECRET}\nDATABSE_URL={SECRET}\nPORT=81\n")
@@ -145,7 +143,7 @@ def test_misspelt_settings_of_the_environment_and_the_file_are_named(
     ]
 
 
-def test_a_file_that_is_not_utf_8_keeps_the_process_from_starting(env_file: Path) -> None:
+def test_env_file_that_is_not_utf8_prevents_startup(env_file: Path) -> None:
     env_file.write_bytes("PORT=81\nSMTP_FROM=b\u00fcro@example.com\n".encode("latin-1"))
     settings = Settings.load()
     assert settings.port == 8000
@@ -164,25 +162,25 @@ PLACEHOLDERS = {
 }
 
 
-def test_placeholders_do_not_keep_a_development_server_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = loaded(monkeypatch, PLACEHOLDERS)
+def test_development_server_starts_with_placeholder_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, PLACEHOLDERS)
     settings.check_startup()
     assert settings.dev_bypass
 
 
-def test_the_example_file_is_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With every line of it in force; each setting is named."""
+def test_example_file_contains_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All lines are uncommented; each setting must have one."""
     lines = (ROOT / ".env.example").read_text().splitlines()
     variables = dict(line.removeprefix("# ").split("=", 1) for line in lines if re.match(r"# [A-Z_]+=", line))
     assert {name.lower() for name in variables} == Settings.model_fields.keys()
     monkeypatch.delenv("DATABASE_URL")
     default = Settings.load()
-    settings = loaded(monkeypatch, variables)
+    settings = load(monkeypatch, variables)
     settings.check_startup()
     assert settings == default
 
 
-def test_the_defaults_of_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_are_those_of_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_URL")
     settings = Settings.load()
     assert (settings.env, settings.host, settings.port) == ("development", "0.0.0.0", 8000)  # noqa: S104
@@ -208,14 +206,14 @@ def test_the_defaults_of_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"ENV": "production"}, False),
     ],
 )
-def test_only_development_without_an_issuer_signs_everybody_in(
+def test_only_development_without_an_issuer_bypasses_authentication(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], bypass: bool
 ) -> None:
-    assert loaded(monkeypatch, variables).dev_bypass is bypass
+    assert load(monkeypatch, variables).dev_bypass is bypass
 
 
-def test_what_cannot_be_read_has_its_default_and_the_rest_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = loaded(monkeypatch, {"PORT": "abc", "MAX_BODY_BYTES": "-1", "HOST": "127.0.0.1", "SQL_ECHO": "perhaps"})
+def test_invalid_setting_has_its_default_and_other_settings_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, {"PORT": "abc", "MAX_BODY_BYTES": "-1", "HOST": "127.0.0.1", "SQL_ECHO": "perhaps"})
     assert (settings.port, settings.max_body_bytes, settings.host, settings.sql_echo) == (
         8000,
         1024 * 1024,
@@ -237,18 +235,18 @@ def test_what_cannot_be_read_has_its_default_and_the_rest_its_value(monkeypatch:
         ("postgresql://u@/d?host=/run/postgresql", "postgresql+asyncpg://u@/d?host=/run/postgresql"),
     ],
 )
-def test_database_urls_of_other_drivers_are_taken(given: str, used: str) -> None:
+def test_database_urls_of_other_drivers_are_normalised(given: str, used: str) -> None:
     assert normalised_database_url(given) == make_url(used)
 
 
-def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_in_the_representation(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "API_KEY_ENCRYPTION_KEY")
-    settings = loaded(monkeypatch, dict.fromkeys(secrets, SECRET))
+    settings = load(monkeypatch, dict.fromkeys(secrets, SECRET))
     assert settings.stripe_secret_key is not None
     assert settings.stripe_secret_key.get_secret_value() == SECRET
     assert SECRET not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
-def test_the_keys_that_seal_are_told_apart_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert loaded(monkeypatch, {"API_KEY_ENCRYPTION_KEY": f" {KEY} ,, second "}).encryption_keys == (KEY, "second")
-    assert loaded(monkeypatch, {"API_KEY_ENCRYPTION_KEY": " "}).encryption_keys == ()
+def test_encryption_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, {"API_KEY_ENCRYPTION_KEY": f" {KEY} ,, second "}).encryption_keys == (KEY, "second")
+    assert load(monkeypatch, {"API_KEY_ENCRYPTION_KEY": " "}).encryption_keys == ()

@@ -22,11 +22,11 @@ def rotate_keys() -> None:
 
 
 async def _rotate_keys(settings: Settings) -> None:
-    from bloxserver.encryption import cipher_of
+    from bloxserver.encryption import get_cipher
     from bloxserver.models.database import database
     from bloxserver.services.secrets import rotate_stale
 
-    cipher = cipher_of(settings)
+    cipher = get_cipher(settings)
     if cipher is None:
         raise SettingsError(["API_KEY_ENCRYPTION_KEY must be set"])
     rotated = unreadable = 0

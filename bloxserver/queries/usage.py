@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import as_utc
 from bloxserver.models.tables import UsageRecord
-from bloxserver.plans import plan_of
+from bloxserver.plans import get_plan
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ async def read_usage(session: AsyncSession, user_id: UUID, tier: str, period: Pe
         )
     ).one()
     runs, tokens = int(row[0]), int(row[1])
-    plan = plan_of(tier)
+    plan = get_plan(tier)
     over = max(0, runs - plan.runs) if plan.runs is not None else 0
     return Usage(
         period_start=period.start,

@@ -21,7 +21,7 @@ from bloxserver.models.tables import (
     TriggerRecord,
     UserRecord,
 )
-from bloxserver.plans import plan_of
+from bloxserver.plans import get_plan
 from bloxserver.queries.flows import count_flows, read_flow, require_flow
 from bloxserver.queries.versions import read_version
 from bloxserver.services.transitions import lock_executions
@@ -43,7 +43,7 @@ async def create_flow(
     session: AsyncSession, user_id: UUID, tier: str, name: str, description: str | None, organism_yaml: str | None
 ) -> FlowRecord:
     """A new, stopped flow; raises `Forbidden` at the limit of the tier, exact however many are created at once."""
-    limit = plan_of(tier).flows
+    limit = get_plan(tier).flows
     # Creations of one user take turns at his row (SQLite has one writer anyway), so that the count holds.
     await session.execute(sa.select(UserRecord.id).where(UserRecord.id == user_id).with_for_update(key_share=True))
     if await count_flows(session, user_id) >= limit:

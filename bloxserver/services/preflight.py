@@ -15,7 +15,7 @@ from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import PORTS, read_url
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail_headers import read_mailbox
-from bloxserver.encryption import cipher_of
+from bloxserver.encryption import get_cipher
 from bloxserver.organism.needs import AddressNeed, MailNeed, ModelNeed, Need, SecretNeed
 from bloxserver.organism.problems import Problem, quoted
 from bloxserver.services.secrets import missing_secrets
@@ -27,7 +27,7 @@ async def installation_problems(
 ) -> list[Problem]:
     """What the settings do not provide, and the secrets that the user has not stored, in the order of the text."""
     problems = settings_problems(settings, needs)
-    if cipher_of(settings) is None:
+    if get_cipher(settings) is None:
         return problems
     secrets = [need for need in needs if isinstance(need, SecretNeed)]
     names = frozenset(need.name for need in secrets)
@@ -41,7 +41,7 @@ async def installation_problems(
 
 def settings_problems(settings: Settings, needs: Sequence[Need]) -> list[Problem]:
     """What the settings do not provide, in the order of the text. No database is needed to know it."""
-    models, cipher = LanguageModels(settings), cipher_of(settings)
+    models, cipher = LanguageModels(settings), get_cipher(settings)
     found: list[Problem | None] = []
     for need in needs:
         match need:

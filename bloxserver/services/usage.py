@@ -13,7 +13,7 @@ from bloxserver.errors import Forbidden
 from bloxserver.ids import new_id
 from bloxserver.models.tables import UsageRecord, UserRecord
 from bloxserver.models.upsert import insert_into
-from bloxserver.plans import PLANS, plan_of
+from bloxserver.plans import PLANS, get_plan
 from bloxserver.queries.usage import Period, read_usage
 
 SLOTS = 16
@@ -22,7 +22,7 @@ SLOTS = 16
 
 async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Period, now: datetime) -> None:
     """Count one run, in one statement; raises `Forbidden` (`run_limit_reached`) at a hard limit."""
-    limit = plan_of(tier).hard_run_limit
+    limit = get_plan(tier).hard_run_limit
     slot = 0 if limit is not None else _any_slot()
     values = {
         "id": new_id(),

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.schemas import CreateSecretRequest, SetSecretRequest
-from bloxserver.encryption import SecretCipher, cipher_of
+from bloxserver.encryption import SecretCipher, get_cipher
 from bloxserver.models.database import Database
 from bloxserver.models.tables import SecretRecord, UserRecord
 from bloxserver.services.secrets import MAX_SECRETS
@@ -50,7 +50,7 @@ async def stored(session: AsyncSession) -> list[SecretRecord]:
 
 
 def opened(record: SecretRecord) -> str:
-    cipher = cipher_of(get_settings())
+    cipher = get_cipher(get_settings())
     assert cipher is not None
     return cipher.decrypt(record.ciphertext, owner=record.user_id, name=record.name)
 

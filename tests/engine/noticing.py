@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.mail import Mailer, MailServer
 from bloxserver.clock import now
-from bloxserver.encryption import cipher_of
+from bloxserver.encryption import get_cipher
 from bloxserver.engine.background.notifications import NotificationSender
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
@@ -70,7 +70,7 @@ class Installation:
 
     async def set_secret(self, name: str, value: str) -> None:
         async with self.database.transaction() as session:
-            await set_secret(session, cipher_of(self.settings), self.user.id, name, value)
+            await set_secret(session, get_cipher(self.settings), self.user.id, name, value)
 
     async def notices(self) -> list[FailureNotificationRecord]:
         async with self.database.sessions() as session:

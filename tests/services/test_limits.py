@@ -24,7 +24,7 @@ from bloxserver.models.tables import (
     UsageRecord,
     UserRecord,
 )
-from bloxserver.plans import FREE, plan_of
+from bloxserver.plans import FREE, get_plan
 from bloxserver.queries.usage import Period, period_at, read_usage
 from tests.clerk import Clerk, clerk_sign_in
 
@@ -120,7 +120,7 @@ class TestFlows:
         [("free", 1), ("pro", 100), ("enterprise", 1000), ("high_frequency", 1000), ("unheard-of", 1)],
     )
     def test_the_limits(self, tier: str, flows: int) -> None:
-        assert plan_of(tier).flows == flows
+        assert get_plan(tier).flows == flows
 
 
 class TestRuns:

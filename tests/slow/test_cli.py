@@ -81,7 +81,11 @@ PRODUCTION = {
         (("serve",), {**PRODUCTION, "DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "run `bloxserver migrate` first"),
         (("migrate",), {"DATABASE_URL": "mysql://x"}, "only sqlite and postgresql are supported"),
         (("serve",), {"DATABASE_URL": "postgresql://user@127.0.0.1:1/x"}, "the database cannot be used"),
-        (("status",), {"DATABASE_URL": "postgresql://user@127.0.0.1:1/x?unheard_of=1"}, "not known: unheard_of"),
+        (
+            ("status",),
+            {"DATABASE_URL": "postgresql://user@127.0.0.1:1/x?unheard_of=1"},
+            "unknown parameters: unheard_of",
+        ),
         (
             ("serve",),
             {"HEARTBEAT_INTERVAL_SECONDS": "30"},

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
 from bloxserver.api.openapi import errors
 from bloxserver.api.schemas import CreateSecretRequest, Secret, SetSecretRequest
-from bloxserver.encryption import SECRET_NAME, cipher_of
+from bloxserver.encryption import SECRET_NAME, get_cipher
 from bloxserver.queries import secrets as queries
 from bloxserver.services import secrets as services
 from bloxserver.settings import get_settings
@@ -26,14 +26,14 @@ async def list_secrets(user: AuthenticatedUser, session: DbSession) -> object:
 @router.post("", status_code=201, response_model=Secret, operation_id="createSecret", responses=errors(403, 409))
 async def create_secret(user: AuthenticatedUser, session: DbSession, body: CreateSecretRequest) -> object:
     """Create a secret; one that exists is left as it is."""
-    cipher = cipher_of(get_settings())
+    cipher = get_cipher(get_settings())
     return await services.create_secret(session, cipher, user.id, body.name, body.value.get_secret_value())
 
 
 @router.put("/{name}", response_model=Secret, operation_id="setSecret", responses=errors(403))
 async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretName, body: SetSecretRequest) -> object:
     """Create a secret, or replace its value: executions use the new one from their next message on."""
-    cipher = cipher_of(get_settings())
+    cipher = get_cipher(get_settings())
     return await services.set_secret(session, cipher, user.id, name, body.value.get_secret_value())
 
 

@@ -18,7 +18,7 @@ from bloxserver.clients.http import DEPTH_HEADER, GuardedClient, OutgoingRequest
 from bloxserver.clients.mail import Mailer, MailError
 from bloxserver.clients.signatures import identify, sign
 from bloxserver.clock import now
-from bloxserver.encryption import cipher_of
+from bloxserver.encryption import get_cipher
 from bloxserver.engine.background.notification_rows import (
     ClaimedNotification,
     DisabledSchedule,
@@ -72,7 +72,7 @@ class NotificationSender:
         self._database = database
         self._http = http
         self._mailer = mailer
-        self._cipher = cipher_of(settings)
+        self._cipher = get_cipher(settings)
         self._poll_interval_seconds = settings.poll_interval_seconds
         self._loop = PollLoop(
             self._poll,

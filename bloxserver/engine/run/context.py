@@ -15,7 +15,7 @@ from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer, mailer_of
 from bloxserver.clock import now
-from bloxserver.encryption import SecretCipher, cipher_of
+from bloxserver.encryption import SecretCipher, get_cipher
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
@@ -45,7 +45,7 @@ class SharedClients:
             http=GuardedClient(allow=settings.ssrf_allow_cidrs),
             mail=mailer_of(settings),
             models=LanguageModels(settings),
-            cipher=cipher_of(settings),
+            cipher=get_cipher(settings),
         )
 
     async def aclose(self) -> None:
