@@ -28,19 +28,19 @@ def ciphertext(text: str = "s3cret", key: str = OLD) -> str:
     return SecretCipher([key]).encrypt(text, owner=ADA, name="TOKEN")
 
 
-def opened(text: str, *keys: str, owner: UUID = ADA, name: str = "TOKEN") -> str:
+def decrypted(text: str, *keys: str, owner: UUID = ADA, name: str = "TOKEN") -> str:
     return SecretCipher(keys or [OLD]).decrypt(text, owner=owner, name=name)
 
 
-class TestSealer:
+class TestSecretCipher:
     @pytest.mark.parametrize("text", ["x", "s3cret", "ä🌍\n\t\"'", "x" * 8192, "🌍" * 8192])
     def test_decrypt_returns_the_encrypted_text(self, text: str) -> None:
-        closed = ciphertext(text)
-        assert opened(closed) == text
-        version, key_id, content = closed.split(".")
+        encrypted = ciphertext(text)
+        assert decrypted(encrypted) == text
+        version, key_id, content = encrypted.split(".")
         assert (version, len(key_id), len(content) % 4 != 1) == ("v1", 8, True)
-        assert closed.isascii()
-        assert len(text) < 4 or text not in closed
+        assert encrypted.isascii()
+        assert len(text) < 4 or text not in encrypted
 
     def test_equal_texts_have_different_ciphertexts(self) -> None:
         assert len({ciphertext() for _ in range(100)}) == 100
@@ -50,14 +50,14 @@ class TestSealer:
     )
     def test_decryption_fails_for_another_owner_or_name(self, owner: UUID, name: str) -> None:
         with pytest.raises(DecryptionError):
-            opened(ciphertext(), owner=owner, name=name)
+            decrypted(ciphertext(), owner=owner, name=name)
 
     def test_first_key_encrypts_and_every_key_decrypts(self) -> None:
         both = SecretCipher([NEW, OLD])
         assert both.decrypt(ciphertext(key=OLD), owner=ADA, name="TOKEN") == "s3cret"
         assert both.decrypt(ciphertext(key=NEW), owner=ADA, name="TOKEN") == "s3cret"
         again = both.encrypt("s3cret", owner=ADA, name="TOKEN")
-        assert opened(again, NEW) == "s3cret"
+        assert decrypted(again, NEW) == "s3cret"
         assert again.startswith(both.prefix)
         assert (both.needs_rotation(again), both.needs_rotation(ciphertext(key=OLD)), both.needs_rotation("")) == (
             False,
@@ -67,10 +67,10 @@ class TestSealer:
 
     def test_missing_key_is_named_in_the_error(self) -> None:
         with pytest.raises(DecryptionError, match="unknown key"):
-            opened(ciphertext(key=OLD), NEW)
+            decrypted(ciphertext(key=OLD), NEW)
 
     @pytest.mark.parametrize(
-        "spoil",
+        "corrupt",
         [
             lambda text: "",
             lambda text: "v1",
@@ -92,9 +92,9 @@ class TestSealer:
             lambda text: text.upper(),
         ],
     )
-    def test_malformed_ciphertext_raises_a_decryption_error(self, spoil: Callable[[str], str]) -> None:
+    def test_malformed_ciphertext_raises_a_decryption_error(self, corrupt: Callable[[str], str]) -> None:
         with pytest.raises(DecryptionError):
-            opened(spoil(ciphertext("a secret of some length")))
+            decrypted(corrupt(ciphertext("a secret of some length")))
 
     def test_ciphertext_and_representation_contain_no_key(self) -> None:
         cipher = SecretCipher([OLD])
@@ -105,7 +105,7 @@ class TestSealer:
             SecretCipher([])
 
 
-class TestSealerOfSettings:
+class TestCipherOfSettings:
     @pytest.mark.parametrize("given", [None, "", " , ", "change-me", "x" * 31, f"{OLD},short"])
     def test_short_keys_disable_encryption(self, given: str | None) -> None:
         assert get_cipher(Settings(api_key_encryption_key=given)) is None  # type: ignore[arg-type]

@@ -56,7 +56,9 @@ def test_every_domain_error_has_its_status() -> None:
         (errors.Unavailable("c", "m", retry_after=9), "c", "m", {"Retry-After": "9"}),
     ],
 )
-def test_error_has_code_message_and_headers(error: BloxError, code: str, message: str, headers: dict[str, str] | None) -> None:
+def test_error_has_code_message_and_headers(
+    error: BloxError, code: str, message: str, headers: dict[str, str] | None
+) -> None:
     assert (error.code, error.message, str(error), error.headers) == (code, message, message, headers)
 
 

@@ -96,7 +96,7 @@ def _span(scope: Scope) -> AbstractContextManager[Span]:
     if scope["path"].startswith(PROBES):
         return nullcontext(NO_SPAN)
     traceparent = tracing.read_traceparent(Headers(scope=scope).getlist(tracing.HEADER))
-    return tracing.continued("HTTP", traceparent, {}, "SERVER")
+    return tracing.continue_trace("HTTP", traceparent, {}, "SERVER")
 
 
 def _tell(span: Span, method: str, route: str | None, status: int) -> None:
@@ -106,7 +106,7 @@ def _tell(span: Span, method: str, route: str | None, status: int) -> None:
         told["http.route"] = route
     if status:
         told["http.response.status_code"] = status
-    span.note(told, name=f"{method} {route}" if route else method)
+    span.set_attributes(told, name=f"{method} {route}" if route else method)
     if status >= 500:
         span.fail(str(status))
 

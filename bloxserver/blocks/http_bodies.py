@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from bloxserver.blocks.base import BlockError
-from bloxserver.clients.charsets import REPLACEMENT, charset_of, decode
+from bloxserver.clients.charsets import REPLACEMENT, decode, parse_charset
 
 MAX_JSON_DEPTH = 64
 MEDIA_TYPE = re.compile(r"[0-9a-z.+_-]+/[0-9a-z.+_-]+")
@@ -53,7 +53,7 @@ def encode_body(body: JsonValue) -> tuple[bytes | None, str | None]:
 def read_body(content: bytes, content_type: str) -> JsonValue:
     """A response body as a JSON value: the value of its JSON, else its text, else a `data:` URL."""
     media_type = media_type_of(content_type)
-    text = _text(content, media_type, charset_of(content_type))
+    text = _text(content, media_type, parse_charset(content_type))
     if text is None:
         return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
     if media_type == "application/json" or media_type.endswith("+json"):

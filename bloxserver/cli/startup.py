@@ -55,9 +55,9 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
     except SettingsError as error:
         fail(str(error))
     except (OSError, SQLAlchemyError) as error:
-        from bloxserver.models.transient_errors import reason_of
+        from bloxserver.models.transient_errors import describe_error
 
-        fail(f"the database cannot be used: {reason_of(error)}")
+        fail(f"the database cannot be used: {describe_error(error)}")
 
 
 async def _join_sqlite_threads(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -1,4 +1,4 @@
-"""Decodes text as the Encoding standard of the WHATWG says, as browsers do."""
+"""Decodes text according to the WHATWG Encoding standard, as browsers do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import webencodings
 
 CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^\s;,"']+)""", re.IGNORECASE)
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16le", codecs.BOM_UTF16_BE: "utf-16be"}
-# The standard's decoders of these are supersets, or go by another name in Python.
+# The standard's decoders for these names are supersets of Python's, or have another name in Python.
 PYTHON_NAMES = {
     "big5": "big5hkscs",
     "euc-kr": "cp949",
@@ -24,18 +24,18 @@ UNDECODABLE = frozenset({"replacement", "x-user-defined"})
 REPLACEMENT = "\ufffd"
 
 
-def charset_of(content_type: str) -> str | None:
-    """The name of the encoding that a Content-Type declares; None where it declares none, or one that is unknown."""
+def parse_charset(content_type: str) -> str | None:
+    """Return the name of the encoding in a Content-Type; None if it has no known encoding."""
     declared = CHARSET.search(content_type)
     encoding = webencodings.lookup(declared[1]) if declared else None
     return None if encoding is None or encoding.name in UNDECODABLE else encoding.name
 
 
 def decode(content: bytes, charset: str | None) -> str:
-    """The text in `content`, without a byte order mark, which goes before `charset`. Invalid bytes become U+FFFD.
+    """Decode `content`. A byte order mark takes precedence over `charset` and is removed.
 
-    `charset` is a name that `charset_of` returns. With neither a mark nor a charset the text is UTF-8, and invalid
-    bytes raise `UnicodeDecodeError`; so does invalid UTF-16 that only a mark declares.
+    `charset` is a name that `parse_charset` returns; invalid bytes then become U+FFFD. Without it, the encoding is that
+    of the mark or else UTF-8, and invalid bytes raise `UnicodeDecodeError`.
     """
     for mark, name in BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
@@ -45,12 +45,12 @@ def decode(content: bytes, charset: str | None) -> str:
         return content.decode()
     if charset in MULTIBYTE:
         return content.decode(PYTHON_NAMES.get(charset, charset), "replace")
-    return codecs.charmap_decode(content, "strict", _characters(charset))[0]
+    return codecs.charmap_decode(content, "strict", _character_table(charset))[0]
 
 
 @lru_cache
-def _characters(charset: str) -> str:
-    """The character of each byte. The standard has control characters where Python's tables have none."""
+def _character_table(charset: str) -> str:
+    """Return the character of each byte. Bytes that Python leaves undefined are control characters in the standard."""
     encoding = webencodings.lookup(charset)
     assert encoding is not None  # noqa: S101
     characters = []

@@ -1,6 +1,6 @@
-"""Answers of servers with OpenAI's API whose calls of tools are not as the API has them.
+"""A chat model that accepts malformed tool calls from OpenAI-compatible servers.
 
-Imported when a model is first needed, since pydantic-ai takes seconds.
+Import this module only when a model is needed: importing pydantic-ai takes seconds.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pydantic_ai.models.openai import OpenAIChatModel
 
 
 class ChatModel(OpenAIChatModel):
-    """Accepts any call of a tool: the agent reports to the model what is wrong with it."""
+    """Accepts malformed tool calls, so that the agent can report the error to the model."""
 
     def _validate_completion(self, response: ChatCompletion) -> Any:
         for choice in response.choices or ():
             calls = getattr(choice.message, "tool_calls", None)
             if isinstance(calls, list):
-                choice.message.tool_calls = [_completed(call, number) for number, call in enumerate(calls)]
+                choice.message.tool_calls = [_complete_call(call, number) for number, call in enumerate(calls)]
         return super()._validate_completion(response)
 
 
-def _completed(call: Any, number: int) -> Any:
-    """The call with all members that the API requires, each of its type."""
+def _complete_call(call: Any, number: int) -> Any:
+    """Return the call with all members that the API requires, each of the right type."""
     dumped = call if isinstance(call, dict) else call.model_dump(warnings=False) if call is not None else {}
     function = dumped.get("function")
     function = function if isinstance(function, dict) else {}
@@ -37,7 +37,7 @@ def _completed(call: Any, number: int) -> Any:
 
 
 def _as_text(arguments: Any) -> str:
-    """Arguments that are not a text, as JSON that is no object: they are not taken for valid ones."""
+    """Convert arguments that are not text to JSON that is not an object, so that they are reported as invalid."""
     if isinstance(arguments, str):
         return arguments
     text = json.dumps(arguments)

@@ -1,4 +1,4 @@
-"""Session tokens of Clerk: from the text of a bearer token to claims that can be believed.
+"""Verifies session tokens of Clerk.
 
 A token is a JWT (RFC 7519) signed with RS256. Clerk's own claims are described at
 https://clerk.com/docs/guides/sessions/session-tokens.
@@ -22,23 +22,23 @@ from bloxserver.clients.jwks import FETCH_SECONDS, SigningKeys
 from bloxserver.errors import Unauthorized, Unavailable
 from bloxserver.settings import Settings
 
-MAXIMUM_TOKEN_CHARACTERS = 8 * 1024
+MAX_TOKEN_CHARACTERS = 8 * 1024
 LEEWAY_SECONDS = 5
-"""How far the clocks of Clerk and of this machine may be apart; the default of Clerk's own libraries."""
+"""Tolerated difference between the clocks of Clerk and of this machine; the default of Clerk's libraries."""
 
-# The compact form of RFC 7515 section 7.1, which knows no padding; five parts would be an encrypted token.
+# The compact serialization of RFC 7515 section 7.1, without padding. An encrypted token would have five parts.
 COMPACT_TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
-# The subject becomes a key in the database.
+# The subject is stored as a unique key in the database.
 SUBJECT = re.compile(r"[ -~]{1,255}")
 
 _rs256 = jwt.PyJWS(algorithms=["RS256"])
 
 
 class ClerkVerifier:
-    """Verifies tokens of `settings.clerk_issuer`, with the keys that this issuer publishes.
+    """Verifies tokens of `settings.clerk_issuer` with the keys that this issuer publishes.
 
-    `clock` gives the seconds since 1970 that tokens are dated in, `monotonic` those that the age of keys is counted
-    in. Belongs to one event loop; see `get_verifier`.
+    `clock` returns the seconds since 1970, for the times in tokens. `monotonic` returns seconds, for the age of keys.
+    A verifier belongs to one event loop; see `get_verifier`.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class ClerkVerifier:
     ) -> None:
         self._issuer = settings.clerk_issuer
         self._audience = settings.clerk_audience
-        # An origin has no path, but people copy it from the address bar.
+        # An origin has no path, but an address copied from a browser ends with a slash.
         self._authorized_parties = frozenset(party.rstrip("/") for party in settings.clerk_authorized_parties)
         self._require_azp = settings.clerk_require_azp
         self._clock = clock
         self._keys = SigningKeys(f"{self._issuer}/.well-known/jwks.json", clock=monotonic, fetch_seconds=fetch_seconds)
 
     async def verify(self, token: str) -> dict[str, Any]:
-        """The claims of the token; those named in `_check_claims` have been checked, the others may be anything.
+        """Return the claims of the token. Only the claims named in `_check_claims` are validated.
 
-        Raises `Unauthorized` with the code `token_expired` or `invalid_token`, and `Unavailable` if there are no keys
-        to check the signature with. No error repeats the token or what it claims.
+        Raises `Unauthorized` with the code `token_expired` or `invalid_token`, and `Unavailable` if no keys are
+        available to verify the signature. No error contains the token or its claims.
         """
         key_id = _key_id(token)
         if self._issuer is None:
@@ -74,25 +74,25 @@ class ClerkVerifier:
         return claims
 
     async def aclose(self) -> None:
-        """Stop the fetch of keys that runs, if any. The verifier can be used again."""
+        """Cancel a running fetch of keys. The verifier can still be used."""
         await self._keys.aclose()
 
     def _check_claims(self, claims: dict[str, Any]) -> None:
-        """Raise `Unauthorized` unless the token is for us, now."""
+        """Raise `Unauthorized` unless the token is valid now, for this issuer, audience and authorized party."""
         self._check_times(claims)
         if _text(claims, "iss") != self._issuer:
             raise _invalid("wrong issuer")
         if not SUBJECT.fullmatch(_text(claims, "sub")):
-            raise _invalid("unusable claim sub")
+            raise _invalid("invalid claim sub")
         if self._audience is not None and self._audience not in _audiences(claims):
             raise _invalid("wrong audience")
         self._check_authorized_party(claims)
-        # The user has signed in, but has yet to do something else, like choosing an organization.
+        # The user has signed in but must complete another task, such as choosing an organization.
         if claims.get("sts") == "pending":
             raise _invalid("session is pending")
 
     def _check_times(self, claims: dict[str, Any]) -> None:
-        """RFC 7519 sections 4.1.4 to 4.1.6; all three are required, since Clerk always sets them."""
+        """Check `exp`, `nbf` and `iat` (RFC 7519 sections 4.1.4 to 4.1.6). Clerk always sets all three."""
         now = self._clock()
         expires, starts, issued = (_seconds(claims, name) for name in ("exp", "nbf", "iat"))
         if expires + LEEWAY_SECONDS <= now:
@@ -101,7 +101,7 @@ class ClerkVerifier:
             raise _invalid("not valid yet")
 
     def _check_authorized_party(self, claims: dict[str, Any]) -> None:
-        """Clerk leaves `azp` out if the browser sent no Origin, so its absence is allowed unless settings say no."""
+        """Check `azp`, which Clerk omits if the browser sent no Origin. A setting can require it."""
         if claims.get("azp") is None:
             if self._require_azp:
                 raise _invalid("missing claim azp")
@@ -115,7 +115,7 @@ _verifiers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...]
 
 
 def get_verifier(settings: Settings) -> ClerkVerifier:
-    """The verifier of the running event loop for these settings, so that its keys are fetched once.
+    """Return the verifier of the running event loop for these settings, so that its keys are fetched once.
 
     Raises `RuntimeError` outside of an event loop.
     """
@@ -136,8 +136,8 @@ def _invalid(reason: str) -> Unauthorized:
 
 
 def _key_id(token: str) -> str:
-    """The id of the key that the token says it is signed with. Nothing else in the header is believed."""
-    if len(token) > MAXIMUM_TOKEN_CHARACTERS:
+    """Return the key id in the header. The other members of the header are checked but not used."""
+    if len(token) > MAX_TOKEN_CHARACTERS:
         raise _invalid("too long")
     if not COMPACT_TOKEN.fullmatch(token):
         raise _invalid("malformed")
@@ -147,7 +147,7 @@ def _key_id(token: str) -> str:
         raise _invalid("malformed") from None
     if header.get("alg") != "RS256":
         raise _invalid("algorithm is not RS256")
-    # RFC 7515 section 4.1.11: an extension that is critical and not understood; we understand none.
+    # RFC 7515 section 4.1.11: reject critical extensions that are not supported; none is.
     if "crit" in header:
         raise _invalid("critical header is not supported")
     key_id = header.get("kid")
@@ -180,22 +180,22 @@ def _claim(claims: dict[str, Any], name: str) -> object:
 def _text(claims: dict[str, Any], name: str) -> str:
     value = _claim(claims, name)
     if not isinstance(value, str):
-        raise _invalid(f"unusable claim {name}")
+        raise _invalid(f"invalid claim {name}")
     return value
 
 
 def _seconds(claims: dict[str, Any], name: str) -> float:
-    """A NumericDate of RFC 7519 section 2."""
+    """Return a claim that is a NumericDate (RFC 7519 section 2)."""
     value = _claim(claims, name)
-    # bool is an int to Python; NaN, which Python's JSON reads, is never in the past.
+    # bool is a subclass of int. Python's JSON parser accepts NaN, which compares as neither past nor future.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _invalid(f"unusable claim {name}")
+        raise _invalid(f"invalid claim {name}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise _invalid(f"unusable claim {name}")
+        raise _invalid(f"invalid claim {name}")
     return value
 
 
 def _audiences(claims: dict[str, Any]) -> list[object]:
-    """One text or a list of them (RFC 7519 section 4.1.3)."""
+    """Return the audiences; the claim is one text or a list (RFC 7519 section 4.1.3)."""
     audience = _claim(claims, "aud")
     return audience if isinstance(audience, list) else [audience]

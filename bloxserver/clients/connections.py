@@ -1,4 +1,4 @@
-"""Connections to addresses that were checked, one for each request."""
+"""Opens one connection per request, only to addresses that were checked."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CONNECT_SECONDS = 5.0
 
 
 class Connector:
-    """Opens HTTP/1.1 connections to checked addresses, and in no other way. TLS verifies the host name.
+    """Opens HTTP/1.1 connections to checked addresses. TLS verifies the host name.
 
-    A connection serves one request and is closed. In HTTP/1.1 nothing but the order ties a response to its request:
-    a server that sends surplus bytes, even late, would have them read as the response to the next request on the same
-    connection, which may belong to another flow.
+    A connection serves one request and is closed. In HTTP/1.1 only the order relates a response to its request. If a
+    connection were reused, surplus bytes of one response could be read as the response to the next request, which may
+    belong to another flow.
     """
 
     def __init__(self, allow: Sequence[Network], ports: frozenset[int], resolver: Resolver) -> None:
@@ -33,7 +33,7 @@ class Connector:
 
     @asynccontextmanager
     async def connect(self, origin: httpcore.Origin) -> AsyncIterator[httpcore.AsyncHTTP11Connection]:
-        """A connection to the origin, closed at the end of the block.
+        """Open a connection to the origin, closed at the end of the block.
 
         Raises `OutgoingRequestError`, `httpcore.ConnectError`, `httpcore.ConnectTimeout`.
         """
@@ -63,7 +63,7 @@ def check_addresses(
 ) -> None:
     """Raise `OutgoingRequestError` unless every address is public and the port is one of `ports`.
 
-    An address inside `allow` may be private, and is reached on any port.
+    An address in `allow` may be private, and any port is allowed.
     """
     for address in addresses:
         if is_within(address, allow):

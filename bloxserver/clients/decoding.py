@@ -1,4 +1,4 @@
-"""Reads response bodies and decompresses them, without ever holding more than the limit."""
+"""Reads and decompresses response bodies up to a size limit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import webencodings
 
 GZIP = frozenset({"gzip", "x-gzip"})
 DEFLATE = "deflate"
-# Values of Content-Encoding that stand for no compression. Names of charsets are a common mistake, too.
+# Values of Content-Encoding that mean no compression. Some servers send the name of a charset by mistake.
 UNCOMPRESSED = frozenset({"", "identity", "none", "binary", "7bit", "8bit", "aws-chunked"})
 CODING = re.compile(r"[a-z0-9_-]{1,20}")
 MAX_MEMBERS = 10_000
-"""Members of a gzip body. Each costs time, even an empty one."""
+"""Maximum members of a gzip body. Even an empty member takes time."""
 GZIP_WINDOW = 31
 ZLIB_WINDOW = 15
 RAW_WINDOW = -15
@@ -21,18 +21,18 @@ HEADER_BYTES = 2
 
 
 class ResponseTooLarge(Exception):
-    """A body of more bytes than the limit."""
+    """The body is larger than the limit."""
 
 
 class ContentEncodingError(Exception):
-    """A body that cannot be decoded as its Content-Encoding says. The message completes "the response of HOST …"."""
+    """The body cannot be decoded. The message completes the sentence "the response of HOST …"."""
 
 
 class BodyReader:
-    """Collects the chunks of a body and decodes them as `encoding`, its Content-Encoding, says.
+    """Collects the chunks of a body and decodes them according to `encoding`, its Content-Encoding.
 
-    `limit` is in bytes, and holds before and after decompression. Several compressions on top of each other are
-    refused, since they would multiply the size.
+    `limit` is in bytes and applies before and after decompression. Nested compression is rejected, because it
+    multiplies the size.
     """
 
     def __init__(self, encoding: str, limit: int) -> None:
@@ -42,7 +42,7 @@ class BodyReader:
         self._codings = [coding for coding in re.split(r"[\s,]+", encoding.lower()) if not _is_uncompressed(coding)]
         self._decompressor: zlib._Decompress | None = None
         self._members = 0
-        self._undecided = b""
+        self._pending = b""
 
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes of the body. Raises `ContentEncodingError`, `ResponseTooLarge`."""
@@ -55,33 +55,33 @@ class BodyReader:
             self._content += chunk
 
     def finish(self) -> bytes:
-        """The decoded body. Raises `ValueError` for a compressed one that ends too early."""
-        if self._decompressor is not None or self._undecided:
-            raise ValueError("the content ends too early")
+        """Return the decoded body. Raises `ValueError` if a compressed body is incomplete."""
+        if self._decompressor is not None or self._pending:
+            raise ValueError("the content is incomplete")
         return bytes(self._content)
 
     def _decompress(self, data: bytes) -> None:
-        """Decompress the members that begin, go on or end in `data`. Zero bytes may pad a member."""
+        """Decompress the members in `data`. A member may be followed by zero bytes as padding."""
         while data:
             if self._decompressor is None:
                 if self._members:
                     data = data.lstrip(b"\0")
-                data, self._undecided = self._undecided + data, b""
+                data, self._pending = self._pending + data, b""
                 if not data:
                     return
                 self._check_next_member()
                 if len(data) < HEADER_BYTES:
-                    self._undecided = data
+                    self._pending = data
                     return
                 self._decompressor = zlib.decompressobj(self._window(data))
             data = self._inflate(self._decompressor, data)
 
     def _inflate(self, decompressor: zlib._Decompress, data: bytes) -> bytes:
-        """Decompress what belongs to the member, and return the rest."""
+        """Decompress the current member, and return the bytes after its end."""
         try:
             self._content += decompressor.decompress(data, self._limit - len(self._content) + 1)
         except zlib.error:
-            raise ContentEncodingError(f"is not {self._codings[0]}, as its Content-Encoding says") from None
+            raise ContentEncodingError(f"is not {self._codings[0]} as declared by its Content-Encoding") from None
         if len(self._content) > self._limit:
             raise ResponseTooLarge
         if decompressor.eof:
@@ -90,7 +90,7 @@ class BodyReader:
         return decompressor.unused_data
 
     def _check_next_member(self) -> None:
-        """Raise `ContentEncodingError` where more data cannot be decoded."""
+        """Raise `ContentEncodingError` if a further member cannot be decoded."""
         [coding, *others] = self._codings
         if others:
             raise ContentEncodingError("is compressed more than once, which is not supported")
@@ -98,12 +98,12 @@ class BodyReader:
             name = f" {coding}" if CODING.fullmatch(coding) else ""
             raise ContentEncodingError(f"has the Content-Encoding{name}, which is not supported")
         if coding == DEFLATE and self._members:
-            raise ContentEncodingError("goes on after the end of its deflate stream")
+            raise ContentEncodingError("has data after the end of its deflate stream")
         if self._members == MAX_MEMBERS:
             raise ContentEncodingError(f"has more than {MAX_MEMBERS} gzip members")
 
     def _window(self, data: bytes) -> int:
-        """The `wbits` for a member that begins with `data`."""
+        """Return zlib's `wbits` for a member that starts with `data`."""
         if self._codings[0] in GZIP:
             return GZIP_WINDOW
         return ZLIB_WINDOW if _is_zlib_header(data) else RAW_WINDOW
@@ -114,6 +114,6 @@ def _is_uncompressed(coding: str) -> bool:
 
 
 def _is_zlib_header(data: bytes) -> bool:
-    """Whether a deflate stream begins with the header of RFC 1950; some servers send it without."""
+    """Whether a deflate stream starts with the header of RFC 1950, which some servers omit."""
     method, flags = data[0], data[1]
     return method & 0x0F == zlib.DEFLATED and method >> 4 <= 7 and (method * 256 + flags) % 31 == 0

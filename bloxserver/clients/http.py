@@ -1,7 +1,7 @@
 """The HTTP client for the outgoing requests of flows, guarded against server-side request forgery (SSRF).
 
-The guard is where connections are opened: a name is resolved once, every address is checked, and a checked address is
-connected to. URLs and redirects cannot bypass it.
+Addresses are checked when a connection is opened: a name is resolved once, all its addresses are checked, and the
+connection uses one of them. URLs and redirects cannot bypass the check.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OWN_HEADERS = frozenset(
     }
 )
 DEPTH_HEADER = "BloxServer-Depth"
-"""How many executions are above a request. A BloxServer that receives it continues to count, which ends loops."""
+"""The call depth of a request. A BloxServer that receives it continues to count, which ends loops."""
 # The headers that are sent to another origin after a redirect; any other header may be a credential.
 SAFE_HEADERS = frozenset({"accept", "accept-language", DEPTH_HEADER.lower(), TRACE_HEADER, "user-agent"})
 CONTENT_HEADERS = frozenset({"content-encoding", "content-language", "content-location", "content-type"})
@@ -63,15 +63,15 @@ CONTENT_HEADERS = frozenset({"content-encoding", "content-language", "content-lo
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A response, read to its end."""
+    """A complete response."""
 
     status: int
     headers: Mapping[str, str]
-    """By lower-case name. The values of a repeated one are joined by commas, except for `set-cookie`."""
+    """By lower-case name, without `set-cookie`. The values of a repeated header are joined by commas."""
     cookies: Sequence[str]
-    """The values of `Set-Cookie`, which cannot be joined: dates in them have commas."""
+    """The values of `Set-Cookie`, which cannot be joined because their dates contain commas."""
     body: bytes | OutgoingRequestError
-    """The decoded body, or why it could not be read: the status counts all the same."""
+    """The decoded body, or the error that occurred when reading it; the status is valid in both cases."""
     url: str
     """Of the last hop."""
 
@@ -87,7 +87,7 @@ class HttpResponse:
         return httpx.URL(self.url).host
 
     def retry_after(self, now: datetime) -> float | None:
-        """The seconds to wait that the server asks for in `Retry-After`, at most an hour; None without the header."""
+        """Return the seconds in `Retry-After`, at most an hour; None without a valid header."""
         text = self.headers.get("retry-after", "")
         try:
             seconds = float(text) if DIGITS.fullmatch(text) else (_read_date(text) - now).total_seconds()
@@ -98,7 +98,7 @@ class HttpResponse:
 
 @dataclass(frozen=True)
 class _Request:
-    """One hop."""
+    """A request without redirects."""
 
     method: str
     url: httpx.URL
@@ -107,9 +107,9 @@ class _Request:
 
 
 class GuardedClient:
-    """Keeps neither connections nor cookies and reads nothing from the environment, since users share it.
+    """An HTTP client for requests of all users. It keeps no connections or cookies and ignores the environment.
 
-    Addresses inside `allow` may be private, and are reached on any port.
+    Addresses in `allow` may be private, and any port is allowed there.
     """
 
     def __init__(
@@ -135,15 +135,15 @@ class GuardedClient:
         timeout_seconds: float | None = None,
         follow_redirects: bool = False,
     ) -> HttpResponse:
-        """The response to a request, with any status. `timeout_seconds` covers all of it, including redirects.
+        """Send a request and return the response, with any status. `timeout_seconds` includes redirects.
 
-        A body that is too large or cannot be decoded is an error where it is read (`HttpResponse.content`).
+        If the body is too large or cannot be decoded, reading `HttpResponse.content` raises the error.
         Headers that frame the message (`Host`, `Content-Length`, …) are set here and ignored in `headers`.
         Raises `OutgoingRequestError`.
         """
         if not TOKEN.fullmatch(method):
             raise OutgoingRequestError("invalid_request", "the method is not valid")
-        request = _Request(method, read_url(url), _checked_headers(headers or {}), content)
+        request = _Request(method, read_url(url), _prepare_headers(headers or {}), content)
         seconds = self._total_timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -154,15 +154,15 @@ class GuardedClient:
             _fail(error, request.url.host)
 
     async def _send_and_follow(self, request: _Request, redirects: int | None) -> HttpResponse:
-        """`redirects` is how many to follow at most; with None a redirect is the response."""
+        """`redirects` is the maximum number to follow; with None, a redirect is returned."""
         while True:
             response = await self._send(request)
             location = response.headers.get("location")
             if redirects is None or response.status not in (301, 302, 303, 307, 308) or location is None:
                 return response
             if redirects == 0:
-                raise OutgoingRequestError("too_many_redirects", f"{request.url.host} redirects too often")
-            request, redirects = _redirected(request, response.status, location), redirects - 1
+                raise OutgoingRequestError("too_many_redirects", f"{request.url.host} redirects too many times")
+            request, redirects = _redirect(request, response.status, location), redirects - 1
 
     async def _send(self, request: _Request) -> HttpResponse:
         url = httpcore.URL(
@@ -182,7 +182,7 @@ class GuardedClient:
             connection.stream(request.method, url, headers=sent, content=request.content) as response,
         ):
             received = [(name.decode("ascii").lower(), _header_text(value)) for name, value in response.headers]
-            headers = _joined((name, value) for name, value in received if name != "set-cookie")
+            headers = _join_repeated((name, value) for name, value in received if name != "set-cookie")
             cookies = [value for name, value in received if name == "set-cookie"]
             body = await _read_body(response, headers.get("content-encoding", ""), self._max_response_bytes, url.host)
             return HttpResponse(response.status, headers, cookies, body, str(request.url))
@@ -204,7 +204,7 @@ async def _read_body(
 
 
 def read_url(text: str) -> httpx.URL:
-    """The URL in `text`, without its fragment. Raises `OutgoingRequestError` unless it can be requested."""
+    """Parse a URL and remove its fragment. Raises `OutgoingRequestError` if it cannot be requested."""
     try:
         url = httpx.URL(text)
         host = url.raw_host.decode("ascii")
@@ -223,15 +223,15 @@ def read_url(text: str) -> httpx.URL:
 
 
 def check_header(name: str, value: str) -> None:
-    """Raise `OutgoingRequestError` unless the header can be sent."""
+    """Raise `OutgoingRequestError` if the header is invalid."""
     if not TOKEN.fullmatch(name):
         raise OutgoingRequestError("invalid_header", "the name of a header is not valid")
     if not HEADER_VALUE.fullmatch(value):
         raise OutgoingRequestError("invalid_header", f"the header {name[:100]} may have printable ASCII only")
 
 
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Valid headers by lower-case name, with the client's own added. Raises `OutgoingRequestError`."""
+def _prepare_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers by lower-case name, with the client's defaults. Raises `OutgoingRequestError`."""
     checked: dict[str, str] = {"accept": "*/*", "user-agent": "BloxServer"}
     for name, value in headers.items():
         check_header(name, value)
@@ -243,8 +243,8 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return checked
 
 
-def _redirected(request: _Request, status: int, location: str) -> _Request:
-    """The request that follows a redirect. Another origin gets no body and safe headers only."""
+def _redirect(request: _Request, status: int, location: str) -> _Request:
+    """Return the request that follows a redirect. Another origin gets no body and only safe headers."""
     try:
         url = read_url(str(request.url.join(location)))
     except (httpx.InvalidURL, ValueError):
@@ -264,19 +264,19 @@ def _redirected(request: _Request, status: int, location: str) -> _Request:
 
 
 def _port(url: httpx.URL) -> int:
-    # `is None`: port 0 was written explicitly.
+    # Port 0 is explicit, and not the default port.
     return (443 if url.scheme == "https" else 80) if url.port is None else url.port
 
 
 def _header_text(value: bytes) -> str:
-    """The text of a header's value: UTF-8, as servers write a `Location` today, else the ISO-8859-1 of old ones."""
+    """Decode the value of a header as UTF-8, as in a `Location` of today's servers, or else as ISO-8859-1."""
     try:
         return value.decode()
     except UnicodeDecodeError:
         return value.decode("latin-1")
 
 
-def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _join_repeated(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     joined: dict[str, str] = {}
     for name, value in headers:
         joined[name] = f"{joined[name]}, {value}" if name in joined else value
@@ -284,13 +284,13 @@ def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _read_date(text: str) -> datetime:
-    """An HTTP date. Raises the errors of the parser for an invalid one."""
+    """Parse an HTTP date. Raises `ValueError` or `TypeError`."""
     date = parsedate_to_datetime(text)
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 
 
 def _fail(error: Exception, host: str) -> NoReturn:
-    """Raise the `OutgoingRequestError` for `error`; raise `error` itself if it is none of the network's."""
+    """Raise the `OutgoingRequestError` for a network error, or else `error` itself."""
     match error:
         case TimeoutError() | httpcore.TimeoutException():
             code, message = "timeout", f"{host} took too long"

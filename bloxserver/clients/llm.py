@@ -1,7 +1,7 @@
-"""The one way to language models: OpenAI-compatible servers, and Anthropic.
+"""The client for language models: OpenAI-compatible servers, and Anthropic.
 
-What chooses between servers, limits, caches or takes users' own keys belongs behind `LanguageModels`: nobody else
-talks to a model. pydantic-ai and the makers' libraries are imported when first needed, since that takes seconds.
+`LanguageModels` is the only access to models; selection of servers, rate limits, caches and users' own keys belong
+there. pydantic-ai and the providers' libraries are imported on first use, because importing them takes seconds.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ log = structlog.stdlib.get_logger("bloxserver.llm")
 CONNECT_SECONDS = 10
 MAX_CONNECTIONS = 1000
 ANTHROPIC_MAX_TOKENS = 4096
-"""Anthropic answers nothing unless it is told how long an answer may be."""
+"""The default of `max_tokens` for Anthropic, whose API requires it."""
 MAX_REASON_CHARACTERS = 200
 QUOTE_CHARACTERS = 20
-"""So many characters in a row that were sent make a server's reason a quotation of it."""
+"""An error message that repeats this many consecutive characters of the request is taken as a quotation of it."""
 NO_KEY = "none"
 
 ProviderName = Literal["openai", "anthropic"]
-DEFAULT_ADDRESSES: dict[ProviderName, str] = {
+DEFAULT_BASE_URLS: dict[ProviderName, str] = {
     "openai": "https://api.openai.com/v1",
     "anthropic": "https://api.anthropic.com",
 }
 
 
 class ModelError(Exception):
-    """A model that did not answer, or not usably. `code` is stable and snake_case, the flow's owner reads the text.
+    """A request to a model failed, or its response is unusable.
 
-    Neither the key nor what was sent is in it. `retry_after` is in seconds. The tokens are those that an unusable
-    answer has cost.
+    `code` is stable and in snake_case. The message is for the owner of the flow, and contains neither the API key nor
+    the request. `retry_after` is in seconds. The token counts are those of an unusable response.
     """
 
     def __init__(
@@ -70,44 +70,44 @@ class ModelError(Exception):
 
 
 class LanguageModels:
-    """Asks the models that the settings name, by one HTTP client. Belongs to one event loop.
+    """Sends requests to the models in the settings. An instance belongs to one event loop.
 
-    A request is sent once: trying again is the listener's business. Answers are not streamed: a stream that breaks off
-    looks like a short answer, a body that breaks off is an error.
+    A request is sent once; the listener's retry policy applies. Responses are not streamed: an interrupted stream looks
+    like a short response, but an incomplete body is an error.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._provider = settings.llm_provider
-        self._address = settings.llm_base_url
+        self._base_url = settings.llm_base_url
         self._key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
         self._default_model = settings.llm_model
         self._timeout_seconds = settings.llm_timeout_seconds
         self._http: AsyncClient | None = None
         self._models: dict[ProviderName, Callable[[str], Model[Any]]] = {}
-        self._loading = asyncio.Lock()
+        self._load_lock = asyncio.Lock()
 
     def problem(self, model: str | None) -> str | None:
-        """What is missing to use this model (null: the one that the settings name), with the variables' names."""
+        """Return which settings this model needs, or None. `model` defaults to that of the settings."""
         missing: list[str] = []
-        if self._address is None and self._key is None:
+        if self._base_url is None and self._key is None:
             missing.append("set LLM_API_KEY, or LLM_BASE_URL for a server that needs no key")
-        if self._address is not None and not _is_address(self._address):
-            missing.append("LLM_BASE_URL must be an http or https address, without user name and password")
+        if self._base_url is not None and not _is_valid_url(self._base_url):
+            missing.append("LLM_BASE_URL must be an http or https URL without user name and password")
         if not (model or self._default_model):
-            missing.append("name a model in the listener, or set LLM_MODEL")
+            missing.append("set model in the listener, or LLM_MODEL")
         return "; ".join(missing) or None
 
     async def load(self, model: str | None) -> None:
-        """Import what this model needs and make its client, away from the event loop: it takes seconds, once.
+        """Import the libraries for this model and create its client, in a thread. The first call takes seconds.
 
-        `request` does it too; call it before you import pydantic_ai's messages. Raises `ModelError`.
+        `request` calls this too. Call it before importing pydantic_ai's messages. Raises `ModelError`.
         """
         if problem := self.problem(model):
-            raise ModelError("llm_not_configured", f"no language model can be asked: {problem}", retryable=False)
-        name = self.provider_of(model or self._default_model or "")
-        async with self._loading:
+            raise ModelError("llm_not_configured", f"no language model is configured: {problem}", retryable=False)
+        name = self.select_provider(model or self._default_model or "")
+        async with self._load_lock:
             if name not in self._models:
-                self._models[name] = await asyncio.to_thread(self._open, name)
+                self._models[name] = await asyncio.to_thread(self._create_factory, name)
 
     async def request(
         self,
@@ -118,9 +118,9 @@ class LanguageModels:
         temperature: float | None = None,
         max_tokens: int | None = None,
     ) -> ModelResponse:
-        """The model's answer to the messages, whole: a text, calls of tools, or both. Raises `ModelError`.
+        """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`.
 
-        An answer without a reason for its end is taken as it is, since some servers give none.
+        A response without a finish reason is accepted, because some servers omit it.
         """
         await self.load(model)
         from pydantic_ai.direct import model_request
@@ -130,7 +130,7 @@ class LanguageModels:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 response = await model_request(
-                    self._models[self.provider_of(name)](name),
+                    self._models[self.select_provider(name)](name),
                     messages,
                     model_settings=self._model_settings(name, temperature, max_tokens),
                     model_request_parameters=ModelRequestParameters(function_tools=list(tools)),
@@ -139,24 +139,24 @@ class LanguageModels:
         except TimeoutError:
             raise _timeout(self._timeout_seconds) from None
         except Exception as error:
-            raise self._failure(error, name, messages) from None
-        return _checked(response)
+            raise self._to_model_error(error, name, messages) from None
+        return _check_finish_reason(response)
 
     async def aclose(self) -> None:
-        """Close the connections. It cannot be used again."""
+        """Close the connections. The instance cannot be used afterwards."""
         if self._http is not None:
             await self._http.aclose()
 
-    def provider_of(self, model: str) -> ProviderName:
-        """Whose API this model is asked by."""
+    def select_provider(self, model: str) -> ProviderName:
+        """Return the provider whose API is used for this model."""
         if self._provider is not None:
             return self._provider
-        if self._address is None:
+        if self._base_url is None:
             return "anthropic" if model.startswith("claude") else "openai"
-        return "anthropic" if _is_within(self._address, "anthropic.com") else "openai"
+        return "anthropic" if _is_within(self._base_url, "anthropic.com") else "openai"
 
-    def _open(self, name: ProviderName) -> Callable[[str], Model[Any]]:
-        """Makes a provider's models by name. Nothing is taken from the environment, above all no other key."""
+    def _create_factory(self, name: ProviderName) -> Callable[[str], Model[Any]]:
+        """Return a function that creates a model by name. The environment is ignored, in particular its API keys."""
         import httpx2
         import pydantic_ai.direct  # noqa: F401
 
@@ -164,15 +164,15 @@ class LanguageModels:
         if self._http is None:
             limits = httpx2.Limits(max_connections=MAX_CONNECTIONS)
             self._http = httpx2.AsyncClient(trust_env=False, timeout=timeout, limits=limits)
-        address, key = self._address or DEFAULT_ADDRESSES[name], self._key or NO_KEY
-        open_models = _open_anthropic if name == "anthropic" else _open_openai
-        return open_models(address, key, self._http, timeout)
+        base_url, key = self._base_url or DEFAULT_BASE_URLS[name], self._key or NO_KEY
+        create = _anthropic_factory if name == "anthropic" else _openai_factory
+        return create(base_url, key, self._http, timeout)
 
     def _model_settings(self, model: str, temperature: float | None, max_tokens: int | None) -> ModelSettings:
         from pydantic_ai.settings import ModelSettings
 
         settings = ModelSettings()
-        if max_tokens is None and self.provider_of(model) == "anthropic":
+        if max_tokens is None and self.select_provider(model) == "anthropic":
             max_tokens = ANTHROPIC_MAX_TOKENS
         if max_tokens is not None:
             settings["max_tokens"] = max_tokens
@@ -180,93 +180,93 @@ class LanguageModels:
             settings["temperature"] = temperature
         return settings
 
-    def _failure(self, error: Exception, model: str, messages: Sequence[ModelMessage]) -> ModelError:
-        """What a request's exception means."""
+    def _to_model_error(self, error: Exception, model: str, messages: Sequence[ModelMessage]) -> ModelError:
+        """Convert an exception of a request to a `ModelError`."""
         from pydantic_ai import exceptions
 
         match error:
             case exceptions.ModelConnectionError():
                 return _connection_failure(error, self._timeout_seconds)
             case exceptions.ModelHTTPError() if error.status_code >= 400:
-                return self._refusal(error, model, messages)
-            case exceptions.ModelAPIError() if _is_cut(error.__cause__):
-                return _cut_off()
+                return self._from_status(error, model, messages)
+            case exceptions.ModelAPIError() if _is_truncated(error.__cause__):
+                return _truncated()
             case exceptions.AgentRunError():
                 pass
             case _:
-                # Its message may hold what was sent, and so may its traceback.
-                log.warning("a language model's answer was not understood", error=type(error).__name__)
-        message = "what came back is no answer of a language model: check LLM_BASE_URL"
+                # The message and the traceback of the exception may contain the request.
+                log.warning("unexpected language model error", error=type(error).__name__)
+        message = "the response is not that of a language model; check LLM_BASE_URL"
         return ModelError("llm_unusable_answer", message, retryable=True)
 
-    def _refusal(self, error: ModelHTTPError, model: str, messages: Sequence[ModelMessage]) -> ModelError:
-        """What an answer with an error status means."""
+    def _from_status(self, error: ModelHTTPError, model: str, messages: Sequence[ModelMessage]) -> ModelError:
+        """Convert a response with an error status to a `ModelError`."""
         from pydantic_ai import exceptions
 
         status = f"(status {error.status_code})"
         match error:
             case exceptions.ModelRateLimitError():
-                message = f"the language model's server takes no more requests for now {status}"
+                message = f"the rate limit of the language model's server is exceeded {status}"
                 return ModelError("llm_rate_limited", message, retryable=True, retry_after=error.retry_after)
             case exceptions.ModelQuotaExceededError():
-                message = f"the quota or the credit of LLM_API_KEY is used up {status}"
+                message = f"the quota or the credit of LLM_API_KEY is exhausted {status}"
                 return ModelError("llm_quota_exceeded", message, retryable=False)
             case exceptions.ModelAuthenticationError():
-                message = f"the language model's server refuses the key {status}: check LLM_API_KEY"
+                message = f"the language model's server rejected the API key {status}; check LLM_API_KEY"
                 return ModelError("llm_unauthorized", message, retryable=False)
             case exceptions.ModelNotFoundError():
-                message = f'the model "{model}" was not found {status}: check its name, and LLM_BASE_URL'
+                message = f'the model "{model}" was not found {status}; check its name and LLM_BASE_URL'
                 return ModelError("llm_model_not_found", message, retryable=False)
             case exceptions.ModelContextWindowExceededError():
-                message = f'the conversation is longer than the model "{model}" can read {status}'
+                message = f'the conversation exceeds the context window of the model "{model}" {status}'
                 return ModelError("llm_context_exceeded", message, retryable=False)
         if error.status_code >= 500 or error.status_code == 408:
             message = f"the language model's server failed {status}"
             return ModelError("llm_unavailable", message, retryable=True, retry_after=error.retry_after)
         reason = _reason(error.body, [*_texts(messages), self._key or NO_KEY])
-        message = f"the language model's server refuses the request {status}{reason}"
+        message = f"the language model's server rejected the request {status}{reason}"
         return ModelError("llm_rejected", message, retryable=False)
 
 
-def _open_anthropic(address: str, key: str, http: AsyncClient, timeout: Timeout) -> Callable[[str], Model[Any]]:
+def _anthropic_factory(base_url: str, key: str, http: AsyncClient, timeout: Timeout) -> Callable[[str], Model[Any]]:
     from anthropic import AsyncAnthropic
     from pydantic_ai.models.anthropic import AnthropicModel
     from pydantic_ai.providers.anthropic import AnthropicProvider
 
-    # The library adds the version to the path itself.
-    address = address.removesuffix("/v1")
-    client = AsyncAnthropic(api_key=key, base_url=address, http_client=http, max_retries=0, timeout=timeout)
+    # The library appends the version to the path.
+    base_url = base_url.removesuffix("/v1")
+    client = AsyncAnthropic(api_key=key, base_url=base_url, http_client=http, max_retries=0, timeout=timeout)
     provider = AnthropicProvider(anthropic_client=client)
     return lambda model: AnthropicModel(model, provider=provider)
 
 
-def _open_openai(address: str, key: str, http: AsyncClient, timeout: Timeout) -> Callable[[str], Model[Any]]:
+def _openai_factory(base_url: str, key: str, http: AsyncClient, timeout: Timeout) -> Callable[[str], Model[Any]]:
     from openai import AsyncOpenAI
     from pydantic_ai.profiles.openai import OpenAIModelProfile
     from pydantic_ai.providers.openai import OpenAIProvider
 
     from bloxserver.clients.chat_completions import ChatModel
 
-    client = AsyncOpenAI(api_key=key, base_url=address, http_client=http, max_retries=0, timeout=timeout)
+    client = AsyncOpenAI(api_key=key, base_url=base_url, http_client=http, max_retries=0, timeout=timeout)
     provider = OpenAIProvider(openai_client=client)
-    # The newer name of max_tokens is OpenAI's own: other servers ignore it, or refuse it.
-    own = any(_is_within(address, domain) for domain in ("openai.com", "azure.com"))
-    profile = OpenAIModelProfile(openai_chat_supports_max_completion_tokens=own)
+    # Only OpenAI supports the newer name of max_tokens. Other servers ignore or reject it.
+    is_openai = any(_is_within(base_url, domain) for domain in ("openai.com", "azure.com"))
+    profile = OpenAIModelProfile(openai_chat_supports_max_completion_tokens=is_openai)
     return lambda model: ChatModel(model, provider=provider, profile=profile)
 
 
-def _checked(response: ModelResponse) -> ModelResponse:
-    """The response, if it came to its own end. Raises `ModelError`."""
+def _check_finish_reason(response: ModelResponse) -> ModelResponse:
+    """Return the response. Raises `ModelError` if the model did not complete it."""
     details = response.provider_details or {}
     if response.finish_reason == "length":
-        message = "the answer did not fit into max_tokens, or the conversation into the model"
+        message = "the response exceeds max_tokens, or the conversation exceeds the context window"
         code, retryable = "llm_too_long", False
     elif response.finish_reason == "content_filter":
-        message, code, retryable = "the model or its server refuses to answer this", "llm_refused", False
+        message, code, retryable = "a content filter rejected the request or the response", "llm_refused", False
     elif response.finish_reason == "error" or details.get("finish_reason") == "error":
-        code, message, retryable = "llm_cut_off", "the language model broke off its answer", True
+        code, message, retryable = "llm_cut_off", "the language model failed during its response", True
     else:
-        # The address may hold what is not to be stored.
+        # The URL may contain credentials, which must not be stored.
         return dataclasses.replace(response, provider_url=None)
     usage = response.usage
     raise ModelError(
@@ -278,36 +278,38 @@ def _connection_failure(error: ModelConnectionError, seconds: float) -> ModelErr
     from pydantic_ai.exceptions import ModelTimeoutError
 
     if error.phase == "read" and not isinstance(error, ModelTimeoutError):
-        return _cut_off()
+        return _truncated()
     if isinstance(error, ModelTimeoutError) and error.phase != "connect":
         return _timeout(seconds)
     return ModelError("llm_unreachable", "the language model's server cannot be reached", retryable=True)
 
 
 def _timeout(seconds: float) -> ModelError:
-    return ModelError("llm_timeout", f"the language model gave no answer within {seconds:g} seconds", retryable=True)
+    return ModelError("llm_timeout", f"the language model did not respond within {seconds:g} seconds", retryable=True)
 
 
-def _cut_off() -> ModelError:
-    return ModelError("llm_cut_off", "the connection ended before the model's answer did", retryable=True)
+def _truncated() -> ModelError:
+    return ModelError("llm_cut_off", "the connection closed before the response was complete", retryable=True)
 
 
-def _is_cut(cause: BaseException | None) -> bool:
-    """Whether a body that is no JSON was to become some."""
+def _is_truncated(cause: BaseException | None) -> bool:
+    """Whether the body is the beginning of a JSON document."""
     return isinstance(cause, json.JSONDecodeError) and cause.doc.lstrip().startswith(("{", "["))
 
 
 def _reason(body: object, sent: Sequence[str]) -> str:
-    """What the server says is wrong, to be appended; empty if it quotes what it was sent."""
+    """Return the server's error message as a suffix; empty if there is none or if it quotes the request."""
     error = body.get("error", body) if isinstance(body, dict) else None
-    said = error.get("message") if isinstance(error, dict) else None
-    if not isinstance(said, str):
+    text = error.get("message") if isinstance(error, dict) else None
+    if not isinstance(text, str):
         return ""
-    said = "".join(character if character.isprintable() else " " for character in said[:MAX_REASON_CHARACTERS])
-    runs = [said[start : start + QUOTE_CHARACTERS] for start in range(max(1, len(said) - QUOTE_CHARACTERS + 1))]
-    if any((len(text) > 3 and text in said) or any(run in text for run in runs) for text in sent):
+    printable = "".join(character if character.isprintable() else " " for character in text[:MAX_REASON_CHARACTERS])
+    runs = [
+        printable[start : start + QUOTE_CHARACTERS] for start in range(max(1, len(printable) - QUOTE_CHARACTERS + 1))
+    ]
+    if any((len(part) > 3 and part in printable) or any(run in part for run in runs) for part in sent):
         return ""
-    return f": {said}"
+    return f": {printable}"
 
 
 def _texts(messages: Sequence[ModelMessage]) -> Iterator[str]:
@@ -318,7 +320,7 @@ def _texts(messages: Sequence[ModelMessage]) -> Iterator[str]:
                     yield text
 
 
-def _is_address(text: str) -> bool:
+def _is_valid_url(text: str) -> bool:
     try:
         url = urlsplit(text)
     except ValueError:
@@ -326,6 +328,6 @@ def _is_address(text: str) -> bool:
     return url.scheme in ("http", "https") and bool(url.hostname) and url.username is None and url.password is None
 
 
-def _is_within(address: str, domain: str) -> bool:
-    host = urlsplit(address).hostname or ""
+def _is_within(url: str, domain: str) -> bool:
+    host = urlsplit(url).hostname or ""
     return host == domain or host.endswith(f".{domain}")

@@ -42,7 +42,7 @@ from bloxserver.clients.resolver import Resolver
 from bloxserver.settings import Settings
 
 PORTS = frozenset({25, 465, 587, 2525})
-GOODBYE_SECONDS = 2.0
+QUIT_TIMEOUT_SECONDS = 2.0
 
 Security = Literal["starttls", "tls", "none"]
 
@@ -104,15 +104,15 @@ def compose(
     message["Date"] = moment
     message["Message-ID"] = f"<{sha256(key.encode()).hexdigest()[:32]}@{author.domain}>"
     if text is not None:
-        message.set_content(_checked_body(text))
+        message.set_content(_check_body(text))
     if html is not None and text is not None:
-        message.add_alternative(_checked_body(html), subtype="html")
+        message.add_alternative(_check_body(html), subtype="html")
     elif html is not None:
-        message.set_content(_checked_body(html), subtype="html")
+        message.set_content(_check_body(html), subtype="html")
     return message
 
 
-def _checked_body(text: str) -> str:
+def _check_body(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -154,8 +154,10 @@ class Mailer:
         """
         chosen = server or self.default
         if chosen is None:
-            raise MailError("mail_not_configured", "there is no mail server: SMTP_HOST is not set", retryable=False)
-        complete, sender, recipients = self._completed(message)
+            raise MailError(
+                "mail_not_configured", "no mail server is configured: SMTP_HOST is not set", retryable=False
+            )
+        complete, sender, recipients = self._add_headers(message)
         if server is None:
             self._check_sender(sender)
         try:
@@ -167,12 +169,12 @@ class Mailer:
                 # The server has accepted the mail. A later failure must not cause a second submission.
                 deadline.reschedule(None)
                 with suppress(Exception):
-                    async with asyncio.timeout(GOODBYE_SECONDS):
+                    async with asyncio.timeout(QUIT_TIMEOUT_SECONDS):
                         await session.quit()
         except MailError:
             raise
         except Exception as error:
-            raise _meaning(error, chosen.host) from None
+            raise _to_mail_error(error, chosen.host) from None
         return [address for address in recipients if address not in refused]
 
     def _check_sender(self, sender: str) -> None:
@@ -191,7 +193,7 @@ class Mailer:
         except ValueError:
             raise MailError("mail_not_configured", "SMTP_FROM is not a valid address", retryable=False) from None
 
-    def _completed(self, message: EmailMessage) -> tuple[EmailMessage, str, list[str]]:
+    def _add_headers(self, message: EmailMessage) -> tuple[EmailMessage, str, list[str]]:
         """The mail as it is submitted, with the addresses of its sender and its recipients."""
         complete = copy.deepcopy(message)
         try:
@@ -222,7 +224,7 @@ class Mailer:
             check_addresses(addresses, server.host, server.port, self._allow, PORTS)
         client = SMTP(
             hostname=server.host,
-            sock=await _dial(addresses, server.port),
+            sock=await _connect(addresses, server.port),
             local_hostname=name,
             use_tls=server.security == "tls",
             start_tls=False,
@@ -248,8 +250,8 @@ class Mailer:
             client.close()
 
 
-def mailer_of(settings: Settings) -> Mailer:
-    """The mailer of an installation."""
+def create_mailer(settings: Settings) -> Mailer:
+    """Create the mailer of an installation."""
     server = None
     if settings.smtp_host is not None:
         password = settings.smtp_password
@@ -278,7 +280,7 @@ def _domain(address: str) -> str:
     return address.rpartition("@")[2]
 
 
-async def _dial(addresses: Sequence[Address], port: int) -> socket.socket:
+async def _connect(addresses: Sequence[Address], port: int) -> socket.socket:
     """A connection to the first address that accepts one."""
     loop = asyncio.get_running_loop()
     failure: Exception | None = None
@@ -288,7 +290,7 @@ async def _dial(addresses: Sequence[Address], port: int) -> socket.socket:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await loop.sock_connect(connection, (str(address), port))
-        except OSError as error:  # a TimeoutError is one as well
+        except OSError as error:  # including TimeoutError
             connection.close()
             failure = error
         except BaseException:
@@ -299,22 +301,22 @@ async def _dial(addresses: Sequence[Address], port: int) -> socket.socket:
     raise failure or ConnectionError("no address")
 
 
-def _meaning(error: Exception, host: str) -> MailError:
+def _to_mail_error(error: Exception, host: str) -> MailError:
     """The error for the caller. Raises `error` itself if the server is not its cause."""
     match error:
         case OutgoingRequestError():
             return MailError(error.code, error.message, error.retryable)
         case ssl.SSLError() | SMTPConnectError(__cause__=ssl.SSLError()):
-            return MailError("tls_failed", f"no TLS connection to {host} can be trusted", retryable=False)
+            return MailError("tls_failed", f"{host} has no trusted certificate", retryable=False)
         case SMTPRecipientsRefused():
             codes = sorted({refusal.code for refusal in error.recipients})
-            told = f"{host} refused all recipients ({', '.join(str(code) for code in codes)})"
-            return MailError("recipients_refused", told, retryable=any(400 <= code < 500 for code in codes))
+            message = f"{host} rejected all recipients ({', '.join(str(code) for code in codes)})"
+            return MailError("recipients_refused", message, retryable=any(400 <= code < 500 for code in codes))
         case SMTPResponseException(code=code) if code < 200:
-            return MailError("invalid_response", f"the answer of {host} cannot be read", retryable=True)
+            return MailError("invalid_response", f"the response of {host} cannot be read", retryable=True)
         case SMTPAuthenticationError(code=code):
-            told = f"{host} refused user name and password ({code})"
-            return MailError("authentication_failed", told, retryable=400 <= code < 500)
+            message = f"{host} rejected the user name or the password ({code})"
+            return MailError("authentication_failed", message, retryable=400 <= code < 500)
         case SMTPResponseException(code=code):
             return MailError("mail_refused", f"{host} answered {code}", retryable=400 <= code < 500)
         case TimeoutError():
@@ -322,7 +324,7 @@ def _meaning(error: Exception, host: str) -> MailError:
         case OSError():
             return MailError("connection_failed", f"the connection to {host} failed", retryable=True)
         case SMTPException():
-            return MailError("mail_refused", f"{host} cannot do what the mail needs", retryable=False)
+            return MailError("mail_refused", f"{host} does not support a feature that the email needs", retryable=False)
         case ValueError():
-            return MailError("invalid_response", f"the answer of {host} cannot be read", retryable=True)
+            return MailError("invalid_response", f"the response of {host} cannot be read", retryable=True)
     raise error

@@ -10,13 +10,13 @@ from standardwebhooks import Webhook
 
 PREFIX = "whsec_"
 MIN_KEY_LENGTH = 24
-MAX_KEY_LENGTH_ = 64
+MAX_KEY_LENGTH = 64
 
 
 def sign(secret: str, message_id: str, timestamp: datetime, body: bytes) -> dict[str, str]:
-    """The headers of a message: its id, its time and the signature over both and the body, which is UTF-8.
+    """Return the headers of a signed message. The signature covers its id, its timestamp and its body, which is UTF-8.
 
-    `secret` is `whsec_` and the base64 of 24 to 64 bytes. Raises `ValueError` for any other; the message omits it.
+    `secret` is `whsec_` and the base64 of 24 to 64 bytes. Raises `ValueError` if it is not; the message omits it.
     """
     moment = timestamp.astimezone(UTC)
     return {
@@ -26,17 +26,17 @@ def sign(secret: str, message_id: str, timestamp: datetime, body: bytes) -> dict
 
 
 def identify(message_id: str, timestamp: datetime) -> dict[str, str]:
-    """The headers of a message without a signature."""
+    """Return the headers of a message without a signature."""
     return {"webhook-id": message_id, "webhook-timestamp": str(int(timestamp.timestamp()))}
 
 
 def read_secret(secret: str) -> bytes:
-    """The key that a secret encodes. Raises `ValueError`; the message omits the secret."""
+    """Decode the key of a secret. Raises `ValueError`, whose message omits the secret."""
     encoded = secret.removeprefix(PREFIX)
     try:
         key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError):
         key = b""
-    if encoded == secret or not MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH_:
-        raise ValueError(f"the secret must be {PREFIX} and the base64 of {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH_} bytes")
+    if encoded == secret or not MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH:
+        raise ValueError(f"the secret must be {PREFIX} and the base64 of {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} bytes")
     return key

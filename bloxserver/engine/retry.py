@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.models.database import Database
-from bloxserver.models.transient_errors import is_connection_error, is_transient, reason_of
+from bloxserver.models.transient_errors import describe_error, is_connection_error, is_transient
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
@@ -41,7 +41,7 @@ async def retry_transaction(
                 raise
             attempt += 1
             if not is_connection_error(error):
-                log.info("transaction retried", reason=reason_of(error), attempt=attempt)
+                log.info("transaction retried", reason=describe_error(error), attempt=attempt)
         await asyncio.sleep(
             backoff_seconds(attempt, initial=INITIAL_BACKOFF_SECONDS, maximum=MAX_BACKOFF_SECONDS, jitter=1.0)
         )
@@ -61,7 +61,7 @@ async def process_each(items: Iterable[Item], work: Callable[[Item], Awaitable[b
             failures += 1
             if not is_transient(error) or failures == MAX_CONSECUTIVE_FAILURES:
                 raise
-            log.info("item skipped until the next poll", reason=reason_of(error))
+            log.info("item skipped until the next poll", reason=describe_error(error))
         else:
             failures = 0
     return done

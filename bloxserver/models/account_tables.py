@@ -1,4 +1,4 @@
-"""The tables that no flow refers to: what belongs to an account, and what the installation keeps for itself."""
+"""Tables of accounts and of the installation; no flow refers to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from bloxserver.models.types import database_now
 
 
 class UsageRecord(Base):
-    """What a user used in a billing period. A paid user's counts are spread over slots, so that runs do not queue."""
+    """The usage of a user in a billing period.
+
+    Counts are distributed over several rows, the slots, so that concurrent runs do not wait for the same row lock.
+    """
 
     __tablename__ = "usage_records"
     __table_args__ = (sa.UniqueConstraint("user_id", "period_start", "slot"),)
@@ -33,7 +36,7 @@ class UsageRecord(Base):
 
 
 class UserApiKeyRecord(Base):
-    """A user's own key for a provider, sealed."""
+    """A user's own API key for a provider, encrypted."""
 
     __tablename__ = "user_api_keys"
     __table_args__ = (sa.UniqueConstraint("user_id", "provider"),)
@@ -50,7 +53,7 @@ class UserApiKeyRecord(Base):
 
 
 class SecretRecord(Base):
-    """A secret of a user, sealed."""
+    """A secret of a user, encrypted."""
 
     __tablename__ = "secrets"
     __table_args__ = (sa.UniqueConstraint("user_id", "name"),)
@@ -64,7 +67,7 @@ class SecretRecord(Base):
 
 
 class StripeEventRecord(Base):
-    """A Stripe event that was taken in: its id is here once, however often it is delivered."""
+    """A received Stripe event. A repeated delivery has the same id, and is stored once."""
 
     __tablename__ = "stripe_events"
 
@@ -76,7 +79,7 @@ class StripeEventRecord(Base):
 
 
 class WorkerRecord(Base):
-    """A worker that lives, or lived: one that stops beating has its work taken over."""
+    """A worker process and its last heartbeat. Without heartbeats, other workers recover its executions."""
 
     __tablename__ = "workers"
 

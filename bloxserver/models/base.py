@@ -1,4 +1,4 @@
-"""The declarative base: constraint names that migrations can rely on, and the columns that most tables share."""
+"""The declarative base, with fixed constraint names for migrations, and common columns."""
 
 from __future__ import annotations
 

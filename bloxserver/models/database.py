@@ -1,6 +1,6 @@
-"""The database: engine, sessions, transactions.
+"""The database: engine, sessions and transactions.
 
-One request or one step of the engine is one transaction; only `get_db` and `Database.transaction` end one.
+A request is one transaction, and so is a step of the engine. Only `get_db` and `Database.transaction` commit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueueP
 
 from bloxserver.models import migrate, postgres, postgres_connect
 from bloxserver.models.base import Base
-from bloxserver.models.transient_errors import is_connection_error, reason_of
+from bloxserver.models.transient_errors import describe_error, is_connection_error
 from bloxserver.observability import metrics
 from bloxserver.settings import Settings, get_settings
 
@@ -34,45 +34,45 @@ __all__ = ["Base", "Database", "async_session_maker", "engine", "get_db", "get_d
 
 SQLITE_BUSY_TIMEOUT_SECONDS = 15
 MIGRATION_LOCK = 0x626C6F78
-"""The advisory lock on PostgreSQL that a process holds while it migrates."""
+"""The key of the advisory lock on PostgreSQL that a migrating process holds."""
 MIGRATION_POLL_SECONDS = 0.5
-"""The time between two attempts to take the migration lock."""
+"""Interval of the attempts to acquire the migration lock."""
 WRITING, READING = "writing", "reading"
-"""Names of pools. On PostgreSQL one serves for both."""
+"""Names of connection pools. PostgreSQL has only the first one, for both purposes."""
 _WRITING_ENGINE = "bloxserver_writing_engine"
-_WAKE = "bloxserver_wake_engine"
-_THEN = "bloxserver_after_commit"
+_WAKE_REASONS = "bloxserver_wake_engine"
+_CALLBACKS = "bloxserver_after_commit"
 
 read_only_request: ContextVar[bool] = ContextVar("read_only_request", default=False)
-"""Set by the API for requests that are expected to read only."""
+"""True during a request that is expected not to write. The API sets it."""
 
 
 class WakeReason(enum.StrEnum):
-    """What a transaction may leave to be done."""
+    """The kind of work that a transaction creates for the engine."""
 
     EXECUTION = "execution"
-    """An execution is due, or a place is free for another."""
+    """An execution is due, or a worker slot is free."""
     FLOW = "flow"
-    """A flow is to be started or stopped, or a schedule to be given its time."""
+    """A flow must be started or stopped, or the next time of a schedule must be calculated."""
     CANCELLATION = "cancellation"
-    """What a worker may be running was ended by somebody else."""
+    """An execution that a worker may be running was cancelled or ended by another process."""
     NOTIFICATION = "notification"
-    """A failure notice is due."""
+    """A failure notification is due."""
 
 
 class InstrumentedPool(AsyncAdaptedQueuePool):
-    """Tells how long it let those wait who want a connection."""
+    """A connection pool that measures the wait for a connection."""
 
     def connect(self) -> PoolProxiedConnection:
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             return super().connect()
         finally:
-            metrics.POOL_WAIT_SECONDS.labels(self.logging_name).observe(time.perf_counter() - began)
+            metrics.POOL_WAIT_SECONDS.labels(self.logging_name).observe(time.perf_counter() - started)
 
 
 class _Availability:
-    """Logs once that the database became unavailable, and once that it is available again."""
+    """Logs one event when the database connection is lost, and one when it is restored."""
 
     def __init__(self) -> None:
         self._lost_at: float | None = None
@@ -80,7 +80,7 @@ class _Availability:
     def failed(self, error: BaseException) -> None:
         if self._lost_at is None and is_connection_error(error):
             self._lost_at = time.monotonic()
-            log.warning("database connection lost", reason=reason_of(error))
+            log.warning("database connection lost", reason=describe_error(error))
 
     def succeeded(self) -> None:
         if self._lost_at is not None:
@@ -89,19 +89,19 @@ class _Availability:
 
 
 class Database:
-    """Engines and session makers. `sessions` may write; `reading_sessions` do not wait for a writer on SQLite."""
+    """Engines and session factories. `sessions` can write. `reading_sessions` do not wait for a writer on SQLite."""
 
-    def __init__(self, settings: Settings, waits: postgres.Waits = postgres.DEFAULT_WAITS) -> None:
+    def __init__(self, settings: Settings, timeouts: postgres.Timeouts = postgres.DEFAULT_TIMEOUTS) -> None:
         self._settings = settings
-        self._waits = waits
-        self.engine = _create_engine(settings, waits)
+        self._timeouts = timeouts
+        self.engine = _create_engine(settings, timeouts)
         self._reading_engine = self.engine
         if settings.uses_sqlite and not _is_in_memory(settings):
             self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
         self._availability = _Availability()
         self._session_class = type("DatabaseSession", (Session,), {})
-        event.listen(self._session_class, "after_commit", _call_after_commit)
-        event.listen(self._session_class, "after_rollback", lambda session: session.info.pop(_THEN, None))
+        event.listen(self._session_class, "after_commit", _run_callbacks)
+        event.listen(self._session_class, "after_rollback", lambda session: session.info.pop(_CALLBACKS, None))
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, sync_session_class=self._session_class)
         self.reading_sessions = async_sessionmaker(
             self._reading_engine,
@@ -111,68 +111,68 @@ class Database:
         )
 
     def driver_arguments(self) -> dict[str, Any]:
-        """What the driver of PostgreSQL makes such a connection from, where there is no SQLAlchemy."""
-        return postgres.driver_arguments(self.engine, self._settings.database_statement_timeout_seconds, self._waits)
+        """Return the arguments of a PostgreSQL connection, for a process without SQLAlchemy."""
+        return postgres.driver_arguments(self.engine, self._settings.database_statement_timeout_seconds, self._timeouts)
 
     def pools(self) -> Mapping[str, QueuePool]:
-        """The pools of connections, by what they are called in metrics."""
+        """Return the connection pools by their names in metrics."""
         pools = (self.engine.pool, self._reading_engine.pool)
         return {str(pool.logging_name): pool for pool in pools if isinstance(pool, QueuePool)}
 
     async def dispose(self) -> None:
-        """Close all connections; those to a server that does not answer are given up."""
+        """Close all connections. Abandons connections to a server that does not respond in time."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._waits.close):
+            async with asyncio.timeout(self._timeouts.close):
                 await self.engine.dispose()
                 await self._reading_engine.dispose()
 
     @asynccontextmanager
     async def transaction(self, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
-        """A session whose work is committed at the end of the block, or undone when the block raises."""
+        """Open a session that is committed at the end of the block, or rolled back if the block raises."""
         async with (self.reading_sessions if read_only else self.sessions)() as session:
             try:
                 yield session
                 await session.commit()
             except BaseException as error:
                 self._availability.failed(error)
-                # The error itself is raised, above all a cancellation, even if the server does not answer this.
+                # An error of the rollback must not replace the original exception, in particular a cancellation.
                 with suppress(Exception):
                     await session.rollback()
                 raise
             self._availability.succeeded()
 
     def request_transaction(self) -> AbstractAsyncContextManager[AsyncSession]:
-        """The transaction of the request that is being served."""
+        """Open the transaction of the current request."""
         return self.transaction(read_only=read_only_request.get())
 
     async def migrate(self, on_wait: Callable[[str], None] | None = None) -> None:
-        """Bring the schema to the newest revision.
+        """Migrate the schema to the newest revision.
 
-        One process migrates at a time. The others wait for it, without a time limit, and call `on_wait` once with
-        what they wait for; by default that is logged.
+        One process migrates at a time. Others wait for it without a timeout, and call `on_wait` once with the reason,
+        which is logged by default.
         """
         async with self.migration_connection(on_wait or log.warning) as connection:
             await connection.run_sync(migrate.upgrade)
 
     @asynccontextmanager
     async def migration_connection(self, on_wait: Callable[[str], None]) -> AsyncIterator[AsyncConnection]:
-        """A connection that holds the migration lock; the end of the block commits and releases it.
+        """Open a connection that holds the migration lock. The end of the block commits and releases the lock.
 
-        It has no statement timeout: an index on a large table takes as long as it takes.
+        The connection has no statement timeout, because creating an index on a large table takes long.
         """
         engine = self._migration_engine()
         has_waited = False
         try:
             while True:
-                # The lock is tried, not waited for. A statement that waits is subject to `lock_timeout`, and keeps a
-                # snapshot open that holds up VACUUM.
+                # Polling instead of a blocking statement, which would be subject to `lock_timeout` and whose open
+                # snapshot would delay VACUUM.
                 async with _connection_with_migration_lock(engine) as connection:
                     if connection is not None:
                         yield connection
                         await connection.commit()
                         return
                 if not has_waited:
-                    on_wait("another process is migrating the database or has locked it: waiting for it to finish")
+                    on_wait("another process is migrating the database or has locked it; waiting for it to finish")
                     has_waited = True
                 await asyncio.sleep(MIGRATION_POLL_SECONDS)
         finally:
@@ -184,45 +184,48 @@ class Database:
             return self.engine
         if self._settings.uses_sqlite:
             return _create_sqlite_engine(self._settings, pool_size=1, writes=True, timeout=MIGRATION_POLL_SECONDS)
-        return _create_postgres_engine(self._settings, self._waits, limits_statements=False)
+        return _create_postgres_engine(self._settings, self._timeouts, limits_statements=False)
 
     def on_commit(self, wake: Callable[[frozenset[WakeReason]], None]) -> Callable[[], None]:
-        """Call `wake` after each commit that left work for the engine, with its kinds; returns what ends that."""
+        """Call `wake` with the reasons after each commit that creates work for the engine.
+
+        Returns a function that removes the callback.
+        """
 
         def after_commit(session: Session) -> None:
-            # A released savepoint fires too, but its work is not yet to be seen.
-            # The mark stays: others listen as well.
-            if not session.in_nested_transaction() and (work := session.info.get(_WAKE)):
-                wake(work)
+            # The event also occurs when a savepoint is released, before the work is visible to others.
+            # The reasons are kept for other listeners.
+            if not session.in_nested_transaction() and (reasons := session.info.get(_WAKE_REASONS)):
+                wake(reasons)
 
         event.listen(self._session_class, "after_commit", after_commit)
         return lambda: event.remove(self._session_class, "after_commit", after_commit)
 
 
-def after_commit(session: AsyncSession, then: Callable[[], None]) -> None:
-    """Call `then` once this transaction is committed, as for counting: what is rolled back did not happen.
+def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
+    """Call `callback` after the transaction is committed, for example to count; not after a rollback.
 
-    Nothing is called for sessions that are not ours.
+    Works only for sessions of `Database`; for others, the callback is never called.
     """
-    session.info.setdefault(_THEN, []).append(then)
+    session.info.setdefault(_CALLBACKS, []).append(callback)
 
 
-def _call_after_commit(session: Session) -> None:
+def _run_callbacks(session: Session) -> None:
     if not session.in_nested_transaction():
-        for then in session.info.pop(_THEN, ()):
-            then()
+        for callback in session.info.pop(_CALLBACKS, ()):
+            callback()
 
 
-def wake_engine_after_commit(session: AsyncSession, work: WakeReason) -> None:
-    """Say that this transaction leaves work of this kind for the engine."""
-    session.info[_WAKE] = session.info.get(_WAKE, frozenset()) | {work}
+def wake_engine_after_commit(session: AsyncSession, reason: WakeReason) -> None:
+    """Wake the engine for this reason after the transaction is committed."""
+    session.info[_WAKE_REASONS] = session.info.get(_WAKE_REASONS, frozenset()) | {reason}
 
 
 async def begin_writing(session: AsyncSession) -> None:
-    """Let a session that was opened for reading write.
+    """Switch a session that was opened for reading to the engine that can write.
 
-    The transaction so far ends here: what was read before may have changed and has to be read again. Sessions that
-    are not ours are left as they are.
+    This ends the current transaction. Rows that were read before can have changed and must be read again. Does nothing
+    for sessions that are not from `Database`.
     """
     engine: AsyncEngine | None = session.info.pop(_WRITING_ENGINE, None)
     if engine is not None:
@@ -232,39 +235,39 @@ async def begin_writing(session: AsyncSession) -> None:
 
 @asynccontextmanager
 async def _connection_with_migration_lock(engine: AsyncEngine) -> AsyncIterator[AsyncConnection | None]:
-    """A connection whose transaction holds the migration lock, or None if another process holds it."""
+    """Open a connection whose transaction holds the migration lock; None if another process holds the lock."""
     async with AsyncExitStack() as stack:
         try:
             connection = await stack.enter_async_context(engine.connect())
             if engine.dialect.name == "postgresql":
-                taken = bool(await connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(MIGRATION_LOCK))))
+                acquired = bool(await connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(MIGRATION_LOCK))))
             else:
-                await connection.begin()  # which takes the write lock of the file
-                taken = True
+                await connection.begin()  # acquires the write lock of the file
+                acquired = True
         except OperationalError as error:
             if not _is_busy(error):
                 raise
-            taken = False
-        yield connection if taken else None
+            acquired = False
+        yield connection if acquired else None
 
 
 def _is_busy(error: OperationalError) -> bool:
     """Whether another connection holds the lock of a SQLite file."""
-    # The low byte is the primary code; SQLITE_BUSY has several extended ones.
+    # The low byte is the primary code. SQLITE_BUSY has several extended codes.
     code: int = getattr(error.orig, "sqlite_errorcode", 0)
     return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def _create_engine(settings: Settings, waits: postgres.Waits) -> AsyncEngine:
+def _create_engine(settings: Settings, timeouts: postgres.Timeouts) -> AsyncEngine:
     if settings.uses_sqlite:
-        # SQLite has one writer. Transactions that write take turns at one connection, in the order in which they
-        # came; several would wait for each other by trying again and again. An in-memory database is its connection.
+        # SQLite allows one writer. With a single connection, writing transactions wait in a queue; several connections
+        # would poll for the lock. An in-memory database exists only in its connection.
         return _create_sqlite_engine(settings, pool_size=1, writes=True)
-    return _create_postgres_engine(settings, waits)
+    return _create_postgres_engine(settings, timeouts)
 
 
 def _create_postgres_engine(
-    settings: Settings, waits: postgres.Waits, *, limits_statements: bool = True
+    settings: Settings, timeouts: postgres.Timeouts, *, limits_statements: bool = True
 ) -> AsyncEngine:
     engine = create_async_engine(
         settings.database_url,
@@ -276,11 +279,13 @@ def _create_postgres_engine(
         max_overflow=0,
         pool_timeout=settings.database_pool_timeout_seconds,
         connect_args={
-            **postgres.connect_args(settings.database_statement_timeout_seconds if limits_statements else None, waits),
+            **postgres.connect_args(
+                settings.database_statement_timeout_seconds if limits_statements else None, timeouts
+            ),
             "async_creator_fn": postgres_connect.connect,
         },
     )
-    postgres.watch_connections(engine)
+    postgres.add_connection_listeners(engine)
     return engine
 
 
@@ -302,11 +307,11 @@ def _create_sqlite_engine(
         pool_timeout=SQLITE_BUSY_TIMEOUT_SECONDS,
         connect_args={"timeout": timeout},
     )
-    # A transaction that reads first and writes later would fail when another process wrote in between.
+    # A transaction that reads before it writes would fail if another process wrote in between.
     begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
 
     def set_up(connection: Any, record: object) -> None:
-        connection.isolation_level = None  # the driver begins no transaction: we do
+        connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
@@ -315,7 +320,7 @@ def _create_sqlite_engine(
         cursor.close()
 
     def end_transaction(connection: Any, record: object) -> None:
-        # SQLAlchemy takes a COMMIT that failed for the end; to SQLite the transaction goes on, with its lock.
+        # After a failed COMMIT, SQLAlchemy considers the transaction ended, but SQLite keeps it open with its lock.
         if connection is not None and connection.driver_connection.in_transaction:
             connection.rollback()
 
@@ -331,18 +336,18 @@ async_session_maker = database.sessions
 
 
 async def get_db() -> AsyncIterator[AsyncSession]:
-    """The session of a request: committed before the response is sent, rolled back when the request fails."""
+    """Yield the session of a request. It is committed before the response is sent, or rolled back on an error."""
     async with database.request_transaction() as session:
         yield session
 
 
 @asynccontextmanager
 async def get_db_context() -> AsyncIterator[AsyncSession]:
-    """A session outside of a request, committed at the end of the block."""
+    """Open a session outside of a request, committed at the end of the block."""
     async with database.transaction() as session:
         yield session
 
 
 async def init_db() -> None:
-    """Create the tables of the running app's database, or bring them up to date."""
+    """Create the tables of the application's database, or migrate them."""
     await database.migrate()

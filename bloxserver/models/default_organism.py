@@ -1,4 +1,4 @@
-"""The organism of a flow that came without one. It is a column's default, hence among the models."""
+"""The default of `flows.organism_yaml`."""
 
 DEFAULT_ORGANISM = """\
 organism:

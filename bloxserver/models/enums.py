@@ -1,4 +1,4 @@
-"""The words that the API and the database share."""
+"""Enumerations of the API and the database."""
 
 from enum import StrEnum
 
@@ -43,26 +43,26 @@ class ExecutionStatus(StrEnum):
 class StepStatus(StrEnum):
     RUNNING = "running"
     WAITING = "waiting"
-    """The answer is known and due later."""
+    """The output is known; it is delivered later."""
     RETRYING = "retrying"
-    """An attempt failed; the next one is due later."""
+    """An attempt failed; the next attempt is scheduled."""
     CALLING = "calling"
-    """Another execution is to give the answer."""
+    """The step waits for the result of another execution."""
     SUCCESS = "success"
     ERROR = "error"
     CANCELLED = "cancelled"
-    """The execution ended before the step did."""
+    """The execution ended before the step."""
 
 
 class NotificationChannel(StrEnum):
-    """How a failure notice travels."""
+    """How a failure notification is delivered."""
 
     URL = "url"
     EMAIL = "email"
 
 
 class InputEncoding(StrEnum):
-    """How an execution's `inputPayload` holds what came in: as it was, or as a `data:` URL (RFC 2397)."""
+    """The encoding of an execution's `inputPayload`: unchanged text, or a `data:` URL (RFC 2397)."""
 
     TEXT = "text"
     DATA_URL = "data-url"

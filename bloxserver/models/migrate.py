@@ -1,4 +1,4 @@
-"""The schema's revision: bring it up to date, and tell whether this version of the code can serve it."""
+"""Runs migrations, and checks whether this version can use the schema."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bloxserver.models.base import Base
 
 
 def find_scripts(package: Path) -> Path:
-    """The folder of migration scripts: `migrations` in the package, as in a wheel, else beside it, as in a checkout.
+    """Return the folder of migration scripts: `migrations` in the package (wheel), or beside it (checkout).
 
-    A folder counts only if it has an `env.py`: git leaves a `__pycache__` where scripts used to be.
+    A folder is used only if it has an `env.py`, because git leaves a `__pycache__` in place of removed scripts.
     """
     installed, checkout = package / "migrations", package.parent / "migrations"
     return checkout if not (installed / "env.py").is_file() and checkout.is_dir() else installed
@@ -32,10 +32,10 @@ SCRIPTS = find_scripts(Path(__file__).parents[1])
 class SchemaState(StrEnum):
     CURRENT = "current"
     NEWER = "newer"
-    """A revision that this code does not know: a later version has migrated, as in a rolling deploy."""
+    """The revision is unknown: a newer version has migrated the database, for example in a rolling deployment."""
     OLDER = "older"
     MISSING = "missing"
-    """No revision at all: an empty database, or tables that were made without migrations."""
+    """There is no revision: the database is empty, or its tables were created without migrations."""
 
 
 def _config(connection: sa.Connection) -> Config:
@@ -46,15 +46,15 @@ def _config(connection: sa.Connection) -> Config:
 
 
 def upgrade(connection: sa.Connection, revision: str = "head") -> None:
-    """Migrate up to `revision`; does nothing where the schema is there already, or is newer.
+    """Migrate up to `revision`. Does nothing if the schema is current or newer.
 
-    Tables that were made from the models, without migrations, are taken as they are. Raises `SettingsError` for
-    other tables of these names: they are not ours to change.
+    Tables that `create_all` created from the models are stamped with the newest revision. Raises `SettingsError` if the
+    database has other tables of these names.
     """
     state = schema_state(connection)
     if state is SchemaState.MISSING and sa.inspect(connection).has_table("flows"):
         if compare_metadata(MigrationContext.configure(connection), Base.metadata):
-            raise SettingsError(["DATABASE_URL: the database has tables that bloxserver did not make"])
+            raise SettingsError(["DATABASE_URL: the database has tables that bloxserver did not create"])
         command.stamp(_config(connection), "head")
     elif state is not SchemaState.NEWER:
         command.upgrade(_config(connection), revision)
@@ -65,19 +65,19 @@ def downgrade(connection: sa.Connection, revision: str) -> None:
 
 
 def check(connection: sa.Connection) -> None:
-    """Raise `alembic.util.CommandError` when models and migrations differ."""
+    """Raise `alembic.util.CommandError` if models and migrations differ."""
     command.check(_config(connection))
 
 
 @lru_cache
 def _revisions() -> tuple[frozenset[str], frozenset[str]]:
-    """The newest revisions and all revisions that this code knows."""
+    """Return the newest revisions, and all known revisions."""
     scripts = ScriptDirectory(str(SCRIPTS))
     return frozenset(scripts.get_heads()), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def schema_state(connection: sa.Connection) -> SchemaState:
-    """How the database's revision stands to the newest one that this code knows."""
+    """Compare the revision of the database with the newest known revision."""
     current = set(MigrationContext.configure(connection).get_current_heads())
     heads, known = _revisions()
     if not current:

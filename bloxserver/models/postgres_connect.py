@@ -1,4 +1,4 @@
-"""Opens a connection to the first of several PostgreSQL servers that can be used. Imports no more than the driver."""
+"""Connects to the first usable of several PostgreSQL servers. Imports only the driver."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ _UNUSABLE = (
     asyncpg.PostgresConnectionError,
 )
 _last_used: dict[tuple[tuple[str, int], ...], int] = {}
-"""Which of a list of hosts and ports was used last. It is tried first: a host that is switched off takes up the whole
-timeout.
+"""The index of the host that was used last, by list of hosts and ports.
+
+That host is tried first, because an unreachable host takes the whole timeout.
 """
 
 
 class NoUsableServer(ConnectionError):
-    """None of the servers can be reached and accepts writes."""
+    """No server is reachable and accepts writes."""
 
 
 async def connect(**arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
-    """What `asyncpg.connect` does, with `timeout` for each host instead of for all together.
+    """Connect as `asyncpg.connect` does, but with `timeout` per host.
 
-    Raises `NoUsableServer` if no server has what `target_session_attrs` asks for, as while a standby is not promoted
-    yet, or the error of the last host.
+    Raises the error of the last host; it is `NoUsableServer` if that server does not match `target_session_attrs`, for
+    example a standby that is not promoted yet.
     """
     hosts, ports = arguments.pop("host", None), arguments.pop("port", None)
     if not isinstance(hosts, list):

@@ -1,4 +1,7 @@
-"""The tables. Every column that a writer does not name is nullable or has a default here and in the database."""
+"""Tables of users, flows and executions.
+
+Every optional column is nullable or has a default, here and in the database.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ class FlowRecord(Base):
     __tablename__ = "flows"
     __table_args__ = (
         sa.Index(None, "user_id", "updated_at", "id"),
-        # the few flows that the engine has to start or stop, whoever they belong to
+        # Flows that the engine must start or stop.
         sa.Index(
             "ix_flows_unsettled",
             "updated_at",
@@ -104,7 +107,7 @@ class FlowRecord(Base):
 
     id: Mapped[Id]
     user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
-    """The owner: the one column that decides whose flow this is."""
+    """The owner of the flow."""
     name: Mapped[str] = mapped_column(sa.String(100))
     description: Mapped[str | None] = mapped_column(sa.String(500))
     organism_yaml: Mapped[str] = mapped_column(sa.Text, default=DEFAULT_ORGANISM, server_default=DEFAULT_ORGANISM)
@@ -113,13 +116,13 @@ class FlowRecord(Base):
         enum_text(FlowStatus), default=FlowStatus.STOPPED, server_default=FlowStatus.STOPPED.value
     )
     active_version_id: Mapped[uuid.UUID | None]
-    """The version that the last start armed. No foreign key: versions already point at their flow."""
+    """The version that the last start activated. No foreign key, because versions refer to their flow."""
     active_version: Mapped[int | None]
-    """Its number."""
+    """The number of the active version."""
     latest_version: Mapped[int | None]
-    """The number of the newest version; null where none was made yet, as for rows that were written by hand."""
+    """The number of the newest version; null if there is none, as in rows that another program inserted."""
     stop_requested_at: Mapped[datetime | None]
-    """When the last stop was asked for: from then on what still runs has `STOP_GRACE_SECONDS`."""
+    """When the last stop was requested. Running executions have `STOP_GRACE_SECONDS` from then on."""
     container_id: Mapped[str | None] = mapped_column(sa.String(255))
     error_message: Mapped[str | None] = mapped_column(sa.Text)
     created_at: Mapped[CreatedAt]
@@ -135,7 +138,7 @@ class FlowRecord(Base):
 
 
 class FlowVersionRecord(Base):
-    """A definition as it was saved: what an execution ran stays readable after the flow was edited."""
+    """A saved definition, so that the definition of an execution remains available after edits."""
 
     __tablename__ = "flow_versions"
     __table_args__ = (sa.UniqueConstraint("flow_id", "number"),)
@@ -143,7 +146,7 @@ class FlowVersionRecord(Base):
     id: Mapped[Id]
     flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
     number: Mapped[int]
-    """1 for the first version of the flow, then counting up."""
+    """The sequence number within the flow, starting at 1."""
     organism_yaml: Mapped[str] = mapped_column(sa.Text)
     canvas_state: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     created_at: Mapped[CreatedAt]
@@ -168,10 +171,10 @@ class TriggerRecord(Base):
     config: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict, server_default="{}")
     webhook_token: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
     own_webhook_url: Mapped[str | None] = mapped_column("webhook_url", sa.Text)
-    """An address that the row's writer chose; null for ours, which follow `WEBHOOK_BASE_URL`."""
+    """A URL that another program stored; null for the URL based on `WEBHOOK_BASE_URL`."""
     enabled: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
     next_fire_at: Mapped[datetime | None]
-    """When a schedule fires next; null while its flow does not run, and until it was first looked at."""
+    """When a schedule fires next; null until the engine calculates it, and while the flow is not running."""
     last_fired_at: Mapped[datetime | None]
     disabled_reason: Mapped[str | None] = mapped_column(sa.Text)
     """Why the server disabled a schedule; null for one that its owner disabled."""
@@ -194,7 +197,7 @@ class TriggerRecord(Base):
 
     @property
     def webhook_url(self) -> str | None:
-        """Where the webhook is reached; null for other triggers."""
+        """The URL of a webhook; None for other triggers."""
         if self.own_webhook_url is not None or self.webhook_token is None:
             return self.own_webhook_url
         return f"{get_settings().webhook_base_url}/{self.webhook_token}"
@@ -205,13 +208,13 @@ class TriggerRecord(Base):
 
 
 class ExecutionRecord(Base):
-    """One run of a flow. The row is the job: it is `running` from its acceptance until its end is written."""
+    """One execution of a flow. The row is the queue entry; its status is `running` until the execution ends."""
 
     __tablename__ = "executions"
     __table_args__ = (
         sa.Index(None, "flow_id", "started_at", "id"),
         sa.Index(None, "flow_id", "status", "started_at", "id"),
-        # the queue: what waits for a worker, found flow by flow however long the backlog of one is
+        # The queue: executions that wait for a worker, by flow, so that one flow's backlog does not slow down others.
         sa.Index(
             "ix_executions_waiting",
             "flow_id",
@@ -221,14 +224,14 @@ class ExecutionRecord(Base):
             sqlite_where=sa.text(WAITING),
             postgresql_where=sa.text(WAITING),
         ),
-        # what waits, and so many workers died with in a row that it may be the reason
+        # Waiting executions that may be the cause of repeated worker crashes.
         sa.Index(
             "ix_executions_quarantined",
             "crash_count",
             sqlite_where=sa.text(QUARANTINED),
             postgresql_where=sa.text(QUARANTINED),
         ),
-        # what workers are at
+        # Executions that workers have claimed.
         sa.Index(
             "ix_executions_claimed",
             "worker_id",
@@ -236,7 +239,7 @@ class ExecutionRecord(Base):
             sqlite_where=sa.text(CLAIMED),
             postgresql_where=sa.text(CLAIMED),
         ),
-        # a step that calls a flow is handled again after a crash, and must find what it began
+        # After a crash, a repeated step must find the execution that it started before.
         sa.Index(
             "ix_executions_calls",
             "parent_id",
@@ -252,20 +255,20 @@ class ExecutionRecord(Base):
     flow_version_id: Mapped[uuid.UUID | None] = mapped_column(
         sa.ForeignKey("flow_versions.id", ondelete="SET NULL"), index=True
     )
-    """The definition that it runs; null means the flow's current one."""
+    """The version that it runs; null means the current definition of the flow."""
     flow_version: Mapped[int | None]
-    """That version's number."""
+    """The number of this version."""
     trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="SET NULL"), index=True)
     trigger_type: Mapped[TriggerType] = mapped_column(enum_text(TriggerType))
     target: Mapped[str | None] = mapped_column(sa.String(255))
-    """The listener that the trigger named as entry, if it named one."""
+    """The entry listener that the trigger specified; null for the default."""
     status: Mapped[ExecutionStatus] = mapped_column(
         enum_text(ExecutionStatus), default=ExecutionStatus.RUNNING, server_default=ExecutionStatus.RUNNING.value
     )
     started_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
-    """When it was accepted."""
+    """When the execution was accepted."""
     picked_up_at: Mapped[datetime | None]
-    """When a worker first took it."""
+    """When a worker first claimed it."""
     completed_at: Mapped[datetime | None]
     duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
     error_message: Mapped[str | None] = mapped_column(sa.Text)
@@ -275,39 +278,39 @@ class ExecutionRecord(Base):
     )
     output_payload: Mapped[str | None] = mapped_column(sa.Text)
     input_tokens: Mapped[Counter]
-    """Tokens that language models read for it."""
+    """Input tokens of language models."""
     output_tokens: Mapped[Counter]
-    """Tokens that language models wrote for it."""
+    """Output tokens of language models."""
     retry_of: Mapped[uuid.UUID | None]
-    """The execution that this one does again. No foreign key: the older one may be gone."""
+    """The execution that this one retries. No foreign key, because that execution may be deleted."""
     parent_id: Mapped[uuid.UUID | None]
-    """The execution whose step called this one's flow."""
+    """The execution whose step called this flow."""
     parent_key: Mapped[str | None] = mapped_column(sa.String(320))
-    """That step's key and attempt."""
+    """The key and the attempt of the calling step."""
     depth: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How many executions stand above it, through calls and through webhooks that flows sent."""
+    """The number of ancestors, through flow calls and through webhooks that flows sent."""
     active_ms: Mapped[Counter]
-    """Time that workers spent on it until it was last suspended: what counts against its time limit."""
+    """Milliseconds for which it ran until it was last suspended. They count against its time limit."""
 
     resume_at: Mapped[datetime | None]
-    """Not to be taken before this instant; null for one that never had to wait."""
+    """The earliest time at which a worker may claim it; null if it was never suspended."""
     lease: Mapped[uuid.UUID | None]
-    """Drawn by the worker that has it; null while it waits. One whose lease is no longer here must not write."""
+    """The random id of the current claim; null while it waits. Only the worker with this lease may write."""
     worker_id: Mapped[str | None] = mapped_column(sa.String(64))
-    """The worker that has it."""
+    """The worker that claimed it."""
     crash_count: Mapped[int] = mapped_column(default=0, server_default="0")
     """How many workers in a row crashed with it before another step was saved."""
     lost_lease: Mapped[uuid.UUID | None]
     """The lease that the last recovery ended and counted as a crash; its worker takes that back if it did not crash."""
     trace_parent: Mapped[str | None] = mapped_column(sa.String(55))
-    """What asked for it, as a `traceparent` (W3C Trace Context)."""
+    """The trace context of its trigger, as a `traceparent` (W3C Trace Context)."""
 
     flow: Mapped[FlowRecord] = relationship(back_populates="executions", lazy="raise")
     trigger: Mapped[TriggerRecord | None] = relationship(back_populates="executions", lazy="raise")
 
 
 class ExecutionStepRecord(Base):
-    """One handled message: checkpoint, timeline and log in one. A step that is here as a success never runs again."""
+    """One handled message; the row is both checkpoint and log. A step with status `success` never runs again."""
 
     __tablename__ = "execution_steps"
     __table_args__ = (sa.UniqueConstraint("execution_id", "key"), sa.Index(None, "execution_id", "sequence"))
@@ -315,11 +318,11 @@ class ExecutionStepRecord(Base):
     id: Mapped[Id]
     execution_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
     key: Mapped[str] = mapped_column(sa.String(255))
-    """Says which message of the execution this is, the same on every run: the sender's step and the listener."""
+    """Identifies the message within the execution by the sender's step and the listener; stable across attempts."""
     sequence: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Counts the changes of an execution's steps: that of this one's last change."""
+    """The number of the last change of this step, counted over all steps of the execution."""
     parent_id: Mapped[uuid.UUID | None]
-    """The step whose answer was this message; null for the entry."""
+    """The step whose output is this message; null for the entry."""
     listener: Mapped[str] = mapped_column(sa.String(255))
     handler: Mapped[str | None] = mapped_column(sa.String(255))
     status: Mapped[StepStatus] = mapped_column(
@@ -335,33 +338,33 @@ class ExecutionStepRecord(Base):
     error_code: Mapped[str | None] = mapped_column(sa.String(64))
     started_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
     completed_at: Mapped[datetime | None]
-    """For a step that waits: when it goes on."""
+    """When the step ended. For a waiting step, when it continues."""
     duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
     input_tokens: Mapped[Counter]
     output_tokens: Mapped[Counter]
     routed_to: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
-    """The listeners that the block chose for its answer; null where it left that to the definition."""
+    """The listeners that the block selected for its output; null if the definition selects them."""
     called_id: Mapped[uuid.UUID | None]
-    """The execution that gives, or gave, the answer."""
+    """The called execution, whose result is the output."""
     copied: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
-    """Taken over from the execution that this one retries."""
+    """Copied from the execution that is retried."""
     state: Mapped[str | None] = mapped_column(sa.Text)
-    """What an agent has said and heard so far, as JSON: it goes on from there after an interruption."""
+    """The conversation of an agent as JSON, with which it continues after an interruption."""
 
 
 class KeyValueRecord(Base):
-    """What a flow remembers from one execution to the next."""
+    """A value that a flow stores across executions."""
 
     __tablename__ = "key_values"
 
     flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
     value: Mapped[str] = mapped_column(sa.Text, default="null", server_default="null")
-    """JSON."""
+    """The value as JSON."""
     size: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Bytes of key and value."""
+    """Size of key and value in bytes."""
     written_by: Mapped[str | None] = mapped_column(sa.String(320))
-    """Marks of the last 40 steps that wrote it, 8 characters each, the newest first."""
+    """Ids of the last 40 steps that wrote it, 8 characters each, the newest first."""
     updated_at: Mapped[UpdatedAt]
 
 
@@ -396,8 +399,8 @@ class FailureNotificationRecord(Base):
     channel: Mapped[NotificationChannel] = mapped_column(enum_text(NotificationChannel))
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     due_at: Mapped[datetime | None]
-    """When it is to be sent; null once it was delivered, or given up."""
+    """When the next attempt is due; null after the delivery or the last attempt."""
     delivered_at: Mapped[datetime | None]
     error_message: Mapped[str | None] = mapped_column(sa.Text)
-    """Why the last attempt failed."""
+    """The error of the last attempt."""
     created_at: Mapped[CreatedAt]

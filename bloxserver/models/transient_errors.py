@@ -1,4 +1,4 @@
-"""What database errors mean: which are transient, and what to tell an operator."""
+"""Classifies database errors, and describes them without confidential data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 TRANSIENT_MESSAGES = ("locked", "connection", "disk is full", "readonly database", "disk I/O error", "unable to open")
-"""Parts of messages of SQLite, and of drivers that give no SQLSTATE, whose cause may pass."""
+"""Parts of messages of transient errors without an SQLSTATE: those of SQLite and of drivers."""
 CONNECTION_MESSAGES = ("connection", "unable to open")
 REASONS = {
     "28000": "the server does not accept connections of this user from this address",
@@ -18,11 +18,11 @@ REASONS = {
     "53300": "the server has no free connections",
     "57P03": "the server is starting or stopping",
 }
-"""By SQLSTATE. The server's own messages quote names and values."""
+"""Descriptions by SQLSTATE. The messages of the server contain names and values."""
 
 
-def reason_of(error: BaseException) -> str:
-    """What is wrong, without addresses, names and values."""
+def describe_error(error: BaseException) -> str:
+    """Describe the error without addresses, names and values."""
     state = _sqlstate(error)
     if state in REASONS:
         return REASONS[state]
@@ -62,7 +62,7 @@ def _sqlstate(error: BaseException) -> str:
 
 
 def _has_message(error: BaseException, parts: tuple[str, ...]) -> bool:
-    # Only where there is no SQLSTATE: the message of another error may quote what a user sent.
+    # Only without an SQLSTATE: other messages can contain user input.
     if not isinstance(error, DBAPIError) or _sqlstate(error):
         return False
     return any(part in str(error.orig) for part in parts)

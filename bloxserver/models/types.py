@@ -1,4 +1,4 @@
-"""Column types and database defaults that mean the same on SQLite and on PostgreSQL."""
+"""Column types and database defaults with the same meaning on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bloxserver.models.enums import Tier
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """An instant to the microsecond, aware and in UTC on both databases; a naive value counts as UTC."""
+    """A time with microseconds, returned as an aware datetime in UTC. A naive value is taken as UTC."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -32,7 +32,10 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 def enum_text(values: type[enum.StrEnum]) -> sa.Enum:
-    """Stores a member by its value, as text, without a type or constraint in the database: values can be added."""
+    """Return a column type that stores a member's value as text.
+
+    The database has no enum type or constraint, so that adding a value needs no migration.
+    """
     return sa.Enum(
         values,
         native_enum=False,
@@ -58,14 +61,14 @@ class TierText(sa.types.TypeDecorator[Tier]):
 
 
 class database_now(expression.FunctionElement[datetime]):  # noqa: N801
-    """The database's clock, in the form in which `UtcDateTime` stores an instant."""
+    """The current time of the database, in the storage format of `UtcDateTime`."""
 
     type = UtcDateTime()
     inherit_cache = True
 
 
 class database_uuid(expression.FunctionElement[uuid.UUID]):  # noqa: N801
-    """A random id made by the database, for rows that were not written through the models."""
+    """A random id from the database, for rows that are not inserted through the models."""
 
     type = sa.Uuid()
     inherit_cache = True

@@ -1,4 +1,4 @@
-"""Statements that SQLite and PostgreSQL both know and SQLAlchemy has no common word for."""
+"""INSERT … ON CONFLICT for SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 
 def insert_into(session: AsyncSession, table: type[Any]) -> postgresql.Insert:
-    """An INSERT that takes ON CONFLICT, for the session's database; both dialects spell it alike."""
+    """Return an INSERT that supports ON CONFLICT on the session's database. Both dialects have the same methods."""
     dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     statement: postgresql.Insert = dialect.insert(table)
     return statement

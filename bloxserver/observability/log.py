@@ -1,4 +1,4 @@
-"""Structured logs: JSON in production, readable lines elsewhere. No token, key or payload is ever given to them."""
+"""Structured logs: JSON in production, text elsewhere. Never log a token, a key or a payload."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-QUIET = (
+QUIET_LOGGERS = (
     "httpx",
     "httpx2",
     "httpcore",
@@ -19,13 +19,13 @@ QUIET = (
     "aiosqlite",
     "asyncio",
     "alembic",
-    "bloxserver.models.database",  # SQLAlchemy logs a pool under the module of its class
+    "bloxserver.models.database",  # SQLAlchemy names the logger of a pool after the module of its class
 )
-"""Loggers that tell addresses with their credentials, or every little step: only their warnings are shown."""
+"""Loggers that log URLs with credentials, or every operation. Only their warnings are logged."""
 
 
 def configure_logging(*, level: str, as_json: bool) -> None:
-    """Send our own and the libraries' logs to stderr, in one form."""
+    """Send the logs of BloxServer and of libraries to standard error in one format."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -38,7 +38,7 @@ def configure_logging(*, level: str, as_json: bool) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    # structlog's own traceback shows every variable, secrets with them, and takes seconds to print.
+    # structlog's default traceback shows the values of variables, including secrets, and takes seconds to format.
     console = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
@@ -55,7 +55,7 @@ def configure_logging(*, level: str, as_json: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for name in QUIET:
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()

@@ -1,7 +1,7 @@
-"""What this process counts and times, for Prometheus.
+"""Prometheus metrics of this process.
 
-Labels come from small, fixed sets: never an id, a name that a user chose, or a path. What the database knows is read
-at each scrape instead, by `api.scrape`.
+Label values come from small, fixed sets: never ids, paths, or names that users choose. `api.metrics_collector` reads
+metrics of the database at each scrape.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ WORK_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 WAIT_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 15)
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100)
 
-# They are a second series for each one, which Prometheus has no use for.
+# A `_created` series for each metric, which Prometheus does not use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry()
-"""Of this process; the library's own, which anything in the process may write to, is not served."""
+"""The registry of this process. The library's default registry is not served, because any library can add to it."""
 
 ProcessCollector(registry=REGISTRY)
 BUILD = Gauge("bloxserver_build_info", "1, with the version as a label.", ["version", "python"], registry=REGISTRY)
@@ -43,12 +43,10 @@ BUILD.labels(__version__, platform.python_version()).set(1)
 
 # --- The API ---
 
-REQUESTS = Counter(
-    "bloxserver_http_requests_total", "Requests answered.", ["method", "route", "status"], registry=REGISTRY
-)
+REQUESTS = Counter("bloxserver_http_requests_total", "HTTP requests.", ["method", "route", "status"], registry=REGISTRY)
 REQUEST_SECONDS = Histogram(
     "bloxserver_http_request_duration_seconds",
-    "Time from a request's head to the end of its answer.",
+    "Time from the request's headers to the end of the response.",
     ["method", "route"],
     buckets=REQUEST_BUCKETS,
     registry=REGISTRY,
@@ -57,43 +55,46 @@ REQUEST_SECONDS = Histogram(
 # --- Executions ---
 
 EXECUTIONS_ACCEPTED = Counter(
-    "bloxserver_executions_accepted_total", "Executions accepted.", ["trigger"], registry=REGISTRY
+    "bloxserver_executions_accepted_total", "Executions that were accepted.", ["trigger"], registry=REGISTRY
 )
 EXECUTIONS_ENDED = Counter(
-    "bloxserver_executions_ended_total", "Executions ended.", ["status", "trigger"], registry=REGISTRY
+    "bloxserver_executions_ended_total", "Executions that ended.", ["status", "trigger"], registry=REGISTRY
 )
 QUEUE_WAIT_SECONDS = Histogram(
     "bloxserver_queue_wait_seconds",
-    "Time from when an execution was due until a worker took it.",
+    "Time from when an execution was due until a worker claimed it.",
     buckets=LATENCY_BUCKETS,
     registry=REGISTRY,
 )
 START_SECONDS = Histogram(
     "bloxserver_start_latency_seconds",
-    "Time from an execution's acceptance until its first step began.",
+    "Time from the acceptance of an execution until its first step started.",
     buckets=LATENCY_BUCKETS,
     registry=REGISTRY,
 )
-STEPS = Counter("bloxserver_steps_total", "Attempts at steps.", ["handler", "outcome"], registry=REGISTRY)
+STEPS = Counter("bloxserver_steps_total", "Attempts of steps.", ["handler", "outcome"], registry=REGISTRY)
 STEP_SECONDS = Histogram(
     "bloxserver_step_duration_seconds",
-    "Time that one attempt at a step took.",
+    "Duration of an attempt of a step.",
     ["handler"],
     buckets=WORK_BUCKETS,
     registry=REGISTRY,
 )
 CLAIM_BATCH_SIZE = Histogram(
-    "bloxserver_claim_batch_size", "Executions that were claimed together.", buckets=BATCH_BUCKETS, registry=REGISTRY
+    "bloxserver_claim_batch_size", "Executions claimed in one transaction.", buckets=BATCH_BUCKETS, registry=REGISTRY
 )
 CHECKPOINT_BATCH_SIZE = Histogram(
-    "bloxserver_checkpoint_batch_size", "Checkpoints that were kept together.", buckets=BATCH_BUCKETS, registry=REGISTRY
+    "bloxserver_checkpoint_batch_size",
+    "Checkpoints written in one transaction.",
+    buckets=BATCH_BUCKETS,
+    registry=REGISTRY,
 )
 EXECUTIONS_RECOVERED = Counter(
-    "bloxserver_executions_recovered_total", "Executions that were taken from dead workers.", registry=REGISTRY
+    "bloxserver_executions_recovered_total", "Executions recovered from dead workers.", registry=REGISTRY
 )
 EXECUTIONS_ABANDONED = Counter(
     "bloxserver_executions_abandoned_total",
-    "Executions ended because they could not be run any more.",
+    "Executions that were ended because they could no longer run.",
     registry=REGISTRY,
 )
 
@@ -101,7 +102,7 @@ EXECUTIONS_ABANDONED = Counter(
 
 SCHEDULE_FIRINGS = Counter(
     "bloxserver_schedule_firings_total",
-    "Firings of schedules that were due: fired, refused by a limit, missed for too long, or invalid.",
+    "Due schedules by outcome: fired, rejected by a limit, missed for too long, or invalid.",
     ["outcome"],
     registry=REGISTRY,
 )
@@ -116,13 +117,13 @@ SCHEDULE_LATENESS_SECONDS = Histogram(
 
 POOL_WAIT_SECONDS = Histogram(
     "bloxserver_database_pool_wait_seconds",
-    "Time until the pool gave a connection.",
+    "Wait for a connection from the pool.",
     ["pool"],
     buckets=WAIT_BUCKETS,
     registry=REGISTRY,
 )
 RETENTION_DELETED = Counter(
-    "bloxserver_retention_deleted_total", "Rows that retention deleted.", ["kind"], registry=REGISTRY
+    "bloxserver_retention_deleted_total", "Rows deleted by retention.", ["kind"], registry=REGISTRY
 )
 
 
@@ -135,6 +136,6 @@ class _Families(Collector):
         yield from self._families
 
 
-def exposition(families: Iterable[Metric] = ()) -> bytes:
-    """All metrics of this process, and these, in Prometheus' text format."""
+def render_metrics(families: Iterable[Metric] = ()) -> bytes:
+    """Return the metrics of this process and `families` in Prometheus' text format."""
     return generate_latest(_Families(families))

@@ -1,7 +1,7 @@
-"""Traces: what asked for something is kept and passed on (W3C Trace Context) and, where OTLP is configured, told of.
+"""Tracing: propagates `traceparent` (W3C Trace Context) and, if an OTLP endpoint is configured, exports spans.
 
-Without an endpoint there are no spans: a `traceparent` that came in goes out as it came. OpenTelemetry is imported
-only with one, and its global provider stays untouched: no library begins to tell of what it is given.
+Without an endpoint there are no spans, and `traceparent` is propagated unchanged. OpenTelemetry is imported only if an
+endpoint is configured. Its global provider is not set, so that libraries do not create spans.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger("bloxserver.observability.tracing")
 
 HEADER = "traceparent"
-FORM = re.compile(r"([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?")
+TRACEPARENT = re.compile(r"([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?")
 FLUSH_SECONDS = 5
-"""What is not told by then, when the process ends, never is."""
+"""Maximum time to export the last spans when the process stops."""
 
 Attributes = Mapping[str, str | int]
 
@@ -38,8 +38,8 @@ _tracer: trace.Tracer | None = None
 
 
 def read_traceparent(values: Sequence[str]) -> str | None:
-    """What a request's headers of that name say, in version 00; None where they are not one or cannot be one."""
-    match = FORM.fullmatch(values[0]) if len(values) == 1 else None
+    """Parse the `traceparent` headers of a request into version 00; None if they are not a single valid one."""
+    match = TRACEPARENT.fullmatch(values[0]) if len(values) == 1 else None
     if match is None:
         return None
     version, context, more = match.groups()
@@ -49,25 +49,25 @@ def read_traceparent(values: Sequence[str]) -> str | None:
 
 
 def current_traceparent() -> str | None:
-    """What is to be kept with what is accepted now, or sent with a request."""
+    """Return the `traceparent` to store with an execution, or to send with a request."""
     return _current.get()
 
 
 class Span:
-    """Something that is told of, or nothing where nobody listens."""
+    """A span, or a placeholder that does nothing if tracing is disabled."""
 
     def __init__(self, span: trace.Span | None = None) -> None:
         self._span = span
 
-    def note(self, attributes: Attributes, *, name: str | None = None) -> None:
-        """Say more about it: never a payload, nor what may hold one."""
+    def set_attributes(self, attributes: Attributes, *, name: str | None = None) -> None:
+        """Add attributes, and rename the span if `name` is given. Attributes must not contain payloads."""
         if self._span is not None and self._span.is_recording():
             self._span.set_attributes(attributes)
             if name is not None:
                 self._span.update_name(name)
 
     def fail(self, code: str) -> None:
-        """Say that it failed; `code` is one of ours."""
+        """Mark the span as failed with an error code."""
         if self._span is not None and self._span.is_recording():
             from opentelemetry.trace import StatusCode
 
@@ -79,17 +79,17 @@ NO_SPAN = Span()
 
 
 @contextmanager
-def continued(
+def continue_trace(
     name: str,
     traceparent: str | None,
     attributes: Attributes,
     kind: Literal["INTERNAL", "SERVER", "CONSUMER"] = "INTERNAL",
 ) -> Iterator[Span]:
-    """A span of the trace that `traceparent` names, or of a new one; current within the block."""
+    """Open a span in the trace of `traceparent`, or in a new trace. It is the current span inside the block."""
     span = None
     if _tracer is not None:
-        span = _started(_tracer, name, traceparent, attributes, kind)
-        traceparent = _traceparent_of(span)
+        span = _start_span(_tracer, name, traceparent, attributes, kind)
+        traceparent = _to_traceparent(span)
     token = _current.set(traceparent)
     try:
         yield NO_SPAN if span is None else Span(span)
@@ -104,23 +104,25 @@ def continued(
 
 
 @contextmanager
-def within(name: str, attributes: Attributes) -> Iterator[Span]:
-    """A span within the current one."""
+def child_span(name: str, attributes: Attributes) -> Iterator[Span]:
+    """Open a child of the current span."""
     if _tracer is None:
         yield NO_SPAN
         return
-    with continued(name, _current.get(), attributes) as span:
+    with continue_trace(name, _current.get(), attributes) as span:
         yield span
 
 
-def _started(tracer: trace.Tracer, name: str, traceparent: str | None, attributes: Attributes, kind: str) -> trace.Span:
+def _start_span(
+    tracer: trace.Tracer, name: str, traceparent: str | None, attributes: Attributes, kind: str
+) -> trace.Span:
     from opentelemetry import trace
     from opentelemetry.context import Context
 
     context = Context()
-    known = read_traceparent([traceparent]) if traceparent else None
-    if known is not None:
-        _, trace_id, span_id, flags = known.split("-")
+    parsed = read_traceparent([traceparent]) if traceparent else None
+    if parsed is not None:
+        _, trace_id, span_id, flags = parsed.split("-")
         parent = trace.SpanContext(
             int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=trace.TraceFlags(int(flags, 16))
         )
@@ -128,13 +130,15 @@ def _started(tracer: trace.Tracer, name: str, traceparent: str | None, attribute
     return tracer.start_span(name, context, trace.SpanKind[kind], attributes)
 
 
-def _traceparent_of(span: trace.Span) -> str | None:
-    of = span.get_span_context()
-    return f"00-{of.trace_id:032x}-{of.span_id:016x}-{of.trace_flags:02x}" if of.is_valid else None
+def _to_traceparent(span: trace.Span) -> str | None:
+    context = span.get_span_context()
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def start_tracing(settings: Settings) -> None:
-    """Begin to tell of spans where an endpoint is configured; OpenTelemetry reads the other `OTEL_…` variables."""
+    """Export spans if an endpoint is configured. OpenTelemetry reads the other `OTEL_…` variables itself."""
     global _provider, _tracer
     endpoint = settings.otlp_traces_endpoint
     if endpoint is None:
@@ -145,7 +149,7 @@ def start_tracing(settings: Settings) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        log.warning("no traces are sent: bloxserver[tracing] is not installed")
+        log.warning("tracing disabled: bloxserver[tracing] is not installed")
         return
     resource = Resource.create({SERVICE_VERSION: __version__})
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
@@ -153,15 +157,15 @@ def start_tracing(settings: Settings) -> None:
     _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     _tracer = _provider.get_tracer("bloxserver", __version__)
-    log.info("traces are sent")
+    log.info("tracing enabled")
 
 
 async def stop_tracing(*, flush_seconds: float = FLUSH_SECONDS) -> None:
-    """Send the spans that have ended, for at most `flush_seconds`, and begin no others."""
+    """Disable tracing, and export ended spans for at most `flush_seconds`."""
     global _provider, _tracer
     provider, _provider, _tracer = _provider, None, None
     if provider is not None:
-        # A daemon: a collector that does not answer keeps no process from ending.
-        thread: Any = threading.Thread(target=provider.shutdown, name="last-spans", daemon=True)
+        # A daemon thread, so that an unresponsive collector does not delay the exit of the process.
+        thread: Any = threading.Thread(target=provider.shutdown, name="tracing-shutdown", daemon=True)
         thread.start()
         await asyncio.to_thread(thread.join, flush_seconds)

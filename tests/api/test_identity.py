@@ -145,7 +145,7 @@ class TestToken:
             "not valid yet": signed(nbf=future),
             "missing claim sub": signed(sub=None),
             "missing claim exp": signed(exp=None),
-            "unusable claim sub": signed(sub=["x"]),
+            "invalid claim sub": signed(sub=["x"]),
             "signature does not match": signed(other),
             "unknown signing key": signed(SigningKey("ins_unknown")),
             "algorithm is not RS256": signed(alg="HS256"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from webencodings.labels import LABELS
 
-from bloxserver.clients.charsets import MULTIBYTE, UNDECODABLE, charset_of, decode
+from bloxserver.clients.charsets import MULTIBYTE, UNDECODABLE, decode, parse_charset
 
 REPLACED = "\ufffd"
 
@@ -38,11 +38,11 @@ class TestCharset:
         ],
     )
     def test_is_the_one_that_the_content_type_declares(self, content_type: str, charset: str | None) -> None:
-        assert charset_of(content_type) == charset
+        assert parse_charset(content_type) == charset
 
     @pytest.mark.parametrize("name", sorted({*LABELS.values()} - UNDECODABLE))
     def test_of_any_name_can_be_decoded(self, name: str) -> None:
-        assert charset_of(f"text/plain; charset={name}") == name
+        assert parse_charset(f"text/plain; charset={name}") == name
         ascii_text = "abc".encode(name) if name.startswith("utf-16") else b"abc"
         assert decode(ascii_text, name) == "abc"
         text = decode(bytes(range(256)), name)
@@ -80,7 +80,7 @@ class TestText:
         ids=lambda value: ascii(value)[:40],
     )
     def test_is_decoded_by_its_charset(self, charset: str, content: bytes, text: str) -> None:
-        assert decode(content, charset_of(f"text/plain; charset={charset}")) == text
+        assert decode(content, parse_charset(f"text/plain; charset={charset}")) == text
 
     @pytest.mark.parametrize(
         ("content", "text"),

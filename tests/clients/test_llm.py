@@ -117,7 +117,7 @@ def test_a_model_and_a_key_or_a_server_are_enough(given: dict[str, Any], model: 
 def test_the_provider_is_the_one_set_or_follows_from_address_and_model(
     given: dict[str, Any], model: str, provider: Api
 ) -> None:
-    assert LanguageModels(settings(**given)).provider_of(model) == provider
+    assert LanguageModels(settings(**given)).select_provider(model) == provider
 
 
 @both_providers

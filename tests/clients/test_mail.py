@@ -8,7 +8,7 @@ from email.message import EmailMessage
 import pytest
 from pydantic import SecretStr
 
-from bloxserver.clients.mail import Mailer, MailServer, mailer_of
+from bloxserver.clients.mail import Mailer, MailServer, create_mailer
 from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.settings import Settings
 from tests.clients.mailing import LOOPBACK, failure, mail, plain
@@ -232,7 +232,7 @@ class TestSettings:
         assert await mailer.send(mail(sender=sender), plain(server)) == ["ada@example.com"], "another server may"
 
     def test_without_a_host_there_is_no_server(self) -> None:
-        mailer = mailer_of(Settings())
+        mailer = create_mailer(Settings())
         assert (mailer.default, mailer.sender) == (None, None)
 
     def test_make_the_installation_s_server(self) -> None:
@@ -244,10 +244,10 @@ class TestSettings:
             smtp_password=SecretStr("secret"),
             smtp_from="BloxServer <blox@example.org>",
         )
-        mailer = mailer_of(settings)
+        mailer = create_mailer(settings)
         assert mailer.default == MailServer("mail.example.org", 465, "tls", "ada", "secret")
         assert mailer.sender == "BloxServer <blox@example.org>"
 
     async def test_allow_servers_inside(self, server: SmtpServer) -> None:
-        inside = mailer_of(Settings(ssrf_allow_cidrs=(LOOPBACK,)))
+        inside = create_mailer(Settings(ssrf_allow_cidrs=(LOOPBACK,)))
         assert await inside.send(mail(), plain(server)) == ["ada@example.com"]

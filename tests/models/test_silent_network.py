@@ -15,7 +15,7 @@ from bloxserver.api.main import app
 from bloxserver.api.routes.health import answer_seconds
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
-from bloxserver.models.postgres import Waits
+from bloxserver.models.postgres import Timeouts
 from bloxserver.models.tables import UserRecord
 from bloxserver.models.transient_errors import is_transient
 from bloxserver.settings import Settings
@@ -26,7 +26,7 @@ from tests.served import serving
 
 DEADLINE_SECONDS = 15
 STATEMENT_SECONDS = 1
-WAITS = Waits(margin=0.2, close=0.5)
+WAITS = Timeouts(margin=0.2, close=0.5)
 """A server that does not answer is given up after `STATEMENT_SECONDS` and this margin."""
 
 
@@ -152,7 +152,7 @@ async def test_readiness_does_not_wait_as_long_as_a_statement_may_take(settings:
 
 
 async def test_connections_are_closed_without_an_answer(settings: Settings, proxy: Proxy) -> None:
-    database = Database(settings, Waits(close=0.2))
+    database = Database(settings, Timeouts(close=0.2))
     await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
     proxy.fall_silent()
     async with asyncio.timeout(1):
@@ -172,7 +172,7 @@ async def test_the_system_watches_what_was_sent(database: Database) -> None:
 async def test_a_client_that_falls_silent_in_a_transaction_keeps_no_locks(proxy: Proxy, settings: Settings) -> None:
     """A process that was frozen finds its transaction gone when it continues, and begins another one."""
     patient = Database(settings)
-    frozen = Database(settings, Waits(idle=0.3))
+    frozen = Database(settings, Timeouts(idle=0.3))
     user = UserRecord(clerk_id="a")
     async with patient.transaction() as session:
         session.add(user)
@@ -209,7 +209,7 @@ CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUT
 async def test_a_migration_may_take_longer_than_a_statement(postgres: sa.URL, worker_id: str) -> None:
     with postgres_database(postgres, f"slow_{worker_id}") as url:
         settings = Settings(database_url=url, database_statement_timeout_seconds=STATEMENT_SECONDS)
-        database = Database(settings, Waits(margin=0.1))
+        database = Database(settings, Timeouts(margin=0.1))
         async with database.engine.begin() as connection:
             for statement in SLOW_ONCE.strip().split(";\n"):
                 await connection.exec_driver_sql(statement)

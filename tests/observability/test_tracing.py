@@ -20,12 +20,12 @@ from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord
 from bloxserver.observability.tracing import (
-    continued,
+    child_span,
+    continue_trace,
     current_traceparent,
     read_traceparent,
     start_tracing,
     stop_tracing,
-    within,
 )
 from bloxserver.settings import Settings
 from tests.api.contract import covers
@@ -160,9 +160,9 @@ listeners:
 
     async def test_nothing_is_begun(self) -> None:
         start_tracing(Settings())
-        with continued("x", None, {}) as span, within("y", {}):
+        with continue_trace("x", None, {}) as span, child_span("y", {}):
             assert current_traceparent() is None
-            span.note({"a": 1}, name="z")
+            span.set_attributes({"a": 1}, name="z")
             span.fail("b")
         await stop_tracing()
 
@@ -170,8 +170,8 @@ listeners:
         monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
         with capture_logs() as lines:
             start_tracing(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:1"))
-        assert [line["event"] for line in lines] == ["no traces are sent: bloxserver[tracing] is not installed"]
-        with continued("x", None, {}):
+        assert [line["event"] for line in lines] == ["tracing disabled: bloxserver[tracing] is not installed"]
+        with continue_trace("x", None, {}):
             assert current_traceparent() is None
 
 

@@ -10,7 +10,7 @@ from starlette.types import Scope
 from bloxserver.api.dependencies import Authorization, Sessions, bearer_token
 from bloxserver.api.metrics_collector import collect_metrics
 from bloxserver.errors import Unauthorized
-from bloxserver.observability.metrics import CONTENT_TYPE, exposition
+from bloxserver.observability.metrics import CONTENT_TYPE, render_metrics
 from bloxserver.settings import get_settings
 
 
@@ -30,7 +30,7 @@ router = APIRouter(tags=["metrics"], route_class=_HiddenRoute, include_in_schema
 async def metrics(sessions: Sessions, authorization: Authorization = None) -> Response:
     """What Prometheus reads; with `METRICS_TOKEN` as bearer token."""
     _require_token(bearer_token(authorization))
-    return Response(exposition(await collect_metrics(sessions)), media_type=CONTENT_TYPE)
+    return Response(render_metrics(await collect_metrics(sessions)), media_type=CONTENT_TYPE)
 
 
 def _require_token(given: str) -> None:

@@ -17,7 +17,7 @@ from bloxserver.engine.background.schedule_firing import (
 )
 from bloxserver.engine.retry import process_each
 from bloxserver.models.database import Database
-from bloxserver.models.transient_errors import is_transient, reason_of
+from bloxserver.models.transient_errors import describe_error, is_transient
 from bloxserver.observability import tracing
 from bloxserver.organism.model import FailureNotification
 from bloxserver.organism.problems import OrganismError
@@ -47,7 +47,7 @@ async def _fire(database: Database, schedule: DueSchedule) -> bool:
     try:
         try:
             about = {"bloxserver.flow.id": str(schedule.trigger.flow_id)}
-            with tracing.continued("schedule", None, about):
+            with tracing.continue_trace("schedule", None, about):
                 async with database.transaction() as session:
                     await fire_schedule(session, schedule, now())
         except InvalidSchedule as invalid:
@@ -62,7 +62,7 @@ async def _fire(database: Database, schedule: DueSchedule) -> bool:
 def _describe(error: Exception) -> str:
     """The error and the newest place in this package: what two attempts that failed alike have in common."""
     frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(PACKAGE)]
-    return f"{reason_of(error)} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"[:MAX_ERROR_CHARACTERS]
+    return f"{describe_error(error)} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"[:MAX_ERROR_CHARACTERS]
 
 
 async def _disable(database: Database, invalid: InvalidSchedule) -> None:

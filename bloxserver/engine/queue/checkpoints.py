@@ -21,7 +21,7 @@ from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
-from bloxserver.models.transient_errors import reason_of
+from bloxserver.models.transient_errors import describe_error
 from bloxserver.observability import metrics
 from bloxserver.services.transitions import end_successes
 
@@ -153,7 +153,7 @@ class CheckpointWriter:
             except Exception as error:
                 # One of them may be the cause: each is written alone, so that the others are saved.
                 log.debug(
-                    "group commit failed; writing checkpoints alone", reason=reason_of(error), number=len(entries)
+                    "group commit failed; writing checkpoints alone", reason=describe_error(error), number=len(entries)
                 )
                 remaining = entries
             for entry in remaining:

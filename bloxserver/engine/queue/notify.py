@@ -14,7 +14,7 @@ import structlog
 
 from bloxserver.engine.loops import wait_for_wake
 from bloxserver.models.database import Database, WakeReason
-from bloxserver.models.transient_errors import reason_of
+from bloxserver.models.transient_errors import describe_error
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -50,7 +50,7 @@ class WakeNotifier:
                     await self._listen(database)
                 except Exception as error:
                     if self._is_connected:
-                        log.warning("NOTIFY failed; falling back to polling", reason=reason_of(error))
+                        log.warning("NOTIFY failed; falling back to polling", reason=describe_error(error))
                     self._is_connected = False
                 await asyncio.sleep(RECONNECT_SECONDS)
         finally:

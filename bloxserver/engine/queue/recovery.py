@@ -19,7 +19,7 @@ from bloxserver.models.database import Database, WakeReason, wake_engine_after_c
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.postgres import APPLICATION_NAME, IDLE_SECONDS
 from bloxserver.models.tables import ExecutionRecord, WorkerRecord
-from bloxserver.models.transient_errors import is_connection_error, reason_of
+from bloxserver.models.transient_errors import describe_error, is_connection_error
 from bloxserver.models.types import database_now
 from bloxserver.observability import metrics
 from bloxserver.settings import Settings
@@ -66,7 +66,7 @@ class Recovery:
         except Exception as error:
             # The database user may lack the privilege; executions are recovered without it.
             if not is_connection_error(error):
-                log.warning("stale database sessions not terminated", reason=reason_of(error))
+                log.warning("stale database sessions not terminated", reason=describe_error(error))
         number = 0
         # Checked for each batch: this worker's own heartbeat may expire meanwhile.
         while self._heartbeat.can_declare_dead:

@@ -127,9 +127,9 @@ async def handle(attempt: Attempt, context: ExecutionContext, conversation: Reco
         "bloxserver.step.handler": name,
         "bloxserver.step.attempt": attempt.number,
     }
-    with tracing.within(f"step {name}", attributes) as span:
+    with tracing.child_span(f"step {name}", attributes) as span:
         step = await _handle(attempt, context, conversation)
-        span.note({"bloxserver.step.status": step.status.value})
+        span.set_attributes({"bloxserver.step.status": step.status.value})
         if step.error_code is not None:
             span.fail(step.error_code)
     metrics.STEPS.labels(name, step.status.value).inc()

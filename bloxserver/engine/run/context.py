@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
-from bloxserver.clients.mail import Mailer, mailer_of
+from bloxserver.clients.mail import Mailer, create_mailer
 from bloxserver.clock import now
 from bloxserver.encryption import SecretCipher, get_cipher
 from bloxserver.engine.queue import leases
@@ -43,7 +43,7 @@ class SharedClients:
     def of(cls, settings: Settings) -> Self:
         return cls(
             http=GuardedClient(allow=settings.ssrf_allow_cidrs),
-            mail=mailer_of(settings),
+            mail=create_mailer(settings),
             models=LanguageModels(settings),
             cipher=get_cipher(settings),
         )

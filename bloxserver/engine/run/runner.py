@@ -21,7 +21,7 @@ from bloxserver.engine.run.serialization import JsonTextCache, payload_of, step_
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.observability import metrics
-from bloxserver.observability.tracing import NO_SPAN, continued
+from bloxserver.observability.tracing import NO_SPAN, continue_trace
 from bloxserver.organism.model import FailureNotification, Organism, UnknownListener
 from bloxserver.organism.problems import OrganismError
 from bloxserver.services.notifications import enqueue_failure_notification
@@ -77,7 +77,7 @@ class ExecutionRunner:
             "bloxserver.flow.id": str(execution.flow_id),
             "bloxserver.trigger": execution.trigger_type.value,
         }
-        with continued("execution", execution.trace_parent, attributes, "CONSUMER") as self._span:
+        with continue_trace("execution", execution.trace_parent, attributes, "CONSUMER") as self._span:
             await self._run()
 
     async def _run(self) -> None:
@@ -160,7 +160,7 @@ class ExecutionRunner:
 
     def _note_status(self, status: str) -> None:
         """Write the status to the span of this run."""
-        self._span.note({"bloxserver.execution.status": status})
+        self._span.set_attributes({"bloxserver.execution.status": status})
         if status in FAILURES:
             self._span.fail(status)
 

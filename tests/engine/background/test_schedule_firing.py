@@ -17,7 +17,7 @@ from bloxserver.engine.background.reconcile import reconcile_flows
 from bloxserver.engine.background.schedule_firing import fire_schedule
 from bloxserver.engine.background.schedules import fire_due_schedules
 from bloxserver.models.database import Database
-from bloxserver.models.postgres import Waits
+from bloxserver.models.postgres import Timeouts
 from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
@@ -90,7 +90,7 @@ async def test_a_locked_schedule_keeps_no_other_from_firing(live_settings: Setti
     held, other = [
         await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=late)) for late in (9, 5)
     ]
-    quick = Database(live_settings, Waits(lock=0.2))
+    quick = Database(live_settings, Timeouts(lock=0.2))
     async with live_database.transaction() as holder:
         await holder.execute(sa.select(TriggerRecord).where(TriggerRecord.id == held.id).with_for_update())
         await fire_due_schedules(quick)
