@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from bloxserver.clients.mail import GOODBYE_SECONDS, Mailer, MailServer
+from bloxserver.clients.mail import QUIT_TIMEOUT_SECONDS, Mailer, MailServer
 from tests.clients.hostile import NAMES, PUBLIC
 from tests.clients.mailing import LOOPBACK, failure, mail, plain
 from tests.clients.network import Network
@@ -191,7 +191,7 @@ class TestServersThatMeanHarm:
 
     async def test_cannot_take_back_what_they_accepted(self, mailer: Mailer) -> None:
         lines = [b"220 hi\r\n", *[b"250 ok\r\n"] * 3, b"354 go\r\n", b"250 taken\r\n"]
-        deadline = GOODBYE_SECONDS - 0.5
+        deadline = QUIT_TIMEOUT_SECONDS - 0.5
         async with smtp_script(*lines, hangs=True) as port:
             sent = await mailer.send(mail(), MailServer("127.0.0.1", port, "none"), timeout_seconds=deadline)
         assert sent == ["ada@example.com"]
