@@ -53,6 +53,29 @@ def test_transactions_are_ended_in_one_place() -> None:
     assert ending == ENDS_TRANSACTIONS
 
 
+STATUS_WRITERS = {"services/transitions.py": "ExecutionRecord", "services/flows.py": "FlowRecord"}
+"""The only module that changes the status of an execution, and the only one that changes that of a flow."""
+
+
+def test_one_module_changes_the_status_of_executions_and_one_that_of_flows() -> None:
+    """An UPDATE sets its columns by `.values(…)`; an attribute of a row is set by an assignment."""
+    writers = set()
+    for name, path in modules().items():
+        for node in nodes(path):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("values", "_update")
+            ):
+                if any(keyword.arg == "status" for keyword in node.keywords):
+                    writers.add(name)
+            elif isinstance(node, ast.Assign):
+                targets = [target for target in node.targets if isinstance(target, ast.Attribute)]
+                if any(target.attr == "status" and "step" not in ast.unparse(target.value) for target in targets):
+                    writers.add(name)
+    assert {name for name in writers if name.startswith(("services/", "queries/", "engine/"))} == set(STATUS_WRITERS)
+
+
 def test_only_the_api_knows_the_web_framework() -> None:
     for folder in WEB_FREE:
         for name, path in modules(folder).items():

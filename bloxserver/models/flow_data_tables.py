@@ -1,0 +1,67 @@
+"""Tables of data that belongs to a flow beside its executions: key-value storage and failure notifications."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from bloxserver.models.base import Base, CreatedAt, Id, UpdatedAt
+from bloxserver.models.enums import NotificationChannel
+from bloxserver.models.types import enum_text
+
+
+class KeyValueRecord(Base):
+    """A value that a flow stores across executions."""
+
+    __tablename__ = "key_values"
+
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    value: Mapped[str] = mapped_column(sa.Text, default="null", server_default="null")
+    """The value as JSON."""
+    size: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Size of key and value in bytes."""
+    written_by: Mapped[str | None] = mapped_column(sa.String(320))
+    """Ids of the last 40 steps that wrote it, 8 characters each, the newest first."""
+    updated_at: Mapped[UpdatedAt]
+
+
+class FailureNotificationRecord(Base):
+    """A message to be delivered to a flow's owner: about an execution that failed, or a schedule that was disabled.
+
+    It is written in the transaction that it tells of. Either `execution_id` or `trigger_id` is set.
+    """
+
+    __tablename__ = "failure_notifications"
+    __table_args__ = (
+        sa.UniqueConstraint("execution_id", "channel"),
+        sa.Index(
+            "ix_failure_notifications_due",
+            "due_at",
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+        ),
+        sa.Index(
+            "ix_failure_notifications_trigger",
+            "trigger_id",
+            sqlite_where=sa.text("trigger_id IS NOT NULL"),
+            postgresql_where=sa.text("trigger_id IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[Id]
+    execution_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
+    trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="CASCADE"))
+    reason: Mapped[str | None] = mapped_column(sa.Text)
+    """Why the schedule was disabled; the trigger itself may have been enabled again since."""
+    channel: Mapped[NotificationChannel] = mapped_column(enum_text(NotificationChannel))
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
+    due_at: Mapped[datetime | None]
+    """When the next attempt is due; null after the delivery or the last attempt."""
+    delivered_at: Mapped[datetime | None]
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+    """The error of the last attempt."""
+    created_at: Mapped[CreatedAt]
