@@ -304,10 +304,9 @@ def _reason(body: object, sent: Sequence[str]) -> str:
     if not isinstance(text, str):
         return ""
     printable = "".join(character if character.isprintable() else " " for character in text[:MAX_REASON_CHARACTERS])
-    runs = [
-        printable[start : start + QUOTE_CHARACTERS] for start in range(max(1, len(printable) - QUOTE_CHARACTERS + 1))
-    ]
-    if any((len(part) > 3 and part in printable) or any(run in part for run in runs) for part in sent):
+    starts = range(max(1, len(printable) - QUOTE_CHARACTERS + 1))
+    fragments = [printable[start : start + QUOTE_CHARACTERS] for start in starts]
+    if any((len(part) > 3 and part in printable) or any(each in part for each in fragments) for part in sent):
         return ""
     return f": {printable}"
 

@@ -189,13 +189,13 @@ class TestRefusals:
             (
                 {"ada@example.com": "550 unknown"},
                 "recipients_refused",
-                "127.0.0.1 refused all recipients (550)",
+                "127.0.0.1 rejected all recipients (550)",
                 False,
             ),
             (
                 {"ada@example.com": "450 greylisted"},
                 "recipients_refused",
-                "127.0.0.1 refused all recipients (450)",
+                "127.0.0.1 rejected all recipients (450)",
                 True,
             ),
         ],
@@ -215,7 +215,7 @@ class TestRefusals:
         message = mail()
         del message["From"]
         error = await failure(Mailer(plain(server), None), message)
-        assert (error.code, error.message) == ("mail_not_configured", "there is no sender: SMTP_FROM is not set")
+        assert (error.code, error.message) == ("mail_not_configured", "no sender is configured: SMTP_FROM is not set")
 
 
 class TestSettings:
