@@ -1,1 +1,1 @@
-"""How fast the product is: real processes, a real database, figures instead of a verdict. See docs/performance.md."""
+"""Benchmarks with real processes and real databases. They print measurements; see docs/performance.md."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks all|latency|throughput|…`: measure, and print one table."""
+"""`python -m benchmarks all|latency|throughput|…`: runs benchmarks and prints one table of results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 
 from benchmarks import bare, claim, fairness, idle, latency, scaling, throughput, waiting
-from benchmarks.figures import Figure, table
-from benchmarks.installation import POSTGRESQL, SQLITE, Laboratory, laboratory
+from benchmarks.installation import POSTGRESQL, SQLITE, BenchmarkEnvironment, create_environment
+from benchmarks.results import Result, format_table
 from benchmarks.sizes import SMALL, Sizes
 
-Measure = Callable[[Laboratory, str, Sizes], Awaitable[list[Figure]]]
+Measure = Callable[[BenchmarkEnvironment, str, Sizes], Awaitable[list[Result]]]
 
 BENCHMARKS: dict[str, Measure] = {
     "latency": latency.measure,
@@ -45,38 +45,40 @@ KINDS = {
 
 
 def main(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help=f"all, or some of: {', '.join(BENCHMARKS)}")],
-    database: Annotated[Databases, typer.Option(help="What to run on.")] = Databases.BOTH,
-    small: Annotated[bool, typer.Option(help="Only see that everything runs; the figures mean nothing.")] = False,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME…", help=f"all, or names of benchmarks: {', '.join(BENCHMARKS)}")
+    ],
+    database: Annotated[Databases, typer.Option(help="The databases to measure.")] = Databases.BOTH,
+    small: Annotated[bool, typer.Option(help="Only check that the benchmarks run; results are meaningless.")] = False,
     setting: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the measured processes.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting for the measured processes.")
     ] = None,
 ) -> None:
-    """Measure real processes on databases of their own, and print one table in Markdown.
+    """Measure real processes on new databases, and print one Markdown table.
 
-    PostgreSQL is the server of TEST_POSTGRES_URL, or one that is started for this.
+    PostgreSQL is the server at TEST_POSTGRES_URL, or else a temporary server.
     """
     chosen = list(BENCHMARKS) if "all" in names else names
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
-        raise typer.BadParameter(f"no such benchmark: {', '.join(unknown)}")
+        raise typer.BadParameter(f"unknown benchmark: {', '.join(unknown)}")
     settings = dict(pair.split("=", 1) for pair in setting or [])
     load = _load()
-    with laboratory(KINDS[database], settings) as place:
-        figures = asyncio.run(_measure(place, chosen, SMALL if small else Sizes()))
-    shown = [_machine(), f"load average before {load}, after {_load()}", *(setting or [])]
-    typer.echo(f"{'; '.join(shown)}\n\n{table(figures)}")
+    with create_environment(KINDS[database], settings) as environment:
+        results = asyncio.run(_measure(environment, chosen, SMALL if small else Sizes()))
+    header = [_machine(), f"load average before {load}, after {_load()}", *(setting or [])]
+    typer.echo(f"{'; '.join(header)}\n\n{format_table(results)}")
 
 
-async def _measure(place: Laboratory, names: list[str], sizes: Sizes) -> list[Figure]:
-    figures: list[Figure] = []
+async def _measure(environment: BenchmarkEnvironment, names: list[str], sizes: Sizes) -> list[Result]:
+    results: list[Result] = []
     for name in names:
-        for kind in place.kinds:
+        for kind in environment.kinds:
             typer.echo(f"{name} on {kind} …", err=True)
-            found = await BENCHMARKS[name](place, kind, sizes)
-            for figure in found:
-                typer.echo(f"  {figure.measured}: {figure.value}", err=True)
-            figures += found
-    return figures
+            found = await BENCHMARKS[name](environment, kind, sizes)
+            for result in found:
+                typer.echo(f"  {result.measured}: {result.value}", err=True)
+            results += found
+    return results
 
 
 def _machine() -> str:
@@ -87,7 +89,7 @@ def _machine() -> str:
 
 
 def _load() -> str:
-    """Of the last minute: what else goes on at the machine is in every figure."""
+    """Return the load average of the last minute. Other load on the machine affects every result."""
     return f"{os.getloadavg()[0]:.1f}"
 
 

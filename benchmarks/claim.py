@@ -1,4 +1,4 @@
-"""What it costs to take work from a queue, with and without a long backlog in it."""
+"""Measures the duration of a claim, with a short and with a long queue."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from datetime import timedelta
 from uuid import uuid4
 
-from benchmarks.figures import Figure, spread
-from benchmarks.installation import Installation, Laboratory
+from benchmarks.installation import BenchmarkEnvironment, Installation
+from benchmarks.results import Result, summarize
 from benchmarks.sizes import Sizes
 from benchmarks.workload import accept_backlog, create_flows
 from bloxserver.clock import now
@@ -15,42 +15,42 @@ from bloxserver.engine.queue.claims import claim_executions
 from bloxserver.engine.run.claimer import concurrency_by_tier
 from bloxserver.settings import Settings
 
-FEW = 100
+SHORT_QUEUE = 100
 
 
-async def measure(laboratory: Laboratory, kind: str, sizes: Sizes) -> list[Figure]:
-    """One claim of a worker whose places are all free, with one more backlog each time."""
-    async with laboratory.installation(kind) as installation:
+async def measure(environment: BenchmarkEnvironment, kind: str, sizes: Sizes) -> list[Result]:
+    """Measure a claim of an idle worker, each time with more executions in the queue."""
+    async with environment.installation(kind) as installation:
         flows = await create_flows(installation, sizes.users)
-        await accept_backlog(installation, flows, FEW)
-        figures = [await _figure(installation, f"a claim, {FEW} executions of {sizes.users} users wait", sizes)]
+        await accept_backlog(installation, flows, SHORT_QUEUE)
+        results = [await _result(installation, f"queue of {SHORT_QUEUE}, {sizes.users} users", sizes)]
         await accept_backlog(installation, flows[:1], sizes.queued)
-        figures.append(await _figure(installation, f"and {sizes.queued} more of one user", sizes))
+        results.append(await _result(installation, f"plus {sizes.queued} of one user", sizes))
         await accept_backlog(installation, flows[:1], sizes.queued, resume_at=now() + timedelta(days=1))
-        figures.append(await _figure(installation, f"and {sizes.queued} that are suspended until tomorrow", sizes))
+        results.append(await _result(installation, f"plus {sizes.queued} suspended until tomorrow", sizes))
         many = await create_flows(installation, sizes.many_users)
         await accept_backlog(installation, many, sizes.queued)
-        more = f"and {sizes.queued} more of {sizes.many_users} users"
-        figures.append(await _figure(installation, more, sizes))
-    return figures
+        description = f"plus {sizes.queued} of {sizes.many_users} users"
+        results.append(await _result(installation, description, sizes))
+    return results
 
 
-async def _figure(installation: Installation, what: str, sizes: Sizes) -> Figure:
-    milliseconds, taken = await _claims(installation, sizes.claims)
-    return Figure("claim", installation.kind, f"{what}: {taken} taken", spread(milliseconds))
+async def _result(installation: Installation, description: str, sizes: Sizes) -> Result:
+    milliseconds, claimed = await _claims(installation, sizes.claims)
+    return Result("claim", installation.kind, f"{description}: {claimed} claimed", summarize(milliseconds))
 
 
 async def _claims(installation: Installation, number: int) -> tuple[list[float], int]:
-    """Milliseconds of each claim, and how many executions one takes. Each is undone: all find the same."""
+    """Return the milliseconds of each claim, and the executions per claim. Claims are rolled back, so all are equal."""
     settings = Settings()
     slots_per_user = concurrency_by_tier(settings)
-    places = dict.fromkeys(slots_per_user, settings.worker_concurrency)
-    seconds: list[float] = []
-    taken = 0
+    slots = dict.fromkeys(slots_per_user, settings.worker_concurrency)
+    milliseconds: list[float] = []
+    claimed = 0
     for _ in range(number):
         async with installation.database.sessions() as session:
-            began = time.perf_counter()
-            taken = len(await claim_executions(session, "benchmark", uuid4(), places, slots_per_user))
-            seconds.append((time.perf_counter() - began) * 1000)
+            started = time.perf_counter()
+            claimed = len(await claim_executions(session, "benchmark", uuid4(), slots, slots_per_user))
+            milliseconds.append((time.perf_counter() - started) * 1000)
             await session.rollback()
-    return seconds, taken
+    return milliseconds, claimed

@@ -1,27 +1,27 @@
-"""How long others wait behind one user's flood."""
+"""Measures the wait of other users while one user has a long queue."""
 
 from __future__ import annotations
 
 import asyncio
 
-from benchmarks.figures import Figure, spread
-from benchmarks.installation import Laboratory
+from benchmarks.installation import BenchmarkEnvironment
+from benchmarks.results import Result, summarize
 from benchmarks.sizes import Sizes
-from benchmarks.timings import picked_up_after_ms, read_timings
+from benchmarks.timings import claim_latencies_ms, read_timings
 from benchmarks.workload import accept_backlog, create_flows
 from bloxserver.models.enums import Tier
 
-BUSY_SECONDS = 3
-"""How long the flood is worked at before the others come."""
+WARM_UP_SECONDS = 3
+"""Time for which the worker runs the long queue before the other users send webhooks."""
 
 
-async def measure(laboratory: Laboratory, kind: str, sizes: Sizes) -> list[Figure]:
-    """All in one tier: the flood is there first, then each of the others sends a webhook, all at the same time."""
-    async with laboratory.installation(kind) as installation:
-        flooder, *others = await create_flows(installation, sizes.others + 1, tiers=[Tier.PRO])
-        await accept_backlog(installation, [flooder], sizes.flood)
+async def measure(environment: BenchmarkEnvironment, kind: str, sizes: Sizes) -> list[Result]:
+    """All users have the same tier. One user has a long queue; then every other user sends one webhook at once."""
+    async with environment.installation(kind) as installation:
+        heavy_user_flow, *others = await create_flows(installation, sizes.others + 1, tiers=[Tier.PRO])
+        await accept_backlog(installation, [heavy_user_flow], sizes.flood)
         async with installation.serve() as (process, client):
-            await asyncio.sleep(min(BUSY_SECONDS, sizes.flood / 1_000))
+            await asyncio.sleep(min(WARM_UP_SECONDS, sizes.flood / 1_000))
             responses = await asyncio.gather(
                 *(client.post(f"/webhooks/{flow.webhook_token}", json={"hello": "world"}) for flow in others)
             )
@@ -29,10 +29,10 @@ async def measure(laboratory: Laboratory, kind: str, sizes: Sizes) -> list[Figur
                 response.raise_for_status()
             ids = [flow.id for flow in others]
             async with asyncio.timeout(120):
-                while len(picked_up_after_ms(await read_timings(installation, ids))) < len(others):
+                while len(claim_latencies_ms(await read_timings(installation, ids))) < len(others):
                     process.require_running()
                     await asyncio.sleep(0.2)
-            left = sum(timing.completed_at is None for timing in await read_timings(installation, [flooder.id]))
-        waits = picked_up_after_ms(await read_timings(installation, ids))
-    what = f"{len(others)} users behind {sizes.flood} executions of one ({left} left): accepted -> picked up"
-    return [Figure("fairness", kind, what, spread(waits, digits=0), "max <= 2,000 ms")]
+            left = sum(timing.completed_at is None for timing in await read_timings(installation, [heavy_user_flow.id]))
+        waits = claim_latencies_ms(await read_timings(installation, ids))
+    description = f"{len(others)} users, {sizes.flood} executions of another user ({left} left): accepted to claimed"
+    return [Result("fairness", kind, description, summarize(waits, digits=0), "max <= 2,000 ms")]

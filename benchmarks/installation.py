@@ -1,4 +1,4 @@
-"""An installation to measure: a database of its own, the processes on it, and a look at its rows."""
+"""An installation to measure: a new database and the processes that use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import httpx
 import sqlalchemy as sa
 
-from benchmarks import processor_time
+from benchmarks import cpu_time
 from benchmarks.processes import Process, running, serving
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
@@ -26,7 +26,7 @@ POSTGRESQL = "PostgreSQL"
 POLL_SECONDS = 0.2
 DEFAULTS: Mapping[str, str] = {}
 STALL_SECONDS = 120
-"""How long nothing may end before a benchmark gives up."""
+"""A benchmark fails if no execution ends for this time."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Installation:
     url: str
     directory: Path
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Settings that differ from the defaults in every process."""
+    """Settings of every process that differ from the defaults."""
 
     def __post_init__(self) -> None:
         self.database = Database(Settings(database_url=self.url))
@@ -50,12 +50,12 @@ class Installation:
     def serve(
         self, *arguments: str, settings: Mapping[str, str] = DEFAULTS
     ) -> AbstractAsyncContextManager[tuple[Process, httpx.AsyncClient]]:
-        """`bloxserver serve`, ready, and a client for it."""
+        """Run `bloxserver serve` and wait until it is ready. Yields the process and a client for it."""
         return serving(self.directory, self._environment(settings), *arguments)
 
     @asynccontextmanager
     async def workers(self, count: int = 1, settings: Mapping[str, str] = DEFAULTS) -> AsyncIterator[list[Process]]:
-        """Processes that run executions: SQLite has one, which serves the API as well."""
+        """Run processes that run executions. On SQLite there is one, which also serves the API."""
         async with AsyncExitStack() as stack:
             if self.is_sqlite:
                 process, _ = await stack.enter_async_context(self.serve(settings=settings))
@@ -66,41 +66,41 @@ class Installation:
                 await stack.enter_async_context(running(self.directory, environment, "worker")) for _ in range(count)
             ]
 
-    async def until_workers(self, count: int) -> None:
-        """Until so many workers have said that they live."""
+    async def wait_for_workers(self, count: int) -> None:
+        """Wait until this many workers have sent a heartbeat."""
         async with asyncio.timeout(60):
             while True:
                 if await self._scalar(sa.select(sa.func.count()).select_from(WorkerRecord)) >= count:
                     return
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def until_ended(self, processes: list[Process]) -> None:
-        """Until no execution is running; raises `RuntimeError` where a process ended, or nothing ends any more."""
+    async def wait_for_end(self, processes: list[Process]) -> None:
+        """Wait until all executions have ended. Raises `RuntimeError` if a process exits or no execution ends."""
         running_now = sa.select(sa.func.count()).where(ExecutionRecord.status == ExecutionStatus.RUNNING)
-        left, since = -1, asyncio.get_running_loop().time()
+        remaining, since = -1, asyncio.get_running_loop().time()
         while (count := await self._scalar(running_now)) > 0:
             for process in processes:
                 process.require_running()
             moment = asyncio.get_running_loop().time()
-            if count != left:
-                left, since = count, moment
+            if count != remaining:
+                remaining, since = count, moment
             elif moment - since > STALL_SECONDS:
-                raise RuntimeError(f"{count} executions do not end")
+                raise RuntimeError(f"no execution ended within {STALL_SECONDS} s; {count} are running")
             await asyncio.sleep(POLL_SECONDS)
 
     async def postgres_cpu_seconds(self) -> float | None:
-        """What the database server has used so far; None on SQLite, and where it runs elsewhere."""
+        """Return the CPU seconds of the database server; None for SQLite and for a remote server."""
         if self.is_sqlite:
             return None
-        return processor_time.of_postgres(await self._scalar(sa.select(sa.func.pg_backend_pid())))
+        return cpu_time.postgres_seconds(await self._scalar(sa.select(sa.func.pg_backend_pid())))
 
     async def _scalar(self, statement: sa.Select[int]) -> int:
         async with self.database.transaction(read_only=True) as session:
             return (await session.execute(statement)).one()[0]
 
 
-class Laboratory:
-    """Makes installations, each with a new database; PostgreSQL is one server for all of them."""
+class BenchmarkEnvironment:
+    """Creates installations, each with a new database. They share one PostgreSQL server."""
 
     def __init__(self, kinds: list[str], directory: Path, server: sa.URL | None, settings: Mapping[str, str]) -> None:
         self.kinds = kinds
@@ -111,7 +111,7 @@ class Laboratory:
 
     @asynccontextmanager
     async def installation(self, kind: str) -> AsyncIterator[Installation]:
-        """One with a migrated, empty database."""
+        """Create an installation with a migrated, empty database."""
         self._count += 1
         directory = self._directory / str(self._count)
         directory.mkdir()
@@ -133,12 +133,12 @@ class Laboratory:
 
 
 @contextmanager
-def laboratory(kinds: list[str], settings: Mapping[str, str]) -> Iterator[Laboratory]:
-    """A place for the length of the block; its PostgreSQL waits for the disk as in production."""
+def create_environment(kinds: list[str], settings: Mapping[str, str]) -> Iterator[BenchmarkEnvironment]:
+    """Set up the environment for the block. Its PostgreSQL syncs to disk as in production."""
     with TemporaryDirectory(prefix="bloxserver-benchmark-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         if POSTGRESQL not in kinds:
-            yield Laboratory(kinds, directory, None, settings)
+            yield BenchmarkEnvironment(kinds, directory, None, settings)
             return
         with postgres_server(directory / "postgres", durable=True) as server:
-            yield Laboratory(kinds, directory, server, settings)
+            yield BenchmarkEnvironment(kinds, directory, server, settings)

@@ -1,4 +1,4 @@
-"""How long an execution waits on an idle installation, from the webhook's acceptance to its first step."""
+"""Measures the latency of an idle installation, from the acceptance of a webhook to the first step."""
 
 from __future__ import annotations
 
@@ -9,49 +9,51 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 
-from benchmarks.figures import Figure, spread
-from benchmarks.installation import SQLITE, Installation, Laboratory
+from benchmarks.installation import SQLITE, BenchmarkEnvironment, Installation
+from benchmarks.results import Result, summarize
 from benchmarks.sizes import Sizes
-from benchmarks.timings import first_step_after_ms, picked_up_after_ms, read_timings
+from benchmarks.timings import claim_latencies_ms, first_step_latencies_ms, read_timings
 from benchmarks.workload import create_flows
 
 TARGET = "p50 <= 40 ms"
-PAUSE_SECONDS = 0.15
-"""Between two webhooks, on average: long enough for the one before to have ended."""
+INTERVAL_SECONDS = 0.15
+"""Average time between two webhooks, long enough for the previous execution to end."""
 
 
-async def measure(laboratory: Laboratory, kind: str, sizes: Sizes) -> list[Figure]:
-    """One webhook after another, with pauses of random length."""
-    figures = await _measure(laboratory, kind, sizes, apart=False)
+async def measure(environment: BenchmarkEnvironment, kind: str, sizes: Sizes) -> list[Result]:
+    """Send webhooks one after another at random intervals."""
+    results = await _measure(environment, kind, sizes, separate=False)
     if kind != SQLITE:
-        figures += await _measure(laboratory, kind, sizes, apart=True)
-    return figures
+        results += await _measure(environment, kind, sizes, separate=True)
+    return results
 
 
-async def _measure(laboratory: Laboratory, kind: str, sizes: Sizes, *, apart: bool) -> list[Figure]:
-    async with laboratory.installation(kind) as installation:
+async def _measure(environment: BenchmarkEnvironment, kind: str, sizes: Sizes, *, separate: bool) -> list[Result]:
+    async with environment.installation(kind) as installation:
         flows = await create_flows(installation, 1)
-        async with _ready(installation, apart=apart) as client:
+        async with _start(installation, separate=separate) as client:
             for _ in range(sizes.latency_samples):
                 response = await client.post(f"/webhooks/{flows[0].webhook_token}", json={"hello": "world"})
                 response.raise_for_status()
-                await asyncio.sleep(PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
-            await installation.until_ended([])
+                await asyncio.sleep(INTERVAL_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
+            await installation.wait_for_end([])
         timings = await read_timings(installation)
-    where = "API and worker apart" if apart else "worker in the API's process"
+    where = "separate API and worker" if separate else "worker in the API process"
     return [
-        Figure("latency", kind, f"accepted -> picked up, {where}", spread(picked_up_after_ms(timings))),
-        Figure("latency", kind, f"accepted -> first step, {where}", spread(first_step_after_ms(timings)), TARGET),
+        Result("latency", kind, f"accepted to claimed, {where}", summarize(claim_latencies_ms(timings))),
+        Result(
+            "latency", kind, f"accepted to first step, {where}", summarize(first_step_latencies_ms(timings)), TARGET
+        ),
     ]
 
 
 @asynccontextmanager
-async def _ready(installation: Installation, *, apart: bool) -> AsyncIterator[httpx.AsyncClient]:
-    """An installation that has warmed up."""
+async def _start(installation: Installation, *, separate: bool) -> AsyncIterator[httpx.AsyncClient]:
+    """Start the processes and wait until they are ready. Yields a client."""
     async with AsyncExitStack() as stack:
-        if apart:
+        if separate:
             await stack.enter_async_context(installation.workers())
-        serving = installation.serve(*(["--no-worker"] if apart else []))
+        serving = installation.serve(*(["--no-worker"] if separate else []))
         _, client = await stack.enter_async_context(serving)
-        await installation.until_workers(1)
+        await installation.wait_for_workers(1)
         yield client

@@ -1,4 +1,4 @@
-"""The product's own processes, started as an operator starts them."""
+"""Processes of BloxServer, started by its command line."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks import processor_time
+from benchmarks import cpu_time
 
 READY_SECONDS = 60
 STOP_SECONDS = 60
-KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
-"""What of this process's environment is passed on: no setting comes in unasked."""
+INHERITED_VARIABLES = ("PATH", "HOME", "LANG", "TMPDIR")
+"""Environment variables that processes inherit. Settings are not inherited."""
 
 
 class Process:
     """A running `bloxserver` command."""
 
     def __init__(self, directory: Path, settings: Mapping[str, str], *arguments: str) -> None:
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
         self.log = directory / "processes.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
@@ -42,16 +42,16 @@ class Process:
         return self._process.pid
 
     def cpu_seconds(self) -> float | None:
-        """What it has used so far."""
-        return processor_time.of_process(self.pid)
+        """Return the CPU seconds that the process has used."""
+        return cpu_time.process_seconds(self.pid)
 
     def require_running(self) -> None:
-        """Raise `RuntimeError` with the end of its log where it has ended."""
+        """Raise `RuntimeError` with the end of the log if the process has exited."""
         if self._process.poll() is not None:
-            raise RuntimeError(f"ended early: {self.log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
+            raise RuntimeError(f"the process exited: {self.log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
 
     async def stop(self) -> None:
-        """Ask it to end, and wait; kill it where it does not."""
+        """Send SIGTERM and wait; kill the process if it does not exit in time."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -63,7 +63,7 @@ class Process:
 
 @asynccontextmanager
 async def running(directory: Path, settings: Mapping[str, str], *arguments: str) -> AsyncIterator[Process]:
-    """A process for the length of the block."""
+    """Run a process during the block."""
     process = Process(directory, settings, *arguments)
     try:
         yield process
@@ -75,7 +75,7 @@ async def running(directory: Path, settings: Mapping[str, str], *arguments: str)
 async def serving(
     directory: Path, settings: Mapping[str, str], *arguments: str
 ) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
-    """`bloxserver serve`, ready, and a client for it."""
+    """Run `bloxserver serve` and wait until it is ready. Yields the process and a client for it."""
     port = _free_port()
     async with (
         running(directory, settings, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments) as process,

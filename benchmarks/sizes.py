@@ -1,4 +1,4 @@
-"""How much is measured."""
+"""Sizes of the benchmarks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 class Sizes:
     latency_samples: int = 120
     backlog: int = 10_000
-    """Executions of the throughput and of the scaling benchmark."""
+    """Executions in the throughput and scaling benchmarks."""
     users: int = 12
     rounds: int = 3
-    """Of the scaling benchmark: a run with one worker, and one with two."""
+    """Rounds of the scaling benchmark: one run with one worker, one run with two."""
     idle_settle_seconds: float = 5
     idle_seconds: float = 20
     waiting: int = 1_000
-    answer_seconds: float = 5
-    """How long the slow server takes for an answer."""
+    response_seconds: float = 5
+    """Response time of the slow server."""
     flood: int = 10_000
     others: int = 20
     queued: int = 50_000
@@ -34,7 +34,7 @@ SMALL = Sizes(
     idle_settle_seconds=0.1,
     idle_seconds=0.2,
     waiting=5,
-    answer_seconds=0.2,
+    response_seconds=0.2,
     flood=30,
     others=3,
     queued=50,
@@ -42,4 +42,4 @@ SMALL = Sizes(
     claims=2,
     bare=30,
 )
-"""Enough to see that the benchmarks run; no figure of them means anything."""
+"""Minimal sizes, to check that the benchmarks run. Their results are meaningless."""

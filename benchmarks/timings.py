@@ -1,4 +1,4 @@
-"""What the rows say about when executions began and ended."""
+"""Reads the times of executions from the database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Timing(NamedTuple):
 
 
 async def read_timings(installation: Installation, flow_ids: Sequence[UUID] = ()) -> list[Timing]:
-    """Of all executions, or those of some flows. Raises `RuntimeError` where one of them failed."""
+    """Return the times of all executions, or those of some flows. Raises `RuntimeError` if an execution failed."""
     first_step = (
         sa.select(ExecutionStepRecord.started_at)
         .where(ExecutionStepRecord.execution_id == ExecutionRecord.id)
@@ -48,24 +48,24 @@ async def read_timings(installation: Installation, flow_ids: Sequence[UUID] = ()
     return [Timing(*row[:4]) for row in rows]
 
 
-def picked_up_after_ms(timings: Sequence[Timing]) -> list[float]:
-    """From the acceptance until a worker took it."""
+def claim_latencies_ms(timings: Sequence[Timing]) -> list[float]:
+    """Return the milliseconds from acceptance to claim."""
     return [_ms(timing.accepted_at, timing.picked_up_at) for timing in timings if timing.picked_up_at is not None]
 
 
-def first_step_after_ms(timings: Sequence[Timing]) -> list[float]:
-    """From the acceptance until its first step began."""
+def first_step_latencies_ms(timings: Sequence[Timing]) -> list[float]:
+    """Return the milliseconds from acceptance to the start of the first step."""
     return [_ms(timing.accepted_at, timing.first_step_at) for timing in timings if timing.first_step_at is not None]
 
 
-def seconds_of_all(timings: Sequence[Timing]) -> float:
-    """From the first pick-up to the last end."""
-    begun = min(timing.picked_up_at for timing in timings if timing.picked_up_at is not None)
-    return _ms(begun, max(timing.completed_at for timing in timings if timing.completed_at is not None)) / 1000
+def total_seconds(timings: Sequence[Timing]) -> float:
+    """Return the seconds from the first claim to the last end."""
+    started = min(timing.picked_up_at for timing in timings if timing.picked_up_at is not None)
+    return _ms(started, max(timing.completed_at for timing in timings if timing.completed_at is not None)) / 1000
 
 
 def steady_rate(timings: Sequence[Timing]) -> float:
-    """Ends per second while the 10th to the 90th of a hundred ended: without the start and the tail of a run."""
+    """Return the ended executions per second between the 10th and the 90th percentile, without ramp-up and tail."""
     ends = sorted(timing.completed_at for timing in timings if timing.completed_at is not None)
     first, last = len(ends) // 10, len(ends) * 9 // 10
     return (last - first) / max(0.001, _ms(ends[first], ends[last]) / 1000)

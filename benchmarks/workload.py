@@ -1,4 +1,4 @@
-"""What the installations are given to do."""
+"""Flows and executions for the benchmarks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ONE_REQUEST = """\
 organism: {{name: one-request}}
 listeners:
   - name: ask
-    description: Asks a slow server.
+    description: Sends a request to a slow server.
     handler: http.request
     config: {{url: "{url}"}}
     timeout_seconds: 120
@@ -49,7 +49,7 @@ class Flow:
 async def create_flows(
     installation: Installation, count: int, organism: str = THREE_ECHOES, tiers: Sequence[Tier] = UNLIMITED
 ) -> list[Flow]:
-    """As many users, each with one running flow and its webhook; tiers in turn."""
+    """Create `count` users, each with a running flow and a webhook. Their tiers alternate."""
     users: list[dict[str, Any]] = []
     flows: list[dict[str, Any]] = []
     triggers: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ async def create_flows(
 async def accept_backlog(
     installation: Installation, flows: Sequence[Flow], count: int, *, resume_at: datetime | None = None
 ) -> None:
-    """Accept so many executions, flow by flow in turn, as the API leaves them; or suspended, to go on at that time."""
+    """Insert `count` executions as the API does, distributed over the flows. With `resume_at` they are suspended."""
     for start in range(0, count, BATCH):
         rows = [
             {

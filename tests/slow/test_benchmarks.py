@@ -30,7 +30,7 @@ def names_in(output: str, database: str) -> set[str]:
     return {row[1] for row in rows if row[2] == database}
 
 
-def test_they_run_on_sqlite() -> None:
+def test_benchmarks_run_on_sqlite() -> None:
     names = {"latency", "idle", "waiting", "fairness", "bare"}
     ended = run_benchmarks(*names, "--database", "sqlite")
     assert ended.returncode == 0, ended.stderr
@@ -38,7 +38,7 @@ def test_they_run_on_sqlite() -> None:
     assert "| 5 " in ended.stdout  # all five requests of `waiting` were open at once
 
 
-def test_they_run_on_postgresql(postgres: sa.URL) -> None:
+def test_benchmarks_run_on_postgresql(postgres: sa.URL) -> None:
     names = {"throughput", "claim"}
     url = postgres.render_as_string(hide_password=False)
     ended = run_benchmarks(*names, "--database", "postgresql", TEST_POSTGRES_URL=url)
@@ -46,7 +46,7 @@ def test_they_run_on_postgresql(postgres: sa.URL) -> None:
     assert names_in(ended.stdout, "PostgreSQL") == names
 
 
-def test_an_unknown_benchmark_is_refused() -> None:
+def test_unknown_benchmark_is_rejected() -> None:
     ended = run_benchmarks("speed", "--database", "sqlite")
     assert ended.returncode == 2
-    assert "no such benchmark: speed" in ended.stderr
+    assert "unknown benchmark: speed" in ended.stderr

@@ -1,4 +1,4 @@
-"""CPU seconds of processes, as Linux counts them; elsewhere there are none to show."""
+"""CPU time of processes, in seconds. Available only on Linux."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from pathlib import Path
 PROC = Path("/proc")
 
 
-def of_process(pid: int) -> float | None:
-    """What a process has used so far, in seconds, with the processes that it started, also those that have ended."""
+def process_seconds(pid: int) -> float | None:
+    """Return the CPU seconds of a process and its children, including children that have exited."""
     times = _times(pid)
-    return None if times is None else times.own + times.reaped + _of_children(pid)
+    return None if times is None else times.own + times.reaped + _children_seconds(pid)
 
 
-def of_postgres(backend: int) -> float | None:
-    """What the server with this backend has used so far, with all its processes, also those that have ended."""
+def postgres_seconds(backend: int) -> float | None:
+    """Return the CPU seconds of the server with this backend, including processes that have exited."""
     times = _times(backend)
     if times is None or (server := _times(times.parent)) is None or _name(times.parent) != "postgres":
         return None
-    return server.own + server.reaped + _of_children(times.parent)
+    return server.own + server.reaped + _children_seconds(times.parent)
 
 
-def _of_children(pid: int) -> float:
-    """Of those that live."""
+def _children_seconds(pid: int) -> float:
+    """Return the CPU seconds of running child processes."""
     processes = [_times(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit()]
     return sum(process.own for process in processes if process is not None and process.parent == pid)
 
 
-def between(before: float | None, after: float | None) -> float | None:
-    """The CPU seconds from one reading to the next."""
+def difference(before: float | None, after: float | None) -> float | None:
+    """Return the CPU seconds between two measurements; None if one is missing."""
     return None if before is None or after is None else after - before
 
 
-def shown(seconds: float | None) -> str:
-    """CPU seconds for the table."""
+def format_seconds(seconds: float | None) -> str:
+    """Format CPU seconds for the table."""
     return "?" if seconds is None else f"{seconds:.1f} s"
 
 
 class _Times:
     def __init__(self, stat: str) -> None:
-        # The name stands in parentheses and may itself contain some.
+        # The process name is in parentheses and can contain parentheses.
         fields = stat.rpartition(")")[2].split()
         tick = os.sysconf("SC_CLK_TCK")
         self.parent = int(fields[1])
