@@ -1,1 +1,1 @@
-"""The HTTP API. `api.models` keeps its path for compatibility but is the bottom layer: see DEVELOPMENT.md."""
+"""The HTTP API. `api.models` re-exports `bloxserver.models` for compatibility."""

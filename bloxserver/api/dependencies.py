@@ -1,4 +1,4 @@
-"""What routes ask for by type: the session, the user, a page, a body."""
+"""Dependencies of routes: sessions, the user, path parameters, pages and bodies."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ MAX_PAGE = 1_000_000_000
 MAX_DEPTH_HEADER = 1000
 
 DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
-"""The request's session. In function scope the commit comes before the response: who reads 201 can GET it."""
+"""The request's session. With function scope it commits before the response is sent, so that a client that receives 201
+can GET the resource.
+"""
 
 
 class SessionSource:
-    """Short sessions for what goes on after the request's own has ended; from `get_db`, or from what overrides it."""
+    """Makes short sessions for responses that outlive the request's session, with `get_db` or its override."""
 
     def __init__(self, request: Request) -> None:
         self._make: Callable[[], Any] = request.app.dependency_overrides.get(get_db, get_db)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
-        """A session that reads; its connection is free again at the end of the block."""
+        """A read-only session. Its connection is returned to the pool at the end of the block."""
         token = read_only_request.set(True)
         try:
             async with AsyncExitStack() as stack:
@@ -49,15 +51,15 @@ class SessionSource:
             read_only_request.reset(token)
 
 
-async def _entered(stack: AsyncExitStack, made: Any) -> AsyncSession:
-    """The session that a dependency of any kind has made."""
-    if inspect.isasyncgen(made):
-        made = await stack.enter_async_context(asynccontextmanager(lambda: made)())
-    elif inspect.isgenerator(made):
-        made = stack.enter_context(contextmanager(lambda: made)())
-    elif inspect.isawaitable(made):
-        made = await made
-    session: AsyncSession = made
+async def _entered(stack: AsyncExitStack, result: Any) -> AsyncSession:
+    """The session from the result of a dependency: a session, an awaitable, or a generator."""
+    if inspect.isasyncgen(result):
+        result = await stack.enter_async_context(asynccontextmanager(lambda: result)())
+    elif inspect.isgenerator(result):
+        result = stack.enter_context(contextmanager(lambda: result)())
+    elif inspect.isawaitable(result):
+        result = await result
+    session: AsyncSession = result
     return session
 
 
@@ -65,7 +67,7 @@ Sessions = Annotated[SessionSource, Depends()]
 
 
 def server_shutdown(request: Request) -> Shutdown:
-    """The state of the server that the app runs on."""
+    """The shutdown state of the server that runs the app."""
     shutdown: Shutdown = request.app.state.shutdown
     return shutdown
 
@@ -73,21 +75,21 @@ def server_shutdown(request: Request) -> Shutdown:
 ServerShutdown = Annotated[Shutdown, Depends(server_shutdown)]
 
 
-class WorkingEngine(Protocol):
+class EngineHealth(Protocol):
     """The engine of a process that runs executions."""
 
     @property
     def problem(self) -> str | None:
-        """Why it runs none now, in words."""
+        """Why the engine cannot run executions now; null if it can."""
 
 
-def working_engine(request: Request) -> WorkingEngine | None:
-    """This process's engine; None where executions are left to workers, and in other people's tests."""
-    engine: WorkingEngine | None = getattr(request.app.state, "engine", None)
+def local_engine(request: Request) -> EngineHealth | None:
+    """The engine of this process; null if only workers run executions, or if the app runs without its lifespan."""
+    engine: EngineHealth | None = getattr(request.app.state, "engine", None)
     return engine
 
 
-EngineOfProcess = Annotated[WorkingEngine | None, Depends(working_engine)]
+LocalEngine = Annotated[EngineHealth | None, Depends(local_engine)]
 
 FlowId = Annotated[UUID, Path(description="The flow's id.")]
 TriggerId = Annotated[UUID, Path(description="The trigger's id.")]
@@ -97,7 +99,7 @@ VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version
 
 @dataclass(frozen=True)
 class CurrentUser:
-    """Who makes the request. The record may be detached, or not be in the database: only what it has loaded is read."""
+    """The user who sends the request. The record may be detached or have no row: only loaded attributes are read."""
 
     user: UserRecord
     clerk_payload: dict[str, Any]
@@ -152,7 +154,7 @@ class CurrentUser:
         return at
 
     def period_at(self, moment: datetime) -> Period:
-        """The billing period that `moment` falls into."""
+        """The billing period that contains `moment`."""
         return period_at(moment, self._loaded("current_period_start"), self.current_period_end)
 
 
@@ -160,6 +162,7 @@ Authorization = Annotated[str | None, Header(include_in_schema=False)]
 
 
 def bearer_token(authorization: str | None) -> str:
+    """The token in an `Authorization` header. Raises `Unauthorized`."""
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthorized("missing_token", "Missing authentication token")
@@ -167,19 +170,19 @@ def bearer_token(authorization: str | None) -> str:
 
 
 async def validate_clerk_token(token: str) -> dict[str, Any]:
-    """The claims of a valid token; raises `Unauthorized`, or `Unavailable` when Clerk's keys are not to be had."""
+    """The claims of a valid token. Raises `Unauthorized`, or `Unavailable` if Clerk's keys cannot be fetched."""
     return await get_verifier(get_settings()).verify(token)
 
 
 async def get_current_user(session: DbSession, authorization: Authorization = None) -> CurrentUser:
-    """The signed-in user, created by his first valid token; raises `Unauthorized`."""
-    # The session has no connection before its first statement: none is held while keys are fetched.
+    """The signed-in user. The first valid token creates the user. Raises `Unauthorized`."""
+    # The session opens a connection at its first statement, so none is held while keys are fetched.
     claims = DEV_CLAIMS if get_settings().dev_bypass else await validate_clerk_token(bearer_token(authorization))
     return CurrentUser(await user_of_claims(session, claims), claims)
 
 
 async def get_optional_user(session: DbSession, authorization: Authorization = None) -> CurrentUser | None:
-    """The signed-in user, or None where no valid token came."""
+    """The signed-in user, or None without a valid token."""
     try:
         return await get_current_user(session, authorization)
     except Unauthorized:
@@ -191,7 +194,7 @@ OptionalUser = Annotated[CurrentUser | None, Depends(get_optional_user)]
 
 
 class require_tier:  # noqa: N801
-    """A dependency that lets users of these tiers through and answers 403 to others."""
+    """A dependency that requires one of these tiers. Raises `Forbidden`."""
 
     def __init__(self, *names: str) -> None:
         self.names = [str(name) for name in names]
@@ -212,8 +215,10 @@ RequireEnterprise = Annotated[CurrentUser, Depends(require_tier(Tier.ENTERPRISE)
 
 def _page(default_size: int) -> Any:
     async def page_query(
-        page: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Counts from 1.")] = 1,
-        page_size: Annotated[int, Query(ge=1, le=1000, description="Items on a page.")] = default_size,
+        page: Annotated[int, Query(ge=1, le=MAX_PAGE, description="The number of the page, from 1.")] = 1,
+        page_size: Annotated[
+            int, Query(ge=1, le=1000, description="The maximum number of items in a page.")
+        ] = default_size,
     ) -> PageRequest:
         return PageRequest(page, page_size)
 
@@ -227,12 +232,16 @@ VersionPage = Annotated[PageRequest, _page(20)]
 
 WaitSeconds = Annotated[
     float | None,
-    Query(gt=0, le=60, description="Seconds to wait for the execution's end; 202 where it has not ended by then."),
+    Query(
+        gt=0,
+        le=60,
+        description="Seconds to wait for the end of the execution. If it is still running then, the response is 202.",
+    ),
 ]
 
 
 async def webhook_input(request: Request) -> Input:
-    """The body as it came; read before the session takes a connection, so that a slow sender holds none."""
+    """The body of a webhook. It is read before the session opens a connection, so that a slow client holds none."""
     return input_of_body(await request.body(), request.headers.get("content-type"))
 
 
@@ -242,7 +251,7 @@ WebhookInput = Annotated[Input, Depends(webhook_input)]
 def call_depth(
     depth: Annotated[str, Header(alias="BloxServer-Depth", include_in_schema=False)] = "",
 ) -> int:
-    """How many executions stand above what this request starts, as a flow that sends it says."""
+    """The depth of the execution that this request starts: the number of executions that called it, directly or not."""
     return min(int(depth), MAX_DEPTH_HEADER) if re.fullmatch("[0-9]{1,9}", depth) else 0
 
 

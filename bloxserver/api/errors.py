@@ -1,4 +1,4 @@
-"""The only place where an exception becomes a response: RFC 9457 `application/problem+json` with our members."""
+"""Converts exceptions to responses: RFC 9457 `application/problem+json` with additional members."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def problem(
     details: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """The one error body."""
+    """A response with the body of all errors."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -51,12 +51,12 @@ def problem(
 
 
 def unexpected_error_response(request: Request, error: Exception) -> JSONResponse:
-    """The answer to an exception that no one turned into a `BloxError`: a database's, or a bug's."""
+    """The response to an exception that no handler caught: an error of the database, or a bug."""
     known = _of_database(error)
     if known is not None:
         log.warning("database error", code=known.code, error=type(error).__name__, sqlstate=_sqlstate(error))
         return _respond(request, known)
-    # As text: where logging is not configured, in other people's tests, structlog would print every variable.
+    # As text: if logging is not configured, as in third-party tests, structlog would print all local variables.
     log.error("unhandled exception", exception="".join(traceback.format_exception(error)))
     return problem(request, 500, "internal_error", "Internal server error")
 
@@ -74,23 +74,23 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     reasons: dict[str, str] = {}
     for item in error.errors():
-        place = ".".join(_printable(part) for part in item["loc"])
-        reasons.setdefault(place, _printable(item["msg"]))
+        field = ".".join(_printable(part) for part in item["loc"])
+        reasons.setdefault(field, _printable(item["msg"]))
     return _respond(request, Unprocessable(reasons))
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
-    """What the framework raises itself: no such route, wrong method, a body that is no JSON."""
+    """Errors of the framework: no such route, wrong method, invalid JSON."""
     assert isinstance(error, StarletteHTTPException)  # noqa: S101
-    if isinstance(error.__cause__, ValueError | RecursionError):  # of the JSON parser
-        return _respond(request, Unprocessable({"body": "Not readable as JSON"}))
-    phrase = HTTPStatus(error.status_code).phrase  # that of 413 differs between versions of Python
+    if isinstance(error.__cause__, ValueError | RecursionError):  # raised by the JSON parser
+        return _respond(request, Unprocessable({"body": "The body is not valid JSON"}))
+    phrase = HTTPStatus(error.status_code).phrase  # the phrase of 413 depends on the version of Python
     code = "payload_too_large" if error.status_code == 413 else phrase.lower().replace(" ", "_")
     return problem(request, error.status_code, code, error.detail or phrase, headers=error.headers)
 
 
 def _printable(part: object) -> str:
-    """Text that any JSON encoder takes, whatever a client sent as a member's name."""
+    """Text without lone surrogates, which a client can send in a member's name and which cannot be encoded."""
     return str(part).encode(errors="replace").decode()
 
 
@@ -99,7 +99,10 @@ def _sqlstate(error: BaseException) -> str:
 
 
 def _of_database(error: Exception) -> BloxError | None:
-    """A database's error by its SQLSTATE class (with asyncpg the exception's class does not tell), or None."""
+    """The error for an exception of the database, by the class of its SQLSTATE; None for other exceptions.
+
+    With asyncpg, the exception's type does not identify the error.
+    """
     state = _sqlstate(error)
     text = str(getattr(error, "orig", "")) if isinstance(error, DBAPIError) else ""
     if state[:2] == "22" or state[:2] == "54":

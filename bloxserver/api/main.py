@@ -29,7 +29,7 @@ log = structlog.stdlib.get_logger("bloxserver")
 
 
 def create_app() -> FastAPI:
-    """The API; its lifespan migrates or checks the database and runs the engine."""
+    """Create the API. Its lifespan migrates or checks the database and runs the engine."""
     settings = get_settings()
     app = FastAPI(
         title="BloxServer API",
@@ -48,7 +48,7 @@ def create_app() -> FastAPI:
     app.state.shutdown = Shutdown()
     install_error_handlers(app)
     install_openapi(app)
-    # The last one added is the outermost.
+    # The middleware that is added last is the outermost.
     app.add_middleware(BodyLimit)
     app.add_middleware(ErrorMiddleware)
     app.add_middleware(
@@ -68,7 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = get_settings()
     configure_logging(level=settings.log_level, as_json=settings.is_production)
     settings.check_startup()
-    get_registry()  # a package with a block that cannot be used keeps the server from starting, not flows
+    get_registry()  # an unusable block of an installed package must stop the start of the server, not fail flows later
     _warn(settings)
     start_tracing(settings)
     database = models_database.database
@@ -89,9 +89,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def prepare_database(settings: Settings, database: Database) -> None:
-    """Migrate where that is wanted, else refuse, with `SettingsError`, a schema that is older than the code.
+    """Migrate the database if that is enabled. Otherwise raise `SettingsError` if its schema is older than the code.
 
-    A newer one is served: in a rolling deploy the new version migrates while the old one still runs.
+    A newer schema is accepted: in a rolling deploy, the new version migrates while the old version still runs.
     """
     if settings.auto_create_tables and not settings.is_production:
         await database.migrate()
@@ -106,7 +106,7 @@ def _warn(settings: Settings) -> None:
     for line in misspelt_settings():
         log.warning(line)
     if settings.dev_bypass:
-        log.warning("development sign-in: every request is the development user", clerk_issuer=None)
+        log.warning("authentication disabled: every request is the development user", clerk_issuer=None)
     elif settings.is_production and not settings.clerk_authorized_parties:
         log.warning("CLERK_AUTHORIZED_PARTIES is empty: tokens issued to any origin are accepted")
 

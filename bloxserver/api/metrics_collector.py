@@ -1,4 +1,4 @@
-"""What a scrape adds to the process's own metrics: the pools, and what the database knows of the installation."""
+"""Metrics that are read at each scrape: the connection pools, and the queue, workers and schedules in the database."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from bloxserver.settings import get_settings
 
 log = structlog.stdlib.get_logger("bloxserver.observability.metrics")
 
-READING_SECONDS = 5
-"""How long a scrape waits for the database: longer, and Prometheus would get nothing at all."""
+READ_TIMEOUT_SECONDS = 5
+"""Timeout of the database reads. A longer one could exceed Prometheus' scrape timeout and lose all metrics."""
 
 
 async def collect_metrics(sessions: SessionSource) -> list[Metric]:
-    """All that is not counted in this process; without the database, that it is away."""
+    """The metrics. If the database is unavailable: `bloxserver_database_up 0` and the pools."""
     up = GaugeMetricFamily("bloxserver_database_up", "Whether the database could be read for this scrape.")
     try:
-        async with asyncio.timeout(READING_SECONDS):
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
             families = await _read(sessions)
     except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
-        log.warning("no metrics of the database", error=type(error).__name__)
+        log.warning("database metrics unavailable", error=type(error).__name__)
         families = []
     up.add_metric([], float(bool(families)))
     return [up, *_pools(), *families]
@@ -48,18 +48,20 @@ async def _read(sessions: SessionSource) -> list[Metric]:
         labels=["tier", "state"],
     )
     age = GaugeMetricFamily(
-        "bloxserver_queue_oldest_seconds", "How long the oldest that waits for a worker has been due.", labels=["tier"]
+        "bloxserver_queue_oldest_seconds",
+        "Seconds since the oldest execution that waits for a worker became due.",
+        labels=["tier"],
     )
-    for tier, of in queue.items():
-        for state, number in (("waiting", of.waiting), ("running", of.running), ("suspended", of.suspended)):
-            depth.add_metric([tier.value, state], number)
-        age.add_metric([tier.value], _age(of.due_since, moment))
+    for tier, counts in queue.items():
+        for state in ("waiting", "running", "suspended"):
+            depth.add_metric([tier.value, state], getattr(counts, state))
+        age.add_metric([tier.value], _age(counts.due_since, moment))
     return [
         depth,
         age,
-        GaugeMetricFamily("bloxserver_workers_alive", "Workers that have beaten of late.", len(workers)),
+        GaugeMetricFamily("bloxserver_workers_alive", "Workers with a recent heartbeat.", len(workers)),
         GaugeMetricFamily("bloxserver_schedules_armed", "Schedules of running flows.", schedules.armed),
-        GaugeMetricFamily("bloxserver_schedules_due", "Those of them that should have fired.", schedules.due),
+        GaugeMetricFamily("bloxserver_schedules_due", "Schedules of running flows that are overdue.", schedules.due),
     ]
 
 
@@ -68,8 +70,10 @@ def _age(since: datetime | None, moment: datetime) -> float:
 
 
 def _pools() -> Iterator[Metric]:
-    size = GaugeMetricFamily("bloxserver_database_pool_size", "Connections that the pool may hold.", labels=["pool"])
-    used = GaugeMetricFamily("bloxserver_database_pool_checked_out", "Connections that are in use.", labels=["pool"])
+    size = GaugeMetricFamily(
+        "bloxserver_database_pool_size", "Maximum number of connections in the pool.", labels=["pool"]
+    )
+    used = GaugeMetricFamily("bloxserver_database_pool_checked_out", "Connections in use.", labels=["pool"])
     for name, pool in models_database.database.pools().items():
         size.add_metric([name], pool.size())
         used.add_metric([name], pool.checkedout())

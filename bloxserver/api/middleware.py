@@ -1,4 +1,4 @@
-"""What surrounds every request, as plain ASGI: its id, its log line, its headers, and a net under every exception."""
+"""ASGI middleware: request ids, the request log, security headers, body limits and unexpected errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 READING_METHODS = {"GET", "HEAD", "OPTIONS"}
 DRAIN_FACTOR = 16
-"""A body that is too large is read to its end up to this many times the limit, then the connection is closed."""
+"""A body that is too large is read and discarded up to this multiple of the limit. Then the connection is closed."""
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -38,11 +38,11 @@ SECURITY_HEADERS = {
 }
 PROBES = ("/health", "/metrics")
 PAGES = ("/docs", "/redoc")
-"""Pages for people, which load scripts: they keep their own content policy."""
+"""Pages that load scripts. They get no `Content-Security-Policy`."""
 
 
 class RequestContext:
-    """Outermost: gives the request an id, and writes one line when it has been answered."""
+    """The outermost middleware. Sets the request id and the security headers, and logs each request once."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -51,8 +51,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        client_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = client_id if REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -85,41 +85,44 @@ class RequestContext:
             route = route_template(scope)
             method = scope["method"] if scope["method"] in METHODS else "other"
             _count(method, route, status, seconds)
-            _tell(span, method, route, status)
+            _describe(span, method, route, status)
             log.info(
                 "request", method=scope["method"], route=route, status=status, duration_ms=round(seconds * 1000, 1)
             )
 
 
 def _span(scope: Scope) -> AbstractContextManager[Span]:
-    """A span for the request, of the sender's trace if he names one; probes and scrapes are not worth one."""
+    """A span for the request, in the trace of its `traceparent` if it has one. Probes and scrapes get no span."""
     if scope["path"].startswith(PROBES):
         return nullcontext(NO_SPAN)
     traceparent = tracing.read_traceparent(Headers(scope=scope).getlist(tracing.HEADER))
     return tracing.continue_trace("HTTP", traceparent, {}, "SERVER")
 
 
-def _tell(span: Span, method: str, route: str | None, status: int) -> None:
-    """The path itself stays untold, for it may hold a token."""
-    told: dict[str, str | int] = {"http.request.method": method}
+def _describe(span: Span, method: str, route: str | None, status: int) -> None:
+    """Set the attributes of the request's span. The path is not one of them, because it can contain a token."""
+    attributes: dict[str, str | int] = {"http.request.method": method}
     if route is not None:
-        told["http.route"] = route
+        attributes["http.route"] = route
     if status:
-        told["http.response.status_code"] = status
-    span.set_attributes(told, name=f"{method} {route}" if route else method)
+        attributes["http.response.status_code"] = status
+    span.set_attributes(attributes, name=f"{method} {route}" if route else method)
     if status >= 500:
         span.fail(str(status))
 
 
 def _count(method: str, route: str | None, status: int, seconds: float) -> None:
-    """For the metrics: what no route knows has one label, however many paths clients invent."""
+    """Count the request. Unmatched paths share a label, because clients could create any number of them."""
     route = route or "unmatched"
     metrics.REQUESTS.labels(method, route, status or "aborted").inc()
     metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
 
 
 def route_template(scope: Scope) -> str | None:
-    """The route's path with its parameters' names, for a path itself holds tokens; None where no route matched."""
+    """The path of the matched route with the names of its parameters; None if no route matched.
+
+    Logs and metrics use it because the path itself can contain a token.
+    """
     path: str | None = getattr(scope.get("route"), "path", None)
     if path is not None and scope["path"].startswith(f"{AUTHENTICATED_PREFIX}/"):
         return AUTHENTICATED_PREFIX + path
@@ -127,7 +130,7 @@ def route_template(scope: Scope) -> str | None:
 
 
 class BodyLimit:
-    """Bounds what a request may bring and how long that may take, for every route and every encoding."""
+    """Limits the size of request bodies, and the time in which they must arrive."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -145,14 +148,14 @@ class BodyLimit:
         async def next_message() -> Message:
             nonlocal received, complete
             if complete:
-                return await receive()  # only the client's leaving is still to come
+                return await receive()  # only http.disconnect can follow
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "The request body did not arrive in time", {"Connection": "close"}) from None
             if message["type"] == "http.disconnect":
-                raise HTTPException(400, "The client went away before its request body had ended")
+                raise HTTPException(400, "The client disconnected before the request body was complete")
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             return message
@@ -160,7 +163,7 @@ class BodyLimit:
         async def limited_receive() -> Message:
             message = await next_message()
             if received > settings.max_body_bytes:
-                # A client that still writes would miss the answer: the rest is read and thrown away, within reason.
+                # A client that is still sending would not read the response: discard the rest, up to a limit.
                 while not complete and received < DRAIN_FACTOR * settings.max_body_bytes:
                     await next_message()
                 text = f"Request body is larger than {settings.max_body_bytes} bytes"
@@ -171,7 +174,7 @@ class BodyLimit:
 
 
 class ErrorMiddleware:
-    """Inside CORS, so that even the answer to a bug carries its headers."""
+    """Responds to unexpected exceptions. Inside the CORS middleware, so that these responses have CORS headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -180,17 +183,17 @@ class ErrorMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = False
+        started = False
 
-        async def send_noting(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def tracking_send(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, send_noting)
+            await self.app(scope, receive, tracking_send)
         except Exception as error:
             response = unexpected_error_response(Request(scope), error)
-            if begun:
+            if started:
                 raise
             await response(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond what FastAPI derives: errors, sign-in, bodies of any kind."""
+"""The OpenAPI document: titles, examples, error responses, authentication and Server-Sent Events."""
 
 from __future__ import annotations
 
@@ -7,14 +7,28 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 
-from bloxserver.api.schemas import ApiError, AwaitedExecution
+from bloxserver.api.examples import EVENTS, STILL_RUNNING
+from bloxserver.api.schemas import ApiError, AwaitedExecution, ExecutionEvent, StepEvent
+
+Responses = dict[int | str, dict[str, Any]]
 
 AUTHENTICATED_PREFIX = "/api/v1"
 DESCRIPTION = (
-    "Create flows, start them, attach triggers and follow their executions. JSON in camelCase; every error is "
-    "`application/problem+json` with a stable `code`."
+    "Create flows, start them, attach triggers and monitor their executions. Requests and responses are JSON in "
+    "camelCase. Every error response is `application/problem+json` with a stable `code`."
 )
+TAGS = [
+    {"name": "users", "description": "The signed-in user and their usage."},
+    {"name": "flows", "description": "Flows and the versions of their definitions."},
+    {"name": "triggers", "description": "Webhooks and schedules that start executions of a flow."},
+    {"name": "executions", "description": "Runs of a flow: start, monitor, cancel and retry them."},
+    {"name": "secrets", "description": "Encrypted, write-only values for the config of listeners."},
+    {"name": "organisms", "description": "Validation of definitions, the available blocks, and canvases."},
+    {"name": "webhooks", "description": "Public endpoints that start executions. The URL contains a secret token."},
+    {"name": "health", "description": "Public endpoints for probes."},
+]
 EXAMPLES = {
     400: ("flow_not_running", "Flow must be running to execute (current: stopped)"),
     401: ("missing_token", "Missing authentication token"),
@@ -26,35 +40,56 @@ EXAMPLES = {
     422: ("validation_error", "Request validation failed"),
     503: ("database_unavailable", "The database cannot be reached, try again"),
 }
-MEANINGS = {
-    400: "Not possible in the present state.",
-    401: "No valid token.",
-    403: "Beyond what the plan allows.",
-    404: "No such thing, or somebody else's.",
-    409: "Switched off, or there already.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    422: "The request is malformed; `details` maps each place to its reason.",
-    503: "Something that the service depends on does not answer; try again after `Retry-After` seconds.",
+DESCRIPTIONS = {
+    400: "The operation is not possible in the current state.",
+    401: "The bearer token is missing, invalid or expired.",
+    403: "A limit of the plan is reached.",
+    404: "Not found.",
+    409: "Conflict: the resource is disabled, or a resource of this name exists.",
+    408: "The request body did not arrive in time.",
+    413: "The request body is too large.",
+    422: "The request is invalid. `details` maps each invalid field to the reason.",
+    503: "The database or another dependency is unavailable. Retry after `Retry-After` seconds.",
 }
-STILL_RUNNING: dict[int | str, dict[str, Any]] = {
-    202: {"model": AwaitedExecution, "description": "The execution has not ended within `wait` seconds."}
-}
+EVENT_SCHEMAS = (ExecutionEvent, StepEvent)
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def success(status: int, description: str, example: object = None, **examples: object) -> Responses:
+    """The success response of a route, for its `responses`.
+
+    Its JSON body has one `example` or several named `examples`; without both, the response has no body.
+    """
+    response: dict[str, Any] = {"description": description}
+    if example is not None:
+        response["content"] = {"application/json": {"example": example}}
+    elif examples:
+        named = {name: {"value": value} for name, value in examples.items()}
+        response["content"] = {"application/json": {"examples": named}}
+    return {status: response}
+
+
+def still_running() -> Responses:
+    """The 202 response of a route with `?wait`."""
+    response = success(202, "The execution is still running after `wait` seconds.", STILL_RUNNING)
+    response[202]["model"] = AwaitedExecution
+    return response
+
+
+def event_stream(description: str) -> Responses:
+    """The Server-Sent Events of a route. `itemSchema`, of OpenAPI 3.2, describes a single event."""
+    references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in EVENT_SCHEMAS]
+    content = {"schema": {"type": "string"}, "itemSchema": {"oneOf": references}, "example": EVENTS}
+    return {200: {"description": description, "content": {"text/event-stream": content}}}
+
+
+def errors(*statuses: int) -> Responses:
     """The error responses of a route, for its `responses`."""
     return {status: _error(status) for status in statuses}
 
 
-def errors_by_name(*statuses: int) -> dict[str, dict[str, Any]]:
-    """The same as they stand in the document."""
-    return {str(status): _error(status) for status in statuses}
-
-
 def any_body(description: str) -> dict[str, Any]:
     """An optional request body of any content type, for a route's `openapi_extra`."""
-    content = {"*/*": {"schema": {}}, "application/json": {"schema": {}, "example": {"name": "Ada"}}}
+    content = {"*/*": {"schema": {}}, "application/json": {"schema": {}, "example": {"number": 17}}}
     return {"requestBody": {"required": False, "description": description, "content": content}}
 
 
@@ -72,16 +107,21 @@ def _error(status: int) -> dict[str, Any]:
     }
     schema = {"$ref": "#/components/schemas/ApiError"}
     content = {"application/problem+json": {"schema": schema, "example": example}}
-    return {"description": MEANINGS[status], "content": content}
+    return {"description": DESCRIPTIONS[status], "content": content}
+
+
+def _errors_by_name(*statuses: int) -> dict[str, dict[str, Any]]:
+    """The same with the keys of the OpenAPI document."""
+    return {str(status): _error(status) for status in statuses}
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Make `app.openapi` add what every route shares."""
+    """Replace `app.openapi` with a function that adds what all routes share."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(
-                title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
+                title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS
             )
             app.openapi_schema = _completed(document)
         return app.openapi_schema
@@ -95,6 +135,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     schemas["ApiError"] = ApiError.model_json_schema(mode="serialization")
+    schemas |= _event_schemas()
     components["securitySchemes"] = {
         "clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A Clerk session token."}
     }
@@ -102,13 +143,22 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
         for operation in operations.values():
             responses = operation["responses"]
             if "422" in responses:
-                responses |= errors_by_name(422)
+                responses |= _errors_by_name(422)
             if "requestBody" in operation:
-                responses |= errors_by_name(408, 413)
+                responses |= _errors_by_name(408, 413)
             if not path.startswith("/health") and path != "/":
-                responses |= errors_by_name(503)
+                responses |= _errors_by_name(503)
             if path.startswith(AUTHENTICATED_PREFIX):
                 operation["security"] = [{"clerk": []}]
-                responses |= errors_by_name(401)
+                responses |= _errors_by_name(401)
             operation["responses"] = dict(sorted(responses.items()))
     return document
+
+
+def _event_schemas() -> dict[str, Any]:
+    """The schemas of the events. Their `data` is a string with JSON, so the validation mode is the one to show."""
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in EVENT_SCHEMAS], ref_template="#/components/schemas/{model}"
+    )
+    schemas: dict[str, Any] = definitions["$defs"]
+    return schemas

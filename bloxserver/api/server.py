@@ -1,4 +1,4 @@
-"""The HTTP server of a process. It stops without breaking a request."""
+"""The HTTP server of a process, with a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from bloxserver.settings import Settings, get_settings
 log = structlog.stdlib.get_logger("bloxserver")
 
 STARTUP_FAILURE = 3
-"""The exit status that uvicorn gives it."""
+"""The exit status of a server that does not start, as uvicorn's."""
 STOP_SECONDS = 15
-"""How long open requests may take when the server stops, beyond the engine's own shutdown."""
+"""Seconds that open requests get when the server stops, in addition to the engine's shutdown."""
 LAST_REQUESTS_SECONDS = 0.5
-"""How long requests are accepted on open connections: their sender cannot know yet that the server stops."""
+"""Seconds for which open connections accept requests: their clients cannot know yet that the server stops."""
 
 
 class Server(uvicorn.Server):
-    """Answers requests that have arrived when the server stops; uvicorn resets their connections."""
+    """Responds to requests that have arrived when the server stops. uvicorn would reset their connections."""
 
     def run_or_exit(self) -> None:
         """Serve until a signal arrives. Exits the process with `STARTUP_FAILURE` if the server does not start."""
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _stop_listening(self) -> list[socket.socket]:
-        """Returns the connections that wait to be accepted; closing the listener would reset them."""
+        """Stop listening. Returns the connections in the backlog, which closing the sockets would reset."""
         listeners = [listening.dup() for server in self.servers for listening in server.sockets]
         for server in self.servers:
             server.close()
@@ -91,8 +91,8 @@ def serving(app: str | FastAPI, host: str, port: int) -> Server:
 def _warn_of_open_access(settings: Settings, host: str) -> None:
     if settings.dev_bypass and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         log.warning(
-            "anyone who can reach this address is the development user, without signing in: set CLERK_ISSUER, or "
-            "HOST=127.0.0.1 to accept only connections from this machine",
+            "anyone who can reach this address is the development user, without authentication: set CLERK_ISSUER, or "
+            "HOST=127.0.0.1 to accept connections from this machine only",
             host=host,
         )
 

@@ -1,4 +1,4 @@
-"""Whether the server was asked to stop: responses that stay open end then, instead of delaying the stop."""
+"""The shutdown state of the server. Open responses end when a shutdown is requested, so that they do not delay it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Shutdown:
-    """The state of one server; `requested` turns true once."""
+    """The shutdown state of a server."""
 
     def __init__(self) -> None:
         self._requested = False
@@ -29,10 +29,10 @@ class Shutdown:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within the block, a signal that stops the server is a request too; the server's own handler runs as well.
+        """Within the block, SIGINT and SIGTERM request a shutdown. Then the server's own handler runs.
 
-        ASGI tells an application about a stop only after its open responses have ended. Signals can be handled in the
-        main thread only; elsewhere this does nothing.
+        ASGI notifies an application of a shutdown only after its open responses have ended. Only the main thread can
+        handle signals; in other threads this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -48,7 +48,7 @@ class Shutdown:
     def _install(self, number: signal.Signals) -> tuple[Handler, Handler]:
         previous = signal.getsignal(number)
         if not callable(previous):
-            return previous, previous  # the system's default action ends the process at once
+            return previous, previous  # the default action ends the process at once
 
         def handle(received: int, frame: FrameType | None) -> None:
             self.request()

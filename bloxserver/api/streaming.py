@@ -1,5 +1,7 @@
-"""Answers that take their time. They are sent after the request's own session has ended, and look at the database
-by short ones.
+"""Responses that stay open while an execution runs: `?wait` and Server-Sent Events.
+
+They are sent after the request's session has ended. They poll the database with short sessions, so that an open
+response holds no connection.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from bloxserver.api.dependencies import SessionSource
-from bloxserver.api.schemas import AwaitedExecution, Execution
-from bloxserver.api.schemas.executions import ExecutionOutline, StepOutline
+from bloxserver.api.schemas import AwaitedExecution, Execution, ExecutionOutline, StepOutline
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
@@ -28,66 +29,69 @@ from bloxserver.queries.steps import StepPosition, read_step_changes
 
 log = structlog.stdlib.get_logger("bloxserver.request")
 
-END = "end"
-"""The id of a stream's last event: who has seen it has seen all."""
+END_EVENT_ID = "end"
+"""The id of a stream's last event. A client that sends it has received all events."""
 STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-"""A proxy that compresses or buffers would deliver all events at the end."""
-STREAM_SECONDS = 3600.0
-"""A stream ends after this; its reader comes back and goes on."""
-COMMENT_SECONDS = 15.0
-"""Longest silence of a stream: proxies and dead clients are noticed by it."""
+"""A proxy that compresses or buffers the stream would delay its events."""
+MAX_STREAM_SECONDS = 3600.0
+"""A stream is closed after this time; the client reconnects and continues."""
+KEEPALIVE_SECONDS = 15.0
+"""An idle stream sends a comment after this time, so that proxies keep the connection and dead clients are detected."""
 RECONNECT_MS = 1000
-STEPS_PER_LOOK = 500
-BEFORE_ALL = -1
+STEP_BATCH_SIZE = 500
+"""The maximum number of steps per poll."""
+BEFORE_FIRST_SEQUENCE = -1
 MAX_ID = UUID(int=2**128 - 1)
 MAX_SEQUENCE = 2**31 - 1
 
 
 class Poller:
-    """The pauses of a response between its reads of the database, each longer than the one before.
+    """The waits of a response between its reads of the database, with exponential backoff.
 
-    They end after `seconds`, when the client disconnects, and when the server is asked to stop.
+    Polling ends after `timeout` seconds, when the client disconnects, and when the server shuts down.
     """
 
-    def __init__(self, receive: Receive, shutdown: Shutdown, shortest: float, longest: float, seconds: float) -> None:
+    def __init__(
+        self, receive: Receive, shutdown: Shutdown, min_interval: float, max_interval: float, timeout: float
+    ) -> None:
         self._receive = receive
         self._shutdown = shutdown
-        self._shortest, self._longest = shortest, longest
-        self._next = shortest
-        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._min_interval, self._max_interval = min_interval, max_interval
+        self._interval = min_interval
+        self._deadline = asyncio.get_running_loop().time() + timeout
 
     async def __aenter__(self) -> Self:
-        self._leaving = asyncio.create_task(self._until_client_leaves())
+        self._disconnect = asyncio.create_task(self._wait_for_disconnect())
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._leaving.cancel()
+        self._disconnect.cancel()
         with suppress(asyncio.CancelledError):
-            await self._leaving
+            await self._disconnect
 
-    async def _until_client_leaves(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         with suppress(Exception):
             while (await self._receive())["type"] != "http.disconnect":
                 pass
 
-    def shorten(self) -> None:
-        """Make the next pause the shortest again."""
-        self._next = self._shortest
+    def reset_interval(self) -> None:
+        """Make the next wait the shortest again."""
+        self._interval = self._min_interval
 
-    async def pause(self) -> bool:
-        """Wait; returns False, at once, if the pauses have ended."""
-        left = self._deadline - asyncio.get_running_loop().time()
-        if left > 0 and not self._is_over():
-            await asyncio.wait({self._leaving}, timeout=min(self._next, left))
-            self._next = min(self._next * 1.5, self._longest)
-        return left > 0 and not self._is_over()
+    async def wait(self) -> bool:
+        """Wait until the next poll. Returns False at once when polling has ended."""
+        remaining = self._deadline - asyncio.get_running_loop().time()
+        if remaining > 0 and not self._has_ended():
+            await asyncio.wait({self._disconnect}, timeout=min(self._interval, remaining))
+            self._interval = min(self._interval * 1.5, self._max_interval)
+        return remaining > 0 and not self._has_ended()
 
-    def _is_over(self) -> bool:
-        return self._leaving.done() or self._shutdown.requested
+    def _has_ended(self) -> bool:
+        return self._disconnect.done() or self._shutdown.requested
 
 
 class WaitingResponse(Response):
-    """Answers when an accepted execution has ended, with it, or at the deadline with 202 and how it stood."""
+    """The response to a request with `?wait`: the execution when it has ended, or 202 when the wait elapses."""
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class WaitingResponse(Response):
         body: type[Execution],
         location: str | None = None,
     ) -> None:
-        """`status_code` and `body` are for an execution that has ended."""
+        """`status_code` and `body` are used if the execution has ended."""
         super().__init__(status_code=status_code)
         self._sessions = sessions
         self._shutdown = shutdown
@@ -111,19 +115,19 @@ class WaitingResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ended = None
-        async with Poller(receive, self._shutdown, 0.02, 0.25, self._seconds) as pauses:
-            while ended is None and await pauses.pause():
-                ended = await self._look()
+        async with Poller(receive, self._shutdown, 0.02, 0.25, self._seconds) as poller:
+            while ended is None and await poller.wait():
+                ended = await self._poll()
         if ended is None:
             headers = {"Location": self._location} if self._location else None
-            answer = _answer(AwaitedExecution, self._accepted, "Execution is still running")
-            response = JSONResponse(answer, 202, headers)
+            content = _content(AwaitedExecution, self._accepted, "Execution is still running")
+            response = JSONResponse(content, 202, headers)
         else:
-            response = JSONResponse(_answer(self._body, ended, "Execution has ended"), self.status_code)
+            response = JSONResponse(_content(self._body, ended, "Execution has ended"), self.status_code)
         await response(scope, receive, send)
 
-    async def _look(self) -> Execution | None:
-        """The execution if it has ended; raises `NotFound` where it was deleted."""
+    async def _poll(self) -> Execution | None:
+        """The execution if it has ended. Raises `NotFound` if it was deleted."""
         try:
             async with self._sessions.reading() as session:
                 if await read_status(session, self._accepted.id) is ExecutionStatus.RUNNING:
@@ -135,19 +139,21 @@ class WaitingResponse(Response):
         except NotFound:
             raise
         except Exception as error:
-            # The execution was accepted, and an error would say that it was not.
-            log.warning("cannot look at the execution", error=type(error).__name__)
+            # An error response would mean that the execution was not accepted.
+            log.warning("execution poll failed", error=type(error).__name__)
             return None
 
 
-def _answer(body: type[Execution], execution: Execution, message: str) -> dict[str, Any]:
+def _content(body: type[Execution], execution: Execution, message: str) -> dict[str, Any]:
     values = execution.model_dump() | {"execution_id": execution.id, "message": message}
     return body.model_validate(values).model_dump(mode="json", by_alias=True)
 
 
 class EventStream(Response):
-    """What happens in an execution, as Server-Sent Events: `execution` at the beginning and at the end, and `step`
-    for each change of a step, by which a reader that comes back goes on.
+    """The events of an execution as Server-Sent Events.
+
+    The first and the last event are `ExecutionEvent`s. Each change of a step is a `StepEvent`, whose id a client sends
+    to continue after a reconnect.
     """
 
     media_type = "text/event-stream"
@@ -164,67 +170,72 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with Poller(receive, self._shutdown, 0.1, 0.5, STREAM_SECONDS) as pauses:
-            async for chunk in self._chunks(pauses):
+        async with Poller(receive, self._shutdown, 0.1, 0.5, MAX_STREAM_SECONDS) as poller:
+            async for chunk in self._chunks(poller):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _chunks(self, pauses: Poller) -> AsyncIterator[bytes]:
+    async def _chunks(self, poller: Poller) -> AsyncIterator[bytes]:
         clock = asyncio.get_running_loop().time
         yield format_sse_event(retry=RECONNECT_MS)
-        spoken: float | None = None
+        sent_at: float | None = None
         while True:
-            execution, steps = await self._look()
+            execution, steps = await self._poll()
             if execution is None:
                 return
-            if spoken is None:
+            if sent_at is None:
                 yield _event("execution", execution)
             for event in self._step_events(steps):
                 yield event
-            if spoken is None or steps:
-                spoken = clock()
-                pauses.shorten()
-            elif clock() - spoken >= COMMENT_SECONDS:
+            if sent_at is None or steps:
+                sent_at = clock()
+                poller.reset_interval()
+            elif clock() - sent_at >= KEEPALIVE_SECONDS:
                 yield KEEPALIVE_COMMENT
-                spoken = clock()
-            if len(steps) == STEPS_PER_LOOK:
+                sent_at = clock()
+            if len(steps) == STEP_BATCH_SIZE:
                 continue
             if execution.status is not ExecutionStatus.RUNNING:
-                yield _event("execution", execution, END)
+                yield _event("execution", execution, END_EVENT_ID)
                 return
-            if not await pauses.pause():
+            if not await poller.wait():
                 return
 
-    async def _look(self) -> tuple[ExecutionOutline | None, Sequence[Any]]:
-        """The execution, and then its steps, so that the steps are complete where it has ended."""
+    async def _poll(self) -> tuple[ExecutionOutline | None, Sequence[Any]]:
+        """The execution and its changed steps, read in this order, so that an ended execution has all its steps.
+
+        The execution is null if it was deleted or could not be read.
+        """
         try:
             async with self._sessions.reading() as session:
                 execution = await read_outline(session, self._execution_id)
-                steps = await read_step_changes(session, self._execution_id, self._position, STEPS_PER_LOOK)
+                steps = await read_step_changes(session, self._execution_id, self._position, STEP_BATCH_SIZE)
         except Exception as error:
-            # The reader comes back, and is told then.
-            log.warning("cannot look at the execution", error=type(error).__name__)
+            # The stream ends. The client reconnects, and gets an error response if the database is still unavailable.
+            log.warning("execution poll failed", error=type(error).__name__)
             return None, ()
         return execution and ExecutionOutline.model_validate(execution), steps
 
     def _step_events(self, steps: Sequence[Any]) -> list[bytes]:
-        """Steps that changed together share a number: only the last of them bears it, or a reader that comes back
-        would miss the others.
+        """The events of changed steps.
+
+        Steps that changed together have the same sequence number. Only the last of their events has it as its id;
+        otherwise a client that reconnects could miss the others.
         """
         events = []
         for step, following in zip_longest(steps, steps[1:]):
             self._position = StepPosition(step.sequence, step.id)
-            is_last = following.sequence != step.sequence if following else len(steps) < STEPS_PER_LOOK
+            is_last = following.sequence != step.sequence if following else len(steps) < STEP_BATCH_SIZE
             events.append(_event("step", StepOutline.model_validate(step), str(step.sequence) if is_last else None))
         return events
 
 
-def _event(kind: str, body: ExecutionOutline | StepOutline, id: str | None = None) -> bytes:
-    return format_sse_event(event=kind, data_str=body.model_dump_json(by_alias=True), id=id)
+def _event(name: str, body: ExecutionOutline | StepOutline, id: str | None = None) -> bytes:
+    return format_sse_event(event=name, data_str=body.model_dump_json(by_alias=True), id=id)
 
 
 def _sequence(last_event_id: str | None) -> int:
-    """The number in an event's id; who brings anything else begins at the beginning."""
+    """The sequence number in an event's id. With any other id, the stream starts at the first step."""
     if last_event_id is None or not (last_event_id.isascii() and last_event_id.isdigit()):
-        return BEFORE_ALL
+        return BEFORE_FIRST_SEQUENCE
     return min(int(last_event_id[:20]), MAX_SEQUENCE)

@@ -1,4 +1,4 @@
-"""What a worker serves: whether it lives, whether it works, and its metrics; no API."""
+"""The HTTP endpoints of a worker: health checks and metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from bloxserver.api.dependencies import WorkingEngine
+from bloxserver.api.dependencies import EngineHealth
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
 from bloxserver.api.routes import health, metrics
@@ -21,19 +21,19 @@ from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver")
 
-CLOSING_SECONDS = 2
-"""What open requests get when the worker ends."""
+SHUTDOWN_GRACE_SECONDS = 2
+"""Seconds that open requests get when the worker stops."""
 
 
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # Signals are the worker's, which has to drain.
+        # The worker handles signals, for its own graceful shutdown.
         yield
 
 
-def create_worker_app(engine: WorkingEngine) -> FastAPI:
-    """The routes of a worker."""
+def create_worker_app(engine: EngineHealth) -> FastAPI:
+    """Create the app with the routes of a worker."""
     app = FastAPI(title="BloxServer worker", openapi_url=None)
     app.state.engine = engine
     app.include_router(health.router)
@@ -45,8 +45,8 @@ def create_worker_app(engine: WorkingEngine) -> FastAPI:
 
 
 @asynccontextmanager
-async def serve_worker_endpoints(settings: Settings, engine: WorkingEngine) -> AsyncIterator[None]:
-    """Serve them within the block, where a port is set. Raises `SettingsError` where it cannot be had."""
+async def serve_worker_endpoints(settings: Settings, engine: EngineHealth) -> AsyncIterator[None]:
+    """Serve the endpoints within the block if `WORKER_PORT` is set. Raises `SettingsError` if the port is in use."""
     if settings.worker_port is None:
         yield
         return
@@ -57,15 +57,15 @@ async def serve_worker_endpoints(settings: Settings, engine: WorkingEngine) -> A
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=CLOSING_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE_SECONDS,
     )
     with _listener(settings.worker_host, settings.worker_port) as listener:
-        # asyncio leaves it to a socket that it has not made: head and body of an answer would wait for each other.
+        # asyncio sets it only on sockets that it creates. Without it, a response's body waits for the ACK of its head.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port, *_ = listener.getsockname()
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        log.info("health and metrics are served", host=host, port=port)
+        log.info("worker endpoints ready", host=host, port=port)
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.api.main import app
-from bloxserver.api.routes.health import answer_seconds
+from bloxserver.api.routes.health import check_timeout
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
 from bloxserver.models.postgres import Timeouts
@@ -144,7 +144,7 @@ async def test_readiness_does_not_wait_as_long_as_a_statement_may_take(settings:
         async with api_client() as client:
             assert (await client.get("/health/ready")).status_code == 200
             proxy.fall_silent()
-            app.dependency_overrides[answer_seconds] = lambda: 0.2
+            app.dependency_overrides[check_timeout] = lambda: 0.2
             async with asyncio.timeout(5):
                 assert (await client.get("/health/ready")).status_code == 503
     proxy.heal()

@@ -1,4 +1,4 @@
-"""Tables and the database. In spite of its path this is the bottom layer: it imports settings and errors only."""
+"""Tables and the database under the import path of the HTTP contract; a re-export of `bloxserver.models`."""
 
 from bloxserver.models.base import Base
 from bloxserver.models.database import get_db, init_db

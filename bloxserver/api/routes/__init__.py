@@ -1,4 +1,4 @@
-"""All routes. Those in `PUBLIC` need no sign-in; those in `AUTHENTICATED` answer 401 without one."""
+"""All routes. Those in `PUBLIC` need no authentication; those in `AUTHENTICATED` respond with 401 without it."""
 
 from bloxserver.api.routes import (
     canvas,

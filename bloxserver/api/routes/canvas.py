@@ -2,26 +2,39 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
+from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
-from bloxserver.api.openapi import errors
-from bloxserver.api.routes.organisms import only_reads
+from bloxserver.api.openapi import errors, success
+from bloxserver.api.routes.organisms import use_read_only_session
 from bloxserver.api.schemas import DerivedOrganism, DeriveRequest, FlowCanvas
 from bloxserver.queries import canvas as queries
 
-router = APIRouter(prefix="/flows/{flow_id}/canvas", tags=["organisms"], dependencies=[Depends(only_reads)])
+router = APIRouter(prefix="/flows/{flow_id}/canvas", tags=["organisms"], dependencies=[Depends(use_read_only_session)])
 
 
-@router.get("", response_model=FlowCanvas, operation_id="getFlowCanvas", responses=errors(404))
+@router.get(
+    "",
+    response_model=FlowCanvas,
+    operation_id="getFlowCanvas",
+    summary="Retrieve a flow's canvas",
+    responses=success(200, "The canvas and the problems found in it.", examples.DERIVED_CANVAS) | errors(404),
+)
 async def get_canvas(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
-    """The flow's canvas or, where none is stored, one that shows its YAML."""
+    """Return the flow's stored canvas. If none is stored, return a canvas that is derived from the YAML."""
     return await queries.read_canvas(session, user.id, flow_id)
 
 
-@router.post("/derive", response_model=DerivedOrganism, operation_id="deriveOrganism", responses=errors(404))
+@router.post(
+    "/derive",
+    response_model=DerivedOrganism,
+    operation_id="deriveOrganism",
+    summary="Convert a canvas to YAML",
+    responses=success(200, "The definition and its problems.", examples.DERIVED_ORGANISM) | errors(404),
+)
 async def derive_organism(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: DeriveRequest | None = None
 ) -> object:
-    """The YAML that a canvas means: the one in the body, or the flow's own. Nothing is stored."""
+    """Return the YAML definition of the canvas in the body, or of the flow's own canvas. Nothing is stored."""
     canvas = body.canvas_state.model_dump(by_alias=True) if body and body.canvas_state else None
     derived = await queries.derive_definition(session, user.id, flow_id, canvas)
     valid = all(problem.severity != "error" for problem in derived.problems)

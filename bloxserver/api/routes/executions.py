@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import AfterValidator
 
+from bloxserver.api import examples
 from bloxserver.api.dependencies import (
     AuthenticatedUser,
     DbSession,
@@ -16,7 +17,7 @@ from bloxserver.api.dependencies import (
     StepPage,
     WaitSeconds,
 )
-from bloxserver.api.openapi import AUTHENTICATED_PREFIX, STILL_RUNNING, errors
+from bloxserver.api.openapi import AUTHENTICATED_PREFIX, errors, event_stream, still_running, success
 from bloxserver.api.schemas import (
     Execution,
     ExecutionStatus,
@@ -26,35 +27,42 @@ from bloxserver.api.schemas import (
     RunRequest,
     Step,
 )
-from bloxserver.api.streaming import END, EventStream, WaitingResponse
+from bloxserver.api.streaming import END_EVENT_ID, EventStream, WaitingResponse
 from bloxserver.clock import now
 from bloxserver.queries import executions as queries
 from bloxserver.queries.steps import read_steps
 from bloxserver.services import executions as services
-from bloxserver.services import retries
-from bloxserver.services import transitions as cancellation
+from bloxserver.services import retries, transitions
 from bloxserver.storable import check_text
 
 router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"])
 
-StatusFilter = Annotated[ExecutionStatus | None, Query(description="Only executions of this status.")]
+StatusFilter = Annotated[ExecutionStatus | None, Query(description="Return only executions with this status.")]
 InputPayload = Annotated[
     str | None,
-    Query(description="Input as text; wins over the body."),
+    Query(description="The input as text. Takes precedence over the body."),
     AfterValidator(lambda text: text and check_text(text)),
 ]
-LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="The last event that was seen.")]
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="The id of the last event that was received.")
+]
 RetryFrom = Annotated[
     retries.RetryFrom,
-    Query(alias="from", description="`failed` takes over the finished steps of an execution that failed."),
+    Query(
+        alias="from", description="`start` runs all steps. `failed` copies the finished steps of a failed execution."
+    ),
 ]
 RetryVersion = Annotated[
-    retries.RetryVersion, Query(description="The definition to run: that of the execution, or the flow's newest.")
+    retries.RetryVersion, Query(description="The definition to run: `same` as the execution, or the flow's `latest`.")
 ]
 
 
 @router.get(
-    "", response_model=PaginatedResponse[ExecutionSummary], operation_id="listExecutions", responses=errors(404)
+    "",
+    response_model=PaginatedResponse[ExecutionSummary],
+    operation_id="listExecutions",
+    summary="List executions",
+    responses=success(200, "A page of executions.", examples.page(examples.EXECUTION_SUMMARY, 50)) | errors(404),
 )
 async def list_executions(
     user: AuthenticatedUser,
@@ -63,7 +71,7 @@ async def list_executions(
     page: ExecutionPage,
     status_filter: StatusFilter = None,
 ) -> object:
-    """A flow's history, the newest first."""
+    """Return the executions of a flow, newest first."""
     return await queries.read_executions(session, user.id, flow_id, page, status_filter)
 
 
@@ -72,7 +80,10 @@ async def list_executions(
     status_code=201,
     response_model=Execution,
     operation_id="runFlow",
-    responses=errors(400, 403, 404) | STILL_RUNNING,
+    summary="Run a flow",
+    responses=success(201, "The execution is started. With `wait`: it has ended.", examples.MANUAL_EXECUTION)
+    | still_running()
+    | errors(400, 403, 404),
 )
 async def run_flow(
     user: AuthenticatedUser,
@@ -84,9 +95,10 @@ async def run_flow(
     wait: WaitSeconds = None,
     body: RunRequest | None = None,
 ) -> object:
-    """Run a flow by hand; the execution is `running` until the engine has ended it."""
-    given = services.input_of_json(input_payload if input_payload is not None else body and body.input_payload)
-    execution = await services.run_flow(session, user.id, user.tier, user.period_at(now()), flow_id, given)
+    """Start an execution manually. Its status is `running` until it ends."""
+    payload = input_payload if input_payload is not None else body and body.input_payload
+    period = user.period_at(now())
+    execution = await services.run_flow(session, user.id, user.tier, period, flow_id, services.input_of_json(payload))
     if wait is None:
         return execution
     accepted = Execution.model_validate(execution)
@@ -94,18 +106,30 @@ async def run_flow(
     return WaitingResponse(sessions, shutdown, accepted, wait, status_code=201, body=Execution, location=location)
 
 
-# Stands before `/{execution_id}`, which would swallow it.
-@router.get("/stats", response_model=FlowStats, operation_id="getFlowStats", responses=errors(404))
+# Before `/{execution_id}`, which would match this path.
+@router.get(
+    "/stats",
+    response_model=FlowStats,
+    operation_id="getFlowStats",
+    summary="Retrieve statistics",
+    responses=success(200, "The statistics.", examples.STATISTICS) | errors(404),
+)
 async def get_statistics(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
-    """Counts over all executions of a flow."""
+    """Return the counts and the mean duration of all executions of a flow."""
     return await queries.read_statistics(session, user.id, flow_id)
 
 
-@router.get("/{execution_id}", response_model=Execution, operation_id="getExecution", responses=errors(404))
+@router.get(
+    "/{execution_id}",
+    response_model=Execution,
+    operation_id="getExecution",
+    summary="Retrieve an execution",
+    responses=success(200, "The execution.", examples.EXECUTION) | errors(404),
+)
 async def get_execution(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId
 ) -> object:
-    """One execution with its input and its output."""
+    """Return an execution with its input and output."""
     return await queries.read_execution(session, user.id, flow_id, execution_id)
 
 
@@ -113,12 +137,13 @@ async def get_execution(
     "/{execution_id}/steps",
     response_model=PaginatedResponse[Step],
     operation_id="listSteps",
-    responses=errors(404),
+    summary="List steps",
+    responses=success(200, "A page of steps.", examples.page(examples.STEP, 100)) | errors(404),
 )
 async def list_steps(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId, page: StepPage
 ) -> object:
-    """An execution's timeline: the messages that its listeners handled, the oldest first."""
+    """Return the steps of an execution, oldest first. A step is a message that a listener handles."""
     return await read_steps(session, user.id, flow_id, execution_id, page)
 
 
@@ -127,7 +152,10 @@ async def list_steps(
     status_code=200,
     response_class=EventStream,
     operation_id="streamExecution",
-    responses=errors(404) | {204: {"description": "The caller has seen the end."}},
+    summary="Stream an execution",
+    responses=event_stream("A stream of `execution` and `step` events.")
+    | success(204, "The client has received all events: `Last-Event-ID` is `end`.")
+    | errors(404),
 )
 async def stream_execution(
     user: AuthenticatedUser,
@@ -136,23 +164,32 @@ async def stream_execution(
     shutdown: ServerShutdown,
     flow_id: FlowId,
     execution_id: ExecutionId,
-    last_event_id: Annotated[str | None, Query(description="Where a header cannot be set.")] = None,
+    last_event_id: Annotated[str | None, Query(description="For clients that cannot send `Last-Event-ID`.")] = None,
     last_event_id_header: LastEventId = None,
 ) -> Response:
-    """An execution as it goes on, by Server-Sent Events: `execution` now and at the end, `step` for each change."""
+    """Stream an execution as Server-Sent Events.
+
+    The first event is `execution`. A `step` event follows for each step, and again whenever the step changes. When
+    the execution has ended, the last event is `execution` with the id `end`. The JSON in `data` is the execution or
+    the step without its payloads. Reconnect with the last id in `Last-Event-ID` to continue after that event.
+    """
     await queries.require_execution(session, user.id, flow_id, execution_id)
     last = last_event_id_header if last_event_id_header is not None else last_event_id
-    return Response(status_code=204) if last == END else EventStream(sessions, shutdown, execution_id, last)
+    return Response(status_code=204) if last == END_EVENT_ID else EventStream(sessions, shutdown, execution_id, last)
 
 
 @router.post(
-    "/{execution_id}/cancel", response_model=Execution, operation_id="cancelExecution", responses=errors(400, 404)
+    "/{execution_id}/cancel",
+    response_model=Execution,
+    operation_id="cancelExecution",
+    summary="Cancel an execution",
+    responses=success(200, "The cancelled execution.", examples.CANCELLED_EXECUTION) | errors(400, 404),
 )
 async def cancel_execution(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId
 ) -> object:
-    """End a running execution; what it is doing is stopped within a second."""
-    return await cancellation.cancel_execution(session, user.id, flow_id, execution_id)
+    """Cancel a running execution. Its running steps are stopped within a second."""
+    return await transitions.cancel_execution(session, user.id, flow_id, execution_id)
 
 
 @router.post(
@@ -160,7 +197,8 @@ async def cancel_execution(
     status_code=201,
     response_model=Execution,
     operation_id="retryExecution",
-    responses=errors(400, 403, 404),
+    summary="Retry an execution",
+    responses=success(201, "The new execution.", examples.RETRIED_EXECUTION) | errors(400, 403, 404),
 )
 async def retry_execution(
     user: AuthenticatedUser,
@@ -170,6 +208,6 @@ async def retry_execution(
     begin: RetryFrom = retries.RetryFrom.START,
     version: RetryVersion = retries.RetryVersion.SAME,
 ) -> object:
-    """Run an execution that has ended again, with the same input; what this starts is a run of its own."""
+    """Start a new execution with the input of an execution that has ended. It counts as a run."""
     period = user.period_at(now())
     return await retries.retry_execution(session, user.id, user.tier, period, flow_id, execution_id, begin, version)

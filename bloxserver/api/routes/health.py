@@ -7,39 +7,59 @@ from fastapi import APIRouter, Depends, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from bloxserver import __version__
-from bloxserver.api.dependencies import EngineOfProcess, Sessions
+from bloxserver.api import examples
+from bloxserver.api.dependencies import LocalEngine, Sessions
+from bloxserver.api.openapi import success
 from bloxserver.api.schemas import Health, Liveness, Readiness, ServiceInfo
 from bloxserver.clock import now
 from bloxserver.queries.health import schema_problem
 from bloxserver.settings import get_settings
 
-ANSWER_SECONDS = 3
-"""How long the database may take: who probes waits some 5 seconds, and a statement may take far longer. To let go of
-the connection takes up to 2 more.
+CHECK_TIMEOUT_SECONDS = 3
+"""Timeout of the database check in seconds. Probes usually time out after 5 seconds, and closing the connection can
+take 2 seconds more.
 """
 
 router = APIRouter(tags=["health"])
 
 
-def answer_seconds() -> float:
-    return ANSWER_SECONDS
+def check_timeout() -> float:
+    return CHECK_TIMEOUT_SECONDS
 
 
-@router.get("/", response_model=ServiceInfo, operation_id="getServiceInfo")
+@router.get(
+    "/",
+    response_model=ServiceInfo,
+    operation_id="getServiceInfo",
+    summary="Retrieve the service's name and version",
+    responses=success(200, "The service.", examples.SERVICE),
+)
 async def root() -> object:
-    """What this service is."""
+    """Return the name and version of the service and the paths of its documentation and health check."""
     return ServiceInfo(name="BloxServer API", version=__version__, docs="/docs", health="/health")
 
 
-@router.get("/health", response_model=Health, operation_id="getHealth")
+@router.get(
+    "/health",
+    response_model=Health,
+    operation_id="getHealth",
+    summary="Check the service",
+    responses=success(200, "The process responds.", examples.HEALTH),
+)
 async def health() -> object:
-    """Whether the process answers."""
+    """Check whether the process responds. The database is not used."""
     return Health(status="healthy", timestamp=now(), service="bloxserver-api")
 
 
-@router.get("/health/live", response_model=Liveness, operation_id="getLiveness")
+@router.get(
+    "/health/live",
+    response_model=Liveness,
+    operation_id="getLiveness",
+    summary="Check liveness",
+    responses=success(200, "The process responds.", examples.LIVENESS),
+)
 async def live() -> object:
-    """Whether the process answers; touches no database."""
+    """Check whether the process responds, for liveness probes. The database is not used."""
     return Liveness(status="alive", timestamp=now())
 
 
@@ -48,15 +68,23 @@ async def live() -> object:
     response_model=Readiness,
     response_model_exclude_none=True,
     operation_id="getReadiness",
-    responses={503: {"model": Readiness, "description": "A check failed; `errors` says which."}},
+    summary="Check readiness",
+    responses=success(200, "All checks passed.", examples.READINESS)
+    | {
+        503: {
+            "model": Readiness,
+            "description": "A check failed. `errors` has the reasons.",
+            "content": {"application/json": {"example": examples.NOT_READY}},
+        }
+    },
 )
 async def ready(
     sessions: Sessions,
-    engine: EngineOfProcess,
+    engine: LocalEngine,
     response: Response,
-    seconds: Annotated[float, Depends(answer_seconds)],
+    seconds: Annotated[float, Depends(check_timeout)],
 ) -> object:
-    """Whether there is work to be sent here: database and schema can be used, and the engine, where there is one."""
+    """Check whether the process can handle requests: the database, its schema, and the engine if one runs here."""
     checks: dict[str, str] = {}
     errors: list[str] = []
 

@@ -15,7 +15,7 @@ from bloxserver.settings import get_settings
 
 
 class _HiddenRoute(APIRoute):
-    """Not there, whatever the method, unless there is a token for it."""
+    """Matches no request unless `METRICS_TOKEN` is set, so that every method gets 404."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if get_settings().metrics_token is None:
@@ -28,12 +28,14 @@ router = APIRouter(tags=["metrics"], route_class=_HiddenRoute, include_in_schema
 
 @router.get("/metrics")
 async def metrics(sessions: Sessions, authorization: Authorization = None) -> Response:
-    """What Prometheus reads; with `METRICS_TOKEN` as bearer token."""
+    """Return the metrics in Prometheus' text format. Requires `METRICS_TOKEN` as the bearer token."""
     _require_token(bearer_token(authorization))
     return Response(render_metrics(await collect_metrics(sessions)), media_type=CONTENT_TYPE)
 
 
-def _require_token(given: str) -> None:
-    wanted = get_settings().metrics_token
-    if wanted is None or not secrets.compare_digest(given.encode(), wanted.get_secret_value().encode(errors="replace")):
+def _require_token(token: str) -> None:
+    expected = get_settings().metrics_token
+    if expected is None or not secrets.compare_digest(
+        token.encode(), expected.get_secret_value().encode(errors="replace")
+    ):
         raise Unauthorized("invalid_token", "Invalid authentication token")

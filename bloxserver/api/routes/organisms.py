@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
-from bloxserver.api.openapi import errors
+from bloxserver.api.openapi import errors, success
 from bloxserver.api.schemas import BlockDescription, Validation
-from bloxserver.api.schemas.flows import ORGANISM_EXAMPLE
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock
 from bloxserver.blocks.registry import get_registry
@@ -24,44 +24,44 @@ NAMES = ("organismYaml", "organism_yaml")
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-async def only_reads() -> None:
-    """Who asks for a judgement writes nothing, whatever the method is: it need not wait for who does."""
+async def use_read_only_session() -> None:
+    """Make the request's session read-only. Validation by POST writes nothing and need not wait for writers."""
     read_only_request.set(True)
 
 
-router = APIRouter(tags=["organisms"], dependencies=[Depends(only_reads)])
+router = APIRouter(tags=["organisms"], dependencies=[Depends(use_read_only_session)])
 
 
-async def given_definition(request: Request) -> bytes | None:
-    """The definition in the body, or None where there is no body.
+async def definition_in_body(request: Request) -> bytes | None:
+    """The definition in the body, or None if there is no body. Raises `Unprocessable`.
 
-    It is the body itself, of any content type, or the `organismYaml` of a JSON object. Read before the session takes
-    a connection, so that a slow sender holds none.
+    The definition is the body itself, of any content type, or the `organismYaml` of a JSON object. It is read before
+    the session opens a connection, so that a slow client holds none.
     """
     body = await request.body()
     if "json" not in request.headers.get("content-type", "").lower():
         return body or None
     try:
-        given = json.loads(body)
-    # JSON is YAML: the loader says what is wrong with it, and where.
+        value = json.loads(body)
+    # JSON is YAML: the YAML loader reports the problem with its line and column.
     except (ValueError, RecursionError):
         return body or None
-    if not isinstance(given, dict) or (given and given.keys().isdisjoint(NAMES)):
+    if not isinstance(value, dict) or (value and value.keys().isdisjoint(NAMES)):
         return body
-    text = next((given[name] for name in NAMES if name in given), None)
+    text = next((value[name] for name in NAMES if name in value), None)
     if text is not None and not isinstance(text, str):
         raise Unprocessable({"body.organismYaml": "Input should be a valid string"})
     return None if text is None else text.encode(errors="surrogatepass")
 
 
-GivenDefinition = Annotated[bytes | None, Depends(given_definition)]
+DefinitionInBody = Annotated[bytes | None, Depends(definition_in_body)]
 
 
 def _body(description: str, *, required: bool) -> dict[str, Any]:
     as_json = {"type": "object", "properties": {"organismYaml": {"type": "string"}}}
     content = {
-        "application/yaml": {"schema": {"type": "string"}, "example": ORGANISM_EXAMPLE},
-        "application/json": {"schema": as_json, "example": {"organismYaml": ORGANISM_EXAMPLE}},
+        "application/yaml": {"schema": {"type": "string"}, "example": examples.ORGANISM_YAML},
+        "application/json": {"schema": as_json, "example": {"organismYaml": examples.ORGANISM_YAML}},
         "*/*": {"schema": {}},
     }
     return {"requestBody": {"required": required, "description": description, "content": content}}
@@ -75,10 +75,12 @@ def _validation(problems: Sequence[Problem]) -> dict[str, Any]:
     "/organisms/validate",
     response_model=Validation,
     operation_id="validateOrganism",
-    openapi_extra=_body("The definition, or a JSON object with it.", required=True),
+    summary="Validate a definition",
+    responses=success(200, "All problems of the definition.", examples.VALIDATION),
+    openapi_extra=_body("The definition, or a JSON object with the member `organismYaml`.", required=True),
 )
-async def validate_organism(definition: GivenDefinition, user: AuthenticatedUser, session: DbSession) -> object:
-    """Say everything that is wrong with a definition, as a start would find it; nothing is stored."""
+async def validate_organism(definition: DefinitionInBody, user: AuthenticatedUser, session: DbSession) -> object:
+    """Return all problems that a start of a flow with this definition would report. Nothing is stored."""
     return _validation(await services.validate(session, get_settings(), user.id, definition or b""))
 
 
@@ -86,25 +88,32 @@ async def validate_organism(definition: GivenDefinition, user: AuthenticatedUser
     "/flows/{flow_id}/validate",
     response_model=Validation,
     operation_id="validateFlow",
-    responses=errors(404),
-    openapi_extra=_body("Another definition for the flow; without one its own is judged.", required=False),
+    summary="Validate a flow's definition",
+    responses=success(200, "All problems of the definition.", examples.VALID) | errors(404),
+    openapi_extra=_body("Another definition for the flow. If absent, the flow's own definition.", required=False),
 )
 async def validate_flow(
-    definition: GivenDefinition, user: AuthenticatedUser, session: DbSession, flow_id: FlowId
+    definition: DefinitionInBody, user: AuthenticatedUser, session: DbSession, flow_id: FlowId
 ) -> object:
-    """Say everything that is wrong with a flow's definition, or with another one for it."""
+    """Return all problems of the flow's definition, or of the definition in the body. Nothing is stored."""
     return _validation(await services.validate_flow(session, get_settings(), user.id, flow_id, definition))
 
 
-@router.get("/blocks", response_model=list[BlockDescription], operation_id="listBlocks")
+@router.get(
+    "/blocks",
+    response_model=list[BlockDescription],
+    operation_id="listBlocks",
+    summary="List blocks",
+    responses=success(200, "The blocks and the agent, sorted by name.", [examples.BLOCK]),
+)
 async def list_blocks(user: AuthenticatedUser) -> Response:
-    """What listeners can be, by name, with the schemas that a form or a palette is made of."""
+    """Return the blocks that a listener can use, with the JSON Schemas of their configs and payloads."""
     return Response(_rendered_blocks(), media_type="application/json")
 
 
 @lru_cache(maxsize=1)
 def _rendered_blocks() -> bytes:
-    """The answer, which stays the same as long as the process does."""
+    """The response body. The registry does not change while the process runs."""
     blocks = sorted([*get_registry().blocks, agent], key=lambda block: block.name)
     return json.dumps([_described(block).model_dump(by_alias=True) for block in blocks], ensure_ascii=False).encode()
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
-from bloxserver.api.openapi import errors
+from bloxserver.api.openapi import errors, success
 from bloxserver.api.schemas import CreateSecretRequest, Secret, SetSecretRequest
 from bloxserver.encryption import SECRET_NAME, get_cipher
 from bloxserver.queries import secrets as queries
@@ -17,27 +18,52 @@ router = APIRouter(prefix="/secrets", tags=["secrets"])
 SecretName = Annotated[str, Path(pattern=f"^{SECRET_NAME}$", description="The secret's name.")]
 
 
-@router.get("", response_model=list[Secret], operation_id="listSecrets")
+@router.get(
+    "",
+    response_model=list[Secret],
+    operation_id="listSecrets",
+    summary="List secrets",
+    responses=success(200, "The secrets, sorted by name.", [examples.SECRET]),
+)
 async def list_secrets(user: AuthenticatedUser, session: DbSession) -> object:
-    """The names of all secrets, in their order; a value is never shown."""
+    """Return the names of all secrets, without their values."""
     return await queries.read_secrets(session, user.id)
 
 
-@router.post("", status_code=201, response_model=Secret, operation_id="createSecret", responses=errors(403, 409))
+@router.post(
+    "",
+    status_code=201,
+    response_model=Secret,
+    operation_id="createSecret",
+    summary="Create a secret",
+    responses=success(201, "The created secret.", examples.SECRET) | errors(403, 409),
+)
 async def create_secret(user: AuthenticatedUser, session: DbSession, body: CreateSecretRequest) -> object:
-    """Create a secret; one that exists is left as it is."""
+    """Create a secret. If a secret of this name exists, it is not changed and the response is 409."""
     cipher = get_cipher(get_settings())
     return await services.create_secret(session, cipher, user.id, body.name, body.value.get_secret_value())
 
 
-@router.put("/{name}", response_model=Secret, operation_id="setSecret", responses=errors(403))
+@router.put(
+    "/{name}",
+    response_model=Secret,
+    operation_id="setSecret",
+    summary="Create or replace a secret",
+    responses=success(200, "The secret.", examples.SECRET) | errors(403),
+)
 async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretName, body: SetSecretRequest) -> object:
-    """Create a secret, or replace its value: executions use the new one from their next message on."""
+    """Create a secret or replace its value. Executions use the new value from their next step on."""
     cipher = get_cipher(get_settings())
     return await services.set_secret(session, cipher, user.id, name, body.value.get_secret_value())
 
 
-@router.delete("/{name}", status_code=204, operation_id="deleteSecret", responses=errors(404))
+@router.delete(
+    "/{name}",
+    status_code=204,
+    operation_id="deleteSecret",
+    summary="Delete a secret",
+    responses=success(204, "The secret is deleted.") | errors(404),
+)
 async def delete_secret(user: AuthenticatedUser, session: DbSession, name: SecretName) -> None:
-    """Delete a secret; flows that use it fail from then on."""
+    """Delete a secret. Flows that use it fail from then on."""
     await services.delete_secret(session, user.id, name)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, VersionNumber, VersionPage
-from bloxserver.api.openapi import errors
+from bloxserver.api.openapi import errors, success
 from bloxserver.api.schemas import Flow, FlowVersion, FlowVersionSummary, PaginatedResponse
 from bloxserver.queries import versions as queries
 from bloxserver.services import flows as services
@@ -15,22 +16,35 @@ router = APIRouter(prefix="/flows/{flow_id}/versions", tags=["flows"])
     "",
     response_model=PaginatedResponse[FlowVersionSummary],
     operation_id="listFlowVersions",
-    responses=errors(404),
+    summary="List versions",
+    responses=success(200, "A page of versions.", examples.page(examples.VERSION_SUMMARY)) | errors(404),
 )
 async def list_versions(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, page: VersionPage) -> object:
-    """The definitions that a flow has had, the newest first."""
+    """Return the versions of a flow's definition, newest first."""
     return await queries.read_versions(session, user.id, flow_id, page)
 
 
-@router.get("/{number}", response_model=FlowVersion, operation_id="getFlowVersion", responses=errors(404))
+@router.get(
+    "/{number}",
+    response_model=FlowVersion,
+    operation_id="getFlowVersion",
+    summary="Retrieve a version",
+    responses=success(200, "The version.", examples.VERSION) | errors(404),
+)
 async def get_version(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, number: VersionNumber) -> object:
-    """One version with its organism and its canvas."""
+    """Return a version with its definition and canvas."""
     return await queries.read_version(session, user.id, flow_id, number)
 
 
-@router.post("/{number}/restore", response_model=Flow, operation_id="restoreFlowVersion", responses=errors(404))
+@router.post(
+    "/{number}/restore",
+    response_model=Flow,
+    operation_id="restoreFlowVersion",
+    summary="Restore a version",
+    responses=success(200, "The flow with the restored definition.", examples.RESTORED_FLOW) | errors(404),
+)
 async def restore_version(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, number: VersionNumber
 ) -> object:
-    """Make an earlier definition the flow's again, as a new version; what runs goes on with what was started."""
+    """Save an earlier definition as the flow's newest version. A running flow continues with its active version."""
     return await services.restore_version(session, user.id, flow_id, number)

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from bloxserver.api import examples
 from bloxserver.api.dependencies import CallDepth, DbSession, ServerShutdown, Sessions, WaitSeconds, WebhookInput
-from bloxserver.api.openapi import STILL_RUNNING, any_body, errors
+from bloxserver.api.openapi import any_body, errors, still_running, success
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
 from bloxserver.api.streaming import WaitingResponse
 from bloxserver.queries.executions import find_execution
@@ -14,27 +15,35 @@ from bloxserver.services.executions import receive_webhook
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"])
 
-WebhookToken = Annotated[str, Path(description="The secret token of the webhook's address.")]
+WebhookToken = Annotated[str, Path(description="The secret token in the webhook's URL.")]
 
 
 @router.post(
     "/{webhook_token}",
     response_model=WebhookAccepted | AwaitedExecution,
     operation_id="receiveWebhook",
-    responses=errors(400, 403, 404, 409) | STILL_RUNNING,
-    openapi_extra=any_body("Becomes the execution's `inputPayload`, whatever it is."),
+    summary="Start an execution by webhook",
+    responses=success(
+        200,
+        "The execution is started. With `wait`: the execution has ended.",
+        accepted=examples.WEBHOOK_ACCEPTED,
+        ended=examples.ENDED_EXECUTION,
+    )
+    | still_running()
+    | errors(400, 403, 404, 409),
+    openapi_extra=any_body("The input of the execution, of any content type. It becomes `inputPayload`."),
 )
 async def receive(
     session: DbSession,
     sessions: Sessions,
     shutdown: ServerShutdown,
     webhook_token: WebhookToken,
-    given: WebhookInput,
+    webhook_input: WebhookInput,
     depth: CallDepth,
     wait: WaitSeconds = None,
 ) -> object:
-    """Start an execution; the body, of any kind or none, is its input."""
-    execution_id = await receive_webhook(session, webhook_token, given, depth)
+    """Start an execution of the webhook's flow. The body is its input; it may have any content type or be empty."""
+    execution_id = await receive_webhook(session, webhook_token, webhook_input, depth)
     if wait is None:
         return WebhookAccepted(
             status="accepted", execution_id=execution_id, message="Webhook received and execution started"
@@ -43,9 +52,15 @@ async def receive(
     return WaitingResponse(sessions, shutdown, accepted, wait, status_code=200, body=AwaitedExecution)
 
 
-@router.get("/{webhook_token}/test", response_model=WebhookTest, operation_id="testWebhook", responses=errors(404))
+@router.get(
+    "/{webhook_token}/test",
+    response_model=WebhookTest,
+    operation_id="testWebhook",
+    summary="Test a webhook",
+    responses=success(200, "The token is valid.", examples.WEBHOOK_TEST) | errors(404),
+)
 async def test(session: DbSession, webhook_token: WebhookToken) -> object:
-    """Say whether the address is known, without starting anything."""
+    """Check a webhook's token. No execution is started."""
     webhook = await read_webhook(session, webhook_token)
     return WebhookTest(
         valid=True,

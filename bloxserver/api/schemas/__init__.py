@@ -1,8 +1,19 @@
-"""Request and response bodies, a module per resource."""
+"""Request and response bodies, with one module per resource."""
 
 from bloxserver.api.schemas.base import PaginatedResponse, RequestModel
 from bloxserver.api.schemas.errors import ApiError
-from bloxserver.api.schemas.executions import AwaitedExecution, Execution, ExecutionSummary, FlowStats, RunRequest, Step
+from bloxserver.api.schemas.executions import (
+    AwaitedExecution,
+    Execution,
+    ExecutionEvent,
+    ExecutionOutline,
+    ExecutionSummary,
+    FlowStats,
+    RunRequest,
+    Step,
+    StepEvent,
+    StepOutline,
+)
 from bloxserver.api.schemas.flows import CreateFlowRequest, Flow, FlowSummary, UpdateFlowRequest
 from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
 from bloxserver.api.schemas.organisms import (
@@ -54,6 +65,8 @@ __all__ = [
     "DeriveRequest",
     "DerivedOrganism",
     "Execution",
+    "ExecutionEvent",
+    "ExecutionOutline",
     "ExecutionStatus",
     "ExecutionSummary",
     "Flow",
@@ -74,6 +87,8 @@ __all__ = [
     "ServiceInfo",
     "SetSecretRequest",
     "Step",
+    "StepEvent",
+    "StepOutline",
     "StepStatus",
     "Tier",
     "Trigger",

@@ -1,17 +1,19 @@
-"""What all bodies share: camelCase on the wire, snake_case accepted, and strict care for what clients send."""
+"""Base classes of bodies."""
 
 from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from bloxserver.json_models import CamelModel
 from bloxserver.storable import check_storable
 
 
 class RequestModel(CamelModel):
-    """Base of request bodies. Unknown members are ignored: clients send back whole objects."""
+    """Base of request bodies. Rejects text that the database cannot store. Unknown members are ignored, because clients
+    send whole objects back.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -24,10 +26,10 @@ Item = TypeVar("Item")
 
 
 class PaginatedResponse(CamelModel, Generic[Item]):
-    """One page of a list; `total` counts all items."""
+    """A page of a list."""
 
     items: list[Item]
-    total: int
-    page: int
+    total: int = Field(description="The number of items on all pages.")
+    page: int = Field(description="The number of this page, from 1.")
     page_size: int
-    has_more: bool
+    has_more: bool = Field(description="Whether there is a next page.")

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, Json
 
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.clock import UtcTime
@@ -12,38 +12,44 @@ from bloxserver.models.enums import ExecutionStatus, InputEncoding, StepStatus, 
 
 
 class ExecutionSummary(CamelModel):
+    """An execution as an item of a list."""
+
     id: UUID
     status: ExecutionStatus
     trigger_type: TriggerType
-    started_at: UtcTime = Field(description="When it was accepted.")
-    duration_ms: int | None
+    started_at: UtcTime = Field(description="When the execution was accepted.")
+    duration_ms: int | None = Field(
+        description="From `startedAt` to `completedAt`, in milliseconds; null until it ends."
+    )
 
 
 class ExecutionOutline(ExecutionSummary):
     """An execution without its payloads."""
 
     flow_id: UUID
-    flow_version: int | None = Field(description="The version of the flow's definition that it runs.")
-    trigger_id: UUID | None
-    retry_of: UUID | None = Field(description="The execution that this one does again.")
-    parent_id: UUID | None = Field(description="The execution that called this one.")
-    picked_up_at: UtcTime | None = Field(description="When a worker took it; null while it waits for one.")
-    completed_at: UtcTime | None
-    error_message: str | None
-    input_encoding: InputEncoding
-    input_tokens: int = Field(description="Tokens that language models read for it.")
-    output_tokens: int = Field(description="Tokens that language models wrote for it.")
+    flow_version: int | None = Field(description="The version of the flow's definition that the execution runs.")
+    trigger_id: UUID | None = Field(description="The trigger that started it; null for a manual run.")
+    retry_of: UUID | None = Field(description="The execution that this execution retries.")
+    parent_id: UUID | None = Field(description="The execution that called this execution.")
+    picked_up_at: UtcTime | None = Field(description="When a worker claimed it; null while it waits for a worker.")
+    completed_at: UtcTime | None = Field(description="When the execution ended; null until then.")
+    error_message: str | None = Field(description="Why the execution failed.")
+    input_encoding: InputEncoding = Field(
+        description="`text`: `inputPayload` is the text that was received. `data-url`: it is a `data:` URL (RFC 2397)."
+    )
+    input_tokens: int = Field(description="Input tokens of language models.")
+    output_tokens: int = Field(description="Output tokens of language models.")
 
 
 class Execution(ExecutionOutline):
-    """One run of a flow."""
+    """A run of a flow."""
 
-    input_payload: str | None
-    output_payload: str | None
+    input_payload: str | None = Field(description="The input, usually JSON.")
+    output_payload: str | None = Field(description="The output, usually JSON; null until the execution succeeds.")
 
 
 class AwaitedExecution(Execution):
-    """What a wait came to: `status` says whether the execution has ended."""
+    """The response to a request with `?wait`. `status` shows whether the execution has ended."""
 
     execution_id: UUID = Field(description="The same as `id`.")
     message: str
@@ -53,41 +59,66 @@ class StepOutline(CamelModel):
     """A step without its payloads."""
 
     id: UUID
-    parent_id: UUID | None = Field(description="The step whose answer it handles; null for the entry.")
-    listener: str
-    handler: str | None
+    parent_id: UUID | None = Field(description="The step whose answer this step handles; null for the entry.")
+    listener: str = Field(description="The listener's name.")
+    handler: str | None = Field(description="The name of the block that handles the message.")
     status: StepStatus
-    attempt: int
-    copied: bool = Field(description="Taken over from the execution that this one retries.")
-    error_code: str | None
-    error_message: str | None
-    routed_to: list[str] | None = Field(description="The peers that the block chose for its answer.")
-    called_execution_id: UUID | None = Field(description="The execution that gives the answer.")
+    attempt: int = Field(description="The number of the latest attempt, from 1.")
+    copied: bool = Field(description="Whether the step was copied from the execution that this execution retries.")
+    error_code: str | None = Field(description="Stable, in snake_case.")
+    error_message: str | None = Field(description="Why the latest attempt failed.")
+    routed_to: list[str] | None = Field(description="The peers that the block selected for its answer.")
+    called_execution_id: UUID | None = Field(description="The called execution, whose output is the step's answer.")
     started_at: UtcTime
     completed_at: UtcTime | None
-    resumes_at: UtcTime | None = Field(description="When a step that waits goes on.")
+    resumes_at: UtcTime | None = Field(description="When a waiting or retrying step continues.")
     duration_ms: int | None
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int = Field(description="Input tokens of language models.")
+    output_tokens: int = Field(description="Output tokens of language models.")
 
 
 class Step(StepOutline):
-    """One handled message of an execution."""
+    """A message that a listener of an execution handles."""
 
-    input_payload: str | None
-    output_payload: str | None
+    input_payload: str | None = Field(description="The message, as JSON.")
+    output_payload: str | None = Field(description="The answer, as JSON.")
+
+
+class ExecutionEvent(CamelModel):
+    """A Server-Sent Event with the execution: the first event of a stream, and the last once the execution ended."""
+
+    event: Literal["execution"]
+    id: Literal["end"] | None = Field(None, description="`end` on the last event; absent on the first.")
+    data: Json[ExecutionOutline]
+
+
+class StepEvent(CamelModel):
+    """A Server-Sent Event with a step that is new or has changed."""
+
+    event: Literal["step"]
+    id: str | None = Field(
+        None,
+        pattern="^[0-9]+$",
+        description="The position in the stream, for `Last-Event-ID`. If several steps changed at once, only the last "
+        "of their events has it.",
+    )
+    data: Json[StepOutline]
 
 
 class FlowStats(CamelModel):
+    """Statistics over all executions of a flow."""
+
     flow_id: UUID
     executions_total: int
     executions_success: int
     executions_error: int
     avg_duration_ms: float = Field(description="Mean over the executions that have a duration; 0 if none has.")
-    last_executed_at: UtcTime | None
+    last_executed_at: UtcTime | None = Field(description="`startedAt` of the newest execution.")
 
 
 class RunRequest(RequestModel):
+    """The input of a manual run."""
+
     input_payload: Any = Field(
-        None, description="Text, or any JSON value, given to the entry listener.", examples=[{"name": "Ada"}]
+        None, description="Text, or any JSON value: the input of the entry listener.", examples=[{"number": 17}]
     )

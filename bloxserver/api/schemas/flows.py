@@ -6,18 +6,17 @@ from uuid import UUID
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 
+from bloxserver.api.examples import ORGANISM_YAML
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import FlowStatus
 from bloxserver.organism.react_flow import CanvasState, StoredCanvas
 
-ORGANISM_EXAMPLE = (
-    "organism:\n  name: my-flow\nlisteners:\n  - name: echo\n    description: Answers\n    handler: echo\n"
-)
-
 
 class FlowSummary(CamelModel):
+    """A flow as an item of a list."""
+
     id: UUID
     name: str
     description: str | None
@@ -26,7 +25,7 @@ class FlowSummary(CamelModel):
 
 
 class Flow(CamelModel):
-    """A workflow: its definition, its canvas and how it stands."""
+    """A workflow: its definition, its canvas and its status."""
 
     id: UUID
     user_id: UUID
@@ -35,24 +34,28 @@ class Flow(CamelModel):
     organism_yaml: str
     canvas_state: StoredCanvas | None
     status: FlowStatus
-    active_version: int | None = Field(description="The version that the last start armed.")
-    latest_version: int | None
-    container_id: str | None
+    active_version: int | None = Field(
+        description="The version that the last start activated; null before the first start."
+    )
+    latest_version: int | None = Field(description="The number of the newest version.")
+    container_id: str | None = Field(description="Kept for compatibility. BloxServer does not set it.")
     error_message: str | None = Field(description="Why the last start failed, with line and column.")
     created_at: UtcTime
     updated_at: UtcTime
 
 
 class CreateFlowRequest(RequestModel):
+    """A new flow."""
+
     name: str = Field(min_length=1, max_length=100, examples=["Order intake"])
     description: str | None = Field(None, max_length=500)
     organism_yaml: str | None = Field(
-        None, description="The organism; without one the flow gets the default.", examples=[ORGANISM_EXAMPLE]
+        None, description="The definition. If absent, the flow gets the default definition.", examples=[ORGANISM_YAML]
     )
 
 
 class UpdateFlowRequest(RequestModel):
-    """What is absent stays as it is; null clears `description` and `canvasState`, and changes nothing else."""
+    """Changes of a flow. An absent member is not changed; null clears `description` and `canvasState` only."""
 
     name: str | None = Field(None, min_length=1, max_length=100, examples=["Order intake"])
     description: str | None = Field(None, max_length=500)
@@ -62,7 +65,7 @@ class UpdateFlowRequest(RequestModel):
     _CLEARED_BY_NULL = frozenset({"description", "canvas_state"})
 
     def changes(self) -> dict[str, Any]:
-        """The columns to write: what was sent, less a null where null means no change."""
+        """The columns to write: the members that were sent, without a null that means no change."""
         sent = self.model_dump(include=self.model_fields_set, by_alias=True)
         columns = {name: sent[alias] for name in self.model_fields_set if (alias := to_camel(name)) in sent}
         return {name: value for name, value in columns.items() if value is not None or name in self._CLEARED_BY_NULL}

@@ -4,25 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from bloxserver.api.examples import CANVAS
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.json_models import CamelModel
 from bloxserver.organism.react_flow import CanvasState, StoredCanvas
 
-CANVAS_EXAMPLE = {
-    "nodes": [
-        {
-            "id": "echo",
-            "type": "block",
-            "position": {"x": 0, "y": 0},
-            "data": {"name": "echo", "handler": "echo", "description": "Answers"},
-        }
-    ],
-    "edges": [],
-}
-
-
 MAX_PATH = 400
-"""Characters, about: thousands of problems under one long key are not to fill the memory."""
+"""Approximate length of a path in characters: thousands of problems below one long key must not fill the memory."""
 
 
 def _cut(path: list[str | int]) -> list[str | int]:
@@ -31,59 +19,61 @@ def _cut(path: list[str | int]) -> list[str | int]:
 
 
 class DefinitionProblem(CamelModel):
-    """One thing to repair in a definition. A definition with an error does not run; warnings keep it from nothing."""
+    """A problem of a definition. An error prevents a start of the flow; a warning does not."""
 
-    line: int = Field(description="Counts from 1.")
-    column: int = Field(description="Counts characters from 1.")
-    code: str = Field(description="Stable, for programs.", examples=["unknown_handler"])
+    line: int = Field(description="The line, from 1.")
+    column: int = Field(description="The column in characters, from 1.")
+    code: str = Field(description="Stable, in snake_case.", examples=["unknown_handler"])
     severity: Literal["error", "warning"]
-    message: str = Field(examples=['unknown handler "ecko"'])
-    hint: str = Field(description="What to do.", examples=['did you mean "echo"?'])
+    message: str = Field(description="What is wrong.", examples=['unknown handler "text.templat"'])
+    hint: str = Field(description="How to fix it.", examples=['did you mean "text.template"?'])
     path: Annotated[list[str | int], AfterValidator(_cut)] = Field(
-        description="The way to the value: keys and indexes; `nodes` or `edges` and an id where it is on a canvas.",
+        description="The path to the value: keys and indexes. On a canvas: `nodes` or `edges`, and an id.",
         examples=[["listeners", 0, "handler"]],
     )
 
 
 class Validation(CamelModel):
-    """Everything that is wrong with a definition, in the order of its text."""
+    """All problems of a definition, in the order of its text."""
 
-    valid: bool = Field(description="Whether a flow with it would start: whether no problem is an error.")
+    valid: bool = Field(description="Whether a flow with this definition can start: no problem is an error.")
     problems: list[DefinitionProblem]
 
 
 class BlockDescription(CamelModel):
-    """What a listener can be: a block, which it names as its handler, or an agent, which has a prompt instead."""
+    """A block, which a listener names as its `handler`, or the agent, for which a listener has a `prompt`."""
 
     kind: Literal["block", "agent"]
     name: str
-    aliases: list[str] = Field(description="Other names; one that ends in * stands for all that begin alike.")
+    aliases: list[str] = Field(description="Other names of the block. A name that ends in `*` is a prefix.")
     description: str
     config_schema: dict[str, Any] = Field(
-        description="JSON Schema (2020-12) of `config`; an agent's `prompt`, `model`, `temperature` and `max_tokens` "
-        "stand in the listener itself."
+        description="JSON Schema (2020-12) of `config`. `prompt`, `model`, `temperature` and `max_tokens` of an agent "
+        "are members of the listener itself."
     )
-    payload_schema: dict[str, Any] = Field(description="JSON Schema (2020-12) of the messages that it takes.")
-    example: dict[str, Any] = Field(description="A `config` and a `payload`.")
-    templates: list[str] = Field(description="Members of `config` whose texts may hold `{{ … }}`.")
+    payload_schema: dict[str, Any] = Field(description="JSON Schema (2020-12) of the messages that the block accepts.")
+    example: dict[str, Any] = Field(description="An example with `config` and `payload`.")
+    templates: list[str] = Field(description="Members of `config` in which `{{ … }}` is replaced.")
 
 
 class FlowCanvas(CamelModel):
-    """A canvas for a flow, and what is to be said of it."""
+    """The canvas of a flow."""
 
     canvas_state: StoredCanvas
-    derived: bool = Field(description="Whether it was made from the YAML just now, because none was stored.")
+    derived: bool = Field(description="Whether the canvas was derived from the YAML, because none is stored.")
     problems: list[DefinitionProblem]
 
 
 class DeriveRequest(RequestModel):
+    """A canvas to convert."""
+
     canvas_state: CanvasState | None = Field(
-        None, description="The canvas; the flow's own where it is absent.", examples=[CANVAS_EXAMPLE]
+        None, description="The canvas. If absent, the flow's own canvas.", examples=[CANVAS]
     )
 
 
 class DerivedOrganism(CamelModel):
-    """The YAML that a canvas means. It is stored nowhere: a PATCH of the flow does that."""
+    """The YAML definition of a canvas. It is not stored; to store it, update the flow."""
 
     organism_yaml: str
     valid: bool

@@ -9,7 +9,7 @@ from bloxserver.json_models import CamelModel
 
 
 class Secret(CamelModel):
-    """A secret as far as it is shown: its value never is."""
+    """A secret without its value, which is write-only."""
 
     name: str
     created_at: UtcTime
@@ -17,17 +17,21 @@ class Secret(CamelModel):
 
 
 class SetSecretRequest(RequestModel):
+    """The value of a secret."""
+
     value: SecretStr = Field(
         min_length=1,
         max_length=8192,
-        description="Any text. It cannot be read again.",
-        examples=["a long text that nobody guesses"],
+        description="Any text. The value cannot be read back.",
+        examples=["a-long-random-text"],
     )
 
 
 class CreateSecretRequest(SetSecretRequest):
+    """A new secret."""
+
     name: str = Field(
         pattern=f"^{SECRET_NAME}$",
-        description="Used as `{{ secrets.NAME }}` in a listener's config.",
+        description="The name for `{{ secrets.NAME }}` in a listener's config.",
         examples=["SHOP_TOKEN"],
     )

@@ -12,7 +12,7 @@ from bloxserver.models.enums import FlowStatus, TriggerType
 
 
 class Trigger(CamelModel):
-    """What starts executions of a flow. Only webhooks have a token and a URL."""
+    """A trigger starts executions of a flow. Token and URL are null for all types except webhooks."""
 
     id: UUID
     flow_id: UUID
@@ -20,9 +20,9 @@ class Trigger(CamelModel):
     name: str
     config: dict[str, Any]
     webhook_token: str | None
-    webhook_url: str | None
-    enabled: bool
-    next_fire_at: UtcTime | None = Field(description="When a schedule fires next; null while its flow does not run.")
+    webhook_url: str | None = Field(description="The URL of the webhook. It contains the secret token.")
+    enabled: bool = Field(description="Whether the trigger starts executions.")
+    next_fire_at: UtcTime | None = Field(description="When a schedule fires next; null while its flow is not running.")
     last_fired_at: UtcTime | None
     disabled_reason: str | None = Field(
         description="Why the server disabled the schedule; null otherwise, and once it is enabled or changed."
@@ -31,17 +31,19 @@ class Trigger(CamelModel):
 
 
 class CreateTriggerRequest(RequestModel):
+    """A new trigger."""
+
     type: TriggerType
     name: str = Field(min_length=1, max_length=100, examples=["Orders from the shop"])
     config: dict[str, Any] = Field(
-        description="A schedule needs `cron` (five fields), `timezone` is UTC unless given; "
-        "`target` names the listener to start at.",
+        description="A schedule needs `cron` (five fields). `timezone` defaults to UTC. `target` is the listener that "
+        "gets the input; the default is the entry listener.",
         examples=[{"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin"}],
     )
 
 
 class UpdateTriggerRequest(RequestModel):
-    """What is absent, or null, stays as it is."""
+    """Changes of a trigger. An absent or null member is not changed."""
 
     name: str | None = Field(None, min_length=1, max_length=100, examples=["Orders from the shop"])
     config: dict[str, Any] | None = None
@@ -53,18 +55,22 @@ class UpdateTriggerRequest(RequestModel):
 
 
 class UpcomingFirings(CamelModel):
-    """When a schedule fires next, as if its flow ran."""
+    """The next times at which a schedule fires while its flow is running."""
 
     times: list[UtcTime]
 
 
 class WebhookAccepted(CamelModel):
+    """The response to a webhook."""
+
     status: str = Field(examples=["accepted"])
     execution_id: UUID
     message: str
 
 
 class WebhookTest(CamelModel):
+    """The response to a test of a webhook's URL."""
+
     valid: bool
     trigger_name: str
     flow_name: str

@@ -26,20 +26,20 @@ class User(CamelModel):
 
 
 class UsageDashboard(CamelModel):
-    """What the user has used in the current billing period."""
+    """The user's usage in the current billing period."""
 
     period_start: UtcTime
     period_end: UtcTime
     runs_used: int
-    runs_limit: int | None = Field(description="Runs that the plan includes; null is unlimited.")
-    runs_percentage: float = Field(description="Used runs in percent of the limit; 0 where there is none.")
-    tokens_used: int = Field(description="LLM tokens, in and out.")
-    estimated_overage: float = Field(description="Cost of the runs beyond the limit, in USD.")
+    runs_limit: int | None = Field(description="Runs that the plan includes; null if unlimited.")
+    runs_percentage: float = Field(description="Used runs in percent of the limit; 0 if there is no limit.")
+    tokens_used: int = Field(description="Input and output tokens of language models.")
+    estimated_overage: float = Field(description="Price of the runs beyond the limit, in USD.")
     days_remaining: int = Field(description="Whole days until the period ends, rounded up.")
 
 
 class ApiKeyInfo(CamelModel):
-    """A stored key of a user for a provider; the key itself is never shown."""
+    """A user's API key for a provider, without the key itself."""
 
     id: UUID
     provider: str
@@ -50,5 +50,7 @@ class ApiKeyInfo(CamelModel):
 
 
 class AddApiKeyRequest(RequestModel):
+    """A new API key."""
+
     provider: str = Field(min_length=1, max_length=64)
     api_key: SecretStr = Field(min_length=8, max_length=512)

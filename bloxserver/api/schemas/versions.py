@@ -8,14 +8,16 @@ from bloxserver.organism.react_flow import StoredCanvas
 
 
 class FlowVersionSummary(CamelModel):
-    number: int = Field(description="Counts from 1 in each flow.")
+    """A version as an item of a list."""
+
+    number: int = Field(description="The number, from 1 in each flow.")
     created_at: UtcTime
-    active: bool = Field(description="Whether the last start of the flow armed this version.")
-    latest: bool
+    active: bool = Field(description="Whether the last start of the flow activated this version.")
+    latest: bool = Field(description="Whether this is the newest version.")
 
 
 class FlowVersion(FlowVersionSummary):
-    """A definition of a flow as it was saved."""
+    """A saved definition of a flow."""
 
     organism_yaml: str
     canvas_state: StoredCanvas | None

@@ -1,0 +1,281 @@
+"""Example response bodies of the OpenAPI document. Ids and times refer to each other as in a real installation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+Example = dict[str, Any]
+
+ORGANISM_YAML = """\
+organism:
+  name: order-intake
+listeners:
+  - name: confirm
+    description: Writes the confirmation of an order
+    handler: text.template
+    config:
+      template: Thank you for order {{ payload.number }}.
+"""
+
+USER_ID = "019cad8f-ac00-7a3e-9d41-6f2c8e5b7a10"
+FLOW_ID = "019cadbe-7620-7c52-8f0a-3b9d4e6a2c71"
+TRIGGER_ID = "019cadc0-e400-7e18-a4c3-5d7f1b2e9068"
+SCHEDULE_ID = "019cadc1-ce60-7b2d-9c65-8e1a4f3d7052"
+EXECUTION_ID = "019cade7-b530-7d94-b1e7-2c6a8f4d3e95"
+RETRY_ID = "019cadea-c270-70c6-8d2b-9f5e7a1c4b38"
+STEP_ID = "019cade7-b53a-7f21-963d-7b4e1c8a5d06"
+
+WEBHOOK_TOKEN = "example-token-a1b2c3d4e5f6g7h8i9j0k1l2m3n4o"  # noqa: S105
+INPUT_PAYLOAD = '{"number":17}'
+OUTPUT_PAYLOAD = '{"text":"Thank you for order 17."}'
+
+SERVICE = {"name": "BloxServer API", "version": "0.1.0", "docs": "/docs", "health": "/health"}
+HEALTH = {"status": "healthy", "timestamp": "2026-03-02T10:20:00.000000Z", "service": "bloxserver-api"}
+LIVENESS = {"status": "alive", "timestamp": "2026-03-02T10:20:00.000000Z"}
+READINESS = {
+    "status": "ready",
+    "timestamp": "2026-03-02T10:20:00.000000Z",
+    "checks": {"database": "ok", "migrations": "ok", "engine": "ok"},
+}
+NOT_READY = {
+    "status": "unhealthy",
+    "timestamp": "2026-03-02T10:20:00.000000Z",
+    "checks": {"database": "failed", "engine": "ok"},
+    "errors": ["database: the database cannot be reached"],
+}
+
+USER = {
+    "id": USER_ID,
+    "clerkId": "user_2nGq8mXvT4bL",
+    "email": "ada@example.com",
+    "name": "Ada Lovelace",
+    "avatarUrl": "https://example.com/ada.png",
+    "tier": "pro",
+    "billingStatus": "active",
+    "trialEndsAt": None,
+    "currentPeriodEnd": "2026-04-01T00:00:00.000000Z",
+    "createdAt": "2026-03-02T08:00:00.000000Z",
+}
+USAGE = {
+    "periodStart": "2026-03-01T00:00:00.000000Z",
+    "periodEnd": "2026-04-01T00:00:00.000000Z",
+    "runsUsed": 1250,
+    "runsLimit": 100000,
+    "runsPercentage": 1.25,
+    "tokensUsed": 48200,
+    "estimatedOverage": 0.0,
+    "daysRemaining": 30,
+}
+
+CANVAS = {
+    "nodes": [
+        {
+            "id": "confirm",
+            "type": "block",
+            "position": {"x": 0, "y": 0},
+            "data": {
+                "label": "confirm",
+                "name": "confirm",
+                "description": "Writes the confirmation of an order",
+                "handler": "text.template",
+                "config": {"template": "Thank you for order {{ payload.number }}."},
+            },
+        }
+    ],
+    "edges": [],
+    "viewport": {"x": 0, "y": 0, "zoom": 1},
+}
+CREATED_FLOW: Example = {
+    "id": FLOW_ID,
+    "userId": USER_ID,
+    "name": "Order intake",
+    "description": "Confirms orders from the shop",
+    "organismYaml": ORGANISM_YAML,
+    "canvasState": None,
+    "status": "stopped",
+    "activeVersion": None,
+    "latestVersion": 1,
+    "containerId": None,
+    "errorMessage": None,
+    "createdAt": "2026-03-02T08:51:06.400000Z",
+    "updatedAt": "2026-03-02T08:51:06.400000Z",
+}
+FLOW = CREATED_FLOW | {"status": "running", "activeVersion": 1, "updatedAt": "2026-03-02T09:30:00.000000Z"}
+STARTING_FLOW = FLOW | {"status": "starting"}
+STOPPING_FLOW = FLOW | {"status": "stopping", "updatedAt": "2026-03-02T18:00:00.000000Z"}
+UPDATED_FLOW = FLOW | {"name": "Order confirmation", "updatedAt": "2026-03-02T11:00:00.000000Z"}
+RESTORED_FLOW = FLOW | {"latestVersion": 3, "updatedAt": "2026-03-02T12:00:00.000000Z"}
+FLOW_SUMMARY = {name: FLOW[name] for name in ("id", "name", "description", "status", "updatedAt")}
+
+VERSION_SUMMARY: Example = {"number": 1, "createdAt": "2026-03-02T08:51:06.400000Z", "active": True, "latest": True}
+VERSION = VERSION_SUMMARY | {"organismYaml": ORGANISM_YAML, "canvasState": None}
+
+TRIGGER: Example = {
+    "id": TRIGGER_ID,
+    "flowId": FLOW_ID,
+    "type": "webhook",
+    "name": "Orders from the shop",
+    "config": {},
+    "webhookToken": WEBHOOK_TOKEN,
+    "webhookUrl": f"https://api.openblox.ai/webhooks/{WEBHOOK_TOKEN}",
+    "enabled": True,
+    "nextFireAt": None,
+    "lastFiredAt": "2026-03-02T09:36:09.520000Z",
+    "createdAt": "2026-03-02T08:53:45.600000Z",
+}
+CREATED_TRIGGER = TRIGGER | {"lastFiredAt": None}
+UPDATED_TRIGGER = TRIGGER | {"enabled": False}
+SCHEDULE: Example = {
+    "id": SCHEDULE_ID,
+    "flowId": FLOW_ID,
+    "type": "schedule",
+    "name": "Weekday mornings",
+    "config": {"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin"},
+    "webhookToken": None,
+    "webhookUrl": None,
+    "enabled": True,
+    "nextFireAt": "2026-03-03T08:00:00.000000Z",
+    "lastFiredAt": None,
+    "createdAt": "2026-03-02T08:54:45.600000Z",
+}
+UPCOMING = {
+    "times": ["2026-03-03T08:00:00.000000Z", "2026-03-04T08:00:00.000000Z", "2026-03-05T08:00:00.000000Z"],
+}
+WEBHOOK_ACCEPTED = {
+    "status": "accepted",
+    "executionId": EXECUTION_ID,
+    "message": "Webhook received and execution started",
+}
+WEBHOOK_TEST = {
+    "valid": True,
+    "triggerName": "Orders from the shop",
+    "flowName": "Order intake",
+    "flowStatus": "running",
+}
+
+EXECUTION: Example = {
+    "id": EXECUTION_ID,
+    "status": "success",
+    "triggerType": "webhook",
+    "startedAt": "2026-03-02T09:36:09.520000Z",
+    "durationMs": 31,
+    "flowId": FLOW_ID,
+    "flowVersion": 1,
+    "triggerId": TRIGGER_ID,
+    "retryOf": None,
+    "parentId": None,
+    "pickedUpAt": "2026-03-02T09:36:09.528000Z",
+    "completedAt": "2026-03-02T09:36:09.551000Z",
+    "errorMessage": None,
+    "inputEncoding": "text",
+    "inputTokens": 0,
+    "outputTokens": 0,
+    "inputPayload": INPUT_PAYLOAD,
+    "outputPayload": OUTPUT_PAYLOAD,
+}
+RUNNING_EXECUTION = EXECUTION | {
+    "status": "running",
+    "durationMs": None,
+    "completedAt": None,
+    "outputPayload": None,
+}
+MANUAL_EXECUTION = RUNNING_EXECUTION | {"triggerType": "manual", "triggerId": None, "pickedUpAt": None}
+RETRIED_EXECUTION = MANUAL_EXECUTION | {
+    "id": RETRY_ID,
+    "retryOf": EXECUTION_ID,
+    "startedAt": "2026-03-02T09:39:29.520000Z",
+}
+CANCELLED_EXECUTION = RUNNING_EXECUTION | {
+    "status": "cancelled",
+    "durationMs": 2480,
+    "completedAt": "2026-03-02T09:36:12.000000Z",
+}
+STILL_RUNNING = RUNNING_EXECUTION | {"executionId": EXECUTION_ID, "message": "Execution is still running"}
+ENDED_EXECUTION = EXECUTION | {"executionId": EXECUTION_ID, "message": "Execution has ended"}
+EXECUTION_SUMMARY = {name: EXECUTION[name] for name in ("id", "status", "triggerType", "startedAt", "durationMs")}
+STATISTICS = {
+    "flowId": FLOW_ID,
+    "executionsTotal": 1250,
+    "executionsSuccess": 1238,
+    "executionsError": 9,
+    "avgDurationMs": 34.5,
+    "lastExecutedAt": "2026-03-02T09:36:09.520000Z",
+}
+STEP: Example = {
+    "id": STEP_ID,
+    "parentId": None,
+    "listener": "confirm",
+    "handler": "text.template",
+    "status": "success",
+    "attempt": 1,
+    "copied": False,
+    "errorCode": None,
+    "errorMessage": None,
+    "routedTo": None,
+    "calledExecutionId": None,
+    "startedAt": "2026-03-02T09:36:09.530000Z",
+    "completedAt": "2026-03-02T09:36:09.548000Z",
+    "resumesAt": None,
+    "durationMs": 18,
+    "inputTokens": 0,
+    "outputTokens": 0,
+    "inputPayload": INPUT_PAYLOAD,
+    "outputPayload": OUTPUT_PAYLOAD,
+}
+
+SECRET = {
+    "name": "SHOP_TOKEN",
+    "createdAt": "2026-03-02T08:40:00.000000Z",
+    "updatedAt": "2026-03-02T08:40:00.000000Z",
+}
+
+PROBLEM = {
+    "line": 6,
+    "column": 14,
+    "code": "unknown_handler",
+    "severity": "error",
+    "message": 'unknown handler "text.templat"',
+    "hint": 'did you mean "text.template"?',
+    "path": ["listeners", 0, "handler"],
+}
+VALIDATION = {"valid": False, "problems": [PROBLEM]}
+VALID = {"valid": True, "problems": []}
+DERIVED_CANVAS = {"canvasState": CANVAS, "derived": True, "problems": []}
+DERIVED_ORGANISM = {"organismYaml": ORGANISM_YAML, "valid": True, "problems": []}
+BLOCK = {
+    "kind": "block",
+    "name": "text.template",
+    "aliases": [],
+    "description": "Writes a text with values of the message in it.",
+    "configSchema": {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {"template": {"type": "string", "title": "Template"}},
+        "required": ["template"],
+        "additionalProperties": False,
+    },
+    "payloadSchema": {"$schema": "https://json-schema.org/draft/2020-12/schema", "description": "Any JSON value."},
+    "example": {"config": {"template": "Thank you for order {{ payload.number }}."}, "payload": {"number": 17}},
+    "templates": ["template"],
+}
+
+
+def page(item: Example, size: int = 20) -> Example:
+    """A page with a single item."""
+    return {"items": [item], "total": 1, "page": 1, "pageSize": size, "hasMore": False}
+
+
+def _outline(body: Example) -> str:
+    """The JSON of an execution or a step without its payloads."""
+    names = body.keys() - {"inputPayload", "outputPayload"}
+    return json.dumps({name: value for name, value in body.items() if name in names}, separators=(",", ":"))
+
+
+EVENTS = (
+    "retry: 1000\n\n"
+    f"event: execution\ndata: {_outline(RUNNING_EXECUTION)}\n\n"
+    f"event: step\ndata: {_outline(STEP)}\nid: 2\n\n"
+    f"event: execution\ndata: {_outline(EXECUTION)}\nid: end\n\n"
+)
+"""A whole stream of Server-Sent Events, from the first to the last."""
