@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import PlainSerializer
+from pydantic import PlainSerializer, WithJsonSchema
 
 
 def as_utc(value: datetime) -> datetime:
@@ -22,5 +22,9 @@ def _iso_utc(value: datetime) -> str:
     return as_utc(value).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-UtcTime = Annotated[datetime, PlainSerializer(_iso_utc, return_type=str)]
+UtcTime = Annotated[
+    datetime,
+    PlainSerializer(_iso_utc, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
+]
 """A time that is serialized as ISO 8601 in UTC, with microseconds and `Z`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from bloxserver.api.examples import EVENTS, STILL_RUNNING
@@ -54,25 +56,29 @@ DESCRIPTIONS = {
 EVENT_SCHEMAS = (ExecutionEvent, StepEvent)
 
 
-def success(status: int, description: str, example: object = None, **examples: object) -> Responses:
-    """The success response of a route, for its `responses`.
+def response_of(
+    status: int, description: str, example: object = None, *, model: type[BaseModel] | None = None, **examples: object
+) -> Responses:
+    """A response of a route, for its `responses`.
 
-    Its JSON body has one `example` or several named `examples`; without both, the response has no body.
+    Its JSON body has one `example` or several named `examples`; without both, the response has no body. `model` is
+    the type of the body if it is not the route's `response_model`.
     """
     response: dict[str, Any] = {"description": description}
+    if model is not None:
+        response["model"] = model
     if example is not None:
-        response["content"] = {"application/json": {"example": example}}
+        response["content"] = {"application/json": {"example": _encoded(example)}}
     elif examples:
-        named = {name: {"value": value} for name, value in examples.items()}
+        named = {name: {"value": _encoded(value)} for name, value in examples.items()}
         response["content"] = {"application/json": {"examples": named}}
     return {status: response}
 
 
 def still_running() -> Responses:
     """The 202 response of a route with `?wait`."""
-    response = success(202, "The execution is still running after `wait` seconds.", STILL_RUNNING)
-    response[202]["model"] = AwaitedExecution
-    return response
+    description = "The execution is still running after `wait` seconds."
+    return response_of(202, description, STILL_RUNNING, model=AwaitedExecution)
 
 
 def event_stream(description: str) -> Responses:
@@ -106,8 +112,23 @@ def _error(status: int) -> dict[str, Any]:
         "requestId": "5f0c6f6e1f5c4c4b8d0e0a5b2f1f7a3e",
     }
     schema = {"$ref": "#/components/schemas/ApiError"}
-    content = {"application/problem+json": {"schema": schema, "example": example}}
+    content = {"application/problem+json": {"schema": schema, "example": _encoded(example)}}
     return {"description": DESCRIPTIONS[status], "content": content}
+
+
+def _encoded(example: object) -> str:
+    """The example as JSON text, until `_decode_examples`: FastAPI removes nulls from the document that it generates."""
+    return json.dumps(example)
+
+
+def _decode_examples(response: dict[str, Any]) -> None:
+    for media_type, content in response.get("content", {}).items():
+        if not media_type.endswith("json"):
+            continue
+        if "example" in content:
+            content["example"] = json.loads(content["example"])
+        for example in content.get("examples", {}).values():
+            example["value"] = json.loads(example["value"])
 
 
 def _errors_by_name(*statuses: int) -> dict[str, dict[str, Any]]:
@@ -152,6 +173,8 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
                 operation["security"] = [{"clerk": []}]
                 responses |= _errors_by_name(401)
             operation["responses"] = dict(sorted(responses.items()))
+            for response in responses.values():
+                _decode_examples(response)
     return document
 
 

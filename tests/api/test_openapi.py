@@ -1,18 +1,26 @@
-"""The OpenAPI document: complete, sound, and changed only on purpose. `scripts/check-openapi-client.sh` compiles it."""
+"""The OpenAPI document. `scripts/check-openapi-client.sh` compiles a client from it."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
+from bloxserver.api import examples, schemas
 from bloxserver.api.main import app
-from bloxserver.api.schemas import ApiError
+from bloxserver.api.schemas import ApiError, PaginatedResponse
+from bloxserver.blocks.registry import get_registry
+from bloxserver.organism.canvas import canvas_of
+from bloxserver.organism.parse import parse
+from tests.api.sse import parse_events, validated
 
 OPERATIONS = """
 DELETE /api/v1/flows/{flow_id} deleteFlow 204 401 404 422 503
@@ -59,8 +67,8 @@ POST /webhooks/{webhook_token} receiveWebhook 200 202 400 403 404 408 409 413 42
 PUT /api/v1/secrets/{name} setSecret 200 401 403 408 413 422 503
 """.strip()
 
-NOT_YET_OR_NO_MORE = {"202", "204"}
-"""What an operation may answer beside its success: it goes on, or there is no more to come."""
+ADDITIONAL_SUCCESSES = {"202", "204"}
+"""Success responses that an operation may have in addition to the usual one."""
 WITHOUT_BODY = ("/start", "/stop", "/regenerate-token", "/cancel", "/retry", "/restore")
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 DOCUMENT = app.openapi()
@@ -68,6 +76,13 @@ ALL = [
     pytest.param(method, path, operation, id=operation.get("operationId", path))
     for path, item in DOCUMENT["paths"].items()
     for method, operation in item.items()
+]
+JSON_RESPONSES = [
+    pytest.param(content, id=f"{operation['operationId']}-{status}")
+    for item in DOCUMENT["paths"].values()
+    for operation in item.values()
+    for status, response in operation["responses"].items()
+    if (content := response.get("content", {}).get("application/json")) is not None
 ]
 
 
@@ -90,8 +105,27 @@ def resolved(reference: str) -> Any:
     return target
 
 
-def test_the_operations_are_those_that_are_known() -> None:
-    """A route is added, or its answers change, with this list."""
+def model_of(schema: dict[str, Any]) -> Any:
+    """The type from which the schema of a response was made."""
+    if "anyOf" in schema:
+        return reduce(or_, (model_of(member) for member in schema["anyOf"]))
+    if schema.get("type") == "array":
+        return list[model_of(schema["items"])]  # type: ignore[misc]
+    name = schema["$ref"].removeprefix("#/components/schemas/")
+    if item := re.fullmatch(r"PaginatedResponse_(\w+)_", name):
+        return PaginatedResponse[getattr(schemas, item[1])]
+    return getattr(schemas, name)
+
+
+def examples_of(content: dict[str, Any]) -> list[Any]:
+    """The examples of a response; at least one."""
+    examples = [content["example"]] if "example" in content else [one["value"] for one in content["examples"].values()]
+    assert examples
+    return examples
+
+
+def test_operations_and_their_statuses_match_the_list() -> None:
+    """A new route, or a change of a route's statuses, requires a change of this list."""
     lines = [
         " ".join([method.upper(), path, operation["operationId"], *operation["responses"]])
         for path, item in DOCUMENT["paths"].items()
@@ -106,28 +140,42 @@ def test_operation_ids_are_unique_and_in_camel_case() -> None:
     assert all(re.fullmatch("[a-z]+([A-Z][a-z]+)+", one) for one in ids)
 
 
+def test_every_tag_is_described() -> None:
+    used = {tag for item in DOCUMENT["paths"].values() for operation in item.values() for tag in operation["tags"]}
+    assert {tag["name"] for tag in DOCUMENT["tags"]} == used
+    assert all(re.fullmatch(r"[A-Z].*\.", tag["description"]) for tag in DOCUMENT["tags"])
+
+
 @pytest.mark.parametrize(("method", "path", "operation"), ALL)
 class TestOperation:
-    def test_is_described(self, method: str, path: str, operation: dict[str, Any]) -> None:
+    def test_has_title_description_and_tag(self, method: str, path: str, operation: dict[str, Any]) -> None:
         assert method in METHODS
-        assert operation["summary"]
+        assert re.fullmatch(r"[A-Z][a-zA-Z' ]+[a-zA-Z]", operation["summary"])
+        assert not operation["summary"].istitle(), "the default title is made from the function's name"
         assert re.fullmatch(r"[A-Z].*\.", operation["description"], re.DOTALL)
         (tag,) = operation["tags"]
         assert tag in {"flows", "triggers", "executions", "users", "webhooks", "health", "secrets", "organisms"}
         successes = [status for status in operation["responses"] if status.startswith("2")]
-        assert len(successes) == 1 or set(successes[1:]) <= NOT_YET_OR_NO_MORE
+        assert len(successes) == 1 or set(successes[1:]) <= ADDITIONAL_SUCCESSES
         for parameter in operation.get("parameters", []):
-            assert parameter["description"], parameter["name"]
+            assert re.fullmatch(r"[A-Z`].*\.", parameter["description"]), parameter["name"]
 
-    def test_names_the_parameters_of_its_path(self, method: str, path: str, operation: dict[str, Any]) -> None:
-        given = [one for one in operation.get("parameters", []) if one["in"] == "path"]
-        assert [one["name"] for one in given] == re.findall(r"{(\w+)}", path)
-        assert all(one["required"] for one in given)
+    def test_every_response_has_its_own_description(self, method: str, path: str, operation: dict[str, Any]) -> None:
+        for response in operation["responses"].values():
+            assert re.fullmatch(r"[A-Z].*\.", response["description"])
+            assert response["description"] != "Successful Response", "the default of FastAPI"
+
+    def test_declares_the_parameters_of_its_path(self, method: str, path: str, operation: dict[str, Any]) -> None:
+        parameters = [one for one in operation.get("parameters", []) if one["in"] == "path"]
+        assert [one["name"] for one in parameters] == re.findall(r"{(\w+)}", path)
+        assert all(one["required"] for one in parameters)
         names = [(one["in"], one["name"]) for one in operation.get("parameters", [])]
         assert len(set(names)) == len(names)
-        assert all(one["schema"].get("format") == "uuid" for one in given if one["name"].endswith("_id"))
+        assert all(one["schema"].get("format") == "uuid" for one in parameters if one["name"].endswith("_id"))
 
-    def test_answers_with_problems(self, method: str, path: str, operation: dict[str, Any]) -> None:
+    def test_error_responses_are_problems_with_examples(
+        self, method: str, path: str, operation: dict[str, Any]
+    ) -> None:
         responses = operation["responses"]
         assert ("401" in responses) == path.startswith("/api/v1/")
         assert ("security" in operation) == path.startswith("/api/v1/")
@@ -144,7 +192,7 @@ class TestOperation:
             assert example.detail == example.message
             assert re.fullmatch("[a-z_]+", example.code)
 
-    def test_answers_success_as_described(self, method: str, path: str, operation: dict[str, Any]) -> None:
+    def test_success_responses_have_schemas(self, method: str, path: str, operation: dict[str, Any]) -> None:
         for status, response in operation["responses"].items():
             if status == "204":
                 assert method == "delete" or path.endswith("/events")
@@ -155,7 +203,13 @@ class TestOperation:
                 schema = response["content"]["application/json"]["schema"]
                 assert all("$ref" in one for one in schema.get("anyOf", [schema.get("items", schema)]))
 
-    def test_shows_an_example_of_its_body(self, method: str, path: str, operation: dict[str, Any]) -> None:
+    def test_success_responses_have_examples(self, method: str, path: str, operation: dict[str, Any]) -> None:
+        for status, response in operation["responses"].items():
+            if status.startswith("2") and status != "204":
+                ((_, content),) = response["content"].items()
+                assert examples_of(content)
+
+    def test_request_body_has_an_example(self, method: str, path: str, operation: dict[str, Any]) -> None:
         body = operation.get("requestBody")
         if body is None:
             assert method in ("get", "delete") or path.endswith(WITHOUT_BODY)
@@ -165,7 +219,63 @@ class TestOperation:
         assert "example" in contents or any("examples" in json.dumps(resolved(one)) for one in references)
 
 
-def test_the_document_is_sound() -> None:
+@pytest.mark.parametrize("content", JSON_RESPONSES)
+def test_example_of_a_response_is_valid(content: dict[str, Any]) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(model_of(content["schema"]))
+    for example in examples_of(content):
+        value = adapter.validate_json(json.dumps(example))
+        written = adapter.dump_python(value, mode="json", by_alias=True, exclude_unset=True)
+        assert written == example, "no unknown members, and times and ids as the API writes them"
+
+
+def test_ids_in_examples_refer_to_each_other() -> None:
+    found = {
+        (name, value)
+        for parameters in JSON_RESPONSES
+        for node in nodes(parameters.values[0])
+        for name, value in node.items()
+        if name in ("userId", "flowId", "triggerId", "executionId", "retryOf") and value is not None
+        if isinstance(value, str)
+    }
+    assert found == {
+        ("userId", examples.USER["id"]),
+        ("flowId", examples.FLOW["id"]),
+        ("triggerId", examples.TRIGGER["id"]),
+        ("executionId", examples.EXECUTION["id"]),
+        ("retryOf", examples.EXECUTION["id"]),
+    }
+
+
+def test_example_definition_is_valid_and_matches_the_example_canvas() -> None:
+    organism = parse(examples.ORGANISM_YAML, get_registry())
+    assert [listener.name for listener in organism.listeners] == ["confirm"]
+    assert canvas_of(examples.ORGANISM_YAML, get_registry()) == (examples.CANVAS, [])
+
+
+def test_schemas_of_server_sent_events() -> None:
+    operation = DOCUMENT["paths"]["/api/v1/flows/{flow_id}/executions/{execution_id}/events"]["get"]
+    content = operation["responses"]["200"]["content"]["text/event-stream"]
+    assert content["schema"] == {"type": "string"}
+    payloads = {}
+    for reference in content["itemSchema"]["oneOf"]:
+        schema = resolved(reference["$ref"])
+        assert schema["required"] == ["event", "data"]
+        assert schema["properties"]["data"]["contentMediaType"] == "application/json"
+        payloads[schema["properties"]["event"]["const"]] = schema["properties"]["data"]["contentSchema"]["$ref"]
+    assert payloads == {
+        "execution": "#/components/schemas/ExecutionOutline",
+        "step": "#/components/schemas/StepOutline",
+    }
+
+
+def test_example_of_the_event_stream_is_valid() -> None:
+    operation = DOCUMENT["paths"]["/api/v1/flows/{flow_id}/executions/{execution_id}/events"]["get"]
+    events = parse_events(operation["responses"]["200"]["content"]["text/event-stream"]["example"])
+    assert [validated(event).event for event in events] == ["execution", "step", "execution"]
+    assert [event.id for event in events] == [None, "2", "end"]
+
+
+def test_document_is_valid() -> None:
     assert DOCUMENT["openapi"].startswith("3.1.")
     assert DOCUMENT["info"]["title"] == "BloxServer API"
     assert DOCUMENT["info"]["version"]
@@ -173,27 +283,32 @@ def test_the_document_is_sound() -> None:
     assert json.loads(json.dumps(DOCUMENT, allow_nan=False)) == DOCUMENT
     references = {node["$ref"] for node in nodes(DOCUMENT) if isinstance(node.get("$ref"), str)}
     assert all(resolved(reference) for reference in references)
-    schemas = DOCUMENT["components"]["schemas"]
-    assert {f"#/components/schemas/{name}" for name in schemas} == references, "no schema is left over"
+    components = DOCUMENT["components"]["schemas"]
+    assert {f"#/components/schemas/{name}" for name in components} == references, "every schema is used"
     assert DOCUMENT["components"]["securitySchemes"]["clerk"]["scheme"] == "bearer"
 
 
 @pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
-def test_a_schema_is_in_camel_case_and_requires_what_it_has(name: str) -> None:
+def test_schema_is_in_camel_case_and_has_titles(name: str) -> None:
     schema = DOCUMENT["components"]["schemas"][name]
     assert schema["type"] in ("object", "string")
     properties = schema.get("properties", {})
     assert all(re.fullmatch("[a-z][a-zA-Z]*", one) for one in properties)
     assert set(schema.get("required", [])) <= set(properties)
-    assert all(set(one) & {"type", "$ref", "anyOf", "title", "allOf"} for one in properties.values())
+    for member, value in properties.items():
+        assert set(value) & {"type", "$ref", "anyOf", "allOf"} or "title" in value
+        title = value.get("title", "").replace(" ", "")
+        assert title.lower() in ("", member.lower())
+        assert "title" not in value or value["title"].count(" ") == len(re.findall("[A-Z]", member))
     assert all(node["enum"] for node in nodes(schema) if "enum" in node)
-    answers = {"Flow", "FlowSummary", "Trigger", "Execution", "ExecutionSummary", "FlowStats", "User", "UsageDashboard"}
-    answers |= {"AwaitedExecution", "Step", "FlowVersion", "FlowVersionSummary"}
-    if name in answers:
-        assert set(schema["required"]) == set(properties), "a member of an answer is always there"
+    complete = {"Flow", "FlowSummary", "Trigger", "Execution", "ExecutionSummary", "FlowStats", "User"}
+    complete |= {"UsageDashboard", "AwaitedExecution", "Step", "FlowVersion", "FlowVersionSummary"}
+    complete |= {"ExecutionOutline", "StepOutline"}
+    if name in complete:
+        assert set(schema["required"]) == set(properties), "every member of a response is always present"
 
 
-async def test_the_document_is_served_with_its_pages(client: httpx.AsyncClient) -> None:
+async def test_document_and_its_pages_are_served(client: httpx.AsyncClient) -> None:
     assert (await client.get("/openapi.json")).json() == json.loads(json.dumps(DOCUMENT))
     for page in ("/docs", "/redoc"):
         response = await client.get(page)
@@ -202,8 +317,8 @@ async def test_the_document_is_served_with_its_pages(client: httpx.AsyncClient) 
         assert "/openapi.json" in response.text
 
 
-def test_the_client_check_names_no_registry() -> None:
-    """What it installs comes from wherever npm is set to look, and is checked by its hash."""
+def test_client_packages_have_no_registry_and_are_pinned() -> None:
+    """npm installs the packages from the configured registry and verifies their hashes."""
     folder = Path(__file__).parents[1] / "openapi_client"
     lock = json.loads((folder / "package-lock.json").read_text())
     packages = {path: package for path, package in lock["packages"].items() if path}

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Depends
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
-from bloxserver.api.openapi import errors, success
+from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.routes.organisms import use_read_only_session
 from bloxserver.api.schemas import DerivedOrganism, DeriveRequest, FlowCanvas
 from bloxserver.queries import canvas as queries
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/flows/{flow_id}/canvas", tags=["organisms"], depende
     response_model=FlowCanvas,
     operation_id="getFlowCanvas",
     summary="Retrieve a flow's canvas",
-    responses=success(200, "The canvas and the problems found in it.", examples.DERIVED_CANVAS) | errors(404),
+    responses=response_of(200, "The canvas and the problems found in it.", examples.DERIVED_CANVAS) | errors(404),
 )
 async def get_canvas(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Return the flow's stored canvas. If none is stored, return a canvas that is derived from the YAML."""
@@ -29,7 +29,7 @@ async def get_canvas(user: AuthenticatedUser, session: DbSession, flow_id: FlowI
     response_model=DerivedOrganism,
     operation_id="deriveOrganism",
     summary="Convert a canvas to YAML",
-    responses=success(200, "The definition and its problems.", examples.DERIVED_ORGANISM) | errors(404),
+    responses=response_of(200, "The definition and its problems.", examples.DERIVED_ORGANISM) | errors(404),
 )
 async def derive_organism(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: DeriveRequest | None = None

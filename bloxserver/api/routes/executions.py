@@ -17,7 +17,7 @@ from bloxserver.api.dependencies import (
     StepPage,
     WaitSeconds,
 )
-from bloxserver.api.openapi import AUTHENTICATED_PREFIX, errors, event_stream, still_running, success
+from bloxserver.api.openapi import AUTHENTICATED_PREFIX, errors, event_stream, response_of, still_running
 from bloxserver.api.schemas import (
     Execution,
     ExecutionStatus,
@@ -62,7 +62,7 @@ RetryVersion = Annotated[
     response_model=PaginatedResponse[ExecutionSummary],
     operation_id="listExecutions",
     summary="List executions",
-    responses=success(200, "A page of executions.", examples.page(examples.EXECUTION_SUMMARY, 50)) | errors(404),
+    responses=response_of(200, "A page of executions.", examples.page(examples.EXECUTION_SUMMARY, 50)) | errors(404),
 )
 async def list_executions(
     user: AuthenticatedUser,
@@ -81,7 +81,7 @@ async def list_executions(
     response_model=Execution,
     operation_id="runFlow",
     summary="Run a flow",
-    responses=success(201, "The execution is started. With `wait`: it has ended.", examples.MANUAL_EXECUTION)
+    responses=response_of(201, "The execution is started. With `wait`: it has ended.", examples.MANUAL_EXECUTION)
     | still_running()
     | errors(400, 403, 404),
 )
@@ -112,7 +112,7 @@ async def run_flow(
     response_model=FlowStats,
     operation_id="getFlowStats",
     summary="Retrieve statistics",
-    responses=success(200, "The statistics.", examples.STATISTICS) | errors(404),
+    responses=response_of(200, "The statistics.", examples.STATISTICS) | errors(404),
 )
 async def get_statistics(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Return the counts and the mean duration of all executions of a flow."""
@@ -124,7 +124,7 @@ async def get_statistics(user: AuthenticatedUser, session: DbSession, flow_id: F
     response_model=Execution,
     operation_id="getExecution",
     summary="Retrieve an execution",
-    responses=success(200, "The execution.", examples.EXECUTION) | errors(404),
+    responses=response_of(200, "The execution.", examples.EXECUTION) | errors(404),
 )
 async def get_execution(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId
@@ -138,7 +138,7 @@ async def get_execution(
     response_model=PaginatedResponse[Step],
     operation_id="listSteps",
     summary="List steps",
-    responses=success(200, "A page of steps.", examples.page(examples.STEP, 100)) | errors(404),
+    responses=response_of(200, "A page of steps.", examples.page(examples.STEP, 100)) | errors(404),
 )
 async def list_steps(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId, page: StepPage
@@ -154,7 +154,7 @@ async def list_steps(
     operation_id="streamExecution",
     summary="Stream an execution",
     responses=event_stream("A stream of `execution` and `step` events.")
-    | success(204, "The client has received all events: `Last-Event-ID` is `end`.")
+    | response_of(204, "The client has received all events: `Last-Event-ID` is `end`.")
     | errors(404),
 )
 async def stream_execution(
@@ -183,7 +183,7 @@ async def stream_execution(
     response_model=Execution,
     operation_id="cancelExecution",
     summary="Cancel an execution",
-    responses=success(200, "The cancelled execution.", examples.CANCELLED_EXECUTION) | errors(400, 404),
+    responses=response_of(200, "The cancelled execution.", examples.CANCELLED_EXECUTION) | errors(400, 404),
 )
 async def cancel_execution(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId
@@ -198,7 +198,7 @@ async def cancel_execution(
     response_model=Execution,
     operation_id="retryExecution",
     summary="Retry an execution",
-    responses=success(201, "The new execution.", examples.RETRIED_EXECUTION) | errors(400, 403, 404),
+    responses=response_of(201, "The new execution.", examples.RETRIED_EXECUTION) | errors(400, 403, 404),
 )
 async def retry_execution(
     user: AuthenticatedUser,

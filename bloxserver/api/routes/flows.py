@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
-from bloxserver.api.openapi import errors, success
+from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import CreateFlowRequest, Flow, FlowSummary, PaginatedResponse, UpdateFlowRequest
 from bloxserver.queries import flows as queries
 from bloxserver.services import flows as services
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/flows", tags=["flows"])
     response_model=PaginatedResponse[FlowSummary],
     operation_id="listFlows",
     summary="List flows",
-    responses=success(200, "A page of flows.", examples.page(examples.FLOW_SUMMARY)),
+    responses=response_of(200, "A page of flows.", examples.page(examples.FLOW_SUMMARY)),
 )
 async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage) -> object:
     """Return the user's flows, most recently changed first."""
@@ -30,7 +30,7 @@ async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage
     response_model=Flow,
     operation_id="createFlow",
     summary="Create a flow",
-    responses=success(201, "The created flow.", examples.CREATED_FLOW) | errors(403),
+    responses=response_of(201, "The created flow.", examples.CREATED_FLOW) | errors(403),
 )
 async def create_flow(user: AuthenticatedUser, session: DbSession, body: CreateFlowRequest) -> object:
     """Create a stopped flow. Without a definition it gets the default definition."""
@@ -42,7 +42,7 @@ async def create_flow(user: AuthenticatedUser, session: DbSession, body: CreateF
     response_model=Flow,
     operation_id="getFlow",
     summary="Retrieve a flow",
-    responses=success(200, "The flow.", examples.FLOW) | errors(404),
+    responses=response_of(200, "The flow.", examples.FLOW) | errors(404),
 )
 async def get_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Return a flow with its definition and canvas."""
@@ -54,7 +54,7 @@ async def get_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId)
     response_model=Flow,
     operation_id="updateFlow",
     summary="Update a flow",
-    responses=success(200, "The updated flow.", examples.UPDATED_FLOW) | errors(404),
+    responses=response_of(200, "The updated flow.", examples.UPDATED_FLOW) | errors(404),
 )
 async def update_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: UpdateFlowRequest) -> object:
     """Change the members in the body. A running flow continues with the version that its last start activated."""
@@ -66,7 +66,7 @@ async def update_flow(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     status_code=204,
     operation_id="deleteFlow",
     summary="Delete a flow",
-    responses=success(204, "The flow is deleted.") | errors(404),
+    responses=response_of(204, "The flow is deleted.") | errors(404),
 )
 async def delete_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> None:
     """Delete a flow with its triggers and executions. The flow may have any status."""
@@ -78,7 +78,7 @@ async def delete_flow(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     response_model=Flow,
     operation_id="startFlow",
     summary="Start a flow",
-    responses=success(200, "The flow, with the status `starting`.", examples.STARTING_FLOW) | errors(400, 404),
+    responses=response_of(200, "The flow, with the status `starting`.", examples.STARTING_FLOW) | errors(400, 404),
 )
 async def start_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Start a flow. Its status is `starting`, then `running`, or `error` with the reason in `errorMessage`."""
@@ -90,7 +90,7 @@ async def start_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowI
     response_model=Flow,
     operation_id="stopFlow",
     summary="Stop a flow",
-    responses=success(200, "The flow, with the status `stopping`.", examples.STOPPING_FLOW) | errors(400, 404),
+    responses=response_of(200, "The flow, with the status `stopping`.", examples.STOPPING_FLOW) | errors(400, 404),
 )
 async def stop_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Stop a flow. Its status is `stopping`, then `stopped`. New runs are rejected at once."""

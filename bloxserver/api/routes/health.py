@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bloxserver import __version__
 from bloxserver.api import examples
 from bloxserver.api.dependencies import LocalEngine, Sessions
-from bloxserver.api.openapi import success
+from bloxserver.api.openapi import response_of
 from bloxserver.api.schemas import Health, Liveness, Readiness, ServiceInfo
 from bloxserver.clock import now
 from bloxserver.queries.health import schema_problem
@@ -32,7 +32,7 @@ def check_timeout() -> float:
     response_model=ServiceInfo,
     operation_id="getServiceInfo",
     summary="Retrieve the service's name and version",
-    responses=success(200, "The service.", examples.SERVICE),
+    responses=response_of(200, "The service.", examples.SERVICE),
 )
 async def root() -> object:
     """Return the name and version of the service and the paths of its documentation and health check."""
@@ -44,7 +44,7 @@ async def root() -> object:
     response_model=Health,
     operation_id="getHealth",
     summary="Check the service",
-    responses=success(200, "The process responds.", examples.HEALTH),
+    responses=response_of(200, "The process responds.", examples.HEALTH),
 )
 async def health() -> object:
     """Check whether the process responds. The database is not used."""
@@ -56,7 +56,7 @@ async def health() -> object:
     response_model=Liveness,
     operation_id="getLiveness",
     summary="Check liveness",
-    responses=success(200, "The process responds.", examples.LIVENESS),
+    responses=response_of(200, "The process responds.", examples.LIVENESS),
 )
 async def live() -> object:
     """Check whether the process responds, for liveness probes. The database is not used."""
@@ -69,14 +69,8 @@ async def live() -> object:
     response_model_exclude_none=True,
     operation_id="getReadiness",
     summary="Check readiness",
-    responses=success(200, "All checks passed.", examples.READINESS)
-    | {
-        503: {
-            "model": Readiness,
-            "description": "A check failed. `errors` has the reasons.",
-            "content": {"application/json": {"example": examples.NOT_READY}},
-        }
-    },
+    responses=response_of(200, "All checks passed.", examples.READINESS)
+    | response_of(503, "A check failed. `errors` has the reasons.", examples.NOT_READY, model=Readiness),
 )
 async def ready(
     sessions: Sessions,

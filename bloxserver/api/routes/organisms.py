@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
-from bloxserver.api.openapi import errors, success
+from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import BlockDescription, Validation
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock
@@ -76,7 +76,7 @@ def _validation(problems: Sequence[Problem]) -> dict[str, Any]:
     response_model=Validation,
     operation_id="validateOrganism",
     summary="Validate a definition",
-    responses=success(200, "All problems of the definition.", examples.VALIDATION),
+    responses=response_of(200, "All problems of the definition.", examples.VALIDATION),
     openapi_extra=_body("The definition, or a JSON object with the member `organismYaml`.", required=True),
 )
 async def validate_organism(definition: DefinitionInBody, user: AuthenticatedUser, session: DbSession) -> object:
@@ -89,7 +89,7 @@ async def validate_organism(definition: DefinitionInBody, user: AuthenticatedUse
     response_model=Validation,
     operation_id="validateFlow",
     summary="Validate a flow's definition",
-    responses=success(200, "All problems of the definition.", examples.VALID) | errors(404),
+    responses=response_of(200, "All problems of the definition.", examples.VALID) | errors(404),
     openapi_extra=_body("Another definition for the flow. If absent, the flow's own definition.", required=False),
 )
 async def validate_flow(
@@ -104,7 +104,7 @@ async def validate_flow(
     response_model=list[BlockDescription],
     operation_id="listBlocks",
     summary="List blocks",
-    responses=success(200, "The blocks and the agent, sorted by name.", [examples.BLOCK]),
+    responses=response_of(200, "The blocks and the agent, sorted by name.", [examples.BLOCK]),
 )
 async def list_blocks(user: AuthenticatedUser) -> Response:
     """Return the blocks that a listener can use, with the JSON Schemas of their configs and payloads."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
-from bloxserver.api.openapi import errors, success
+from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import CreateSecretRequest, Secret, SetSecretRequest
 from bloxserver.encryption import SECRET_NAME, get_cipher
 from bloxserver.queries import secrets as queries
@@ -23,7 +23,7 @@ SecretName = Annotated[str, Path(pattern=f"^{SECRET_NAME}$", description="The se
     response_model=list[Secret],
     operation_id="listSecrets",
     summary="List secrets",
-    responses=success(200, "The secrets, sorted by name.", [examples.SECRET]),
+    responses=response_of(200, "The secrets, sorted by name.", [examples.SECRET]),
 )
 async def list_secrets(user: AuthenticatedUser, session: DbSession) -> object:
     """Return the names of all secrets, without their values."""
@@ -36,7 +36,7 @@ async def list_secrets(user: AuthenticatedUser, session: DbSession) -> object:
     response_model=Secret,
     operation_id="createSecret",
     summary="Create a secret",
-    responses=success(201, "The created secret.", examples.SECRET) | errors(403, 409),
+    responses=response_of(201, "The created secret.", examples.SECRET) | errors(403, 409),
 )
 async def create_secret(user: AuthenticatedUser, session: DbSession, body: CreateSecretRequest) -> object:
     """Create a secret. If a secret of this name exists, it is not changed and the response is 409."""
@@ -49,7 +49,7 @@ async def create_secret(user: AuthenticatedUser, session: DbSession, body: Creat
     response_model=Secret,
     operation_id="setSecret",
     summary="Create or replace a secret",
-    responses=success(200, "The secret.", examples.SECRET) | errors(403),
+    responses=response_of(200, "The secret.", examples.SECRET) | errors(403),
 )
 async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretName, body: SetSecretRequest) -> object:
     """Create a secret or replace its value. Executions use the new value from their next step on."""
@@ -62,7 +62,7 @@ async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretNa
     status_code=204,
     operation_id="deleteSecret",
     summary="Delete a secret",
-    responses=success(204, "The secret is deleted.") | errors(404),
+    responses=response_of(204, "The secret is deleted.") | errors(404),
 )
 async def delete_secret(user: AuthenticatedUser, session: DbSession, name: SecretName) -> None:
     """Delete a secret. Flows that use it fail from then on."""

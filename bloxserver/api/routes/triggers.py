@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, TriggerId
-from bloxserver.api.openapi import errors, success
+from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import CreateTriggerRequest, Trigger, UpcomingFirings, UpdateTriggerRequest
 from bloxserver.queries import triggers as queries
 from bloxserver.services import triggers as services
@@ -21,7 +21,7 @@ UpcomingCount = Annotated[int, Query(ge=1, le=100, description="The number of ti
     response_model=list[Trigger],
     operation_id="listTriggers",
     summary="List triggers",
-    responses=success(200, "The triggers, oldest first.", [examples.TRIGGER, examples.SCHEDULE]) | errors(404),
+    responses=response_of(200, "The triggers, oldest first.", [examples.TRIGGER, examples.SCHEDULE]) | errors(404),
 )
 async def list_triggers(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Return all triggers of a flow, oldest first."""
@@ -34,7 +34,7 @@ async def list_triggers(user: AuthenticatedUser, session: DbSession, flow_id: Fl
     response_model=Trigger,
     operation_id="createTrigger",
     summary="Create a trigger",
-    responses=success(201, "The created trigger.", examples.SCHEDULE) | errors(404),
+    responses=response_of(201, "The created trigger.", examples.SCHEDULE) | errors(404),
 )
 async def create_trigger(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: CreateTriggerRequest
@@ -48,7 +48,7 @@ async def create_trigger(
     response_model=Trigger,
     operation_id="getTrigger",
     summary="Retrieve a trigger",
-    responses=success(200, "The trigger.", examples.TRIGGER) | errors(404),
+    responses=response_of(200, "The trigger.", examples.TRIGGER) | errors(404),
 )
 async def get_trigger(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId) -> object:
     """Return a trigger of a flow."""
@@ -60,7 +60,7 @@ async def get_trigger(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     response_model=Trigger,
     operation_id="updateTrigger",
     summary="Update a trigger",
-    responses=success(200, "The updated trigger.", examples.UPDATED_TRIGGER) | errors(404),
+    responses=response_of(200, "The updated trigger.", examples.UPDATED_TRIGGER) | errors(404),
 )
 async def update_trigger(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId, body: UpdateTriggerRequest
@@ -74,7 +74,7 @@ async def update_trigger(
     response_model=UpcomingFirings,
     operation_id="listUpcomingFirings",
     summary="List upcoming firings",
-    responses=success(200, "The times, earliest first.", examples.UPCOMING) | errors(400, 404),
+    responses=response_of(200, "The times, earliest first.", examples.UPCOMING) | errors(400, 404),
 )
 async def get_upcoming(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId, n: UpcomingCount = 5
@@ -88,7 +88,7 @@ async def get_upcoming(
     status_code=204,
     operation_id="deleteTrigger",
     summary="Delete a trigger",
-    responses=success(204, "The trigger is deleted.") | errors(404),
+    responses=response_of(204, "The trigger is deleted.") | errors(404),
 )
 async def delete_trigger(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId) -> None:
     """Delete a trigger. The executions that it started are kept."""
@@ -100,7 +100,7 @@ async def delete_trigger(user: AuthenticatedUser, session: DbSession, flow_id: F
     response_model=Trigger,
     operation_id="regenerateTriggerToken",
     summary="Regenerate a webhook's token",
-    responses=success(200, "The webhook with its new token and URL.", examples.TRIGGER) | errors(400, 404),
+    responses=response_of(200, "The webhook with its new token and URL.", examples.TRIGGER) | errors(400, 404),
 )
 async def regenerate_token(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
-from bloxserver.api.openapi import success
+from bloxserver.api.openapi import response_of
 from bloxserver.api.schemas import UsageDashboard, User
 from bloxserver.clock import now
 from bloxserver.queries.usage import read_usage
@@ -17,7 +17,7 @@ router = APIRouter(tags=["users"])
     response_model=User,
     operation_id="getCurrentUser",
     summary="Retrieve the current user",
-    responses=success(200, "The user.", examples.USER),
+    responses=response_of(200, "The user.", examples.USER),
 )
 async def get_current_user(user: AuthenticatedUser) -> object:
     """Return the signed-in user."""
@@ -29,7 +29,7 @@ async def get_current_user(user: AuthenticatedUser) -> object:
     response_model=UsageDashboard,
     operation_id="getUsage",
     summary="Retrieve the usage",
-    responses=success(200, "The usage and the limits of the plan.", examples.USAGE),
+    responses=response_of(200, "The usage and the limits of the plan.", examples.USAGE),
 )
 async def get_usage(user: AuthenticatedUser, session: DbSession) -> object:
     """Return the user's usage in the current billing period and the limits of their plan."""

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, VersionNumber, VersionPage
-from bloxserver.api.openapi import errors, success
+from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import Flow, FlowVersion, FlowVersionSummary, PaginatedResponse
 from bloxserver.queries import versions as queries
 from bloxserver.services import flows as services
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/flows/{flow_id}/versions", tags=["flows"])
     response_model=PaginatedResponse[FlowVersionSummary],
     operation_id="listFlowVersions",
     summary="List versions",
-    responses=success(200, "A page of versions.", examples.page(examples.VERSION_SUMMARY)) | errors(404),
+    responses=response_of(200, "A page of versions.", examples.page(examples.VERSION_SUMMARY)) | errors(404),
 )
 async def list_versions(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, page: VersionPage) -> object:
     """Return the versions of a flow's definition, newest first."""
@@ -29,7 +29,7 @@ async def list_versions(user: AuthenticatedUser, session: DbSession, flow_id: Fl
     response_model=FlowVersion,
     operation_id="getFlowVersion",
     summary="Retrieve a version",
-    responses=success(200, "The version.", examples.VERSION) | errors(404),
+    responses=response_of(200, "The version.", examples.VERSION) | errors(404),
 )
 async def get_version(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, number: VersionNumber) -> object:
     """Return a version with its definition and canvas."""
@@ -41,7 +41,7 @@ async def get_version(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     response_model=Flow,
     operation_id="restoreFlowVersion",
     summary="Restore a version",
-    responses=success(200, "The flow with the restored definition.", examples.RESTORED_FLOW) | errors(404),
+    responses=response_of(200, "The flow with the restored definition.", examples.RESTORED_FLOW) | errors(404),
 )
 async def restore_version(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, number: VersionNumber

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import CallDepth, DbSession, ServerShutdown, Sessions, WaitSeconds, WebhookInput
-from bloxserver.api.openapi import any_body, errors, still_running, success
+from bloxserver.api.openapi import any_body, errors, response_of, still_running
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
 from bloxserver.api.streaming import WaitingResponse
 from bloxserver.queries.executions import find_execution
@@ -23,7 +23,7 @@ WebhookToken = Annotated[str, Path(description="The secret token in the webhook'
     response_model=WebhookAccepted | AwaitedExecution,
     operation_id="receiveWebhook",
     summary="Start an execution by webhook",
-    responses=success(
+    responses=response_of(
         200,
         "The execution is started. With `wait`: the execution has ended.",
         accepted=examples.WEBHOOK_ACCEPTED,
@@ -57,7 +57,7 @@ async def receive(
     response_model=WebhookTest,
     operation_id="testWebhook",
     summary="Test a webhook",
-    responses=success(200, "The token is valid.", examples.WEBHOOK_TEST) | errors(404),
+    responses=response_of(200, "The token is valid.", examples.WEBHOOK_TEST) | errors(404),
 )
 async def test(session: DbSession, webhook_token: WebhookToken) -> object:
     """Check a webhook's token. No execution is started."""

@@ -1,0 +1,37 @@
+"""Server-Sent Events, parsed and validated."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, TypeAdapter
+
+from bloxserver.api.schemas import ExecutionEvent, StepEvent
+
+EVENT: TypeAdapter[ExecutionEvent | StepEvent] = TypeAdapter(
+    Annotated[ExecutionEvent | StepEvent, Field(discriminator="event")]
+)
+
+
+class Event(NamedTuple):
+    kind: str
+    id: str | None
+    data: dict[str, object]
+
+
+def parse_events(text: str) -> list[Event]:
+    """The events of a stream, without comments."""
+    events = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
+        if "event" in fields:
+            events.append(Event(fields["event"], fields.get("id"), json.loads(fields["data"])))
+    return events
+
+
+def validated(event: Event) -> ExecutionEvent | StepEvent:
+    """The event by its documented schema, which has neither more members nor other formats."""
+    model = EVENT.validate_python({"event": event.kind, "id": event.id, "data": json.dumps(event.data)})
+    assert model.data.model_dump(mode="json", by_alias=True) == event.data
+    return model
