@@ -1,9 +1,11 @@
-// What a front end does with the API, in the types that are generated from its OpenAPI document.
+// A client with the types that are generated from the OpenAPI document.
 import createClient from "openapi-fetch";
 import type { components, paths } from "./schema.js";
 
 type Flow = components["schemas"]["Flow"];
 type Execution = components["schemas"]["Execution"];
+type ExecutionOutline = components["schemas"]["ExecutionOutline"];
+type StepOutline = components["schemas"]["StepOutline"];
 type ApiError = components["schemas"]["ApiError"];
 
 const api = createClient<paths>({ baseUrl: "http://localhost:8000" });
@@ -70,7 +72,23 @@ export async function retryFromWhereItFailed(flow_id: string, execution_id: stri
   return data.items.filter((step) => step.copied).map((step) => `${step.listener} ${step.resumesAt ?? ""}`);
 }
 
-// @ts-expect-error: there is no such member
+export function follow(url: string, show: (text: string) => void): EventSource {
+  const source = new EventSource(url);
+  source.addEventListener("step", (event: MessageEvent<string>) => {
+    const step = JSON.parse(event.data) as StepOutline;
+    const kind: components["schemas"]["StepEvent"]["event"] = "step";
+    show(`${kind} ${step.listener} ${step.status} ${step.errorMessage ?? ""}`);
+  });
+  source.addEventListener("execution", (event: MessageEvent<string>) => {
+    const execution = JSON.parse(event.data) as ExecutionOutline;
+    const end: components["schemas"]["ExecutionEvent"]["id"] = "end";
+    if (event.lastEventId === end) source.close();
+    show(execution.status);
+  });
+  return source;
+}
+
+// @ts-expect-error: Flow has no such member
 export type Missing = Flow["organism"];
-// @ts-expect-error: a name is text
+// @ts-expect-error: the name is a string
 export const wrong: components["schemas"]["CreateFlowRequest"] = { name: 5 };
