@@ -138,7 +138,7 @@ async def all_rows(session: AsyncSession) -> dict[str, list[Any]]:
     return rows
 
 
-def test_the_table_names_every_operation() -> None:
+def test_table_lists_every_operation() -> None:
     assert set(OPERATIONS) == AUTHENTICATED.keys() | PUBLIC, "a route that is not in the table is not tested"
     assert {name for name, operation in OPERATIONS.items() if operation.path.startswith("/api/v1/")} == set(
         AUTHENTICATED
@@ -158,7 +158,7 @@ def test_the_table_names_every_operation() -> None:
     }
 
 
-def test_the_document_says_which_operations_need_a_token() -> None:
+def test_document_marks_operations_that_need_a_token() -> None:
     secured = {
         operation["operationId"]
         for methods in app.openapi()["paths"].values()
@@ -168,7 +168,7 @@ def test_the_document_says_which_operations_need_a_token() -> None:
     assert secured == set(AUTHENTICATED)
 
 
-async def test_nobody_gets_401(
+async def test_request_without_valid_token_gets_401(
     client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
 ) -> None:
     ids = await ids_of(session, owner)
@@ -184,7 +184,7 @@ async def test_nobody_gets_401(
     assert await session.scalar(sa.select(sa.func.count()).select_from(UserRecord)) == 1
 
 
-async def test_the_owner_succeeds(
+async def test_owner_can_call_every_operation(
     client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
 ) -> None:
     """Shows that the calls of the table are sound: what strangers are refused is not for another reason."""
@@ -198,7 +198,7 @@ async def test_the_owner_succeeds(
     assert answers == dict.fromkeys(AUTHENTICATED, 200) | created | refused | {"streamExecution": 204}
 
 
-async def test_a_stranger_gets_what_a_random_id_gets(
+async def test_resource_of_another_user_responds_like_an_unknown_id(
     client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
 ) -> None:
     for name in WITH_ID:
@@ -212,7 +212,7 @@ async def test_a_stranger_gets_what_a_random_id_gets(
         assert await all_rows(session) == before, name
 
 
-async def test_what_is_nested_must_hang_on_the_callers_own_flow(
+async def test_nested_resource_must_belong_to_the_flow_in_the_path(
     client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
 ) -> None:
     stranger = await factories.create_user(session, clerk_id=STRANGER)
@@ -234,7 +234,7 @@ async def test_what_is_nested_must_hang_on_the_callers_own_flow(
     assert await all_rows(session) == before
 
 
-async def test_lists_hold_no_foreign_rows(
+async def test_lists_contain_only_rows_of_the_user(
     client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
 ) -> None:
     stranger = await factories.create_user(session, clerk_id=STRANGER)
@@ -254,7 +254,7 @@ async def test_lists_hold_no_foreign_rows(
     assert (await call(client, "getUsage", own, clerk.headers(OWNER))).json()["runsUsed"] == 0
 
 
-async def test_a_body_changes_only_what_it_may(
+async def test_body_cannot_change_read_only_members(
     client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
 ) -> None:
     """Clients send whole objects back, so other members are ignored: every column, in both spellings."""

@@ -26,7 +26,7 @@ async def palette(client: httpx.AsyncClient) -> list[dict[str, Any]]:
 
 
 @covers("blocks.list")
-async def test_every_block_is_there_by_name_and_the_agent_too(palette: list[dict[str, Any]]) -> None:
+async def test_list_has_all_blocks_and_the_agent_sorted_by_name(palette: list[dict[str, Any]]) -> None:
     names = [block["name"] for block in palette]
     assert names == sorted([*get_registry().names, "agent"])
     assert [block["name"] for block in palette if block["kind"] == "agent"] == ["agent"]
@@ -44,7 +44,7 @@ async def test_every_block_is_there_by_name_and_the_agent_too(palette: list[dict
         }
 
 
-async def test_schemas_say_of_which_draft_they_are_and_what_there_is_to_set(palette: list[dict[str, Any]]) -> None:
+async def test_schemas_declare_their_dialect_and_properties(palette: list[dict[str, Any]]) -> None:
     blocks = {block["name"]: block for block in palette}
     for block in palette:
         for schema in (block["configSchema"], block["payloadSchema"]):
@@ -58,13 +58,13 @@ async def test_schemas_say_of_which_draft_they_are_and_what_there_is_to_set(pale
     assert "url" in blocks["http.request"]["templates"]
 
 
-async def test_every_setting_of_every_block_is_described(palette: list[dict[str, Any]]) -> None:
+async def test_every_config_property_has_a_description(palette: list[dict[str, Any]]) -> None:
     for block in palette:
         for name, setting in block["configSchema"]["properties"].items():
             assert setting.get("description"), (block["name"], name)
 
 
-async def test_every_example_is_taken(palette: list[dict[str, Any]]) -> None:
+async def test_every_example_is_valid(palette: list[dict[str, Any]]) -> None:
     for shown in palette:
         block = get_registry().find(shown["name"])
         if block is not None:
@@ -75,7 +75,7 @@ async def test_every_example_is_taken(palette: list[dict[str, Any]]) -> None:
                 pytest.fail(f"{shown['name']}: {error}")
 
 
-async def test_it_costs_the_sign_in_alone(
+async def test_list_needs_only_the_statement_for_the_user(
     client: httpx.AsyncClient, dev_user: UserRecord, database_engine: AsyncEngine
 ) -> None:
     with count_statements(database_engine) as statements:

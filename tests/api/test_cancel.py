@@ -22,7 +22,9 @@ async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
 
 
 @covers("executions.cancel")
-async def test_a_running_execution_ends(client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
+async def test_running_execution_is_cancelled_with_its_steps(
+    client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+) -> None:
     execution = await factories.create_execution(session, flow, picked_up_at=now(), lease=uuid4())
     step = await create_step(session, execution, status=StepStatus.WAITING)
     path = f"{path_of(flow)}/executions/{execution.id}"
@@ -42,7 +44,7 @@ async def test_a_running_execution_ends(client: httpx.AsyncClient, flow: FlowRec
 
 @covers("executions.cancel.refused")
 @pytest.mark.parametrize("status", [ExecutionStatus.SUCCESS, ExecutionStatus.ERROR, ExecutionStatus.TIMEOUT])
-async def test_another_end_stays(
+async def test_ended_execution_cannot_be_cancelled(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, status: ExecutionStatus
 ) -> None:
     execution = await factories.create_execution(session, flow, status=status, output_payload="1")
@@ -52,7 +54,7 @@ async def test_another_end_stays(
     assert (execution.status, execution.output_payload) == (status, "1")
 
 
-async def test_what_a_flow_called_ends_with_it_and_its_caller_is_told(
+async def test_called_executions_are_cancelled_and_the_caller_continues(
     client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
 ) -> None:
     other = await factories.create_flow(session, dev_user)
@@ -70,7 +72,7 @@ async def test_what_a_flow_called_ends_with_it_and_its_caller_is_told(
     assert caller.resume_at <= now()
 
 
-async def test_unknown_ones_are_not_found(
+async def test_unknown_execution_is_not_found(
     client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
 ) -> None:
     elsewhere = await factories.create_execution(session, await factories.create_flow(session, dev_user))

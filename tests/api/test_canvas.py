@@ -52,7 +52,7 @@ async def derived(client: httpx.AsyncClient, flow: FlowRecord, **sent: Any) -> d
 
 @covers("canvas.get")
 class TestGetCanvas:
-    async def test_a_flow_without_a_canvas_can_be_opened_on_one(
+    async def test_canvas_is_derived_from_yaml_if_none_is_stored(
         self, client: httpx.AsyncClient, flow: FlowRecord
     ) -> None:
         body = await opened(client, flow)
@@ -65,12 +65,12 @@ class TestGetCanvas:
         assert state["viewport"] == {"x": 0, "y": 0, "zoom": 1}
         assert await stored(client, flow) == (CHAIN, None)
 
-    async def test_it_can_be_stored_as_it_comes(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
+    async def test_derived_canvas_can_be_stored_unchanged(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
         state = (await opened(client, flow))["canvasState"]
         assert (await client.patch(path_of(flow), json={"canvasState": state})).status_code == 200
         assert await opened(client, flow) == {"canvasState": state, "derived": False, "problems": []}
 
-    async def test_problems_of_the_yaml_are_told(
+    async def test_problems_of_the_yaml_are_reported(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         for text, code in (
@@ -84,7 +84,7 @@ class TestGetCanvas:
             assert body["derived"] is True
             assert [one["code"] for one in body["problems"]] == [code]
 
-    async def test_a_canvas_that_says_something_else_comes_with_a_warning(
+    async def test_canvas_that_differs_from_the_yaml_has_a_warning(
         self, client: httpx.AsyncClient, flow: FlowRecord
     ) -> None:
         await client.patch(path_of(flow), json={"canvasState": {"nodes": [NODE], "edges": []}})
@@ -95,7 +95,7 @@ class TestGetCanvas:
         assert (problem["code"], problem["severity"]) == ("canvas_differs", "warning")
         assert '"a", "b", "n"' in problem["message"]
 
-    async def test_beside_yaml_that_cannot_be_read_it_is_shown_all_the_same(
+    async def test_stored_canvas_is_returned_if_the_yaml_is_invalid(
         self, client: httpx.AsyncClient, flow: FlowRecord
     ) -> None:
         await client.patch(path_of(flow), json={"canvasState": {"nodes": [NODE]}, "organismYaml": "["})
@@ -105,7 +105,7 @@ class TestGetCanvas:
 
 @covers("canvas.derive")
 class TestDerive:
-    async def test_the_canvas_in_the_body_becomes_yaml_and_nothing_is_stored(
+    async def test_canvas_in_the_body_is_converted_and_not_stored(
         self, client: httpx.AsyncClient, flow: FlowRecord
     ) -> None:
         state = (await opened(client, flow))["canvasState"]
@@ -119,7 +119,7 @@ class TestDerive:
         assert (await opened(client, flow))["problems"] == []
 
     @pytest.mark.parametrize("sent", [{}, {"json": {}}, {"json": {"canvasState": None}}])
-    async def test_without_one_the_flows_own_is_taken(
+    async def test_stored_canvas_is_converted_if_the_body_has_none(
         self, client: httpx.AsyncClient, flow: FlowRecord, sent: dict[str, Any]
     ) -> None:
         assert (await derived(client, flow, **sent))["organismYaml"] == CHAIN
@@ -132,7 +132,7 @@ class TestDerive:
             ["comments_lost", "missing_field"],
         )
 
-    async def test_what_is_wrong_is_told_on_the_canvas(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
+    async def test_problem_has_its_path_on_the_canvas(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
         state = {"nodes": [NODE | {"data": {"handler": "ecko", "description": "d"}}]}
         body = await derived(client, flow, json={"canvasState": state})
         assert body["valid"] is False
@@ -151,7 +151,7 @@ class TestDerive:
         ],
         ids=["empty", "odd", "all the same", "many", "large"],
     )
-    async def test_whatever_can_be_stored_has_an_answer(
+    async def test_any_canvas_that_can_be_stored_can_be_converted(
         self, client: httpx.AsyncClient, flow: FlowRecord, body: dict[str, Any]
     ) -> None:
         assert (await client.patch(path_of(flow), json=body)).status_code == 200
@@ -161,7 +161,7 @@ class TestDerive:
         await opened(client, flow)
 
     @pytest.mark.parametrize("depth", DEEP)
-    async def test_what_cannot_be_stored_is_refused(
+    async def test_canvas_that_cannot_be_stored_is_rejected(
         self, client: httpx.AsyncClient, flow: FlowRecord, depth: int
     ) -> None:
         text = f'{{"canvasState": {{"nodes": [{{"id": "n", "data": {{"a": {arrays(depth)}}}}}]}}}}'
@@ -170,7 +170,7 @@ class TestDerive:
         assert (response.status_code, response.json()["code"]) == (422, "validation_error")
 
 
-async def test_a_strangers_flow_is_not_found(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_flow_of_another_user_is_not_found(client: httpx.AsyncClient, session: AsyncSession) -> None:
     theirs = await factories.create_flow(session, await factories.create_user(session))
     for flow_id in (theirs.id, uuid4()):
         path = f"{API}/flows/{flow_id}/canvas"
@@ -178,7 +178,7 @@ async def test_a_strangers_flow_is_not_found(client: httpx.AsyncClient, session:
             assert_problem(response, 404, "flow_not_found", "Flow not found")
 
 
-async def test_it_costs_the_flow_and_the_sign_in(
+async def test_canvas_needs_two_statements(
     client: httpx.AsyncClient, flow: FlowRecord, database_engine: AsyncEngine
 ) -> None:
     for method, path in (("GET", "canvas"), ("POST", "canvas/derive")):
@@ -187,7 +187,7 @@ async def test_it_costs_the_flow_and_the_sign_in(
         assert len(statements) == 2, statements
 
 
-async def test_a_flow_without_a_definition_has_a_canvas(client: httpx.AsyncClient) -> None:
+async def test_default_definition_can_be_converted_to_a_canvas_and_back(client: httpx.AsyncClient) -> None:
     created = (await client.post(f"{API}/flows", json={"name": "New"})).json()
     body = (await client.get(f"{API}/flows/{created['id']}/canvas")).json()
     assert [node["id"] for node in body["canvasState"]["nodes"]] == ["greeter"]

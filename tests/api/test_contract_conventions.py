@@ -30,7 +30,7 @@ async def session_with_a_bug() -> AsyncIterator[AsyncSession]:
 
 class TestErrors:
     @covers("errors.body")
-    async def test_the_framework_s_own_have_the_one_body(
+    async def test_errors_of_the_framework_have_the_error_body(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         flow = await factories.create_flow(session, dev_user)
@@ -43,7 +43,7 @@ class TestErrors:
         assert_problem(refused, 400, "flow_wrong_state", "Cannot start flow in running state")
 
     @covers("errors.body")
-    async def test_a_bug_tells_nothing_of_itself(self, client: httpx.AsyncClient) -> None:
+    async def test_unexpected_error_reveals_no_details(self, client: httpx.AsyncClient) -> None:
         app.dependency_overrides[get_db] = session_with_a_bug
         response = await client.get(f"{API}/flows", headers={"X-Request-Id": "mine"})
         assert_problem(response, 500, "internal_error", "Internal server error")
@@ -51,7 +51,9 @@ class TestErrors:
         assert "secret-word" not in response.text
 
     @covers("errors.validation")
-    async def test_validation_tells_each_place(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
+    async def test_validation_error_lists_each_invalid_field(
+        self, client: httpx.AsyncClient, dev_user: UserRecord
+    ) -> None:
         empty = await client.post(f"{API}/flows", json={"name": "", "description": 7})
         assert_problem(
             empty,
@@ -68,14 +70,16 @@ class TestErrors:
 
     @covers("errors.validation")
     @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b'{"name": }', b"NaN", b'"x"', b"", b"null"])
-    async def test_a_body_that_is_no_json_object(self, client: httpx.AsyncClient, content: bytes) -> None:
+    async def test_body_that_is_not_a_json_object_is_rejected(self, client: httpx.AsyncClient, content: bytes) -> None:
         response = await client.post(f"{API}/flows", content=content, headers=JSON)
         details = response.json()["details"]
         assert_invalid(response, *details)
         assert all(place == "body" or place.startswith("body.") for place in details)
 
     @covers("errors.malformed-uuid")
-    async def test_malformed_ids(self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession) -> None:
+    async def test_malformed_id_is_rejected(
+        self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
+    ) -> None:
         flow = await factories.create_flow(session, dev_user)
         for text in ("7", "x" * 36, f"{uuid4()}0", "%00", "None", "{}", "é"):
             assert_invalid(await client.get(f"{API}/flows/{text}"), "path.flow_id")
@@ -86,7 +90,7 @@ class TestErrors:
 
 
 class TestRequestId:
-    async def test_a_good_one_is_kept_and_others_replaced(self, client: httpx.AsyncClient) -> None:
+    async def test_valid_request_id_is_kept_and_invalid_ones_are_replaced(self, client: httpx.AsyncClient) -> None:
         for given in ("abc-1.2_3:4", "x" * 128):
             response = await client.get("/health/live", headers={"X-Request-Id": given})
             assert response.headers["x-request-id"] == given
@@ -102,7 +106,7 @@ class TestRequestId:
 
 class TestCors:
     @covers("env.cors-origins")
-    async def test_answers_and_errors_alike(self, client: httpx.AsyncClient) -> None:
+    async def test_responses_and_errors_have_cors_headers(self, client: httpx.AsyncClient) -> None:
         for origin in ("http://localhost:3000", "https://app.openblox.ai"):
             for path, status in [("/health", 200), (f"{API}/flows/{uuid4()}", 404), (f"{API}/flows/7", 422)]:
                 response = await client.get(path, headers={"Origin": origin})
@@ -118,7 +122,7 @@ class TestCors:
         assert response.json()["code"] == "internal_error"
 
     @covers("env.cors-origins")
-    async def test_every_method_and_header_may_be_sent(self, client: httpx.AsyncClient) -> None:
+    async def test_preflight_allows_every_method_and_header(self, client: httpx.AsyncClient) -> None:
         for method in ("GET", "POST", "PATCH", "PUT", "DELETE"):
             ask = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": "authorization,x-any"}
             response = await client.options(f"{API}/flows", headers=ORIGIN | ask)
@@ -143,7 +147,7 @@ class TestTimes:
             (datetime.fromisoformat("2024-07-01T12:00:00.000001"), "2024-07-01T12:00:00.000001Z"),
         ],
     )
-    async def test_written_by_hand(
+    async def test_times_written_to_the_database_are_returned_in_utc(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, written: datetime, read: str
     ) -> None:
         flow = await factories.create_flow(session, dev_user, created_at=written, updated_at=written)
@@ -161,7 +165,7 @@ class TestTimes:
         assert flow.created_at.tzinfo is UTC
 
     @covers("times.utc")
-    async def test_written_by_requests(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
+    async def test_times_set_by_requests_are_in_utc(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
         before = datetime.now(UTC)
         body = (await client.post(f"{API}/flows", json={"name": "A flow"})).json()
         for name in ("createdAt", "updatedAt"):
@@ -171,7 +175,7 @@ class TestTimes:
 
 class TestOwnership:
     @covers("ownership.404")
-    async def test_another_user_s_is_as_if_it_were_not_there(
+    async def test_resource_of_another_user_responds_like_a_missing_one(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         theirs = await factories.create_flow(session, await factories.create_user(session), status=FlowStatus.STOPPED)
@@ -213,7 +217,7 @@ class TestOwnership:
 
 class TestCommit:
     @covers("writes.committed-first")
-    async def test_it_comes_before_the_response(self, sessions: async_sessionmaker[AsyncSession]) -> None:
+    async def test_commit_happens_before_the_response(self, sessions: async_sessionmaker[AsyncSession]) -> None:
         events: list[str] = []
 
         async def override() -> AsyncIterator[AsyncSession]:
@@ -248,7 +252,7 @@ class TestCommit:
     @pytest.mark.parametrize(
         ("error", "status"), [(OSError("gone"), 503), (RuntimeError("bug"), 500), (TimeoutError(), 503)], ids=repr
     )
-    async def test_a_failed_one_is_never_a_success(
+    async def test_failed_commit_is_an_error_response(
         self,
         client: httpx.AsyncClient,
         dev_user: UserRecord,

@@ -36,13 +36,13 @@ def _ids_of_tests() -> Iterator[tuple[str, str]]:
                         yield ast.literal_eval(argument), test
 
 
-def test_every_id_stands_once_in_the_document() -> None:
+def test_every_statement_id_is_unique() -> None:
     ids = ids_of_document()
     assert len(ids) > 100
     assert sorted(ids) == sorted(set(ids))
 
 
-def test_every_comment_of_the_document_is_an_id() -> None:
+def test_every_comment_in_the_document_is_an_id() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     assert text.count("<!--") == len(ids_of_document())
 
@@ -52,6 +52,6 @@ def test_every_statement_has_a_test() -> None:
     assert [wanted for wanted in ids_of_document() if wanted not in covered] == []
 
 
-def test_no_test_names_an_unknown_statement() -> None:
+def test_no_test_covers_an_unknown_statement() -> None:
     known = set(ids_of_document())
     assert [(covered_id, test) for covered_id, test in ids_of_tests() if covered_id not in known] == []

@@ -15,7 +15,7 @@ from tests.api.contract import API, UTC_TIME, covers, eventually, path_of, runni
 
 
 @covers("organism.greets", "organism.greets-without-name", "executions.duration", "executions.picked-up-at")
-async def test_the_default_organism_greets_whoever_comes(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_default_organism_greets_the_name_in_the_payload(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await running_flow(live_client)
     greeted = [
         ({"name": "Ada"}, "Ada"),
@@ -44,7 +44,7 @@ async def test_the_default_organism_greets_whoever_comes(live_client: httpx.Asyn
 
 
 @covers("testers.rows-are-dispatched", "flows.start.outcome", "flows.stop.outcome")
-async def test_rows_written_by_hand_are_run_and_settled(
+async def test_rows_written_to_the_database_are_run_and_reconciled(
     live_client: httpx.AsyncClient, live_database: Database, engine: Engine
 ) -> None:
     await live_client.get(f"{API}/me")

@@ -76,7 +76,7 @@ class TestUpdateFlow:
         ],
         ids=lambda value: None if isinstance(value, str) else "-".join(value),
     )
-    async def test_each_member_alone(
+    async def test_each_member_can_be_changed_alone(
         self,
         client: httpx.AsyncClient,
         flow: FlowRecord,
@@ -102,7 +102,7 @@ class TestUpdateFlow:
         ("member", "value"),
         [("description", None), ("canvasState", None), ("name", "Before"), ("organismYaml", "before")],
     )
-    async def test_null_clears_or_changes_nothing(
+    async def test_null_clears_description_and_canvas_only(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, member: str, value: str | None
     ) -> None:
         response = await client.patch(path_of(flow), json={member: None})
@@ -116,7 +116,7 @@ class TestUpdateFlow:
     @pytest.mark.parametrize(
         "body", [{}, {"status": "running", "userId": "7", "id": None, "containerId": "c"}], ids=len
     )
-    async def test_nothing_named_changes_nothing(
+    async def test_body_without_known_members_changes_nothing(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, body: dict[str, Any]
     ) -> None:
         before = (await client.get(path_of(flow))).json()
@@ -126,7 +126,7 @@ class TestUpdateFlow:
         assert (flow.updated_at, flow.status, flow.container_id) == (NOON, FlowStatus.STOPPED, None)
 
     @covers("json.unknown-members", "json.camel-case")
-    async def test_a_whole_flow_can_be_sent_back(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
+    async def test_whole_flow_can_be_sent_back(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
         created = (await client.post(f"{API}/flows", json={"name": "A flow"})).json()
         whole = created | {"name": "Renamed", "canvasState": CANVAS, "status": "running", "selected": [1]}
         response = await client.patch(f"{API}/flows/{created['id']}", json=whole)
@@ -137,7 +137,7 @@ class TestUpdateFlow:
 
     @covers("flows.patch.every-status", "flows.status")
     @pytest.mark.parametrize("status", FlowStatus)
-    async def test_every_status_allows_it(
+    async def test_flow_can_be_changed_in_every_status(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, status: FlowStatus
     ) -> None:
         flow = await factories.create_flow(session, dev_user, status=status, error_message="Why")
@@ -146,7 +146,7 @@ class TestUpdateFlow:
         body = response.json()
         assert (body["name"], body["status"], body["errorMessage"]) == ("After", status.value, "Why")
 
-    async def test_a_refused_change_changes_nothing(
+    async def test_invalid_change_is_rejected_and_changes_nothing(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         node = {"id": "n", "type": "t", "position": {"x": 0, "y": 0}, "data": {}}
@@ -170,7 +170,7 @@ class TestUpdateFlow:
 
 class TestCanvas:
     @covers("canvas.shape", "canvas.extra-members")
-    async def test_it_comes_back_as_it_was_sent(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
+    async def test_canvas_is_returned_as_sent(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
         changed = await client.patch(path_of(flow), json={"canvasState": CANVAS})
         assert changed.json()["canvasState"] == CANVAS
         assert (await client.get(path_of(flow))).json()["canvasState"] == CANVAS
@@ -189,7 +189,7 @@ class TestCanvas:
         assert (await client.get(path_of(flow))).json()["canvasState"] == canvas
 
     @covers("canvas.handles")
-    async def test_missing_handles_come_back_as_null(
+    async def test_missing_handles_are_returned_as_null(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         edge = {"id": "e", "source": "a", "target": "b"}
@@ -210,7 +210,7 @@ class TestStartAndStop:
     @covers("flows.start", "flows.start.refused", "flows.stop", "flows.stop.refused", "flows.error-message")
     @pytest.mark.parametrize("status", FlowStatus)
     @pytest.mark.parametrize("verb", ["start", "stop"])
-    async def test_from_every_status(
+    async def test_start_and_stop_from_every_status(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, verb: str, status: FlowStatus
     ) -> None:
         flow = await factories.create_flow(session, dev_user, status=status, error_message="Why", updated_at=NOON)
@@ -229,7 +229,9 @@ class TestStartAndStop:
             assert (flow.status, flow.error_message, flow.updated_at) == (status, "Why", NOON)
 
     @covers("flows.start.outcome", "flows.stop.outcome", "flows.yaml.judged-at-start", "flows.error-message")
-    async def test_where_they_lead(self, live_client: httpx.AsyncClient, engine: Engine) -> None:
+    async def test_start_and_stop_reach_their_final_statuses(
+        self, live_client: httpx.AsyncClient, engine: Engine
+    ) -> None:
         created = await live_client.post(f"{API}/flows", json={"name": "A flow", "organismYaml": "a: ["})
         path = f"{API}/flows/{created.json()['id']}"
         await live_client.post(f"{path}/start")

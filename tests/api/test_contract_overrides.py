@@ -32,7 +32,7 @@ PRO_OR_MORE = "This feature requires one of: pro, enterprise"
 class TestRequireTier:
     @covers("require-tier")
     @pytest.mark.parametrize("tier", [*Tier, "unheard_of"])
-    async def test_who_is_let_through(self, tier: str) -> None:
+    async def test_users_of_the_required_tiers_are_allowed(self, tier: str) -> None:
         other = FastAPI()
         install_error_handlers(other)
 
@@ -67,7 +67,7 @@ class TestRequireTier:
 class TestCurrentUser:
     @covers("current-user")
     @pytest.mark.parametrize("tier", [Tier.ENTERPRISE, "enterprise"])
-    def test_what_it_tells(self, tier: str) -> None:
+    def test_current_user_has_the_attributes_of_its_record(self, tier: str) -> None:
         record = UserRecord(id=uuid4(), clerk_id="user_1", email="a@example.com", tier=tier)
         user = CurrentUser(record, {"sub": "user_1"})
         assert (user.user, user.clerk_payload) == (record, {"sub": "user_1"})
@@ -75,7 +75,9 @@ class TestCurrentUser:
         assert (user.tier, type(user.tier)) == ("enterprise", str)
 
     @covers("override.current-user")
-    async def test_a_detached_record_will_do(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
+    async def test_override_may_return_a_detached_record(
+        self, client: httpx.AsyncClient, session: AsyncSession
+    ) -> None:
         user = await factories.create_user(session, tier=Tier.PRO)
         flow = await factories.create_flow(session, user)
         session.expunge(user)
@@ -89,7 +91,7 @@ class TestCurrentUser:
 
     @covers("override.current-user")
     @pytest.mark.parametrize("whole", [True, False])
-    async def test_one_without_a_row_will_do(
+    async def test_override_may_return_a_record_without_a_row(
         self, client: httpx.AsyncClient, session: AsyncSession, database_engine: AsyncEngine, whole: bool
     ) -> None:
         """PostgreSQL keeps foreign keys, so there he can but read."""
@@ -114,7 +116,7 @@ class TestCurrentUser:
 
 class TestSession:
     @covers("testers.no-commit", "testers.only-get-db")
-    async def test_it_is_neither_committed_nor_rolled_back(
+    async def test_routes_neither_commit_nor_roll_back_the_session(
         self, client: httpx.AsyncClient, sessions: async_sessionmaker[AsyncSession]
     ) -> None:
         async with sessions() as session:
@@ -141,7 +143,7 @@ class TestSession:
                 assert list(await session.scalars(sa.select(table))) == []
 
     @covers("testers.rows-by-hand", "testers.only-get-db")
-    async def test_every_route_sees_what_a_tester_wrote(
+    async def test_every_route_sees_rows_written_by_the_test(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         flow = await factories.create_flow(session, dev_user)
@@ -162,7 +164,7 @@ class TestSession:
         assert (await client.post("/webhooks/by-hand")).status_code == 200
 
     @covers("testers.only-get-db")
-    async def test_nothing_else_reaches_for_a_database(self, client: httpx.AsyncClient) -> None:
+    async def test_routes_use_only_the_session_of_get_db(self, client: httpx.AsyncClient) -> None:
         async def no_database() -> AsyncIterator[None]:
             yield None
 

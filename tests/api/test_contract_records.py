@@ -56,7 +56,7 @@ USER_ATTRIBUTES = [
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_their_attributes_have_the_names_of_the_api(record: type[Base], names: list[str]) -> None:
+def test_attributes_have_the_names_of_the_api(record: type[Base], names: list[str]) -> None:
     assert len(names) > 7
     assert [name for name in names if not hasattr(record, name)] == []
     assert record(**dict.fromkeys(names)) is not None
@@ -64,7 +64,9 @@ def test_their_attributes_have_the_names_of_the_api(record: type[Base], names: l
 
 class TestMinimalRows:
     @covers("records.minimal", "records.defaults", "testers.rows-by-hand")
-    async def test_through_the_models(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
+    async def test_minimal_rows_inserted_with_models_are_served(
+        self, client: httpx.AsyncClient, session: AsyncSession
+    ) -> None:
         user = UserRecord(clerk_id="dev_user_001", email="a@example.com")
         session.add(user)
         await session.flush()
@@ -82,7 +84,9 @@ class TestMinimalRows:
         assert execution.started_at.tzinfo is UTC
 
     @covers("records.minimal", "records.defaults", "testers.rows-by-hand")
-    async def test_in_sql_that_names_what_it_must(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
+    async def test_minimal_rows_inserted_with_sql_are_served(
+        self, client: httpx.AsyncClient, session: AsyncSession
+    ) -> None:
         for statement in (
             "INSERT INTO users (clerk_id, email) VALUES ('dev_user_001', 'a@example.com')",
             "INSERT INTO flows (user_id, name) SELECT id, 'By hand' FROM users",
@@ -98,7 +102,7 @@ class TestMinimalRows:
 
     @covers("records.defaults")
     @pytest.mark.parametrize("table", Base.metadata.sorted_tables, ids=str)
-    def test_every_column_that_is_not_named_has_a_default(self, table: sa.Table) -> None:
+    def test_every_optional_column_has_a_default(self, table: sa.Table) -> None:
         named = {
             "users": {"clerk_id", "email"},
             "flows": {"user_id", "name"},
@@ -145,7 +149,7 @@ async def assert_minimal_rows_are_served(client: httpx.AsyncClient, session: Asy
 
 class TestRelationships:
     @covers("records.relationships")
-    async def test_they_load(self, session: AsyncSession) -> None:
+    async def test_relationships_load(self, session: AsyncSession) -> None:
         user = UserRecord(clerk_id="user_1", email="a@example.com")
         flow = FlowRecord(name="A flow", user=user)
         trigger = TriggerRecord(type=TriggerType.WEBHOOK, name="Hook", flow=flow, webhook_token="token")
@@ -180,7 +184,7 @@ class TestRelationships:
         assert execution.flow.user.clerk_id == "user_1"
 
     @covers("records.naive-datetime")
-    async def test_a_naive_datetime_counts_as_utc(self, session: AsyncSession) -> None:
+    async def test_naive_datetime_is_taken_as_utc(self, session: AsyncSession) -> None:
         naive = datetime.fromisoformat("2024-03-31T02:30:00.000001")
         user = UserRecord(clerk_id="user_1", trial_ends_at=naive, current_period_start=naive, current_period_end=naive)
         session.add(user)
@@ -192,7 +196,7 @@ class TestRelationships:
         assert await session.scalar(found) == "user_1"
 
     @covers("records.attributes")
-    async def test_values_may_be_plain_text(self, session: AsyncSession) -> None:
+    async def test_enum_columns_accept_plain_text(self, session: AsyncSession) -> None:
         user = UserRecord(clerk_id="user_1", tier="pro", billing_status="past_due")
         flow = FlowRecord(name="A flow", user=user, status="running")
         execution = ExecutionRecord(flow=flow, trigger_type="manual", status="success")

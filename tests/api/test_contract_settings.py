@@ -30,7 +30,7 @@ PLACEHOLDERS = {
 
 class TestNamesAndDefaults:
     @covers("env.names", "env.switches", "env.host-port", "env.webhook-base-url", "env.cors-origins", "webhooks.limit")
-    def test_of_every_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_defaults_of_all_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in Settings.model_fields:
             monkeypatch.delenv(name.upper(), raising=False)
         defaults = Settings()
@@ -55,7 +55,7 @@ class TestNamesAndDefaults:
         assert {name: getattr(defaults, name.lower()) for name in expected} == expected
 
     @covers("env.names", "env.database-url")
-    def test_the_environment_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_settings_are_read_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://b.example")
         monkeypatch.setenv("DATABASE_URL", "postgres://user:word@host/name")
         monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_live_1")
@@ -70,7 +70,7 @@ class TestNamesAndDefaults:
 
     @covers("env.switches")
     @pytest.mark.parametrize(("enabled", "status"), [("true", 200), ("false", 404)])
-    async def test_the_docs_can_be_switched_off(self, enabled: str, status: int) -> None:
+    async def test_docs_can_be_disabled(self, enabled: str, status: int) -> None:
         with changed_settings(ENABLE_DOCS=enabled):
             made = create_app()
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=made), base_url="http://test") as client:
@@ -81,7 +81,7 @@ class TestNamesAndDefaults:
 
 class TestStart:
     @covers("env.placeholders")
-    def test_placeholders_do_not_break_development(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_placeholders_do_not_prevent_a_start_in_development(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in PLACEHOLDERS.items():
             monkeypatch.setenv(name, value)
         settings = Settings.load()
@@ -90,7 +90,7 @@ class TestStart:
 
 
 @covers("env.in-memory")
-async def test_a_database_in_memory_is_one_connection() -> None:
+async def test_in_memory_database_uses_one_connection() -> None:
     database = Database(Settings(database_url="sqlite+aiosqlite:///:memory:"))
     async with database.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)

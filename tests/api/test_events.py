@@ -73,7 +73,7 @@ def events_path(execution: ExecutionRecord) -> str:
 
 
 @covers("events.stream", "events.end")
-async def test_what_has_ended_is_told_at_once(client: httpx.AsyncClient, ended: ExecutionRecord) -> None:
+async def test_ended_execution_is_streamed_completely(client: httpx.AsyncClient, ended: ExecutionRecord) -> None:
     response = await client.get(events_path(ended))
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
@@ -97,7 +97,7 @@ async def test_what_has_ended_is_told_at_once(client: httpx.AsyncClient, ended: 
 
 
 @covers("events.resume")
-async def test_a_reader_that_comes_back_goes_on(client: httpx.AsyncClient, ended: ExecutionRecord) -> None:
+async def test_stream_continues_after_the_last_event_id(client: httpx.AsyncClient, ended: ExecutionRecord) -> None:
     async def ids(header: str | None, query: str | None = None) -> list[str | None]:
         response = await client.get(
             events_path(ended),
@@ -119,7 +119,7 @@ async def test_a_reader_that_comes_back_goes_on(client: httpx.AsyncClient, ended
         assert (response.status_code, response.content) == (204, b"")
 
 
-async def test_steps_written_by_hand_are_told(
+async def test_steps_with_equal_sequence_numbers_are_all_sent(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
 ) -> None:
     execution = await factories.create_execution(session, flow, status=ExecutionStatus.ERROR)
@@ -132,7 +132,7 @@ async def test_steps_written_by_hand_are_told(
 
 @covers("events.resume")
 @pytest.mark.parametrize("page", [1, 2, 3, 4, 500])
-async def test_nothing_is_missed_or_told_twice_however_it_is_read(
+async def test_every_step_is_sent_once_for_any_batch_size(
     client: httpx.AsyncClient,
     flow: FlowRecord,
     session: AsyncSession,
@@ -155,7 +155,9 @@ async def test_nothing_is_missed_or_told_twice_however_it_is_read(
             assert {one.data["listener"] for one in rest} == {f"l{number}" for number in range(8)} - seen
 
 
-async def test_unknown_ones_are_not_found(client: httpx.AsyncClient, flow: FlowRecord, ended: ExecutionRecord) -> None:
+async def test_unknown_execution_is_not_found(
+    client: httpx.AsyncClient, flow: FlowRecord, ended: ExecutionRecord
+) -> None:
     for path in (f"{path_of(flow)}/executions/{uuid4()}", f"{API}/flows/{uuid4()}/executions/{ended.id}"):
         for params in ({}, {"last_event_id": "end"}):
             refused = await client.get(f"{path}/events", params=params)
@@ -228,7 +230,7 @@ async def end(database: Database, execution_id: UUID, status: ExecutionStatus = 
 
 
 @covers("events.live")
-async def test_changes_are_told_as_they_happen(live_database: Database, running: ExecutionRecord) -> None:
+async def test_changes_are_sent_as_they_happen(live_database: Database, running: ExecutionRecord) -> None:
     async with served_app() as port, reading(port, events_path(running)) as reader:
         assert (await reader.event()).data["status"] == "running"
         for sequence, status in enumerate((StepStatus.RUNNING, StepStatus.WAITING, StepStatus.SUCCESS), 1):
@@ -247,7 +249,7 @@ async def test_changes_are_told_as_they_happen(live_database: Database, running:
 
 
 @covers("events.alive")
-async def test_a_quiet_stream_shows_that_it_lives_and_ends_in_time(
+async def test_idle_stream_sends_comments_and_is_closed_after_the_maximum_time(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (streaming.COMMENT_SECONDS, streaming.STREAM_SECONDS) == (15, 3600)
@@ -259,7 +261,7 @@ async def test_a_quiet_stream_shows_that_it_lives_and_ends_in_time(
     assert [(event.kind, event.id) for event in events_of(text)] == [("execution", None)]
 
 
-async def test_a_deleted_execution_ends_the_stream(
+async def test_deleted_execution_ends_the_stream(
     live_client: httpx.AsyncClient, live_database: Database, running: ExecutionRecord
 ) -> None:
     async with served_app() as port, reading(port, events_path(running)) as reader:
@@ -270,7 +272,7 @@ async def test_a_deleted_execution_ends_the_stream(
     assert_problem(refused, 404, "execution_not_found", "Execution not found")
 
 
-async def test_a_look_costs_two_statements_and_holds_nothing(
+async def test_poll_needs_two_statements(
     client: httpx.AsyncClient, ended: ExecutionRecord, database_engine: AsyncEngine
 ) -> None:
     with count_statements(database_engine) as statements:
@@ -287,7 +289,7 @@ async def answered(logs: Sequence[EventDict], path: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_reader_that_leaves_ends_the_looking(live_database: Database, running: ExecutionRecord) -> None:
+async def test_disconnected_client_ends_polling(live_database: Database, running: ExecutionRecord) -> None:
     with capture_logs() as logs:
         async with served_app() as port:
             async with reading(port, events_path(running)) as reader:
@@ -295,7 +297,7 @@ async def test_a_reader_that_leaves_ends_the_looking(live_database: Database, ru
             await answered(logs, "/events")
 
 
-async def test_a_server_that_stops_ends_its_streams(live_database: Database, running: ExecutionRecord) -> None:
+async def test_shutdown_ends_streams(live_database: Database, running: ExecutionRecord) -> None:
     async with httpx.AsyncClient() as client:
         async with asyncio.timeout(10), served_app() as port:
             request = client.build_request("GET", f"http://127.0.0.1:{port}{events_path(running)}")
@@ -305,7 +307,7 @@ async def test_a_server_that_stops_ends_its_streams(live_database: Database, run
 
 
 @covers("events.no-connection")
-async def test_readers_hold_no_connection(
+async def test_open_streams_hold_no_connection(
     running: ExecutionRecord, live_settings: Settings, live_client: httpx.AsyncClient
 ) -> None:
     async with one_connection(live_settings) as database:

@@ -57,7 +57,7 @@ async def executions(session: AsyncSession) -> list[ExecutionRecord]:
 
 class TestListExecutions:
     @covers("executions.list", "executions.status")
-    async def test_the_newest_comes_first(
+    async def test_list_is_sorted_newest_first(
         self, client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         assert (await client.get(f"{path_of(flow)}/executions")).json()["items"] == []
@@ -74,7 +74,9 @@ class TestListExecutions:
         assert (first["triggerType"], first["startedAt"]) == ("manual", "2024-05-01T16:00:00.000000Z")
 
     @covers("executions.list", "paging.past-the-end")
-    async def test_the_id_breaks_ties(self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
+    async def test_executions_with_equal_times_are_sorted_by_id(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
         for _ in range(5):
             await factories.create_execution(session, flow, id=uuid4(), started_at=NOON)
         ids = []
@@ -88,7 +90,7 @@ class TestListExecutions:
         assert (past.status_code, past.json()["items"], past.json()["total"]) == (200, [], 5)
 
     @covers("executions.list.filter", "paging.bounds")
-    async def test_the_filter_and_the_bounds(
+    async def test_list_can_be_filtered_and_checks_its_parameters(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         for status in [*ExecutionStatus, ExecutionStatus.ERROR]:
@@ -108,7 +110,9 @@ class TestListExecutions:
 
 class TestGetExecution:
     @covers("executions.shape", "executions.duration-by-hand")
-    async def test_every_member(self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
+    async def test_response_has_every_member(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
         trigger = await factories.create_trigger(session, flow)
         execution = await factories.create_execution(
             session,
@@ -143,7 +147,7 @@ class TestGetExecution:
         }
 
     @covers("executions.get")
-    async def test_unknown_elsewhere_and_malformed(
+    async def test_unknown_id_is_not_found_and_malformed_id_is_rejected(
         self, client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         other = await factories.create_flow(session, dev_user)
@@ -159,7 +163,7 @@ class TestGetExecution:
 
 class TestRunFlow:
     @covers("executions.run", "executions.acceptance", "executions.picked-up-at")
-    async def test_it_is_running_from_its_acceptance(
+    async def test_accepted_execution_is_running(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         before = datetime.now(UTC)
@@ -180,7 +184,7 @@ class TestRunFlow:
         assert (await client.get(f"{path_of(flow)}/executions/{body['id']}")).json() == body
 
     @covers("executions.run.payload", "json.snake-case-in", "json.unknown-members")
-    async def test_what_the_payload_becomes(
+    async def test_payload_from_query_and_body_is_stored(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         given: list[tuple[dict[str, Any], str | None]] = [
@@ -206,14 +210,16 @@ class TestRunFlow:
 
     @covers("executions.run.payload")
     @pytest.mark.parametrize("value", [{"name": "Ä", "deep": [1, None]}, [], {}, 0, 1.5, True, False], ids=str)
-    async def test_any_json_becomes_text(self, client: httpx.AsyncClient, flow: FlowRecord, value: object) -> None:
+    async def test_any_json_payload_is_stored_as_text(
+        self, client: httpx.AsyncClient, flow: FlowRecord, value: object
+    ) -> None:
         response = await client.post(f"{path_of(flow)}/executions/run", json={"inputPayload": value})
         text = response.json()["inputPayload"]
         assert isinstance(text, str)
         assert json.loads(text) == value
         assert "\\u" not in text
 
-    async def test_what_cannot_be_stored_is_refused(
+    async def test_payload_that_cannot_be_stored_is_rejected(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         deep = "[" * 70 + "]" * 70
@@ -230,7 +236,7 @@ class TestRunFlow:
 
     @covers("executions.run.refused")
     @pytest.mark.parametrize("status", [status for status in FlowStatus if status is not FlowStatus.RUNNING])
-    async def test_a_flow_that_does_not_run_is_refused(
+    async def test_run_of_a_flow_that_is_not_running_is_rejected(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, status: FlowStatus
     ) -> None:
         flow = await factories.create_flow(session, dev_user, status=status)
@@ -241,7 +247,7 @@ class TestRunFlow:
         assert await executions(session) == []
         assert (await session.scalars(sa.select(UsageRecord))).all() == []
 
-    async def test_the_run_limit_ends_runs_and_webhooks(
+    async def test_run_limit_applies_to_runs_and_webhooks(
         self, client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         begun = datetime.now(UTC).replace(microsecond=0) - timedelta(days=3)
@@ -272,7 +278,7 @@ class TestRunFlow:
 
 class TestStatistics:
     @covers("executions.stats", "executions.stats.route")
-    async def test_nothing_has_run(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
+    async def test_statistics_of_a_flow_without_executions(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
         assert (await client.get(f"{path_of(flow)}/executions/stats")).json() == {
             "flowId": str(flow.id),
             "executionsTotal": 0,
@@ -283,7 +289,7 @@ class TestStatistics:
         }
 
     @covers("executions.stats", "executions.duration-by-hand", "testers.rows-by-hand")
-    async def test_rows_written_by_hand_count(
+    async def test_statistics_include_rows_written_to_the_database(
         self,
         client: httpx.AsyncClient,
         flow: FlowRecord,

@@ -54,7 +54,7 @@ async def count(session: AsyncSession, table: type[Any]) -> int:
 
 class TestCreateFlow:
     @covers("flows.create", "flows.shape", "flows.create.default-yaml")
-    async def test_it_is_stored_as_it_is_answered(
+    async def test_created_flow_is_stored_and_returned(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         response = await client.post(f"{API}/flows", json={"name": "Orders", "description": "All of them"})
@@ -71,7 +71,7 @@ class TestCreateFlow:
         assert (await client.get(f"{API}/flows/{body['id']}")).json() == body
 
     @covers("organism.default")
-    async def test_the_default_organism_has_one_greeter(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
+    async def test_default_organism_has_one_greeter(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
         created = await client.post(f"{API}/flows", json={"name": "A flow"})
         assert yaml.safe_load(created.json()["organismYaml"]) == {
             "organism": {"name": "my-flow"},
@@ -88,7 +88,7 @@ class TestCreateFlow:
         }
 
     @covers("flows.yaml.any", "flows.yaml.empty-is-default")
-    async def test_yaml_is_stored_whatever_it_says(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
+    async def test_any_yaml_is_stored_unchanged(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
         for given, stored in {
             None: DEFAULT_ORGANISM,
             "": DEFAULT_ORGANISM,
@@ -105,12 +105,12 @@ class TestCreateFlow:
         assert created.json()["organismYaml"] == large
 
     @pytest.mark.parametrize("name", ["x", "é" * 100, "x" * 100, " ", "a\nb"], ids=lambda name: ascii(name)[:12])
-    async def test_names_of_1_to_100_characters(self, client: httpx.AsyncClient, name: str) -> None:
+    async def test_name_may_have_1_to_100_characters(self, client: httpx.AsyncClient, name: str) -> None:
         created = await client.post(f"{API}/flows", json={"name": name, "description": "é" * 500})
         assert (created.status_code, created.json()["name"]) == (201, name)
         assert created.json()["description"] == "é" * 500
 
-    async def test_what_does_not_fit_is_refused(
+    async def test_invalid_body_is_rejected(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         refusals: list[tuple[Any, str]] = [
@@ -138,7 +138,7 @@ class TestFlowLimit:
         ("tier", "limit"),
         [(Tier.FREE, 1), (Tier.PRO, 100), (Tier.ENTERPRISE, 1000), (Tier.HIGH_FREQUENCY, 1000)],
     )
-    async def test_the_tier_bounds_the_flows(
+    async def test_flow_limit_depends_on_the_tier(
         self, client: httpx.AsyncClient, session: AsyncSession, tier: Tier, limit: int
     ) -> None:
         user = await factories.create_user(session, clerk_id="dev_user_001", tier=tier)
@@ -161,7 +161,7 @@ class TestFlowLimit:
         assert (await client.post(f"{API}/flows", json={"name": "In its place"})).status_code == 201
 
     @covers("flows.limit.concurrency")
-    async def test_it_is_exact_when_many_are_created_at_once(
+    async def test_flow_limit_is_exact_under_concurrency(
         self, live_client: httpx.AsyncClient, live_database: Database
     ) -> None:
         await live_client.get(f"{API}/me")
@@ -178,7 +178,7 @@ class TestFlowLimit:
 
 class TestListFlows:
     @covers("flows.list", "flows.summary", "flows.status", "paging.shape")
-    async def test_the_last_changed_comes_first(
+    async def test_list_is_sorted_by_last_change(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         for hours, status in enumerate(FlowStatus):
@@ -201,7 +201,7 @@ class TestListFlows:
         assert (await client.get(f"{API}/flows")).json()["items"][0]["name"] == "changed"
 
     @covers("paging.past-the-end", "query.snake-case")
-    async def test_pages_hold_every_flow_once(
+    async def test_pages_contain_every_flow_once(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         for number in range(5):
@@ -218,7 +218,9 @@ class TestListFlows:
             assert (past.json()["items"], past.json()["total"], past.json()["hasMore"]) == ([], 5, False)
 
     @covers("paging.bounds")
-    async def test_pages_out_of_range_are_refused(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
+    async def test_page_parameters_out_of_range_are_rejected(
+        self, client: httpx.AsyncClient, dev_user: UserRecord
+    ) -> None:
         for wrong in ("0", "-1", "1e30", str(10**30), "1.5", "x", "", "9" * 5000):
             assert_invalid(await client.get(f"{API}/flows", params={"page": wrong}), "query.page")
         for size in ("0", "-1", "1001", str(10**30), "x"):
@@ -230,7 +232,9 @@ class TestListFlows:
 
 class TestGetFlow:
     @covers("flows.404")
-    async def test_unknown_and_malformed_ids(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
+    async def test_unknown_id_is_not_found_and_malformed_id_is_rejected(
+        self, client: httpx.AsyncClient, dev_user: UserRecord
+    ) -> None:
         for method in ("GET", "PATCH", "DELETE"):
             response = await client.request(method, f"{API}/flows/{uuid4()}", json={"name": "x"})
             assert_problem(response, 404, "flow_not_found", "Flow not found")
@@ -240,7 +244,7 @@ class TestGetFlow:
 class TestDeleteFlow:
     @covers("flows.delete.every-state", "flows.delete.takes-along", "testers.no-pragma")
     @pytest.mark.parametrize("status", FlowStatus)
-    async def test_it_takes_all_that_hangs_on_the_flow_along(
+    async def test_delete_removes_everything_that_belongs_to_the_flow(
         self,
         client: httpx.AsyncClient,
         dev_user: UserRecord,
@@ -271,7 +275,7 @@ class TestDeleteFlow:
         assert set(await session.scalars(sa.select(ExecutionRecord.flow_id))) == {kept.id}
 
     @covers("flows.delete.takes-along")
-    async def test_it_loads_neither_triggers_nor_executions(
+    async def test_delete_loads_neither_triggers_nor_executions(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, database_engine: AsyncEngine
     ) -> None:
         flow = await factories.create_flow(session, dev_user)

@@ -49,7 +49,7 @@ EVERY_WAY = pytest.mark.parametrize(
 
 class TestPublicAnswers:
     @covers("public.root")
-    async def test_root(self, client: httpx.AsyncClient) -> None:
+    async def test_root_describes_the_service(self, client: httpx.AsyncClient) -> None:
         response = await client.get("/")
         assert response.status_code == 200
         assert response.json() == {
@@ -68,7 +68,9 @@ class TestPublicAnswers:
             ("/health/ready", {"status": "ready", "checks": {"database": "ok", "migrations": "ok"}}),
         ],
     )
-    async def test_health(self, client: httpx.AsyncClient, path: str, members: dict[str, object]) -> None:
+    async def test_health_checks_succeed(
+        self, client: httpx.AsyncClient, path: str, members: dict[str, object]
+    ) -> None:
         response = await client.get(path)
         body = response.json()
         assert response.status_code == 200
@@ -79,13 +81,13 @@ class TestPublicAnswers:
 class TestWithoutDatabase:
     @covers("public.live")
     @EVERY_WAY
-    async def test_the_process_still_says_that_it_lives(self, client: httpx.AsyncClient, unreachable: None) -> None:
+    async def test_liveness_does_not_depend_on_the_database(self, client: httpx.AsyncClient, unreachable: None) -> None:
         answers = {path: (await client.get(path)).json().get("status") for path in ("/", "/health", "/health/live")}
         assert answers == {"/": None, "/health": "healthy", "/health/live": "alive"}
 
     @covers("public.ready.unhealthy")
     @EVERY_WAY
-    async def test_it_is_not_ready(self, client: httpx.AsyncClient, unreachable: None) -> None:
+    async def test_readiness_fails_without_the_database(self, client: httpx.AsyncClient, unreachable: None) -> None:
         response = await client.get("/health/ready")
         body = response.json()
         assert (response.status_code, response.headers["retry-after"]) == (503, "5")
@@ -97,7 +99,7 @@ class TestWithoutDatabase:
 
     @covers("errors.database-down")
     @EVERY_WAY
-    async def test_every_other_route_answers_503(self, client: httpx.AsyncClient, unreachable: None) -> None:
+    async def test_other_routes_respond_with_503(self, client: httpx.AsyncClient, unreachable: None) -> None:
         calls = [("GET", f"{API}/flows"), ("POST", f"{API}/flows"), ("GET", f"{API}/me"), ("POST", "/webhooks/token")]
         for method, path in calls:
             response = await client.request(method, path, json={"name": "A flow"})
@@ -107,7 +109,7 @@ class TestWithoutDatabase:
 
 class TestSchema:
     @covers("public.ready.unhealthy")
-    async def test_tables_without_migrations_are_not_ready_in_production(self, client: httpx.AsyncClient) -> None:
+    async def test_unmigrated_tables_are_not_ready_in_production(self, client: httpx.AsyncClient) -> None:
         with changed_settings(ENV="production"):
             response = await client.get("/health/ready")
         body = response.json()
@@ -116,7 +118,7 @@ class TestSchema:
         assert body["errors"] == ["migrations: the database is not migrated: run `bloxserver migrate`"]
 
     @covers("public.ready")
-    async def test_a_newer_schema_than_ours_is_ready(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
+    async def test_newer_schema_is_ready(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
         await session.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
         await session.execute(sa.text("INSERT INTO alembic_version VALUES ('of_the_future')"))
         await session.commit()

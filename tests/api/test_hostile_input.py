@@ -57,7 +57,9 @@ async def answers_of(client: httpx.AsyncClient, rows: Iterable[Row], places: dic
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
-async def test_hostile_input(client: httpx.AsyncClient, places: dict[str, str], rows: list[Row]) -> None:
+async def test_hostile_input_gets_the_expected_status_and_breaks_no_reads(
+    client: httpx.AsyncClient, places: dict[str, str], rows: list[Row]
+) -> None:
     assert await answers_of(client, rows, places) == {row.name: row.status for row in rows}
     assert await spoilt(client, places) == {}
 
@@ -68,7 +70,7 @@ REQUEST_IDS = [
 ]  # fmt: skip
 
 
-async def test_a_request_id_of_junk_is_replaced() -> None:
+async def test_invalid_request_id_is_replaced() -> None:
     async with api_client() as client:
         for given in REQUEST_IDS:
             response = await client.get("/nothing", headers=[(b"X-Request-Id", given)])
@@ -77,7 +79,7 @@ async def test_a_request_id_of_junk_is_replaced() -> None:
             assert response.json()["requestId"] == response.headers["X-Request-Id"], given[:80]
 
 
-async def test_a_request_id_of_the_client_is_kept() -> None:
+async def test_valid_request_id_is_kept() -> None:
     async with api_client() as client:
         response = await client.get("/nothing", headers={"X-Request-Id": "trace:01.a_b-c"})
     assert response.headers["X-Request-Id"] == response.json()["requestId"] == "trace:01.a_b-c"
@@ -106,7 +108,9 @@ INVALID = [
 @pytest.mark.parametrize(
     ("code", "headers"), [("missing_token", MISSING), ("invalid_token", INVALID)], ids=["missing", "invalid"]
 )
-async def test_authorization_of_junk_is_401(client: httpx.AsyncClient, code: str, headers: list[bytes]) -> None:
+async def test_invalid_authorization_header_gets_401(
+    client: httpx.AsyncClient, code: str, headers: list[bytes]
+) -> None:
     async with clerk_sign_in():
         for given in headers:
             response = await client.get("/api/v1/flows", headers=[(b"Authorization", given)])

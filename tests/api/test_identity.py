@@ -66,7 +66,7 @@ async def users(session: AsyncSession) -> list[UserRecord]:
 
 class TestDevelopmentUser:
     @covers("identity.dev", "identity.dev.user")
-    async def test_every_request_is_his(
+    async def test_every_request_is_the_development_user(
         self, client: httpx.AsyncClient, echo: httpx.AsyncClient, session: AsyncSession
     ) -> None:
         for header in (None, "", "Bearer", "Bearer garbage", "Basic eDp5", "Bearer a.b.c", "é".encode("latin-1")):
@@ -90,14 +90,16 @@ class TestDevelopmentUser:
 
     @covers("identity.dev")
     @pytest.mark.parametrize("env", ["test", "staging", "production"])
-    async def test_elsewhere_there_is_none(self, client: httpx.AsyncClient, session: AsyncSession, env: str) -> None:
+    async def test_development_user_exists_in_development_only(
+        self, client: httpx.AsyncClient, session: AsyncSession, env: str
+    ) -> None:
         with changed_settings(ENV=env):
             response = await client.get(f"{API}/flows")
         assert_problem(response, 401, "missing_token", "Missing authentication token")
         assert await users(session) == []
 
     @covers("testers.no-cache")
-    async def test_he_is_found_in_whatever_database_there_is(self, client: httpx.AsyncClient) -> None:
+    async def test_development_user_is_created_in_each_database(self, client: httpx.AsyncClient) -> None:
         mine = (await client.post(f"{API}/flows", json={"name": "A flow"})).json()
         engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
         async with engine.begin() as connection:
@@ -119,7 +121,7 @@ class TestDevelopmentUser:
 
 class TestToken:
     @covers("identity.missing")
-    async def test_none_came(self, client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession) -> None:
+    async def test_missing_token_gets_401(self, client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession) -> None:
         token = clerk.headers(SUBJECT)["Authorization"].removeprefix("Bearer ")
         for header in (None, "", "Bearer", "Bearer  ", token, f"Basic {token}", f"Token {token}", "Bearertoken"):
             headers = {} if header is None else {"Authorization": header}
@@ -132,7 +134,7 @@ class TestToken:
         assert await users(session) == []
 
     @covers("identity.token", "identity.expired", "identity.invalid")
-    async def test_what_is_refused_and_why(
+    async def test_invalid_token_is_rejected_with_a_reason(
         self, client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession
     ) -> None:
         def signed(key: SigningKey = clerk.key, /, alg: str = "RS256", **changes: Any) -> str:
@@ -165,7 +167,7 @@ class TestToken:
         assert good.status_code == 200
 
     @covers("identity.audience")
-    async def test_the_audience_counts_if_one_is_set(self, client: httpx.AsyncClient, clerk: Clerk) -> None:
+    async def test_audience_is_checked_if_configured(self, client: httpx.AsyncClient, clerk: Clerk) -> None:
         assert (await client.get(f"{API}/me", headers=clerk.headers(SUBJECT, aud="them"))).status_code == 200
         with changed_settings(CLERK_AUDIENCE="us"):
             for audience, status in {"us": 200, "them": 401, None: 401}.items():
@@ -175,7 +177,7 @@ class TestToken:
             await get_verifier(get_settings()).aclose()
 
     @covers("identity.no-keys")
-    async def test_without_keys_it_is_503(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
+    async def test_unavailable_keys_get_503(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
         key = SigningKey()
         async with JwksServer(key) as server:
             gone = server.issuer
@@ -200,7 +202,9 @@ async def assert_no_keys(client: httpx.AsyncClient, issuer: str, key: SigningKey
 
 class TestFirstToken:
     @covers("identity.first-token", "identity.token")
-    async def test_it_creates_the_user(self, client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession) -> None:
+    async def test_first_token_creates_the_user(
+        self, client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession
+    ) -> None:
         created = (await client.post(f"{API}/flows", json={"name": "A flow"}, headers=clerk.headers(SUBJECT))).json()
         user = (await users(session))[0]
         assert (user.clerk_id, user.email, user.name) == (SUBJECT, "ada@example.com", "Ada Lovelace")
@@ -215,7 +219,7 @@ class TestFirstToken:
 
     @covers("identity.first-token")
     @pytest.mark.parametrize("value", [None, 7, True, [], {"a": 1}, "", "\0", "\ud800", "x" * 1000], ids=ascii)
-    async def test_odd_claims_keep_nobody_out(
+    async def test_unusable_optional_claims_are_ignored(
         self, client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, value: object
     ) -> None:
         odd = dict.fromkeys(("email", "name", "image_url", "dev", "tier"), value)
@@ -229,7 +233,7 @@ class TestFirstToken:
 
     @covers("identity.first-token.concurrency", "testers.lost-race")
     @pytest.mark.parametrize("count", [8, 50])
-    async def test_many_at_once_create_one_user(
+    async def test_concurrent_first_tokens_create_one_user(
         self, live_client: httpx.AsyncClient, live_database: Database, clerk: Clerk, count: int
     ) -> None:
         headers = clerk.headers(SUBJECT)
@@ -244,7 +248,9 @@ class TestFirstToken:
 
 
 class TestOptionalUser:
-    async def test_the_user_or_none(self, echo: httpx.AsyncClient, clerk: Clerk, session: AsyncSession) -> None:
+    async def test_optional_user_is_none_without_a_valid_token(
+        self, echo: httpx.AsyncClient, clerk: Clerk, session: AsyncSession
+    ) -> None:
         assert (await echo.get("/optional")).json() is None
         assert (await echo.get("/optional", headers={"Authorization": "Bearer garbage"})).json() is None
         assert await users(session) == []

@@ -77,13 +77,13 @@ MODELS = [
         *[(f"routes.{name}", ["router"]) for name in ("flows", "triggers", "executions", "webhooks", "health")],
     ],
 )
-def test_they_are_there(module: str, names: list[str]) -> None:
+def test_names_can_be_imported(module: str, names: list[str]) -> None:
     found = importlib.import_module(f"bloxserver.api.{module}")
     assert [name for name in names if not hasattr(found, name)] == []
 
 
 @covers("imports.main", "imports.routes", "imports.schemas", "imports.tables", "imports.models")
-def test_they_are_what_they_say() -> None:
+def test_names_have_the_expected_types() -> None:
     assert isinstance(app, FastAPI)
     for name in ("flows", "triggers", "executions", "webhooks", "health"):
         assert isinstance(importlib.import_module(f"bloxserver.api.routes.{name}").router, APIRouter)
@@ -110,14 +110,14 @@ def test_they_are_what_they_say() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_members_are_the_upper_case_of_their_values(enum: type[StrEnum], values: str) -> None:
+def test_enum_members_are_the_upper_case_of_their_values(enum: type[StrEnum], values: str) -> None:
     assert {member.name: member.value for member in enum} == {value.upper(): value for value in values.split()}
     assert {value: str(enum(value)) for value in values.split()} == {value: value for value in values.split()}
     assert enum(values.split()[0]) == values.split()[0]
 
 
 @covers("json.camel-case", "json.snake-case-in")
-def test_the_schemas_speak_camel_case() -> None:
+def test_schemas_write_camel_case_and_accept_snake_case() -> None:
     class Example(CamelModel):
         one_word: int
 
@@ -126,7 +126,7 @@ def test_the_schemas_speak_camel_case() -> None:
 
 
 @covers("imports.database")
-async def test_the_database_is_that_of_the_running_app() -> None:
+async def test_database_names_use_the_database_of_the_running_app() -> None:
     await database.init_db()
     try:
         async with database.get_db_context() as session:

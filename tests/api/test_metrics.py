@@ -53,7 +53,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 class TestAccess:
     @covers("metrics.hidden")
-    async def test_without_a_token_it_is_as_if_it_were_not_there(self, client: httpx.AsyncClient) -> None:
+    async def test_metrics_are_not_found_without_a_configured_token(self, client: httpx.AsyncClient) -> None:
         for method in ("GET", "POST", "OPTIONS"):
             for headers in ({}, BEARER):
                 answers = [await client.request(method, path, headers=headers) for path in ("/metrics", "/metricz")]
@@ -64,7 +64,7 @@ class TestAccess:
 
     @covers("metrics.token")
     @pytest.mark.usefixtures("token")
-    async def test_the_token_opens_it(self, client: httpx.AsyncClient) -> None:
+    async def test_metrics_require_the_token(self, client: httpx.AsyncClient) -> None:
         missing = await client.get("/metrics")
         assert_problem(missing, 401, "missing_token", "Missing authentication token")
         for wrong in (TOKEN[:-1], TOKEN + "x", "é", "x" * 5000):
@@ -88,7 +88,7 @@ class TestRequests:
         assert value(after, counted, **labels) - value(before, counted, **labels) == 3
 
     @covers("metrics.requests")
-    async def test_what_clients_invent_makes_no_series(self, client: httpx.AsyncClient) -> None:
+    async def test_unknown_methods_and_paths_create_no_series(self, client: httpx.AsyncClient) -> None:
         await client.request("BREW", "/teapot")
         before = await scrape(client)
         for number in range(20):
@@ -106,14 +106,14 @@ class TestRequests:
         templates = {"unmatched", "/metrics", "/health", "/webhooks/{webhook_token}/test"}
         assert templates - {"/health"} <= routes
 
-    async def test_it_tells_the_version_and_the_process(self, client: httpx.AsyncClient) -> None:
+    async def test_metrics_include_version_and_process(self, client: httpx.AsyncClient) -> None:
         samples = await scrape(client)
         (build,) = [dict(labels) for name, labels in samples if name == "bloxserver_build_info"]
         assert build["version"] == __version__
         assert value(samples, "process_resident_memory_bytes") > 1_000_000
         assert value(samples, "process_open_fds") > 0
 
-    async def test_names_and_units_are_as_prometheus_wants_them(self, client: httpx.AsyncClient) -> None:
+    async def test_metric_names_follow_prometheus_conventions(self, client: httpx.AsyncClient) -> None:
         text = (await client.get("/metrics", headers=BEARER)).text
         kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
         assert all(name.startswith(("bloxserver_", "process_")) for name in kinds)
@@ -124,7 +124,7 @@ class TestRequests:
 @pytest.mark.usefixtures("token")
 class TestDatabase:
     @covers("metrics.database")
-    async def test_it_tells_the_queue(
+    async def test_metrics_include_the_queue(
         self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
     ) -> None:
         flow = await create_flow(session, dev_user)
@@ -135,16 +135,16 @@ class TestDatabase:
         assert ("bloxserver_queue_executions", (("state", "waiting"), ("tier", "enterprise"))) in samples
         assert ("bloxserver_workers_alive", ()) in samples
 
-    async def test_a_scrape_costs_three_statements(
-        self, client: httpx.AsyncClient, database_engine: AsyncEngine
-    ) -> None:
+    async def test_scrape_needs_three_statements(self, client: httpx.AsyncClient, database_engine: AsyncEngine) -> None:
         with count_statements(database_engine) as statements:
             await scrape(client)
         assert len(statements) == 3
 
     @covers("metrics.without-database")
     @EVERY_WAY
-    async def test_without_the_database_the_rest_is_there(self, client: httpx.AsyncClient, unreachable: None) -> None:
+    async def test_metrics_without_the_database_include_the_rest(
+        self, client: httpx.AsyncClient, unreachable: None
+    ) -> None:
         samples = await scrape(client)
         assert samples["bloxserver_database_up", ()] == 0
         names = {name for name, _ in samples}
@@ -154,7 +154,7 @@ class TestDatabase:
         assert "bloxserver_database_pool_size" in names
 
 
-async def test_the_document_names_every_metric(client: httpx.AsyncClient, token: None) -> None:
+async def test_every_metric_is_documented(client: httpx.AsyncClient, token: None) -> None:
     text = (await client.get("/metrics", headers=BEARER)).text
     told = {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if not name.startswith("process_")}
     rows = re.findall(r"^\| `(bloxserver_\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
@@ -164,7 +164,7 @@ async def test_the_document_names_every_metric(client: httpx.AsyncClient, token:
 
 
 class TestPool:
-    async def test_connections_that_are_waited_for_are_timed(self, live_database: Database) -> None:
+    async def test_pool_wait_time_is_measured(self, live_database: Database) -> None:
         pool = live_database.pools()["writing"]
         with counted("bloxserver_database_pool_wait_seconds_count", pool="writing") as taken:
             async with live_database.transaction() as session:

@@ -58,7 +58,7 @@ def rows(response: httpx.Response) -> list[tuple[int, int, str]]:
 
 @covers("organisms.validate")
 class TestValidateOrganism:
-    async def test_every_problem_is_told_with_its_place_and_what_to_do(self, client: httpx.AsyncClient) -> None:
+    async def test_every_problem_has_its_position_and_a_hint(self, client: httpx.AsyncClient) -> None:
         response = await client.post(VALIDATE, content=BROKEN)
         assert response.status_code == 200
         assert response.json()["valid"] is False
@@ -75,31 +75,31 @@ class TestValidateOrganism:
         assert (missing["code"], missing["path"]) == ("missing_field", ["listeners", 0, "description"])
         assert (warning["severity"], warning["code"]) == ("warning", "unknown_key")
 
-    async def test_warnings_alone_leave_it_valid(self, client: httpx.AsyncClient) -> None:
+    async def test_definition_with_warnings_only_is_valid(self, client: httpx.AsyncClient) -> None:
         assert (await client.post(VALIDATE, content=DEFAULT_ORGANISM)).json() == {"valid": True, "problems": []}
         response = await client.post(VALIDATE, content=f"{DEFAULT_ORGANISM}mine: 1\n")
         assert response.json()["valid"] is True
         assert [one["code"] for one in response.json()["problems"]] == ["unknown_key"]
 
     @pytest.mark.parametrize("kind", ["application/yaml", "text/plain", "x", "application/x-www-form-urlencoded", None])
-    async def test_the_body_is_the_definition_whatever_its_type(
+    async def test_body_of_any_content_type_is_the_definition(
         self, client: httpx.AsyncClient, kind: str | None
     ) -> None:
         headers = {"Content-Type": kind} if kind else {}
         assert len(rows(await client.post(VALIDATE, content=BROKEN, headers=headers))) == 3
 
     @pytest.mark.parametrize("name", ["organismYaml", "organism_yaml"])
-    async def test_json_may_hold_it(self, client: httpx.AsyncClient, name: str) -> None:
+    async def test_json_body_may_contain_the_definition_as_text(self, client: httpx.AsyncClient, name: str) -> None:
         assert len(rows(await client.post(VALIDATE, json={name: BROKEN, "other": 1}))) == 3
 
-    async def test_json_may_be_it(self, client: httpx.AsyncClient) -> None:
+    async def test_json_body_may_be_the_definition(self, client: httpx.AsyncClient) -> None:
         listener = {"name": "a", "description": "d", "handler": "echo"}
         sound = {"organism": {"name": "x"}, "listeners": [listener]}
         assert (await client.post(VALIDATE, json=sound)).json() == {"valid": True, "problems": []}
         broken = sound | {"listeners": [listener | {"handler": "ecko"}]}
         assert [code for *_, code in rows(await client.post(VALIDATE, json=broken))] == ["unknown_handler"]
 
-    async def test_a_definition_that_is_no_text_is_refused(self, client: httpx.AsyncClient) -> None:
+    async def test_definition_that_is_not_text_is_rejected(self, client: httpx.AsyncClient) -> None:
         assert_invalid(await client.post(VALIDATE, json={"organismYaml": 5}), "body.organismYaml")
 
     @pytest.mark.parametrize(
@@ -125,18 +125,20 @@ class TestValidateOrganism:
             (b'{"a": ' + b"9" * 5000 + b"}", "application/json", "out_of_range"),
         ],
     )
-    async def test_nothing_is_a_fault(self, client: httpx.AsyncClient, body: bytes, kind: str, code: str) -> None:
+    async def test_invalid_definition_is_reported_as_problems(
+        self, client: httpx.AsyncClient, body: bytes, kind: str, code: str
+    ) -> None:
         response = await client.post(VALIDATE, content=body, headers={"Content-Type": kind})
         assert response.status_code == 200
         assert response.json()["valid"] is False
         assert code in [one["code"] for one in response.json()["problems"]]
         assert all(one["hint"] and one["message"] for one in response.json()["problems"])
 
-    async def test_thousands_of_problems_are_told(self, client: httpx.AsyncClient) -> None:
+    async def test_thousands_of_problems_are_reported(self, client: httpx.AsyncClient) -> None:
         text = "organism: {name: x}\nlisteners:\n" + "  - {name: a, handler: ecko, peers: [b], zzz: 1}\n" * 1500
         assert len(rows(await client.post(VALIDATE, content=text))) > 5000
 
-    async def test_a_large_definition_is_read_beside_the_event_loop(
+    async def test_large_definition_does_not_block_the_event_loop(
         self, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         text = "organism: {name: x}\nlisteners:\n" + "  - {name: a, handler: ecko, peers: [b], zzz: 1}\n" * 1900
@@ -154,13 +156,15 @@ class TestValidateOrganism:
         assert len(problems) > 5000
         assert turns > 0, "nothing else is awaited: one that is read on the loop gives nobody a turn"
 
-    async def test_nothing_is_stored(
+    async def test_validation_stores_nothing(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         await client.post(VALIDATE, content=DEFAULT_ORGANISM)
         assert await session.scalar(sa.select(sa.func.count()).select_from(FlowRecord)) == 0
 
-    async def test_it_waits_for_no_writer(self, live_client: httpx.AsyncClient, live_database: Database) -> None:
+    async def test_validation_does_not_wait_for_writers(
+        self, live_client: httpx.AsyncClient, live_database: Database
+    ) -> None:
         await live_client.get(f"{API}/me")
         async with live_database.transaction() as writer:
             await writer.execute(sa.update(UserRecord).values(name="Writing"))
@@ -169,7 +173,7 @@ class TestValidateOrganism:
 
 
 class TestInstallation:
-    async def test_secrets_and_models_that_are_not_there_are_told(
+    async def test_missing_secrets_and_models_are_reported(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         response = await client.post(VALIDATE, content=NEEDY)
@@ -177,7 +181,7 @@ class TestInstallation:
         assert response.json()["valid"] is False
         assert all(one["hint"] for one in response.json()["problems"])
 
-    async def test_what_is_there_is_not_missed(
+    async def test_existing_secrets_and_models_are_not_reported(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LLM_API_KEY", "k")
@@ -192,12 +196,12 @@ class TestInstallation:
         finally:
             get_settings.cache_clear()
 
-    async def test_they_are_told_beside_the_errors_of_the_definition(self, client: httpx.AsyncClient) -> None:
+    async def test_missing_secrets_are_reported_together_with_other_errors(self, client: httpx.AsyncClient) -> None:
         broken = NEEDY.replace("peers: [think]", "peers: [thing]").replace("name: x", "name: 5")
         expected = [(1, 18, "wrong_type"), (8, 40, "missing_secret"), (9, 13, "unknown_peer"), (12, 13, "missing_llm")]
         assert rows(await client.post(VALIDATE, content=broken)) == expected
 
-    async def test_secrets_of_others_do_not_count(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
+    async def test_secrets_of_other_users_are_not_used(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
         stranger = await factories.create_user(session)
         session.add(SecretRecord(user_id=stranger.id, name="TOKEN", ciphertext="s"))
         await session.commit()
@@ -206,7 +210,7 @@ class TestInstallation:
 
 @covers("flows.validate")
 class TestValidateFlow:
-    async def test_without_a_body_the_stored_definition_is_judged(
+    async def test_stored_definition_is_validated_without_a_body(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         assert (await client.post(f"{path_of(flow)}/validate")).json() == {"valid": True, "problems": []}
@@ -215,14 +219,14 @@ class TestValidateFlow:
         for sent in EMPTY:
             assert len(rows(await client.post(f"{path_of(flow)}/validate", **sent))) == 3
 
-    async def test_with_a_body_that_is_judged(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
+    async def test_definition_in_the_body_is_validated(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
         assert len(rows(await client.post(f"{path_of(flow)}/validate", content=BROKEN))) == 3
         assert len(rows(await client.post(f"{path_of(flow)}/validate", json={"organismYaml": BROKEN}))) == 3
         stored: dict[str, Any] = (await client.get(path_of(flow))).json()
         assert stored["organismYaml"] == DEFAULT_ORGANISM
 
     @pytest.mark.parametrize("body", [b"", b"organism: {}"])
-    async def test_a_strangers_flow_is_not_found(
+    async def test_flow_of_another_user_is_not_found(
         self, client: httpx.AsyncClient, session: AsyncSession, body: bytes
     ) -> None:
         theirs = await factories.create_flow(session, await factories.create_user(session))
@@ -230,7 +234,7 @@ class TestValidateFlow:
             response = await client.post(f"{API}/flows/{flow_id}/validate", content=body)
             assert_problem(response, 404, "flow_not_found", "Flow not found")
 
-    async def test_it_says_what_the_start_will_say(
+    async def test_validation_reports_the_problem_that_a_start_reports(
         self, live_client: httpx.AsyncClient, live_database: Database, engine: object
     ) -> None:
         created = (await live_client.post(f"{API}/flows", json={"name": "F", "organismYaml": BROKEN})).json()
@@ -243,7 +247,7 @@ class TestValidateFlow:
             f"line {first['line']}, column {first['column']}: {first['message']}; {first['hint']}"
         )
 
-    async def test_it_costs_few_statements(
+    async def test_validation_needs_few_statements(
         self, client: httpx.AsyncClient, flow: FlowRecord, database_engine: AsyncEngine
     ) -> None:
         with count_statements(database_engine) as statements:

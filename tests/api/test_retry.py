@@ -49,7 +49,7 @@ def retry_path(flow: FlowRecord, execution: ExecutionRecord) -> str:
 
 @covers("executions.retry")
 @pytest.mark.parametrize("status", ENDED)
-async def test_it_is_a_new_execution_with_the_same_input(
+async def test_retry_creates_an_execution_with_the_same_input(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, status: ExecutionStatus
 ) -> None:
     trigger = await factories.create_trigger(session, flow)
@@ -84,7 +84,9 @@ async def test_it_is_a_new_execution_with_the_same_input(
 
 
 @covers("executions.retry.from-failed")
-async def test_from_where_it_failed(client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
+async def test_retry_from_failed_copies_finished_steps(
+    client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+) -> None:
     for status in ENDED:
         original = await factories.create_execution(session, flow, status=status)
         entry = await create_step(session, original, "entry", sequence=1, output_payload="1", input_tokens=5)
@@ -101,7 +103,9 @@ async def test_from_where_it_failed(client: httpx.AsyncClient, flow: FlowRecord,
 
 
 @covers("executions.retry.version")
-async def test_which_version_it_runs(client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
+async def test_retry_runs_the_requested_version(
+    client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+) -> None:
     second = await session.scalar(sa.select(FlowVersionRecord.id).where(FlowVersionRecord.number == 2))
     versions = {"flow_version_id": second, "flow_version": 2}
     other = await factories.create_execution(session, flow, status=ExecutionStatus.ERROR, **versions)
@@ -123,7 +127,7 @@ async def test_which_version_it_runs(client: httpx.AsyncClient, flow: FlowRecord
     assert third.organism_yaml == "three"
 
 
-async def test_a_flow_without_versions_gets_one_for_its_latest(
+async def test_retry_with_latest_creates_a_missing_version(
     client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
 ) -> None:
     flow = await factories.create_flow(session, dev_user, organism_yaml="by hand")
@@ -135,7 +139,7 @@ async def test_a_flow_without_versions_gets_one_for_its_latest(
 
 
 @covers("executions.retry.refused")
-async def test_refusals_start_nothing(
+async def test_rejected_retry_starts_nothing(
     client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
 ) -> None:
     running = await factories.create_execution(session, flow)

@@ -70,9 +70,7 @@ class TestWrite:
         assert opened(record) == value
         assert record.ciphertext.startswith(SecretCipher([KEY]).prefix)
 
-    async def test_post_creates_and_leaves_alone_what_is_there(
-        self, client: httpx.AsyncClient, session: AsyncSession
-    ) -> None:
+    async def test_post_creates_and_does_not_replace(self, client: httpx.AsyncClient, session: AsyncSession) -> None:
         created = await client.post(SECRETS, json={"name": "TOKEN", "value": CANARY})
         assert created.status_code == 201
         assert created.json() == (await client.get(SECRETS)).json()[0]
@@ -83,12 +81,14 @@ class TestWrite:
         assert (await client.post(SECRETS, json={"name": "token", "value": "x"})).status_code == 201
 
     @pytest.mark.parametrize("name", ["a", "_", "A1_b", "x" * 64])
-    async def test_names_that_may_be(self, client: httpx.AsyncClient, name: str) -> None:
+    async def test_valid_names_are_accepted(self, client: httpx.AsyncClient, name: str) -> None:
         assert (await client.put(f"{SECRETS}/{name}", json={"value": "x"})).json()["name"] == name
         assert (await client.post(SECRETS, json={"name": name, "value": "x"})).status_code == 409
 
     @pytest.mark.parametrize("name", ["1", "x" * 65, "a-b", "a.b", "a b", "é", "a\n", "\n", "\u0430", "{{a}}", "a%00"])
-    async def test_names_that_may_not_be(self, client: httpx.AsyncClient, session: AsyncSession, name: str) -> None:
+    async def test_invalid_names_are_rejected(
+        self, client: httpx.AsyncClient, session: AsyncSession, name: str
+    ) -> None:
         path = f"{SECRETS}/{name.replace('%', '%25').replace(chr(10), '%0A')}"
         assert_invalid(await client.put(path, json={"value": CANARY}), "path.name")
         assert_invalid(await client.delete(path), "path.name")
@@ -112,7 +112,7 @@ class TestWrite:
             ([CANARY], "body"),
         ],
     )
-    async def test_values_that_may_not_be_are_not_repeated(
+    async def test_invalid_values_are_rejected_and_not_repeated(
         self, client: httpx.AsyncClient, session: AsyncSession, body: Any, place: str
     ) -> None:
         response = await client.put(f"{SECRETS}/A", content=json.dumps(body), headers=JSON)
@@ -127,7 +127,7 @@ class TestWrite:
         assert CANARY not in broken.text
         assert await stored(session) == []
 
-    async def test_a_hundred_and_no_more(
+    async def test_number_of_secrets_is_limited(
         self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
     ) -> None:
         session.add_all(SecretRecord(user_id=dev_user.id, name=f"S{number}") for number in range(MAX_SECRETS))
@@ -145,7 +145,7 @@ class TestWrite:
         assert (await client.post(SECRETS, json={"name": "MORE", "value": "x"})).status_code == 201
 
     @pytest.mark.parametrize("key", ["", "change-me", f"{KEY},short"])
-    async def test_without_a_key_writing_is_503_and_says_what_to_set(
+    async def test_write_without_encryption_key_gets_503(
         self, client: httpx.AsyncClient, session: AsyncSession, key: str
     ) -> None:
         assert (await client.put(f"{SECRETS}/A", json={"value": CANARY})).status_code == 200
@@ -162,7 +162,7 @@ class TestWrite:
 
 
 @covers("secrets.list")
-async def test_the_list_is_by_name_and_has_no_values(client: httpx.AsyncClient) -> None:
+async def test_list_is_sorted_by_name_and_has_no_values(client: httpx.AsyncClient) -> None:
     assert (await client.get(SECRETS)).json() == []
     for name in ("b", "_", "B", "a", "A1", "A_"):
         await client.put(f"{SECRETS}/{name}", json={"value": f"{CANARY}{name}"})
@@ -174,7 +174,7 @@ async def test_the_list_is_by_name_and_has_no_values(client: httpx.AsyncClient) 
 
 
 @covers("secrets.delete")
-async def test_what_was_deleted_is_gone(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_deleted_secret_is_removed(client: httpx.AsyncClient, session: AsyncSession) -> None:
     await client.put(f"{SECRETS}/A", json={"value": "x"})
     await client.put(f"{SECRETS}/B", json={"value": "x"})
     deleted = await client.delete(f"{SECRETS}/A")
@@ -183,7 +183,9 @@ async def test_what_was_deleted_is_gone(client: httpx.AsyncClient, session: Asyn
     assert_problem(await client.delete(f"{SECRETS}/A"), 404, "secret_not_found", "Secret not found")
 
 
-async def test_users_do_not_see_each_others(client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession) -> None:
+async def test_secrets_of_other_users_are_not_visible(
+    client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession
+) -> None:
     ada, bob = clerk.headers("user_ada"), clerk.headers("user_bob")
     for headers, value in ((ada, "of ada"), (bob, "of bob")):
         assert (await client.put(f"{SECRETS}/SAME", json={"value": value}, headers=headers)).status_code == 200
@@ -198,9 +200,7 @@ async def test_users_do_not_see_each_others(client: httpx.AsyncClient, clerk: Cl
     assert values == {("user_ada", "SAME"): "of ada", ("user_ada", "ADAS"): "x", ("user_bob", "ADAS"): "bob's own"}
 
 
-async def test_a_body_sets_nothing_but_the_value(
-    client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
-) -> None:
+async def test_body_sets_only_the_value(client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord) -> None:
     other = await factories.create_user(session)
     body = {"value": "x", "userId": str(other.id), "user_id": str(other.id), "name": "B", "ciphertext": "y", "id": "z"}
     await client.put(f"{SECRETS}/A", json=body | {"createdAt": "2001-01-01T00:00:00Z"})
@@ -209,11 +209,11 @@ async def test_a_body_sets_nothing_but_the_value(
 
 
 class TestNothingTellsTheValue:
-    def test_no_repr_of_a_body(self) -> None:
+    def test_repr_of_a_body_does_not_contain_the_value(self) -> None:
         bodies = [SetSecretRequest(value=CANARY), CreateSecretRequest(name="A", value=CANARY)]  # type: ignore[arg-type]
         assert CANARY not in "".join(f"{body!r}{body}{body.model_dump()}{body.model_dump_json()}" for body in bodies)
 
-    async def test_no_log_and_no_row(
+    async def test_logs_and_rows_do_not_contain_the_value(
         self,
         live_client: httpx.AsyncClient,
         live_database: Database,

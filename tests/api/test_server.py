@@ -48,7 +48,7 @@ def address_of(server: Server) -> tuple[str, int]:
     return address
 
 
-async def test_it_is_ready_when_it_listens() -> None:
+async def test_ready_is_logged_once_the_server_listens() -> None:
     with capture_logs() as logs:
         async with started() as server:
             host, port = address_of(server)
@@ -69,7 +69,9 @@ async def test_it_is_ready_when_it_listens() -> None:
         ("0.0.0.0", "https://clerk.example.com", False),  # noqa: S104
     ],
 )
-async def test_it_warns_when_other_machines_need_not_sign_in(host: str, issuer: str | None, warns: bool) -> None:
+async def test_unauthenticated_access_from_other_machines_logs_a_warning(
+    host: str, issuer: str | None, warns: bool
+) -> None:
     with changed_settings(CLERK_ISSUER=issuer or ""), capture_logs() as logs:
         async with started(host):
             pass
@@ -77,7 +79,7 @@ async def test_it_warns_when_other_machines_need_not_sign_in(host: str, issuer: 
     assert ["anyone who can reach this address is the development user" in text for text in warnings] == [True] * warns
 
 
-async def test_a_request_that_waits_to_be_accepted_is_answered(server: Server) -> None:
+async def test_request_in_the_backlog_gets_a_response_at_shutdown(server: Server) -> None:
     with socket.create_connection(address_of(server)) as connection:
         connection.sendall(REQUEST)
         stopping = asyncio.create_task(server.shutdown())  # before the loop has seen the connection
@@ -87,7 +89,7 @@ async def test_a_request_that_waits_to_be_accepted_is_answered(server: Server) -
     await stopping
 
 
-async def test_a_request_on_an_open_connection_is_answered_as_its_last(server: Server) -> None:
+async def test_open_connection_gets_a_last_response_at_shutdown(server: Server) -> None:
     address = address_of(server)
     reader, writer = await asyncio.open_connection(*address)
     writer.write(REQUEST)

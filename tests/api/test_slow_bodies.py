@@ -45,7 +45,7 @@ async def rows(database: Database) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_body_over_the_limit_is_413(port: int, live_database: Database, path: str) -> None:
+async def test_body_over_the_limit_gets_413(port: int, live_database: Database, path: str) -> None:
     """In every framing; the client, which writes to the end before it reads, gets the answer."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
 
@@ -65,7 +65,7 @@ async def test_a_body_over_the_limit_is_413(port: int, live_database: Database, 
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_an_endless_body_ends_with_the_connection(port: int, live_database: Database, path: str) -> None:
+async def test_endless_body_closes_the_connection(port: int, live_database: Database, path: str) -> None:
     async with connection(port) as (reader, writer):
         writer.write(head("POST", path, "Transfer-Encoding: chunked"))
         chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
@@ -85,7 +85,7 @@ async def test_an_endless_body_ends_with_the_connection(port: int, live_database
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
-async def test_a_body_that_stalls_is_408(port: int, live_database: Database, path: str, framing: str) -> None:
+async def test_stalled_body_gets_408(port: int, live_database: Database, path: str, framing: str) -> None:
     with changed_settings(BODY_TIMEOUT_SECONDS="0.2"):
         await stall(port, path, framing)
     assert await rows(live_database) == (1, 0)
@@ -100,7 +100,7 @@ async def stall(port: int, path: str, framing: str) -> None:
         assert b'"code":"request_timeout"' in answer
 
 
-async def test_clients_that_stall_hold_up_nobody(port: int, live_database: Database) -> None:
+async def test_stalled_clients_do_not_block_others(port: int, live_database: Database) -> None:
     """Nor do they when they go."""
     with changed_settings(BODY_TIMEOUT_SECONDS="60"):
         async with AsyncExitStack() as stack, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:

@@ -98,7 +98,7 @@ async def arranged(session: AsyncSession, user: UserRecord, rows: int) -> dict[s
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-async def test_the_number_of_statements(
+async def test_number_of_statements_does_not_depend_on_rows(
     client: httpx.AsyncClient, session: AsyncSession, database_engine: AsyncEngine, dev_user: UserRecord, rows: int
 ) -> None:
     for name, cost in COSTS.items():

@@ -25,7 +25,7 @@ async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
 
 
 @covers("steps.shape")
-async def test_every_member(client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
+async def test_response_has_every_member(client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
     execution = await factories.create_execution(session, flow)
     entry = await create_step(session, execution, "entry", started_at=NOON)
     called = new_id()
@@ -79,7 +79,7 @@ async def test_every_member(client: httpx.AsyncClient, flow: FlowRecord, session
 
 @covers("steps.resumes-at")
 @pytest.mark.parametrize("status", StepStatus)
-async def test_a_step_that_waits_says_until_when(
+async def test_unfinished_step_has_resumes_at(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, status: StepStatus
 ) -> None:
     execution = await factories.create_execution(session, flow)
@@ -93,7 +93,7 @@ async def test_a_step_that_waits_says_until_when(
 
 
 @covers("steps.list")
-async def test_the_oldest_comes_first(client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
+async def test_list_is_sorted_oldest_first(client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession) -> None:
     execution, other = [await factories.create_execution(session, flow) for _ in range(2)]
     path = f"{path_of(flow)}/executions/{execution.id}/steps"
     empty = (await client.get(path)).json()
@@ -112,13 +112,13 @@ async def test_the_oldest_comes_first(client: httpx.AsyncClient, flow: FlowRecor
     assert_invalid(await client.get(path, params={"page_size": 1001}), "query.page_size")
 
 
-async def test_unknown_ones_are_not_found(client: httpx.AsyncClient, flow: FlowRecord) -> None:
+async def test_unknown_execution_is_not_found(client: httpx.AsyncClient, flow: FlowRecord) -> None:
     refused = await client.get(f"{path_of(flow)}/executions/{uuid4()}/steps")
     assert_problem(refused, 404, "execution_not_found", "Execution not found")
 
 
 @covers("executions.added-members")
-async def test_an_execution_says_where_it_comes_from_and_what_it_used(
+async def test_execution_has_its_origin_and_token_counts(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
 ) -> None:
     retried, parent = uuid4(), uuid4()

@@ -32,7 +32,7 @@ async def triggers(session: AsyncSession) -> list[TriggerRecord]:
 
 class TestCreateTrigger:
     @covers("triggers.shape", "triggers.webhook.token", "triggers.webhook.url", "env.webhook-base-url")
-    async def test_a_webhook_gets_a_token_and_an_address(
+    async def test_webhook_gets_a_token_and_a_url(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         body = {"type": "webhook", "name": "Hook", "config": {}}
@@ -60,7 +60,7 @@ class TestCreateTrigger:
             ("schedule", {"cron": "0 9 29 2 *", "timezone": "UTC", "target": "greeter"}),
         ],
     )
-    async def test_others_get_none(
+    async def test_other_types_get_no_token(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, kind: str, config: dict[str, str]
     ) -> None:
         response = await client.post(
@@ -76,7 +76,7 @@ class TestCreateTrigger:
         assert (await client.get(f"{path_of(flow)}/triggers/{body['id']}")).json() == body
 
     @covers("triggers.config")
-    async def test_the_config_comes_back_exactly(
+    async def test_config_is_returned_exactly(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         response = await client.post(
@@ -88,7 +88,7 @@ class TestCreateTrigger:
         assert (await triggers(session))[0].config == CONFIG
 
     @covers("triggers.create.input", "triggers.config")
-    async def test_what_does_not_fit_is_refused(
+    async def test_invalid_body_is_rejected(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         whole: dict[str, Any] = {"type": "webhook", "name": "Hook", "config": {}}
@@ -108,7 +108,7 @@ class TestCreateTrigger:
         assert await triggers(session) == []
 
     @covers("triggers.schedule.invalid", "triggers.schedule.cron", "triggers.schedule.timezone")
-    async def test_schedules_that_cannot_fire_are_refused(
+    async def test_invalid_schedules_are_rejected(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         crons = [
@@ -157,7 +157,7 @@ class TestCreateTrigger:
 
 class TestListTriggers:
     @covers("triggers.list")
-    async def test_a_plain_array_the_oldest_first(
+    async def test_list_is_an_array_sorted_oldest_first(
         self, client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         assert (await client.get(f"{path_of(flow)}/triggers")).json() == []
@@ -180,7 +180,7 @@ class TestListTriggers:
 
 class TestTriggerNotFound:
     @covers("triggers.404")
-    async def test_unknown_elsewhere_and_malformed(
+    async def test_unknown_id_is_not_found_and_malformed_id_is_rejected(
         self, client: httpx.AsyncClient, flow: FlowRecord, dev_user: UserRecord, session: AsyncSession
     ) -> None:
         elsewhere = await factories.create_trigger(session, await factories.create_flow(session, dev_user))
@@ -195,7 +195,7 @@ class TestTriggerNotFound:
 
 class TestDeleteTrigger:
     @covers("triggers.delete", "testers.no-pragma")
-    async def test_the_executions_stay(
+    async def test_executions_of_a_deleted_trigger_are_kept(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
         gone = await factories.create_trigger(session, flow)
@@ -214,7 +214,7 @@ class TestDeleteTrigger:
 
 class TestRegenerateToken:
     @covers("triggers.regenerate")
-    async def test_the_old_token_is_dead_at_once(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
+    async def test_old_token_is_invalid_at_once(self, client: httpx.AsyncClient, flow: FlowRecord) -> None:
         body = {"type": "webhook", "name": "Hook", "config": CONFIG}
         old = (await client.post(f"{path_of(flow)}/triggers", json=body)).json()
         assert (await client.post(f"/webhooks/{old['webhookToken']}")).status_code == 200
@@ -231,7 +231,7 @@ class TestRegenerateToken:
 
     @covers("triggers.regenerate.refused")
     @pytest.mark.parametrize("kind", [TriggerType.SCHEDULE, TriggerType.MANUAL])
-    async def test_only_webhooks_have_one(
+    async def test_token_of_other_types_cannot_be_regenerated(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, kind: TriggerType
     ) -> None:
         trigger = await factories.create_trigger(session, flow, type=kind)

@@ -44,7 +44,7 @@ async def texts(session: AsyncSession) -> list[tuple[int, str]]:
 
 
 @covers("versions.made")
-async def test_a_new_definition_makes_a_version_and_the_same_does_not(
+async def test_changed_definition_creates_a_version(
     client: httpx.AsyncClient, path: str, session: AsyncSession
 ) -> None:
     created = (await client.get(path)).json()
@@ -64,7 +64,7 @@ async def test_a_new_definition_makes_a_version_and_the_same_does_not(
 
 
 @covers("versions.by-hand")
-async def test_a_flow_written_by_hand_keeps_what_it_was(
+async def test_definition_of_a_flow_without_versions_becomes_a_version(
     client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
 ) -> None:
     flow = await factories.create_flow(session, dev_user, organism_yaml="by hand")
@@ -78,7 +78,7 @@ async def test_a_flow_written_by_hand_keeps_what_it_was(
 
 
 @covers("versions.list", "versions.get")
-async def test_they_are_listed_and_read(client: httpx.AsyncClient, path: str) -> None:
+async def test_versions_can_be_listed_and_retrieved(client: httpx.AsyncClient, path: str) -> None:
     await patched(client, path, organismYaml="one")
     await patched(client, path, organismYaml="two", canvasState=CANVAS)
     page = (await client.get(f"{path}/versions", params={"page_size": 2})).json()
@@ -99,7 +99,7 @@ async def test_they_are_listed_and_read(client: httpx.AsyncClient, path: str) ->
 
 
 @covers("versions.404")
-async def test_unknown_ones_are_not_found(
+async def test_unknown_version_is_not_found(
     client: httpx.AsyncClient, path: str, session: AsyncSession, dev_user: UserRecord
 ) -> None:
     for request in (client.get(f"{path}/versions/2"), client.post(f"{path}/versions/2/restore")):
@@ -116,7 +116,7 @@ async def test_unknown_ones_are_not_found(
 
 
 @covers("versions.restore")
-async def test_one_is_restored_as_a_new_one(client: httpx.AsyncClient, path: str, session: AsyncSession) -> None:
+async def test_restored_version_becomes_the_newest(client: httpx.AsyncClient, path: str, session: AsyncSession) -> None:
     await patched(client, path, organismYaml="one", canvasState=CANVAS)
     await patched(client, path, organismYaml="two", canvasState=None, name="Renamed")
     restored = await client.post(f"{path}/versions/2/restore")
@@ -131,7 +131,7 @@ async def test_one_is_restored_as_a_new_one(client: httpx.AsyncClient, path: str
 
 
 @covers("versions.armed")
-async def test_the_started_one_stays_armed_until_the_next_start(
+async def test_active_version_changes_at_the_next_start(
     live_client: httpx.AsyncClient, live_database: Database
 ) -> None:
     path = f"{API}/flows/{(await live_client.post(f'{API}/flows', json={'name': 'A flow'})).json()['id']}"
@@ -154,7 +154,9 @@ async def test_the_started_one_stays_armed_until_the_next_start(
 
 
 @covers("versions.numbers")
-async def test_numbers_are_unique_under_concurrency(live_client: httpx.AsyncClient, live_database: Database) -> None:
+async def test_version_numbers_are_unique_under_concurrency(
+    live_client: httpx.AsyncClient, live_database: Database
+) -> None:
     await live_client.get(f"{API}/me")
     async with live_database.transaction() as session:
         user = (await session.scalars(sa.select(UserRecord))).one()

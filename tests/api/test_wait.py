@@ -61,7 +61,7 @@ def waiting(client: httpx.AsyncClient, path: str, **options: Any) -> asyncio.Tas
 
 @covers("wait.ended")
 @pytest.mark.parametrize("status", ENDS)
-async def test_a_run_answers_with_the_ended_execution(
+async def test_run_responds_with_the_ended_execution(
     live_client: httpx.AsyncClient, live_database: Database, flow: FlowRecord, status: ExecutionStatus
 ) -> None:
     path = f"{path_of(flow)}/executions"
@@ -76,7 +76,7 @@ async def test_a_run_answers_with_the_ended_execution(
 
 
 @covers("wait.ended")
-async def test_a_webhook_answers_with_the_ended_execution(
+async def test_webhook_responds_with_the_ended_execution(
     live_client: httpx.AsyncClient, live_database: Database, flow: FlowRecord
 ) -> None:
     task = waiting(live_client, "/webhooks/the-token", params={"wait": 0.5e1}, content=b"in")
@@ -91,7 +91,7 @@ async def test_a_webhook_answers_with_the_ended_execution(
 
 
 @covers("wait.deadline")
-async def test_at_the_deadline_it_says_which_execution_still_runs(
+async def test_elapsed_wait_responds_with_the_running_execution(
     live_client: httpx.AsyncClient, live_database: Database, flow: FlowRecord
 ) -> None:
     for path in (f"{path_of(flow)}/executions/run", "/webhooks/the-token"):
@@ -108,7 +108,7 @@ async def test_at_the_deadline_it_says_which_execution_still_runs(
 
 @covers("wait.bounds")
 @pytest.mark.parametrize("seconds", ["0", "-1", "60.1", "nan", "inf", "x", ""])
-async def test_an_unusable_time_starts_nothing(
+async def test_invalid_wait_is_rejected_and_starts_nothing(
     live_client: httpx.AsyncClient, live_database: Database, flow: FlowRecord, seconds: str
 ) -> None:
     for path in (f"{path_of(flow)}/executions/run", "/webhooks/the-token"):
@@ -116,7 +116,7 @@ async def test_an_unusable_time_starts_nothing(
     assert await accepted(live_database, 0) == []
 
 
-async def test_refusals_do_not_wait(live_client: httpx.AsyncClient, flow: FlowRecord) -> None:
+async def test_rejected_requests_do_not_wait(live_client: httpx.AsyncClient, flow: FlowRecord) -> None:
     await live_client.post(f"{path_of(flow)}/stop")
     async with asyncio.timeout(10):
         for path in (f"{path_of(flow)}/executions/run", "/webhooks/the-token"):
@@ -125,7 +125,7 @@ async def test_refusals_do_not_wait(live_client: httpx.AsyncClient, flow: FlowRe
 
 
 @covers("wait.no-connection")
-async def test_who_waits_holds_no_connection(
+async def test_waiting_requests_hold_no_connection(
     live_client: httpx.AsyncClient, live_settings: Settings, flow: FlowRecord
 ) -> None:
     async with one_connection(live_settings) as database:
@@ -141,7 +141,7 @@ async def test_who_waits_holds_no_connection(
         assert {answer["id"] for answer in answers} == {str(execution_id) for execution_id in ids}
 
 
-async def test_a_deleted_execution_is_not_found(
+async def test_deleted_execution_is_not_found(
     live_client: httpx.AsyncClient, live_database: Database, flow: FlowRecord
 ) -> None:
     task = waiting(live_client, f"{path_of(flow)}/executions/run", params={"wait": "60"})
@@ -150,7 +150,7 @@ async def test_a_deleted_execution_is_not_found(
     assert_problem(await task, 404, "execution_not_found", "Execution not found")
 
 
-async def test_who_leaves_ends_the_looking(live_database: Database, flow: FlowRecord) -> None:
+async def test_disconnected_client_ends_polling(live_database: Database, flow: FlowRecord) -> None:
     with capture_logs() as logs:
         async with served_app() as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             task = waiting(client, "/webhooks/the-token", params={"wait": "60"})
@@ -163,7 +163,7 @@ async def test_who_leaves_ends_the_looking(live_database: Database, flow: FlowRe
                     await asyncio.sleep(0.01)
 
 
-async def test_a_server_that_stops_answers_at_once(live_database: Database, flow: FlowRecord) -> None:
+async def test_shutdown_ends_the_wait(live_database: Database, flow: FlowRecord) -> None:
     async with httpx.AsyncClient() as client:
         async with asyncio.timeout(10), served_app() as port:
             task = waiting(client, f"http://127.0.0.1:{port}/webhooks/the-token", params={"wait": "60"})
@@ -171,7 +171,7 @@ async def test_a_server_that_stops_answers_at_once(live_database: Database, flow
         assert (await task).status_code == 202
 
 
-async def test_a_failed_commit_is_an_error_at_once(
+async def test_failed_commit_is_an_error_at_once(
     client: httpx.AsyncClient,
     dev_user: UserRecord,
     session: AsyncSession,
@@ -190,7 +190,7 @@ async def test_a_failed_commit_is_an_error_at_once(
     assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
 
 
-async def test_what_was_accepted_stays_so_when_the_database_goes(
+async def test_accepted_execution_gets_202_if_the_database_becomes_unavailable(
     client: httpx.AsyncClient,
     dev_user: UserRecord,
     session: AsyncSession,
@@ -215,7 +215,7 @@ async def test_what_was_accepted_stays_so_when_the_database_goes(
 
 
 @pytest.mark.parametrize("kind", ["generator", "function", "coroutine"])
-async def test_any_kind_of_override_serves(
+async def test_get_db_may_be_overridden_by_any_callable(
     client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, kind: str
 ) -> None:
     """Other people's tests override `get_db` as they like; here with one session for all requests."""
@@ -239,7 +239,7 @@ async def test_any_kind_of_override_serves(
 
 
 @covers("webhooks.depth")
-async def test_a_webhook_is_told_how_deep_it_stands(
+async def test_webhook_depth_is_read_from_its_header(
     client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession
 ) -> None:
     flow = await factories.create_flow(session, dev_user)
@@ -255,7 +255,9 @@ async def test_a_webhook_is_told_how_deep_it_stands(
     assert await session.scalar(sa.select(sa.func.count()).select_from(ExecutionRecord)) == len(given)
 
 
-async def test_it_answers_as_soon_as_an_engine_has_ended_it(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_response_is_sent_when_the_engine_ends_the_execution(
+    live_client: httpx.AsyncClient, engine: Engine
+) -> None:
     path = await running_flow(live_client)
     async with asyncio.timeout(20):
         response = await live_client.post(

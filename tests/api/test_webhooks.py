@@ -43,7 +43,7 @@ async def executions(session: AsyncSession) -> list[ExecutionRecord]:
 
 class TestReceive:
     @covers("webhooks.receive", "executions.acceptance")
-    async def test_it_starts_an_execution(
+    async def test_webhook_starts_an_execution(
         self, client: httpx.AsyncClient, trigger: TriggerRecord, flow: FlowRecord, session: AsyncSession
     ) -> None:
         response = await client.post(f"/webhooks/{trigger.webhook_token}", json={"name": "Ada"})
@@ -77,7 +77,7 @@ class TestReceive:
             (b"", None),
         ],
     )
-    async def test_text_comes_as_it_is(
+    async def test_text_body_is_stored_unchanged(
         self,
         client: httpx.AsyncClient,
         trigger: TriggerRecord,
@@ -111,7 +111,7 @@ class TestReceive:
             (PNG, "image/png, text/html", "image/png%2C%20text/html"),
         ],
     )
-    async def test_anything_else_comes_as_a_data_url(
+    async def test_other_bodies_are_stored_as_data_urls(
         self,
         client: httpx.AsyncClient,
         trigger: TriggerRecord,
@@ -131,7 +131,7 @@ class TestReceive:
         assert (await executions(session))[0].input_encoding is InputEncoding.DATA_URL
 
     @covers("webhooks.too-large", "webhooks.limit")
-    async def test_bodies_up_to_the_limit(
+    async def test_body_size_is_limited(
         self, client: httpx.AsyncClient, trigger: TriggerRecord, session: AsyncSession
     ) -> None:
         async def in_pieces(size: int) -> AsyncIterator[bytes]:
@@ -158,7 +158,7 @@ class TestReceive:
         assert len(await executions(session)) == 5
 
     @covers("webhooks.unknown")
-    async def test_unknown_tokens(
+    async def test_unknown_token_is_not_found(
         self, client: httpx.AsyncClient, trigger: TriggerRecord, flow: FlowRecord, session: AsyncSession
     ) -> None:
         manual = await factories.create_trigger(session, flow, type=TriggerType.MANUAL)
@@ -172,7 +172,7 @@ class TestReceive:
 
     @covers("webhooks.not-running")
     @pytest.mark.parametrize("status", [status for status in FlowStatus if status is not FlowStatus.RUNNING])
-    async def test_a_flow_that_does_not_run_is_refused(
+    async def test_webhook_of_a_flow_that_is_not_running_is_rejected(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, status: FlowStatus
     ) -> None:
         flow = await factories.create_flow(session, dev_user, status=status)
@@ -185,7 +185,7 @@ class TestReceive:
 class TestTest:
     @covers("webhooks.test")
     @pytest.mark.parametrize("status", FlowStatus)
-    async def test_it_answers_and_starts_nothing(
+    async def test_webhook_test_starts_nothing(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, status: FlowStatus
     ) -> None:
         flow = await factories.create_flow(session, dev_user, name="Orders", status=status)

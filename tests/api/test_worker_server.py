@@ -46,7 +46,7 @@ async def until(client: httpx.AsyncClient, status: int) -> list[str]:
 
 
 @covers("public.ready.engine")
-async def test_a_worker_is_ready_from_its_start_to_its_stop(live_settings: Settings, live_database: Database) -> None:
+async def test_worker_is_ready_from_start_to_stop(live_settings: Settings, live_database: Database) -> None:
     engine = Engine(live_settings, live_database, run_worker=True)
     async with probing(engine, live_database) as client:
         assert await readiness(client) == (503, "failed", ["engine: the engine has not started yet"])
@@ -57,7 +57,7 @@ async def test_a_worker_is_ready_from_its_start_to_its_stop(live_settings: Setti
 
 
 @covers("public.ready.engine")
-async def test_one_whose_heart_does_not_beat_is_not_ready(live_settings: Settings, live_database: Database) -> None:
+async def test_worker_without_heartbeat_is_not_ready(live_settings: Settings, live_database: Database) -> None:
     slow = live_settings.model_copy(update={"heartbeat_interval_seconds": 60.0, "heartbeat_timeout_seconds": 0.5})
     engine = Engine(slow, live_database, run_worker=True)
     async with probing(engine, live_database) as client:
@@ -67,12 +67,12 @@ async def test_one_whose_heart_does_not_beat_is_not_ready(live_settings: Setting
         await engine.stop()
 
 
-async def test_without_a_port_nothing_is_served(live_settings: Settings, live_database: Database) -> None:
+async def test_no_endpoints_are_served_without_a_port(live_settings: Settings, live_database: Database) -> None:
     engine = Engine(live_settings, live_database, run_worker=True)
     before = asyncio.all_tasks()
     async with serve_worker_endpoints(live_settings, engine):
         assert asyncio.all_tasks() == before
 
 
-async def test_an_api_without_a_worker_has_no_such_check(live_client: httpx.AsyncClient) -> None:
+async def test_api_without_a_worker_has_no_engine_check(live_client: httpx.AsyncClient) -> None:
     assert (await live_client.get("/health/ready")).json()["checks"] == {"database": "ok", "migrations": "ok"}

@@ -16,7 +16,7 @@ from tests.api.contract import API, path_of
 
 
 @pytest.mark.parametrize("canvas", [[], "x", {"nodes": None}, {"nodes": [{}]}, {"viewport": {"x": None}}])
-async def test_a_canvas_of_another_shape_is_shown_as_it_is(
+async def test_canvas_of_another_shape_is_returned_unchanged(
     client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord, canvas: Any
 ) -> None:
     flow = await factories.create_flow(session, dev_user, canvas_state=canvas)
@@ -26,7 +26,7 @@ async def test_a_canvas_of_another_shape_is_shown_as_it_is(
     assert (await client.post(f"{path_of(flow)}/stop")).status_code == 200
 
 
-async def test_sending_back_a_canvas_as_it_was_shown_makes_no_version(
+async def test_unchanged_canvas_creates_no_version(
     client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
 ) -> None:
     canvas = {"nodes": [{"id": "greeter"}]}
@@ -35,7 +35,7 @@ async def test_sending_back_a_canvas_as_it_was_shown_makes_no_version(
     assert (await client.patch(path_of(flow), json=shown)).json()["latestVersion"] is None
 
 
-async def test_a_trigger_without_a_config_has_an_empty_one(
+async def test_trigger_without_config_has_an_empty_config(
     client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
 ) -> None:
     flow = await factories.create_flow(session, dev_user)
@@ -44,7 +44,7 @@ async def test_a_trigger_without_a_config_has_an_empty_one(
     assert (await client.post(f"/webhooks/{trigger.webhook_token}")).status_code == 200
 
 
-async def test_a_long_key_does_not_multiply_in_the_answer(client: httpx.AsyncClient) -> None:
+async def test_long_key_is_shortened_in_the_paths_of_problems(client: httpx.AsyncClient) -> None:
     text = f"organism: {{name: x}}\n? {'k' * 50_000}\n:\n" + "  a: 1\n" * 2_000
     answered = await client.post(f"{API}/organisms/validate", content=text)
     assert answered.status_code == 200
