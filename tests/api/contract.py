@@ -1,4 +1,4 @@
-"""Ties tests to the statements of docs/api-contract.md, and reads the one error body."""
+"""Links tests to the statements of docs/api-contract.md, and checks error bodies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def covers(*ids: str) -> Callable[[Test], Test]:
-    """Says which statements of the contract a test, or a class of tests, holds to; read from the source."""
+    """Marks the statements of the contract that a test or a class of tests covers; read from the source."""
     assert ids
     return lambda test: test
 
@@ -42,7 +42,7 @@ def path_of(flow: FlowRecord) -> str:
 def assert_problem(
     response: httpx.Response, status: int, code: str, message: str, details: dict[str, Any] | None = None
 ) -> None:
-    """The response is this error, with every member of the one error body and no other."""
+    """The response is this error, with exactly the members of the error body."""
     body = response.json()
     assert response.status_code == status, body
     assert response.headers["content-type"] == "application/problem+json"
@@ -58,34 +58,34 @@ def assert_problem(
     }
 
 
-def assert_invalid(response: httpx.Response, *places: str) -> None:
-    """The response refuses what stands at these places, each with a reason."""
+def assert_invalid(response: httpx.Response, *fields: str) -> None:
+    """The response is a validation error with a reason for exactly these fields."""
     details = response.json()["details"]
     assert_problem(response, 422, "validation_error", "Request validation failed", details)
-    assert set(details) == set(places)
+    assert set(details) == set(fields)
     assert all(isinstance(reason, str) and reason for reason in details.values())
 
 
 @asynccontextmanager
 async def failing_with(error: Exception | None) -> AsyncIterator[AsyncSession]:
-    """A session that cannot be made."""
+    """A session that raises `error` when it is opened."""
     if error is not None:
         raise error
     yield AsyncSession()
 
 
-async def eventually(client: httpx.AsyncClient, path: str, wanted: Container[str]) -> dict[str, Any]:
-    """The object at `path` once its status is one of those wanted."""
+async def eventually(client: httpx.AsyncClient, path: str, statuses: Container[str]) -> dict[str, Any]:
+    """The object at `path` once its status is one of `statuses`."""
     async with asyncio.timeout(20):
         while True:
             body: dict[str, Any] = (await client.get(path)).json()
-            if body["status"] in wanted:
+            if body["status"] in statuses:
                 return body
             await asyncio.sleep(0.02)
 
 
 async def running_flow(client: httpx.AsyncClient) -> str:
-    """The path of a new flow with the default organism, which an engine has started."""
+    """The path of a new flow with the default organism that an engine has started."""
     path = f"{API}/flows/{(await client.post(f'{API}/flows', json={'name': 'A flow'})).json()['id']}"
     await client.post(f"{path}/start")
     assert (await eventually(client, path, {"running", "error"}))["status"] == "running"

@@ -1,4 +1,4 @@
-"""Requests of clients that are careless or mean it, with the status that each is answered with."""
+"""Malformed and malicious requests, with the expected status of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEEP = [65, 300, 500, 900]
 
 
 class Row(NamedTuple):
-    """A request and the status that it is answered with; `{flow}` and the like stand for ids that exist."""
+    """A request and its expected status. `{flow}` and `{token}` in the path are replaced by existing values."""
 
     name: str
     status: int
@@ -82,7 +82,7 @@ ANY_JSON = [
     ("60,000 values", 422, f'{{"a": [{",".join("1" * 60_000)}]}}'),
     *((f"{depth} arrays", 422, f'{{"a": {arrays(depth)}}}') for depth in DEEP),
     *((f"{depth} objects", 422, objects(depth)) for depth in DEEP),
-    # What Python's JSON parser gives up on.
+    # Python's JSON parser raises an exception for these.
     ("5,000 digits", 422, f'{{"a": {"9" * 5_000}}}'),
     ("100,000 arrays", 422, f'{{"a": {arrays(100_000)}}}'),
     ("100,000 objects", 422, objects(100_000)),
@@ -93,17 +93,17 @@ TEXT = [
     create("raw NUL in the name", 422, b'{"name": "a\0b"}'),
     create("surrogate in the name", 422, f'{{"name": "{SURROGATE}"}}'),
     create("surrogate pair in the name", 201, r'{"name": "\ud83d\ude00"}'),
-    create("surrogate where a number is", 422, f'{{"name": ["{SURROGATE}"]}}'),
+    create("surrogate in a list", 422, f'{{"name": ["{SURROGATE}"]}}'),
     create("surrogate as a member's name", 422, f'{{"name": "x", "{SURROGATE}": 1}}'),
     create("101 characters", 422, json.dumps({"name": "n" * 101})),
     create("100 characters of four bytes", 201, json.dumps({"name": "\U0001f600" * 100})),
     create("501 characters of description", 422, json.dumps({"name": "n", "description": "d" * 501})),
-    create("no name", 422, '{"name": ""}'),
+    create("empty name", 422, '{"name": ""}'),
     create("null as name", 422, '{"name": null}'),
     create("NUL in YAML", 422, f'{{"name": "y", "organismYaml": "a: {NUL}"}}'),
     create("surrogate in YAML", 422, f'{{"name": "y", "organismYaml": "{SURROGATE}"}}'),
     create("escapes inside YAML", 201, json.dumps({"name": "y", "organismYaml": 'a: "\\0\\ud800"'})),
-    create("YAML that kills parsers", 201, json.dumps({"name": "y", "organismYaml": "[" * 100_000})),
+    create("YAML of 100,000 brackets", 201, json.dumps({"name": "y", "organismYaml": "[" * 100_000})),
     create("YAML that is a list", 201, json.dumps({"name": "y", "organismYaml": "[]"})),
     create("YAML of 5,000 digits", 201, json.dumps({"name": "y", "organismYaml": "a: " + "9" * 5_000})),
     create("YAML that refers to itself", 201, json.dumps({"name": "y", "organismYaml": "&a [*a]"})),
@@ -128,18 +128,18 @@ JSON_VALUES = [
     *(config(f"config: {name}", status, text) for name, status, text in ANY_JSON),
     *(run(f"run: {name}", status, f'{{"inputPayload": {text}}}') for name, status, text in ANY_JSON),
     *(create(f"unknown: {name}", status, f'{{"name": "x", "extra": {text}}}') for name, status, text in ANY_JSON),
-    canvas("60 arrays are not too deep", 200, f'{{"a": {arrays(56)}}}'),
+    canvas("60 nested arrays", 200, f'{{"a": {arrays(56)}}}'),
     config("config that is a list", 422, "[]"),
     config("config that is null", 422, "null"),
 ]
 BODIES = [
-    # What can be read is: the parser tells these encodings apart.
+    # The parser detects these encodings.
     create("UTF-16", 201, '{"name": "x"}'.encode("utf-16")),
     create("UTF-32 without a mark", 201, '{"name": "x"}'.encode("utf-32-le")),
     create("UTF-8 with a mark", 201, '{"name": "x"}'.encode("utf-8-sig")),
     create("not UTF-8", 422, b'{"name": "\xff\xfe"}'),
-    create("cut in a character", 422, b'{"name": "\xc3'),
-    create("no JSON", 422, "name=x"),
+    create("truncated character", 422, b'{"name": "\xc3'),
+    create("not JSON", 422, "name=x"),
     create("nothing", 422, ""),
     create("a number", 422, "5"),
     create("a list", 422, "[]"),
@@ -151,8 +151,8 @@ BODIES = [
     create("as text", 422, '{"name": "x"}', "text/plain"),
     create("as a form", 422, "name=x", "application/x-www-form-urlencoded"),
     create("as a multipart without a boundary", 422, "name=x", "multipart/form-data"),
-    create("as a junk type", 422, '{"name": "x"}', ";;;/,"),
-    create("in a charset that is none", 201, '{"name": "x"}', "application/json; charset=klingon"),
+    create("as an invalid content type", 422, '{"name": "x"}', ";;;/,"),
+    create("in an unknown charset", 201, '{"name": "x"}', "application/json; charset=klingon"),
     run("run: text", 422, "hello", "text/plain"),
     run("run: half JSON", 422, "{"),
     run("run: not UTF-8", 422, b'{"inputPayload": "\xff"}'),
@@ -183,10 +183,10 @@ QUERIES = [
     ),
     *(get(f"status {text}", 422, f"{LISTS[1]}?status_filter={text}") for text in ("nope", "", "%00", "RUNNING", "%FF")),
     *(get(f"unknown: {query}", 200, f"{LISTS[0]}?{query}") for query in ("sort=__class__", "q=%00", "%00=%00", "&&=")),
-    get("the last page of all", 200, f"{LISTS[0]}?page=1000000000&page_size=1000"),
-    get("a page twice", 200, f"{LISTS[0]}?page=1&page=2"),
+    get("the last allowed page", 200, f"{LISTS[0]}?page=1000000000&page_size=1000"),
+    get("the page parameter twice", 200, f"{LISTS[0]}?page=1&page=2"),
     Row("NUL as payload", 422, "POST", "/api/v1/flows/{flow}/executions/run?input_payload=%00", None, None),
-    Row("no UTF-8 as payload", 201, "POST", "/api/v1/flows/{flow}/executions/run?input_payload=%ED%A0%80", None, None),
+    Row("not UTF-8 as payload", 201, "POST", "/api/v1/flows/{flow}/executions/run?input_payload=%ED%A0%80", None, None),
 ]  # fmt: skip
 JUNK_IDS = ["abc", "2147483648", "9223372036854775808", "%00", "%FF", "a" * 5_000, "{}", "..%2F..", "null", "%F0%9F"]
 PATHS = [
@@ -196,17 +196,17 @@ PATHS = [
         for kind in ("triggers", "executions")
         for text in JUNK_IDS
     ),
-    get("an id with its end cut", 422, "/api/v1/flows/0190b1e2-c3d4"),
+    get("a truncated id", 422, "/api/v1/flows/0190b1e2-c3d4"),
     *(
         get(f"token {text[:20]}", 404, f"/webhooks/{text}/test")
         for text in ("%00", "a%00b", "%FF", "%ED%A0%80", "t" * 20_000, "{token}%00", "%F0%9F%98%80", "%0A", "%25")
     ),
-    post("a token of NUL", 404, "/webhooks/%00", "x"),
+    post("NUL as token", 404, "/webhooks/%00", "x"),
     post("a token of 20 kB", 404, "/webhooks/" + "t" * 20_000, "x"),
-    get("a path of NUL", 404, "/%00"),
-    get("a path of two slashes", 404, "//api//v1//flows"),
+    get("NUL as path", 404, "/%00"),
+    get("a path with double slashes", 404, "//api//v1//flows"),
     get("dots", 404, "/api/v1/flows/%2E%2E/%2E%2E/secrets/x"),
-    Row("a method that is none", 405, "BREW", "/api/v1/flows", None, None),
+    Row("an unknown method", 405, "BREW", "/api/v1/flows", None, None),
     Row("DELETE of all flows", 405, "DELETE", "/api/v1/flows", None, None),
 ]
 HOOKS = [
@@ -222,8 +222,8 @@ HOOKS = [
     hook("nothing", b""),
     hook("a form", b"a=1&b=%00", "application/x-www-form-urlencoded"),
     hook("multipart without a boundary", b"--x", "multipart/form-data"),
-    hook("a type of junk", b"\xff", "te\"xt/;;\\,=\t\xe9"),
-    hook("a type of 5 kB", b"\xff", "x" * 5_000),
+    hook("an invalid content type", b"\xff", "te\"xt/;;\\,=\t\xe9"),
+    hook("a content type of 5 kB", b"\xff", "x" * 5_000),
     post("NUL in the query", 200, "/webhooks/{token}?a=%00&%FF", "x"),
     Row("a key of 20 kB", 200, "POST", "/webhooks/{token}", b"x", {"Idempotency-Key": b"k" * 20_000}),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Who may do what: a matrix over every operation of the OpenAPI document."""
+"""Authorization of every operation of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = {"get", "put", "post", "patch", "delete"}
 
 
 class Call(NamedTuple):
-    """How to call an operation so that its owner succeeds, but for the ids in its path."""
+    """A successful call of an operation by the owner, without the ids in its path."""
 
     body: dict[str, Any] | None = None
     status: FlowStatus = FlowStatus.RUNNING
@@ -89,7 +89,7 @@ OPERATIONS = {
     if method in METHODS
 }
 NAMES = {"name"}
-"""What stands in a path and is no id: anybody may have a secret of the same name."""
+"""Path parameters that are not ids: several users may have a secret of the same name."""
 WITH_ID = {name: OPERATIONS[name] for name in AUTHENTICATED if name in OPERATIONS and OPERATIONS[name].ids - NAMES}
 NESTED = {name: operation for name, operation in WITH_ID.items() if len(operation.ids - {"number"}) > 1}
 
@@ -107,7 +107,7 @@ async def owner(session: AsyncSession) -> UserRecord:
 
 
 async def ids_of(session: AsyncSession, user: UserRecord, status: FlowStatus = FlowStatus.RUNNING) -> dict[str, str]:
-    """Path ids of a new flow of the user with a version, a trigger and an execution, and a secret of his."""
+    """The path parameters of a new flow of the user with a version, a trigger and an execution, and of a new secret."""
     flow = await factories.create_flow(session, user, status=status, canvas_state={"nodes": []})
     trigger = await factories.create_trigger(session, flow)
     execution = await factories.create_execution(session, flow, trigger_id=trigger.id)
@@ -115,7 +115,7 @@ async def ids_of(session: AsyncSession, user: UserRecord, status: FlowStatus = F
     session.add_all([secret, FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml="v")])
     await session.commit()
     ids = {"flow_id": flow.id, "trigger_id": trigger.id, "execution_id": execution.id, "number": 1, "name": secret.name}
-    return {place: str(value) for place, value in ids.items()}
+    return {name: str(value) for name, value in ids.items()}
 
 
 async def call(
@@ -131,7 +131,7 @@ def without_request_id(response: httpx.Response) -> tuple[int, dict[str, Any]]:
 
 
 async def all_rows(session: AsyncSession) -> dict[str, list[Any]]:
-    """Everything in the database but users, whom a first request creates."""
+    """All rows except users, which a first request creates."""
     tables = [table for table in Base.metadata.sorted_tables if table.name != "users"]
     rows = {table.name: sorted(map(repr, (await session.execute(sa.select(table))).all())) for table in tables}
     await session.commit()
@@ -139,7 +139,7 @@ async def all_rows(session: AsyncSession) -> dict[str, list[Any]]:
 
 
 def test_table_lists_every_operation() -> None:
-    assert set(OPERATIONS) == AUTHENTICATED.keys() | PUBLIC, "a route that is not in the table is not tested"
+    assert set(OPERATIONS) == AUTHENTICATED.keys() | PUBLIC, "every operation is in the table"
     assert {name for name, operation in OPERATIONS.items() if operation.path.startswith("/api/v1/")} == set(
         AUTHENTICATED
     )
@@ -187,14 +187,17 @@ async def test_request_without_valid_token_gets_401(
 async def test_owner_can_call_every_operation(
     client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
 ) -> None:
-    """Shows that the calls of the table are sound: what strangers are refused is not for another reason."""
+    """The calls of the table are valid, so other tests get 404 for no other reason than the owner."""
     answers = {}
-    for name, given in AUTHENTICATED.items():
-        ids = await ids_of(session, owner, given.status)
+    for name, operation in AUTHENTICATED.items():
+        ids = await ids_of(session, owner, operation.status)
         answers[name] = (await call(client, name, ids, clerk.headers(OWNER))).status_code
     created = {"createFlow": 201, "createTrigger": 201, "runFlow": 201, "deleteFlow": 204, "deleteTrigger": 204}
     created |= {"createSecret": 201, "deleteSecret": 204}
-    refused = {"listUpcomingFirings": 400, "retryExecution": 400}  # of a webhook, of what still runs
+    refused = {
+        "listUpcomingFirings": 400,
+        "retryExecution": 400,
+    }  # the trigger is a webhook; the execution is still running
     assert answers == dict.fromkeys(AUTHENTICATED, 200) | created | refused | {"streamExecution": 204}
 
 
@@ -204,7 +207,7 @@ async def test_resource_of_another_user_responds_like_an_unknown_id(
     for name in WITH_ID:
         ids = await ids_of(session, owner, AUTHENTICATED[name].status)
         before = await all_rows(session)
-        random = {place: str(uuid4()) for place in ids} | {"number": "1"}
+        random = {name: str(uuid4()) for name in ids} | {"number": "1"}
         headers = clerk.headers(STRANGER)
         theirs = without_request_id(await call(client, name, ids, headers))
         assert theirs == without_request_id(await call(client, name, random, headers)), name
@@ -225,9 +228,9 @@ async def test_nested_resource_must_belong_to_the_flow_in_the_path(
         unknown = without_request_id(await call(client, name, own | dict.fromkeys(nested, str(uuid4())), headers))
         assert unknown[0] == 404, name
         mixtures = {
-            "own flow, their id": own | {place: theirs[place] for place in nested},
-            "their flow, own id": theirs | {place: own[place] for place in nested},
-            "own flow, id of another own flow": own | {place: second[place] for place in nested},
+            "own flow, their id": own | {parameter: theirs[parameter] for parameter in nested},
+            "their flow, own id": theirs | {parameter: own[parameter] for parameter in nested},
+            "own flow, id of another own flow": own | {parameter: second[parameter] for parameter in nested},
         }
         for mixture, ids in mixtures.items():
             assert without_request_id(await call(client, name, ids, headers)) == unknown, (name, mixture)
@@ -257,7 +260,7 @@ async def test_lists_contain_only_rows_of_the_user(
 async def test_body_cannot_change_read_only_members(
     client: httpx.AsyncClient, clerk: Clerk, session: AsyncSession, owner: UserRecord
 ) -> None:
-    """Clients send whole objects back, so other members are ignored: every column, in both spellings."""
+    """Clients send whole objects back, so read-only members are ignored, in both spellings."""
     ids = await ids_of(session, owner)
     headers = clerk.headers(OWNER)
     path = f"/api/v1/flows/{ids['flow_id']}"

@@ -1,4 +1,4 @@
-"""The palette: what listeners can be."""
+"""The list of blocks."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ async def test_running_execution_is_cancelled_with_its_steps(
     assert (execution.lease, step.status) == (None, StepStatus.CANCELLED)
 
     again = await client.post(f"{path}/cancel")
-    assert (again.status_code, again.json()) == (200, body), "it is what was asked for"
+    assert (again.status_code, again.json()) == (200, body), "cancelling is idempotent"
 
 
 @covers("executions.cancel.refused")

@@ -1,4 +1,4 @@
-"""A flow on a canvas and back, over HTTP."""
+"""Conversion of a flow to a canvas and back over HTTP."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class TestDerive:
             {"canvasState": {"nodes": [NODE | {"id": f"n{i}"} for i in range(2000)], "edges": []}},
             {"canvasState": {"nodes": [NODE | {"data": {"prompt": "x" * 500_000}}]}},
         ],
-        ids=["empty", "odd", "all the same", "many", "large"],
+        ids=["empty ids", "unusual values", "duplicate ids", "many nodes", "large prompt"],
     )
     async def test_any_canvas_that_can_be_stored_can_be_converted(
         self, client: httpx.AsyncClient, flow: FlowRecord, body: dict[str, Any]

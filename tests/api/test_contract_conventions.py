@@ -1,4 +1,4 @@
-"""What holds for every route: the error body, request ids, CORS, times, ownership, commits."""
+"""Conventions of all routes: the error body, request ids, CORS, times, ownership, commits."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TestErrors:
         response = await client.post(f"{API}/flows", content=content, headers=JSON)
         details = response.json()["details"]
         assert_invalid(response, *details)
-        assert all(place == "body" or place.startswith("body.") for place in details)
+        assert all(field == "body" or field.startswith("body.") for field in details)
 
     @covers("errors.malformed-uuid")
     async def test_malformed_id_is_rejected(
@@ -91,15 +91,15 @@ class TestErrors:
 
 class TestRequestId:
     async def test_valid_request_id_is_kept_and_invalid_ones_are_replaced(self, client: httpx.AsyncClient) -> None:
-        for given in ("abc-1.2_3:4", "x" * 128):
-            response = await client.get("/health/live", headers={"X-Request-Id": given})
-            assert response.headers["x-request-id"] == given
-            refused = await client.get("/nothing", headers={"X-Request-Id": given})
-            assert refused.json()["requestId"] == given
+        for valid in ("abc-1.2_3:4", "x" * 128):
+            response = await client.get("/health/live", headers={"X-Request-Id": valid})
+            assert response.headers["x-request-id"] == valid
+            refused = await client.get("/nothing", headers={"X-Request-Id": valid})
+            assert refused.json()["requestId"] == valid
         seen = set()
-        for given in ("", "x" * 129, "a b", "a\tb", "<x>"):
-            response = await client.get("/nothing", headers={"X-Request-Id": given})
-            assert response.headers["x-request-id"] == response.json()["requestId"] != given
+        for invalid in ("", "x" * 129, "a b", "a\tb", "<x>"):
+            response = await client.get("/nothing", headers={"X-Request-Id": invalid})
+            assert response.headers["x-request-id"] == response.json()["requestId"] != invalid
             seen.add(response.json()["requestId"])
         assert len(seen) == 5
 
@@ -226,19 +226,19 @@ class TestCommit:
                 await session.commit()
                 events.append("committed")
 
-        def noting(inner: ASGIApp) -> ASGIApp:
+        def recording(inner: ASGIApp) -> ASGIApp:
             async def outer(scope: Scope, receive: Receive, send: Send) -> None:
-                async def note(message: Message) -> None:
+                async def record(message: Message) -> None:
                     events.append(message["type"])
                     await send(message)
 
-                await inner(scope, receive, note)
+                await inner(scope, receive, record)
 
             return outer
 
         app.dependency_overrides[get_db] = override
         try:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(noting(app)), base_url="http://t") as client:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(recording(app)), base_url="http://t") as client:
                 created = await client.post(f"{API}/flows", json={"name": "A flow"})
                 assert created.status_code == 201
                 assert events[0] == "committed"

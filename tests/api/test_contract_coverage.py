@@ -19,7 +19,7 @@ def ids_of_document() -> list[str]:
 
 @cache
 def ids_of_tests() -> list[tuple[str, str]]:
-    """Each covered id with the test that covers it; read, not imported, so a selection of tests changes nothing."""
+    """Each covered id with its test. The source is parsed, so that the result does not depend on the selected tests."""
     return list(_ids_of_tests())
 
 

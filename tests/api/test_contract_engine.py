@@ -1,4 +1,4 @@
-"""What the contract says of executions once an engine runs them."""
+"""Statements of the contract about executions that an engine runs."""
 
 from __future__ import annotations
 

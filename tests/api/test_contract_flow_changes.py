@@ -1,4 +1,4 @@
-"""PATCH, the canvas, and the moves between a flow's statuses."""
+"""PATCH, the canvas, and the transitions of a flow's status."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ class TestUpdateFlow:
             ({"canvasState": {"nodes": [{}]}}, "body.canvasState.nodes.0.id"),
             ({"canvasState": {"nodes": [node | {"position": {"x": "left"}}]}}, "body.canvasState.nodes.0.position.x"),
         ]
-        for body, place in refusals:
-            assert_invalid(await client.patch(path_of(flow), json=body), place)
+        for body, field in refusals:
+            assert_invalid(await client.patch(path_of(flow), json=body), field)
         await session.refresh(flow)
         assert (flow.name, flow.description, flow.organism_yaml) == ("Before", "Before", "before")
         assert flow.canvas_state == {"nodes": [], "edges": []}

@@ -1,4 +1,4 @@
-"""What other people's tests put in our place: the user, the session, an app of their own."""
+"""Overrides that third-party tests use: the user, the session, and their own app."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PRO_OR_MORE = "This feature requires one of: pro, enterprise"
 
 class TestRequireTier:
     @covers("require-tier")
-    @pytest.mark.parametrize("tier", [*Tier, "unheard_of"])
+    @pytest.mark.parametrize("tier", [*Tier, "unknown"])
     async def test_users_of_the_required_tiers_are_allowed(self, tier: str) -> None:
         other = FastAPI()
         install_error_handlers(other)
@@ -94,7 +94,7 @@ class TestCurrentUser:
     async def test_override_may_return_a_record_without_a_row(
         self, client: httpx.AsyncClient, session: AsyncSession, database_engine: AsyncEngine, whole: bool
     ) -> None:
-        """PostgreSQL keeps foreign keys, so there he can but read."""
+        """PostgreSQL enforces foreign keys, so a user without a row can only read there."""
         more: dict[str, Any] = {"email": "a@example.com", "tier": Tier.PRO} if whole else {}
         user = UserRecord(id=uuid4(), clerk_id="user_1", **more)
         app.dependency_overrides[get_current_user] = lambda: CurrentUser(user, {})

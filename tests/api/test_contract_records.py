@@ -1,4 +1,4 @@
-"""The records as other people's tests use them: written by hand, in raw SQL, read through relationships."""
+"""Records as third-party tests use them: inserted with models and with SQL, and read through relationships."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class TestMinimalRows:
 
 
 async def assert_minimal_rows_are_served(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    """The rows with nothing but what a writer must name have the defaults, and every route takes them."""
+    """Rows with only their required columns have the defaults, and every route accepts them."""
     user = (await session.scalars(sa.select(UserRecord).execution_options(populate_existing=True))).one()
     assert (user.tier, user.billing_status, user.name) == (Tier.FREE, BillingStatus.ACTIVE, None)
     usage = (await session.scalars(sa.select(UsageRecord).execution_options(populate_existing=True))).one()

@@ -1,4 +1,4 @@
-"""The environment: names, defaults, what a start makes of it."""
+"""Environment variables: names, defaults and values."""
 
 from __future__ import annotations
 

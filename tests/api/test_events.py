@@ -1,12 +1,10 @@
-"""An execution as it goes on, by Server-Sent Events."""
+"""The events of an execution as Server-Sent Events."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import httpx
@@ -17,6 +15,8 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from bloxserver.api import streaming
+from bloxserver.api.main import app
+from bloxserver.clock import now
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import (
@@ -30,26 +30,11 @@ from bloxserver.services.transitions import end_execution
 from bloxserver.settings import Settings
 from tests import factories
 from tests.api.contract import API, assert_problem, covers, path_of
+from tests.api.sse import Event, parse_events, validated
 from tests.server import served_app
 from tests.single_connection import one_connection
 from tests.statements import count_statements
 from tests.steps import create_step
-
-
-class Event(NamedTuple):
-    kind: str
-    id: str | None
-    data: dict[str, object]
-
-
-def events_of(text: str) -> list[Event]:
-    """The events of a stream, without comments."""
-    events = []
-    for block in text.removesuffix("\n\n").split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
-        if "event" in fields:
-            events.append(Event(fields["event"], fields.get("id"), json.loads(fields["data"])))
-    return events
 
 
 @pytest.fixture
@@ -80,7 +65,7 @@ async def test_ended_execution_is_streamed_completely(client: httpx.AsyncClient,
     assert response.headers["X-Accel-Buffering"] == "no"
     assert response.headers["Cache-Control"] == "no-cache, no-transform"
     assert response.text.startswith("retry: 1000\n\n")
-    events = events_of(response.text)
+    events = parse_events(response.text)
     assert [(event.kind, event.id) for event in events] == [
         ("execution", None),
         ("step", "1"),
@@ -96,6 +81,24 @@ async def test_ended_execution_is_streamed_completely(client: httpx.AsyncClient,
     assert [event.data for event in events[1:4]] == outlines
 
 
+async def test_events_match_their_documented_schemas(
+    client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+) -> None:
+    execution = await factories.create_execution(
+        session, flow, status=ExecutionStatus.ERROR, completed_at=now(), error_message="why", retry_of=uuid4()
+    )
+    for sequence, status in enumerate(StepStatus, 1):
+        await create_step(session, execution, status.value, sequence=sequence, status=status, routed_to=["a"])
+    await create_step(session, execution, "same", sequence=1, started_at=now())
+    events = parse_events((await client.get(events_path(execution))).text)
+    models = [validated(event) for event in events]
+    assert [model.event for model in models] == ["execution", *["step"] * (len(StepStatus) + 1), "execution"]
+    schemas = app.openapi()["components"]["schemas"]
+    payloads = {"execution": schemas["ExecutionOutline"], "step": schemas["StepOutline"]}
+    for event in events:
+        assert event.data.keys() == payloads[event.kind]["properties"].keys()
+
+
 @covers("events.resume")
 async def test_stream_continues_after_the_last_event_id(client: httpx.AsyncClient, ended: ExecutionRecord) -> None:
     async def ids(header: str | None, query: str | None = None) -> list[str | None]:
@@ -105,11 +108,11 @@ async def test_stream_continues_after_the_last_event_id(client: httpx.AsyncClien
             headers={} if header is None else {b"Last-Event-ID": header.encode()},
         )
         assert response.status_code == 200
-        return [event.id for event in events_of(response.text) if event.kind == "step"]
+        return [event.id for event in parse_events(response.text) if event.kind == "step"]
 
     assert await ids("2") == ["3"]
     assert await ids(None, "2") == ["3"]
-    assert await ids("3", "1") == [], "the header is newer than the address"
+    assert await ids("3", "1") == [], "the header takes precedence over the query"
     for unknown in ("", "x", "-1", "1.5", "²"):
         assert await ids(unknown) == ["1", "2", "3"]
     assert await ids("0") == ["1", "2", "3"]
@@ -125,9 +128,9 @@ async def test_steps_with_equal_sequence_numbers_are_all_sent(
     execution = await factories.create_execution(session, flow, status=ExecutionStatus.ERROR)
     for listener in "abc":
         await create_step(session, execution, listener)
-    events = events_of((await client.get(events_path(execution))).text)
+    events = parse_events((await client.get(events_path(execution))).text)
     assert {event.data["listener"] for event in events[1:-1]} == {"a", "b", "c"}
-    assert [event.id for event in events[1:-1]] == [None, None, "0"], "their number is only told when all were"
+    assert [event.id for event in events[1:-1]] == [None, None, "0"], "the id is on the last of the events"
 
 
 @covers("events.resume")
@@ -139,19 +142,19 @@ async def test_every_step_is_sent_once_for_any_batch_size(
     page: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streaming, "STEPS_PER_LOOK", page)
+    monkeypatch.setattr(streaming, "STEP_BATCH_SIZE", page)
     execution = await factories.create_execution(session, flow, status=ExecutionStatus.ERROR)
     sequences = [1, 2, 2, 2, 3, 4, 4, 5]
     for number, sequence in enumerate(sequences):
         await create_step(session, execution, f"l{number}", sequence=sequence)
-    events = events_of((await client.get(events_path(execution))).text)[1:-1]
+    events = parse_events((await client.get(events_path(execution))).text)[1:-1]
     assert sorted(str(event.data["listener"]) for event in events) == [f"l{number}" for number in range(8)]
     seen: set[object] = set()
     for event in events:
         seen.add(event.data["listener"])
         if event.id is not None:
             headers = {"Last-Event-ID": event.id}
-            rest = events_of((await client.get(events_path(execution), headers=headers)).text)[1:-1]
+            rest = parse_events((await client.get(events_path(execution), headers=headers)).text)[1:-1]
             assert {one.data["listener"] for one in rest} == {f"l{number}" for number in range(8)} - seen
 
 
@@ -165,13 +168,13 @@ async def test_unknown_execution_is_not_found(
 
 
 class Reader:
-    """Reads events from a connection, as they come."""
+    """Reads the events of an open stream."""
 
     def __init__(self, lines: AsyncIterator[str]) -> None:
         self._lines = lines
 
     async def next(self) -> str:
-        """The next block, within ten seconds; empty at the end of the stream."""
+        """The next block; empty at the end of the stream. Raises `TimeoutError` after ten seconds."""
         block = ""
         async with asyncio.timeout(10):
             async for line in self._lines:
@@ -184,7 +187,7 @@ class Reader:
         while True:
             block = await self.next()
             assert block, "the stream ended"
-            if events := events_of(block):
+            if events := parse_events(block):
                 return events[0]
 
 
@@ -200,15 +203,15 @@ async def reading(port: int, path: str) -> AsyncIterator[Reader]:
 
 @pytest.fixture
 async def running(live_client: httpx.AsyncClient, live_database: Database) -> ExecutionRecord:
-    """An execution that nothing runs, in a database that takes many connections."""
+    """A running execution without a worker, in a database that accepts several connections."""
     await live_client.get(f"{API}/me")
     async with live_database.sessions() as session:
         user = (await session.scalars(sa.select(UserRecord))).one()
         return await factories.create_execution(session, await factories.create_flow(session, user))
 
 
-async def written(database: Database, execution_id: UUID, listener: str, sequence: int, status: StepStatus) -> None:
-    """The step of a listener, as it is now."""
+async def write_step(database: Database, execution_id: UUID, listener: str, sequence: int, status: StepStatus) -> None:
+    """Insert or update the step of a listener."""
     async with database.transaction() as session:
         changed = await session.execute(
             sa.update(ExecutionStepRecord)
@@ -230,15 +233,15 @@ async def end(database: Database, execution_id: UUID, status: ExecutionStatus = 
 
 
 @covers("events.live")
-async def test_changes_are_sent_as_they_happen(live_database: Database, running: ExecutionRecord) -> None:
+async def test_changes_are_sent_immediately(live_database: Database, running: ExecutionRecord) -> None:
     async with served_app() as port, reading(port, events_path(running)) as reader:
         assert (await reader.event()).data["status"] == "running"
         for sequence, status in enumerate((StepStatus.RUNNING, StepStatus.WAITING, StepStatus.SUCCESS), 1):
-            await written(live_database, running.id, "a", sequence, status)
+            await write_step(live_database, running.id, "a", sequence, status)
             event = await reader.event()
             assert (event.kind, event.id) == ("step", str(sequence))
             assert (event.data["listener"], event.data["status"]) == ("a", status.value)
-        await written(live_database, running.id, "b", 4, StepStatus.RUNNING)
+        await write_step(live_database, running.id, "b", 4, StepStatus.RUNNING)
         assert (await reader.event()).data["listener"] == "b"
         await end(live_database, running.id, ExecutionStatus.TIMEOUT)
         cancelled = await reader.event()
@@ -252,13 +255,13 @@ async def test_changes_are_sent_as_they_happen(live_database: Database, running:
 async def test_idle_stream_sends_comments_and_is_closed_after_the_maximum_time(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (streaming.COMMENT_SECONDS, streaming.STREAM_SECONDS) == (15, 3600)
-    monkeypatch.setattr(streaming, "COMMENT_SECONDS", 0.15)
-    monkeypatch.setattr(streaming, "STREAM_SECONDS", 1.0)
+    assert (streaming.KEEPALIVE_SECONDS, streaming.MAX_STREAM_SECONDS) == (15, 3600)
+    monkeypatch.setattr(streaming, "KEEPALIVE_SECONDS", 0.15)
+    monkeypatch.setattr(streaming, "MAX_STREAM_SECONDS", 1.0)
     execution = await factories.create_execution(session, flow)
     text = (await client.get(events_path(execution))).text
     assert text.count(": ping\n\n") >= 2
-    assert [(event.kind, event.id) for event in events_of(text)] == [("execution", None)]
+    assert [(event.kind, event.id) for event in parse_events(text)] == [("execution", None)]
 
 
 async def test_deleted_execution_ends_the_stream(
@@ -277,11 +280,11 @@ async def test_poll_needs_two_statements(
 ) -> None:
     with count_statements(database_engine) as statements:
         await client.get(events_path(ended))
-    assert len(statements) == 4, "the user, whose execution it is, and one look"
+    assert len(statements) == 4, "the user, the owner check, and one poll of two statements"
 
 
-async def answered(logs: Sequence[EventDict], path: str) -> None:
-    """A request has been answered, or given up, within five seconds."""
+async def request_logged(logs: Sequence[EventDict], path: str) -> None:
+    """Wait up to five seconds until a request has ended."""
     async with asyncio.timeout(5):
         while True:
             if any(str(line.get("route")).endswith(path) for line in logs):
@@ -294,7 +297,7 @@ async def test_disconnected_client_ends_polling(live_database: Database, running
         async with served_app() as port:
             async with reading(port, events_path(running)) as reader:
                 await reader.event()
-            await answered(logs, "/events")
+            await request_logged(logs, "/events")
 
 
 async def test_shutdown_ends_streams(live_database: Database, running: ExecutionRecord) -> None:
@@ -303,7 +306,7 @@ async def test_shutdown_ends_streams(live_database: Database, running: Execution
             request = client.build_request("GET", f"http://127.0.0.1:{port}{events_path(running)}")
             response = await client.send(request, stream=True)
         text = (await response.aread()).decode()
-    assert [(event.kind, event.id) for event in events_of(text)] == [("execution", None)]
+    assert [(event.kind, event.id) for event in parse_events(text)] == [("execution", None)]
 
 
 @covers("events.no-connection")
@@ -313,8 +316,8 @@ async def test_open_streams_hold_no_connection(
     async with one_connection(live_settings) as database:
         streams = [asyncio.create_task(live_client.get(events_path(running))) for _ in range(10)]
         for number in range(10):
-            await written(database, running.id, "a", number, StepStatus.RUNNING)
+            await write_step(database, running.id, "a", number, StepStatus.RUNNING)
             assert (await live_client.get(f"{API}/flows/{running.flow_id}")).status_code == 200
         await end(database, running.id)
         for stream in streams:
-            assert events_of((await stream).text)[-1].id == "end"
+            assert parse_events((await stream).text)[-1].id == "end"

@@ -1,3 +1,5 @@
+"""Create, list and read executions, and their statistics."""
+
 from __future__ import annotations
 
 import json
@@ -187,7 +189,7 @@ class TestRunFlow:
     async def test_payload_from_query_and_body_is_stored(
         self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
     ) -> None:
-        given: list[tuple[dict[str, Any], str | None]] = [
+        cases: list[tuple[dict[str, Any], str | None]] = [
             ({}, None),
             ({"json": {}}, None),
             ({"json": {"inputPayload": None}}, None),
@@ -202,11 +204,11 @@ class TestRunFlow:
             ({"content": '{"inputPayload": "é"}'.encode("utf-16"), "headers": JSON}, "é"),
             ({"json": {"inputPayload": '\ufeff{"a": 1}'}}, '\ufeff{"a": 1}'),
         ]
-        for request, payload in given:
+        for request, payload in cases:
             response = await client.post(f"{path_of(flow)}/executions/run", **request)
             assert response.status_code == 201, request
             assert (response.json()["inputPayload"], response.json()["inputEncoding"]) == (payload, "text")
-        assert [execution.input_payload for execution in await executions(session)] == [payload for _, payload in given]
+        assert [execution.input_payload for execution in await executions(session)] == [payload for _, payload in cases]
 
     @covers("executions.run.payload")
     @pytest.mark.parametrize("value", [{"name": "Ä", "deep": [1, None]}, [], {}, 0, 1.5, True, False], ids=str)

@@ -89,14 +89,14 @@ class TestCreateFlow:
 
     @covers("flows.yaml.any", "flows.yaml.empty-is-default")
     async def test_any_yaml_is_stored_unchanged(self, client: httpx.AsyncClient, dev_user: UserRecord) -> None:
-        for given, stored in {
+        for yaml_text, stored in {
             None: DEFAULT_ORGANISM,
             "": DEFAULT_ORGANISM,
             " ": " ",
             "a: [": "a: [",
             "é🌍": "é🌍",
         }.items():
-            created = await client.post(f"{API}/flows", json={"name": "A flow", "organismYaml": given})
+            created = await client.post(f"{API}/flows", json={"name": "A flow", "organismYaml": yaml_text})
             assert created.status_code == 201
             read = await client.get(f"{API}/flows/{created.json()['id']}")
             assert created.json()["organismYaml"] == read.json()["organismYaml"] == stored
@@ -127,8 +127,8 @@ class TestCreateFlow:
             ([], "body"),
             (None, "body"),
         ]
-        for body, place in refusals:
-            assert_invalid(await client.post(f"{API}/flows", content=json.dumps(body), headers=JSON), place)
+        for body, field in refusals:
+            assert_invalid(await client.post(f"{API}/flows", content=json.dumps(body), headers=JSON), field)
         assert await count(session, FlowRecord) == 0
 
 

@@ -1,3 +1,5 @@
+"""The root and the health checks, with and without the database."""
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
@@ -25,7 +27,7 @@ async def session_that_fails() -> AsyncIterator[AsyncSession]:
 
 @pytest.fixture
 async def unreachable(client: httpx.AsyncClient, request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """The database has gone away: its address refuses connections, or no session can be made at all."""
+    """An unavailable database: its server refuses connections, or no session can be opened."""
     if request.param is None:
         app.dependency_overrides[get_db] = session_that_fails
         yield

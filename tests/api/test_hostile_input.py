@@ -1,4 +1,4 @@
-"""What is careless or hostile is refused or kept: never a fault, and no row that breaks a later read."""
+"""Malformed and malicious input is rejected or stored: no server error, and no row that breaks a later read."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from tests.conftest import api_client
 
 
 @pytest.fixture
-async def places(dev_user: UserRecord, session: AsyncSession) -> dict[str, str]:
-    """What `{flow}` and `{token}` stand for."""
+async def values(dev_user: UserRecord, session: AsyncSession) -> dict[str, str]:
+    """The values of `{flow}` and `{token}` in paths."""
     flow = await factories.create_flow(session, dev_user)
     trigger = await factories.create_trigger(session, flow)
     assert trigger.webhook_token is not None
     return {"{flow}": str(flow.id), "{token}": trigger.webhook_token}
 
 
-async def spoilt(client: httpx.AsyncClient, places: dict[str, str]) -> dict[str, int]:
-    """Reads that no longer work."""
-    flow = f"/api/v1/flows/{places['{flow}']}"
+async def broken_reads(client: httpx.AsyncClient, values: dict[str, str]) -> dict[str, int]:
+    """Reads that do not respond with 200, with their statuses."""
+    flow = f"/api/v1/flows/{values['{flow}']}"
     reads = ["/api/v1/flows?page_size=1000", "/api/v1/usage", flow, f"{flow}/executions?page_size=1000"]
     reads += [f"{flow}/triggers", f"{flow}/executions/stats"]
     answers = {path: (await client.get(path)).status_code for path in reads}
     return {path: status for path, status in answers.items() if status != 200}
 
 
-async def answers_of(client: httpx.AsyncClient, rows: Iterable[Row], places: dict[str, str]) -> dict[str, Any]:
-    """The status of each row; for one that was taken and spoils what comes after, what it spoils."""
+async def answers_of(client: httpx.AsyncClient, rows: Iterable[Row], values: dict[str, str]) -> dict[str, Any]:
+    """The status of each row. For a row that was accepted and breaks later reads: these reads."""
     answers: dict[str, Any] = {}
     for row in rows:
         assert row.name not in answers, "row names are unique"
         path = row.path
-        for place, value in places.items():
-            path = path.replace(place, value)
+        for placeholder, value in values.items():
+            path = path.replace(placeholder, value)
         response = await client.request(row.method, path, content=row.content, headers=row.raw_headers())
         answers[row.name] = response.status_code
         if response.status_code >= 400:
@@ -52,16 +52,16 @@ async def answers_of(client: httpx.AsyncClient, rows: Iterable[Row], places: dic
             assert problem["status"] == response.status_code, row.name
             assert set(problem) >= {"type", "title", "detail", "code", "message", "details", "requestId"}, row.name
         elif row.method != "GET":
-            answers[row.name] = await spoilt(client, places) or response.status_code
+            answers[row.name] = await broken_reads(client, values) or response.status_code
     return answers
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
 async def test_hostile_input_gets_the_expected_status_and_breaks_no_reads(
-    client: httpx.AsyncClient, places: dict[str, str], rows: list[Row]
+    client: httpx.AsyncClient, values: dict[str, str], rows: list[Row]
 ) -> None:
-    assert await answers_of(client, rows, places) == {row.name: row.status for row in rows}
-    assert await spoilt(client, places) == {}
+    assert await answers_of(client, rows, values) == {row.name: row.status for row in rows}
+    assert await broken_reads(client, values) == {}
 
 
 REQUEST_IDS = [
@@ -72,11 +72,11 @@ REQUEST_IDS = [
 
 async def test_invalid_request_id_is_replaced() -> None:
     async with api_client() as client:
-        for given in REQUEST_IDS:
-            response = await client.get("/nothing", headers=[(b"X-Request-Id", given)])
-            assert response.status_code == 404, given[:80]
-            assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-Id"]), given[:80]
-            assert response.json()["requestId"] == response.headers["X-Request-Id"], given[:80]
+        for request_id in REQUEST_IDS:
+            response = await client.get("/nothing", headers=[(b"X-Request-Id", request_id)])
+            assert response.status_code == 404, request_id[:80]
+            assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-Id"]), request_id[:80]
+            assert response.json()["requestId"] == response.headers["X-Request-Id"], request_id[:80]
 
 
 async def test_valid_request_id_is_kept() -> None:
@@ -112,7 +112,7 @@ async def test_invalid_authorization_header_gets_401(
     client: httpx.AsyncClient, code: str, headers: list[bytes]
 ) -> None:
     async with clerk_sign_in():
-        for given in headers:
-            response = await client.get("/api/v1/flows", headers=[(b"Authorization", given)])
-            assert (response.status_code, response.json()["code"]) == (401, code), given[:80]
-            assert response.headers["WWW-Authenticate"].startswith("Bearer"), given[:80]
+        for header in headers:
+            response = await client.get("/api/v1/flows", headers=[(b"Authorization", header)])
+            assert (response.status_code, response.json()["code"]) == (401, code), header[:80]
+            assert response.headers["WWW-Authenticate"].startswith("Bearer"), header[:80]

@@ -1,4 +1,4 @@
-"""Who makes a request: the development user, or whom a token of Clerk names."""
+"""The user of a request: the development user, or the user of a Clerk token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def clerk() -> AsyncIterator[Clerk]:
 
 @pytest.fixture
 async def echo(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[httpx.AsyncClient]:
-    """An app of somebody else's that tells whom our dependencies found."""
+    """A third-party app that returns the user that the dependencies provide."""
     other = FastAPI()
     install_error_handlers(other)
 
@@ -141,7 +141,7 @@ class TestToken:
             return key.sign(claims(clerk.issuer, **changes), alg=alg)
 
         past, future = int(time.time()) - 100, int(time.time()) + 100
-        other = SigningKey(clerk.key.kid, pair="somebody else's")
+        other = SigningKey(clerk.key.kid, pair="another")
         invalid = {
             "wrong issuer": signed(iss="https://evil.example"),
             "not valid yet": signed(nbf=future),

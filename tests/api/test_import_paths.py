@@ -1,4 +1,4 @@
-"""Names that other people's tests import."""
+"""Names that third-party tests import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/metrics`: hidden without a token, complete with one, and there when the database is not."""
+"""`/metrics`: disabled without a token, and available without the database."""
 
 from __future__ import annotations
 
@@ -156,11 +156,11 @@ class TestDatabase:
 
 async def test_every_metric_is_documented(client: httpx.AsyncClient, token: None) -> None:
     text = (await client.get("/metrics", headers=BEARER)).text
-    told = {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if not name.startswith("process_")}
+    exported = {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if not name.startswith("process_")}
     rows = re.findall(r"^\| `(bloxserver_\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted(told)
+    assert sorted(rows) == sorted(exported)
     named = set(re.findall(r"\bbloxserver_\w+", DOCUMENT.read_text(encoding="utf-8")))
-    assert {name.removesuffix("_bucket") for name in named} == told
+    assert {name.removesuffix("_bucket") for name in named} == exported
 
 
 class TestPool:

@@ -113,7 +113,7 @@ def model_of(schema: dict[str, Any]) -> Any:
         return list[model_of(schema["items"])]  # type: ignore[misc]
     name = schema["$ref"].removeprefix("#/components/schemas/")
     if item := re.fullmatch(r"PaginatedResponse_(\w+)_", name):
-        return PaginatedResponse[getattr(schemas, item[1])]
+        return PaginatedResponse.__class_getitem__(getattr(schemas, item[1]))
     return getattr(schemas, name)
 
 

@@ -1,4 +1,4 @@
-"""Definitions judged over HTTP: everything at once, and never a fault."""
+"""Validation of definitions over HTTP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ organism: {name: x}
 listeners:
   - name: a
     handler: ecko
-    unheard_of: 1
+    unknown: 1
 """
 NEEDY = """\
 organism: {name: x}
@@ -154,7 +154,7 @@ class TestValidateOrganism:
         problems = await validate(session, get_settings(), dev_user.id, text.encode())
         counting.cancel()
         assert len(problems) > 5000
-        assert turns > 0, "nothing else is awaited: one that is read on the loop gives nobody a turn"
+        assert turns > 0, "validation on the event loop would not let other tasks run"
 
     async def test_validation_stores_nothing(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession

@@ -1,4 +1,4 @@
-"""Running an execution again. Which steps it takes over is in tests/services/test_retries.py."""
+"""Retries of executions. tests/services/test_retries.py tests which steps are copied."""
 
 from __future__ import annotations
 

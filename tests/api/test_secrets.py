@@ -1,4 +1,4 @@
-"""Secrets over HTTP: written, listed by name, deleted, and never shown."""
+"""Secrets over HTTP: created, replaced, listed, deleted, and never returned."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class TestWrite:
         assert await stored(session) == []
 
     @pytest.mark.parametrize(
-        ("body", "place"),
+        ("body", "field"),
         [
             ({}, "body.value"),
             ({"value": None}, "body.value"),
@@ -113,14 +113,14 @@ class TestWrite:
         ],
     )
     async def test_invalid_values_are_rejected_and_not_repeated(
-        self, client: httpx.AsyncClient, session: AsyncSession, body: Any, place: str
+        self, client: httpx.AsyncClient, session: AsyncSession, body: Any, field: str
     ) -> None:
         response = await client.put(f"{SECRETS}/A", content=json.dumps(body), headers=JSON)
-        assert_invalid(response, place)
+        assert_invalid(response, field)
         assert CANARY not in response.text
         if isinstance(body, dict):
             created = await client.post(SECRETS, content=json.dumps({"name": "A"} | body), headers=JSON)
-            assert_invalid(created, place)
+            assert_invalid(created, field)
             assert CANARY not in created.text
         broken = await client.put(f"{SECRETS}/A", content=f'{{"value": "{CANARY}', headers=JSON)
         assert broken.status_code == 422
@@ -208,7 +208,7 @@ async def test_body_sets_only_the_value(client: httpx.AsyncClient, session: Asyn
     assert (record.user_id, record.name, record.created_at.year > 2001) == (dev_user.id, "A", True)
 
 
-class TestNothingTellsTheValue:
+class TestValueIsNotRevealed:
     def test_repr_of_a_body_does_not_contain_the_value(self) -> None:
         bodies = [SetSecretRequest(value=CANARY), CreateSecretRequest(name="A", value=CANARY)]  # type: ignore[arg-type]
         assert CANARY not in "".join(f"{body!r}{body}{body.model_dump()}{body.model_dump_json()}" for body in bodies)

@@ -1,4 +1,4 @@
-"""The server: when it is ready, what it warns of, and how it stops while clients send requests."""
+"""The server: its readiness, its warnings, and its graceful shutdown."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_unauthenticated_access_from_other_machines_logs_a_warning(
 async def test_request_in_the_backlog_gets_a_response_at_shutdown(server: Server) -> None:
     with socket.create_connection(address_of(server)) as connection:
         connection.sendall(REQUEST)
-        stopping = asyncio.create_task(server.shutdown())  # before the loop has seen the connection
+        stopping = asyncio.create_task(server.shutdown())  # before the event loop accepts the connection
         reader, writer = await asyncio.open_connection(sock=connection)
         assert await status_of(reader) == 200
         writer.close()
@@ -104,7 +104,7 @@ async def test_open_connection_gets_a_last_response_at_shutdown(server: Server) 
 
 
 async def refused(address: tuple[str, int]) -> None:
-    """Until nobody listens there."""
+    """Wait until connections are refused."""
     async with asyncio.timeout(10):
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Bodies that are too large, or do not come, over real connections."""
+"""Bodies that are too large or do not arrive, over real connections."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def rows(database: Database) -> tuple[int, int]:
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_body_over_the_limit_gets_413(port: int, live_database: Database, path: str) -> None:
-    """In every framing; the client, which writes to the end before it reads, gets the answer."""
+    """A client that sends the whole body before it reads gets the response, with chunks and with a length."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -77,7 +77,7 @@ async def test_endless_body_closes_the_connection(port: int, live_database: Data
                     writer.write(chunk)
                     await writer.drain()
                     sent += len(chunk)
-            with suppress(ConnectionError):  # what the server wrote may be lost with the connection
+            with suppress(ConnectionError):  # the response can be lost with the connection
                 assert (await ending).startswith(b"HTTP/1.1 413 ")
         assert sent > LIMIT
     assert await rows(live_database) == (1, 0)
@@ -101,7 +101,7 @@ async def stall(port: int, path: str, framing: str) -> None:
 
 
 async def test_stalled_clients_do_not_block_others(port: int, live_database: Database) -> None:
-    """Nor do they when they go."""
+    """Other clients get responses while the stalled clients are connected, and after they disconnect."""
     with changed_settings(BODY_TIMEOUT_SECONDS="60"):
         async with AsyncExitStack() as stack, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             stalled = [await stack.enter_async_context(connection(port)) for _ in range(STALLED)]

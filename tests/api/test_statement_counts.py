@@ -1,4 +1,4 @@
-"""How many statements a request costs, whatever the number of rows: one is for the user."""
+"""The number of statements of each request, for any number of rows. One statement reads the user."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ COSTS = {
     "create a flow with its first version": Cost(5, "POST", "/api/v1/flows", 201, {"name": "New"}),
     "get a flow": Cost(2, "GET", "/api/v1/flows/{running}"),
     "change a flow": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"name": "Changed"}),
-    "change nothing": Cost(2, "PATCH", "/api/v1/flows/{running}", 200, {}),
-    "change a definition to what it is": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"canvasState": None}),
+    "change a flow with an empty body": Cost(2, "PATCH", "/api/v1/flows/{running}", 200, {}),
+    "send an unchanged definition": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"canvasState": None}),
     "change a definition": Cost(5, "PATCH", "/api/v1/flows/{versioned}", 200, {"organismYaml": "changed"}),
-    "change a definition that has no version yet": Cost(
+    "change a definition without versions": Cost(
         8, "PATCH", "/api/v1/flows/{stopped}", 200, {"organismYaml": "changed"}
     ),
     "list versions": Cost(3, "GET", "/api/v1/flows/{running}/versions"),
     "get a version": Cost(2, "GET", "/api/v1/flows/{running}/versions/1", 404),
     "start a flow": Cost(4, "POST", "/api/v1/flows/{stopped}/start"),
     "stop a flow": Cost(4, "POST", "/api/v1/flows/{running}/stop"),
-    # One for each table, the flow and the user, and two for what runs of it and for those who wait.
+    # One for each table, the flow and the user, one for running executions and one for their callers.
     "delete a flow": Cost(11, "DELETE", "/api/v1/flows/{running}", 204),
     "list triggers": Cost(3, "GET", "/api/v1/flows/{running}/triggers"),
     "create a trigger": Cost(
@@ -55,13 +55,13 @@ COSTS = {
     "list executions of a status": Cost(3, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),
     "get an execution": Cost(2, "GET", "/api/v1/flows/{running}/executions/{execution}"),
     "list steps": Cost(3, "GET", "/api/v1/flows/{running}/executions/{execution}/steps"),
-    "come back to a stream that has ended": Cost(
+    "reconnect to an ended stream": Cost(
         2, "GET", "/api/v1/flows/{running}/executions/{execution}/events?last_event_id=end", 204
     ),
     "cancel an execution": Cost(6, "POST", "/api/v1/flows/{running}/executions/{execution}/cancel"),
     "statistics": Cost(2, "GET", "/api/v1/flows/{running}/executions/stats"),
     "run": Cost(4, "POST", "/api/v1/flows/{running}/executions/run", 201, {"inputPayload": "x"}),
-    "run what does not run": Cost(2, "POST", "/api/v1/flows/{stopped}/executions/run", 400),
+    "run a stopped flow": Cost(2, "POST", "/api/v1/flows/{stopped}/executions/run", 400),
     "webhook": Cost(3, "POST", "/webhooks/{token}", 200, {"a": "b"}),
     "unknown webhook": Cost(1, "POST", "/webhooks/{token}-", 404),
     "test of a webhook": Cost(1, "GET", "/webhooks/{token}/test"),
@@ -73,7 +73,7 @@ COSTS = {
 
 
 async def arranged(session: AsyncSession, user: UserRecord, rows: int) -> dict[str, str]:
-    """What stands in the paths: a running and a stopped flow, among and with this many rows."""
+    """The values in the paths: flows of different states, with this many other rows."""
     running = FlowRecord(id=new_id(), user_id=user.id, name="A flow", status=FlowStatus.RUNNING)
     stopped = FlowRecord(id=new_id(), user_id=user.id, name="A flow")
     webhook = TriggerRecord(
@@ -103,8 +103,8 @@ async def test_number_of_statements_does_not_depend_on_rows(
 ) -> None:
     for name, cost in COSTS.items():
         path = cost.path
-        for place, value in (await arranged(session, dev_user, rows)).items():
-            path = path.replace(place, value)
+        for placeholder, value in (await arranged(session, dev_user, rows)).items():
+            path = path.replace(placeholder, value)
         with count_statements(database_engine) as statements:
             response = await client.request(cost.method, path, json=cost.body)
         assert response.status_code == cost.status, name

@@ -1,4 +1,4 @@
-"""The timeline of an execution, and what else an execution shows of how it ran."""
+"""The steps of an execution, and its origin and token counts."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Create, list, read and delete triggers."""
+
 from __future__ import annotations
 
 import base64
@@ -103,8 +105,8 @@ class TestCreateTrigger:
             (whole | {"config": "{}"}, "body.config"),
             *[({key: whole[key] for key in whole if key != absent}, f"body.{absent}") for absent in whole],
         ]
-        for body, place in refusals:
-            assert_invalid(await client.post(f"{path_of(flow)}/triggers", json=body), place)
+        for body, field in refusals:
+            assert_invalid(await client.post(f"{path_of(flow)}/triggers", json=body), field)
         assert await triggers(session) == []
 
     @covers("triggers.schedule.invalid", "triggers.schedule.cron", "triggers.schedule.timezone")
@@ -148,10 +150,10 @@ class TestCreateTrigger:
             *[({"cron": cron}, {"cron"}) for cron in crons],
             *[({"cron": "* * * * *", "timezone": zone}, {"timezone"}) for zone in zones],
         ]
-        for config, places in refusals:
+        for config, fields in refusals:
             body = {"type": "schedule", "name": "Daily", "config": config}
             refused = await client.post(f"{path_of(flow)}/triggers", json=body)
-            assert_invalid(refused, *[f"body.config.{place}" for place in places])
+            assert_invalid(refused, *[f"body.config.{field}" for field in fields])
         assert await triggers(session) == []
 
 

@@ -1,4 +1,4 @@
-"""Rows that other people's tests write, in shapes that the API itself would not store."""
+"""Rows written directly to the database, with values that the API itself does not store."""
 
 from __future__ import annotations
 

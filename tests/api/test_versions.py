@@ -127,7 +127,7 @@ async def test_restored_version_becomes_the_newest(client: httpx.AsyncClient, pa
     assert (await client.get(path)).json() == flow
     assert (await client.post(f"{path}/versions/1/restore")).json()["canvasState"] is None
     again = (await client.post(f"{path}/versions/5/restore")).json()
-    assert again["latestVersion"] == 5, "what is the flow's definition already makes no version"
+    assert again["latestVersion"] == 5, "an unchanged definition creates no version"
 
 
 @covers("versions.armed")

@@ -1,4 +1,4 @@
-"""Runs and webhooks that answer when the execution has ended."""
+"""`?wait`: runs and webhooks that respond when the execution has ended."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def flow(live_client: httpx.AsyncClient, live_database: Database) -> FlowR
 
 
 async def accepted(database: Database, count: int = 1) -> list[UUID]:
-    """The ids of executions, once there are as many."""
+    """The ids of all executions once there are `count`."""
     async with asyncio.timeout(10):
         while True:
             async with database.transaction(read_only=True) as session:
@@ -218,7 +218,7 @@ async def test_accepted_execution_gets_202_if_the_database_becomes_unavailable(
 async def test_get_db_may_be_overridden_by_any_callable(
     client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, kind: str
 ) -> None:
-    """Other people's tests override `get_db` as they like; here with one session for all requests."""
+    """Third-party tests override `get_db` with any callable; here with one session for all requests."""
 
     def generator() -> Any:
         yield session
@@ -244,15 +244,15 @@ async def test_webhook_depth_is_read_from_its_header(
 ) -> None:
     flow = await factories.create_flow(session, dev_user)
     await factories.create_trigger(session, flow, webhook_token="the-token")
-    given = {"0": 0, "3": 3, "8": 8, "": 0, "x": 0, "-1": 0, "1.5": 0, "9" * 30: 0}
-    for text, depth in given.items():
+    depths = {"0": 0, "3": 3, "8": 8, "": 0, "x": 0, "-1": 0, "1.5": 0, "9" * 30: 0}
+    for text, depth in depths.items():
         response = await client.post("/webhooks/the-token", headers={"BloxServer-Depth": text})
         execution = await session.get_one(ExecutionRecord, UUID(response.json()["executionId"]))
         assert (execution.depth, execution.trigger_type) == (depth, TriggerType.WEBHOOK), text
     for text in ("9", "1000", "1001", "999999999"):
         refused = await client.post("/webhooks/the-token", headers={"BloxServer-Depth": text})
         assert (refused.status_code, refused.json()["code"]) == (400, "call_depth_exceeded")
-    assert await session.scalar(sa.select(sa.func.count()).select_from(ExecutionRecord)) == len(given)
+    assert await session.scalar(sa.select(sa.func.count()).select_from(ExecutionRecord)) == len(depths)
 
 
 async def test_response_is_sent_when_the_engine_ends_the_execution(

@@ -1,3 +1,5 @@
+"""Public webhook endpoints."""
+
 from __future__ import annotations
 
 import base64

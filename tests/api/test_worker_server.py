@@ -1,4 +1,4 @@
-"""Health of a process that works: ready while its engine is, told at a worker's own port."""
+"""The health checks of a worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = "a-token-for-metrics"
 
 @asynccontextmanager
 async def probing(engine: Engine, database: Database) -> AsyncIterator[httpx.AsyncClient]:
-    """A worker's routes, on this database."""
+    """A client of a worker's endpoints with this database."""
     probes = create_worker_app(engine)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=probes), base_url="http://worker") as client:
         with serving(probes, database):
@@ -36,7 +36,7 @@ async def readiness(client: httpx.AsyncClient) -> tuple[int, str, list[str]]:
 
 
 async def until(client: httpx.AsyncClient, status: int) -> list[str]:
-    """The errors of readiness once it has this status."""
+    """The errors of the readiness check once it has this status."""
     async with asyncio.timeout(20):
         while True:
             code, _, errors = await readiness(client)

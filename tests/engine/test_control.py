@@ -10,7 +10,7 @@ import httpx
 
 from bloxserver.engine.engine import Engine
 from tests.api.contract import API, eventually
-from tests.api.test_events import events_of
+from tests.api.sse import parse_events
 
 ENDED = {"success", "error", "timeout", "cancelled"}
 CHAIN = """
@@ -90,7 +90,7 @@ async def test_the_stream_tells_what_the_timeline_has(live_client: httpx.AsyncCl
     path = await started(live_client, CHAIN % "echo")
     execution = await accepted(live_client, path, {"a": 1})
     async with asyncio.timeout(20):
-        events = events_of((await live_client.get(f"{execution}/events")).text)
+        events = parse_events((await live_client.get(f"{execution}/events")).text)
     assert [event.kind for event in events] == ["execution", *["step"] * (len(events) - 2), "execution"]
     assert (events[-1].id, events[-1].data["status"]) == ("end", "success")
     numbers = [int(event.id or 0) for event in events[1:-1]]
