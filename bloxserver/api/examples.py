@@ -122,6 +122,7 @@ TRIGGER: Example = {
     "enabled": True,
     "nextFireAt": None,
     "lastFiredAt": "2026-03-02T09:36:09.520000Z",
+    "disabledReason": None,
     "createdAt": "2026-03-02T08:53:45.600000Z",
 }
 CREATED_TRIGGER = TRIGGER | {"lastFiredAt": None}
@@ -137,6 +138,7 @@ SCHEDULE: Example = {
     "enabled": True,
     "nextFireAt": "2026-03-03T08:00:00.000000Z",
     "lastFiredAt": None,
+    "disabledReason": None,
     "createdAt": "2026-03-02T08:54:45.600000Z",
 }
 UPCOMING = {
