@@ -16,7 +16,7 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.canvas import AGENT, CASE, ERROR, OTHERWISE, TOOL, canvas_of
+from bloxserver.organism.canvas import AGENT, CASE, ERROR, OTHERWISE, TOOL, yaml_to_canvas
 from bloxserver.organism.layout import COLUMN_WIDTH, ROW_HEIGHT
 from bloxserver.organism.yaml_loader import load
 
@@ -73,7 +73,7 @@ class Way(NamedTuple):
 
 def draw(text: str) -> str:
     """An organism as SVG; a definition with errors is drawn as far as it goes."""
-    canvas, _ = canvas_of(text, get_registry())
+    canvas, _ = yaml_to_canvas(text, get_registry())
     boxes = {node["id"]: _box(node) for node in canvas["nodes"]}
     cases = {node["id"]: (node["data"].get("config") or {}).get("cases", []) for node in canvas["nodes"]}
     ways = [

@@ -1,4 +1,4 @@
-"""A definition as a canvas: a node for each listener, an edge for each way that a message may take."""
+"""Convert a definition to a canvas: a node for each listener, an edge for each route of a message."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ AGENT, BLOCK = "agent", "block"
 ANSWER, ERROR, TOOL = "answer", "error", "tool"
 CASE, OTHERWISE = "case:", "otherwise"
 CONFIG = "config"
-"""The handle of edges that a block's config makes, of which only the block knows how."""
+"""The handle of edges that a block derives from its config in its own edge."""
 BRANCH = "branch"
 
 
-class Way(NamedTuple):
-    """A way to another listener: from which of the node's handles, and under which condition."""
+class ListenerEdge(NamedTuple):
+    """An edge to another listener, with the handle where it begins and its condition."""
 
     to: str
     handle: str
     when: JsonValue = None
 
 
-def canvas_of(text: str, registry: BlockRegistry) -> tuple[Canvas, list[Problem]]:
-    """The canvas that shows a definition, as far as it can be read, and everything that is wrong with it."""
+def yaml_to_canvas(text: str, registry: BlockRegistry) -> tuple[Canvas, list[Problem]]:
+    """Return the canvas of a definition, as far as the definition can be read, and all its problems."""
     try:
         document = load(text)
     except OrganismError as error:
-        return draw([], registry), error.problems
+        return build_canvas([], registry), error.problems
     listeners = document.value.get("listeners")
     drawn = [item for item in listeners if isinstance(item, dict)] if isinstance(listeners, list) else []
-    return draw(drawn, registry), check(text, registry)
+    return build_canvas(drawn, registry), check(text, registry)
 
 
-def draw(listeners: Sequence[Mapping[str, JsonValue]], registry: BlockRegistry) -> Canvas:
-    """The canvas of these listeners. A way to a listener that is not there is left out."""
+def build_canvas(listeners: Sequence[Mapping[str, JsonValue]], registry: BlockRegistry) -> Canvas:
+    """Return the canvas of these listeners. An edge to a listener that does not exist is left out."""
     ids = _ids(listeners)
     by_name: dict[str, int] = {}
     for index, listener in enumerate(listeners):
         by_name.setdefault(str(listener.get("name")), index)
-    ways = [
-        (index, by_name[way.to], way)
+    links = [
+        (index, by_name[edge.to], edge)
         for index, listener in enumerate(listeners)
-        for way in ways_from(listener, registry)
-        if way.to in by_name
+        for edge in edges_from(listener, registry)
+        if edge.to in by_name
     ]
-    places = positions(len(listeners), [(source, target) for source, target, _ in ways])
+    places = positions(len(listeners), [(source, target) for source, target, _ in links])
     nodes = [_node(listener, ids[index], places[index]) for index, listener in enumerate(listeners)]
     edges: dict[str, dict[str, Any]] = {}
-    for source, target, way in ways:
-        edge = _edge(ids[source], ids[target], way, plain=TOOL if is_agent(listeners[source]) else ANSWER)
+    for source, target, link in links:
+        edge = _edge(ids[source], ids[target], link, default=TOOL if is_agent(listeners[source]) else ANSWER)
         edge["id"] = _free(edge["id"], edges)
         edges[edge["id"]] = edge
     return {"nodes": nodes, "edges": list(edges.values()), "viewport": {"x": 0, "y": 0, "zoom": 1}}
@@ -74,22 +74,22 @@ def config_key(listener: Mapping[str, JsonValue]) -> str:
     return "config" if listener.get("config") is not None else "tool_config"
 
 
-def ways_from(listener: Mapping[str, JsonValue], registry: BlockRegistry) -> Iterator[Way]:
-    """The ways from a listener as it is written; what is not understood is passed over."""
+def edges_from(listener: Mapping[str, JsonValue], registry: BlockRegistry) -> Iterator[ListenerEdge]:
+    """Yield the edges of a listener as it is written. Invalid parts are skipped."""
     peers = listener.get("peers")
     plain = TOOL if is_agent(listener) else ANSWER
     for peer in peers if isinstance(peers, list) else []:
         if isinstance(peer, str):
-            yield Way(peer, plain)
+            yield ListenerEdge(peer, plain)
         elif isinstance(peer, dict) and isinstance(to := peer.get("to"), str):
             on = peer.get("on")
             if on in (None, ANSWER, ERROR):
-                yield Way(to, plain if on is None else str(on), peer.get("when"))
-    yield from _ways_of_config(listener, registry)
+                yield ListenerEdge(to, plain if on is None else str(on), peer.get("when"))
+    yield from _edges_from_config(listener, registry)
 
 
-def _ways_of_config(listener: Mapping[str, JsonValue], registry: BlockRegistry) -> Iterator[Way]:
-    """The listeners that a block's config names."""
+def _edges_from_config(listener: Mapping[str, JsonValue], registry: BlockRegistry) -> Iterator[ListenerEdge]:
+    """Yield an edge for each listener that a block's config names."""
     handler, config = listener.get("handler"), listener.get(config_key(listener))
     block = registry.find(handler) if isinstance(handler, str) else None
     if block is None or not isinstance(config, dict):
@@ -98,18 +98,18 @@ def _ways_of_config(listener: Mapping[str, JsonValue], registry: BlockRegistry) 
         cases = config.get("cases")
         for number, case in enumerate(cases if isinstance(cases, list) else []):
             if isinstance(case, dict) and isinstance(to := case.get("to"), str):
-                yield Way(to, f"{CASE}{number}")
+                yield ListenerEdge(to, f"{CASE}{number}")
         if isinstance(otherwise := config.get("otherwise"), str):
-            yield Way(otherwise, OTHERWISE)
+            yield ListenerEdge(otherwise, OTHERWISE)
     elif block.targets is not no_targets:
         try:
-            yield from (Way(name, CONFIG) for name in block.targets(block.config.model_validate(config)))
+            yield from (ListenerEdge(name, CONFIG) for name in block.targets(block.config.model_validate(config)))
         except ValidationError:
             return
 
 
 def _ids(listeners: Sequence[Mapping[str, JsonValue]]) -> list[str]:
-    """An id for each: its name where it has one of its own."""
+    """Return an id for each listener: its name if that is unique."""
     ids: dict[str, None] = {}
     for number, listener in enumerate(listeners, start=1):
         name = listener.get("name")
@@ -136,13 +136,13 @@ def _node(listener: Mapping[str, JsonValue], node_id: str, place: tuple[int, int
     }
 
 
-def _edge(source: str, target: str, way: Way, *, plain: str) -> dict[str, Any]:
-    suffix = "" if way.handle == plain else f":{way.handle}"
+def _edge(source: str, target: str, edge: ListenerEdge, *, default: str) -> dict[str, Any]:
+    suffix = "" if edge.handle == default else f":{edge.handle}"
     return {
         "id": f"{source}->{target}{suffix}",
         "source": source,
         "target": target,
-        "sourceHandle": way.handle,
+        "sourceHandle": edge.handle,
         "targetHandle": None,
-        "data": {"when": way.when, "on": way.handle if way.handle in (ANSWER, ERROR) else None},
+        "data": {"when": edge.when, "on": edge.handle if edge.handle in (ANSWER, ERROR) else None},
     }

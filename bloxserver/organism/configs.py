@@ -1,4 +1,4 @@
-"""What a listener's block is set to."""
+"""Validation of a listener's config."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bloxserver.blocks import templates
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock, BlockConfig, no_targets
 from bloxserver.clients.http import HEADER_VALUE, TOKEN
-from bloxserver.organism.needs import AddressNeed, MailNeed, ModelNeed
 from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import Path, quoted
+from bloxserver.organism.requirements import AddressRequirement, MailRequirement, ModelRequirement
 from bloxserver.organism.sections import Section, nearest_of
 
 MODEL_KEYS = ("prompt", "model", "temperature", "max_tokens")
@@ -24,109 +24,111 @@ BRANCH, MAIL = "branch", "email.send"
 
 
 class Config(NamedTuple):
-    """A listener's config as it was found."""
+    """A listener's config, valid or not."""
 
     block: AnyBlock
     valid: BlockConfig | None
-    """Null where something is wrong with it."""
+    """Null if the config is invalid."""
     given: dict[str, JsonValue]
-    """As it is written, with its placeholders."""
-    around: Path
+    """The config as written, with its placeholders."""
+    base_path: Path
     paths: dict[str, Path]
-    """Where its members are written."""
+    """The path of each member in the document."""
     templates: frozenset[str]
-    """The members with placeholders to be replaced."""
+    """The members that contain placeholders to replace."""
     secrets: frozenset[str]
 
     def targets(self) -> list[tuple[str, Path]]:
-        """The listeners that it names, and where; those of a branch even where something else in it is wrong."""
+        """Return the listeners that the config names, with their paths. Those of a branch are found even if the config
+        is invalid.
+        """
         if self.block.name == BRANCH:
             return list(_branch_targets(self.given, self.paths))
         if self.valid is None or self.block.targets is no_targets:
             return []
-        return [(name, self.around) for name in self.block.targets(self.valid)]
+        return [(name, self.base_path) for name in self.block.targets(self.valid)]
 
 
 def read_config(section: Section, block: AnyBlock | None, placeholders: Placeholders) -> Config | None:
-    """The config; null where there is no block, or no mapping, to read it for."""
+    """Validate the config. Returns None if there is no block, or if the config is not a mapping."""
     key = "config" if section.values.get("config") is not None else "tool_config"
     if key == "config" and section.values.get("tool_config") is not None:
-        message = '"tool_config" is another name of "config", which is given too'
-        hint = "put everything into config"
-        section.findings.error(section.path_to("tool_config"), "duplicate_key", message, hint, at_key=True)
+        message = '"tool_config" is an alias of "config", and both are given'
+        hint = "move all settings to config"
+        section.report.error(section.path_to("tool_config"), "duplicate_key", message, hint, at_key=True)
     written = section.section(key)
     if block is None or (written is None and section.values.get(key) is not None):
         return None
-    around = section.path_to(key)
+    base_path = section.path_to(key)
     given = dict(written.values) if written else {}
-    paths: dict[str, Path] = {name: (*around, name) for name in given}
+    paths: dict[str, Path] = {name: (*base_path, name) for name in given}
     if block is agent:
         _add_model_keys(section, given, paths)
     used, secrets, refused = _read_templates(block, given, paths, placeholders)
     reported = block.name in REQUESTS and _check_headers(section, given.get("headers"), paths)
-    valid = _validated(section, block, given, paths, around, refused, {("headers",)} if reported else ())
-    config = Config(block, valid, given, around, paths, used, secrets)
-    _note_needs(section, config)
+    valid = _validated(section, block, given, paths, base_path, refused, {("headers",)} if reported else ())
+    config = Config(block, valid, given, base_path, paths, used, secrets)
+    _add_requirements(section, config)
     return config
 
 
 def _check_headers(section: Section, headers: JsonValue, paths: dict[str, Path]) -> bool:
-    """Report headers that cannot be sent, whatever their placeholders are replaced by; returns whether there are."""
+    """Report headers that are invalid for every value of their placeholders. Returns whether there are any."""
     found = False
     for name, value in headers.items() if isinstance(headers, dict) else ():
         path = (*paths["headers"], name)
         if "{{" in name:
             continue  # reported as a placeholder
         if not TOKEN.fullmatch(name):
-            message, hint = f"{quoted(name)} cannot be a header's name", "use letters, digits and -, like X-Request-Id"
-            section.findings.error(path, "invalid_config", message, hint, at_key=True)
+            message, hint = f"{quoted(name)} is not a valid header name", "use letters, digits and -, like X-Request-Id"
+            section.report.error(path, "invalid_config", message, hint, at_key=True)
             found = True
         if isinstance(value, str) and not all(map(HEADER_VALUE.fullmatch, templates.literal_parts(value))):
-            message = f"the header {quoted(name)} may have printable ASCII only"
-            section.findings.error(path, "invalid_config", message, "remove line breaks, and encode other characters")
+            message = f"the value of the header {quoted(name)} must consist of printable ASCII characters"
+            section.report.error(path, "invalid_config", message, "remove line breaks, and encode other characters")
             found = True
     return found
 
 
 def _add_model_keys(section: Section, given: dict[str, JsonValue], paths: dict[str, Path]) -> None:
-    """The members of an agent's config that stand beside it."""
+    """Add the members of an agent's config that are keys of the listener."""
     for name in MODEL_KEYS:
         if section.values.get(name) is None:
             continue
         if given.get(name) is not None:
-            message = f"{quoted(name)} is given twice: in the listener and in its config"
-            section.findings.error(paths[name], "duplicate_key", message, "remove one of them", at_key=True)
+            message = f"{quoted(name)} is given twice, in the listener and in its config"
+            section.report.error(paths[name], "duplicate_key", message, "remove one of them", at_key=True)
         given[name], paths[name] = section.values[name], section.path_to(name)
 
 
 def _read_templates(
     block: AnyBlock, given: dict[str, JsonValue], paths: dict[str, Path], placeholders: Placeholders
 ) -> tuple[frozenset[str], frozenset[str], set[str]]:
-    """The members of the config with placeholders to be replaced, the names of the secrets in them, and the members
-    that were refused for their placeholders.
+    """Return the members of the config with placeholders to replace, the names of their secrets, and the members with
+    invalid placeholders.
     """
     used: set[str] = set()
     secrets: set[str] = set()
     refused: set[str] = set()
     allowed = ", ".join(sorted(block.templates))
-    hint = f"secrets may stand in {allowed}" if allowed else "use it in a block that calls a server, like http.request"
+    hint = f"secrets may be in {allowed}" if allowed else "use it in a block like http.request, which calls a server"
     for name, value in given.items():
         path = paths[name]
         if name in block.templates:
-            placeholders.need_secrets(path, value)
+            placeholders.collect_secrets(path, value)
             if not placeholders.are_valid(path, value, TEMPLATE_ROOTS):
                 refused.add(name)
             elif templates.uses(value):
                 used.add(name)
                 secrets |= templates.secret_names(value)
             continue
-        if placeholders.refuse_secrets(path, value, hint):
+        if placeholders.reject_secrets(path, value, hint):
             refused.add(name)
         if name in block.rendered:
             if not placeholders.are_valid(path, value, templates.ROOTS):
                 refused.add(name)
         else:
-            placeholders.warn_of_unreplaced(path, value)
+            placeholders.report_unreplaced(path, value)
     return frozenset(used), frozenset(secrets), refused
 
 
@@ -135,20 +137,20 @@ def _validated(
     block: AnyBlock,
     given: dict[str, JsonValue],
     paths: dict[str, Path],
-    around: Path,
+    base_path: Path,
     refused: Collection[str],
     reported: Collection[tuple[int | str, ...]],
 ) -> BlockConfig | None:
-    """The config, or None. Problems of `refused` members, and at `reported` places, are not reported again."""
+    """Return the config, or None. Problems of `refused` members and at `reported` locations are not reported again."""
     try:
         valid: BlockConfig = block.config.model_validate(given)
     except ValidationError as error:
         reasons = error.errors(include_url=False, include_context=False, include_input=False)
         for reason in reasons:
             location = reason["loc"]
-            if (location and location[0] in refused) or location in reported or _follows(reason, reasons):
+            if (location and location[0] in refused) or location in reported or _is_consequence(reason, reasons):
                 continue
-            path = (*paths.get(str(location[0]), (*around, location[0])), *location[1:]) if location else around
+            path = (*paths.get(str(location[0]), (*base_path, location[0])), *location[1:]) if location else base_path
             where = ".".join(str(part) for part in path[2:])
             unknown = reason["type"] == "extra_forbidden"
             message = (
@@ -157,13 +159,13 @@ def _validated(
                 else f"{where}: {reason['msg'].removeprefix('Value error, ')}"
             )
             hint = _config_hint(section, block, str(location[-1]) if location else "", unknown=unknown)
-            section.findings.error(path, "invalid_config", message, hint, at_key=unknown)
+            section.report.error(path, "invalid_config", message, hint, at_key=unknown)
         return None
     return valid
 
 
-def _follows(reason: ErrorDetails, reasons: Iterable[ErrorDetails]) -> bool:
-    """Whether a list is too short only because something is wrong with its items."""
+def _is_consequence(reason: ErrorDetails, reasons: Iterable[ErrorDetails]) -> bool:
+    """Whether a list is too short only because some of its items are invalid."""
     depth = len(reason["loc"])
     return reason["type"] == "too_short" and any(
         len(other["loc"]) > depth and other["loc"][:depth] == reason["loc"] for other in reasons
@@ -174,9 +176,9 @@ def _config_hint(section: Section, block: AnyBlock, name: str, *, unknown: bool)
     fields = {field.alias or key: field for key, field in block.config.model_fields.items()}
     if unknown:
         known = f"its settings are {', '.join(fields)}" if fields else "it has no settings"
-        return section.findings.suggest(name, nearest_of(fields), known)
+        return section.report.suggest(name, nearest_of(fields), known)
     described = fields[name].description if name in fields else None
-    return f"correct it; its meaning: {described}" if described else f"see the settings of {block.name}"
+    return f"correct the value; its meaning: {described}" if described else f"see the settings of {block.name}"
 
 
 def _branch_targets(given: dict[str, JsonValue], paths: dict[str, Path]) -> Iterator[tuple[str, Path]]:
@@ -188,22 +190,23 @@ def _branch_targets(given: dict[str, JsonValue], paths: dict[str, Path]) -> Iter
         yield otherwise, paths["otherwise"]
 
 
-def _note_needs(section: Section, config: Config) -> None:
-    """What only an installation can tell of the config."""
-    given, findings = config.given, section.findings
+def _add_requirements(section: Section, config: Config) -> None:
+    """Add the requirements of the config on the installation."""
+    given, report = config.given, section.report
     if config.block is agent:
         path = config.paths.get("model") or section.path_to("prompt")
         model = given.get("model")
         listener = section.text_or_empty("name")
-        place = findings.document.place_of(path)
-        findings.needs.append(ModelNeed(place, path, listener, model if isinstance(model, str) and model else None))
+        place = report.document.place_of(path)
+        named = model if isinstance(model, str) and model else None
+        report.requirements.append(ModelRequirement(place, path, listener, named))
     url = given.get("url")
     if config.block.name in REQUESTS and isinstance(url, str):
         path = config.paths["url"]
-        findings.needs.append(AddressNeed(findings.document.place_of(path), path, url))
+        report.requirements.append(AddressRequirement(report.document.place_of(path), path, url))
     if config.block.name == MAIL and given.get("server") is None:
         sender = given.get("from")
         path = config.paths["from"] if sender is not None else section.path_to("handler")
         if sender is None or (isinstance(sender, str) and "{{" not in sender):
-            need = MailNeed(findings.document.place_of(path), path, sender if isinstance(sender, str) else None)
-            findings.needs.append(need)
+            need = MailRequirement(report.document.place_of(path), path, sender if isinstance(sender, str) else None)
+            report.requirements.append(need)

@@ -1,4 +1,4 @@
-"""Where the nodes of a canvas stand: messages run from left to right."""
+"""Positions of the nodes of a canvas: messages flow from left to right."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Edges = Sequence[tuple[int, int]]
 
 
 def positions(count: int, edges: Edges) -> list[tuple[int, int]]:
-    """x and y for the nodes 0 to `count` - 1: each in a column to the right of all that lead to it.
+    """Return x and y of the nodes 0 to `count` - 1. Each node is in a column to the right of its predecessors.
 
-    An edge that closes a circle counts for nothing. The same graph always gets the same picture.
+    An edge that closes a cycle is ignored. The layout is deterministic.
     """
     columns = _columns(count, edges)
     rows = _rows(columns, edges)
@@ -21,7 +21,7 @@ def positions(count: int, edges: Edges) -> list[tuple[int, int]]:
 
 
 def _columns(count: int, edges: Edges) -> list[int]:
-    """For each node the length of the longest way to it."""
+    """Return the length of the longest path to each node."""
     followers: list[list[int]] = [[] for _ in range(count)]
     for source, target in edges:
         followers[source].append(target)
@@ -33,7 +33,7 @@ def _columns(count: int, edges: Edges) -> list[int]:
 
 
 def _sources_first(followers: list[list[int]]) -> list[int]:
-    """The nodes so that each comes before those that follow it; removes the edges that close a circle."""
+    """Return the nodes in topological order. Removes the edges that close a cycle."""
     seen = [False] * len(followers)
     open_nodes: set[int] = set()
     finished: list[int] = []
@@ -61,7 +61,7 @@ def _sources_first(followers: list[list[int]]) -> list[int]:
 
 
 def _rows(columns: list[int], edges: Edges) -> list[int]:
-    """For each node its place in its column: beside those that lead to it, where there is room."""
+    """Return the row of each node: near its predecessors if possible."""
     leading: list[list[int]] = [[] for _ in columns]
     for source, target in edges:
         if columns[source] < columns[target]:

@@ -1,4 +1,4 @@
-"""The listeners of a definition: their names and blocks, and the ways between them."""
+"""The listeners of a definition: their names, blocks and edges."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ LISTENER_KEYS = (
 )
 
 
-class _Drawn(NamedTuple):
-    """A listener as it was found, and the names of the peers that it may call."""
+class _ParsedListener(NamedTuple):
+    """A valid listener, and the names of the peers that it can call."""
 
     listener: Listener
     tools: Sequence[str]
 
 
 def read_listeners(top: Section, registry: BlockRegistry) -> tuple[Listener, ...]:
-    """Those that are valid; what is wrong with the others is noted."""
+    """Return the valid listeners, and report the problems of the others."""
     items = top.items("listeners", 'begin each listener with "- name:"')
     if top.values.get("listeners") in (None, []):
-        top.missing("listeners", "an organism needs one listener or more")
+        top.missing("listeners", "add at least one listener")
     sections: list[Section] = []
     for index, item in enumerate(items):
         path = ("listeners", index)
         if isinstance(item, dict):
-            sections.append(Section(item, path, top.findings))
+            sections.append(Section(item, path, top.report))
         else:
-            top.findings.error(path, "wrong_type", "a listener must be a mapping", 'begin it with "- name:"')
+            top.report.error(path, "wrong_type", "a listener must be a mapping", 'begin it with "- name:"')
     names = _read_names(sections)
-    placeholders = Placeholders(top.findings)
+    placeholders = Placeholders(top.report)
     found = [_read_listener(section, _read_block(section, registry), names, placeholders) for section in sections]
     drawn = [each for each in found if each is not None]
     by_name = {each.listener.name: each.listener for each in reversed(drawn)}
@@ -66,7 +66,7 @@ def read_listeners(top: Section, registry: BlockRegistry) -> tuple[Listener, ...
 
 
 def _read_names(sections: Iterable[Section]) -> dict[str, Place]:
-    """Every listener's name and where it is given first."""
+    """Return the name of every listener, with the place where it is used first."""
     names: dict[str, Place] = {}
     for section in sections:
         name = section.text("name", required=True)
@@ -75,18 +75,18 @@ def _read_names(sections: Iterable[Section]) -> dict[str, Place]:
         path = section.path_to("name")
         if not LISTENER_NAME.fullmatch(name):
             hint = f"use 1 to {MAX_NAME} letters (a-z), digits, _ - and ."
-            section.findings.error(path, "invalid_name", f"{quoted(name)} cannot be a listener's name", hint)
+            section.report.error(path, "invalid_name", f"{quoted(name)} is not a valid name for a listener", hint)
         elif name in names:
-            hint = f"the first is in line {names[name].line}; give this one another name"
-            section.findings.error(path, "duplicate_listener", f"two listeners are called {quoted(name)}", hint)
-        names.setdefault(name, section.findings.document.place_of(path))
+            hint = f"the first is in line {names[name].line}; rename this listener"
+            section.report.error(path, "duplicate_listener", f"two listeners have the name {quoted(name)}", hint)
+        names.setdefault(name, section.report.document.place_of(path))
     return names
 
 
 def _read_listener(
     section: Section, block: AnyBlock | None, names: dict[str, Place], placeholders: Placeholders
-) -> _Drawn | None:
-    section.warn_of_unknown(LISTENER_KEYS, UNUSED_KEYS)
+) -> _ParsedListener | None:
+    section.report_unknown_keys(LISTENER_KEYS, UNUSED_KEYS)
     description = section.text("description", required=True)
     config = read_config(section, block, placeholders)
     payload_class = _read_payload_class(section, block)
@@ -114,7 +114,7 @@ def _read_listener(
         backoff_seconds=backoff or 1,
         agent=is_agent,
     )
-    return _Drawn(listener, tools)
+    return _ParsedListener(listener, tools)
 
 
 def _tools(names: Sequence[str], listeners: dict[str, Listener]) -> tuple[Tool, ...]:
@@ -127,26 +127,26 @@ def _tools(names: Sequence[str], listeners: dict[str, Listener]) -> tuple[Tool, 
 
 
 def _read_block(section: Section, registry: BlockRegistry) -> AnyBlock | None:
-    """The block that handles the listener's messages: the one that it names, or the agent where it has a prompt."""
+    """Return the block of the listener: the one that its handler names, or the agent if it has a prompt only."""
     if section.values.get("handler") is None and section.values.get("prompt") is not None:
         return agent
     if section.values.get("handler") is None:
-        section.missing("handler", "give it a handler, or a prompt, which makes it an agent")
+        section.missing("handler", "add a handler, or a prompt to make the listener an agent")
         return None
     handler = section.text("handler", required=True)
     if handler is None:
         return None
     for key in MODEL_KEYS:
         if section.values.get(key) is not None:
-            message = f"{quoted(key)} has no effect beside a handler"
-            hint = "remove it, or remove the handler to make this an agent"
-            section.findings.warning(section.path_to(key), "unused_key", message, hint)
+            message = f"{quoted(key)} has no effect together with a handler"
+            hint = "remove it, or remove the handler to make the listener an agent"
+            section.report.warning(section.path_to(key), "unused_key", message, hint)
     block = registry.find(handler)
     if block is None:
         path = section.path_to("handler")
-        known = f"known are {', '.join(registry.names)}"
-        hint = section.findings.suggest(handler, registry.nearest, known)
-        section.findings.error(path, "unknown_handler", f"unknown handler {quoted(handler)}", hint)
+        known = f"available handlers are {', '.join(registry.names)}"
+        hint = section.report.suggest(handler, registry.nearest, known)
+        section.report.error(path, "unknown_handler", f"unknown handler {quoted(handler)}", hint)
     return block
 
 
@@ -156,7 +156,7 @@ def _read_payload_class(section: Section, block: AnyBlock | None) -> str | None:
         return given
     own = block.payload.__name__
     if given not in (own, f"{block.payload.__module__}.{own}", *block.payload_aliases):
-        message = f"{quoted(block.name)} does not take {quoted(given)}"
-        hint = f"write {quoted((*block.payload_aliases, own)[0])}, or leave payload_class out"
-        section.findings.error(section.path_to("payload_class"), "payload_class_mismatch", message, hint)
+        message = f"{quoted(block.name)} does not accept the payload class {quoted(given)}"
+        hint = f"write {quoted((*block.payload_aliases, own)[0])}, or remove payload_class"
+        section.report.error(section.path_to("payload_class"), "payload_class_mismatch", message, hint)
     return given

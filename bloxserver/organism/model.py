@@ -1,4 +1,4 @@
-"""A definition that was found valid: what the pump runs."""
+"""A validated definition, as the engine runs it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import AnyBlock, BlockConfig, Tool
 from bloxserver.blocks.expressions import Expression
-from bloxserver.organism.needs import Need
+from bloxserver.organism.requirements import Requirement
 
 
 class UnknownListener(LookupError):
-    """A listener was asked for by a name that the organism does not have."""
+    """The organism has no listener with this name."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f'no listener is called "{name}"')
+        super().__init__(f'there is no listener "{name}"')
         self.name = name
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A way that messages take from a listener: its answer or, `on` an error, the error, where `when` holds."""
+    """An edge from a listener: `to` receives its answer or, `on` an error, its error, if `when` is true."""
 
     to: str
     on: Literal["answer", "error"] = "answer"
@@ -32,47 +32,47 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One station of the organism: `block` handles its messages with `config`, `peers` get its answers."""
+    """A node of the organism: `block` handles its messages with `config`, and `peers` receive its answers."""
 
     name: str
     description: str
     handler: str | None
-    """The block's name as the definition has it, which may be an alias; null for an agent that has a prompt."""
+    """The block's name or alias as written in the definition; null for an agent with a prompt."""
     block: AnyBlock
     config: BlockConfig
     given_config: dict[str, JsonValue] = field(default_factory=dict)
-    """The config as it is written, with its placeholders."""
+    """The config as written, with its placeholders."""
     templates: frozenset[str] = frozenset()
-    """The members of `given_config` that hold placeholders; where there are none, `config` serves as it is."""
+    """The members of `given_config` that contain placeholders. If there are none, `config` is used unchanged."""
     secrets: frozenset[str] = frozenset()
-    """The names of the secrets in it."""
+    """The names of the secrets in the config."""
     payload_class: str | None = None
     peers: tuple[Peer, ...] = ()
     tools: tuple[Tool, ...] = ()
-    """For an agent: the peers that it may call. They answer the agent, not their own peers."""
+    """For an agent: the peers that it can call. Their answers go to the agent and not to their own peers."""
     timeout_seconds: float | None = None
-    """For one attempt at a message; null: only the execution's own limit counts."""
+    """For one attempt at a message; null: only the execution's limit applies."""
     retries: int = 0
-    """How often a message is tried again that could not be handled."""
+    """The maximum number of further attempts at a message after an error."""
     backoff_seconds: float = 1
-    """The pause before the first retry; it doubles with each one."""
+    """The pause before the first retry; it doubles with each retry."""
     agent: bool = False
-    """As the definition has it; what has a prompt and no handler is an agent in deed: `tools`, `block`."""
+    """The key `agent` as written, which has no effect. A listener with a prompt and no handler is an agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailureNotification:
-    """Where a failed execution is reported. Texts may hold `{{ secrets.NAME }}`."""
+    """Where failure notifications go. Texts may contain `{{ secrets.NAME }}`."""
 
     url: str | None = None
     secret: str | None = None
-    """Signs the notices that go to `url` (Standard Webhooks)."""
+    """Signs the notifications to `url` (Standard Webhooks)."""
     email: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionLimits:
-    """How long one execution may take, in seconds of work, and how many messages it may handle."""
+    """The limits of one execution: its active time in seconds, and the number of messages that it handles."""
 
     timeout_seconds: float = 300
     max_iterations: int = 100
@@ -80,14 +80,14 @@ class ExecutionLimits:
 
 @dataclass(frozen=True)
 class Organism:
-    """Listeners, at least one, each of a name of its own; every peer is one of them."""
+    """One or more listeners with unique names; every peer is one of them."""
 
     name: str
     listeners: tuple[Listener, ...]
     description: str | None = None
     execution: ExecutionLimits = ExecutionLimits()
     on_failure: FailureNotification | None = None
-    needs: tuple[Need, ...] = field(default=(), compare=False)
+    requirements: tuple[Requirement, ...] = field(default=(), compare=False)
 
     @cached_property
     def _by_name(self) -> dict[str, Listener]:
@@ -103,9 +103,10 @@ class Organism:
         return self._by_name[name]
 
     def entry(self, target: str | None = None) -> Listener:
-        """Who gets the input: the trigger's `target`, else the one listener that is no peer of another, else the first.
+        """Return the listener that receives the input.
 
-        Raises UnknownListener where the target is not one of the listeners.
+        This is the trigger's `target`, else the only listener without an incoming edge, else the first listener.
+        Raises UnknownListener if the target does not exist.
         """
         if target is not None:
             return self.listener(target)

@@ -1,4 +1,4 @@
-"""The ways that messages take from a listener."""
+"""The peers of a listener: its outgoing edges."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NAMES = {"answer": frozenset({"payload", "input"}), "error": frozenset({"payload
 def read_peers(
     section: Section, names: dict[str, Place], *, is_agent: bool, targets: Sequence[tuple[str, Path]]
 ) -> tuple[tuple[Peer, ...], tuple[str, ...]]:
-    """The peers of a listener and, for an agent, the names of those that it may call."""
-    reader = _Peers(section, names, is_agent)
+    """Return the peers of a listener and, for an agent, the names of the peers that it can call."""
+    reader = _PeerReader(section, names, is_agent)
     for index, item in enumerate(section.items("peers", "write [name]")):
         reader.read(item, (*section.path_to("peers"), index))
     for name, path in targets:
@@ -33,10 +33,10 @@ def read_peers(
     return tuple(reader.peers), tuple(reader.tools)
 
 
-class _Peers:
+class _PeerReader:
     def __init__(self, section: Section, names: dict[str, Place], is_agent: bool) -> None:
         self._section = section
-        self._findings = section.findings
+        self._report = section.report
         self._names = names
         self._nearest = nearest_of(names)
         self._is_agent = is_agent
@@ -48,13 +48,13 @@ class _Peers:
             if self._is_known(item, path):
                 self._add(Peer(item), path, is_tool=self._is_agent)
         elif isinstance(item, dict):
-            self._read_mapping(Section(item, path, self._findings))
+            self._read_mapping(Section(item, path, self._report))
         else:
             hint = "write a name, or {to: name, when: condition}"
-            self._findings.error(path, "wrong_type", "a peer must be the name of a listener, or a mapping", hint)
+            self._report.error(path, "wrong_type", "a peer must be the name of a listener or a mapping", hint)
 
     def add_target(self, name: str, path: Path) -> None:
-        """A listener that the block's config names."""
+        """Add a listener that the block's config names."""
         taken = any((peer.to, peer.on) == (name, "answer") for peer in self.peers)
         if self._is_known(name, path) and not taken:
             self.peers.append(Peer(name))
@@ -62,29 +62,29 @@ class _Peers:
     def _read_mapping(self, item: Section) -> None:
         for key in item.values:
             if key not in PEER_KEYS:
-                hint = item.findings.suggest(key, nearest_of(PEER_KEYS), f"known are {', '.join(PEER_KEYS)}")
-                item.findings.error(
+                hint = item.report.suggest(key, nearest_of(PEER_KEYS), f"the keys are {', '.join(PEER_KEYS)}")
+                item.report.error(
                     item.path_to(key), "unknown_key", f"{quoted(key)} is not a key of a peer", hint, at_key=True
                 )
-        before = len(self._findings.problems)
+        before = len(self._report.problems)
         to, on, when = item.text("to", required=True), item.text("on"), item.text("when")
         if on is not None and on not in NAMES:
-            hint = "leave it out for the answer, or write on: error"
-            item.findings.error(item.path_to("on"), "wrong_type", f'"on" cannot be {quoted(on)}', hint)
+            hint = "remove it for the answer, or write on: error"
+            item.report.error(item.path_to("on"), "wrong_type", f'"on" cannot be {quoted(on)}', hint)
             on = None
-            condition = self._compiled(item, when, "error")
+            condition = self._compile_condition(item, when, "error")
         else:
-            condition = self._compiled(item, when, on or "answer")
+            condition = self._compile_condition(item, when, on or "answer")
             if self._is_agent and item.values.get("on") is None and when is not None:
-                hint = "write on: answer beside it, if the agent's answer is to go there"
-                message = "a condition has no meaning for a listener that an agent may call"
-                item.findings.error(item.path_to("when"), "unsupported", message, hint, at_key=True)
-        if to is None or not self._is_known(to, item.path_to("to")) or len(self._findings.problems) > before:
+                hint = "add on: answer if the peer is to receive the agent's answer"
+                message = "a peer that an agent can call as a tool cannot have a condition"
+                item.report.error(item.path_to("when"), "unsupported", message, hint, at_key=True)
+        if to is None or not self._is_known(to, item.path_to("to")) or len(self._report.problems) > before:
             return
         peer = Peer(to, "error" if on == "error" else "answer", condition)
         self._add(peer, item.path_to("to"), is_tool=self._is_agent and on is None)
 
-    def _compiled(self, item: Section, when: str | None, on: str) -> Expression | None:
+    def _compile_condition(self, item: Section, when: str | None, on: str) -> Expression | None:
         if when is None:
             return None
         try:
@@ -93,21 +93,21 @@ class _Peers:
             return expression
         except ValueError as error:
             hint = "write a CEL expression over payload, like payload.score > 3"
-            item.findings.error(item.path_to("when"), "invalid_expression", str(error), hint)
+            item.report.error(item.path_to("when"), "invalid_expression", str(error), hint)
             return None
 
     def _is_known(self, name: str, path: Path) -> bool:
         if name in self._names:
             return True
-        hint = self._findings.suggest(name, self._nearest, f"add a listener called {quoted(name)}, or take this out")
-        self._findings.error(path, "unknown_peer", f"unknown peer {quoted(name)}", hint)
+        hint = self._report.suggest(name, self._nearest, f"add a listener with the name {quoted(name)}, or remove this")
+        self._report.error(path, "unknown_peer", f"unknown peer {quoted(name)}", hint)
         return False
 
     def _add(self, peer: Peer, path: Path, *, is_tool: bool) -> None:
         taken = peer.to in self.tools if is_tool else any((peer.to, peer.on) == (p.to, p.on) for p in self.peers)
         if taken:
-            hint = "keep one of them; two conditions are one with ||"
-            self._findings.error(path, "duplicate_peer", f"the peer {quoted(peer.to)} is given twice", hint)
+            hint = "keep one of them; combine two conditions with ||"
+            self._report.error(path, "duplicate_peer", f"the peer {quoted(peer.to)} is given twice", hint)
         elif is_tool:
             self.tools.append(peer.to)
         else:

@@ -1,4 +1,4 @@
-"""What is wrong with a definition, and where."""
+"""Problems of a definition, with their places."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Path: TypeAlias = tuple[str | int, ...]
-"""The way from the top of a document to one of its values: keys, and indexes into lists."""
+"""The path from the top of a document to a value: keys of mappings and indexes of lists."""
 
 MAX_QUOTE = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to repair. `line` and `column` count characters from 1; `code` is stable and snake_case.
+    """An error or a warning. `line` and `column` count from 1, columns in characters; `code` is stable, in snake_case.
 
-    A definition with an error does not run; one with nothing but warnings does. `hint` says what to do.
+    A definition with an error does not run; a definition with warnings only does. `hint` says what to do.
     """
 
     line: int
@@ -33,9 +33,9 @@ class Problem:
 
 
 class OrganismError(Exception):
-    """A definition that cannot run. `problems` holds its errors, at least one, in the order of the text.
+    """The definition cannot run. `problems` has its errors, at least one, in the order of the text.
 
-    As text it is the first of them, fit for a flow's errorMessage.
+    The message of the exception is the first error, suitable as the flow's errorMessage.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -46,6 +46,6 @@ class OrganismError(Exception):
 
 
 def quoted(text: str) -> str:
-    """What a user wrote, on one line, in double quotes, cut where it is too long for a message."""
+    """Return a user's text for a message: in double quotes, on one line, shortened to MAX_QUOTE characters."""
     shown = text if len(text) <= MAX_QUOTE else text[: MAX_QUOTE - 1] + "…"
     return json.dumps(shown, ensure_ascii=False)

@@ -15,7 +15,7 @@ Coordinate = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class CanvasPosition(TypedDict, total=False):
-    """Where a node stands; may be partial, and keeps members that are not named here."""
+    """The position of a node. It may be partial; additional members are kept."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -28,7 +28,7 @@ class CanvasViewport(CanvasPosition, total=False):
 
 
 class _CanvasModel(CamelModel):
-    """React Flow objects: members that are not named here are kept."""
+    """An object of React Flow. Additional members are kept."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True, extra="allow")
 
@@ -57,4 +57,4 @@ class CanvasState(_CanvasModel):
 
 
 StoredCanvas = Annotated[CanvasState | SkipJsonSchema[Any], Field(union_mode="left_to_right")]
-"""What is stored may be no such state, where others wrote the row: it is shown as it is."""
+"""A stored value of another shape, written by another program, is returned unchanged."""

@@ -1,4 +1,4 @@
-"""Other listeners in the text of a definition. The rest of it, and those that stay as they are, keep their lines."""
+"""Replace the listeners in the text of a definition. Unchanged listeners and the rest of the text keep their lines."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DASH = re.compile(r" *- +")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A listener as it is to be. `index` is its place in the definition that there is; null: it is new."""
+class TargetListener:
+    """A listener of the new definition. `index` is its index in the existing definition; null: it is new."""
 
     values: dict[str, JsonValue]
     index: int | None
@@ -31,17 +31,17 @@ class Wanted:
 
 
 class Rewritten(NamedTuple):
-    """A definition's new text. `uncommented` are the indexes of those of `wanted` that lost comments; `all_lost` says
+    """A definition's new text. `lost_comments` are the indexes of those of `wanted` that lost comments; `lost_all` says
     that the rest of the text lost them too.
     """
 
     text: str
-    uncommented: list[int]
-    all_lost: bool = False
+    lost_comments: list[int]
+    lost_all: bool = False
 
 
-def rewrite(text: str, document: Document, wanted: Sequence[Wanted]) -> Rewritten:
-    """The definition with these listeners in place of its own; `document` is the definition as it was read."""
+def rewrite(text: str, document: Document, wanted: Sequence[TargetListener]) -> Rewritten:
+    """Return the definition with these listeners instead of its own. `document` is the loaded `text`."""
     expected = document.value | {"listeners": [listener.values for listener in wanted]}
     if same_json(document.value, expected):
         return Rewritten(text, [])
@@ -49,7 +49,7 @@ def rewrite(text: str, document: Document, wanted: Sequence[Wanted]) -> Rewritte
     spliced = _splice(lines, document, wanted)
     if spliced is not None and _reads_as(spliced.text, expected):
         return spliced
-    return Rewritten(write(expected), [], all_lost=any(map(lines.is_commented, range(len(lines.lines)))))
+    return Rewritten(write(expected), [], lost_all=any(map(lines.is_commented, range(len(lines.lines)))))
 
 
 def _reads_as(text: str, expected: dict[str, JsonValue]) -> bool:
@@ -61,12 +61,12 @@ def _reads_as(text: str, expected: dict[str, JsonValue]) -> bool:
 
 
 def same_json(one: JsonValue, other: JsonValue) -> bool:
-    """Whether they are the same as JSON, where true is not 1."""
+    """Whether two values are equal as JSON. In Python, True equals 1."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 class _Lines:
-    """The lines of a text that was read before, and what stands in which of them. All numbers count from 0."""
+    """The lines of a loaded text, and the extent of the YAML nodes in them. Lines are numbered from 0."""
 
     def __init__(self, text: str) -> None:
         source = Source(text if not text or text.endswith("\n") else f"{text}\n")
@@ -87,7 +87,7 @@ class _Lines:
         self._masked = Source("".join(masked)).lines()
 
     def last_of(self, start: int, stop: int) -> int:
-        """The last line with something in it of what begins between `start` and `stop`."""
+        """Return the last line of the nodes that begin between `start` and `stop`."""
         return max((self._last.get(line, start) for line in range(start, stop)), default=start)
 
     def is_commented(self, line: int) -> bool:
@@ -98,21 +98,21 @@ class _Lines:
 
 
 class _Item(NamedTuple):
-    """The lines of a listener: from `lead`, where what belongs to it begins, `start`, where it does, to `stop`."""
+    """The lines of a listener, from `start` to `stop`. The comments before it begin at `lead`."""
 
     lead: int
     start: int
     stop: int
 
 
-def _splice(lines: _Lines, document: Document, wanted: Sequence[Wanted]) -> Rewritten | None:
-    """The text with the lines of its listeners exchanged, where they are written in lines of their own."""
+def _splice(lines: _Lines, document: Document, wanted: Sequence[TargetListener]) -> Rewritten | None:
+    """Return the text with replaced listeners, or None unless each listener begins on its own line."""
     dash = _dash(lines, document)
     if dash is None or not wanted:
         return None
     items = _items(lines, document)
     parts = [lines.text(0, items[0].lead)]
-    uncommented: list[int] = []
+    lost_comments: list[int] = []
     for number, listener in enumerate(wanted):
         item = items[listener.index] if listener.index is not None else None
         if item is not None:
@@ -122,9 +122,9 @@ def _splice(lines: _Lines, document: Document, wanted: Sequence[Wanted]) -> Rewr
             continue
         parts.append(write_listener(listener.values, dash))
         if item is not None and any(map(lines.is_commented, range(item.start, item.stop))):
-            uncommented.append(number)
+            lost_comments.append(number)
     parts.append(lines.text(items[-1].stop, len(lines.lines)))
-    return Rewritten("".join(parts), uncommented)
+    return Rewritten("".join(parts), lost_comments)
 
 
 def _listener_places(document: Document) -> list[Place]:
@@ -134,7 +134,7 @@ def _listener_places(document: Document) -> list[Place]:
 
 
 def _dash(lines: _Lines, document: Document) -> int | None:
-    """How far the dashes before the listeners are indented, if each begins a line and all are indented alike."""
+    """Return the indentation of the listeners' dashes, if each dash begins a line and all have the same indentation."""
     indents = set()
     for line, column in _listener_places(document):
         before = lines.lines[line - 1][: column - 1]

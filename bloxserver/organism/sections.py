@@ -1,4 +1,4 @@
-"""Reading a definition part by part: what is wrong is noted where it is written, and reading goes on."""
+"""Readers for the parts of a definition. They report each problem with its place and continue."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from itertools import islice
 
 from pydantic import JsonValue
 
-from bloxserver.organism.needs import Need
 from bloxserver.organism.problems import Path, Problem, quoted
+from bloxserver.organism.requirements import Requirement
 from bloxserver.organism.yaml_loader import Document
 from bloxserver.organism.yaml_source import Place
 
 MAX_NAME = 64
 MAX_TIMEOUT = 86_400
 
-# Looking for what was meant takes time that grows with the text: only the first mistakes get it.
+# The search for similar names is slow for large texts. Only the first problems get a suggestion.
 MAX_SUGGESTIONS = 20
 MAX_CANDIDATES = 200
 
-# Other servers of this format use them.
+# Keys that other servers for this format use.
 UNUSED_KEYS = ("max_concurrent_*", "thread_scheduling", "llm", "gateways", "triggers", "broadcast")
 
 
-class Findings:
-    """The problems of one document, each put where it is written."""
+class ProblemReport:
+    """Collects the problems and requirements of one document, with their places."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems = list(document.problems)
-        self.needs: list[Need] = []
+        self.requirements: list[Requirement] = []
         self._suggestions = 0
 
     def error(
         self, path: Path, code: str, message: str, hint: str, *, at_key: bool = False, place: Place | None = None
     ) -> None:
-        """`place` is where it is written, where that is known better than by the path."""
+        """Add an error. `place` is more precise than the place of the path."""
         at = self.document.place_of_key(path) if at_key else self.document.place_of(path)
         if at not in self.document.unreadable:
             self.problems.append(Problem(*(place or at), code, message, hint, path=path))
@@ -47,7 +47,7 @@ class Findings:
         self.problems.append(Problem(*at, code, message, hint, severity="warning", path=path))
 
     def suggest(self, name: str, nearest: Callable[[str], str | None], otherwise: str) -> str:
-        """A hint at what an unknown name was probably meant to be, or else the other one."""
+        """Return a hint with the known name that is most similar to an unknown one, or the hint `otherwise`."""
         self._suggestions += 1
         if self._suggestions > MAX_SUGGESTIONS or len(name) > MAX_NAME:
             return otherwise
@@ -61,29 +61,29 @@ def nearest_of(candidates: Iterable[str]) -> Callable[[str], str | None]:
 
 
 class Section:
-    """A mapping of the definition. Its readers report what is wrong and go on with what stands for nothing.
+    """A mapping of the definition. Its methods report invalid values and return None, or an empty value, for them.
 
-    A null counts as absent.
+    Null is the same as no value.
     """
 
-    def __init__(self, values: dict[str, JsonValue], path: Path, findings: Findings) -> None:
+    def __init__(self, values: dict[str, JsonValue], path: Path, report: ProblemReport) -> None:
         self.values = values
         self.path = path
-        self.findings = findings
+        self.report = report
 
     def path_to(self, key: str | int) -> Path:
         return (*self.path, key)
 
     def _wrong_type(self, key: str, wanted: str, hint: str = "") -> None:
         hint = hint or f"write {quoted(key)} as {wanted}"
-        self.findings.error(self.path_to(key), "wrong_type", f"{quoted(key)} must be {wanted}", hint)
+        self.report.error(self.path_to(key), "wrong_type", f"{quoted(key)} must be {wanted}", hint)
 
     def missing(self, key: str, hint: str = "") -> None:
-        self.findings.error(self.path_to(key), "missing_field", f"{quoted(key)} is missing", hint or f"add {key}: …")
+        self.report.error(self.path_to(key), "missing_field", f"{quoted(key)} is missing", hint or f"add {key}: …")
 
     def out_of_range(self, key: str, message: str) -> None:
-        hint = "choose a value within these limits, or leave it out for the default"
-        self.findings.error(self.path_to(key), "out_of_range", message, hint)
+        hint = "choose a value within these limits, or remove the key to use the default"
+        self.report.error(self.path_to(key), "out_of_range", message, hint)
 
     def text(self, key: str, *, required: bool = False) -> str | None:
         value = self.values.get(key)
@@ -96,7 +96,7 @@ class Section:
         return value
 
     def text_or_empty(self, key: str) -> str:
-        """The text, without judging what else may stand there."""
+        """Return the text, or an empty text for any other value, without reporting a problem."""
         value = self.values.get(key)
         return value if isinstance(value, str) else ""
 
@@ -107,7 +107,7 @@ class Section:
         return value is True
 
     def seconds(self, key: str) -> float | None:
-        """More than 0, at most a day."""
+        """Return a number of seconds, more than 0 and at most MAX_TIMEOUT."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -147,15 +147,15 @@ class Section:
         if not isinstance(value, dict):
             self._wrong_type(key, "a mapping")
             return None
-        return Section(value, self.path_to(key), self.findings)
+        return Section(value, self.path_to(key), self.report)
 
-    def warn_of_unknown(self, known: Sequence[str], unused: Sequence[str]) -> None:
+    def report_unknown_keys(self, known: Sequence[str], unused: Sequence[str]) -> None:
         for key in self.values:
             if key in known:
                 continue
             if any(fnmatchcase(key, pattern) for pattern in unused):
-                hint = "remove it, or leave it for servers that use it"
-                self.findings.warning(self.path_to(key), "unused_key", f"{quoted(key)} has no effect here", hint)
+                hint = "remove it, or keep it for other servers that use it"
+                self.report.warning(self.path_to(key), "unused_key", f"{quoted(key)} has no effect here", hint)
             else:
-                hint = self.findings.suggest(key, nearest_of(known), f"known are {', '.join(known)}")
-                self.findings.warning(self.path_to(key), "unknown_key", f"{quoted(key)} is not known", hint)
+                hint = self.report.suggest(key, nearest_of(known), f"the known keys are {', '.join(known)}")
+                self.report.warning(self.path_to(key), "unknown_key", f"the key {quoted(key)} is unknown", hint)

@@ -1,4 +1,4 @@
-"""An organism's data as YAML, as a person would write it, that our loader and others read as the same values."""
+"""Write an organism as readable YAML. Our loader and other YAML parsers read the same values from it."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ NOT_PLAIN = re.compile(r": | #|[: ]$")
 ESCAPED = re.compile('["\\\\]|[^ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]')
 SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 MAX_SIMPLE_KEY = 1000
-"""A parser looks no further than 1024 characters for the colon after a key."""
+"""Parsers search at most 1024 characters for the colon after a key."""
 RESOLVER = Resolver()
 TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 def write(document: Mapping[str, JsonValue]) -> str:
-    """The document as YAML. Its members, and those of its listeners, are put in the order of the format."""
+    """Return the document as YAML, with its keys and those of its listeners in the documented order."""
     ordered = in_order(document, TOP_ORDER)
     head, listeners = ordered.get("organism"), ordered.get("listeners")
     if isinstance(head, dict):
@@ -56,12 +56,12 @@ def write(document: Mapping[str, JsonValue]) -> str:
 
 
 def write_listener(listener: Mapping[str, JsonValue], indent: int) -> str:
-    """One item of a list of listeners, its dash after this many spaces."""
+    """Return one item of the list of listeners, with `indent` spaces before the dash."""
     return _joined(_indented(_item(in_order(listener, LISTENER_ORDER)), " " * indent))
 
 
 def in_order(members: Mapping[str, JsonValue], order: Iterable[str]) -> dict[str, JsonValue]:
-    """The members that `order` names, then the others as they come."""
+    """Return the members that `order` names, then the others in their order."""
     return {key: members[key] for key in order if key in members} | dict(members)
 
 
@@ -74,7 +74,7 @@ def _indented(lines: Iterable[str], indent: str = INDENT) -> list[str]:
 
 
 def _block(value: JsonValue) -> list[str]:
-    """The lines of a value that stands at the beginning of a line."""
+    """Return the lines of a value that starts at the beginning of a line."""
     if isinstance(value, dict) and value:
         return [line for key, child in value.items() for line in _member(key, child)]
     if isinstance(value, list) and value:
@@ -92,7 +92,7 @@ def _member(key: str, value: JsonValue) -> list[str]:
 
 
 def _below(value: JsonValue) -> list[str]:
-    """What follows a key's colon, on its line and below it."""
+    """Return the text after a key's colon, and the lines below it."""
     if isinstance(value, dict | list) and value:
         return ["", *_indented(_block(value))]
     if isinstance(value, str) and _is_literal(value):
@@ -108,7 +108,7 @@ def _item(value: JsonValue) -> list[str]:
 
 
 def _is_literal(text: str) -> bool:
-    """Whether the text is of lines that a literal block (`|`) gives back exactly, in every parser."""
+    """Whether every parser reads the text unchanged from a literal block (`|`)."""
     if "\n" not in text or text[0].isspace() or text.endswith("\n\n"):
         return False
     lines = text.split("\n")
@@ -124,7 +124,7 @@ def _literal_lines(text: str) -> list[str]:
 
 
 def _inline(value: JsonValue) -> str:
-    """A value on the line where it stands: a number, a short text, or a collection with nothing in it."""
+    """Return a value for the current line: a scalar or an empty collection."""
     if isinstance(value, str):
         return value if _is_plain(value) and _is_text_anywhere(value) else _quoted(value)
     if value is None:
@@ -137,19 +137,19 @@ def _inline(value: JsonValue) -> str:
 
 
 def _key(key: str) -> str:
-    # `on` is a key of the format, and no other server reads it as a truth value there.
+    # YAML 1.1 reads `on` as a boolean. It is a key of this format, and other servers accept it without quotes.
     return key if _is_plain(key) and (key == "on" or _is_text_anywhere(key)) else _quoted(key)
 
 
 def _is_plain(text: str) -> bool:
-    """Whether the text may stand without quotes."""
+    """Whether the text can be written without quotes."""
     if not PLAIN.fullmatch(text) or NOT_PLAIN.search(text) or set(ESCAPED.findall(text)) - {'"', "\\"}:
         return False
     return is_plain_text(text)
 
 
 def _is_text_anywhere(text: str) -> bool:
-    """Whether readers of YAML 1.1, to whom `yes` is a truth value and 2024-01-31 a date, take it for text too."""
+    """Whether YAML 1.1 parsers, which read `yes` as a boolean and 2024-01-31 as a date, read it as text too."""
     return bool(RESOLVER.resolve(yaml.ScalarNode, text, (True, False)) == TEXT_TAG)  # type: ignore[no-untyped-call]
 
 

@@ -1,7 +1,7 @@
-"""Untrusted YAML, read as JSON.
+"""Load untrusted YAML as JSON values.
 
-One flat pass over the parser's events enforces every limit before anything is built: a loader that builds as it parses
-can be made to crash the process (nested brackets) or to fill its memory (aliases).
+A first pass over the parser's events enforces all limits before any value is built. A loader without it can crash the
+process (deep nesting) or exhaust its memory (aliases).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_FORBIDDEN = 20
-"""Forbidden characters that are reported, the first ones: a file that is not text is full of them."""
+"""The number of forbidden characters that are reported. A binary file has many."""
 
 PARSER = yaml.CLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
@@ -40,41 +40,42 @@ NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 MAX_INTEGER = 20
 
 
-SYNTAX_HINT = "look for a missing quote, colon or bracket, and at how far this line is indented"
+SYNTAX_HINT = "check this line for a missing quote, colon or bracket, and check its indentation"
 SYNTAX_HINTS = {
     "invalid Unicode character escape": r"write the character itself, or both halves of a pair, like \ud83d\ude00",
-    "mapping values are not allowed": "put quotes around a text with a colon, else indent the line like its neighbours",
+    "mapping values are not allowed": "put quotes around a text with a colon, or indent the line like its neighbours",
     "cannot start any token": "put the text into quotes",
     "expected alphabetic or numeric character": "put the text into quotes",
     "while scanning a quoted scalar": "add the quote that ends the text",
-    "unknown escape": "put the text into single quotes, where a backslash is nothing special, or write it twice",
-    "parsing a flow": "add the missing comma, or the bracket that ends it",
-    "block mapping": "indent all keys of a mapping alike, and let nothing follow a closing quote",
-    "block collection": "indent the dashes of a list alike",
+    "unknown escape": "write \\\\ for a backslash, or put the text into single quotes",
+    "parsing a flow": "add the missing comma or closing bracket",
+    "block mapping": "indent all keys of a mapping equally, and write nothing after a closing quote",
+    "block collection": "indent all dashes of a list equally",
     "could not find expected ':'": "add a colon and a value, or indent the line as part of the text above it",
 }
 
 
 @dataclass
 class Document:
-    """A document as JSON values, and where each of them is written.
+    """A document as JSON values, with the place of each value.
 
-    `problems` are those that reading could step over: a repeated key (its first value counts), a key or number that
-    JSON does not have and, where it is read as `tolerant`, an alias, a tag, a forbidden character, a second document.
+    `problems` has the problems after which loading can continue: a repeated key (its first value is used), a key or a
+    number that JSON does not support and, if loaded as `tolerant`, an alias, a tag, a forbidden character or a second
+    document.
     """
 
     source: Source = field(default_factory=lambda: Source(""))
     value: dict[str, JsonValue] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unreadable: set[Place] = field(default_factory=set)
-    """Where a value stands that could not be read: nothing more is to be said of it."""
+    """The places of values that could not be read. No further problems are reported for them."""
     keys: dict[Path, Place] = field(default_factory=dict)
     values: dict[Path, Place] = field(default_factory=dict)
     extents: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    """Where the texts that hold `{{` begin and end, as indexes into the source."""
+    """Start and end of each text that contains `{{`, as indexes into the source."""
 
     def place_of(self, path: Path) -> Place:
-        """Where the value is written, or the nearest one around it that is."""
+        """Return the place of a value or, if it does not exist, of the closest enclosing value."""
         while path and path not in self.values:
             path = path[:-1]
         return self.values[path]
@@ -83,8 +84,8 @@ class Document:
         return self.keys.get(path) or self.place_of(path)
 
     def place_within(self, path: Path, part: str, after: Place | None = None) -> Place:
-        """Where a part of a text, or of a key, is written, behind `after`. Where escapes or folded lines hide it: where
-        the text or the key begins.
+        """Return the place of a part of a text or of a key, after the place `after`. If escapes or folded lines hide
+        it, this is the place of the text or the key.
         """
         start, stop = self.extents.get(path, (0, 0))
         if after is not None and after != self.place_of(path):
@@ -96,26 +97,26 @@ class Document:
 
 
 def decode(data: bytes) -> str:
-    """The text of a definition that came as bytes. Raises OrganismError where they are not UTF-8."""
+    """Decode a definition. Raises OrganismError if it is not UTF-8."""
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         before = data[: error.start].decode()
         place = Source(before + "x").place(len(before))
-        raise _refusal(place, "yaml_syntax", "this is not text in UTF-8", "save it in the encoding UTF-8") from None
+        raise _error(place, "yaml_syntax", "the definition is not UTF-8 text", "save it with UTF-8 encoding") from None
 
 
 def load(text: str, *, tolerant: bool = False) -> Document:
-    """Read one document whose top is a mapping. Raises OrganismError, and nothing else, whatever the text is.
+    """Load one document whose top is a mapping. Raises OrganismError, and no other exception, for any text.
 
-    With `tolerant` it reads on behind what is not supported, to find the other problems: the value is not what was
-    meant then, and one of `problems` is an error.
+    With `tolerant`, loading continues after unsupported syntax to find the other problems. The value is then
+    incomplete, and `problems` has an error.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_BYTES:
-        message = f"the definition has {size} bytes; at most {MAX_BYTES} are allowed"
-        raise _refusal(Place(1, 1), "yaml_limit", message, "make it shorter, or divide it into several flows")
+        message = f"the definition has {size} bytes, and the limit is {MAX_BYTES}"
+        raise _error(Place(1, 1), "yaml_limit", message, "shorten it, or divide it into several flows")
     document = Document(Source(text))
     _report_forbidden(document)
     events = _scan(document)
@@ -133,16 +134,16 @@ def _report_forbidden(document: Document) -> None:
     source = document.source
     for index in source.forbidden[:MAX_FORBIDDEN]:
         message = f"the character U+{ord(source.text[index]):04X} is not allowed"
-        hint = "remove it; it may be invisible in an editor"
+        hint = "remove the character; it may be invisible in an editor"
         document.problems.append(Problem(*source.place(index), "yaml_syntax", message, hint))
 
 
-def _refusal(place: Place, code: str, message: str, hint: str) -> OrganismError:
+def _error(place: Place, code: str, message: str, hint: str) -> OrganismError:
     return OrganismError([Problem(*place, code, message, hint)])
 
 
 def _failed(document: Document, place: Place, code: str, message: str, hint: str) -> OrganismError:
-    """Why nothing more can be read, after what was found before it."""
+    """Return the error that ends loading, together with the problems found before."""
     problems = [*document.problems, Problem(*place, code, message, hint)]
     return OrganismError(sorted(problems, key=lambda problem: (problem.line, problem.column)))
 
@@ -153,7 +154,7 @@ def _place(event: yaml.Event) -> Place:
 
 
 def _scan(document: Document) -> list[yaml.Event]:
-    """The events of the document's nodes, all within the limits."""
+    """Return the events of the document's nodes, after checking all limits."""
     source = document.source
     events: list[yaml.Event] = []
     documents = depth = nodes = 0
@@ -162,7 +163,7 @@ def _scan(document: Document) -> list[yaml.Event]:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    message, hint = "a second document begins here", "remove the ---"
+                    message, hint = "a second document begins here", "remove the line with ---"
                     document.problems.append(Problem(*_place(event), "yaml_limit", message, hint))
                     break
             elif isinstance(event, CollectionEndEvent):
@@ -172,7 +173,7 @@ def _scan(document: Document) -> list[yaml.Event]:
                 nodes += 1
                 depth += isinstance(event, CollectionStartEvent)
                 _refuse_beyond_limits(document, event, depth, nodes)
-                events.append(_understood(document, event))
+                events.append(_normalized(document, event))
     except yaml.YAMLError as error:
         raise _syntax_error(error, document) from None
     # The pure Python parser raises these for escapes and directives with absurd numbers.
@@ -184,20 +185,22 @@ def _scan(document: Document) -> list[yaml.Event]:
 def _refuse_beyond_limits(document: Document, event: yaml.NodeEvent, depth: int, nodes: int) -> None:
     if depth > MAX_DEPTH:
         message = f"the definition is nested more than {MAX_DEPTH} levels deep"
-        hint = "make it flatter, or divide it into several listeners"
+        hint = "reduce the nesting, or divide it between several listeners"
         raise _failed(document, _place(event), "yaml_limit", message, hint)
     if nodes > MAX_NODES:
         message = f"the definition has more than {MAX_NODES} values"
-        hint = "make it shorter, or divide it into several flows"
+        hint = "shorten it, or divide it into several flows"
         raise _failed(document, _place(event), "yaml_limit", message, hint)
 
 
-def _understood(document: Document, event: yaml.NodeEvent) -> yaml.NodeEvent:
-    """The event as JSON has it: an alias stands for null, a tag for nothing, and both are reported."""
+def _normalized(document: Document, event: yaml.NodeEvent) -> yaml.NodeEvent:
+    """Return the event without YAML's features that JSON does not have. An alias becomes null, a tag is ignored, and
+    both are reported.
+    """
     place = _place(event)
     if isinstance(event, yaml.AliasEvent):
         message = f"aliases like {quoted(f'*{event.anchor}')} are not supported"
-        document.problems.append(Problem(*place, "yaml_limit", message, "write the value out"))
+        document.problems.append(Problem(*place, "yaml_limit", message, "write the value instead of the alias"))
         document.unreadable.add(place)
         return yaml.ScalarEvent(None, None, (True, False), "", event.start_mark, event.end_mark)
     if isinstance(event, yaml.ScalarEvent | CollectionStartEvent) and event.tag is not None:
@@ -213,7 +216,7 @@ def _syntax_error(error: yaml.YAMLError, document: Document) -> OrganismError:
     if not isinstance(error, yaml.MarkedYAMLError):
         return _failed(document, Place(1, 1), "yaml_syntax", "this is not YAML", SYNTAX_HINT)
     mark = error.problem_mark or error.context_mark
-    # What has no end is corrected where it begins.
+    # An unclosed text or collection is reported where it begins.
     if mark and error.context_mark and mark.index >= len(document.source.text.rstrip()):
         mark = error.context_mark
     place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
@@ -223,7 +226,7 @@ def _syntax_error(error: yaml.YAMLError, document: Document) -> OrganismError:
 
 
 def _syntax_hint(message: str, line: str) -> str:
-    """What to do about the most frequent mistakes."""
+    """Return a hint for the most frequent errors."""
     if "\t" in line[: len(line) - len(line.lstrip())] or "\\t" in message:
         return "indent with spaces, not with tabs"
     hints = (hint for part, hint in SYNTAX_HINTS.items() if part in message)
@@ -231,7 +234,7 @@ def _syntax_hint(message: str, line: str) -> str:
 
 
 class _Builder:
-    """Turns the events of one document into JSON values. Recursion is bounded: the events passed `_scan`."""
+    """Builds JSON values from the events of one document. `_scan` has limited the depth of the recursion."""
 
     def __init__(self, events: Iterator[yaml.Event], document: Document) -> None:
         self._events = events
@@ -275,17 +278,17 @@ class _Builder:
         return items
 
     def _key(self, event: yaml.Event, path: Path, taken: dict[str, JsonValue]) -> str | None:
-        """The key, or None where the entry cannot count."""
+        """Return the key, or None if the entry is invalid."""
         if not isinstance(event, yaml.ScalarEvent):
             self._skip(event)
             self._report(event, path, "wrong_type", "a key must be text", "write a word before the colon")
             return None
         if event.implicit[0] and event.value == "<<":
-            self._report(event, path, "yaml_limit", "merge keys (<<) are not supported", "write the entries out")
+            self._report(event, path, "yaml_limit", "merge keys (<<) are not supported", "write all entries")
             return None
         key = self._scalar(event, path)
         if not isinstance(key, str):
-            hint = f"write {quoted(event.value)} with its quotes"
+            hint = f"write {quoted(event.value)} with quotes"
             self._report(event, path, "wrong_type", "a key must be text", hint)
             return None
         if key in taken:
@@ -298,11 +301,11 @@ class _Builder:
         return key
 
     def _scalar(self, event: yaml.ScalarEvent, path: Path) -> JsonValue:
-        """What a scalar means. One that JSON cannot hold is reported and stays text."""
+        """Return the value of a scalar. A value that JSON does not support is reported and becomes text."""
         text = event.value
         if UNSTORABLE_CHARACTER.search(text):
             message = "the text contains a NUL character or half of a surrogate pair"
-            self._report(event, path, "yaml_syntax", message, "remove the escape that stands for it")
+            self._report(event, path, "yaml_syntax", message, "remove the escape sequence of this character")
             self.document.unreadable.add(_place(event))
             return ""
         if not event.implicit[0]:
@@ -311,7 +314,7 @@ class _Builder:
             return CONSTANTS[text]
         number = _number(text)
         if number is not None and not math.isfinite(number):
-            hint = "write it in quotes if it is meant as text"
+            hint = "put it into quotes if it is text"
             self._report(event, path, "out_of_range", f"the number {quoted(text)} is out of range", hint)
             self.document.unreadable.add(_place(event))
             return text
@@ -327,12 +330,12 @@ class _Builder:
 
 
 def is_plain_text(text: str) -> bool:
-    """Whether the text, written without quotes, stands for itself: not for a number, a boolean or null."""
+    """Whether the text, written without quotes, is text and not a number, a boolean or null."""
     return text not in CONSTANTS and _number(text) is None
 
 
 def _number(text: str) -> int | float | None:
-    """The number that a plain scalar is, infinite where JSON or 64 bits cannot hold it; None where it is text."""
+    """Return the number that an unquoted scalar represents, or None for text. A number out of range is infinite."""
     if INTEGER.fullmatch(text):
         # Python refuses to read integers of thousands of digits.
         integer = int(text) if len(text) <= MAX_INTEGER else 2**63

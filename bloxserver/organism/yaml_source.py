@@ -1,8 +1,8 @@
-"""The text of a definition as YAML's parsers take it, and where in it something is.
+"""The text of a definition for YAML parsers, and places in it.
 
-PyYAML implements YAML 1.1: it takes three characters for line breaks that are ordinary ones in YAML 1.2, in JSON and in
-every editor, and it refuses surrogate pairs, which JSON writers use for emojis. Stand-ins of the same length hide both
-from it, so that all positions stay true.
+PyYAML implements YAML 1.1. It reads three characters as line breaks that are ordinary characters in YAML 1.2, JSON and
+editors, and it rejects surrogate pairs, which JSON writers use for emojis. Both are replaced by substitutes of the same
+length before parsing, so that all positions stay valid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 LINE_BREAK = re.compile(r"\r\n|\r|\n")
 NOT_BREAKS = "\x85\u2028\u2029"
-"""Line breaks in YAML 1.1 alone."""
+"""Characters that are line breaks in YAML 1.1 only."""
 SURROGATE_PAIR = re.compile(r"(?<!\\)((?:\\\\)*)\\(u[dD][89abAB][0-9a-fA-F]{2})\\(u[dD][c-fC-F][0-9a-fA-F]{2})")
 ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}")
 FORBIDDEN_CHARACTER = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -23,26 +23,26 @@ REPLACEMENT = "\ufffd"
 
 
 class Place(NamedTuple):
-    """Where something is written; both count from 1, columns in characters."""
+    """A position in the text. Both numbers count from 1, columns in characters."""
 
     line: int
     column: int
 
 
 class Source:
-    """A definition's text. `parseable` is what a parser gets: as long as the text, with the same lines and columns."""
+    """A definition's text. `parseable` is the input for a parser; it has the same length, lines and columns."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._special = any(character in text for character in NOT_BREAKS) or SURROGATE_PAIR.search(text) is not None
         self.forbidden = [found.start() for found in FORBIDDEN_CHARACTER.finditer(text)]
-        """The indexes of the characters that YAML does not allow."""
+        """The indexes of the characters that are not allowed in YAML."""
 
     @cached_property
-    def _stand_ins(self) -> tuple[str, ...]:
-        """Characters that the text has neither as such nor escaped: for NOT_BREAKS, and for a surrogate's backslash.
+    def _substitutes(self) -> tuple[str, ...]:
+        """Characters that the text does not contain, also not escaped: for NOT_BREAKS and for a surrogate's backslash.
 
-        A text within the limit of its size cannot use up all of them.
+        A text within the size limit cannot contain all candidates.
         """
         taken = set(map(ord, self.text)) | {int(found[2:], 16) for found in ESCAPE.findall(self.text)}
         private = chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
@@ -54,16 +54,16 @@ class Source:
         text = FORBIDDEN_CHARACTER.sub(REPLACEMENT, self.text) if self.forbidden else self.text
         if not self._special:
             return text
-        backslash = self._stand_ins[-1]
-        text = text.translate(dict(zip(map(ord, NOT_BREAKS), self._stand_ins, strict=False)))
+        backslash = self._substitutes[-1]
+        text = text.translate(dict(zip(map(ord, NOT_BREAKS), self._substitutes, strict=False)))
         return SURROGATE_PAIR.sub(rf"\1{backslash}\2{backslash}\3", text)
 
     def restored(self, value: str, style: str | None) -> str:
-        """A scalar as it was meant; only a double-quoted one has escapes."""
+        """Return a scalar with its original characters. Only a double-quoted scalar has escape sequences."""
         if not self._special:
             return value
-        backslash = self._stand_ins[-1]
-        value = value.translate(dict(zip(map(ord, self._stand_ins), NOT_BREAKS, strict=False)))
+        backslash = self._substitutes[-1]
+        value = value.translate(dict(zip(map(ord, self._substitutes), NOT_BREAKS, strict=False)))
         if style == '"':
             return re.sub(f"{backslash}u(....){backslash}u(....)", _character, value)
         return value.replace(backslash, "\\")
@@ -73,21 +73,21 @@ class Source:
         return [0, *(found.end() for found in LINE_BREAK.finditer(self.text))]
 
     def place(self, index: int) -> Place:
-        """Where the character of this index is."""
+        """Return the place of the character at this index."""
         line = bisect_right(self._line_starts, index)
         return Place(line, index - self._line_starts[line - 1] + 1)
 
     def index(self, place: Place) -> int:
-        """The inverse of `place`."""
+        """Return the index of the character at a place: the inverse of `place`."""
         return self._line_starts[place.line - 1] + place.column - 1
 
     def line(self, number: int) -> str:
-        """A line without its end; empty where there is none."""
+        """Return a line without its line break, or an empty text if it does not exist."""
         starts = [*self._line_starts, len(self.text)]
         return self.text[starts[number - 1] : starts[number]].rstrip("\r\n") if number < len(starts) else ""
 
     def lines(self) -> list[str]:
-        """All lines with their ends."""
+        """Return all lines with their line breaks."""
         starts = [*self._line_starts, len(self.text)]
         lines = [self.text[start:stop] for start, stop in pairwise(starts)]
         return lines if lines[-1] else lines[:-1]

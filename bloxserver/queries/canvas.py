@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.canvas import Canvas, canvas_of
-from bloxserver.organism.derive import derive, differences
+from bloxserver.organism.canvas import Canvas, yaml_to_canvas
+from bloxserver.organism.canvas_to_yaml import canvas_to_yaml, changed_listeners
 from bloxserver.organism.problems import OrganismError, Problem, quoted
 from bloxserver.queries.flows import read_flow
 
@@ -34,7 +34,7 @@ async def read_canvas(session: AsyncSession, user_id: UUID, flow_id: UUID) -> Fl
     """The flow's canvas, or one of its definition; raises `NotFound`."""
     flow = await read_flow(session, user_id, flow_id)
     if flow.canvas_state is None:
-        canvas, problems = await asyncio.to_thread(canvas_of, flow.organism_yaml, get_registry())
+        canvas, problems = await asyncio.to_thread(yaml_to_canvas, flow.organism_yaml, get_registry())
         return FlowCanvas(canvas, True, problems)
     problems = await asyncio.to_thread(_difference, flow.canvas_state, flow.organism_yaml)
     return FlowCanvas(flow.canvas_state, False, problems)
@@ -42,7 +42,7 @@ async def read_canvas(session: AsyncSession, user_id: UUID, flow_id: UUID) -> Fl
 
 def _difference(canvas: dict[str, Any], text: str) -> list[Problem]:
     try:
-        names = differences(canvas, text, get_registry())
+        names = changed_listeners(canvas, text, get_registry())
     except OrganismError as error:
         return error.problems
     if not names:
@@ -64,5 +64,5 @@ async def derive_definition(
 def _derive(canvas: dict[str, Any] | None, text: str) -> Derived:
     registry = get_registry()
     if canvas is None:
-        canvas, _ = canvas_of(text, registry)
-    return Derived(*derive(canvas, text, registry))
+        canvas, _ = yaml_to_canvas(text, registry)
+    return Derived(*canvas_to_yaml(canvas, text, registry))

@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.registry import get_registry
 from bloxserver.organism.model import Organism
-from bloxserver.organism.needs import Need
 from bloxserver.organism.parse import parse, read
 from bloxserver.organism.problems import OrganismError, Problem
+from bloxserver.organism.requirements import Requirement
 from bloxserver.organism.yaml_loader import decode
 from bloxserver.queries.flows import read_flow, require_flow
 from bloxserver.services.preflight import installation_problems, settings_problems
@@ -38,10 +38,10 @@ async def parse_organism(text: str) -> Organism:
 async def validate(session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes) -> list[Problem]:
     """Everything that is wrong with a definition for this user, in the order of its text."""
     if len(definition) > LARGE:
-        problems, needs = await asyncio.to_thread(read_all, definition)
+        problems, requirements = await asyncio.to_thread(read_all, definition)
     else:
-        problems, needs = read_all(definition)
-    problems = [*problems, *await installation_problems(session, settings, user_id, needs)]
+        problems, requirements = read_all(definition)
+    problems = [*problems, *await installation_problems(session, settings, user_id, requirements)]
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
 
 
@@ -57,17 +57,17 @@ async def validate_flow(
     return await validate(session, settings, user_id, definition)
 
 
-def read_all(definition: bytes) -> tuple[Sequence[Problem], Sequence[Need]]:
+def read_all(definition: bytes) -> tuple[Sequence[Problem], Sequence[Requirement]]:
     """What is wrong with a definition in itself, and what it needs of an installation."""
     try:
-        _, problems, needs = read(decode(definition), get_registry())
+        _, problems, requirements = read(decode(definition), get_registry())
     except OrganismError as error:
         return error.problems, ()
-    return problems, needs
+    return problems, requirements
 
 
 def check_definition(settings: Settings | None, definition: bytes) -> list[Problem]:
     """Everything that can be known without a database, in the order of the text; null: without the settings either."""
-    problems, needs = read_all(definition)
-    found = [*problems, *(settings_problems(settings, needs) if settings is not None else ())]
+    problems, requirements = read_all(definition)
+    found = [*problems, *(settings_problems(settings, requirements) if settings is not None else ())]
     return sorted(found, key=lambda problem: (problem.line, problem.column))

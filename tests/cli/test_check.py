@@ -28,8 +28,8 @@ listeners:
             1,
             [
                 '<stdin>:3:40: error: unknown handler "ecko" (did you mean "echo"?) [unknown_handler]',
-                '<stdin>:3:46: warning: "unheard_of" is not known '
-                f"(known are {', '.join(LISTENER_KEYS)}) [unknown_key]",
+                '<stdin>:3:46: warning: the key "unheard_of" is unknown '
+                f"(the known keys are {', '.join(LISTENER_KEYS)}) [unknown_key]",
                 "<stdin>: 1 errors, 1 warnings",
             ],
         ),
@@ -84,5 +84,5 @@ def test_check_of_a_file_reports_invalid_utf8(tmp_path: Path) -> None:
     file.write_bytes(b"organism:\n  name: \xff")
     result = CliRunner().invoke(app, ["check", str(file)])
     assert result.exit_code == 1
-    assert result.output.startswith(f"{file}:2:9: error: this is not text in UTF-8")
+    assert result.output.startswith(f"{file}:2:9: error: the definition is not UTF-8 text")
     assert CliRunner().invoke(app, ["check", str(tmp_path / "none")]).exit_code == 2

@@ -13,7 +13,7 @@ from bloxserver.blocks import echo
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext
 from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.organism.canvas import Canvas, canvas_of
+from bloxserver.organism.canvas import Canvas, yaml_to_canvas
 from bloxserver.organism.model import Listener
 from bloxserver.organism.parse import parse
 
@@ -57,7 +57,7 @@ DEFINITIONS = {
     "a chain": definition(line("a", "[b]"), line("b", "[c]"), line("c")),
     "not in order": definition(line("c"), line("a", "[b]"), line("b", "[c]")),
     "fan-out and fan-in": definition(line("a", "[b, c]"), line("b", "[d]"), line("c", "[d]"), line("d")),
-    "a circle": definition(line("a", "[b]"), line("b", "[a]")),
+    "a cycle": definition(line("a", "[b]"), line("b", "[a]")),
     "itself": definition(line("a", "[a]")),
     "two islands": definition(line("a", "[b]"), line("b"), line("c", "[d]"), line("d")),
     "conditions": definition(line("a", '[{to: b, when: "payload.x == \\"y\\""}, {to: c, when: payload.y}, d]'),
@@ -112,7 +112,7 @@ def as_sent(canvas: Canvas) -> Canvas:
 
 
 def drawn(text: str) -> Canvas:
-    return as_sent(canvas_of(text, REGISTRY)[0])
+    return as_sent(yaml_to_canvas(text, REGISTRY)[0])
 
 
 def node(node_id: str, *, kind: str | None = None, **data: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bloxserver.organism.canvas import canvas_of
+from bloxserver.organism.canvas import yaml_to_canvas
 from bloxserver.organism.layout import COLUMN_WIDTH, ROW_HEIGHT, positions
 from tests.organism.canvases import AGENT, DEFINITIONS, REGISTRY, definition, drawn, line
 
@@ -18,7 +18,7 @@ class TestCanvasOf:
             line("b", "[c, {to: c, on: answer}]", AGENT),
             line("c"),
         )
-        shown, problems = canvas_of(text, REGISTRY)
+        shown, problems = yaml_to_canvas(text, REGISTRY)
         assert problems == []
         assert shown["nodes"][1] == {
             "id": "b",
@@ -44,14 +44,14 @@ class TestCanvasOf:
 
     def test_what_cannot_be_shown_is_told(self) -> None:
         text = definition("  - {description: d, handler: ecko, peers: [nobody, 5]}", "  - text", "  - {}")
-        shown, problems = canvas_of(text, REGISTRY)
+        shown, problems = yaml_to_canvas(text, REGISTRY)
         assert [one["id"] for one in shown["nodes"]] == ["listener-1", "listener-2"]
         assert shown["edges"] == []
         assert {"unknown_handler", "unknown_peer", "wrong_type", "missing_field"} == {one.code for one in problems}
 
     @pytest.mark.parametrize("text", ["", "[", "- a", "listeners: 5", "listeners: {a: b}"])
     def test_what_cannot_be_read_is_an_empty_canvas(self, text: str) -> None:
-        shown, problems = canvas_of(text, REGISTRY)
+        shown, problems = yaml_to_canvas(text, REGISTRY)
         assert shown == {"nodes": [], "edges": [], "viewport": {"x": 0, "y": 0, "zoom": 1}}
         assert problems
 

@@ -11,9 +11,9 @@ from bloxserver.blocks.base import Block, BlockConfig, BlockContext
 from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism, Peer, UnknownListener
-from bloxserver.organism.needs import SecretNeed
 from bloxserver.organism.parse import check, parse
 from bloxserver.organism.problems import OrganismError
+from bloxserver.organism.requirements import SecretRequirement
 
 
 class Header(BlockConfig):
@@ -248,7 +248,7 @@ execution: {{log_level: debug}}
         (6, 13, "unused_key"),
     ]
     assert [problem.hint for problem in check(text, REGISTRY) if problem.code == "unknown_key"] == [
-        "known are name, description",
+        "the known keys are name, description",
         'did you mean "listeners"?',
         'did you mean "peers"?',
     ]
@@ -270,7 +270,7 @@ def test_the_entry(peers: dict[str, list[str]], target: str | None, entry: str) 
 
 
 def test_an_entry_that_is_no_listener_is_an_error() -> None:
-    with pytest.raises(UnknownListener, match='no listener is called "z"'):
+    with pytest.raises(UnknownListener, match='there is no listener "z"'):
         organism_of({"a": []}).entry("z")
 
 
@@ -372,7 +372,7 @@ class TestFailureNotices:
         assert organism.on_failure == FailureNotification(
             "https://x.example/{{ secrets.PATH }}", "{{ secrets.KEY }}", "a@b.example"
         )
-        assert [need.name for need in organism.needs if isinstance(need, SecretNeed)] == ["PATH", "KEY"]
+        assert [need.name for need in organism.requirements if isinstance(need, SecretRequirement)] == ["PATH", "KEY"]
 
 
 class TestTemplates:
@@ -383,8 +383,8 @@ class TestTemplates:
         organism = parse(listeners(request), get_registry())
         assert organism.listener("a").templates == {"url"}
         assert organism.listener("a").secrets == {"A"}
-        [secret, *_] = organism.needs
-        assert isinstance(secret, SecretNeed)
+        [secret, *_] = organism.requirements
+        assert isinstance(secret, SecretRequirement)
         assert (secret.name, secret.place) == ("A", (3, 87))
         transform = "  - {name: a, description: d, handler: transform, config: {output: {x: '{{ secrets.A }}'}}}"
         assert [problem.code for problem in check(listeners(transform), get_registry())] == ["secret_not_allowed"]

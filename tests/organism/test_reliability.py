@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.needs import AddressNeed, MailNeed, ModelNeed, SecretNeed
 from bloxserver.organism.parse import check, read
+from bloxserver.organism.requirements import AddressRequirement, MailRequirement, ModelRequirement, SecretRequirement
 
 MISTAKES = """\
 organism: {name: [x], descripton: d}
@@ -133,14 +133,22 @@ def test_one_definition_with_many_mistakes() -> None:
 
 
 def test_what_a_broken_definition_needs_is_known() -> None:
-    needs = read(MISTAKES, get_registry()).needs
-    assert [(need.name, need.place) for need in needs if isinstance(need, SecretNeed)] == [
+    requirements = read(MISTAKES, get_registry()).requirements
+    assert [
+        (requirement.name, requirement.place)
+        for requirement in requirements
+        if isinstance(requirement, SecretRequirement)
+    ] == [
         ("TOKEN", column(8, "{{", 3)),
         ("MAIL", column(48, "{{", 1)),
     ]
-    assert [need.listener for need in needs if isinstance(need, ModelNeed)] == ["agent"]
-    assert [need.place.line for need in needs if isinstance(need, MailNeed)] == [43]
-    assert [need.place.line for need in needs if isinstance(need, AddressNeed)] == [7]
+    assert [requirement.listener for requirement in requirements if isinstance(requirement, ModelRequirement)] == [
+        "agent"
+    ]
+    assert [requirement.place.line for requirement in requirements if isinstance(requirement, MailRequirement)] == [43]
+    assert [requirement.place.line for requirement in requirements if isinstance(requirement, AddressRequirement)] == [
+        7
+    ]
 
 
 def listener(handler: str, config: str, more: str = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bloxserver.organism.derive import derive, differences
+from bloxserver.organism.canvas_to_yaml import canvas_to_yaml, changed_listeners
 from bloxserver.organism.parse import parse
 from tests.organism.canvases import REGISTRY, VALID, drawn, meaning
 
@@ -13,32 +13,32 @@ from tests.organism.canvases import REGISTRY, VALID, drawn, meaning
 class TestThereAndBack:
     def test_the_definition_comes_back_to_the_letter(self, text: str) -> None:
         parse(text, REGISTRY)
-        derived, problems = derive(drawn(text), text, REGISTRY)
+        derived, problems = canvas_to_yaml(drawn(text), text, REGISTRY)
         assert derived.strip() == text.strip()
         assert [problem for problem in problems if problem.severity == "error"] == []
-        assert differences(drawn(text), text, REGISTRY) == []
+        assert changed_listeners(drawn(text), text, REGISTRY) == []
 
     def test_it_means_the_same_where_all_is_written_anew(self, text: str) -> None:
         """As it is where the YAML was lost: but for what a canvas does not hold, nothing is missing."""
-        derived, problems = derive(drawn(text), "[", REGISTRY)
+        derived, problems = canvas_to_yaml(drawn(text), "[", REGISTRY)
         assert "definition_unreadable" in [problem.code for problem in problems]
         assert meaning(derived) == meaning(text)
         assert drawn(derived) == {**drawn(text), "nodes": drawn(derived)["nodes"]}
-        again, _ = derive(drawn(derived), derived, REGISTRY)
+        again, _ = canvas_to_yaml(drawn(derived), derived, REGISTRY)
         assert again == derived
 
     def test_it_means_the_same_where_every_listener_is_written_anew(self, text: str) -> None:
         changed = drawn(text)
         for one in changed["nodes"]:
             one["data"]["description"] = f"other: {one['data']['description']}"
-        derived, _ = derive(changed, text, REGISTRY)
+        derived, _ = canvas_to_yaml(changed, text, REGISTRY)
         organism, before = parse(derived, REGISTRY), parse(text, REGISTRY)
         assert (organism.name, organism.execution, organism.on_failure) == (
             before.name, before.execution, before.on_failure,
         )  # fmt: skip
         assert drawn(derived) == changed
-        assert len(differences(changed, text, REGISTRY)) == len(before.listeners)
+        assert len(changed_listeners(changed, text, REGISTRY)) == len(before.listeners)
         restored = drawn(derived)
         for one in restored["nodes"]:
             one["data"]["description"] = one["data"]["description"].removeprefix("other: ")
-        assert meaning(derive(restored, derived, REGISTRY)[0]) == meaning(text)
+        assert meaning(canvas_to_yaml(restored, derived, REGISTRY)[0]) == meaning(text)

@@ -132,8 +132,8 @@ def test_what_can_be_stepped_over_is_reported(text: str, code: str, place: tuple
         ("a:\n  - b\n c: 1", "indent"),
         ("b: 1\na:\n  - x\n  y: 2", "indent"),
         ("a: 1\nb\nc: 2", "add a colon"),
-        ("a: *b\nb: &b 1", "write the value out"),
-        ("a: }", "look for"),
+        ("a: *b\nb: &b 1", "write the value instead of the alias"),
+        ("a: }", "check this line"),
     ],
 )
 def test_what_to_do_is_told(text: str, hint: str) -> None:

@@ -98,7 +98,7 @@ async def _problem(database: Database, settings: Settings, user_id: UUID, organi
     except OrganismError as error:
         return str(error)
     async with database.transaction(read_only=True) as session:
-        problems = await installation_problems(session, settings, user_id, organism.needs)
+        problems = await installation_problems(session, settings, user_id, organism.requirements)
     errors = [problem for problem in problems if problem.severity == "error"]
     return str(OrganismError(errors)) if errors else None
 

@@ -135,7 +135,7 @@ async def test_an_error_that_quotes_what_no_database_stores_is_kept(
 async def test_an_unknown_target_ends_in_error(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database, target="nobody")
     await worker.run(await take(live_database, execution))
-    assert (await stored(live_database, execution)).error_message == 'no listener is called "nobody"'
+    assert (await stored(live_database, execution)).error_message == 'there is no listener "nobody"'
 
 
 async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, worker: Worker) -> None:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.canvas import Canvas
-from bloxserver.organism.derive import derive, differences
+from bloxserver.organism.canvas_to_yaml import canvas_to_yaml, changed_listeners
 from bloxserver.organism.parse import parse
 from bloxserver.organism.problems import OrganismError
 from bloxserver.organism.yaml_loader import load
@@ -42,7 +42,7 @@ class TestDerive:
             edge("b", "n-3", "tool"),
             edge("b", "a", "answer", when="payload.x"),
         )
-        text, problems = derive(shown, "organism:\n  name: mine\nexecution:\n  timeout_seconds: 7\n", REGISTRY)
+        text, problems = canvas_to_yaml(shown, "organism:\n  name: mine\nexecution:\n  timeout_seconds: 7\n", REGISTRY)
         assert problems == []
         assert (
             text
@@ -84,7 +84,7 @@ execution:
         shown["nodes"].append(block("c"))
         shown["edges"].append(edge("a", "c"))
         shown["edges"].append(edge("c", "b"))
-        derived, problems = derive(shown, text, REGISTRY)
+        derived, problems = canvas_to_yaml(shown, text, REGISTRY)
         assert derived == (
             "# 1\norganism: {name: x} # 2\nlisteners: # 3\n  # 4\n"
             "  - name: a\n    description: d\n    handler: echo\n    peers:\n      - c\n"
@@ -106,30 +106,30 @@ execution:
         shown = drawn(text)
         shown["nodes"] = [shown["nodes"][2], shown["nodes"][0]]
         shown["edges"] = []
-        derived, _ = derive(shown, text, REGISTRY)
+        derived, _ = canvas_to_yaml(shown, text, REGISTRY)
         assert derived == definition(
             "  # third", line("c"), "  # first", "  - name: a", "    description: d", "    handler: echo", "mine: 1"
         )
-        assert sorted(differences(shown, text, REGISTRY)) == ["a", "b"]
+        assert sorted(changed_listeners(shown, text, REGISTRY)) == ["a", "b"]
         shown = drawn(text)
         shown["nodes"].reverse()
-        assert derive(shown, text, REGISTRY)[0] == definition(
+        assert canvas_to_yaml(shown, text, REGISTRY)[0] == definition(
             "  # third", line("c"), "  # second", line("b", "[c]"), "  # first", line("a", "[b]"), "mine: 1"
         )
-        assert differences(shown, text, REGISTRY) == ["a", "b", "c"]
+        assert changed_listeners(shown, text, REGISTRY) == ["a", "b", "c"]
 
     def test_a_renamed_listener_stays_the_one_that_it_was(self) -> None:
         text = definition("  # lead", line("a", "[b]"), line("b", "[{to: a, on: error}]"))
         shown = drawn(text)
         shown["nodes"][0]["data"]["name"] = "first"
-        derived, problems = derive(shown, text, REGISTRY)
+        derived, problems = canvas_to_yaml(shown, text, REGISTRY)
         assert problems == []
         assert derived.startswith("organism: {name: x}\nlisteners:\n  # lead\n  - name: first\n")
         assert [(one["source"], one["target"]) for one in drawn(derived)["edges"]] == [("first", "b"), ("b", "first")]
 
     def test_two_nodes_of_one_name_are_not_both_the_one_that_is_there(self) -> None:
         text = definition("  # lead", line("a"))
-        derived, problems = derive(canvas(block("1", name="a"), block("2", name="a")), text, REGISTRY)
+        derived, problems = canvas_to_yaml(canvas(block("1", name="a"), block("2", name="a")), text, REGISTRY)
         assert derived.count("# lead") == derived.count(line("a")) == 1
         assert [problem.code for problem in problems] == ["duplicate_listener"]
 
@@ -139,22 +139,24 @@ execution:
             line("b", "[]", "prompt: p, model: m"),
         )
         shown = canvas(node("1", name="a", config={"output": 1}), node("2", name="b", prompt="p"), edge("1", "2"))
-        derived, problems = derive(shown, text, REGISTRY)
+        derived, problems = canvas_to_yaml(shown, text, REGISTRY)
         assert [problem.code for problem in problems] == ["unknown_key"]
         [a, b] = parse(derived, REGISTRY).listeners
         assert (a.handler, a.description, b.description, b.given_config) == ("transform", "d", "d", {"prompt": "p"})
         assert "mine:" in derived
-        assert differences(shown, text, REGISTRY) == ["b"]
+        assert changed_listeners(shown, text, REGISTRY) == ["b"]
 
     def test_comments_of_what_is_no_list_of_lines_are_lost_and_told_of(self) -> None:
         text = "# one\norganism: {name: x}\nlisteners: [{name: a, description: d, handler: echo}]\n"
         shown = drawn(text)
         shown["nodes"].append(block("b"))
-        derived, problems = derive(shown, text, REGISTRY)
+        derived, problems = canvas_to_yaml(shown, text, REGISTRY)
         assert "# one" not in derived
         assert told((derived, problems)) == [("warning", "comments_lost", ())]
-        assert derive(shown, text.removeprefix("# one\n"), REGISTRY)[1] == []
-        assert derive(shown, text.removeprefix("# one\n").replace("name: x", 'name: "x # y"'), REGISTRY)[1] == []
+        assert canvas_to_yaml(shown, text.removeprefix("# one\n"), REGISTRY)[1] == []
+        assert (
+            canvas_to_yaml(shown, text.removeprefix("# one\n").replace("name: x", 'name: "x # y"'), REGISTRY)[1] == []
+        )
 
     @pytest.mark.parametrize(
         ("shown", "code", "path"),
@@ -178,7 +180,7 @@ execution:
     def test_what_is_wrong_is_told_where_it_is_on_the_canvas(
         self, shown: Canvas, code: str, path: tuple[str, ...]
     ) -> None:
-        text, problems = derive(shown, "organism: {name: x}", REGISTRY)
+        text, problems = canvas_to_yaml(shown, "organism: {name: x}", REGISTRY)
         assert told((text, problems)) == [("error", code, path)]
         assert all(problem.hint and problem.message for problem in problems)
 
@@ -199,7 +201,7 @@ execution:
     def test_what_a_definition_cannot_say_is_told_and_left_out(
         self, shown: Canvas, code: str, path: tuple[str, ...]
     ) -> None:
-        text, problems = derive(shown, "organism: {name: x}", REGISTRY)
+        text, problems = canvas_to_yaml(shown, "organism: {name: x}", REGISTRY)
         assert told((text, problems)) == [("warning", code, path)]
         assert all(problem.hint and problem.message for problem in problems)
         assert [one.name for one in parse(text, REGISTRY).listeners] == ["a"]
@@ -218,7 +220,7 @@ execution:
         ],
     )
     def test_what_other_canvases_have_is_understood(self, shown: Canvas, peers: list[JsonValue] | None) -> None:
-        text, _ = derive(shown, "", REGISTRY)
+        text, _ = canvas_to_yaml(shown, "", REGISTRY)
         written = drawn(text)
         assert written["nodes"][0]["data"]["name"] == "a"
         listeners = load(text).value["listeners"]
@@ -237,7 +239,7 @@ execution:
         shown["edges"][0]["target"] = "d"
         shown["edges"].append(edge("a", "b"))
         shown["nodes"][2]["data"]["name"] = "see"
-        derived, problems = derive(shown, text, REGISTRY)
+        derived, problems = canvas_to_yaml(shown, text, REGISTRY)
         assert problems == []
         branch = parse(derived, REGISTRY).listener("a")
         assert [case["to"] for case in branch.given_config["cases"]] == ["d", "see"]  # type: ignore[union-attr, index, call-overload]
@@ -246,7 +248,7 @@ execution:
     def test_a_case_may_get_its_target_from_the_canvas_alone(self) -> None:
         config = {"cases": [{"when": "payload.x"}]}
         shown = canvas(block("a", handler="branch", config=config), block("b"), edge("a", "b", "case:0"))
-        text, problems = derive(shown, "organism: {name: x}", REGISTRY)
+        text, problems = canvas_to_yaml(shown, "organism: {name: x}", REGISTRY)
         assert problems == []
         assert [peer.to for peer in parse(text, REGISTRY).listener("a").peers] == ["b"]
         assert config == {"cases": [{"when": "payload.x"}]}
@@ -256,7 +258,7 @@ execution:
         text = DEFINITIONS["a branch"]
         shown = drawn(text)
         shown["edges"].append(edge("a", "b", handle))
-        derived = derive(shown, text, REGISTRY)
+        derived = canvas_to_yaml(shown, text, REGISTRY)
         assert told(derived) == [("error", "unknown_case", ("edges", "a-b"))]
         assert derived[0] == text
 
@@ -264,7 +266,7 @@ execution:
         text = DEFINITIONS["a branch"]
         shown = drawn(text)
         del shown["edges"][1:]
-        derived = derive(shown, text, REGISTRY)
+        derived = canvas_to_yaml(shown, text, REGISTRY)
         assert told(derived) == [("warning", "undrawn_case", ("nodes", "a"))] * 2
         assert derived[0] == text
 
@@ -275,16 +277,16 @@ execution:
             one |= {"selected": True, "width": 150, "style": {"stroke": "red"}, "zIndex": 3, "measured": {"width": 1}}
         shown["viewport"] = {"x": 5}
         shown["nodes"][0]["position"] = {"x": -1e9}
-        assert derive(shown, text, REGISTRY) == (text, [])
+        assert canvas_to_yaml(shown, text, REGISTRY) == (text, [])
 
     def test_a_definition_that_cannot_be_read_is_replaced_and_it_is_told(self) -> None:
         for base in ("", "[", "\0", "a: &a [*a]"):
-            text, problems = derive(canvas(block("a")), base, REGISTRY)
+            text, problems = canvas_to_yaml(canvas(block("a")), base, REGISTRY)
             assert parse(text, REGISTRY).name == "my-flow"
             assert [problem.code for problem in problems] == ["definition_unreadable"]
 
     def test_what_is_too_large_is_told_of(self) -> None:
-        text, problems = derive(canvas(block("a", description="x" * 300_000)), "", REGISTRY)
+        text, problems = canvas_to_yaml(canvas(block("a", description="x" * 300_000)), "", REGISTRY)
         assert len(text) > 300_000
         assert "yaml_limit" in [problem.code for problem in problems]
 
@@ -305,12 +307,12 @@ execution:
     )
     def test_nothing_on_a_canvas_raises(self, shown: Canvas) -> None:
         for base in ("", DEFAULT_ORGANISM, DEFINITIONS["comments"]):
-            text, problems = derive(as_sent(shown), base, REGISTRY)
+            text, problems = canvas_to_yaml(as_sent(shown), base, REGISTRY)
             assert all(problem.hint for problem in problems)
             text.encode()
             json.dumps([problem.path for problem in problems])
             try:
-                differences(shown, base, REGISTRY)
+                changed_listeners(shown, base, REGISTRY)
             except OrganismError:
                 assert base == ""
 
@@ -361,7 +363,7 @@ execution:
                 for _ in range(chance.randrange(6))
             ]
             base = chance.choice(list(DEFINITIONS.values()))
-            text, problems = derive({"nodes": nodes, "edges": edges}, base, REGISTRY)
+            text, problems = canvas_to_yaml({"nodes": nodes, "edges": edges}, base, REGISTRY)
             assert all(problem.hint for problem in problems)
             if all(problem.severity != "error" for problem in problems):
                 parse(text, REGISTRY)

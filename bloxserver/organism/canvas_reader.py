@@ -1,4 +1,4 @@
-"""The listeners that a canvas shows. Whatever is on it is read or told of: nothing raises."""
+"""Read the listeners of a canvas. Every invalid part becomes a problem; nothing raises."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ from bloxserver.organism.canvas import (
     OTHERWISE,
     TOOL,
     config_key,
+    edges_from,
     is_agent,
-    ways_from,
 )
 from bloxserver.organism.problems import Problem, quoted
 
 LISTENER_TYPES = (None, "agent", "block", "listener", "default", "input", "output")
-"""Of nodes; the last three are React Flow's own. One of any other type counts where it has a handler or a prompt."""
+"""Types of nodes that are listeners; the last three are React Flow's built-in types. A node of another type is a
+listener if it has a handler or a prompt.
+"""
 
 
 @dataclass
-class Drawn:
-    """A listener as it is drawn: the keys that it would have in a definition, and the ids of its peers' edges."""
+class CanvasListener:
+    """A listener on a canvas: its keys in a definition, and the ids of the edges to its peers."""
 
     node: str
     values: dict[str, JsonValue]
     edges: list[str] = field(default_factory=list)
     handles: set[str] = field(default_factory=set)
-    """Those of the handles of a branch that have an edge."""
+    """The handles of a branch that have an edge."""
 
     def add_peer(self, edge: str, peer: JsonValue) -> None:
         peers = self.values.setdefault("peers", [])
@@ -46,21 +48,21 @@ class Drawn:
 
 
 @dataclass
-class Drawing:
-    """What a canvas shows. The problems have no place yet; their paths say where on the canvas they are."""
+class CanvasReading:
+    """The content of a canvas. The problems have no line and column yet; their paths are canvas paths."""
 
-    listeners: list[Drawn]
+    listeners: list[CanvasListener]
     problems: list[Problem]
 
 
-def read_canvas(canvas: Mapping[str, Any], registry: BlockRegistry) -> Drawing:
+def read_canvas(canvas: Mapping[str, Any], registry: BlockRegistry) -> CanvasReading:
     reader = _Reader(registry)
     for node in _members(canvas, "nodes"):
         reader.read_node(node)
     for edge in _members(canvas, "edges"):
         reader.read_edge(edge)
-    reader.tell_of_cases()
-    return Drawing(list(reader.drawn.values()), reader.problems)
+    reader.report_cases_without_edge()
+    return CanvasReading(list(reader.listeners.values()), reader.problems)
 
 
 def _members(canvas: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
@@ -81,7 +83,7 @@ class _Reader:
     def __init__(self, registry: BlockRegistry) -> None:
         self._registry = registry
         self._ignored: set[str] = set()
-        self.drawn: dict[str, Drawn] = {}
+        self.listeners: dict[str, CanvasListener] = {}
         self.problems: list[Problem] = []
 
     def _error(self, kind: str, member: str, code: str, message: str, hint: str) -> None:
@@ -92,40 +94,40 @@ class _Reader:
 
     def read_node(self, node: dict[str, Any]) -> None:
         name, data = str(node.get("id")), _data(node)
-        if name in self.drawn or name in self._ignored:
-            hint = "give each node an id of its own; the first one counts"
+        if name in self.listeners or name in self._ignored:
+            hint = "give each node a unique id; the first node with an id is used"
             self._error("nodes", name, "duplicate_node", f"two nodes have the id {quoted(name)}", hint)
         elif node.get("type") in LISTENER_TYPES or _is_text(data.get("handler")) or _is_text(data.get("prompt")):
-            self.drawn[name] = self._listener(name, data)
+            self.listeners[name] = self._listener(name, data)
         else:
             self._ignored.add(name)
-            message = f"the node {quoted(name)} of the type {quoted(str(node.get('type')))} is no listener"
-            hint = "it stays on the canvas; a listener is of the type block or agent, or has a handler or a prompt"
+            message = f"the node {quoted(name)} of type {quoted(str(node.get('type')))} is not a listener"
+            hint = "it stays on the canvas only; a listener has the type block or agent, a handler or a prompt"
             self._warn("nodes", name, "not_a_listener", message, hint)
 
-    def _listener(self, node: str, data: dict[str, Any]) -> Drawn:
+    def _listener(self, node: str, data: dict[str, Any]) -> CanvasListener:
         if data.get("peers"):
-            message = f"the peers in the data of {quoted(node)} do not count: its edges do"
-            self._warn("nodes", node, "peers_are_edges", message, "draw edges, and take peers out of the data")
+            message = f"the peers in the data of {quoted(node)} are ignored; the peers are its edges"
+            self._warn("nodes", node, "peers_are_edges", message, "draw edges, and remove peers from the data")
         values = {key: value for key, value in data.items() if key not in ("label", "peers") and value is not None}
         name = values.get("name", "")
-        return Drawn(node, {"name": node if isinstance(name, str) and not name.strip() else name} | values)
+        return CanvasListener(node, {"name": node if isinstance(name, str) and not name.strip() else name} | values)
 
     def read_edge(self, edge: dict[str, Any]) -> None:
         name, ends = str(edge.get("id")), [str(edge.get("source")), str(edge.get("target"))]
         if not self._ignored.isdisjoint(ends):
             return
         for end in ends:
-            if end not in self.drawn:
-                message = f"the edge {quoted(name)} leads from or to {quoted(end)}, which is not there"
-                self._error("edges", name, "dangling_edge", message, "connect it with a node, or remove it")
+            if end not in self.listeners:
+                message = f"the edge {quoted(name)} refers to {quoted(end)}, which does not exist"
+                self._error("edges", name, "dangling_edge", message, "connect it to a node, or remove it")
                 return
-        source, target = (self.drawn[end] for end in ends)
+        source, target = (self.listeners[end] for end in ends)
         if not self._is_of_config(source, name, edge.get("sourceHandle"), target.values["name"]):
             source.add_peer(name, self._peer(source, name, edge, target.values["name"]))
 
-    def _is_of_config(self, source: Drawn, edge: str, handle: object, target: JsonValue) -> bool:
-        """Whether the edge stands for what the source's config says; for a branch it goes into the config."""
+    def _is_of_config(self, source: CanvasListener, edge: str, handle: object, target: JsonValue) -> bool:
+        """Whether the source's config defines the edge. The target of a branch's edge is written to its config."""
         handler = source.values.get("handler")
         block = self._registry.find(handler) if isinstance(handler, str) else None
         if block is None or not isinstance(handle, str):
@@ -136,18 +138,18 @@ class _Reader:
             return False
         source.handles.add(handle)
         if not _set_target(source.values, handle, target):
-            message = f"{quoted(source.node)} has no {quoted(handle)} from which the edge {quoted(edge)} could lead"
-            self._error("edges", edge, "unknown_case", message, "add the case to its config, or remove the edge")
+            message = f"the edge {quoted(edge)} begins at {quoted(handle)}, which {quoted(source.node)} does not have"
+            self._error("edges", edge, "unknown_case", message, "add the case to the config, or remove the edge")
         return True
 
-    def _peer(self, source: Drawn, edge_id: str, edge: Mapping[str, Any], to: JsonValue) -> JsonValue:
-        """The peer that the edge stands for, as it is written."""
+    def _peer(self, source: CanvasListener, edge_id: str, edge: Mapping[str, Any], to: JsonValue) -> JsonValue:
+        """Return the peer that the edge represents, as a definition has it."""
         handle, data = edge.get("sourceHandle"), _data(edge)
         on, when = data.get("on"), data.get("when")
         if handle in (ANSWER, ERROR, TOOL):
             if on not in (None, handle):
-                message = f"the edge {quoted(edge_id)} begins at {quoted(str(handle))}, but its data say something else"
-                self._warn("edges", edge_id, "edge_contradiction", message, "make both the same; its beginning counts")
+                message = f"the edge {quoted(edge_id)} begins at {quoted(str(handle))}, but its data has another `on`"
+                self._warn("edges", edge_id, "edge_contradiction", message, "make both equal; the handle is used")
             on = handle
         if on == TOOL or (on == ANSWER and not is_agent(source.values)):
             on = None
@@ -158,22 +160,22 @@ class _Reader:
             peer["when"] = when
         return to if len(peer) == 1 else peer
 
-    def tell_of_cases(self) -> None:
-        """Who is named by a branch's config alone was perhaps cut off on the canvas."""
-        names = {listener.values["name"] for listener in self.drawn.values() if _is_text(listener.values["name"])}
-        for listener in self.drawn.values():
-            for way in ways_from(listener.values, self._registry):
-                branches = way.handle == OTHERWISE or way.handle.startswith(CASE)
-                if branches and way.handle not in listener.handles and way.to in names:
+    def report_cases_without_edge(self) -> None:
+        """Warn about each target of a branch that only the config has: the edge may have been deleted."""
+        names = {listener.values["name"] for listener in self.listeners.values() if _is_text(listener.values["name"])}
+        for listener in self.listeners.values():
+            for edge in edges_from(listener.values, self._registry):
+                branches = edge.handle == OTHERWISE or edge.handle.startswith(CASE)
+                if branches and edge.handle not in listener.handles and edge.to in names:
                     message = (
-                        f"{quoted(listener.node)} has no edge at {quoted(way.handle)} but its config names {way.to}"
+                        f"{quoted(listener.node)} has no edge at {quoted(edge.handle)}, but its config names {edge.to}"
                     )
-                    hint = "draw the edge, or take the name out of its config"
+                    hint = "draw the edge, or remove the name from the config"
                     self._warn("nodes", listener.node, "undrawn_case", message, hint)
 
 
 def _set_target(values: dict[str, JsonValue], handle: str, target: JsonValue) -> bool:
-    """Put the target into the config of a branch; False where it has no such case."""
+    """Write the target to the config of a branch. Returns False if it has no such case."""
     key = config_key(values)
     config = values.get(key)
     if not isinstance(config, dict):

@@ -1,0 +1,48 @@
+"""Requirements of a definition on the installation and on the flow's owner. Known even if the definition has errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from bloxserver.organism.problems import Path
+from bloxserver.organism.yaml_source import Place
+
+
+@dataclass(frozen=True, slots=True)
+class _Requirement:
+    place: Place
+    """Where the requirement arises in the text."""
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRequirement(_Requirement):
+    """The owner must have stored this secret."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequirement(_Requirement):
+    """The installation must have a language model. Null is the model of the settings."""
+
+    listener: str
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MailRequirement(_Requirement):
+    """The installation must have a mail server. `sender` is the sender's address; null is that of the settings."""
+
+    sender: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRequirement(_Requirement):
+    """The installation must allow requests to this URL, which may contain placeholders."""
+
+    url: str
+
+
+Requirement: TypeAlias = SecretRequirement | ModelRequirement | MailRequirement | AddressRequirement
