@@ -1,6 +1,6 @@
-"""The agent: answers a message by talking to a language model, which may call the listener's peers.
+"""The agent: answers a message with a language model, which can call the listener's peers as tools.
 
-It has no name that a definition could give: a listener with a prompt and no handler is one.
+A definition cannot name it as a handler. A listener with a prompt and no handler is an agent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic_core import CoreSchema, PydanticSerializationError, from_json
 
 from bloxserver.blocks.base import AgentContext, Block, BlockConfig, BlockContext, BlockError, Conversation, Tool
 from bloxserver.blocks.json_values import storable
-from bloxserver.blocks.tools import INPUT, tool_name, unwanted
+from bloxserver.blocks.tools import INPUT, tool_name, unexpected_arguments
 from bloxserver.clients.llm import ModelError
 
 if TYPE_CHECKING:
@@ -26,59 +26,63 @@ if TYPE_CHECKING:
     from pydantic_ai.tools import ToolDefinition
 
 MAX_RESULT_BYTES = 200_000
-"""Of what a tool answers, as the model reads it."""
+"""The limit for a tool's answer, as the model reads it."""
 MAX_STATE_BYTES = 2 * 1024 * 1024
 MAX_REASON = 200
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-"""In JSON; databases refuse it."""
+"""An escaped NUL character in JSON, which databases do not accept."""
 
 
 class AgentPayload(RootModel[JsonValue]):
-    """What the model is sent: a text, the text of `{"text": …}`, or any other JSON as JSON."""
+    """The user message for the model: a text, the text of `{"text": …}`, or any other value as JSON."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        # Other agents read it to know what to send.
-        text = {"type": "string", "description": "What to tell the agent."}
+        # Other agents read this schema.
+        text = {"type": "string", "description": "The message for the agent."}
         return {"type": "object", "title": "AgentPayload", "properties": {"text": text}, "required": ["text"]}
 
 
 def _checked_prompt(prompt: str) -> str:
     if not prompt.strip():
-        raise ValueError("it says what the agent is to do, and may not be empty")
+        raise ValueError("must not be empty; describe the task of the agent")
     return prompt
 
 
 class AgentConfig(BlockConfig):
     prompt: Annotated[str, AfterValidator(_checked_prompt)] = Field(
-        description="What the agent is to do: the system prompt, sent as it is."
+        description="The task of the agent. It is the system prompt and is sent unchanged."
     )
-    model: str | None = Field(None, min_length=1, max_length=200, description="The model's name; LLM_MODEL unless set.")
+    model: str | None = Field(None, min_length=1, max_length=200, description="The model's name. Default: LLM_MODEL.")
     temperature: float | None = Field(
-        None, ge=0, le=2, allow_inf_nan=False, description="From 0, steady, to 2; the server's default unless set."
+        None,
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="The sampling temperature. Default: that of the model server.",
     )
     max_tokens: int | None = Field(
-        None, ge=1, le=1_000_000, description="How long one answer of the model may be; unset, the server decides."
+        None, ge=1, le=1_000_000, description="The maximum tokens of one answer. Default: that of the model server."
     )
-    max_calls: int = Field(20, ge=1, le=100, description="How often the model may be asked for one message.")
+    max_calls: int = Field(20, ge=1, le=100, description="The maximum number of requests to the model per message.")
     max_total_tokens: int = Field(
         200_000,
         ge=1,
         le=1_000_000_000,
-        description="Tokens, read and written, after which it is not asked again.",
+        description="The number of input and output tokens after which no further request is sent.",
     )
 
 
 @dataclass
-class _Talk:
-    """What was said so far, in a form that outlives the worker."""
+class _Transcript:
+    """The conversation with the model so far, which can be stored."""
 
     messages: list[ModelMessage]
     calls: int = 0
     tokens: int = 0
 
     @classmethod
-    def begun(cls, payload: JsonValue, prompt: str) -> _Talk:
+    def start(cls, payload: JsonValue, prompt: str) -> _Transcript:
         from pydantic_ai.messages import ModelRequest, SystemPromptPart, UserPromptPart
 
         told = payload["text"] if isinstance(payload, dict) and payload.keys() == {"text"} else payload
@@ -86,7 +90,7 @@ class _Talk:
         return cls([ModelRequest([SystemPromptPart(prompt), asked])])
 
     @classmethod
-    def resumed(cls, state: Mapping[str, Any]) -> _Talk:
+    def resume(cls, state: Mapping[str, Any]) -> _Transcript:
         from pydantic_ai.messages import ModelMessagesTypeAdapter
 
         messages = ModelMessagesTypeAdapter.validate_python(state["messages"])
@@ -94,119 +98,123 @@ class _Talk:
 
     @property
     def answer(self) -> ModelResponse | None:
-        """What the model said last, unless it is its turn."""
+        """The model's last answer, or None if the next message is the model's."""
         from pydantic_ai.messages import ModelResponse
 
         last = self.messages[-1]
         return last if isinstance(last, ModelResponse) else None
 
     def state(self) -> JsonValue:
-        """Raises `BlockError` for what cannot be kept."""
+        """Return the state to store. Raises `BlockError` if it cannot be stored."""
         from pydantic_ai.messages import ModelMessagesTypeAdapter
 
         try:
             dumped = ModelMessagesTypeAdapter.dump_json(self.messages)
         except PydanticSerializationError:
-            raise BlockError("llm_unusable_answer", "the model's answer holds half a character") from None
+            message = "the model's answer contains half of a surrogate pair"
+            raise BlockError("llm_unusable_answer", message) from None
         if len(dumped) > MAX_STATE_BYTES:
-            message = f"the conversation is longer than {MAX_STATE_BYTES} bytes"
+            message = f"the conversation exceeds the limit of {MAX_STATE_BYTES} bytes"
             raise BlockError("llm_too_long", message, retryable=False)
         return {"messages": from_json(_without_nul(dumped.decode())), "calls": self.calls, "tokens": self.tokens}
 
 
 async def handle_agent(payload: AgentPayload, config: AgentConfig, context: BlockContext) -> JsonValue:
-    """`{"text": …}`: what the model said last, always at the same place.
+    """Return the model's last answer as `{"text": …}`.
 
-    The conversation is kept after each answer of the model, and goes on from there after an interruption.
+    The conversation is stored after each answer of the model. After an interruption it continues from there.
     """
     if context.agent is None:
-        raise RuntimeError("an agent needs the agent's context")
+        raise RuntimeError("the context has no agent")
     try:
         await context.agent.models.load(config.model)
     except ModelError as error:
-        raise _refused(error) from None
+        raise _block_error(error) from None
     state = context.agent.conversation.state
-    talk = _Talk.resumed(state) if isinstance(state, dict) else _Talk.begun(payload.root, config.prompt)
+    if isinstance(state, dict):
+        transcript = _Transcript.resume(state)
+    else:
+        transcript = _Transcript.start(payload.root, config.prompt)
     while True:
-        answer = talk.answer or await _ask(talk, config, context.agent)
+        answer = transcript.answer or await _ask(transcript, config, context.agent)
         if not answer.tool_calls:
             return {"text": (answer.text or "").replace("\0", "\ufffd")}
-        _check_bounds(talk, config)
-        await _call_tools(talk, answer.tool_calls, context.agent)
+        _check_limits(transcript, config)
+        await _call_tools(transcript, answer.tool_calls, context.agent)
 
 
-async def _ask(talk: _Talk, config: AgentConfig, agent: AgentContext) -> ModelResponse:
-    """The model's next answer, kept before anything comes of it. Raises `BlockError`."""
+async def _ask(transcript: _Transcript, config: AgentConfig, agent: AgentContext) -> ModelResponse:
+    """Request the model's next answer and store it before it is used. Raises `BlockError`."""
     try:
         answer = await agent.models.request(
-            talk.messages,
+            transcript.messages,
             model=config.model,
             tools=[_definition(tool) for tool in agent.tools],
             temperature=config.temperature,
             max_tokens=config.max_tokens,
         )
     except ModelError as error:
-        await _count(agent.conversation, error.input_tokens, error.output_tokens)
-        raise _refused(error) from None
+        await _record_tokens(agent.conversation, error.input_tokens, error.output_tokens)
+        raise _block_error(error) from None
     usage = answer.usage
-    answer = _usable(answer)
-    talk.messages.append(answer)
-    talk.calls += 1
-    talk.tokens += usage.input_tokens + usage.output_tokens
+    answer = _sanitized(answer)
+    transcript.messages.append(answer)
+    transcript.calls += 1
+    transcript.tokens += usage.input_tokens + usage.output_tokens
     try:
-        state = talk.state()
+        state = transcript.state()
     except BlockError:
-        await _count(agent.conversation, usage.input_tokens, usage.output_tokens)
+        await _record_tokens(agent.conversation, usage.input_tokens, usage.output_tokens)
         raise
     await agent.conversation.keep(state, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
     return answer
 
 
-def _refused(error: ModelError) -> BlockError:
+def _block_error(error: ModelError) -> BlockError:
     return BlockError(error.code, error.message, retryable=error.retryable, retry_after=error.retry_after)
 
 
-async def _count(conversation: Conversation, input_tokens: int, output_tokens: int) -> None:
-    """Tokens of an answer that is not kept: it was paid for all the same."""
+async def _record_tokens(conversation: Conversation, input_tokens: int, output_tokens: int) -> None:
+    """Record the tokens of an answer that is not stored. They are charged all the same."""
     if input_tokens or output_tokens:
         await conversation.keep(conversation.state, input_tokens=input_tokens, output_tokens=output_tokens)
 
 
-def _check_bounds(talk: _Talk, config: AgentConfig) -> None:
-    """Raise `BlockError` where the model must not be asked again; the calls that it wants are not made then."""
-    if talk.calls >= config.max_calls:
-        message = f"the model wants to go on after {talk.calls} answers (max_calls)"
+def _check_limits(transcript: _Transcript, config: AgentConfig) -> None:
+    """Raise `BlockError` if a limit is reached. The tool calls of the last answer are not made then."""
+    if transcript.calls >= config.max_calls:
+        message = f"the model has not finished after {transcript.calls} requests (max_calls)"
         raise BlockError("agent_call_limit", message, retryable=False)
-    if talk.tokens >= config.max_total_tokens:
-        message = f"the model wants to go on after {talk.tokens} tokens (max_total_tokens)"
+    if transcript.tokens >= config.max_total_tokens:
+        message = f"the model has not finished after {transcript.tokens} tokens (max_total_tokens)"
         raise BlockError("agent_token_limit", message, retryable=False)
 
 
-async def _call_tools(talk: _Talk, calls: Sequence[ToolCallPart], agent: AgentContext) -> None:
-    """Make the calls of the model's last answer, all at once, and add what comes of them."""
+async def _call_tools(transcript: _Transcript, calls: Sequence[ToolCallPart], agent: AgentContext) -> None:
+    """Make the tool calls of the model's last answer concurrently, and add their results."""
     from pydantic_ai.messages import ModelRequest
 
     tools = {tool.name: tool for tool in agent.tools}
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_result(call, tools, agent.conversation, f"{talk.calls}.{number}"))
+                group.create_task(_result(call, tools, agent.conversation, f"{transcript.calls}.{number}"))
                 for number, call in enumerate(calls, start=1)
             ]
     except BaseExceptionGroup as failed:
-        # What is no tool's failure is the engine's own affair: it gets it as it was raised.
+        # The failure of a tool is a result. Any other exception belongs to the engine and is raised unchanged.
         raise failed.exceptions[0] from None
-    talk.messages.append(ModelRequest([task.result() for task in tasks]))
+    transcript.messages.append(ModelRequest([task.result() for task in tasks]))
 
 
 async def _result(
     call: ToolCallPart, tools: Mapping[str, Tool], conversation: Conversation, name: str
 ) -> ToolReturnPart:
-    """The result of a call for the model; a failure too, so that it can correct the call or do without."""
+    """Return the result of a call for the model. A failure is a result too, so that the model can react to it."""
     from pydantic_ai.messages import ToolReturnPart
 
     try:
-        tool, payload = _understood(call, tools)
+        tool, payload = _parse_call(call, tools)
         text = _as_text(await conversation.call(tool, payload, name))
     except BlockError as error:
         text = _shortened(f"{error.code}: {error.message}")
@@ -214,8 +222,8 @@ async def _result(
     return ToolReturnPart(call.tool_name, _shortened(text), call.tool_call_id)
 
 
-def _understood(call: ToolCallPart, tools: Mapping[str, Tool]) -> tuple[Tool, JsonValue]:
-    """The tool and the payload that the model means. Raises `BlockError` for the model to read."""
+def _parse_call(call: ToolCallPart, tools: Mapping[str, Tool]) -> tuple[Tool, JsonValue]:
+    """Return the tool and the payload of a call. Raises `BlockError` with a message for the model."""
     tool = tools.get(call.tool_name)
     if tool is None:
         known = ", ".join(tools) or "none"
@@ -227,10 +235,10 @@ def _understood(call: ToolCallPart, tools: Mapping[str, Tool]) -> tuple[Tool, Js
         raise _invalid(f"the arguments are not valid JSON: {str(error)[:MAX_REASON]}") from None
     if not isinstance(arguments, dict):
         raise _invalid("the arguments must be a JSON object")
-    if names := unwanted(tool, arguments):
+    if names := unexpected_arguments(tool, arguments):
         takes = ", ".join(tool.schema["properties"]) or "no arguments"
         shown = ", ".join(names)[:MAX_REASON]
-        raise _invalid(f"leave out what this tool does not let you choose: {shown}; it takes {takes}")
+        raise _invalid(f"remove the arguments that this tool does not accept: {shown}; it accepts {takes}")
     if not tool.wrapped:
         return tool, arguments
     if INPUT not in arguments:
@@ -242,8 +250,8 @@ def _invalid(reason: str) -> BlockError:
     return BlockError("invalid_arguments", reason)
 
 
-def _usable(answer: ModelResponse) -> ModelResponse:
-    """The answer with calls that can be stored and sent back to the model, whatever is wrong with them."""
+def _sanitized(answer: ModelResponse) -> ModelResponse:
+    """Return the answer with tool calls that can be stored and sent back to the model, even if they are invalid."""
     from pydantic_ai.messages import ToolCallPart
 
     parts = list(answer.parts)
@@ -256,7 +264,7 @@ def _usable(answer: ModelResponse) -> ModelResponse:
             call_id = f"call_{index}_{len(ids)}"
         ids.add(call_id)
         name = tool_name(str(part.tool_name or "unnamed"), ())
-        arguments = _usable_arguments(part.args)
+        arguments = _sanitized_arguments(part.args)
         parts[index] = ToolCallPart(
             name,
             arguments,
@@ -268,8 +276,8 @@ def _usable(answer: ModelResponse) -> ModelResponse:
     return replace(answer, parts=parts)
 
 
-def _usable_arguments(given: object) -> str | dict[str, Any]:
-    """Arguments as they are where they are a text or a JSON object, else a text that is not a JSON object either."""
+def _sanitized_arguments(given: object) -> str | dict[str, Any]:
+    """Return valid arguments unchanged, and invalid ones as a text that is no JSON object."""
     if isinstance(given, dict | str):
         text = given if isinstance(given, str) else json.dumps(given)
         if _is_strict(text) or (isinstance(given, str) and not _is_lenient(text)):
@@ -287,7 +295,7 @@ def _is_strict(text: str) -> bool:
 
 
 def _is_lenient(text: str) -> bool:
-    """Whether it is read as JSON with numbers that JSON does not have, and cannot be sent again."""
+    """Whether the text parses as JSON, possibly with numbers that JSON does not support."""
     try:
         from_json(text)
     except ValueError:
@@ -296,7 +304,7 @@ def _is_lenient(text: str) -> bool:
 
 
 def _as_text(value: JsonValue) -> str:
-    """A text as it is, anything else as JSON."""
+    """Return a text unchanged, and any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -305,7 +313,7 @@ def _shortened(text: str) -> str:
     if len(encoded) <= MAX_RESULT_BYTES:
         return text
     kept = encoded[:MAX_RESULT_BYTES].decode(errors="ignore")
-    return f"{kept}\n[cut here: the first {MAX_RESULT_BYTES} of {len(encoded)} bytes]"
+    return f"{kept}\n[truncated: the first {MAX_RESULT_BYTES} of {len(encoded)} bytes]"
 
 
 def _without_nul(text: str) -> str:
@@ -315,7 +323,7 @@ def _without_nul(text: str) -> str:
 def _definition(tool: Tool) -> ToolDefinition:
     from pydantic_ai.tools import ToolDefinition
 
-    # Strict would rewrite the schema for OpenAI alone.
+    # Strict mode would rewrite the schema for OpenAI only.
     return ToolDefinition(
         name=tool.name, parameters_json_schema=tool.schema, description=tool.description, strict=False
     )
@@ -323,7 +331,7 @@ def _definition(tool: Tool) -> ToolDefinition:
 
 agent = Block(
     name="agent",
-    description="Answers by a language model, which may call the listener's peers as its tools.",
+    description="Answers with a language model, which can call the listener's peers as tools.",
     payload=AgentPayload,
     config=AgentConfig,
     handler=handle_agent,

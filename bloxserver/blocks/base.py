@@ -1,4 +1,4 @@
-"""What a block is: a handler with a name, a payload model, a config model and a description."""
+"""The interface of blocks: a handler with a name, a payload model, a config model and a description."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class BlockConfig(BaseModel):
-    """Base of every block's `config`: members that the block does not know are refused."""
+    """Base class of every block's `config`. Unknown members are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class NoConfig(BlockConfig):
-    """For blocks that have nothing to set."""
+    """The config of blocks without settings."""
 
 
 def with_problem(error: ValidationError, problem: str) -> ValidationError:
-    """The errors of a config's members, and one of the whole config beside them."""
+    """Return the errors of a config's members together with a problem of the whole config."""
     found: list[InitErrorDetails] = [
         {"type": each["type"], "loc": each["loc"], "input": each["input"], "ctx": each.get("ctx", {})}
         for each in error.errors(include_url=False)
@@ -42,10 +42,10 @@ def with_problem(error: ValidationError, problem: str) -> ValidationError:
 
 
 class BlockError(Exception):
-    """A message that a block could not handle: `code` is stable and snake_case, the flow's owner reads the text.
+    """The block failed to handle a message.
 
-    `retryable` says whether another attempt at the same message may end otherwise, `retry_after` how many seconds
-    it should wait at the least.
+    `code` is stable, in snake_case; the message is shown to the flow's owner. `retryable` says whether another attempt
+    at the same message may succeed, and `retry_after` is the minimum delay before it, in seconds.
     """
 
     def __init__(self, code: str, message: str, *, retryable: bool = True, retry_after: float | None = None) -> None:
@@ -58,9 +58,9 @@ class BlockError(Exception):
 
 @dataclass(frozen=True)
 class Wait:
-    """Returned by a handler whose answer is due later: the execution leaves the worker until then.
+    """Returned by a handler to send `answer` at the time `until` (aware, in UTC).
 
-    The handler is not called again: at `until` (aware UTC) `answer` is handed on.
+    The execution is suspended until then, and the handler is not called again.
     """
 
     until: datetime
@@ -69,7 +69,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Routed:
-    """Returned by a handler that chooses who gets its answer: those of the listener's peers that `to` names."""
+    """Returned by a handler to send its answer only to the peers that `to` names."""
 
     answer: JsonValue
     to: tuple[str, ...]
@@ -77,7 +77,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class Called:
-    """Returned by a handler that leaves the answer to another execution: its output becomes the answer."""
+    """Returned by a handler to answer with the output of another execution."""
 
     execution_id: UUID
 
@@ -87,66 +87,68 @@ Result = JsonValue | Wait | Routed | Called
 
 
 class KeyValueStore(Protocol):
-    """What the flow remembers from one execution to the next. Limits are told by `BlockError`."""
+    """The flow's key-value storage, shared by its executions. Methods raise `BlockError` if a limit is exceeded."""
 
     async def get(self, key: str) -> tuple[bool, JsonValue]:
-        """Whether there is a value, and the value."""
+        """Return whether the key has a value, and the value."""
 
     async def set(self, key: str, value: JsonValue) -> None: ...
 
     async def delete(self, key: str) -> bool:
-        """Whether there was a value."""
+        """Delete the key. Returns whether it had a value."""
 
     async def add(self, key: str, value: JsonValue) -> tuple[bool, JsonValue]:
-        """Set the key unless it has a value: whether it was set by this message, and the value that is there now."""
+        """Set the key unless it has a value. Returns whether this message set it, and the current value."""
 
     async def increment(self, key: str, by: float) -> float:
-        """Add to a number, which is 0 where there is none, once for each message; returns the sum."""
+        """Add to a number, once per message, and return the sum. A key without a value counts as 0."""
 
 
 class FlowCaller(Protocol):
     """Starts executions of other flows of the same user."""
 
     async def call(self, flow: str, payload: JsonValue, target: str | None) -> UUID:
-        """The id of the execution that was accepted; the same for every call from one attempt at a message.
+        """Start an execution and return its id. Repeated calls for one message return the same id.
 
-        `flow` is an id, or a name that one flow alone has. Raises `BlockError`.
+        `flow` is an id or a unique name. Raises `BlockError`.
         """
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A listener that an agent may call."""
+    """A listener that an agent can call."""
 
     name: str
-    """As a model may spell it: letters, digits, _ and -, at most 64."""
+    """The tool's name for the model: at most 64 letters, digits, _ and -."""
     listener: str
     description: str
     schema: JsonSchema
-    """JSON Schema of an object. Where the listener takes anything else, an object whose `input` is the payload."""
+    """JSON Schema of the arguments, an object. If the payload is no object, it is the member `input`."""
     wrapped: bool
-    """Whether the payload is the `input` of what the model gives."""
+    """Whether the payload is the argument `input` and not the arguments themselves."""
 
 
 class Conversation(Protocol):
-    """An agent's memory and its hands, kept by the engine through interruptions."""
+    """An agent's stored state and its access to tools. The engine keeps the state across interruptions."""
 
     @property
     def state(self) -> JsonValue:
-        """What was kept last for this message; None at the beginning."""
+        """The state that was last stored for this message; None at first."""
 
     async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
-        """Store the state, and count tokens that were used since it was last called."""
+        """Store the state, and record the tokens used since the last call."""
 
     async def call(self, tool: Tool, payload: JsonValue, call: str) -> JsonValue:
-        """What the listener answers. `call` names the call within the conversation: one that was answered before
-        an interruption is not made again. Raises `BlockError` where the listener failed.
+        """Call a listener and return its answer. Raises `BlockError` if the listener fails.
+
+        `call` identifies the call within the conversation. A call that was answered before an interruption is not
+        repeated.
         """
 
 
 @dataclass(frozen=True)
 class AgentContext:
-    """What an agent gets on top of what every block gets."""
+    """The part of a block's context that only agents have."""
 
     models: LanguageModels
     tools: Sequence[Tool]
@@ -155,25 +157,25 @@ class AgentContext:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """The world as a handler may use it."""
+    """The services and data that a handler can use."""
 
     http: GuardedClient
     clock: Callable[[], datetime]
     """The current time, aware UTC."""
     idempotency_key: str
-    """The same for every attempt at this message, and for no other message."""
+    """Unique for each message, and the same for all attempts at it."""
     store: KeyValueStore
     flows: FlowCaller
     mail: Mailer
     input: JsonValue = None
-    """What the execution was given: the message of its first listener."""
+    """The input of the execution: the message of its first listener."""
     depth: int = 0
-    """How many executions stand above this one; told to servers that may be our own, so that a circle ends."""
+    """The number of executions above this one. Requests carry it, so that a cycle through this server ends."""
     agent: AgentContext | None = None
-    """For agents alone."""
+    """Null for all other blocks."""
 
     def scope(self, payload: JsonValue) -> dict[str, JsonValue]:
-        """What templates and expressions may name: the message, and what the execution was given."""
+        """Return the values that templates and expressions can refer to: the message and the execution's input."""
         return {"payload": payload, "input": self.input}
 
 
@@ -186,14 +188,14 @@ def no_targets(config: Any) -> Iterable[str]:
     return ()
 
 
-def everything(config: Any) -> JsonSchema | None:
+def default_input_schema(config: Any) -> JsonSchema | None:
     return None
 
 
 @dataclass(frozen=True)
 class Block(Generic[Payload, Config]):
-    """A built-in handler. `aliases` are dotted paths under which organisms may also name it; one that ends in `*`
-    stands for all that begin alike.
+    """A handler with its schemas. `aliases` are other names that organisms can use as `handler`; an alias that ends in
+    `*` stands for all names with this prefix.
     """
 
     name: str
@@ -203,21 +205,21 @@ class Block(Generic[Payload, Config]):
     handler: Handler[Payload, Config]
     aliases: tuple[str, ...] = ()
     payload_aliases: tuple[str, ...] = ()
-    """Names that an organism may give as `payload_class`."""
+    """Names that an organism can use as `payload_class`."""
     templates: frozenset[str] = frozenset()
-    """Members of `config` in whose texts `{{ payload.… }}`, `{{ input.… }}` and `{{ secrets.NAME }}` are replaced
-    before the handler is called. A secret may stand nowhere else: what a handler answers is stored.
+    """Members of `config` in which `{{ payload.… }}`, `{{ input.… }}` and `{{ secrets.NAME }}` are replaced before the
+    handler is called. Secrets are allowed in no other member, because the answer of a handler is stored.
     """
     rendered: frozenset[str] = frozenset()
-    """Members of `config` in whose texts the handler itself replaces `{{ payload.… }}` and `{{ input.… }}`."""
+    """Members of `config` in which the handler itself replaces `{{ payload.… }}` and `{{ input.… }}`."""
     targets: Callable[[Config], Iterable[str]] = no_targets
-    """The listeners that a config names: they become peers."""
-    left: Callable[[Config], JsonSchema | None] = everything
-    """The JSON Schema of what a config leaves a message to say, which agents read; null: that of `payload`. What its
-    placeholders name is added to it.
+    """Returns the listeners that a config names. They become peers."""
+    input_schema: Callable[[Config], JsonSchema | None] = default_input_schema
+    """Returns the JSON Schema of the message for a config, which agents read; null: the schema of `payload`. The values
+    that placeholders refer to are added to it.
     """
     example: dict[str, Any] = field(default_factory=dict)
-    """A `config` and a `payload` that show it."""
+    """An example `config` and `payload`."""
 
 
 AnyBlock = Block[Any, Any]

@@ -1,4 +1,4 @@
-"""`branch`: hands the message to the first listener whose condition it meets."""
+"""`branch`: sends the message to the first listener whose condition is true."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ class BranchPayload(RootModel[JsonValue]):
 
 
 class BranchCase(BlockConfig):
-    when: ConditionText = Field(description="A CEL expression that is true or false, like `payload.total > 100`.")
-    to: ListenerName = Field(description="The listener that gets the message where it is true.")
+    when: ConditionText = Field(description="The condition, a CEL expression like `payload.total > 100`.")
+    to: ListenerName = Field(description="The listener that receives the message if the condition is true.")
 
 
 class BranchConfig(BlockConfig):
     cases: tuple[BranchCase, ...] = Field(
-        min_length=1, max_length=MAX_CASES, description="Asked in their order; the first that is true decides."
+        min_length=1, max_length=MAX_CASES, description="The cases in order; the first true condition decides."
     )
     otherwise: ListenerName | None = Field(
-        None, description="The listener that gets the message where no case is true; null: the message is output."
+        None,
+        description="The listener that receives the message if no condition is true. Null: the message becomes output.",
     )
 
 
 async def handle_branch(payload: BranchPayload, config: BranchConfig, context: BlockContext) -> Routed:
     for case in config.cases:
-        await asyncio.sleep(0)  # a hundred conditions are not one turn of the event loop
+        await asyncio.sleep(0)  # many conditions must not block the event loop
         if compile_expression(case.when).holds(context.scope(payload.root)):
             return Routed(payload.root, (case.to,))
     return Routed(payload.root, () if config.otherwise is None else (config.otherwise,))
@@ -48,7 +49,7 @@ def _targets(config: BranchConfig) -> list[str]:
 
 block = Block(
     name="branch",
-    description="Hands the message to the first listener whose condition it meets.",
+    description="Sends the message to the first listener whose condition is true.",
     payload=BranchPayload,
     config=BranchConfig,
     handler=handle_branch,

@@ -1,4 +1,4 @@
-"""`delay`: answers with what it was given, later."""
+"""`delay`: answers with its message after a delay."""
 
 from datetime import timedelta
 
@@ -14,7 +14,7 @@ class DelayPayload(RootModel[JsonValue]):
 
 
 class DelayConfig(BlockConfig):
-    seconds: float = Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True, description="How long to wait.")
+    seconds: float = Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False, strict=True, description="The delay in seconds.")
 
 
 async def handle_delay(payload: DelayPayload, config: DelayConfig, context: BlockContext) -> Wait:
@@ -23,7 +23,7 @@ async def handle_delay(payload: DelayPayload, config: DelayConfig, context: Bloc
 
 block = Block(
     name="delay",
-    description="Hands its message on after some time, up to 30 days.",
+    description="Answers with its message after a delay of up to 30 days.",
     payload=DelayPayload,
     config=DelayConfig,
     handler=handle_delay,

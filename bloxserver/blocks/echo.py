@@ -1,4 +1,4 @@
-"""`echo`: answers with what it was given."""
+"""`echo`: answers with its message."""
 
 from pydantic import JsonValue, RootModel
 
@@ -15,7 +15,7 @@ async def handle_echo(payload: EchoPayload, config: NoConfig, context: BlockCont
 
 block = Block(
     name="echo",
-    description="Answers with the message that it was given.",
+    description="Answers with its message.",
     payload=EchoPayload,
     config=NoConfig,
     handler=handle_echo,

@@ -1,4 +1,4 @@
-"""`email.send`: sends a mail."""
+"""`email.send`: sends an email."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_BODY_CHARACTERS = 500_000
 
 
 def _checked_mailbox(text: str) -> str:
-    if "{{" not in text:  # validated after its placeholders are replaced
+    if "{{" not in text:  # otherwise validated after the placeholders are replaced
         read_mailbox(text)
     return text
 
@@ -44,7 +44,7 @@ def _none_if_blank(value: object) -> object:
 
 
 def _as_text(value: object) -> object:
-    # A string that is one placeholder becomes the value itself. It is written as it would be within other text.
+    # A text that is one placeholder becomes the value itself. Here it is converted as within other text.
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -88,9 +88,9 @@ class EmailConfig(BlockConfig):
     @model_validator(mode="after")
     def _complete(self) -> EmailConfig:
         if self.text is None and self.html is None:
-            raise ValueError("a mail needs text, html or both")
+            raise ValueError("text, html or both are required")
         if self.server is not None and self.sender is None:
-            raise ValueError("from is required if server is set")
+            raise ValueError("from is required with a server")
         return self
 
 
@@ -125,7 +125,7 @@ async def handle_email(payload: EmailPayload, config: EmailConfig, context: Bloc
 
 block = Block(
     name="email.send",
-    description="Sends a mail with data of its message.",
+    description="Sends an email with values from the message.",
     payload=EmailPayload,
     config=EmailConfig,
     handler=handle_email,

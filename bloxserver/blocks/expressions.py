@@ -10,10 +10,10 @@ from typing import Annotated
 from pydantic import AfterValidator, JsonValue
 
 from bloxserver.blocks.base import BlockError
-from bloxserver.blocks.cel import kinds
+from bloxserver.blocks.cel import type_check
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.syntax import parse
-from bloxserver.blocks.cel.values import Budget, CostLimitExceeded, Failure, Run, plain
+from bloxserver.blocks.cel.values import Budget, CostLimitExceeded, EvaluationError, Run, to_json_value
 from bloxserver.blocks.json_values import storable
 from bloxserver.blocks.templates import ROOTS
 
@@ -23,34 +23,34 @@ MAX_QUOTED = 200
 
 @dataclass(frozen=True)
 class Expression:
-    """A compiled expression. `text` is as the definition has it; `real` as in `Run`."""
+    """A compiled expression. `text` is its source; `real` is as in `Run`."""
 
     text: str
     program: Node
     real: bool = False
 
     def evaluate(self, scope: Mapping[str, JsonValue]) -> JsonValue:
-        """Its value for `scope`: JSON that can be stored, at most 1 MiB. Timestamps become ISO 8601 text, durations
-        seconds, types their names.
+        """Return the value for `scope`: storable JSON of at most 1 MiB. Timestamps become ISO 8601 text, durations
+        become seconds, and types become their names.
 
-        Raises `BlockError`, which no retry can correct: `expression_failed`, or `expression_too_costly` for what would
-        delay other executions; it is raised after about 0.2 seconds.
+        Raises `BlockError`, which is not retryable: `expression_failed`, or after about 0.2 seconds
+        `expression_too_costly`, because long evaluations delay other executions.
         """
         run = Run(dict(scope), Budget(MAX_STEPS), self.real)
         try:
-            return storable(self.program.evaluate(run), convert=plain)
-        except Failure as failure:
+            return storable(self.program.evaluate(run), convert=to_json_value)
+        except EvaluationError as failure:
             raise self._error("expression_failed", str(failure)) from None
         except CostLimitExceeded:
-            raise self._error("expression_too_costly", "it goes through too many values") from None
+            raise self._error("expression_too_costly", "the evaluation takes too many steps") from None
         except ValueError as error:
-            raise self._error("expression_failed", f"its value cannot be stored: {error}") from None
+            raise self._error("expression_failed", f"the value cannot be stored: {error}") from None
 
     def holds(self, scope: Mapping[str, JsonValue]) -> bool:
-        """Whether it is true of `scope`. Raises `BlockError`, also where it is neither true nor false."""
+        """Return whether the expression is true for `scope`. Raises `BlockError`, also if the value is no boolean."""
         value = self.evaluate(scope)
         if not isinstance(value, bool):
-            raise self._error("expression_failed", "it is neither true nor false")
+            raise self._error("expression_failed", "the value is neither true nor false")
         return value
 
     def _error(self, code: str, reason: str) -> BlockError:
@@ -60,23 +60,25 @@ class Expression:
 
 @lru_cache(maxsize=256)
 def compile_expression(text: str, names: frozenset[str] = ROOTS) -> Expression:
-    """Raises `ValueError` for what is no expression over `names`: the syntax, an unknown name or function, too long,
-    too deep. What was compiled last is kept, so that blocks may ask again for each message.
+    """Compile an expression over `names`. Compiled expressions are cached, so that blocks can call this per message.
+
+    Raises `ValueError` for a syntax error, an unknown name or function, and for an expression that is too long or too
+    deeply nested.
     """
     return Expression(text, parse(text, names))
 
 
 def _checked(text: str) -> str:
-    kinds.check(compile_expression(text).program)
+    type_check.check(compile_expression(text).program)
     return text
 
 
 def _checked_condition(text: str) -> str:
-    kinds.check_condition(compile_expression(text).program)
+    type_check.check_condition(compile_expression(text).program)
     return text
 
 
 ExpressionText = Annotated[str, AfterValidator(_checked)]
-"""For configs: the text of an expression over `payload`, which may have a value."""
+"""For configs: an expression over `payload`."""
 ConditionText = Annotated[str, AfterValidator(_checked_condition)]
-"""For configs: the text of one that may be true or false."""
+"""For configs: an expression over `payload` whose value can be true or false."""

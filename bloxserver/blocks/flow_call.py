@@ -11,12 +11,12 @@ class FlowCallPayload(RootModel[JsonValue]):
 
 class FlowCallConfig(BlockConfig):
     flow: str = Field(
-        min_length=1, description="The other flow's id, or its name where no other flow of yours has the same."
+        min_length=1, description="The id of the other flow, or its name if you have only one flow with this name."
     )
     target: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
-        description="The listener of the other flow that gets the message; null is the one that gets a run by hand.",
+        description="The listener of the other flow that receives the message. Default: that of a manual run.",
     )
 
 
@@ -26,7 +26,7 @@ async def handle_flow_call(payload: FlowCallPayload, config: FlowCallConfig, con
 
 block = Block(
     name="flow.call",
-    description="Runs another flow of yours with its message and answers with that flow's output.",
+    description="Runs another flow of the same user with its message, and answers with the output of that flow.",
     payload=FlowCallPayload,
     config=FlowCallConfig,
     handler=handle_flow_call,

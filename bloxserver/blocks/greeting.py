@@ -1,4 +1,4 @@
-"""`handlers.hello.handle_greeting`: the friendly greeter of the default organism."""
+"""`handlers.hello.handle_greeting`: the greeter of the default organism."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from bloxserver.blocks.base import Block, BlockContext, NoConfig
 
 
 class Greeting(BaseModel):
-    """Whom to greet. What is no `{"name": text}` greets its text, or else the world."""
+    """The name to greet. A message without a `name` greets its text, or the world."""
 
     name: str = "World"
 
     @model_validator(mode="before")
     @classmethod
-    def _whom(cls, value: Any) -> dict[str, str]:
+    def _read_name(cls, value: Any) -> dict[str, str]:
         candidates = [value.get("name"), value.get("text")] if isinstance(value, dict) else [value]
         for candidate in candidates:
             if isinstance(candidate, str) and candidate.strip():
@@ -28,7 +28,7 @@ async def handle_greeting(payload: Greeting, config: NoConfig, context: BlockCon
 
 block = Block(
     name="handlers.hello.handle_greeting",
-    description="Greets the name, or the text, that it was given.",
+    description="Greets the name, or the text, of its message.",
     payload=Greeting,
     config=NoConfig,
     handler=handle_greeting,

@@ -18,7 +18,7 @@ MAX_JSON_DEPTH = 64
 MEDIA_TYPE = re.compile(r"[0-9a-z.+_-]+/[0-9a-z.+_-]+")
 TEXTUAL = re.compile(r"(text|message)/.*|.*[/+](json|xml)|application/(x-)?(javascript|ecmascript|www-form-urlencoded)")
 BINARY = re.compile(rf"[\x00-\x08\x0e-\x1f\x7f-\x9f{REPLACEMENT}]")
-"""Characters that a text of an unknown type would hardly have."""
+"""Characters that indicate binary data in a body of unknown type."""
 
 
 def media_type_of(content_type: str) -> str:

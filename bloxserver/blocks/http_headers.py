@@ -31,7 +31,7 @@ def _text_of(value: object) -> str:
 def _checked(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         try:
-            # A value with placeholders is known, and checked, when they are replaced.
+            # A value with placeholders is checked after they are replaced.
             check_header(name, "" if "{{" in value else value)
         except OutgoingRequestError as error:
             raise ValueError(error.message) from None
@@ -46,7 +46,7 @@ ConfigHeaders = Annotated[Headers, AfterValidator(_checked)]
 
 
 def merged(headers: Mapping[str, str], winners: Mapping[str, str]) -> dict[str, str]:
-    """Both, compared without regard to case; of the same name, that of `winners`."""
+    """Merge two sets of headers. Names are case-insensitive; the values of `winners` take precedence."""
     won = {name.lower() for name in winners}
     return {**{name: value for name, value in headers.items() if name.lower() not in won}, **winners}
 
@@ -58,21 +58,21 @@ def set_default(headers: dict[str, str], name: str, value: str) -> None:
 
 
 def is_form(headers: Mapping[str, str]) -> bool:
-    """Whether the Content-Type is that of a form."""
+    """Whether the Content-Type is a form type."""
     return _media_type(headers) in FORM_TYPES
 
 
 def form_problem(headers: Mapping[str, str], body: JsonValue) -> str | None:
-    """Why the body cannot be sent with the Content-Type in `headers`: forms are supported as text only."""
+    """Return why the body cannot be sent with the Content-Type in `headers`. Forms are supported as text only."""
     if not is_form(headers) or body is None or isinstance(body, str):
         return None
     return (
-        f"a body that is not text cannot be sent as {_media_type(headers)}, which is not supported; write the body "
-        'as text, like "a=1&b=2", or leave the Content-Type out to send JSON'
+        f"sending JSON as {_media_type(headers)} is not supported; write the body as text, like "
+        '"a=1&b=2", or remove the Content-Type'
     )
 
 
 def _media_type(headers: Mapping[str, str]) -> str:
-    # Of several headers of one name the last is sent.
+    # If a header is repeated, the last one is sent.
     given = [value for name, value in headers.items() if name.lower() == "content-type"]
     return media_type_of(given[-1] if given else "")

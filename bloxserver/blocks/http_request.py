@@ -26,14 +26,14 @@ from pydantic_core import CoreSchema
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.http_bodies import encode_body, read_body
 from bloxserver.blocks.http_headers import ConfigHeaders, Headers, form_problem, merged, set_default
-from bloxserver.blocks.tools import anything, closed, without
+from bloxserver.blocks.tools import any_schema, object_schema, schema_without
 from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
 
 MAX_TIMEOUT_SECONDS = 300
 SCHEMES = ("http://", "https://")
 COMPLETE_HOST = re.compile(r"https?://[^/?#]+[/?#]")
 BODY_METHODS = ("POST", "PUT", "PATCH")
-# Statuses below 500 by which a server asks for another attempt.
+# Statuses below 500 that ask the client to retry.
 TRANSIENT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
@@ -42,12 +42,12 @@ def _upper(value: object) -> object:
 
 
 def check_url(url: str) -> None:
-    """Raises `ValueError` for what can be no URL, whatever its placeholders are replaced by."""
+    """Raise `ValueError` if the URL is invalid for all values of its placeholders."""
     fixed, placeholder, _ = url.partition("{{")
     start = fixed.lower()
     may_be_one = any(scheme.startswith(start) or start.startswith(scheme) for scheme in SCHEMES)
     if placeholder and may_be_one and not COMPLETE_HOST.match(start):
-        return  # the rest is known when the placeholders are replaced
+        return  # the rest is validated after the placeholders are replaced
     try:
         read_url(fixed)
     except OutgoingRequestError as error:
@@ -60,7 +60,7 @@ def _checked_url(url: str) -> str:
 
 
 def without_null(schema: dict[str, Any]) -> None:
-    """Take null out of the JSON Schema of a member for which null is not the same as no value."""
+    """Remove null from the JSON Schema of a member for which null is not the same as no value."""
     schema.pop("default", None)
     if "anyOf" in schema:
         [other] = [branch for branch in schema.pop("anyOf") if branch != {"type": "null"}]
@@ -72,51 +72,53 @@ Method = Annotated[Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 
 
 class RequestDescription(BaseModel):
-    """A request as a message describes it."""
+    """The request in a message."""
 
     url: str
     method: Method | None = None
-    headers: Headers | None = Field(None, description="Numbers and booleans become text; null leaves a header out.")
-    body: JsonValue = Field(None, description="A text is sent as it is, anything else as JSON; null is none.")
+    headers: Headers | None = Field(None, description="Numbers and booleans become text; null removes a header.")
+    body: JsonValue = Field(None, description="A text is sent unchanged, other values as JSON; null sends no body.")
 
 
 class HttpRequestPayload(RootModel[JsonValue]):
-    """The request, or its body when the config has the `url`."""
+    """The request, or its body if the config has the `url`."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        # Agents read the schema to know what to send: for them it is the description, although any JSON is accepted.
+        # Agents read this schema. For them the payload describes a request, although any JSON is accepted.
         return handler.resolve_ref_schema(handler(RequestDescription.__pydantic_core_schema__))
 
 
 class HttpRequestConfig(BlockConfig):
-    """The members that are set here take precedence over those of the message."""
+    """Members of the config take precedence over those of the message."""
 
-    method: Method | None = Field(None, description="GET unless set here or in the message.")
+    method: Method | None = Field(None, description="The method. Default: that of the message, or GET.")
     url: Url | None = Field(
         None,
-        description="With it the message is the body of a POST, PUT or PATCH; without, it describes the request.",
+        description="The URL. If set, the message is the body of a POST, PUT or PATCH; else it describes the request.",
         json_schema_extra=without_null,
     )
     headers: ConfigHeaders | None = Field(
         None,
-        description="Added to those of the message. Numbers and booleans become text; null leaves a header out.",
+        description="Headers, added to those of the message. Numbers and booleans become text; null removes a header.",
     )
     body: JsonValue = Field(
         None,
-        description="A text is sent as it is, anything else as JSON. Null sends no body, not even the message.",
+        description="The body. A text is sent unchanged, other values as JSON. Null sends no body.",
         json_schema_extra=without_null,
     )
-    timeout_seconds: float = Field(30, gt=0, le=MAX_TIMEOUT_SECONDS, description="For all of it.")
+    timeout_seconds: float = Field(
+        30, gt=0, le=MAX_TIMEOUT_SECONDS, description="The time limit for the whole request."
+    )
     follow_redirects: bool = Field(False, description="Follow up to three redirects.")
     fail_on_error_status: bool = Field(True, description="Treat a status of 400 and above as an error.")
 
     @field_validator("url", mode="before")
     @classmethod
     def _require_url(cls, url: object) -> object:
-        # Otherwise a placeholder for null would hand the choice of the address over to the message.
+        # Otherwise a placeholder with the value null would let the message choose the URL.
         if url is None:
-            raise ValueError("must not be null; leave it out where the message describes the request")
+            raise ValueError("must not be null; remove it if the message describes the request")
         return url
 
     @field_validator("body")
@@ -128,7 +130,7 @@ class HttpRequestConfig(BlockConfig):
 
 
 async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig, context: BlockContext) -> JsonValue:
-    description = _described(payload.root, config)
+    description = _build_request(payload.root, config)
     method = description.method or "GET"
     headers = dict(description.headers or {})
     if problem := form_problem(headers, description.body):
@@ -150,11 +152,11 @@ async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig,
     if response.status >= 400 and config.fail_on_error_status:
         raise status_error(response, context.clock())
     body = read_body(content_of(response), response.headers.get("content-type", ""))
-    return {"status": response.status, "headers": _answered_headers(response), "body": body}
+    return {"status": response.status, "headers": _response_headers(response), "body": body}
 
 
-def _answered_headers(response: HttpResponse) -> dict[str, JsonValue]:
-    """The headers of a response by lower-case name; several Set-Cookie are a list."""
+def _response_headers(response: HttpResponse) -> dict[str, JsonValue]:
+    """Return the headers of a response by lower-case name. Several Set-Cookie headers become a list."""
     headers: dict[str, JsonValue] = {**response.headers}
     if response.cookies:
         headers["set-cookie"] = response.cookies[0] if len(response.cookies) == 1 else [*response.cookies]
@@ -171,9 +173,9 @@ async def send_request(
     timeout_seconds: float,
     follow_redirects: bool = False,
 ) -> HttpResponse:
-    """The response to a request that carries the depth of this execution, with any status. Raises `BlockError`.
+    """Send a request with the depth of this execution, and return the response, whatever its status is.
 
-    Read its body with `content_of`.
+    Read its body with `content_of`. Raises `BlockError`.
     """
     try:
         return await context.http.request(
@@ -189,7 +191,7 @@ async def send_request(
 
 
 def content_of(response: HttpResponse) -> bytes:
-    """The body of a response. Raises `BlockError` where it is too large or cannot be decoded."""
+    """Return the body of a response. Raises `BlockError` if it is too large or cannot be decoded."""
     try:
         return response.content
     except OutgoingRequestError as error:
@@ -197,7 +199,7 @@ def content_of(response: HttpResponse) -> bytes:
 
 
 def status_error(response: HttpResponse, now: datetime) -> BlockError:
-    """The error for a status that is a failure. It names the host only, since a URL may contain a secret."""
+    """Return the error for an error status. It has the host only, because a URL may contain a secret."""
     status = response.status
     return BlockError(
         "http_error_status",
@@ -207,8 +209,8 @@ def status_error(response: HttpResponse, now: datetime) -> BlockError:
     )
 
 
-def _described(payload: JsonValue, config: HttpRequestConfig) -> RequestDescription:
-    """The request to send: the members of the config, then those of the message. Raises `BlockError`."""
+def _build_request(payload: JsonValue, config: HttpRequestConfig) -> RequestDescription:
+    """Merge the members of the config and of the message into a request. Raises `BlockError`."""
     has_body = "body" in config.model_fields_set
     if config.url is not None:
         body = payload if config.method in BODY_METHODS and not has_body else config.body
@@ -217,7 +219,7 @@ def _described(payload: JsonValue, config: HttpRequestConfig) -> RequestDescript
         described = RequestDescription.model_validate(payload)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])[:100]
-        reason = f"its {where} is not valid" if where else "it is not an object with a url"
+        reason = f"its {where} is invalid" if where else "it is not an object with a url"
         raise BlockError(
             "invalid_payload", f"the message does not describe a request: {reason}", retryable=False
         ) from None
@@ -236,13 +238,13 @@ def _phrase(status: int) -> str:
         return str(status)
 
 
-def _left(config: HttpRequestConfig) -> JsonSchema | None:
+def _input_schema(config: HttpRequestConfig) -> JsonSchema | None:
     if config.url is not None:
         if config.method in BODY_METHODS and config.body is None:
-            return anything("The body of the request: a text, or any other JSON value.")
-        return closed({}, ())
+            return any_schema("The body of the request: a text or any other JSON value.")
+        return object_schema({}, ())
     fixed = {name for name in ("method", "body") if getattr(config, name) is not None}
-    return without(RequestDescription, fixed) if fixed else None
+    return schema_without(RequestDescription, fixed) if fixed else None
 
 
 block = Block(
@@ -253,7 +255,7 @@ block = Block(
     handler=handle_request,
     aliases=("xml_pipeline.tools.fetch.handle_fetch",),
     templates=frozenset({"url", "headers", "body"}),
-    left=_left,
+    input_schema=_input_schema,
     example={
         "config": {"method": "GET", "timeout_seconds": 10},
         "payload": {"url": "https://example.com/items", "headers": {"Accept": "application/json"}},

@@ -16,9 +16,9 @@ class JsonFormatPayload(RootModel[JsonValue]):
 
 class JsonFormatConfig(BlockConfig):
     indent: StrictInt | None = Field(
-        None, ge=0, le=8, description="Spaces for each level, on lines of their own; null: all on one line, compact."
+        None, ge=0, le=8, description="The number of spaces per level. Null: compact, on one line."
     )
-    sort_keys: bool = Field(False, description="Write the members of objects in the order of their names.")
+    sort_keys: bool = Field(False, description="Sort the members of objects by name.")
 
 
 async def handle_json_format(payload: JsonFormatPayload, config: JsonFormatConfig, context: BlockContext) -> JsonValue:

@@ -1,4 +1,4 @@
-"""`json.parse`: reads JSON text."""
+"""`json.parse`: parses JSON text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema, from_json
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.json_values import MAX_ANSWER_BYTES, storable, value_at
-from bloxserver.blocks.tools import of_paths
+from bloxserver.blocks.tools import schema_of_paths
 
 LARGE_CHARACTERS = 32 * 1024
 
@@ -23,11 +23,11 @@ class JsonText(BaseModel):
 
 
 class JsonParsePayload(RootModel[JsonValue]):
-    """The text, or an object that contains it."""
+    """The text, or an object that contains the text."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        # Agents read the schema to know what to send: for them it is an object with the text.
+        # Agents read this schema. For them the payload is an object with the text.
         return handler.resolve_ref_schema(handler(JsonText.__pydantic_core_schema__))
 
 
@@ -39,7 +39,7 @@ def _checked(path: str) -> str:
 class JsonParseConfig(BlockConfig):
     path: Annotated[str, AfterValidator(_checked)] | None = Field(
         None,
-        description="The path of the text in the message, like `body.data`; null: its `text`, or the message itself.",
+        description="The path of the text in the message, like `body.data`. Default: `text`, or the message itself.",
     )
 
 
@@ -67,22 +67,22 @@ def _parsed(text: str) -> JsonValue:
             from_json(text.encode().removeprefix(BOM_UTF8), allow_inf_nan=False), max_bytes=MAX_ANSWER_BYTES
         )
     except UnicodeEncodeError as error:
-        reason = f"half of a character (a lone surrogate) at character {error.start + 1}"
+        reason = f"half of a surrogate pair at character {error.start + 1}"
     except ValueError as error:
         reason = str(error)
-    raise BlockError("invalid_json", f"the text is not usable JSON: {reason}", retryable=False)
+    raise BlockError("invalid_json", f"the text is not valid JSON: {reason}", retryable=False)
 
 
-def _left(config: JsonParseConfig) -> JsonSchema | None:
-    return None if config.path is None else of_paths([config.path.split(".")])
+def _input_schema(config: JsonParseConfig) -> JsonSchema | None:
+    return None if config.path is None else schema_of_paths([config.path.split(".")])
 
 
 block = Block(
     name="json.parse",
-    description="Reads JSON text; of members of the same name in an object, the last counts.",
+    description="Parses JSON text. If an object repeats a member, the last value is used.",
     payload=JsonParsePayload,
     config=JsonParseConfig,
     handler=handle_json_parse,
-    left=_left,
+    input_schema=_input_schema,
     example={"config": {}, "payload": {"text": '{"name": "Ada", "scores": [3, 4.5]}'}},
 )

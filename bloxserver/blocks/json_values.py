@@ -1,4 +1,4 @@
-"""JSON as every database and every later reader takes it."""
+"""JSON values that every database and every later reader accepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bloxserver.blocks.base import BlockError
 
 MAX_BYTES = 1024 * 1024
 MAX_ANSWER_BYTES = 8 * MAX_BYTES
-"""More than the largest body of a response, which may be read and written again."""
+"""More than the largest body of a response, so that a block can answer with it."""
 MAX_DEPTH = 64
 MIN_INT = -(2**63)
 MAX_INT = 2**64 - 1
@@ -22,17 +22,17 @@ MAX_INDEX_DIGITS = 9
 def storable(
     value: Any, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, convert: Callable[[Any], Any] | None = None
 ) -> JsonValue:
-    """A copy of the value, of JSON's types alone.
+    """Return a copy of the value that consists of JSON types only.
 
-    `convert` is asked what stands for a value of another type. Raises `ValueError`, which says where the trouble is:
-    text with a NUL or half of a character, a number that is not finite or does not fit into 64 bits, too much of it
-    or too deep, and whatever `convert` raises so.
+    `convert` returns a replacement for a value of another type. Raises `ValueError` with the path of the invalid part:
+    text with a NUL character or half of a surrogate pair, a number that is not finite or exceeds 64 bits, a value that
+    is too large or too deeply nested. A `ValueError` of `convert` is passed on.
     """
     return _Copier(max_bytes, max_depth, convert).copy(value)
 
 
 def answer(value: Any) -> JsonValue:
-    """What a block answers. Raises `BlockError` (`invalid_answer`), which no retry can mend."""
+    """Return a block's answer if it can be stored. Raises `BlockError` (`invalid_answer`), which is not retryable."""
     try:
         return storable(value, max_bytes=MAX_ANSWER_BYTES)
     except ValueError as error:
@@ -40,7 +40,7 @@ def answer(value: Any) -> JsonValue:
 
 
 def value_at(path: Sequence[str], value: JsonValue) -> JsonValue:
-    """What stands at the end of a path of keys of objects and indexes of lists. Raises `LookupError`."""
+    """Return the value at a path of object keys and list indexes. Raises `LookupError`."""
     for name in path:
         if isinstance(value, dict) and name in value:
             value = value[name]
@@ -52,12 +52,12 @@ def value_at(path: Sequence[str], value: JsonValue) -> JsonValue:
 
 
 def _is_index(name: str) -> bool:
-    # No number of more digits is an index, and reading one can take long.
+    # Parsing a number with many digits is slow, and no list has that many items.
     return name.isascii() and name.isdigit() and len(name) <= MAX_INDEX_DIGITS
 
 
-class _Refusal(ValueError):
-    """`path` is filled from its end, on the way up."""
+class _InvalidValue(ValueError):
+    """A part of the value is invalid. `path` is filled from its end while the error propagates."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -75,46 +75,46 @@ class _Copier:
         self._convert = convert
 
     def copy(self, value: Any, depth: int = 1) -> JsonValue:
-        """`depth` is that of the value, if it is a list or an object."""
+        """Copy a value. `depth` is its depth if it is a list or an object."""
         if isinstance(value, str):
             return self._text(value)
-        self._spend(2)
+        self._consume(2)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int | float):
             return _checked(value)
         if isinstance(value, dict | list) and depth > self._max_depth:
-            raise ValueError(f"it is nested deeper than {self._max_depth}")
+            raise ValueError(f"it is nested more than {self._max_depth} levels deep")
         if isinstance(value, dict):
             return {self._key(key): self._member(key, child, depth) for key, child in value.items()}
         if isinstance(value, list):
             return [self._member(index, child, depth) for index, child in enumerate(value)]
         if self._convert is None:
-            raise _Refusal("is no JSON")
+            raise _InvalidValue("is not a JSON value")
         return self.copy(self._convert(value), depth)
 
     def _member(self, name: object, value: Any, depth: int) -> JsonValue:
         try:
             return self.copy(value, depth + 1)
-        except _Refusal as refusal:
-            refusal.path.append(str(name))
+        except _InvalidValue as error:
+            error.path.append(str(name))
             raise
 
     def _key(self, key: Any) -> str:
         if not isinstance(key, str):
-            raise _Refusal("has a key that is no text")
+            raise _InvalidValue("has a key that is not a string")
         return self._text(key)
 
     def _text(self, text: str) -> str:
         try:
-            self._spend(3 + len(text if text.isascii() else text.encode()))
+            self._consume(3 + len(text if text.isascii() else text.encode()))
         except UnicodeEncodeError:
-            raise _Refusal("holds half of a character (a lone surrogate)") from None
+            raise _InvalidValue("contains half of a surrogate pair") from None
         if "\0" in text:
-            raise _Refusal("holds a NUL character")
+            raise _InvalidValue("contains a NUL character")
         return text
 
-    def _spend(self, size: int) -> None:
+    def _consume(self, size: int) -> None:
         self._bytes_left -= size
         if self._bytes_left < 0:
             raise ValueError(f"it is larger than {self._max_bytes} bytes")
@@ -123,7 +123,7 @@ class _Copier:
 def _checked(number: int | float) -> int | float:
     if isinstance(number, int):
         if not MIN_INT <= number <= MAX_INT:
-            raise _Refusal("is a whole number of more than 64 bits")
+            raise _InvalidValue("is an integer of more than 64 bits")
     elif not isfinite(number):
-        raise _Refusal("is no finite number")
+        raise _InvalidValue("is not a finite number")
     return number

@@ -1,8 +1,8 @@
-"""`python`: answers with what a snippet of Python makes of the message.
+"""`python`: runs a Python snippet on the message and answers with its value.
 
-Snippets run in pydantic-monty, an interpreter of its own that has no way to files, network, environment or other
-processes, each in a fresh process that ends with it. Only the synchronous pool is used: Python often aborts at exit
-after the asynchronous one.
+Snippets run in pydantic-monty, a separate interpreter without access to files, network, environment or other
+processes. Each snippet runs in a new process. Only the synchronous pool is used, because Python often aborts at exit
+after the use of the asynchronous one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, JsonValue, RootModel
 from pydantic_monty import Monty, MontyCrashedError, MontyRuntimeError, MontySession, MontySyntaxError, ResourceLimits
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
-from bloxserver.blocks.python_names import outer_names
+from bloxserver.blocks.python_names import external_names
 
 MAX_CODE_BYTES = 20_000
 MAX_TIMEOUT_SECONDS = 30
@@ -33,14 +33,14 @@ MAX_ANSWER_DEPTH = 64
 MAX_MESSAGE_CHARACTERS = 500
 MEBIBYTE = 1024 * 1024
 PROCESSES = 8
-"""Snippets that run at once. Others wait for their turn, and their time does not count meanwhile."""
+"""The maximum number of concurrent snippets. Others wait, and this time does not count towards their limit."""
 GRACE_SECONDS = 1.0
-"""After which a process that does not notice that its time is over is killed."""
+"""The time after the time limit until a process that has not stopped is killed."""
 CHECK_SECONDS = 5.0
 CHECK_LIMITS: ResourceLimits = {"max_feed_duration_secs": 1, "max_memory": 64 * MEBIBYTE}
-# A snippet in which this comes first is read to its end, but nothing of it is run.
+# With this line first, a snippet is parsed but not run.
 STOP = "raise StopIteration\n"
-# What is printed would be carried out of the sandbox at great cost, only to be thrown away.
+# Output would leave the sandbox, which is slow, and would then be discarded.
 PRELUDE = "def print(*values, **options): pass"
 
 _threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="python-block")
@@ -48,28 +48,28 @@ _threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="python-block")
 
 def _checked_code(code: str) -> str:
     if len(code.encode()) > MAX_CODE_BYTES:
-        raise ValueError(f"a snippet may have {MAX_CODE_BYTES} bytes")
+        raise ValueError(f"must not exceed {MAX_CODE_BYTES} bytes")
     try:
         problem = _problem(code)
     except OSError:
-        return code  # this server can start no process now; a run of the snippet fails with the reason
+        return code  # no process can be started now; a run of the snippet reports the reason
     if problem is not None:
         raise ValueError(problem)
     return code
 
 
 class PythonPayload(RootModel[JsonValue]):
-    """Any JSON value; the snippet finds it as `payload`."""
+    """Any JSON value, available to the snippet as `payload`."""
 
 
 class PythonConfig(BlockConfig):
     code: Annotated[str, AfterValidator(_checked_code)] = Field(
         min_length=1,
-        description="The snippet. The answer is the value of its last expression, or of a return; what it prints is "
-        "dropped.",
+        description="The snippet. The answer is the value of its last expression or of a return. Printed output is "
+        "discarded.",
     )
-    timeout_seconds: float = Field(5, ge=0.1, le=MAX_TIMEOUT_SECONDS, description="How long it may run.")
-    memory_mb: int = Field(64, ge=1, le=MAX_MEMORY_MB, description="How much memory it may use, in MiB.")
+    timeout_seconds: float = Field(5, ge=0.1, le=MAX_TIMEOUT_SECONDS, description="The time limit of the snippet.")
+    memory_mb: int = Field(64, ge=1, le=MAX_MEMORY_MB, description="The memory limit of the snippet, in MiB.")
 
 
 async def handle_python(payload: PythonPayload, config: PythonConfig, context: BlockContext) -> JsonValue:
@@ -83,7 +83,7 @@ async def handle_python(payload: PythonPayload, config: PythonConfig, context: B
 
 
 class _Process:
-    """The process that a snippet runs in, so that another thread can put an end to it."""
+    """The process of a snippet, which another thread can kill."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,7 +95,7 @@ class _Process:
         with self._lock:
             self._pid = pid
             if self._killed:
-                raise BlockError("python_failed", "the snippet was not wanted any more")
+                raise BlockError("python_failed", "the snippet was cancelled")
         try:
             yield
         finally:
@@ -111,7 +111,7 @@ class _Process:
 
 
 def _run(payload: JsonValue, config: PythonConfig, process: _Process) -> JsonValue:
-    """The snippet's answer. Takes as long as the snippet; raises `BlockError`."""
+    """Run the snippet and return its answer. Blocks the thread; raises `BlockError`."""
     limits: ResourceLimits = {
         "max_feed_duration_secs": config.timeout_seconds,
         "max_memory": config.memory_mb * MEBIBYTE,
@@ -119,36 +119,36 @@ def _run(payload: JsonValue, config: PythonConfig, process: _Process) -> JsonVal
     }
     try:
         with _runners().checkout(limits=limits, os_policy={"sleep": "call_host"}) as session:
-            session.feed_run(PRELUDE, print_callback=_drop)
+            session.feed_run(PRELUDE, print_callback=_discard_output)
             with process.running(session.worker_pid):
-                output = session.feed_run(config.code, inputs={"payload": payload}, print_callback=_drop)
+                output = session.feed_run(config.code, inputs={"payload": payload}, print_callback=_discard_output)
     except (MontySyntaxError, MontyRuntimeError) as error:
-        raise BlockError("python_failed", _told(error), retryable=False) from None
+        raise BlockError("python_failed", _error_text(error), retryable=False) from None
     except MontyCrashedError as error:
-        told = "it took too long" if error.timed_out else "its process ended unexpectedly"
-        raise BlockError("python_failed", told, retryable=not error.timed_out) from None
+        reason = "the snippet exceeded its time limit" if error.timed_out else "the process ended unexpectedly"
+        raise BlockError("python_failed", reason, retryable=not error.timed_out) from None
     except OSError:
-        raise BlockError("python_unavailable", "this server cannot start a process for snippets now") from None
-    return _Answer().read(output)
+        raise BlockError("python_unavailable", "this server cannot start a process for the snippet now") from None
+    return _AnswerReader().read(output)
 
 
 @lru_cache(maxsize=256)
 def _problem(code: str) -> str | None:
-    """What keeps a snippet from running at all. Raises `OSError` where no process can be started to find out."""
+    """Return the reason why a snippet can never run, or None. Raises `OSError` if no process can be started."""
     with _checkers().checkout(limits=CHECK_LIMITS) as session:
         try:
             syntax = _failure(session, STOP + code)
             if syntax is None or syntax.display("type-msg") != "StopIteration":
-                return None if syntax is None else _told(syntax, lines_before=1)
-            return "; ".join(_missing(session, code))[:MAX_MESSAGE_CHARACTERS] or None
+                return None if syntax is None else _error_text(syntax, lines_before=1)
+            return "; ".join(_missing_names(session, code))[:MAX_MESSAGE_CHARACTERS] or None
         except MontyCrashedError:
-            return "it cannot be read"
+            return "the snippet cannot be parsed"
 
 
-def _missing(session: MontySession, code: str) -> list[str]:
-    """What a snippet names and the interpreter does not have."""
+def _missing_names(session: MontySession, code: str) -> list[str]:
+    """Return the names in a snippet that the interpreter does not have."""
     missing: list[tuple[int, str]] = []
-    for name in outer_names(code):
+    for name in external_names(code):
         if not name.statement:
             missing.append((name.line, name.reason))
         elif (failure := _failure(session, name.statement)) is not None:
@@ -157,9 +157,9 @@ def _missing(session: MontySession, code: str) -> list[str]:
 
 
 def _failure(session: MontySession, code: str) -> MontySyntaxError | MontyRuntimeError | None:
-    """The error that some code ends with. Raises `MontyCrashedError`."""
+    """Run code and return its error, if any. Raises `MontyCrashedError`."""
     try:
-        session.feed_run(code, print_callback=_drop)
+        session.feed_run(code, print_callback=_discard_output)
     except (MontySyntaxError, MontyRuntimeError) as error:
         return error
     return None
@@ -172,12 +172,12 @@ def _runners() -> Monty:
 
 @lru_cache
 def _checkers() -> Monty:
-    # Apart from the others, so that a check never waits for snippets that run.
+    # A separate pool, so that a check never waits for running snippets.
     return _pool(2, CHECK_SECONDS, CHECK_SECONDS)
 
 
 def _pool(processes: int, turn_seconds: float, wait_seconds: float | None) -> Monty:
-    """Starts a process for each snippet, and has none in between: there is nothing to close."""
+    """Return a pool that starts a process per snippet. It has no idle processes, so that it need not be closed."""
     pool = Monty(
         min_processes=0,
         max_processes=processes,
@@ -189,81 +189,81 @@ def _pool(processes: int, turn_seconds: float, wait_seconds: float | None) -> Mo
     return pool.__enter__()
 
 
-def _drop(stream: str, text: str) -> None:
-    """Without it, what is printed would appear among our logs."""
+def _discard_output(stream: str, text: str) -> None:
+    """Discard output, which would otherwise be written to the server's log."""
 
 
-def _told(error: MontySyntaxError | MontyRuntimeError, lines_before: int = 0) -> str:
-    """What is wrong with a snippet that has so many lines of ours before it."""
+def _error_text(error: MontySyntaxError | MontyRuntimeError, lines_before: int = 0) -> str:
+    """Return the line and the text of an error, for a snippet after `lines_before` other lines."""
     frames = error.traceback()
     place = f"line {max(1, frames[-1].line - lines_before)}: " if frames else ""
     return _plain(f"{place}{error.display('type-msg')}"[:MAX_MESSAGE_CHARACTERS])
 
 
 def _plain(text: str) -> str:
-    """Without what no database takes."""
+    """Replace the characters that databases do not accept."""
     return text.encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
-def _unusable(reason: str) -> BlockError:
+def _invalid_answer(reason: str) -> BlockError:
     return BlockError("invalid_answer", f"the answer {reason}", retryable=False)
 
 
-class _Answer:
-    """Reads an answer as JSON that every database takes, and stops where it is too large.
+class _AnswerReader:
+    """Converts an answer to JSON that every database accepts, and stops when it is too large.
 
-    Few objects can stand for many: a list in which one large list stands a thousand times.
+    A small answer can represent a large one, for example a list that contains one large list a thousand times.
     """
 
     def __init__(self) -> None:
         self._bytes_left = MAX_ANSWER_BYTES
 
     def read(self, value: Any, depth: int = 0) -> JsonValue:
-        """The value, with tuples as lists. Raises `BlockError`."""
+        """Return the value, with tuples as lists. Raises `BlockError`."""
         if isinstance(value, str):
             return self._text(value)
         if value is None or isinstance(value, bool | int | float):
             return self._number(value)
-        self._spend(3)
+        self._consume(3)
         if depth == MAX_ANSWER_DEPTH:
-            raise _unusable(f"is nested deeper than {MAX_ANSWER_DEPTH}")
+            raise _invalid_answer(f"is nested more than {MAX_ANSWER_DEPTH} levels deep")
         if isinstance(value, list | tuple):
             return [self.read(child, depth + 1) for child in value]
         if isinstance(value, dict):
             return {self._key(key): self.read(child, depth + 1) for key, child in value.items()}
-        raise _unusable(f"holds a value of type {type(value).__name__}, which is no JSON")
+        raise _invalid_answer(f"contains a value of type {type(value).__name__}, which is not JSON")
 
     def _key(self, key: Any) -> str:
         if not isinstance(key, str):
-            raise _unusable("holds a dict with a key that is no text")
+            raise _invalid_answer("contains a dict with a key that is not a string")
         return self._text(key)
 
     def _number(self, value: int | float | None) -> JsonValue:
         if isinstance(value, float) and not isfinite(value):
-            raise _unusable(f"holds the number {value}, which is no JSON")
+            raise _invalid_answer(f"contains the number {value}, which is not JSON")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise _unusable("holds a number of more than 64 bits")
-        self._spend(len(repr(value)) + 1)
+            raise _invalid_answer("contains a number of more than 64 bits")
+        self._consume(len(repr(value)) + 1)
         return value
 
     def _text(self, text: str) -> str:
         try:
-            self._spend(len(text.encode()) + 3)
+            self._consume(len(text.encode()) + 3)
         except UnicodeEncodeError:
             text = "\0"
         if "\0" in text:
-            raise _unusable("holds a text with a NUL or half a surrogate pair")
+            raise _invalid_answer("contains a text with a NUL character or half of a surrogate pair")
         return text
 
-    def _spend(self, count: int) -> None:
+    def _consume(self, count: int) -> None:
         self._bytes_left -= count
         if self._bytes_left < 0:
-            raise _unusable(f"is larger than {MAX_ANSWER_BYTES} bytes")
+            raise _invalid_answer(f"is larger than {MAX_ANSWER_BYTES} bytes")
 
 
 block = Block(
     name="python",
-    description="Answers with what a snippet of Python makes of its message; the snippet reaches nothing else.",
+    description="Runs a Python snippet on the message in a sandbox and answers with its value.",
     payload=PythonPayload,
     config=PythonConfig,
     handler=handle_python,

@@ -1,6 +1,6 @@
-"""What a snippet of Python names that is not in the snippet: modules, builtins, members of modules.
+"""Find the names that a Python snippet uses and does not define: modules, builtins and members of modules.
 
-The snippet is parsed and not run. Each name comes with a statement that fails where the interpreter does not have it.
+The snippet is parsed and not run. Each name has a statement that fails if the interpreter does not have the name.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_NAMES = 200
-"""Of one snippet; further ones are left to its run."""
+"""The maximum number of names that are checked. Further ones fail when the snippet runs."""
 GIVEN = frozenset({"payload", "__file__", "__name__"})
 FILENAME = "<snippet>"
 
-# What Python would print about a snippet's style, like an unknown escape, is not the server's concern.
+# Warnings about the snippet's code, like invalid escapes, must not appear in the server's log.
 warnings.filterwarnings("ignore", module=FILENAME)
 
 
-class OuterName(NamedTuple):
+class ExternalName(NamedTuple):
     line: int
     statement: str
-    """Fails without effect where the name is not there; empty: the name is there but every use of it fails."""
+    """Fails without side effects if the name does not exist; empty if the name exists but every use of it fails."""
     reason: str = ""
     """Why every use fails."""
 
 
-def outer_names(code: str) -> list[OuterName]:
-    """All that are certain to be used, each once, in the order in which they are to be tried.
+def external_names(code: str) -> list[ExternalName]:
+    """Return the names, each once, in the order in which they are to be checked.
 
-    Empty for a snippet that this Python cannot parse, whose syntax may be newer. What stands in a `try` with handlers
-    is left out: the snippet may expect its failure.
+    Names in a `try` with handlers are left out, because the snippet may expect the failure. The list is empty for a
+    snippet that this Python version cannot parse, because its syntax may be newer.
     """
     try:
         tree = ast.parse(code, FILENAME)
@@ -39,14 +39,16 @@ def outer_names(code: str) -> list[OuterName]:
         return []
     nodes = list(_unguarded(tree))
     bound = frozenset(_bound(tree))
-    found: dict[str, OuterName] = {}
+    found: dict[str, ExternalName] = {}
     for each in (*_names(nodes, bound), *_imports(nodes), *_members(nodes, tree)):
         found.setdefault(each.statement or each.reason, each)
     return list(found.values())[:MAX_NAMES]
 
 
 def _unguarded(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes whose failure the snippet does not catch, in the order of the text; annotations are not evaluated."""
+    """Yield the nodes outside of `try` blocks with handlers, in the order of the text. Annotations are skipped, because
+    they are not evaluated.
+    """
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
@@ -60,7 +62,7 @@ def _unguarded(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _bound(tree: ast.AST) -> Iterator[str]:
-    """The names to which anything in the snippet, in whatever scope, gives a value."""
+    """Yield the names that the snippet binds, in any scope."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(name, ast.Store() | ast.Del()):
@@ -75,27 +77,27 @@ def _bound(tree: ast.AST) -> Iterator[str]:
                 yield name
 
 
-def _names(nodes: list[ast.AST], bound: frozenset[str]) -> Iterator[OuterName]:
+def _names(nodes: list[ast.AST], bound: frozenset[str]) -> Iterator[ExternalName]:
     for node in nodes:
         if isinstance(node, ast.Name) and node.id not in bound | GIVEN:
             if node.id == "open":
-                yield OuterName(node.lineno, "", "open: a snippet has no files")
+                yield ExternalName(node.lineno, "", "open: a snippet has no files")
             else:
-                yield OuterName(node.lineno, node.id)
+                yield ExternalName(node.lineno, node.id)
 
 
-def _imports(nodes: list[ast.AST]) -> Iterator[OuterName]:
+def _imports(nodes: list[ast.AST]) -> Iterator[ExternalName]:
     for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield OuterName(node.lineno, f"import {alias.name}")
+                yield ExternalName(node.lineno, f"import {alias.name}")
         elif isinstance(node, ast.ImportFrom) and node.module not in (None, "__future__"):
             for alias in node.names:
-                yield OuterName(node.lineno, f"from {node.module} import {alias.name}")
+                yield ExternalName(node.lineno, f"from {node.module} import {alias.name}")
 
 
-def _members(nodes: list[ast.AST], tree: ast.AST) -> Iterator[OuterName]:
-    """What is asked of modules, like `math.pi`."""
+def _members(nodes: list[ast.AST], tree: ast.AST) -> Iterator[ExternalName]:
+    """Yield the members of modules that the snippet uses, like `math.pi`."""
     modules = _modules(tree)
     if not modules or any(isinstance(node, ast.Name) and node.id == "hasattr" for node in nodes):
         return
@@ -103,11 +105,11 @@ def _members(nodes: list[ast.AST], tree: ast.AST) -> Iterator[OuterName]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and isinstance(node.ctx, ast.Load):
             statement = modules.get(node.value.id)
             if statement is not None:
-                yield OuterName(node.lineno, f"{statement}\n{node.value.id}.{node.attr}")
+                yield ExternalName(node.lineno, f"{statement}\n{node.value.id}.{node.attr}")
 
 
 def _modules(tree: ast.AST) -> dict[str, str]:
-    """The names that stand for one module and nothing else, each with its import."""
+    """Return the names that are bound to one module only, with their import statements."""
     names = list(_bound(tree))
     return {
         alias.asname or alias.name: f"import {alias.name}" + (f" as {alias.asname}" if alias.asname else "")

@@ -1,7 +1,7 @@
-"""`{{ payload.path.to.value }}` in the texts of a JSON value, replaced by what it names.
+"""Templates: JSON values with placeholders like `{{ payload.path.to.value }}` in their texts.
 
-A path is the name of a value in the scope, then keys of objects and indexes of lists, between dots. There are no
-expressions, filters or attributes: a template can only copy. What was copied is not searched for placeholders.
+A path consists of a name in the scope, then object keys and list indexes, separated by dots. There are no expressions,
+filters or attributes: a template only copies values. Copied values are not searched for placeholders.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 _WORD = r"""(?!(?:or|and|not|if|else|in|is|default)\b)(?=[^\s.]*\w)[^\s.\[\](){}|"'`&<>=!?+*/,;%~^\\]+"""
 SEGMENT = re.compile(f"{_WORD}(?: +{_WORD})*")
-"""What a key in a path may consist of: words without brackets, quotes or operators."""
+"""A key in a path: words without brackets, quotes or operators."""
 INDEXED = re.compile(r"""\[\s*(?:(\d+)|"([^"\]]*)"|'([^'\]]*)')\s*\]""")
 PLACEHOLDER = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 NOT_IN_PATH = re.compile(r"[\[\](){}|]|\?\.")
 MAX_SHOWN = 100
-COMPUTE = "compute the value before, in a transform with an expression"
+COMPUTE = "compute the value in a transform with an expression before this listener"
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Placeholder:
 
 
 @dataclass(frozen=True)
-class Defect:
-    """A placeholder that cannot be replaced: where in the template it is, as it is written, why, and what to do."""
+class TemplateProblem:
+    """An invalid placeholder: its path in the template, its text, the reason and a hint."""
 
     path: tuple[str | int, ...]
     text: str
@@ -53,91 +53,92 @@ class Defect:
     hint: str
 
 
-class _Unreadable(ValueError):
+class _InvalidPlaceholder(ValueError):
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
 
 
 def check(template: JsonValue, roots: frozenset[str] = ROOTS) -> None:
-    """Raise `ValueError` for a template that cannot be rendered with a scope of these names, whatever is in it.
+    """Raise `ValueError` for a template that is invalid for every scope with these names.
 
-    Where secrets are among them, a path to one is `secrets.NAME`, and no other.
+    If `secrets` is one of them, the only path to a secret is `secrets.NAME`.
     """
-    for defect in defects(template, roots):
-        raise ValueError(f"{defect.message}; {defect.hint}")
+    for problem in problems(template, roots):
+        raise ValueError(f"{problem.message}; {problem.hint}")
 
 
-def defects(template: JsonValue, roots: frozenset[str] = ROOTS) -> list[Defect]:
-    """Everything for which `check` refuses the template, in the order of its texts."""
-    found: list[Defect] = []
+def problems(template: JsonValue, roots: frozenset[str] = ROOTS) -> list[TemplateProblem]:
+    """Return all reasons for which `check` rejects the template, in the order of its texts."""
+    found: list[TemplateProblem] = []
     placeholders = 0
     for path, text, is_key in _texts(template):
         if is_key is None:
-            found.append(Defect(path, text, f"nested deeper than {MAX_DEPTH}", "make it flatter"))
+            message = f"nested more than {MAX_DEPTH} levels deep"
+            found.append(TemplateProblem(path, text, message, "reduce the nesting"))
             continue
         for written, part in _pieces(text):
             placeholders += 1
-            defect = _defect(path, written, part, roots, is_key=is_key)
-            if defect is not None:
-                found.append(defect)
+            problem = _problem(path, written, part, roots, is_key=is_key)
+            if problem is not None:
+                found.append(problem)
     if placeholders > MAX_PLACEHOLDERS:
         hint = "divide it between several listeners"
-        found.append(Defect((), "", f"more than {MAX_PLACEHOLDERS} placeholders", hint))
+        found.append(TemplateProblem((), "", f"more than {MAX_PLACEHOLDERS} placeholders", hint))
     return found
 
 
 def mentions(template: JsonValue, roots: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
-    """What looks like a placeholder with one of these names, in any text or key: where, and as it is written."""
+    """Return the path and the text of everything that looks like a placeholder with one of these names."""
     pattern = re.compile(rf"\{{\{{\s*(?:{'|'.join(sorted(roots))})\b[^{{}}]*(?:\}}\}})?")
     return [(path, found[0]) for path, text, _ in _texts(template) for found in pattern.finditer(text)]
 
 
-def uses(template: JsonValue) -> frozenset[str]:
-    """What the paths of its placeholders start with. Raises `ValueError`."""
+def used_roots(template: JsonValue) -> frozenset[str]:
+    """Return the first names of the paths of all placeholders. Raises `ValueError`."""
     return frozenset(path[0] for path in paths(template))
 
 
 def secret_names(template: JsonValue) -> frozenset[str]:
-    """NAME of every `{{ secrets.NAME }}`. Raises `ValueError`."""
+    """Return the NAME of every `{{ secrets.NAME }}`. Raises `ValueError`."""
     return frozenset(path[1] for path in paths(template) if _names_secret(path))
 
 
 def paths(template: JsonValue) -> list[tuple[str, ...]]:
-    """The paths of all placeholders. Raises `ValueError`."""
+    """Return the paths of all placeholders. Raises `ValueError`."""
     return [_parsed(part).path for _, text, is_key in _texts(template) if is_key is False for _, part in _pieces(text)]
 
 
 def literal_parts(text: str) -> list[str]:
-    """What stands in a text around its placeholders."""
+    """Return the parts of a text outside of its placeholders."""
     return PLACEHOLDER.split(text)
 
 
 def check_path(path: str) -> tuple[str, ...]:
-    """The names of a path within the message, like `user.name`. Raises `ValueError` with what to write instead.
+    """Return the names of a path within the message, like `user.name`. Raises `ValueError` with a hint.
 
-    Unlike in a placeholder, any character but brackets and pipes may be in a name.
+    Unlike in a placeholder, a name may contain any character except brackets and pipes.
     """
     names = tuple(path.split("."))
     if not all(names) or NOT_IN_PATH.search(path):
         plain = _without_brackets(path)
-        advice = f"write {plain}" if plain else "write names between dots"
-        raise ValueError(f"{_shown(path)!r} is not a path like user.name; {advice}")
+        hint = f"write {plain}" if plain else "separate names with dots"
+        raise ValueError(f"{_shown(path)!r} is not a path like user.name; {hint}")
     return names
 
 
 def render(template: JsonValue, scope: dict[str, JsonValue]) -> JsonValue:
-    """The template with its placeholders replaced.
+    """Return the template with its placeholders replaced.
 
-    A text that is one placeholder becomes the value itself, of its type; within other text a value that is not a
-    text becomes compact JSON. Raises `BlockError`, which no retry can correct: `template_invalid`,
-    `template_missing_value`, `template_invalid_value`, `template_too_large`. What they say holds paths, never values.
+    A text that is a single placeholder becomes the value itself, with its type. Within other text, a value that is not
+    text becomes compact JSON. Raises `BlockError`, which is not retryable: `template_invalid`,
+    `template_missing_value`, `template_invalid_value`, `template_too_large`. The messages contain paths, never values.
     """
     return _renderer(template, scope).render(template)
 
 
 def render_text(template: str, scope: dict[str, JsonValue]) -> str:
-    """As `render`, but a text that is one placeholder becomes text as well."""
+    """Like `render`, but a text that is a single placeholder becomes text too."""
     return _renderer(template, scope).render_text(template)
 
 
@@ -145,12 +146,12 @@ def _renderer(template: JsonValue, scope: dict[str, JsonValue]) -> _Renderer:
     try:
         check(template, frozenset(scope))
     except ValueError as error:
-        raise _refusal("template_invalid", str(error)) from None
+        raise _error("template_invalid", str(error)) from None
     return _Renderer(scope)
 
 
 class _Renderer:
-    """Renders a checked template, and stops before the output is too large."""
+    """Renders a checked template, and stops if the output becomes too large."""
 
     def __init__(self, scope: dict[str, JsonValue]) -> None:
         self._scope = scope
@@ -167,55 +168,55 @@ class _Renderer:
 
     def render_text(self, text: str) -> str:
         return "".join(
-            self._spend(part if isinstance(part, str) else self._interpolated(part)) for part in _parse(text)
+            self._consume(part if isinstance(part, str) else self._interpolated(part)) for part in _parse(text)
         )
 
     def _render_value(self, text: str) -> JsonValue:
         parts = _parse(text)
         if len(parts) == 1 and isinstance(parts[0], Placeholder):
             value = _look_up(parts[0], self._scope)
-            self._spend(_as_text(value, parts[0]))
+            self._consume(_as_text(value, parts[0]))
             return value
         return self.render_text(text)
 
     def _interpolated(self, placeholder: Placeholder) -> str:
         return _as_text(_look_up(placeholder, self._scope), placeholder)
 
-    def _spend(self, text: str) -> str:
+    def _consume(self, text: str) -> str:
         self._bytes_left -= len(text.encode(errors="surrogatepass"))
         if self._bytes_left < 0:
-            raise _refusal("template_too_large", f"the result is larger than {MAX_OUTPUT_BYTES} bytes")
+            raise _error("template_too_large", f"the result exceeds {MAX_OUTPUT_BYTES} bytes")
         return text
 
 
-def _defect(
+def _problem(
     path: tuple[str | int, ...], written: str, part: str | None, roots: frozenset[str], *, is_key: bool
-) -> Defect | None:
-    """What is wrong with one placeholder."""
+) -> TemplateProblem | None:
+    """Return the problem of a placeholder, or None if it is valid."""
     try:
         names = _parsed(part).path
-    except _Unreadable as error:
-        # A key may hold braces: only what was certainly meant as a placeholder is wrong in one.
-        return None if is_key else Defect(path, written, str(error), error.hint)
+    except _InvalidPlaceholder as error:
+        # A key may contain braces. Only a valid placeholder in a key is reported.
+        return None if is_key else TemplateProblem(path, written, str(error), error.hint)
     if is_key:
         if names[0] not in (*ROOTS, SECRETS):
             return None
-        message = f"{_shown(written)} stands in a key, where placeholders are not replaced"
-        return Defect(path, written, message, f"write the key out, or {COMPUTE}")
+        message = f"{_shown(written)} is in a key, where placeholders are not replaced"
+        return TemplateProblem(path, written, message, f"write a fixed key, or {COMPUTE}")
     if names[0] not in roots:
         nearest = next(iter(get_close_matches(names[0][:MAX_SHOWN], roots, n=1)), None)
-        hint = f"did you mean {nearest}?" if nearest else f"a path starts with {' or '.join(sorted(roots))}"
-        return Defect(path, written, f"{_shown(names[0])} is unknown in {_shown(written)}", hint)
+        hint = f"did you mean {nearest}?" if nearest else f"a path must start with {' or '.join(sorted(roots))}"
+        return TemplateProblem(path, written, f"{_shown(names[0])} is unknown in {_shown(written)}", hint)
     if names[0] == SECRETS and not _names_secret(names):
-        message = f"{_shown(written)} names no secret"
-        return Defect(
-            path, written, message, "a secret is named like secrets.API_KEY: letters, digits and _, at most 64"
+        message = f"{_shown(written)} is not a path to a secret"
+        return TemplateProblem(
+            path, written, message, "write secrets.NAME with a name of at most 64 letters, digits and _"
         )
     return None
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
-    """Each placeholder as it is written, and what stands in it; null where it has no end."""
+    """Yield each placeholder's text and content. The content is None if the placeholder is not closed."""
     position = 0
     while (start := text.find("{{", position)) >= 0:
         end = text.find("}}", start)
@@ -227,7 +228,7 @@ def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _parse(text: str) -> list[str | Placeholder]:
-    """The text cut at its placeholders, without empty pieces. Raises `ValueError`."""
+    """Split a text at its placeholders, without empty parts. Raises `ValueError`."""
     parts: list[str | Placeholder] = []
     position = 0
     for written, part in _pieces(text):
@@ -243,16 +244,16 @@ def _parse(text: str) -> list[str | Placeholder]:
 
 def _parsed(part: str | None) -> Placeholder:
     if part is None:
-        raise _Unreadable("a {{ has no }}", "add }} behind the path")
+        raise _InvalidPlaceholder("a {{ has no }}", "add }} after the path")
     path = part.strip()
     names = tuple(path.split("."))
     if not all(SEGMENT.fullmatch(name) for name in names):
-        raise _Unreadable(f"{_shown('{{' + part + '}}')} is not a path like payload.user.name", _advice(path))
+        raise _InvalidPlaceholder(f"{_shown('{{' + part + '}}')} is not a path like payload.user.name", _hint(path))
     return Placeholder(names)
 
 
-def _advice(path: str) -> str:
-    """What to write instead of something that is not a path."""
+def _hint(path: str) -> str:
+    """Return a hint for a text that is not a path."""
     if not path or "{" in path:
         return "write the path of a value between {{ and }}"
     if plain := _without_brackets(path):
@@ -268,7 +269,7 @@ def _advice(path: str) -> str:
 
 
 def _without_brackets(path: str) -> str | None:
-    """The path with dots where other languages have brackets, if that makes it one."""
+    """Return the path with dots instead of brackets, if the result is a valid path."""
     names = INDEXED.sub(lambda found: f".{found[1] or found[2] or found[3] or ''}", path.replace("?.", "."))
     return names if names != path and all(SEGMENT.fullmatch(name) for name in names.split(".")) else None
 
@@ -279,7 +280,7 @@ def _shown(text: str) -> str:
 
 
 def _texts(template: JsonValue) -> Iterator[tuple[tuple[str | int, ...], str, bool | None]]:
-    """All texts with their paths, and whether they are keys; null for the first value that lies too deep."""
+    """Yield all texts with their paths, and whether they are keys; None for a value that is nested too deeply."""
     level: list[tuple[tuple[str | int, ...], JsonValue]] = [((), template)]
     for _ in range(MAX_DEPTH):
         for path, value in level:
@@ -310,7 +311,7 @@ def _look_up(placeholder: Placeholder, scope: dict[str, JsonValue]) -> JsonValue
     except LookupError:
         path = str(placeholder)[:200]
         missing = f"there is no {path}" if placeholder.path[0] == SECRETS else f"the message has no {path}"
-        raise _refusal("template_missing_value", missing) from None
+        raise _error("template_missing_value", missing) from None
 
 
 def _as_text(value: JsonValue, placeholder: Placeholder) -> str:
@@ -319,8 +320,8 @@ def _as_text(value: JsonValue, placeholder: Placeholder) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (ValueError, RecursionError):
-        raise _refusal("template_invalid_value", f"{str(placeholder)[:200]} is no valid JSON") from None
+        raise _error("template_invalid_value", f"{str(placeholder)[:200]} is not valid JSON") from None
 
 
-def _refusal(code: str, message: str) -> BlockError:
+def _error(code: str, message: str) -> BlockError:
     return BlockError(code, message, retryable=False)

@@ -1,4 +1,4 @@
-"""`text.template`: writes a text with values of the message in it."""
+"""`text.template`: answers with a text that contains values of the message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _checked(template: str) -> str:
 
 class TextTemplateConfig(BlockConfig):
     template: Annotated[str, AfterValidator(_checked)] = Field(
-        description="The text; `{{ payload.path.to.value }}` is replaced, by JSON where the value is no text."
+        description="The text. `{{ payload.path.to.value }}` is replaced; a value that is not text becomes JSON."
     )
 
 
@@ -34,7 +34,7 @@ async def handle_text_template(
 
 block = Block(
     name="text.template",
-    description="Writes a text with values of the message in it.",
+    description="Answers with a text that contains values of the message.",
     payload=TextTemplatePayload,
     config=TextTemplateConfig,
     handler=handle_text_template,

@@ -1,4 +1,4 @@
-"""Listeners as tools of agents: what a model is shown, and what it must not say."""
+"""Listeners as tools of agents: their names, descriptions and argument schemas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_DESCRIPTION_CHARACTERS = 1024
 MAX_TOOL_NAME = 64
 NOT_IN_TOOL_NAME = re.compile(r"[^A-Za-z0-9_-]")
 INPUT = "input"
-"""The argument that is the payload where a listener does not take an object."""
+"""The argument that contains the payload if a listener does not take an object."""
 
 
 def tool_of(
@@ -25,8 +25,8 @@ def tool_of(
     taken: Collection[str],
     given: Mapping[str, JsonValue] | None = None,
 ) -> Tool:
-    """A listener as a tool. `given` is its config as it is written, `taken` the names of the agent's other tools."""
-    schema = _left(block, config, given or {})
+    """Return a listener as a tool. `given` is its config as written, `taken` the names of the agent's other tools."""
+    schema = _input_schema(block, config, given or {})
     wrapped = schema.get("type") != "object"
     if wrapped:
         definitions = schema.pop("$defs", None)
@@ -37,7 +37,7 @@ def tool_of(
 
 
 def tool_name(name: str, taken: Collection[str]) -> str:
-    """A name as a model may spell it, and unlike those that are taken."""
+    """Return a valid tool name that differs from those that are taken."""
     safe = NOT_IN_TOOL_NAME.sub("_", name)[:MAX_TOOL_NAME]
     chosen, number = safe, 1
     while chosen in taken:
@@ -46,37 +46,37 @@ def tool_name(name: str, taken: Collection[str]) -> str:
     return chosen
 
 
-def unwanted(tool: Tool, arguments: Mapping[str, JsonValue]) -> list[str]:
-    """The arguments that the tool does not take: its config has set them, or they mean nothing to it."""
+def unexpected_arguments(tool: Tool, arguments: Mapping[str, JsonValue]) -> list[str]:
+    """Return the arguments that the tool does not accept: unknown ones, and those that its config sets."""
     if not tool.wrapped and tool.schema.get("additionalProperties", True) is not False:
         return []
     return [name for name in arguments if name not in tool.schema["properties"]]
 
 
-def anything(description: str) -> JsonSchema:
-    """The schema of any JSON value."""
+def any_schema(description: str) -> JsonSchema:
+    """Return the schema of any JSON value."""
     return {"description": description}
 
 
-def closed(properties: JsonSchema, required: Iterable[str]) -> JsonSchema:
-    """The schema of an object that has these members and no others."""
+def object_schema(properties: JsonSchema, required: Iterable[str]) -> JsonSchema:
+    """Return the schema of an object with these members and no others."""
     return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
 
 
-def without(model: type[BaseModel], fixed: Collection[str]) -> JsonSchema:
-    """The schema of a model without the members that are set already."""
+def schema_without(model: type[BaseModel], fixed: Collection[str]) -> JsonSchema:
+    """Return the schema of a model without the members in `fixed`."""
     schema = model.model_json_schema()
     properties = {name: value for name, value in schema["properties"].items() if name not in fixed}
-    left = closed(properties, (name for name in schema.get("required", ()) if name not in fixed))
+    left = object_schema(properties, (name for name in schema.get("required", ()) if name not in fixed))
     return {**schema, **left}
 
 
-def of_paths(paths: Iterable[Sequence[str]]) -> JsonSchema:
-    """The schema of a message that has values at these paths; of any value where one is the message itself."""
+def schema_of_paths(paths: Iterable[Sequence[str]]) -> JsonSchema:
+    """Return the schema of a message with values at these paths. An empty path stands for any message."""
     schema: JsonSchema = {"type": "object", "properties": {}, "required": []}
     for path in paths:
         if not path:
-            return anything("The message: any JSON value.")
+            return any_schema("The message: any JSON value.")
         _add(schema, path)
     return schema
 
@@ -86,7 +86,7 @@ def _add(schema: JsonSchema, path: Sequence[str]) -> None:
         inside = schema["properties"].setdefault(name, {})
         schema["required"] = list(dict.fromkeys([*schema["required"], name]))
         rest = path[number + 1 :]
-        # A number may be the index of a list or the name of a member.
+        # A number can be the index of a list or the name of a member.
         if not rest or rest[0].isdigit() or "description" in inside:
             inside.clear()
             inside["description"] = f"Any JSON value: the message's {'.'.join(path[: number + 1])}."
@@ -96,9 +96,9 @@ def _add(schema: JsonSchema, path: Sequence[str]) -> None:
         schema = inside
 
 
-def _left(block: AnyBlock, config: BlockConfig, given: Mapping[str, JsonValue]) -> JsonSchema:
-    """What the config leaves to say, and what its placeholders name."""
-    schema: JsonSchema | None = block.left(config)
+def _input_schema(block: AnyBlock, config: BlockConfig, given: Mapping[str, JsonValue]) -> JsonSchema:
+    """Return the schema of the message for a config, with the values that its placeholders refer to."""
+    schema: JsonSchema | None = block.input_schema(config)
     if schema is None:
         schema = block.payload.model_json_schema()
     named = [
@@ -109,7 +109,7 @@ def _left(block: AnyBlock, config: BlockConfig, given: Mapping[str, JsonValue]) 
     ]
     if not named:
         return schema
-    asked = of_paths(named)
+    asked = schema_of_paths(named)
     if schema.get("type") != "object":
         return asked
     if asked.get("type") != "object":

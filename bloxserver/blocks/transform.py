@@ -1,4 +1,4 @@
-"""`transform`: answers with a value put together from the message: by a template, a CEL expression, or by paths."""
+"""`transform`: computes a value from the message with a template, a CEL expression or a mapping of paths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bloxserver.blocks import templates
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema, with_problem
 from bloxserver.blocks.expressions import ExpressionText, compile_expression
 from bloxserver.blocks.json_values import MAX_DEPTH, answer, value_at
-from bloxserver.blocks.tools import of_paths
+from bloxserver.blocks.tools import schema_of_paths
 
 MAX_PATHS = 500
 WHOLE_MESSAGE = "."
@@ -36,18 +36,18 @@ def _checked_template(template: JsonValue) -> JsonValue:
 
 def _checked_mapping(mapping: dict[str, str]) -> dict[str, str]:
     if not 0 < len(mapping) <= MAX_PATHS:
-        raise ValueError(f"it names 1 to {MAX_PATHS} paths")
+        raise ValueError(f"must have 1 to {MAX_PATHS} paths")
     targets = {_path(target) for target in mapping}
     for source in mapping.values():
         if source != WHOLE_MESSAGE:
             templates.check_path(source)
     for target in targets:
         if len(target) > MAX_DEPTH:
-            raise ValueError(f"a path has at most {MAX_DEPTH} names")
+            raise ValueError(f"a path must have at most {MAX_DEPTH} names")
         for length in range(1, len(target)):
             if target[:length] in targets:
                 inner, outer = ".".join(target)[:100], ".".join(target[:length])[:100]
-                raise ValueError(f"{inner} lies within {outer}, which has a value of its own")
+                raise ValueError(f"{inner} is part of {outer}, which also has a value")
     return mapping
 
 
@@ -62,23 +62,22 @@ class TransformConfig(BlockConfig):
     """One of `output`, `expression` and `mapping`."""
 
     output: Annotated[JsonValue, AfterValidator(_checked_template)] = Field(
-        None, description="The answer, any JSON; `{{ payload.path.to.value }}` in its texts is replaced."
+        None, description="The answer: any JSON value. `{{ payload.path.to.value }}` is replaced in its texts."
     )
     expression: ExpressionText | None = Field(
         None,
-        description="A CEL expression over `payload`, whose value is the answer, "
-        "like `payload.items.filter(item, item.price > 3)`.",
+        description="A CEL expression that computes the answer, like `payload.items.filter(item, item.price > 3)`.",
     )
     mapping: Annotated[dict[str, str], AfterValidator(_checked_mapping)] | None = Field(
         None,
-        description="For each member of the answer, a path like `customer.name`, the path of its value in the message; "
-        "`.` is the whole message.",
+        description="For each path in the answer, like `customer.name`, the path of its value in the message; `.` is "
+        "the whole message.",
     )
-    skip_missing: bool = Field(False, description="With mapping: leave out what the message does not have.")
+    skip_missing: bool = Field(False, description="With mapping: skip values that the message does not have.")
 
     @model_validator(mode="wrap")
     @classmethod
-    def _one_way(cls, config: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+    def _check_mode(cls, config: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
         problem = _way_problem(config) if isinstance(config, dict) else None
         try:
             valid = read(config)
@@ -90,13 +89,13 @@ class TransformConfig(BlockConfig):
 
 
 def _way_problem(config: dict[str, Any]) -> str | None:
-    # An output may be null; anything else that is null is not there.
+    # The output can be null. Null for another key is the same as no value.
     ways = [way for way in WAYS if way in config and (way == "output" or config[way] is not None)]
     if len(ways) != 1:
         given = f", not {' and '.join(ways)}" if ways else ""
-        return f"give one of output, expression and mapping{given}"
+        return f"use exactly one of output, expression and mapping{given}"
     if config.get("skip_missing") and ways != ["mapping"]:
-        return "skip_missing has no meaning without mapping"
+        return "skip_missing has no effect without mapping"
     return None
 
 
@@ -125,20 +124,20 @@ def _mapped(mapping: dict[str, str], payload: JsonValue, *, skip_missing: bool) 
     return mapped
 
 
-def _left(config: TransformConfig) -> JsonSchema | None:
+def _input_schema(config: TransformConfig) -> JsonSchema | None:
     if config.mapping is None or config.skip_missing:
         return None
-    return of_paths(() if source == WHOLE_MESSAGE else _path(source) for source in config.mapping.values())
+    return schema_of_paths(() if source == WHOLE_MESSAGE else _path(source) for source in config.mapping.values())
 
 
 block = Block(
     name="transform",
-    description="Answers with a value put together from the message: by a template, a CEL expression, or by paths.",
+    description="Computes a value from the message with a template, a CEL expression or a mapping of paths.",
     payload=TransformPayload,
     config=TransformConfig,
     handler=handle_transform,
     rendered=frozenset({"output"}),
-    left=_left,
+    input_schema=_input_schema,
     example={
         "config": {"output": {"greeting": "Hello, {{ payload.user.name }}!", "first": "{{ payload.items.0 }}"}},
         "payload": {"user": {"name": "Ada"}, "items": [1, 2]},

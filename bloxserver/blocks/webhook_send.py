@@ -1,4 +1,4 @@
-"""`webhook.send`: sends its message to another server, signed as Standard Webhooks specifies."""
+"""`webhook.send`: sends its message to another server, signed according to Standard Webhooks."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ OWN_HEADERS = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"}
 
 
 def _checked_secret(secret: str) -> str:
-    if "{{" not in secret:  # known when its placeholders are replaced
+    if "{{" not in secret:  # otherwise validated after the placeholders are replaced
         read_secret(secret)
     return secret
 
 
 class WebhookPayload(RootModel[JsonValue]):
-    """Any JSON value: what is sent to the other server."""
+    """Any JSON value: the message for the other server."""
 
 
 class WebhookConfig(BlockConfig):
-    url: Url = Field(description="Where it is sent, by POST.", repr=False)
+    url: Url = Field(description="The URL of the receiver; the request is a POST.", repr=False)
     secret: Annotated[str, AfterValidator(_checked_secret)] | None = Field(
         None,
-        description="Signs it: whsec_ and the base64 of 24 to 64 bytes, like {{ secrets.NAME }}. Unsigned without.",
+        description="The key of the signature: whsec_ and 24 to 64 bytes in base64, like {{ secrets.NAME }}. "
+        "Default: no signature.",
         repr=False,
         json_schema_extra=without_null,
     )
@@ -38,35 +39,37 @@ class WebhookConfig(BlockConfig):
         None,
         min_length=1,
         max_length=200,
-        description="The kind of event, like order.paid. With it the body is an object with type, timestamp and the "
-        "message as data; without, the body is the message.",
+        description="The type of the event, like order.paid. If set, the body is an object with type, timestamp and "
+        "the message as data; else the body is the message.",
     )
     headers: ConfigHeaders = Field(
         {},
-        description="Sent as well. Numbers and booleans become text; null leaves a header out.",
+        description="Additional headers. Numbers and booleans become text; null removes a header.",
         repr=False,
     )
-    timeout_seconds: float = Field(20, gt=0, le=MAX_TIMEOUT_SECONDS, description="For all of it.")
+    timeout_seconds: float = Field(
+        20, gt=0, le=MAX_TIMEOUT_SECONDS, description="The time limit for the whole request."
+    )
     fail_on_error_status: bool = Field(True, description="Treat a status of 300 and above as an error.")
 
     @field_validator("secret", mode="before")
     @classmethod
     def _require_secret(cls, secret: object) -> object:
-        # Otherwise a placeholder for null would send the message unsigned.
+        # Otherwise a placeholder with the value null would send the message without a signature.
         if secret is None:
-            raise ValueError("must not be null; leave it out to send without a signature")
+            raise ValueError("must not be null; remove it to send without a signature")
         return secret
 
     @field_validator("headers")
     @classmethod
     def _refuse_form(cls, headers: dict[str, str]) -> dict[str, str]:
         if is_form(headers):
-            raise ValueError("the Content-Type must not be that of a form, since the body is JSON; leave it out")
+            raise ValueError("the Content-Type must not be a form type, because the body is JSON; remove it")
         return headers
 
 
 async def handle_webhook(payload: WebhookPayload, config: WebhookConfig, context: BlockContext) -> JsonValue:
-    # The same at every attempt, so that the receiver can ignore a message that it has received before.
+    # The id is the same for every attempt, so that the receiver can detect a repeated message.
     message_id = "msg_" + sha256(context.idempotency_key.encode()).hexdigest()[:32]
     body = encode_json(_event(payload.root, config, context))
     given = {name: value for name, value in config.headers.items() if name.lower() not in OWN_HEADERS}
@@ -92,7 +95,7 @@ def _event(payload: JsonValue, config: WebhookConfig, context: BlockContext) -> 
 
 
 def _identity(secret: str | None, message_id: str, body: bytes, context: BlockContext) -> dict[str, str]:
-    """The headers that only this block may set."""
+    """Return the headers that only this block may set."""
     if secret is None:
         return identify(message_id, context.clock())
     try:
@@ -103,7 +106,7 @@ def _identity(secret: str | None, message_id: str, body: bytes, context: BlockCo
 
 block = Block(
     name="webhook.send",
-    description="Sends its message to another server as a webhook, signed if it is given a secret.",
+    description="Sends its message to another server as a webhook, signed if a secret is set.",
     payload=WebhookPayload,
     config=WebhookConfig,
     handler=handle_webhook,

@@ -118,7 +118,7 @@ def _read_templates(
             placeholders.collect_secrets(path, value)
             if not placeholders.are_valid(path, value, TEMPLATE_ROOTS):
                 refused.add(name)
-            elif templates.uses(value):
+            elif templates.used_roots(value):
                 used.add(name)
                 secrets |= templates.secret_names(value)
             continue

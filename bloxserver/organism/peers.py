@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from bloxserver.blocks.cel.kinds import Members, check_condition
+from bloxserver.blocks.cel.type_check import Members, check_condition
 from bloxserver.blocks.expressions import Expression, compile_expression
 from bloxserver.organism.model import Peer
 from bloxserver.organism.problems import Path, quoted

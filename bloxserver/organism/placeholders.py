@@ -20,15 +20,15 @@ class Placeholders:
 
     def are_valid(self, path: Path, value: JsonValue, roots: frozenset[str]) -> bool:
         """Report every placeholder of a value that is invalid for a scope with these names. Returns whether none is."""
-        found = templates.defects(value, roots)
+        found = templates.problems(value, roots)
         if templates.SECRETS not in roots:
-            secrets = {defect[:2] for defect in templates.mentions(value, [templates.SECRETS])}
-            found = [defect for defect in found if (defect.path, defect.text) not in secrets]
-        for defect in found:
-            at = (*path, *defect.path)
+            secrets = {problem[:2] for problem in templates.mentions(value, [templates.SECRETS])}
+            found = [problem for problem in found if (problem.path, problem.text) not in secrets]
+        for problem in found:
+            at = (*path, *problem.path)
             where = _where(at)
-            place = self._place("valid", at, defect.text)
-            self._report.error(at, "invalid_template", f"{where}: {defect.message}", defect.hint, place=place)
+            place = self._place("valid", at, problem.text)
+            self._report.error(at, "invalid_template", f"{where}: {problem.message}", problem.hint, place=place)
         return not found
 
     def collect_secrets(self, path: Path, value: JsonValue) -> None:

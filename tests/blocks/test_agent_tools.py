@@ -11,7 +11,7 @@ from pydantic import BaseModel, JsonValue, RootModel, ValidationError
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import Block, BlockContext, NoConfig, Tool
 from bloxserver.blocks.registry import get_registry
-from bloxserver.blocks.tools import tool_of, unwanted
+from bloxserver.blocks.tools import tool_of, unexpected_arguments
 
 
 @pytest.mark.parametrize(
@@ -170,4 +170,4 @@ def test_members_of_members_are_shown() -> None:
 def test_what_the_config_has_set_is_unwanted(
     handler: str, given: dict[str, JsonValue], arguments: dict[str, JsonValue], names: list[str]
 ) -> None:
-    assert unwanted(tool_for(handler, **given), arguments) == names
+    assert unexpected_arguments(tool_for(handler, **given), arguments) == names

@@ -8,7 +8,7 @@ import pytest
 from pydantic import JsonValue, ValidationError
 
 from bloxserver.blocks.base import BlockContext, BlockError
-from bloxserver.blocks.calculate import CALCULATIONS, TOLD, block
+from bloxserver.blocks.calculate import CALCULATIONS, DOCUMENTED_FUNCTIONS, block
 
 RESULTS: dict[str, Any] = {
     "2 * (3 + 4)": 14,
@@ -154,5 +154,8 @@ def test_agents_are_told_what_to_send() -> None:
 
 
 def test_every_function_that_agents_are_told_of_exists() -> None:
-    assert {name.partition("(")[0] for name in TOLD} <= CALCULATIONS.keys()
-    assert all(name in block.payload.model_json_schema()["properties"]["expression"]["description"] for name in TOLD)
+    assert {name.partition("(")[0] for name in DOCUMENTED_FUNCTIONS} <= CALCULATIONS.keys()
+    assert all(
+        name in block.payload.model_json_schema()["properties"]["expression"]["description"]
+        for name in DOCUMENTED_FUNCTIONS
+    )

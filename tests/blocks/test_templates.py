@@ -13,11 +13,11 @@ from bloxserver.blocks.templates import (
     MAX_PLACEHOLDERS,
     ROOTS,
     check,
-    defects,
+    problems,
     render,
     render_text,
     secret_names,
-    uses,
+    used_roots,
 )
 
 PAYLOAD: JsonValue = {
@@ -184,7 +184,7 @@ def test_a_secret_is_named_in_two_parts(name: str) -> None:
     template: JsonValue = ["x", {"a": f"Bearer {{{{ secrets.{name} }}}}"}, "{{ payload.secrets.inner }}"]
     check(template, WITH_SECRETS)
     assert secret_names(template) == {name}
-    assert uses(template) == {"payload", "secrets"}
+    assert used_roots(template) == {"payload", "secrets"}
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_any_other_path_to_secrets_is_refused(path: str) -> None:
 
 def test_names_and_roots_of_a_template_without_placeholders_are_none() -> None:
     template: JsonValue = ["text", 1, None, {"{{ secrets.KEY }}": True}]
-    assert secret_names(template) == uses(template) == frozenset()
+    assert secret_names(template) == used_roots(template) == frozenset()
 
 
-@pytest.mark.parametrize("question", [uses, secret_names])
+@pytest.mark.parametrize("question", [used_roots, secret_names])
 def test_a_broken_template_has_no_names(question: Callable[[JsonValue], frozenset[str]]) -> None:
     with pytest.raises(ValueError, match="has no }}"):
         question({"a": ["{{ secrets.KEY"]})
@@ -261,9 +261,9 @@ def test_a_text_can_be_asked_for(template: str, expected: str) -> None:
     ],
 )
 def test_a_defect_says_what_to_write_instead(written: str, hint: str) -> None:
-    [defect] = defects({"a": ["x", f"before {{{{ {written} }}}} after"]})
-    assert hint in defect.hint
-    assert (defect.path, defect.text) == (("a", 1), f"{{{{ {written} }}}}")
+    [problem] = problems({"a": ["x", f"before {{{{ {written} }}}} after"]})
+    assert hint in problem.hint
+    assert (problem.path, problem.text) == (("a", 1), f"{{{{ {written} }}}}")
 
 
 def test_every_defect_is_found() -> None:
@@ -272,7 +272,7 @@ def test_every_defect_is_found() -> None:
         "two": [{"{{ payload.c }}": "{{ d"}],
         "three": "{{ secrets.1 }}",
     }
-    found = [(defect.path, defect.text) for defect in defects(template, ROOTS | {"secrets"})]
+    found = [(problem.path, problem.text) for problem in problems(template, ROOTS | {"secrets"})]
     assert found == [
         (("one",), "{{ a }}"),
         (("one",), "{{ payload.b[0] }}"),

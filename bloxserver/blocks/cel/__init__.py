@@ -1,8 +1,8 @@
-"""The Common Expression Language over JSON: https://cel.dev, with a bound on what an evaluation may cost.
+"""The Common Expression Language (https://cel.dev) over JSON, with a limit on the cost of an evaluation.
 
-Not a binding of a library: the one that is quick with a comparison copies the whole scope for each evaluation, takes
-seconds to filter a few thousand objects, and lets an expression of a hundred characters use up all memory. Here an
-evaluation counts its steps, and stops. Of the language there is what JSON needs: no `uint`, `bytes`, messages of
-protocol buffers or optionals. One thing is read more kindly: whole numbers and others may be mixed in arithmetic,
-because JSON does not tell them apart.
+This is not a binding of a library. The fastest library copies the whole scope for each evaluation, takes seconds to
+filter a few thousand objects, and lets an expression of a hundred characters exhaust the memory. This implementation
+counts the steps of an evaluation and stops at a limit. It has the part of the language that JSON needs: no `uint`,
+`bytes`, protocol buffer messages or optionals. Unlike in CEL, arithmetic can mix integers and other numbers, because
+JSON does not distinguish them.
 """

@@ -1,6 +1,6 @@
-"""The functions of the language: those of CEL that JSON needs, and the extensions that are common to it.
+"""The functions of the language: those of CEL that JSON needs, and the common extensions.
 
-Each may be called as `f(x, y)` and as `x.f(y)`.
+Each function can be called as `f(x, y)` and as `x.f(y)`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from bloxserver.blocks.cel import conversions, patterns
-from bloxserver.blocks.cel.values import CHARACTERS_PER_STEP, Failure, Run, add, equal, fitting, is_number, kind_of
+from bloxserver.blocks.cel.values import (
+    CHARACTERS_PER_STEP,
+    EvaluationError,
+    Run,
+    add,
+    bounded,
+    equal,
+    is_number,
+    kind_of,
+)
 
 TEXT = "a text"
 LIST = "a list"
@@ -23,15 +32,15 @@ ANYTHING = "anything"
 
 @dataclass(frozen=True)
 class Function:
-    """`call` is given the run, and arguments of the kinds that it takes."""
+    """A function of the language. `call` receives the run, and arguments of the kinds in `takes`."""
 
     call: Callable[..., Any]
     takes: tuple[str, ...]
-    """For each argument its kind, several between |, or ANYTHING."""
+    """The kind of each argument: kinds separated by |, or ANYTHING."""
     optional: int = 0
-    """How many of the last may be left out."""
+    """The number of optional arguments at the end."""
     repeats: bool = False
-    """Whether the last may be given more than once."""
+    """Whether the last argument can be repeated."""
 
     def accepts(self, count: int) -> bool:
         most = math.inf if self.repeats else len(self.takes)
@@ -40,19 +49,19 @@ class Function:
     def signature(self, name: str) -> str:
         arguments = [kind.replace("|", " or ") for kind in self.takes]
         required = len(arguments) - self.optional
-        arguments[required:] = [f"{argument}, if wanted" for argument in arguments[required:]]
+        arguments[required:] = [f"{argument}, optional" for argument in arguments[required:]]
         return f"{name}({'; '.join(arguments)}{'; …' if self.repeats else ''})"
 
     def apply(self, name: str, arguments: Sequence[Any], run: Run) -> Any:
-        """Raises `Failure` and `CostLimitExceeded`."""
+        """Check the arguments and call the function. Raises `EvaluationError` and `CostLimitExceeded`."""
         for index, argument in enumerate(arguments):
             takes = self.takes[min(index, len(self.takes) - 1)]
             if takes != ANYTHING and kind_of(argument) not in takes.split("|"):
-                raise Failure(f"{self.signature(name)} was given {kind_of(argument)}")
+                raise EvaluationError(f"{self.signature(name)} does not accept {kind_of(argument)}")
             if isinstance(argument, str):
-                run.budget.spend(len(argument) // CHARACTERS_PER_STEP)
+                run.budget.consume(len(argument) // CHARACTERS_PER_STEP)
             elif isinstance(argument, list):
-                run.budget.spend(len(argument))
+                run.budget.consume(len(argument))
         return self.call(run, *arguments)
 
 
@@ -60,23 +69,23 @@ def _contains(run: Run, container: Any, part: Any) -> bool:
     if isinstance(container, list):
         return any(equal(part, item, run) for item in container)
     if not isinstance(part, str):
-        raise Failure(f"contains looks for a text, not for {kind_of(part)}")
+        raise EvaluationError(f"contains requires a text as its argument, not {kind_of(part)}")
     return part in container
 
 
 def _whole(name: str, number: int | float) -> int:
     if isinstance(number, float) and not number.is_integer():
-        raise Failure(f"{name} counts in whole numbers")
+        raise EvaluationError(f"{name} requires an integer")
     return int(number)
 
 
 def _slice(name: str) -> Callable[..., Any]:
-    """The part of a text or list from one index up to another."""
+    """Return a function for the part of a text or list between two indexes."""
 
     def cut(run: Run, whole: Any, start: int | float, end: int | float | None = None) -> Any:
         first, last = _whole(name, start), len(whole) if end is None else _whole(name, end)
         if not 0 <= first <= last <= len(whole):
-            raise Failure(f"{name} from {first} to {last} lies outside of 0 to {len(whole)}")
+            raise EvaluationError(f"{name} from {first} to {last} is outside of 0 to {len(whole)}")
         return whole[first:last]
 
     return cut
@@ -85,27 +94,29 @@ def _slice(name: str) -> Callable[..., Any]:
 def _char_at(run: Run, text: str, index: int | float) -> str:
     at = _whole("charAt", index)
     if not 0 <= at <= len(text):
-        raise Failure(f"charAt {at} lies outside of 0 to {len(text)}")
+        raise EvaluationError(f"charAt {at} is outside of 0 to {len(text)}")
     return text[at : at + 1]
 
 
 def _replace(run: Run, text: str, old: str, new: str) -> str:
     grown = max(0, len(new) - len(old)) * text.count(old)
-    run.budget.spend((len(text) + grown) // CHARACTERS_PER_STEP)
+    run.budget.consume((len(text) + grown) // CHARACTERS_PER_STEP)
     return text.replace(old, new)
 
 
 def _split(run: Run, text: str, separator: str) -> list[str]:
-    run.budget.spend(text.count(separator) + 1)
+    run.budget.consume(text.count(separator) + 1)
     return text.split(separator) if separator else list(text)
 
 
 def _join(run: Run, items: list[Any], separator: str = "") -> str:
     for item in items:
         if not isinstance(item, str):
-            raise Failure(f"join takes a list of texts, and there is {kind_of(item)} in it: map(x, string(x)) first")
+            raise EvaluationError(
+                f"join requires a list of texts, not of {kind_of(item)}; convert it with map(x, string(x))"
+            )
     total = sum(len(item) for item in items) + len(separator) * len(items)
-    run.budget.spend(total // CHARACTERS_PER_STEP)
+    run.budget.consume(total // CHARACTERS_PER_STEP)
     return separator.join(items)
 
 
@@ -126,7 +137,7 @@ def _flatten(run: Run, items: list[Any]) -> list[Any]:
     flat: list[Any] = []
     for item in items:
         inner = item if isinstance(item, list) else [item]
-        run.budget.spend(len(inner))
+        run.budget.consume(len(inner))
         flat.extend(inner)
     return flat
 
@@ -134,18 +145,18 @@ def _flatten(run: Run, items: list[Any]) -> list[Any]:
 def _sort(run: Run, items: list[Any]) -> list[Any]:
     kinds = {kind_of(item) for item in items}
     if len(kinds) > 1 or not kinds <= {NUMBER, TEXT, TIME, "a duration", "a boolean"}:
-        raise Failure(f"sort takes a list of numbers, or of texts, not of {' and '.join(sorted(kinds))}")
+        raise EvaluationError(f"sort requires a list of numbers or of texts, not of {' and '.join(sorted(kinds))}")
     return sorted(items)
 
 
 def _extreme(name: str, choose: Callable[[Sequence[Any]], Any]) -> Callable[..., Any]:
-    """Of the numbers in a list, or of those that are given one by one."""
+    """Return a function for the minimum or maximum of a list, or of several arguments."""
 
     def extreme(run: Run, *arguments: Any) -> Any:
         items = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list) else arguments
         _sort(run, list(items))
         if not items:
-            raise Failure(f"{name} of nothing")
+            raise EvaluationError(f"{name} requires at least one value")
         return choose(items)
 
     return extreme
@@ -156,18 +167,18 @@ def _sum(run: Run, items: list[Any]) -> Any:
     for index, item in enumerate(items):
         total = add(total, item, run) if index or is_number(item) else item
     if isinstance(total, str | list):
-        raise Failure("sum takes a list of numbers")
+        raise EvaluationError("sum requires a list of numbers")
     return total
 
 
 def _round(run: Run, number: int | float, digits: int | float = 0) -> int | float:
-    """Halves go away from zero."""
+    """Round a number; halves are rounded away from zero."""
     places = _whole("round", digits)
     if not 0 <= places <= 15:
-        raise Failure("round keeps 0 to 15 digits")
+        raise EvaluationError("round requires 0 to 15 digits")
     if isinstance(number, int) or abs(number) >= 2**53:
         return number
-    # As it is written, 2.675 is half way; as a float it is a little less.
+    # The decimal text is rounded: 2.675 is half way, but the float is slightly less.
     return float(Decimal(repr(number)).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP))
 
 
@@ -177,12 +188,12 @@ def _sign(run: Run, number: int | float) -> int | float:
 
 def _sqrt(run: Run, number: int | float) -> float:
     if number < 0:
-        raise Failure("sqrt of a number below 0")
+        raise EvaluationError("sqrt requires a number that is not negative")
     return math.sqrt(number)
 
 
 def _rounding(to_whole: Callable[[int | float], int]) -> Callable[[Run, int | float], int | float]:
-    """As in CEL, the whole number is of the type of the number."""
+    """Return a rounding function. As in CEL, the type of the number does not change."""
     return lambda run, number: number if isinstance(number, int) else float(to_whole(number))
 
 
@@ -235,7 +246,7 @@ FUNCTIONS: dict[str, Function] = {
     "max": Function(_greatest, (ANYTHING,), repeats=True),
     "math.least": Function(_least, (ANYTHING,), repeats=True),
     "math.greatest": Function(_greatest, (ANYTHING,), repeats=True),
-    "math.abs": Function(lambda run, number: fitting(abs(number), run), (NUMBER,)),
+    "math.abs": Function(lambda run, number: bounded(abs(number), run), (NUMBER,)),
     "math.sign": Function(_sign, (NUMBER,)),
     "math.ceil": Function(_rounding(math.ceil), (NUMBER,)),
     "math.floor": Function(_rounding(math.floor), (NUMBER,)),

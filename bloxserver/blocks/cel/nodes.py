@@ -1,4 +1,4 @@
-"""The tree of an expression; each node gives its value in a run."""
+"""The nodes of an expression's syntax tree, and their evaluation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from bloxserver.blocks.cel.functions import Function
-from bloxserver.blocks.cel.values import OPERATORS, Failure, Run, kind_of, negative
+from bloxserver.blocks.cel.values import OPERATORS, EvaluationError, Run, kind_of, negative
 
 Item = TypeVar("Item")
 
 
 class Node:
-    """`depth` and `size` count the nodes on the longest way down, and all of them."""
+    """A node of the tree. `depth` is the height of its subtree, `size` the number of nodes in it."""
 
     def __init__(self, *children: Node) -> None:
         self.children = children
@@ -20,7 +20,7 @@ class Node:
         self.size: int = 1 + sum(child.size for child in children)
 
     def evaluate(self, run: Run) -> Any:
-        """Raises `Failure` and `CostLimitExceeded`."""
+        """Return the value of the node. Raises `EvaluationError` and `CostLimitExceeded`."""
         raise NotImplementedError
 
 
@@ -42,7 +42,7 @@ class Name(Node):
         try:
             return run.names[self.name]
         except KeyError:
-            raise Failure(f"there is no {self.name} here") from None
+            raise EvaluationError(f"{self.name} is not defined") from None
 
 
 class Select(Node):
@@ -58,8 +58,8 @@ class Select(Node):
         if isinstance(operand, dict):
             if self.field in operand:
                 return operand[self.field]
-            raise Failure(f"no such field: {self.field}")
-        raise Failure(f"no such field: {self.field}, as it is asked of {kind_of(operand)}")
+            raise EvaluationError(f"no such field: {self.field}")
+        raise EvaluationError(f"no such field: {self.field}, because the value is {kind_of(operand)}")
 
 
 class Has(Select):
@@ -68,7 +68,7 @@ class Has(Select):
     def evaluate(self, run: Run) -> bool:
         operand = self.operand.evaluate(run)
         if not isinstance(operand, dict):
-            raise Failure(f"has({self.field}) is asked of {kind_of(operand)}, not of an object")
+            raise EvaluationError(f"has(….{self.field}) needs an object, not {kind_of(operand)}")
         return self.field in operand
 
 
@@ -85,16 +85,16 @@ class Index(Node):
         if isinstance(operand, dict):
             if isinstance(index, str) and index in operand:
                 return operand[index]
-            raise Failure(f"no such field: {str(index)[:200]}")
+            raise EvaluationError(f"no such field: {str(index)[:200]}")
         if isinstance(operand, list):
             if isinstance(index, float) and index.is_integer():
                 index = int(index)
             if not isinstance(index, int) or isinstance(index, bool):
-                raise Failure(f"the index of a list is a whole number, not {kind_of(index)}")
+                raise EvaluationError(f"the index of a list must be an integer, not {kind_of(index)}")
             if 0 <= index < len(operand):
                 return operand[index]
-            raise Failure(f"no such index: a list has {len(operand)} items, counted from 0")
-        raise Failure(f"[…] needs a list or an object, not {kind_of(operand)}")
+            raise EvaluationError(f"no such index: a list has {len(operand)} items, counted from 0")
+        raise EvaluationError(f"[…] needs a list or an object, not {kind_of(operand)}")
 
 
 class ListOf(Node):
@@ -116,9 +116,9 @@ class MapOf(Node):
         for key_node, value in self.entries:
             key = key_node.evaluate(run)
             if not isinstance(key, str):
-                raise Failure(f"the key of an object is a text, not {kind_of(key)}")
+                raise EvaluationError(f"the key of an object must be a text, not {kind_of(key)}")
             if key in result:
-                raise Failure(f"an object is given the key {key[:200]} twice")
+                raise EvaluationError(f"an object has the key {key[:200]} twice")
             result[key] = value.evaluate(run)
         return result
 
@@ -138,11 +138,11 @@ class Not(Node):
         self.operand = operand
 
     def evaluate(self, run: Run) -> bool:
-        return not _truth("!", self.operand.evaluate(run))
+        return not _boolean("!", self.operand.evaluate(run))
 
 
 class Operation(Node):
-    """Two operands and what stands between them, other than && and ||."""
+    """A binary operation other than && and ||."""
 
     def __init__(self, operator: str, left: Node, right: Node) -> None:
         super().__init__(left, right)
@@ -156,7 +156,7 @@ class Operation(Node):
 
 
 class Logic(Node):
-    """Operands between && or ||."""
+    """Operands joined by && or ||."""
 
     def __init__(self, sign: str, operands: Sequence[Node]) -> None:
         super().__init__(*operands)
@@ -164,7 +164,7 @@ class Logic(Node):
         self.operands = operands
 
     def evaluate(self, run: Run) -> bool:
-        return _decided(self.sign, self.sign == "||", self.operands, lambda operand: operand.evaluate(run))
+        return _short_circuit(self.sign, self.sign == "||", self.operands, lambda operand: operand.evaluate(run))
 
 
 class Conditional(Node):
@@ -177,7 +177,7 @@ class Conditional(Node):
         self.no = no
 
     def evaluate(self, run: Run) -> Any:
-        return (self.yes if _truth("?", self.condition.evaluate(run)) else self.no).evaluate(run)
+        return (self.yes if _boolean("?", self.condition.evaluate(run)) else self.no).evaluate(run)
 
 
 class Call(Node):
@@ -192,7 +192,7 @@ class Call(Node):
 
 
 class Macro(Node):
-    """Base of what goes through a list, or the keys of an object; `variable` stands for what it is at."""
+    """Base class of loops over a list or the keys of an object. `variable` is the name of the current item."""
 
     def __init__(self, macro: str, over: Node, variable: str, *bodies: Node) -> None:
         super().__init__(over, *bodies)
@@ -205,9 +205,9 @@ class Macro(Node):
     def items(self, run: Run) -> Iterable[Any]:
         value = self.over.evaluate(run)
         if not isinstance(value, list | dict):
-            raise Failure(f"{self.macro} needs a list or an object, not {kind_of(value)}")
+            raise EvaluationError(f"{self.macro} needs a list or an object, not {kind_of(value)}")
         for item in value:
-            run.budget.spend(self._steps)
+            run.budget.consume(self._steps)
             yield item
 
     def inner(self, run: Run) -> Run:
@@ -224,15 +224,15 @@ class Quantifier(Macro):
     def evaluate(self, run: Run) -> bool:
         inner = self.inner(run)
 
-        def judge(item: Any) -> Any:
+        def predicate(item: Any) -> Any:
             inner.names[self.variable] = item
             return self.condition.evaluate(inner)
 
-        return _decided(self.macro, self.macro == "exists", self.items(run), judge)
+        return _short_circuit(self.macro, self.macro == "exists", self.items(run), predicate)
 
 
 class Collection(Macro):
-    """`map` and `filter`: what `result` gives for each item, or the item itself, where `condition` holds."""
+    """`map` and `filter`: the value of `result`, or the item, for each item for which `condition` is true."""
 
     def __init__(
         self, macro: str, over: Node, variable: str, condition: Node | None = None, result: Node | None = None
@@ -249,33 +249,36 @@ class Collection(Macro):
         collected: list[Any] = []
         for item in self.items(run):
             inner.names[self.variable] = item
-            if self.condition is None or _truth(self.macro, self.condition.evaluate(inner)):
+            if self.condition is None or _boolean(self.macro, self.condition.evaluate(inner)):
                 collected.append(item if self.result is None else self.result.evaluate(inner))
         return collected
 
 
 class ExistsOne(Collection):
-    """`exists_one`: whether the condition holds for one item and no other."""
+    """`exists_one`: whether the condition is true for exactly one item."""
 
     def evaluate(self, run: Run) -> bool:
         return len(self.collected(run)) == 1
 
 
-def _decided(sign: str, decisive: bool, items: Iterable[Item], judge: Callable[[Item], Any]) -> bool:
-    """`decisive` if that is what the judge says of one item, whether or not it fails for others; else the opposite."""
-    failure: Failure | None = None
+def _short_circuit(sign: str, decisive: bool, items: Iterable[Item], predicate: Callable[[Item], Any]) -> bool:
+    """Return `decisive` if the predicate has this value for an item, even if it fails for others; else the opposite.
+
+    Raises the first `EvaluationError` if no item is decisive.
+    """
+    failure: EvaluationError | None = None
     for item in items:
         try:
-            if _truth(sign, judge(item)) is decisive:
+            if _boolean(sign, predicate(item)) is decisive:
                 return decisive
-        except Failure as error:
+        except EvaluationError as error:
             failure = failure or error
     if failure is not None:
         raise failure
     return not decisive
 
 
-def _truth(sign: str, value: Any) -> bool:
+def _boolean(sign: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    raise Failure(f"{sign} needs true or false, not {kind_of(value)}")
+    raise EvaluationError(f"{sign} needs true or false, not {kind_of(value)}")

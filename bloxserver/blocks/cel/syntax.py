@@ -1,4 +1,4 @@
-"""From the text of an expression to its tree."""
+"""The parser: from the text of an expression to its syntax tree."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ ARITHMETIC_TOKEN = re.compile(rf"(?P<space>\s+){_TOKENS}", re.VERBOSE)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ESCAPE = re.compile(r"\\(?:[xX]([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-3][0-7]{2})|(.))", re.DOTALL)
 ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"} | {c: c for c in "\\\"'`?"}
-STRENGTHS = {"||": 1, "&&": 2, "+": 4, "-": 4, "*": 5, "/": 5, "%": 5, "//": 5}
-STRENGTHS |= dict.fromkeys(("==", "!=", "<", "<=", ">", ">=", "in"), 3)
+PRECEDENCES = {"||": 1, "&&": 2, "+": 4, "-": 4, "*": 5, "/": 5, "%": 5, "//": 5}
+PRECEDENCES |= dict.fromkeys(("==", "!=", "<", "<=", ">", ">=", "in"), 3)
 POWERS = ("**", "^")
 KEYWORDS: dict[str, object] = {"true": True, "false": False, "null": None}
 MACROS = ("all", "exists", "exists_one", "existsOne", "map", "filter")
 NAMESPACE = "math"
-MEANT = {"=": "==", "&": "&&", "|": "||", "and": "&&", "or": "||", "not": "!", "<>": "!="}
+CORRECTIONS = {"=": "==", "&": "&&", "|": "||", "and": "&&", "or": "||", "not": "!", "<>": "!="}
 
 
 class Token(NamedTuple):
@@ -54,12 +54,13 @@ def parse(
     *,
     arithmetic: bool = False,
 ) -> Node:
-    """The tree of an expression over the names. As `arithmetic` it has `**`, `^` and, instead of comments, `//`.
+    """Return the tree of an expression over the names. With `arithmetic`, it can have `**`, `^` and, instead of
+    comments, `//`.
 
-    Raises `ValueError` with what is wrong and where, for what is no expression, too long or too deep.
+    Raises `ValueError` with the reason and the position for an expression that is invalid, too long or too deep.
     """
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"an expression has at most {MAX_CHARACTERS} characters")
+        raise ValueError(f"an expression must have at most {MAX_CHARACTERS} characters")
     return _Parser(text, names, functions, arithmetic).parse()
 
 
@@ -104,14 +105,14 @@ class _Parser:
 
     def _unexpected(self, reason: str | None = None) -> ValueError:
         token = self._token
-        if token.text in MEANT:
-            reason = f"{token.text} is not known, write {MEANT[token.text]}"
+        if token.text in CORRECTIONS:
+            reason = f"{token.text} is not supported, write {CORRECTIONS[token.text]}"
         found = "the end" if token.kind == "end" else _shown(token.text)
         return _error(reason or f"unexpected {found}", token)
 
     def _checked(self, node: Node) -> Node:
         if node.depth > MAX_DEPTH:
-            raise _error(f"more than {MAX_DEPTH} operations within each other", self._token)
+            raise _error(f"more than {MAX_DEPTH} nested operations", self._token)
         return node
 
     def _expression(self) -> Node:
@@ -126,11 +127,11 @@ class _Parser:
         self._nesting -= 1
         return self._checked(node)
 
-    def _binary(self, least: int) -> Node:
+    def _binary(self, minimum: int) -> Node:
         left = self._unary()
-        while self._token.kind in ("sign", "name") and (strength := STRENGTHS.get(self._token.text, 0)) >= least:
+        while self._token.kind in ("sign", "name") and (precedence := PRECEDENCES.get(self._token.text, 0)) >= minimum:
             sign = self._next().text
-            right = self._binary(strength + 1)
+            right = self._binary(precedence + 1)
             if sign in ("&&", "||"):
                 before = left.operands if isinstance(left, nodes.Logic) and left.sign == sign else [left]
                 left = nodes.Logic(sign, [*before, right])
@@ -215,16 +216,16 @@ class _Parser:
         if name in TYPE_NAMES:
             return nodes.Constant(TypeName(name))
         self._at -= 1
-        if name in MEANT:
+        if name in CORRECTIONS:
             raise self._unexpected()
-        raise _error(f"nothing is called {_shown(name)} here{self._suggestion(name)}", token)
+        raise _error(f"{_shown(name)} is not defined{self._suggestion(name)}", token)
 
     def _suggestion(self, name: str) -> str:
         known = sorted({*self._names, *self._variables})
         nearest = _nearest(name, known)
         if nearest or not 0 < len(known) <= MAX_LISTED:
             return nearest
-        return f"; a path begins with {known[0]}" if len(known) == 1 else f"; known here are {', '.join(known)}"
+        return f"; a path must start with {known[0]}" if len(known) == 1 else f"; defined are {', '.join(known)}"
 
     def _has(self) -> Node:
         self._next()
@@ -242,7 +243,7 @@ class _Parser:
         self._expect("(")
         arguments = [*arguments, *self._list(")")]
         if not function.accepts(len(arguments)):
-            raise _error(f"{name} takes other arguments: {function.signature(name)}", token)
+            raise _error(f"wrong number of arguments; use {function.signature(name)}", token)
         if name == "matches" and isinstance(arguments[1], nodes.Constant) and isinstance(arguments[1].value, str):
             check_pattern(arguments[1].value)
         return self._checked(nodes.Call(name, function, arguments))
@@ -251,16 +252,16 @@ class _Parser:
         start = self._next()
         variable = self._next()
         if variable.kind != "name" or variable.text in KEYWORDS or variable.text == "in" or not self._accept(","):
-            raise _error(f"{macro} begins with a name and a comma, like {macro}(item, item.price > 3)", start)
+            raise _error(f"{macro} must begin with a name and a comma, like {macro}(item, item.price > 3)", start)
         self._variables.append(variable.text)
         bodies = self._list(")")
         self._variables.pop()
         if len(bodies) != 1 and not (macro == "map" and len(bodies) == 2):
-            raise _error(f"{macro} takes a name and one expression", start)
+            raise _error(f"{macro} requires a name and one expression", start)
         return self._checked(_macro(macro, over, variable.text, bodies))
 
     def _list(self, end: str) -> list[Node]:
-        """Expressions up to the closing bracket."""
+        """Parse expressions up to the closing bracket."""
         items: list[Node] = []
         while not self._accept(end):
             items.append(self._expression())
@@ -298,12 +299,12 @@ def _tokens(text: str, pattern: re.Pattern[str]) -> list[Token]:
         found = pattern.match(text, position)
         if found is None:
             character = text[position]
-            hint = f", write {MEANT[character]}" if character in MEANT else ""
-            reason = "a text is not closed" if character in "\"'" else f"{_shown(character)} is not known{hint}"
+            hint = f", write {CORRECTIONS[character]}" if character in CORRECTIONS else ""
+            reason = "a text is not closed" if character in "\"'" else f"{_shown(character)} is not supported{hint}"
             raise _error(reason, Token("", character, position))
         kind = str(found.lastgroup)
         if kind == "name" and tokens and tokens[-1].kind == "number" and _end(tokens[-1]) == position:
-            raise _error(f"{_shown(tokens[-1].text + found[0])} is no number", tokens[-1])
+            raise _error(f"{_shown(tokens[-1].text + found[0])} is not a number", tokens[-1])
         if kind != "space":
             tokens.append(Token(kind, found[0], position))
         position = found.end()
@@ -318,7 +319,7 @@ def _value(token: Token) -> int | float | str:
     text = token.text
     if token.kind == "number":
         number = int(text, 16) if text[:2] in ("0x", "0X") else int(text) if text.isdigit() else float(text)
-        # One more than fits is taken, because a minus may stand before it.
+        # 2**63 is accepted, because a minus may precede it.
         if not (number <= 2**63 if isinstance(number, int) else isfinite(number)):
             raise _error(f"{_shown(text)} is too large", token)
         return number
@@ -331,11 +332,11 @@ def _value(token: Token) -> int | float | str:
 def _unescaped(found: re.Match[str], token: Token) -> str:
     if found[5] is not None:
         if found[5] not in ESCAPED:
-            raise _error(f"\\{_shown(found[5])} means nothing in a text, write \\\\ for a backslash", token)
+            raise _error(f"\\{_shown(found[5])} is not a valid escape, write \\\\ for a backslash", token)
         return ESCAPED[found[5]]
     code = int(found[4], 8) if found[4] else int(found[1] or found[2] or found[3], 16)
     if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-        raise _error(f"{found[0]} is no character", token)
+        raise _error(f"{found[0]} is not a character", token)
     return chr(code)
 
 

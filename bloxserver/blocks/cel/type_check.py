@@ -1,4 +1,4 @@
-"""What can be known of an expression's values before it is evaluated: what certainly fails is refused then."""
+"""Static type check of expressions: rejects an expression that fails for every message."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from bloxserver.blocks.cel import nodes
 from bloxserver.blocks.cel.functions import ANYTHING
 from bloxserver.blocks.cel.nodes import Node
-from bloxserver.blocks.cel.values import KINDS, Budget, CostLimitExceeded, Failure, Run
+from bloxserver.blocks.cel.values import KINDS, Budget, CostLimitExceeded, EvaluationError, Run
 
 Kinds = frozenset[str]
-"""The kinds that a value may have."""
+"""The possible kinds of a value."""
 
 ANY: Kinds = frozenset(KINDS.values())
 BOOLEAN, NUMBER, TEXT, LIST, OBJECT = (
@@ -20,7 +20,7 @@ TIMES = frozenset({"a timestamp", "a duration"})
 ORDERED = NUMBER | TEXT | BOOLEAN | TIMES
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in")
 MAX_STEPS = 10_000
-"""For an operation on constants."""
+"""The limit for the evaluation of constants."""
 
 RESULTS: Mapping[str, Kinds] = {
     **dict.fromkeys(("contains", "startsWith", "endsWith", "matches", "bool"), BOOLEAN),
@@ -32,100 +32,100 @@ RESULTS: Mapping[str, Kinds] = {
     "type": frozenset({"a type"}),
     "reverse": TEXT | LIST,
 }
-"""Of functions whose values are always of the same kind. Others that take nothing but numbers give numbers."""
+"""The kinds of the results of functions. Other functions that take numbers only return numbers."""
 
 
 Members = Mapping[str, frozenset[str]]
 
 
 def check(node: Node, members: Members | None = None, *, real: bool = False) -> Kinds:
-    """The kinds that the value may have. Raises `ValueError` where a part of the expression fails on every message.
+    """Return the possible kinds of the value. Raises `ValueError` if a part of the expression fails for every message.
 
-    `members` are the names of objects whose members are known, and these; `real` is as in `Run`.
+    `members` maps the names of objects with known members to these members; `real` is as in `Run`.
     """
     return _Checker(members or {}, real).check(node)
 
 
 def check_condition(node: Node, members: Members | None = None) -> None:
-    """As `check`; raises `ValueError` also where the value is never true or false."""
+    """Like `check`; also raises `ValueError` if the value can never be a boolean."""
     if check(node, members).isdisjoint(BOOLEAN):
-        raise ValueError("a condition must be true or false; compare the value with something")
+        raise ValueError("a condition must be true or false; compare the value with another value")
 
 
 class _Checker:
-    """Goes through an expression once, from its leaves to its root."""
+    """Infers the kinds of all nodes of an expression, from its leaves to its root."""
 
     def __init__(self, members: Members, real: bool) -> None:
         self._members = members
         self._real = real
 
     def check(self, node: Node) -> Kinds:
-        kinds, constant = self._of(node)
+        kinds, constant = self._infer(node)
         if constant:
             self._evaluate(node)
         return kinds
 
-    def _of(self, node: Node) -> tuple[Kinds, bool]:
-        """The node's kinds, and whether it consists of constants."""
+    def _infer(self, node: Node) -> tuple[Kinds, bool]:
+        """Return the node's kinds, and whether it consists of constants only."""
         match node:
             case nodes.Constant():
                 return frozenset({_kind(node.value)}), True
             case nodes.Name():
                 return ANY, False
             case nodes.Macro():
-                return self._macro(node), False
-        children = [self._of(child) for child in node.children]
+                return self._infer_macro(node), False
+        children = [self._infer(child) for child in node.children]
         constant = all(is_constant for _, is_constant in children)
         if not constant:
             for child, (_, is_constant) in zip(node.children, children, strict=True):
                 if is_constant:
                     self._evaluate(child)
-        return self._result(node, [kinds for kinds, _ in children]), constant
+        return self._infer_node(node, [kinds for kinds, _ in children]), constant
 
-    def _macro(self, node: nodes.Macro) -> Kinds:
-        _need(self.check(node.over), LIST | OBJECT, f"{node.macro} needs a list or an object")
+    def _infer_macro(self, node: nodes.Macro) -> Kinds:
+        _require(self.check(node.over), LIST | OBJECT, f"{node.macro} needs a list or an object")
         outer, self._members = self._members, {k: v for k, v in self._members.items() if k != node.variable}
         for body in node.bodies:
             kinds = self.check(body)
             if not (isinstance(node, nodes.Collection) and body is node.result):
-                _need(kinds, BOOLEAN, f"{node.macro} needs true or false")
+                _require(kinds, BOOLEAN, f"{node.macro} needs true or false")
         self._members = outer
         return LIST if type(node) is nodes.Collection else BOOLEAN
 
-    def _result(self, node: Node, given: list[Kinds]) -> Kinds:
+    def _infer_node(self, node: Node, given: list[Kinds]) -> Kinds:
         match node:
             case nodes.Not():
-                _need(given[0], BOOLEAN, "! needs true or false")
+                _require(given[0], BOOLEAN, "! needs true or false")
                 return BOOLEAN
             case nodes.Negative():
-                _need(given[0], NUMBER | {"a duration"}, "- needs a number")
+                _require(given[0], NUMBER | {"a duration"}, "- needs a number")
                 return given[0] & (NUMBER | {"a duration"})
             case nodes.Logic():
                 for kinds in given:
-                    _need(kinds, BOOLEAN, f"{node.sign} needs true or false")
+                    _require(kinds, BOOLEAN, f"{node.sign} needs true or false")
                 return BOOLEAN
             case nodes.Conditional():
-                _need(given[0], BOOLEAN, "? needs true or false")
+                _require(given[0], BOOLEAN, "? needs true or false")
                 return given[1] | given[2]
             case nodes.Select():
-                _need(given[0], OBJECT, f".{node.field} needs an object")
+                _require(given[0], OBJECT, f".{node.field} needs an object")
                 if isinstance(node.operand, nodes.Name) and not isinstance(node, nodes.Has):
                     self._check_member(node.operand.name, node.field)
                 return BOOLEAN if isinstance(node, nodes.Has) else ANY
             case nodes.Index():
-                _need(given[0], LIST | OBJECT, "[…] needs a list or an object")
-                _need(given[1], NUMBER | TEXT, "an index is a whole number or a text")
+                _require(given[0], LIST | OBJECT, "[…] needs a list or an object")
+                _require(given[1], NUMBER | TEXT, "an index must be an integer or a text")
                 return ANY
             case nodes.ListOf():
                 return LIST
             case nodes.MapOf():
                 for key in given[::2]:
-                    _need(key, TEXT, "the key of an object is a text")
+                    _require(key, TEXT, "the key of an object must be a text")
                 return OBJECT
             case nodes.Call():
-                return _of_call(node, given)
+                return _infer_call(node, given)
             case nodes.Operation():
-                return _of_operation(node.operator, *given)
+                return _infer_operation(node.operator, *given)
         return ANY
 
     def _check_member(self, name: str, field: str) -> None:
@@ -134,40 +134,44 @@ class _Checker:
             raise ValueError(f"{name} has no {field}; it has {', '.join(sorted(known))}")
 
     def _evaluate(self, node: Node) -> None:
-        """Try what is the same for every message."""
+        """Evaluate a constant expression, which has the same result for every message."""
         try:
             node.evaluate(Run({}, Budget(MAX_STEPS), self._real))
-        except Failure as failure:
-            raise ValueError(f"it fails on every message: {failure}") from None
+        except EvaluationError as failure:
+            raise ValueError(f"the expression fails for every message: {failure}") from None
         except CostLimitExceeded:
-            pass  # known when it is evaluated
+            pass  # reported when the expression is evaluated
 
 
 def _kind(value: object) -> str:
     return KINDS[type(value)]
 
 
-def _need(kinds: Kinds, wanted: Kinds, message: str) -> None:
+def _require(kinds: Kinds, wanted: Kinds, message: str) -> None:
     if kinds.isdisjoint(wanted):
         raise ValueError(f"{message}, not {' or '.join(sorted(kinds))}")
 
 
-def _of_call(node: nodes.Call, given: list[Kinds]) -> Kinds:
+def _infer_call(node: nodes.Call, given: list[Kinds]) -> Kinds:
     takes = node.function.takes
     for index, kinds in enumerate(given):
         wanted = takes[min(index, len(takes) - 1)]
         if wanted != ANYTHING:
-            _need(kinds, frozenset(wanted.split("|")), f"{node.function.signature(node.name)} is given something else")
+            _require(
+                kinds,
+                frozenset(wanted.split("|")),
+                f"{node.function.signature(node.name)} does not accept this argument",
+            )
     if node.name in RESULTS:
         return RESULTS[node.name]
     return NUMBER if takes[0] == "a number" or node.name.startswith("get") else ANY
 
 
-def _of_operation(operator: str, left: Kinds, right: Kinds) -> Kinds:
+def _infer_operation(operator: str, left: Kinds, right: Kinds) -> Kinds:
     if operator in ("==", "!="):
         return BOOLEAN
     if operator == "in":
-        _need(right, LIST | OBJECT, "in looks into a list or an object")
+        _require(right, LIST | OBJECT, "in needs a list or an object")
         return BOOLEAN
     if operator in COMPARISONS:
         if (left & right).isdisjoint(ORDERED):
@@ -188,5 +192,5 @@ def _of_operation(operator: str, left: Kinds, right: Kinds) -> Kinds:
 
 def _mismatch(operator: str, left: Kinds, right: Kinds) -> ValueError:
     one, other = (" or ".join(sorted(kinds)) if kinds != ANY else "anything" for kinds in (left, right))
-    advice = ": write string(…) around what is not a text" if operator == "+" and TEXT in (left, right) else ""
-    return ValueError(f"{operator} cannot be used with {one} and {other}{advice}")
+    hint = "; convert other values with string(…)" if operator == "+" and TEXT in (left, right) else ""
+    return ValueError(f"{operator} cannot be used with {one} and {other}{hint}")

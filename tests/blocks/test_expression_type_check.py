@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from bloxserver.blocks.branch import BranchConfig
 from bloxserver.blocks.calculate import CalculateConfig
-from bloxserver.blocks.cel.kinds import check
+from bloxserver.blocks.cel.type_check import check
 from bloxserver.blocks.expressions import compile_expression
 from bloxserver.blocks.transform import TransformConfig
 
