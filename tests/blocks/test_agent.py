@@ -259,11 +259,11 @@ GET = tool_of("get", "Gets.", http_request.block, http_request.HttpRequestConfig
         (("fetch_page", "[1]"), "must be a JSON object"),
         (("fetch_page", "[]"), "must be a JSON object"),
         (("fetch_page", "null"), "must be a JSON object"),
-        (("shape", {"value": 1}), "leave out what this tool does not let you choose: value; it takes input"),
+        (("shape", {"value": 1}), "remove the arguments that this tool does not accept: value; it accepts input"),
         (("shape", {}), "the arguments must have"),
-        (("get", {"url": "https://evil.example"}), "does not let you choose: url; it takes no arguments"),
-        (("post", {"input": 1, "method": "DELETE"}), "does not let you choose: method; it takes input"),
-        (("post", {"url": "https://evil.example", "body": "x"}), "does not let you choose: url, body; it takes input"),
+        (("get", {"url": "https://evil.example"}), "does not accept: url; it accepts no arguments"),
+        (("post", {"input": 1, "method": "DELETE"}), "does not accept: method; it accepts input"),
+        (("post", {"url": "https://evil.example", "body": "x"}), "does not accept: url, body; it accepts input"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -362,7 +362,7 @@ async def test_a_long_result_is_cut_and_says_so(context: BlockContext) -> None:
     async with language_models(calls(("fetch_page", {})), says("Much.")) as (models, server):
         await answer_of(context, models, Memory({"fetch.page": much}))
     told = server.requests[1].texts[2]
-    assert told.startswith("ä" * (MAX_RESULT_BYTES // 2) + "\n[cut here")
+    assert told.startswith("ä" * (MAX_RESULT_BYTES // 2) + "\n[truncated")
     assert f"of {2 * MAX_RESULT_BYTES} bytes" in told
     assert len(told) < MAX_RESULT_BYTES
 
@@ -393,7 +393,7 @@ async def test_a_model_that_never_ends_is_stopped_before_more_is_done(context: B
     memory = Memory({"fetch.page": fetched})
     script = [calls(("fetch_page", {})) for _ in range(5)]
     async with language_models(*script) as (models, server):
-        with pytest.raises(BlockError, match="after 3 answers") as caught:
+        with pytest.raises(BlockError, match="after 3 requests") as caught:
             await answer_of(context, models, memory, max_calls=3)
     assert (caught.value.code, caught.value.retryable) == ("agent_call_limit", False)
     assert (len(server.requests), len(memory.called)) == (3, 2)
@@ -415,7 +415,7 @@ async def test_bounds_hold_over_an_interruption(context: BlockContext) -> None:
     async with language_models(*script) as (models, server):
         with pytest.raises(BlockError, match="status 500"):
             await answer_of(context, models, memory, max_calls=2)
-        with pytest.raises(BlockError, match="after 2 answers"):
+        with pytest.raises(BlockError, match="after 2 requests"):
             await answer_of(context, models, memory, max_calls=2)
     assert len(server.requests) == 3
     assert [call for _, _, call in memory.called] == ["1.1"]

@@ -161,7 +161,7 @@ class TestRequest:
         media_type = content_type.partition(";")[0]
         for error in (described, message):
             assert (error.code, error.retryable) == ("invalid_body", False)
-            assert error.message.startswith(f"a body that is not text cannot be sent as {media_type}, which is not")
+            assert error.message.startswith(f"sending JSON as {media_type} is not supported")
         assert server.received == []
 
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -282,10 +282,10 @@ class TestFailure:
         [
             (None, "it is not an object with a url"),
             ("http://127.0.0.1/", "it is not an object with a url"),
-            ({}, "its url is not valid"),
-            ({"url": 1}, "its url is not valid"),
-            ({"url": "http://127.0.0.1/", "method": "TRACE"}, "its method is not valid"),
-            ({"url": "http://127.0.0.1/", "headers": {"secret": [1]}}, "its headers.secret is not valid"),
+            ({}, "its url is invalid"),
+            ({"url": 1}, "its url is invalid"),
+            ({"url": "http://127.0.0.1/", "method": "TRACE"}, "its method is invalid"),
+            ({"url": "http://127.0.0.1/", "headers": {"secret": [1]}}, "its headers.secret is invalid"),
         ],
         ids=repr,
     )

@@ -9,13 +9,13 @@ import pytest
 from bloxserver.blocks.json_values import storable, value_at
 
 REFUSED: dict[str, Any] = {
-    "a.1.b holds a NUL character": {"a": [1, {"b": "\0"}]},
-    "it holds a NUL character": {"a\0": 1},
-    "a has a key that is no text": {"a": {1: 2}},
-    "it holds half of a character": "\ud800",
-    "0 is no finite number": [float("nan")],
-    "it is a whole number of more than 64 bits": 2**64,
-    "0 is no JSON": [{1, 2}],
+    "a.1.b contains a NUL character": {"a": [1, {"b": "\0"}]},
+    "it contains a NUL character": {"a\0": 1},
+    "a has a key that is not a string": {"a": {1: 2}},
+    "it contains half of a surrogate pair": "\ud800",
+    "0 is not a finite number": [float("nan")],
+    "it is an integer of more than 64 bits": 2**64,
+    "0 is not a JSON value": [{1, 2}],
     "it is larger than 1048576 bytes": ["x" * 1000] * 1100,
 }
 
@@ -39,9 +39,9 @@ def test_the_depth_is_bounded() -> None:
     for _ in range(63):
         value = [value]
     assert storable(value) == value
-    with pytest.raises(ValueError, match="deeper than 64"):
+    with pytest.raises(ValueError, match="more than 64"):
         storable([value])
-    with pytest.raises(ValueError, match="deeper than 2"):
+    with pytest.raises(ValueError, match="more than 2 levels"):
         storable([[[]]], max_depth=2)
 
 

@@ -121,8 +121,8 @@ async def test_each_order_is_handled_once(remembering: Remembering) -> None:
     assert [answer["added"] for answer in (first, again, second, other)] == [True, True, False, True]
 
 
-OPERATION = "an operation is one of get, set, delete, add, increment"
-KEY = "a key is a text or a whole number"
+OPERATION = "the operation must be one of get, set, delete, add, increment"
+KEY = "the key must be a text or an integer"
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ KEY = "a key is a text or a whole number"
         ({"operation": "get"}, {"key": 10**5000}, KEY),
         ({"operation": "get", "key": "{{ payload.a }}"}, {"a": {}}, KEY),
         ({"operation": "set"}, {"key": "a"}, "the message has no value"),
-        ({"operation": "increment", "key": "a"}, {"by": "1"}, "what is added is a number"),
-        ({"operation": "increment", "key": "a"}, {"by": True}, "what is added is a number"),
-        ({"operation": "increment", "key": "a", "by": "{{ payload.x }}"}, {"x": []}, "what is added is a number"),
+        ({"operation": "increment", "key": "a"}, {"by": "1"}, "by must be a number"),
+        ({"operation": "increment", "key": "a"}, {"by": True}, "by must be a number"),
+        ({"operation": "increment", "key": "a", "by": "{{ payload.x }}"}, {"x": []}, "by must be a number"),
     ],
 )
 async def test_messages_that_say_too_little(

@@ -63,7 +63,7 @@ def test_an_alias_with_a_star_stands_for_all_that_begin_alike() -> None:
 @pytest.mark.parametrize("aliases", [("other",), ("mine", "mine"), ("other.*",), ("new",)])
 def test_two_blocks_cannot_have_one_name(aliases: tuple[str, ...]) -> None:
     registry = BlockRegistry([replace(echo.block, name="other", aliases=("other.*", "new"))])
-    with pytest.raises(ValueError, match="two blocks are called"):
+    with pytest.raises(ValueError, match="two blocks have the name"):
         registry.add(replace(echo.block, name="mine", aliases=aliases))
     assert registry.names == ["other"]
     assert registry.find("mine") is None
@@ -117,16 +117,20 @@ class TestPlugins:
             ("broken_blocks:block", "raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
             ("broken_blocks:nothing", "", "AttributeError: "),
             ("no_such_module", "", "ModuleNotFoundError: "),
-            ("broken_blocks", "", "a value of type module is no Block"),
-            ("broken_blocks:block", "block = {}", "a value of type dict is no Block"),
-            ("broken_blocks:block", "block = [echo, 1]", "a value of type int is no Block"),
-            ("broken_blocks:block", "block = echo", "two blocks are called echo"),
-            ("broken_blocks:block", "block = replace(echo, name='mine', aliases=('delay',))", "are called delay"),
-            ("broken_blocks:block", "block = replace(echo, name=' ')", "needs another name"),
-            ("broken_blocks:block", "block = replace(echo, name='a', description=None)", "needs texts"),
-            ("broken_blocks:block", "block = replace(echo, name='a', payload=dict)", "a Pydantic model as its payload"),
-            ("broken_blocks:block", "block = replace(echo, name='a', config=echo.payload)", "needs a BlockConfig"),
-            ("broken_blocks:block", "block = replace(echo, name='a', handler=print)", "needs an async function"),
+            ("broken_blocks", "", "a value of type module is not a Block"),
+            ("broken_blocks:block", "block = {}", "a value of type dict is not a Block"),
+            ("broken_blocks:block", "block = [echo, 1]", "a value of type int is not a Block"),
+            ("broken_blocks:block", "block = echo", "two blocks have the name echo"),
+            ("broken_blocks:block", "block = replace(echo, name='mine', aliases=('delay',))", "have the name delay"),
+            ("broken_blocks:block", "block = replace(echo, name=' ')", "has an invalid name"),
+            ("broken_blocks:block", "block = replace(echo, name='a', description=None)", "must have strings"),
+            (
+                "broken_blocks:block",
+                "block = replace(echo, name='a', payload=dict)",
+                "must have a Pydantic model as payload",
+            ),
+            ("broken_blocks:block", "block = replace(echo, name='a', config=echo.payload)", "must have a BlockConfig"),
+            ("broken_blocks:block", "block = replace(echo, name='a', handler=print)", "must have an async function"),
             ("broken_blocks:block", "block = replace(echo, name='a', templates=frozenset({'url'}))", "in 'url'"),
             ("broken_blocks:block", "block = replace(echo, name='a', example={'config': echo})", "as JSON"),
         ],

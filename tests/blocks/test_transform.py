@@ -102,9 +102,9 @@ async def test_a_value_that_the_message_does_not_have_is_an_error_unless_it_may_
 @pytest.mark.parametrize(
     ("config", "payload", "reason"),
     [
-        ({"output": "{{ payload }}"}, ["a\0b"], "0 holds a NUL"),
-        ({"mapping": {"a": "."}}, {"x": float("inf")}, r"a\.x is no finite number"),
-        ({"output": {"a": {"b": "{{ payload }}"}}}, "deep", "deeper than 64"),
+        ({"output": "{{ payload }}"}, ["a\0b"], "0 contains a NUL"),
+        ({"mapping": {"a": "."}}, {"x": float("inf")}, r"a\.x is not a finite number"),
+        ({"output": {"a": {"b": "{{ payload }}"}}}, "deep", "more than 64"),
     ],
 )
 async def test_an_answer_that_cannot_be_stored_is_an_error(
@@ -119,28 +119,28 @@ async def test_an_answer_that_cannot_be_stored_is_an_error(
 
 
 UNWORKABLE: dict[str, dict[str, Any]] = {
-    "give one of output, expression and mapping": {},
-    "give one of output, expression and mapping, not output and expression": {"output": None, "expression": "1"},
-    "give one of output, expression and mapping, not expression and mapping": {
+    "use exactly one of output, expression and mapping": {},
+    "use exactly one of output, expression and mapping, not output and expression": {"output": None, "expression": "1"},
+    "use exactly one of output, expression and mapping, not expression and mapping": {
         "expression": "1",
         "mapping": {"a": "b"},
     },
     "a {{ has no }}": {"output": "{{ payload"},
     "secrets is unknown": {"output": ["{{ secrets.x }}"]},
     "Extra inputs": {"output": 1, "more": 2},
-    "nothing is called total here": {"expression": "total > 3"},
+    "total is not defined": {"expression": "total > 3"},
     "there is no function siz; did you mean size?": {"expression": "siz(payload)"},
     "unexpected the end": {"expression": "payload +"},
-    "it names 1 to 500 paths": {"mapping": {}},
+    "must have 1 to 500 paths": {"mapping": {}},
     "'a..b' is not a path": {"mapping": {"a..b": "c"}},
     "'' is not a path": {"mapping": {"a": ""}},
     "'.' is not a path": {"mapping": {".": "a"}},
     "'items[0].name' is not a path like user.name; write items.0.name": {"mapping": {"a": "items[0].name"}},
     "write user.name": {"mapping": {"a": "user['name']"}},
     "'{{ payload.a }}' is not a path": {"mapping": {"a": "{{ payload.a }}"}},
-    "a.b lies within a, which": {"mapping": {"a.b": "x", "a": "y"}},
-    "a path has at most 64": {"mapping": {".".join("x" * 65): "y"}},
-    "skip_missing has no meaning without mapping": {"output": 1, "skip_missing": True},
+    "a.b is part of a, which": {"mapping": {"a.b": "x", "a": "y"}},
+    "a path must have at most 64": {"mapping": {".".join("x" * 65): "y"}},
+    "skip_missing has no effect without mapping": {"output": 1, "skip_missing": True},
 }
 
 
@@ -149,7 +149,7 @@ def test_what_is_wrong_with_members_and_with_the_whole_is_reported_at_once() -> 
         block.config.model_validate({"expression": "payload +", "mapping": {"a": "b[0]"}, "more": 1})
     found = sorted((error["loc"], error["msg"]) for error in caught.value.errors())
     assert [location for location, _ in found] == [(), ("expression",), ("mapping",), ("more",)]
-    assert found[0][1] == "give one of output, expression and mapping, not expression and mapping"
+    assert found[0][1] == "use exactly one of output, expression and mapping, not expression and mapping"
 
 
 @pytest.mark.parametrize(("reason", "config"), UNWORKABLE.items(), ids=UNWORKABLE)

@@ -66,7 +66,7 @@ async def test_an_agent_that_goes_on_and_on_is_stopped(
     async with language_model(script) as model, engine_with(llm_base_url=model.url, llm_model="scripted"):
         flow = await Flow.started(live_client, definition("page-summary", outside))
         run = await flow.run({"url": outside.url("/")})
-    assert run.error == "summarise: the model wants to go on after 3 answers (max_calls)"
+    assert run.error == "summarise: the model has not finished after 3 requests (max_calls)"
     assert len(model.requests) == 3
 
 

@@ -157,11 +157,8 @@ def _infer_call(node: nodes.Call, given: list[Kinds]) -> Kinds:
     for index, kinds in enumerate(given):
         wanted = takes[min(index, len(takes) - 1)]
         if wanted != ANYTHING:
-            _require(
-                kinds,
-                frozenset(wanted.split("|")),
-                f"{node.function.signature(node.name)} does not accept this argument",
-            )
+            message = f"argument {index + 1} of {node.name} must be {wanted.replace('|', ' or ')}"
+            _require(kinds, frozenset(wanted.split("|")), message)
     if node.name in RESULTS:
         return RESULTS[node.name]
     return NUMBER if takes[0] == "a number" or node.name.startswith("get") else ANY
