@@ -97,7 +97,7 @@ async def answer_of(
 
 
 @both_providers
-async def test_an_agent_calls_its_tools_until_the_model_answers(context: BlockContext, provider: Api) -> None:
+async def test_agent_calls_tools_until_the_model_answers(context: BlockContext, provider: Api) -> None:
     memory = Memory({"fetch.page": fetched, "shape": fetched})
     script = [
         calls(("fetch_page", {"url": "a"}), text="Let me look.", input_tokens=10, output_tokens=5),
@@ -118,7 +118,7 @@ async def test_an_agent_calls_its_tools_until_the_model_answers(context: BlockCo
 
 
 @both_providers
-async def test_the_model_is_shown_the_tools_as_they_are(context: BlockContext, provider: Api) -> None:
+async def test_model_receives_tool_names_descriptions_and_schemas(context: BlockContext, provider: Api) -> None:
     async with language_models(says("Hello."), provider=provider) as (models, server):
         await answer_of(context, models, Memory())
     told = server.requests[0].json["tools"]
@@ -131,7 +131,7 @@ async def test_the_model_is_shown_the_tools_as_they_are(context: BlockContext, p
     assert "additionalProperties" not in shown[0][1]
 
 
-async def test_the_calls_of_one_answer_run_at_the_same_time(context: BlockContext) -> None:
+async def test_tool_calls_of_one_answer_run_concurrently(context: BlockContext) -> None:
     together = asyncio.Barrier(3)
 
     async def wait_for_the_others(payload: JsonValue) -> JsonValue:
@@ -157,7 +157,7 @@ async def test_the_calls_of_one_answer_run_at_the_same_time(context: BlockContex
     ],
     ids=str,
 )
-async def test_the_model_is_told_the_message(context: BlockContext, payload: JsonValue, told: str) -> None:
+async def test_model_receives_the_message_as_user_prompt(context: BlockContext, payload: JsonValue, told: str) -> None:
     async with language_models(says("Well.")) as (models, server):
         await answer_of(context, models, Memory(), payload)
     assert server.requests[0].texts == [PROMPT, told]
@@ -172,7 +172,7 @@ SCRIPT = [
 
 @both_providers
 @pytest.mark.parametrize("kept", [1, 2, 3])
-async def test_an_interrupted_agent_goes_on_from_what_was_kept_and_asks_nothing_twice(
+async def test_interrupted_agent_resumes_from_stored_state_without_repeated_requests(
     context: BlockContext, provider: Api, kept: int
 ) -> None:
     whole = Memory({"fetch.page": fetched})
@@ -188,7 +188,7 @@ async def test_an_interrupted_agent_goes_on_from_what_was_kept_and_asks_nothing_
     assert resumed.tokens == whole.tokens[kept:]
 
 
-async def test_a_worker_that_dies_during_a_call_has_kept_the_answer_that_asked_for_it(context: BlockContext) -> None:
+async def test_model_answer_is_stored_before_its_tool_calls_run(context: BlockContext) -> None:
     async def die(payload: JsonValue) -> JsonValue:
         raise ConnectionAbortedError("the worker died")
 
@@ -201,7 +201,7 @@ async def test_a_worker_that_dies_during_a_call_has_kept_the_answer_that_asked_f
     assert len(server.requests) == 2
 
 
-async def test_what_is_no_failure_of_a_tool_ends_the_other_calls_and_the_agent(context: BlockContext) -> None:
+async def test_engine_exception_in_a_tool_call_cancels_other_calls_and_the_agent(context: BlockContext) -> None:
     ended = asyncio.Event()
 
     async def respond(payload: JsonValue) -> JsonValue:
@@ -219,7 +219,7 @@ async def test_what_is_no_failure_of_a_tool_ends_the_other_calls_and_the_agent(c
 
 
 @both_providers
-async def test_the_model_is_told_of_a_tool_that_failed(context: BlockContext, provider: Api) -> None:
+async def test_tool_failure_is_reported_to_the_model(context: BlockContext, provider: Api) -> None:
     script = [calls(("fetch_page", {"url": "a"})), says("It is gone.")]
     async with language_models(*script, provider=provider) as (models, server):
         assert await answer_of(context, models, Memory({"fetch.page": refused})) == {"text": "It is gone."}
@@ -267,7 +267,7 @@ GET = tool_of("get", "Gets.", http_request.block, http_request.HttpRequestConfig
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_the_model_can_correct_a_call(
+async def test_invalid_tool_call_is_reported_to_the_model(
     context: BlockContext, provider: Api, wanted: tuple[str, dict[str, Any] | str], told: str
 ) -> None:
     memory = Memory({"fetch.page": fetched})
@@ -306,7 +306,7 @@ def _raw(
 
 @both_providers
 @pytest.mark.parametrize("given", [[], None, 1, True, ["a"], "", {}, {"url": "a"}], ids=repr)
-async def test_arguments_of_another_type_are_reported_to_the_model(
+async def test_tool_arguments_of_wrong_type_are_reported_to_the_model(
     context: BlockContext, provider: Api, given: JsonValue
 ) -> None:
     memory = Memory({"fetch.page": fetched})
@@ -323,7 +323,7 @@ async def test_arguments_of_another_type_are_reported_to_the_model(
 @pytest.mark.parametrize(
     "call", [{}, None, {"id": 1, "function": None}, {"id": "x", "function": {"name": 5}}], ids=repr
 )
-async def test_a_call_without_its_members_is_reported_to_the_model(context: BlockContext, call: JsonValue) -> None:
+async def test_incomplete_tool_call_is_reported_to_the_model(context: BlockContext, call: JsonValue) -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
     body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
@@ -333,7 +333,7 @@ async def test_a_call_without_its_members_is_reported_to_the_model(context: Bloc
 
 
 @both_providers
-async def test_calls_of_one_id_are_told_apart(context: BlockContext, provider: Api) -> None:
+async def test_tool_calls_with_equal_ids_get_unique_ids(context: BlockContext, provider: Api) -> None:
     given: JsonValue = '{"url": "a"}' if provider == "openai" else {"url": "a"}
     reply = _raw(provider, given, ("fetch_page", given), ids=("same", "same"))
     memory = Memory({"fetch.page": fetched})
@@ -348,14 +348,14 @@ async def test_calls_of_one_id_are_told_apart(context: BlockContext, provider: A
     assert len(set(ids)) == 2
 
 
-async def test_a_tool_without_arguments_gets_an_empty_object(context: BlockContext) -> None:
+async def test_tool_call_without_arguments_sends_an_empty_object(context: BlockContext) -> None:
     memory = Memory({"fetch.page": fetched})
     async with language_models(calls(("fetch_page", "")), says("Done.")) as (models, _):
         await answer_of(context, models, memory)
     assert memory.called == [("fetch.page", {}, "1.1")]
 
 
-async def test_a_long_result_is_cut_and_says_so(context: BlockContext) -> None:
+async def test_long_tool_result_is_truncated_with_a_note(context: BlockContext) -> None:
     async def much(payload: JsonValue) -> JsonValue:
         return "ä" * MAX_RESULT_BYTES
 
@@ -367,7 +367,7 @@ async def test_a_long_result_is_cut_and_says_so(context: BlockContext) -> None:
     assert len(told) < MAX_RESULT_BYTES
 
 
-async def test_what_a_database_refuses_is_replaced(context: BlockContext) -> None:
+async def test_nul_characters_are_replaced(context: BlockContext) -> None:
     memory = Memory({"fetch.page": fetched})
     script = [calls(("fetch_page", '{"url": "a\\u0000", "path": "\\\\u0000"}'), text="one\0"), says("a\0b \\u0000")]
     async with language_models(*script) as (models, _):
@@ -377,7 +377,7 @@ async def test_what_a_database_refuses_is_replaced(context: BlockContext) -> Non
     assert "one\ufffd" in str(memory.kept)
 
 
-async def test_half_a_character_is_no_answer_but_was_paid_for(context: BlockContext) -> None:
+async def test_lone_surrogate_in_answer_fails_and_records_tokens(context: BlockContext) -> None:
     content = '[{"type": "text", "text": "\\ud800"}]'
     members = '"id": "1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn"'
     reply = sends(f'{{{members}, "content": {content}, "usage": {{"input_tokens": 3, "output_tokens": 2}}}}')
@@ -389,7 +389,7 @@ async def test_half_a_character_is_no_answer_but_was_paid_for(context: BlockCont
     assert (memory.kept, memory.tokens) == ([None], [(3, 2)])
 
 
-async def test_a_model_that_never_ends_is_stopped_before_more_is_done(context: BlockContext) -> None:
+async def test_max_calls_stops_the_agent_before_further_tool_calls(context: BlockContext) -> None:
     memory = Memory({"fetch.page": fetched})
     script = [calls(("fetch_page", {})) for _ in range(5)]
     async with language_models(*script) as (models, server):
@@ -399,7 +399,7 @@ async def test_a_model_that_never_ends_is_stopped_before_more_is_done(context: B
     assert (len(server.requests), len(memory.called)) == (3, 2)
 
 
-async def test_an_agent_may_use_so_many_tokens(context: BlockContext) -> None:
+async def test_max_total_tokens_stops_the_agent(context: BlockContext) -> None:
     memory = Memory({"fetch.page": fetched})
     script = [calls(("fetch_page", {}), input_tokens=40, output_tokens=10) for _ in range(5)]
     async with language_models(*script) as (models, server):
@@ -409,7 +409,7 @@ async def test_an_agent_may_use_so_many_tokens(context: BlockContext) -> None:
     assert len(server.requests) == 2
 
 
-async def test_bounds_hold_over_an_interruption(context: BlockContext) -> None:
+async def test_limits_count_calls_before_an_interruption(context: BlockContext) -> None:
     memory = Memory({"fetch.page": fetched})
     script = [calls(("fetch_page", {})), fails(500), calls(("fetch_page", {})), calls(("fetch_page", {}))]
     async with language_models(*script) as (models, server):
@@ -421,13 +421,13 @@ async def test_bounds_hold_over_an_interruption(context: BlockContext) -> None:
     assert [call for _, _, call in memory.called] == ["1.1"]
 
 
-async def test_an_answer_that_comes_with_the_last_allowed_tokens_is_taken(context: BlockContext) -> None:
+async def test_final_answer_that_reaches_the_token_limit_is_accepted(context: BlockContext) -> None:
     async with language_models(says("Done.", input_tokens=500)) as (models, _):
         answer = await answer_of(context, models, Memory(), max_calls=1, max_total_tokens=100)
     assert answer == {"text": "Done."}
 
 
-async def test_a_conversation_that_grows_too_long_to_keep_is_an_error(context: BlockContext) -> None:
+async def test_conversation_that_exceeds_the_state_limit_fails(context: BlockContext) -> None:
     async def much(payload: JsonValue) -> JsonValue:
         return "ä" * (MAX_RESULT_BYTES // 2)
 
@@ -460,7 +460,7 @@ async def test_a_conversation_that_grows_too_long_to_keep_is_an_error(context: B
     ],
     ids=["429", "500", "401", "400", "page", "cut length", "cut chunked", "too long", "refused"],
 )
-async def test_after_a_fault_another_attempt_asks_only_for_what_is_missing(
+async def test_next_attempt_after_a_model_error_repeats_no_finished_request(
     context: BlockContext,
     provider: Api,
     fault: Reply,
@@ -486,7 +486,7 @@ async def test_after_a_fault_another_attempt_asks_only_for_what_is_missing(
     assert not [text for text in told if KEY in text]
 
 
-async def test_without_configuration_it_says_what_is_missing(context: BlockContext) -> None:
+async def test_agent_without_configured_model_reports_the_missing_setting(context: BlockContext) -> None:
     models = LanguageModels(Settings(llm_base_url=None, llm_api_key=None, llm_model=None))
     with pytest.raises(BlockError, match="LLM_API_KEY") as caught:
         await answer_of(context, models, Memory())

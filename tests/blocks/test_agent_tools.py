@@ -31,7 +31,7 @@ from bloxserver.blocks.tools import tool_of, unexpected_arguments
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
-def test_configs_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_agent_configs_are_rejected(wrong: dict[str, Any]) -> None:
     agent.config.model_validate({"prompt": "You answer briefly."})
     with pytest.raises(ValidationError):
         agent.config.model_validate({"prompt": "You answer briefly."} | wrong)
@@ -65,13 +65,13 @@ def tool_for(handler: str, **given: JsonValue) -> Tool:
     return tool_of("tool", "Does something.", block, block.config.model_validate(given), (), given)
 
 
-def test_a_listener_that_takes_an_object_is_a_tool_as_it_is() -> None:
+def test_listener_with_object_payload_uses_its_schema_as_tool_schema() -> None:
     tool = tool_with(Point, "point")
     assert (tool.name, tool.listener, tool.description, tool.wrapped) == ("point", "point", "Does something.", False)
     assert tool.schema == Point.model_json_schema()
 
 
-def test_a_listener_that_takes_anything_else_is_a_tool_with_an_input() -> None:
+def test_listener_with_other_payload_wraps_its_schema_in_input() -> None:
     tool = tool_with(Kinds)
     assert tool.wrapped
     assert tool.schema["required"] == ["input"]
@@ -79,14 +79,14 @@ def test_a_listener_that_takes_anything_else_is_a_tool_with_an_input() -> None:
     assert tool.schema["$defs"].keys() == {"Kind"}
 
 
-def test_an_agent_is_given_a_text_by_other_agents() -> None:
+def test_agent_as_tool_takes_a_text() -> None:
     tool = tool_of("helper", "Helps.", agent, agent.config.model_validate({"prompt": "p"}), ())
     assert not tool.wrapped
     assert tool.schema["properties"]["text"]["type"] == "string"
     assert tool.schema["required"] == ["text"]
 
 
-def test_names_of_tools_are_what_models_can_spell_and_differ() -> None:
+def test_tool_names_are_valid_and_unique() -> None:
     taken: list[str] = []
     for name in ("a.b", "a_b", "a-b", "x" * 80, "x" * 90, "a_b_2"):
         taken.append(tool_with(Point, name, taken).name)
@@ -135,7 +135,7 @@ URL = "https://example.com/items"
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
-def test_the_schema_shows_what_is_left_to_say(
+def test_tool_schema_omits_members_set_by_the_config(
     handler: str, given: dict[str, JsonValue], shown: set[str], required: set[str]
 ) -> None:
     tool = tool_for(handler, **given)
@@ -143,7 +143,7 @@ def test_the_schema_shows_what_is_left_to_say(
     assert set(tool.schema.get("required", ())) == required
 
 
-def test_members_of_members_are_shown() -> None:
+def test_tool_schema_contains_nested_placeholder_paths() -> None:
     template = "{{ payload.user.name }} {{ payload.user.tags.0 }} {{ payload.user.tags.1.x }}"
     user = tool_for("text.template", template=template).schema["properties"]["user"]
     assert user["required"] == ["name", "tags"]
@@ -167,7 +167,7 @@ def test_members_of_members_are_shown() -> None:
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
-def test_what_the_config_has_set_is_unwanted(
+def test_arguments_set_by_the_config_are_unexpected(
     handler: str, given: dict[str, JsonValue], arguments: dict[str, JsonValue], names: list[str]
 ) -> None:
     assert unexpected_arguments(tool_for(handler, **given), arguments) == names

@@ -33,27 +33,27 @@ async def routed(context: BlockContext, config: dict[str, Any], payload: JsonVal
         ({"total": 1, "vip": False}, None, ()),
     ],
 )
-async def test_the_message_goes_to_the_first_listener_whose_condition_holds(
+async def test_message_goes_to_first_case_with_true_condition(
     context: BlockContext, payload: JsonValue, otherwise: str | None, to: tuple[str, ...]
 ) -> None:
     answer = await routed(context, {"cases": CASES, "otherwise": otherwise}, payload)
     assert answer == Routed(payload, to)
 
 
-async def test_cases_after_the_one_that_holds_are_not_asked(context: BlockContext) -> None:
+async def test_cases_after_the_first_true_condition_are_not_evaluated(context: BlockContext) -> None:
     cases = [{"when": "true", "to": "a"}, {"when": "payload.missing", "to": "b"}]
     assert (await routed(context, {"cases": cases}, {})).to == ("a",)
 
 
 @pytest.mark.parametrize("when", ["payload.missing > 3", "payload.total", "payload.total && true"])
-async def test_a_condition_that_cannot_be_judged_is_an_error(context: BlockContext, when: str) -> None:
+async def test_condition_without_boolean_value_is_an_error(context: BlockContext, when: str) -> None:
     with pytest.raises(BlockError) as caught:
         await routed(context, {"cases": [{"when": when, "to": "a"}], "otherwise": "b"}, {"total": 1})
     assert (caught.value.code, caught.value.retryable) == ("expression_failed", False)
     assert caught.value.message.startswith(when)
 
 
-def test_every_listener_that_is_named_becomes_a_peer_once() -> None:
+def test_each_target_becomes_a_peer_once() -> None:
     config = block.config.model_validate({"cases": CASES, "otherwise": "ship"})
     assert list(block.targets(config)) == ["approve", "check.twice", "ship"]
     config = block.config.model_validate({"cases": CASES[:1]})
@@ -76,6 +76,6 @@ def test_every_listener_that_is_named_becomes_a_peer_once() -> None:
     ],
     ids=lambda config: str(config)[:60],
 )
-def test_configs_that_cannot_work_are_refused(config: dict[str, Any]) -> None:
+def test_invalid_branch_configs_are_rejected(config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate(config)

@@ -89,27 +89,31 @@ async def refused(context: BlockContext, payload: JsonValue, config: dict[str, A
 
 
 @pytest.mark.parametrize(("expression", "result"), RESULTS.items())
-async def test_works_out_what_a_message_asks(context: BlockContext, expression: str, result: JsonValue) -> None:
+async def test_expression_of_the_message_is_evaluated(
+    context: BlockContext, expression: str, result: JsonValue
+) -> None:
     answered = await answer(context, {"expression": expression})
     assert answered == {"result": result}
     assert type(answered["result"]) is type(result)
 
 
 @pytest.mark.parametrize(("expression", "reason"), WITHOUT.items(), ids=lambda text: text[:40])
-async def test_what_has_no_result_is_explained(context: BlockContext, expression: str, reason: str) -> None:
+async def test_expression_without_result_fails_with_a_reason(
+    context: BlockContext, expression: str, reason: str
+) -> None:
     error = await refused(context, {"expression": expression})
     assert error.code == "expression_failed"
     assert reason in error.message
     assert len(error.message) < 500
 
 
-async def test_an_expression_names_the_variables_of_its_message(context: BlockContext) -> None:
+async def test_expression_uses_variables_of_the_message(context: BlockContext) -> None:
     variables: JsonValue = {"price": 20, "tax": 0.19, "rows": [{"n": 2}, {"n": 3}], "e": 1}
     payload: JsonValue = {"expression": "price * (1 + tax) * sum(rows.map(row, row.n)) + e", "variables": variables}
     assert await answer(context, payload) == {"result": 120}
 
 
-async def test_the_config_may_hold_the_expression(context: BlockContext) -> None:
+async def test_expression_of_the_config_is_evaluated_over_the_payload(context: BlockContext) -> None:
     config = {"expression": "payload.price * payload.count / size(payload.people)"}
     payload: JsonValue = {"price": 2.5, "count": 3, "people": ["a", "b"], "expression": "1"}
     assert await answer(context, payload, config) == {"result": 3.75}
@@ -129,31 +133,33 @@ async def test_the_config_may_hold_the_expression(context: BlockContext) -> None
         ({"expression": "1", "variables": {str(n): n for n in range(101)}}, "variables: "),
     ],
 )
-async def test_what_is_no_calculation_is_refused(context: BlockContext, payload: JsonValue, reason: str) -> None:
+async def test_message_that_is_no_calculation_is_rejected(
+    context: BlockContext, payload: JsonValue, reason: str
+) -> None:
     error = await refused(context, payload)
     assert error.code == "invalid_payload"
     assert reason in error.message
 
 
-async def test_a_costly_calculation_is_stopped(context: BlockContext) -> None:
+async def test_expensive_calculation_exceeds_the_cost_limit(context: BlockContext) -> None:
     numbers: JsonValue = list(range(5000))
     payload: JsonValue = {"expression": "sum(n.map(a, sum(n.map(b, a * b))))", "variables": {"n": numbers}}
     assert (await refused(context, payload)).code == "expression_too_costly"
 
 
 @pytest.mark.parametrize("expression", ["price * 2", "payload.price *", "payload.price ** "])
-def test_a_config_that_cannot_work_is_refused(expression: str) -> None:
+def test_invalid_calculate_configs_are_rejected(expression: str) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate({"expression": expression})
 
 
-def test_agents_are_told_what_to_send() -> None:
+def test_calculate_payload_schema_describes_a_calculation() -> None:
     schema = block.payload.model_json_schema()
     assert schema["required"] == ["expression"]
     assert set(schema["properties"]) == {"expression", "variables"}
 
 
-def test_every_function_that_agents_are_told_of_exists() -> None:
+def test_documented_functions_exist() -> None:
     assert {name.partition("(")[0] for name in DOCUMENTED_FUNCTIONS} <= CALCULATIONS.keys()
     assert all(
         name in block.payload.model_json_schema()["properties"]["expression"]["description"]

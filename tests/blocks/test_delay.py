@@ -14,7 +14,7 @@ from tests.blocks.conftest import NOW
 
 
 @pytest.mark.parametrize("seconds", [0, 0.5, 60, 2_592_000])
-async def test_the_payload_is_due_later(context: BlockContext, seconds: float) -> None:
+async def test_delay_returns_wait_with_due_time_and_payload(context: BlockContext, seconds: float) -> None:
     payload = block.payload.model_validate({"a": [1]})
     answer = await block.handler(payload, block.config.model_validate({"seconds": seconds}), context)
     assert answer == Wait(until=NOW + timedelta(seconds=seconds), answer={"a": [1]})
@@ -29,6 +29,6 @@ async def test_the_payload_is_due_later(context: BlockContext, seconds: float) -
     ],
     ids=str,
 )
-def test_other_configs_are_refused(config: dict[str, Any]) -> None:
+def test_invalid_delay_configs_are_rejected(config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate(config)

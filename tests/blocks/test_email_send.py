@@ -45,7 +45,7 @@ async def failure(context: BlockContext, **config: Any) -> BlockError:
 
 
 class TestMail:
-    async def test_is_what_the_config_says(self, context: BlockContext, server: SmtpServer) -> None:
+    async def test_content_comes_from_the_config(self, context: BlockContext, server: SmtpServer) -> None:
         answered = await run(
             context,
             to=["Ada <ada@example.com>", "grace@example.com"],
@@ -72,18 +72,18 @@ class TestMail:
             "refused": [],
         }
 
-    async def test_comes_from_the_installation_unless_said(self, context: BlockContext, server: SmtpServer) -> None:
+    async def test_sender_defaults_to_the_installation(self, context: BlockContext, server: SmtpServer) -> None:
         await run(context, **MAIL)
         [received] = server.received
         assert (received.sender, received.message["From"]) == ("blox@example.org", "Blox <blox@example.org>")
 
-    async def test_bears_the_same_id_at_every_attempt(self, context: BlockContext, server: SmtpServer) -> None:
+    async def test_message_id_is_equal_for_every_attempt(self, context: BlockContext, server: SmtpServer) -> None:
         for attempt in (context, context, replace(context, idempotency_key="key-2")):
             await run(attempt, **MAIL)
         first, second, other = (received.message["Message-ID"] for received in server.received)
         assert first == second != other
 
-    async def test_goes_through_the_server_that_is_named(self, context: BlockContext, server: SmtpServer) -> None:
+    async def test_configured_server_is_used(self, context: BlockContext, server: SmtpServer) -> None:
         async with running_smtp_server(users={"ada": "secret"}) as other:
             named = {
                 "host": "127.0.0.1",
@@ -96,12 +96,12 @@ class TestMail:
             assert [received.user for received in other.received] == ["ada"]
         assert server.received == []
 
-    async def test_tells_whom_the_server_refused(self, context: BlockContext, server: SmtpServer) -> None:
+    async def test_refused_recipients_are_in_the_answer(self, context: BlockContext, server: SmtpServer) -> None:
         server.refusals = {"no@example.com": "550 unknown"}
         answered = await run(context, **MAIL | {"to": ["No <no@example.com>", "ada@example.com"]})
         assert (answered["accepted"], answered["refused"]) == (["ada@example.com"], ["no@example.com"])
 
-    async def test_goes_to_each_address_once(self, context: BlockContext, server: SmtpServer) -> None:
+    async def test_repeated_address_gets_one_copy(self, context: BlockContext, server: SmtpServer) -> None:
         server.refusals = {"no@example.com": "550 unknown"}
         to = 'ada@example.com, "Hopper, Grace" <grace@example.com>, no@example.com,'
         answered = await run(
@@ -112,25 +112,25 @@ class TestMail:
         assert (answered["accepted"], answered["refused"]) == (received.recipients, ["no@example.com"])
         assert [each.display_name for each in received.message["To"].addresses] == ["", "Hopper, Grace", ""]
 
-    @pytest.mark.parametrize("nothing", [None, "", " ", ",", [], [None], ["", " "]], ids=str)
-    async def test_has_no_copy_where_the_data_name_nobody(
-        self, context: BlockContext, server: SmtpServer, nothing: JsonValue
+    @pytest.mark.parametrize("empty", [None, "", " ", ",", [], [None], ["", " "]], ids=str)
+    async def test_empty_cc_adds_no_header(
+        self, context: BlockContext, server: SmtpServer, empty: JsonValue
     ) -> None:
-        await run(context, **MAIL | {"cc": nothing})
+        await run(context, **MAIL | {"cc": empty})
         [received] = server.received
         assert received.recipients == ["ada@example.com"]
         assert "Cc" not in received.message
 
-    @pytest.mark.parametrize("nothing", [None, "", " "])
-    async def test_has_defaults_where_the_data_are_empty(
-        self, context: BlockContext, server: SmtpServer, nothing: str | None
+    @pytest.mark.parametrize("empty", [None, "", " "])
+    async def test_empty_from_and_reply_to_use_defaults(
+        self, context: BlockContext, server: SmtpServer, empty: str | None
     ) -> None:
-        await run(context, **MAIL | {"from": nothing, "reply_to": nothing})
+        await run(context, **MAIL | {"from": empty, "reply_to": empty})
         [received] = server.received
         assert received.sender == "blox@example.org"
         assert "Reply-To" not in received.message
 
-    async def test_decodes_nothing_that_the_data_contain(self, context: BlockContext, server: SmtpServer) -> None:
+    async def test_encoded_words_are_not_decoded(self, context: BlockContext, server: SmtpServer) -> None:
         word = "=?utf-8?q?hi=0D=0ABcc=3A_evil=40x.test?="
         await run(context, **MAIL | {"subject": word, "to": f"{word} <ada@example.com>", "reply_to": f"{word} <a@b.c>"})
         [received] = server.received
@@ -139,7 +139,7 @@ class TestMail:
         assert received.message["Subject"] == word
         assert b"\nBcc" not in received.content
 
-    async def test_is_filled_from_the_message(self, context: BlockContext, server: SmtpServer) -> None:
+    async def test_placeholders_are_replaced(self, context: BlockContext, server: SmtpServer) -> None:
         payload: JsonValue = {"to": ["ada@example.org", "grace@example.com"], "n": 17, "items": [1, "é"]}
         written: dict[str, JsonValue] = {
             "to": "{{ payload.to }}",
@@ -158,7 +158,7 @@ class TestMail:
 
 
 class TestFailure:
-    async def test_without_any_server_says_what_is_missing(self, context: BlockContext) -> None:
+    async def test_missing_mail_server_is_reported(self, context: BlockContext) -> None:
         for mailer in (Mailer(None, None), Mailer(None, "blox@example.org")):
             error = await failure(replace(context, mail=mailer), **MAIL)
             assert (error.code, error.retryable) == ("mail_not_configured", False)
@@ -171,7 +171,7 @@ class TestFailure:
         assert (error.code, error.message) == ("mail_not_configured", "SMTP_FROM is not a valid address")
 
     @pytest.mark.parametrize(("reply", "retryable"), [("550 no", False), ("450 later", True)])
-    async def test_of_the_server_says_whether_to_try_again(
+    async def test_server_errors_are_retryable_or_final(
         self, context: BlockContext, server: SmtpServer, reply: str, retryable: bool
     ) -> None:
         server.refusals = {"DATA": reply}
@@ -179,28 +179,28 @@ class TestFailure:
         assert (error.code, error.message) == ("mail_refused", f"127.0.0.1 answered {reply[:3]}")
         assert error.retryable == retryable
 
-    async def test_of_the_password_is_final(self, context: BlockContext) -> None:
+    async def test_wrong_password_is_not_retryable(self, context: BlockContext) -> None:
         async with running_smtp_server(users={"ada": "other"}) as other:
             named = {"host": "127.0.0.1", "port": other.port, "security": "none"}
             login = {"username": "ada", "password": "secret"}
             error = await failure(context, **MAIL, server=named | login, **{"from": "ada@example.org"})
         assert (error.code, error.retryable) == ("authentication_failed", False)
 
-    async def test_is_a_server_inside(self, context: BlockContext) -> None:
+    async def test_private_server_address_is_refused(self, context: BlockContext) -> None:
         named = {"host": "10.0.0.1"}
         error = await failure(context, **MAIL, server=named, **{"from": "ada@example.org"})
         assert (error.code, error.retryable) == ("address_refused", False)
 
     @pytest.mark.parametrize("member", ["to", "cc", "reply_to", "from"])
     @pytest.mark.parametrize("text", ["{{ payload.email }}", *(f"{{{{ {text}" for text in JUNK)], ids=ascii)
-    async def test_is_an_address_that_still_is_none_when_it_counts(
+    async def test_invalid_address_after_replacement_is_an_error(
         self, context: BlockContext, server: SmtpServer, member: str, text: str
     ) -> None:
         error = await failure(context, **MAIL | {member: text})
         assert (error.code, error.retryable, server.received) == ("invalid_mail", False, [])
 
     @pytest.mark.parametrize("change", [{"subject": "a\r\nBcc: b@evil.test"}, {"text": "a\0b"}, {"html": "\ud800"}])
-    async def test_is_what_no_mail_can_carry(
+    async def test_invalid_header_characters_are_an_error(
         self, context: BlockContext, server: SmtpServer, change: dict[str, str]
     ) -> None:
         config = block.config.model_construct(**block.config.model_validate(MAIL).model_dump() | change)
@@ -239,11 +239,11 @@ class TestFailure:
         ],
         ids=lambda change: ascii(change)[:60],
     )
-    def test_is_a_config_that_cannot_work(self, change: dict[str, Any]) -> None:
+    def test_invalid_email_configs_are_rejected(self, change: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
             block.config.model_validate(MAIL | change)
 
 
-def test_a_config_does_not_show_its_password() -> None:
+def test_config_repr_hides_the_password() -> None:
     server = {"host": "h", "username": "ada", "password": "secret"}
     assert "secret" not in repr(block.config.model_validate(MAIL | {"server": server, "from": "ada@example.com"}))

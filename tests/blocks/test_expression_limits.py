@@ -42,7 +42,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_texts_are_refused_quickly(text: str) -> None:
+def test_hostile_expressions_are_rejected_quickly(text: str) -> None:
     started = time.thread_time()
     with pytest.raises(ValueError, match=r".") as caught:
         compile_expression(text)
@@ -67,7 +67,7 @@ def below(frames: int, text: str) -> JsonValue:
 
 
 @pytest.mark.parametrize("text", DEEPEST.values(), ids=DEEPEST)
-def test_the_deepest_expressions_fit_on_a_stack_that_is_half_used(text: str) -> None:
+def test_deepest_expressions_evaluate_on_a_half_used_stack(text: str) -> None:
     compile_expression.cache_clear()
     below(400, text)
 
@@ -97,7 +97,7 @@ TOO_LARGE: dict[str, tuple[str, JsonValue]] = {
 
 
 @pytest.mark.parametrize(("text", "payload"), COSTLY.values(), ids=COSTLY)
-def test_what_would_take_too_long_is_stopped(text: str, payload: JsonValue) -> None:
+def test_slow_expressions_exceed_the_cost_limit(text: str, payload: JsonValue) -> None:
     expression = compile_expression(text)
     started = time.thread_time()
     with pytest.raises(BlockError) as caught:
@@ -107,18 +107,18 @@ def test_what_would_take_too_long_is_stopped(text: str, payload: JsonValue) -> N
 
 
 @pytest.mark.parametrize(("text", "payload"), TOO_LARGE.values(), ids=TOO_LARGE)
-def test_what_would_be_too_large_is_stopped(text: str, payload: JsonValue) -> None:
+def test_expressions_with_too_large_values_are_stopped(text: str, payload: JsonValue) -> None:
     error = refused(text, payload)
     assert error.code == "expression_failed"
     assert "larger than 1048576 bytes" in error.message or "more than 64" in error.message
 
 
-def test_a_regular_expression_is_not_tried_on_a_long_text() -> None:
+def test_matches_rejects_long_texts() -> None:
     assert value("payload.matches('b')", "a" * 65_536) is False
     assert "at most 65536 characters" in refused("payload.matches('b')", "a" * 65_537).message
 
 
-def test_a_large_message_is_no_reason_to_refuse_what_looks_at_a_part_of_it() -> None:
+def test_expression_over_part_of_a_large_message_succeeds() -> None:
     items: JsonValue = [{"id": number, "name": "x" * 100, "price": 2.5} for number in range(20_000)]
     payload: JsonValue = {"items": items, "total": 3}
     assert value("payload.total > 2", payload) is True
@@ -126,7 +126,7 @@ def test_a_large_message_is_no_reason_to_refuse_what_looks_at_a_part_of_it() -> 
     assert value("size(payload.items.filter(item, item.price > 2 && item.id % 2 == 0))", payload) == 10_000
 
 
-def test_a_deep_message_can_be_looked_at_and_compared() -> None:
+def test_deeply_nested_messages_can_be_compared() -> None:
     deep: JsonValue = 1
     for _ in range(50_000):
         deep = {"a": deep}
@@ -136,7 +136,7 @@ def test_a_deep_message_can_be_looked_at_and_compared() -> None:
         deep = deep.pop("a")
 
 
-def test_evaluating_takes_microseconds() -> None:
+def test_evaluation_takes_microseconds() -> None:
     expression = compile_expression("payload.score > 3 && payload.name == 'Ada'")
     scope: dict[str, JsonValue] = {"payload": PAYLOAD}
     started = time.thread_time()
@@ -145,5 +145,5 @@ def test_evaluating_takes_microseconds() -> None:
     assert (time.thread_time() - started) / 1000 < 1e-3
 
 
-def test_what_was_compiled_is_kept() -> None:
+def test_compiled_expressions_are_cached() -> None:
     assert compile_expression("payload.kept") is compile_expression("payload.kept")

@@ -284,7 +284,7 @@ def refused(text: str, payload: JsonValue = PAYLOAD) -> BlockError:
 
 
 @pytest.mark.parametrize("text", AGREED)
-def test_says_what_another_implementation_of_the_language_says(text: str) -> None:
+def test_values_equal_those_of_the_reference_implementation(text: str) -> None:
     theirs = cel.compile(text).execute({"payload": PAYLOAD})
     ours = value(text)
     assert ours == theirs
@@ -292,14 +292,14 @@ def test_says_what_another_implementation_of_the_language_says(text: str) -> Non
 
 
 @pytest.mark.parametrize(("text", "expected"), KINDER.items())
-def test_says_what_that_one_refuses_or_calls_otherwise(text: str, expected: JsonValue) -> None:
+def test_values_that_differ_from_the_reference_implementation(text: str, expected: JsonValue) -> None:
     ours = value(text)
     assert ours == expected
     assert type(ours) is type(expected)
 
 
 @pytest.mark.parametrize(("text", "reason"), FAILURES.items())
-def test_a_value_that_cannot_be_had_is_explained(text: str, reason: str) -> None:
+def test_failed_evaluation_has_a_reason(text: str, reason: str) -> None:
     error = refused(text)
     assert error.code == "expression_failed"
     assert reason in error.message
@@ -307,14 +307,14 @@ def test_a_value_that_cannot_be_had_is_explained(text: str, reason: str) -> None
 
 
 @pytest.mark.parametrize(("text", "reason"), NO_EXPRESSIONS.items(), ids=lambda text: ascii(text)[:40])
-def test_what_is_no_expression_is_refused_before_there_is_a_message(text: str, reason: str) -> None:
+def test_invalid_expressions_fail_to_compile(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         compile_expression(text)
     assert reason in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
-def test_an_expression_sees_the_names_that_it_is_given_and_no_others() -> None:
+def test_expression_sees_only_the_given_names() -> None:
     names = frozenset({"payload", "error"})
     assert compile_expression("error.code == payload", names).holds({"error": {"code": "x"}, "payload": "x"})
     with pytest.raises(ValueError, match="secrets is not defined; defined are error, payload"):
@@ -323,7 +323,7 @@ def test_an_expression_sees_the_names_that_it_is_given_and_no_others() -> None:
         compile_expression("error.code == 1", names).evaluate({"payload": 1})
 
 
-def test_holds_is_true_or_false_and_nothing_else() -> None:
+def test_holds_accepts_booleans_only() -> None:
     scope: dict[str, JsonValue] = {"payload": PAYLOAD}
     assert compile_expression("payload.count == 7").holds(scope) is True
     assert compile_expression("payload.count == 8").holds(scope) is False
@@ -332,14 +332,14 @@ def test_holds_is_true_or_false_and_nothing_else() -> None:
     assert (caught.value.code, caught.value.retryable) == ("expression_failed", False)
 
 
-def test_a_long_expression_is_quoted_in_part() -> None:
+def test_long_expression_is_shortened_in_errors() -> None:
     error = refused("payload.missing + '" + "x" * 1900 + "'")
     assert len(error.message) < 300
     assert "no such field: missing" in error.message
 
 
 @pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**400], ids=["64 bits", "negative", "long"])
-def test_numbers_beyond_64_bits_are_refused_where_they_are_used(number: int) -> None:
+def test_arithmetic_rejects_numbers_over_64_bits(number: int) -> None:
     assert "64 bits" in refused("payload", number).message
     assert "64 bits" in refused("payload * payload", number).message
     assert "64 bits" in refused("string(payload)", number).message

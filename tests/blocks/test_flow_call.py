@@ -31,7 +31,7 @@ class Flows:
 
 @pytest.mark.parametrize("payload", [None, "text", 5, [1], {"a": {"b": None}}], ids=str)
 @pytest.mark.parametrize("target", [None, "second"])
-async def test_leaves_the_answer_to_the_flow_that_it_calls(
+async def test_flow_call_returns_the_called_execution(
     context: BlockContext, payload: JsonValue, target: str | None
 ) -> None:
     flows = Flows()
@@ -41,7 +41,7 @@ async def test_leaves_the_answer_to_the_flow_that_it_calls(
     assert flows.calls == [("Other", payload, target)]
 
 
-async def test_a_refusal_is_its_error(context: BlockContext) -> None:
+async def test_rejected_flow_call_is_the_block_error(context: BlockContext) -> None:
     refusal = BlockError("flow_not_found", "You have no flow with this id or name", retryable=False)
     with pytest.raises(BlockError) as caught:
         await block.handler(
@@ -64,6 +64,6 @@ async def test_a_refusal_is_its_error(context: BlockContext) -> None:
     ],
     ids=str,
 )
-def test_configs_that_cannot_work_are_refused(config: dict[str, Any]) -> None:
+def test_invalid_flow_call_configs_are_rejected(config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate(config)

@@ -10,7 +10,7 @@ from bloxserver.blocks.base import BlockContext, NoConfig
 
 
 @pytest.mark.parametrize("payload", [None, True, 0, "text", [1, [2]], {"a": {"b": None}}], ids=repr)
-async def test_echo_answers_with_what_it_was_given(context: BlockContext, payload: JsonValue) -> None:
+async def test_echo_answers_with_its_payload(context: BlockContext, payload: JsonValue) -> None:
     block = echo.block
     assert await block.handler(block.payload.model_validate(payload), NoConfig(), context) == payload
 
@@ -33,7 +33,7 @@ async def test_echo_answers_with_what_it_was_given(context: BlockContext, payloa
     ],
     ids=repr,
 )
-async def test_greeting_greets_whoever_it_can_make_out(context: BlockContext, payload: JsonValue, name: str) -> None:
+async def test_greeting_uses_name_text_or_world(context: BlockContext, payload: JsonValue, name: str) -> None:
     block = greeting.block
     answer = await block.handler(block.payload.model_validate(payload), NoConfig(), context)
     assert answer == {"message": f"Hello, {name}!"}

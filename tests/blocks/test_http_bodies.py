@@ -57,5 +57,5 @@ from bloxserver.blocks.http_bodies import read_body
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_a_body_is_json_or_text_or_a_data_url(content_type: str, sent: bytes, body: JsonValue) -> None:
+def test_body_becomes_json_text_or_data_url(content_type: str, sent: bytes, body: JsonValue) -> None:
     assert read_body(sent, content_type) == body

@@ -40,13 +40,13 @@ class TestCheck:
         ],
         ids=lambda value: str(value)[:50],
     )
-    def test_reports_what_cannot_be_sent(self, config: dict[str, Any], told: str) -> None:
+    def test_invalid_requests_are_reported(self, config: dict[str, Any], told: str) -> None:
         problems = check(organism(config), get_registry())
         assert [problem.code for problem in problems] == ["invalid_config"]
         assert problems[0].message.startswith(told)
         assert problems[0].hint
 
-    def test_reports_a_form_as_the_type_of_a_webhook(self) -> None:
+    def test_form_content_type_of_a_webhook_is_reported(self) -> None:
         config = {"url": "https://x.example", "headers": FORM}
         [problem] = check(organism(config, "webhook.send"), get_registry())
         assert "must not be a form type" in problem.message
@@ -62,7 +62,7 @@ class TestCheck:
         ],
         ids=str,
     )
-    def test_accepts_what_may_be_sent(self, config: dict[str, Any]) -> None:
+    def test_valid_requests_are_accepted(self, config: dict[str, Any]) -> None:
         assert check(organism({"url": "https://x.example", **config}), get_registry()) == []
 
 
@@ -86,7 +86,7 @@ class TestPlaceholders:
         assert (step.status.value, step.attempt) == ("error", 1)
         return f"{step.error_code}: {step.error}"
 
-    async def test_for_null_as_the_body_send_none(self, server: LoopbackServer) -> None:
+    async def test_null_body_sends_no_body(self, server: LoopbackServer) -> None:
         request = await self.sent(server, {"data": None, "other": "secret"}, body="{{ payload.data }}")
         assert (request.body, request.headers["content-length"]) == (b"", "0")
         assert "content-type" not in request.headers
@@ -95,21 +95,19 @@ class TestPlaceholders:
         ("value", "body"),
         [({"a": 1}, b'{"a":1}'), ([], b"[]"), (0, b"0"), (False, b"false"), ("", b""), ("text", b"text")],
     )
-    async def test_for_other_values_as_the_body_send_those(
-        self, server: LoopbackServer, value: JsonValue, body: bytes
-    ) -> None:
+    async def test_other_body_values_are_sent(self, server: LoopbackServer, value: JsonValue, body: bytes) -> None:
         assert (await self.sent(server, {"data": value}, body="{{ payload.data }}")).body == body
 
     @pytest.mark.parametrize(
         ("value", "text"), [(7, "7"), (1.5, "1.5"), (True, "true"), (False, "false"), (None, None), ("x", "x")]
     )
-    async def test_in_a_header_become_text(self, server: LoopbackServer, value: JsonValue, text: str | None) -> None:
+    async def test_header_values_become_text(self, server: LoopbackServer, value: JsonValue, text: str | None) -> None:
         request = await self.sent(server, {"data": value}, headers={"X-A": "{{ payload.data }}", "X-B": "b"})
         assert (request.headers.get("x-a"), request.headers["x-b"]) == (text, "b")
 
     @pytest.mark.parametrize("handler", ["http.request", "webhook.send"])
     @pytest.mark.parametrize("value", [[1], {"a": 1}, "é", "a\r\nb: c"], ids=ascii)
-    async def test_in_a_header_for_what_cannot_be_one_are_an_error(
+    async def test_invalid_header_value_is_an_error(
         self, server: LoopbackServer, value: JsonValue, handler: str
     ) -> None:
         error = await self.refused(
@@ -118,7 +116,7 @@ class TestPlaceholders:
         assert error.startswith("invalid_config: unusable config, once filled in: headers")
         assert server.received == []
 
-    async def test_for_a_form_with_an_object_are_an_error(self, server: LoopbackServer) -> None:
+    async def test_form_with_an_object_is_an_error(self, server: LoopbackServer) -> None:
         config = {"url": server.url("/"), "method": "POST", "headers": {"Content-Type": "{{ payload.type }}"}}
         payload: JsonValue = {"type": FORM["Content-Type"], "data": {"a": 1}}
         error = await self.refused(payload, {**config, "body": "{{ payload.data }}"})
@@ -126,13 +124,13 @@ class TestPlaceholders:
         assert await self.refused(payload, config) == f"invalid_body: {FORM_PROBLEM}"
         assert server.received == []
 
-    async def test_for_null_do_not_leave_the_address_to_the_message(self, server: LoopbackServer) -> None:
+    async def test_null_url_does_not_let_the_message_choose_the_url(self, server: LoopbackServer) -> None:
         payload: JsonValue = {"target": None, "url": server.url("/"), "method": "POST"}
         error = await self.refused(payload, {"url": "{{ payload.target }}"})
         assert error.startswith("invalid_config: unusable config, once filled in: url: must not be null")
         assert server.received == []
 
-    async def test_for_null_do_not_send_a_webhook_unsigned(self, server: LoopbackServer) -> None:
+    async def test_null_secret_does_not_send_an_unsigned_webhook(self, server: LoopbackServer) -> None:
         config = {"url": server.url("/"), "secret": "{{ payload.secret }}"}
         error = await self.refused({"secret": None}, config, "webhook.send")
         assert error.startswith("invalid_config: unusable config, once filled in: secret: must not be null")

@@ -34,7 +34,7 @@ async def failure(context: BlockContext, payload: JsonValue, **config: Any) -> B
 class TestRequest:
     """What is sent."""
 
-    async def test_is_what_the_payload_describes(self, context: BlockContext, server: LoopbackServer) -> None:
+    async def test_payload_describes_the_request(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/a"] = answer(b"ok")
         payload: JsonValue = {
             "url": server.url("/a"),
@@ -48,7 +48,9 @@ class TestRequest:
         assert (request.method, request.path, json.loads(request.body)) == ("PUT", "/a", {"é": [1]})
         assert (request.headers["x-one"], request.headers["content-type"]) == ("1", "application/json")
 
-    async def test_config_wins_over_the_payload(self, context: BlockContext, server: LoopbackServer) -> None:
+    async def test_config_takes_precedence_over_the_payload(
+        self, context: BlockContext, server: LoopbackServer
+    ) -> None:
         server.answers["/a"] = answer()
         payload: JsonValue = {
             "url": server.url("/a"),
@@ -62,7 +64,7 @@ class TestRequest:
         assert (request.headers["x-one"], request.headers["x-two"]) == ("config", "2")
 
     @pytest.mark.parametrize("method", BODY_METHODS)
-    async def test_with_a_url_in_the_config_the_payload_is_the_body(
+    async def test_payload_is_the_body_if_the_config_has_a_url(
         self, context: BlockContext, server: LoopbackServer, method: str
     ) -> None:
         server.answers["/a"] = answer()
@@ -73,7 +75,7 @@ class TestRequest:
         assert [json.loads(request.body) for request in server.received] == [payload, [1]]
 
     @pytest.mark.parametrize("method", [None, "GET", "DELETE"])
-    async def test_other_methods_do_not_send_the_payload(
+    async def test_methods_without_body_do_not_send_the_payload(
         self, context: BlockContext, server: LoopbackServer, method: str | None
     ) -> None:
         server.answers["/a"] = answer()
@@ -95,7 +97,7 @@ class TestRequest:
         ],
         ids=repr,
     )
-    async def test_body_is_sent_as_its_type(
+    async def test_body_is_sent_with_its_content_type(
         self,
         context: BlockContext,
         server: LoopbackServer,
@@ -111,7 +113,7 @@ class TestRequest:
         assert request.headers["content-length"] == str(len(sent))
 
     @pytest.mark.parametrize("method", BODY_METHODS)
-    async def test_with_a_null_body_in_the_config_sends_none(
+    async def test_null_body_in_the_config_sends_no_body(
         self, context: BlockContext, server: LoopbackServer, method: str
     ) -> None:
         server.answers["/"] = answer()
@@ -134,7 +136,7 @@ class TestRequest:
             (-(2**63), str(-(2**63))),
         ],
     )
-    async def test_has_headers_of_numbers_and_booleans_as_text_and_none_of_null(
+    async def test_header_numbers_and_booleans_become_text_and_null_is_removed(
         self, context: BlockContext, server: LoopbackServer, value: JsonValue, sent: str | None
     ) -> None:
         server.answers["/"] = answer()
@@ -144,7 +146,9 @@ class TestRequest:
         assert (server.received[1].headers["x-a"], server.received[1].headers.get("x-b")) == ("theirs", sent)
 
     @pytest.mark.parametrize("body", ["a=1&b=%20", "", None])
-    async def test_of_a_form_is_text(self, context: BlockContext, server: LoopbackServer, body: str | None) -> None:
+    async def test_form_body_as_text_is_sent(
+        self, context: BlockContext, server: LoopbackServer, body: str | None
+    ) -> None:
         server.answers["/"] = answer()
         await run(context, {}, url=server.url("/"), method="POST", headers=FORM, body=body)
         [request] = server.received
@@ -152,7 +156,7 @@ class TestRequest:
 
     @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
     @pytest.mark.parametrize("body", [{"a": 1}, [], 7, False], ids=repr)
-    async def test_of_a_form_is_not_json(
+    async def test_form_body_as_json_is_an_error(
         self, context: BlockContext, server: LoopbackServer, content_type: str, body: JsonValue
     ) -> None:
         headers: JsonValue = {"content-type": content_type}
@@ -165,7 +169,7 @@ class TestRequest:
         assert server.received == []
 
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-    async def test_that_may_change_something_carries_the_idempotency_key(
+    async def test_unsafe_methods_send_the_idempotency_key(
         self, context: BlockContext, server: LoopbackServer, method: str
     ) -> None:
         server.answers["/"] = answer()
@@ -174,7 +178,7 @@ class TestRequest:
         keys = [request.headers.get("idempotency-key") for request in server.received]
         assert keys == [None if method in ("GET", "HEAD") else "key-1", "own"]
 
-    async def test_says_how_deep_the_execution_stands(self, context: BlockContext, server: LoopbackServer) -> None:
+    async def test_request_has_the_depth_of_the_execution(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/"] = answer()
         headers: JsonValue = {"bloxserver-DEPTH": "0", "BloxServer-Depth": "-5", "X": "1"}
         await run(context, {"url": server.url("/"), "headers": headers}, headers={"BLOXSERVER-DEPTH": "0"})
@@ -187,7 +191,7 @@ class TestRequest:
         [("\ud800", "invalid_body"), ([float("nan")], "invalid_body"), (10**5000, "invalid_body")],
         ids=["surrogate", "nan", "long"],
     )
-    async def test_body_that_is_no_json_is_an_error(self, context: BlockContext, body: JsonValue, code: str) -> None:
+    async def test_invalid_json_body_is_an_error(self, context: BlockContext, body: JsonValue, code: str) -> None:
         payload = block.payload.model_construct(root={"url": "http://127.0.0.1/", "body": body})
         with pytest.raises(BlockError) as caught:
             await block.handler(payload, block.config(), context)
@@ -205,13 +209,13 @@ class TestAnswer:
             ("image/png", b"\x89PNG", "data:image/png;base64,iVBORw=="),
         ],
     )
-    async def test_has_a_body_of_json_or_text_or_a_data_url(
+    async def test_response_body_becomes_json_text_or_data_url(
         self, context: BlockContext, server: LoopbackServer, content_type: str, sent: bytes, body: JsonValue
     ) -> None:
         server.answers["/"] = answer(sent, headers={"Content-Type": content_type})
         assert (await run(context, {"url": server.url("/")}))["body"] == body
 
-    async def test_has_status_and_headers(self, context: BlockContext, server: LoopbackServer) -> None:
+    async def test_answer_has_status_and_headers(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/"] = answer(b"[]", status="201 Created", headers=JSON | {"X-A": "1", "x-a": "2"})
         assert await run(context, {"url": server.url("/")}) == {
             "status": 201,
@@ -230,7 +234,7 @@ class TestAnswer:
         ],
         ids=["one", "several"],
     )
-    async def test_has_several_cookies_as_a_list(
+    async def test_several_cookies_become_a_list(
         self, context: BlockContext, server: LoopbackServer, sent: dict[str, str], cookies: JsonValue
     ) -> None:
         server.answers["/"] = answer(headers=sent)
@@ -240,7 +244,7 @@ class TestAnswer:
     @pytest.mark.parametrize(
         ("status", "told"), [("404 Nope", "404 Not Found"), ("500 No", "500 Internal Server Error"), ("599 x", "599")]
     )
-    async def test_of_an_error_status_is_an_error_unless_wanted(
+    async def test_error_status_is_an_error_unless_disabled(
         self, context: BlockContext, server: LoopbackServer, status: str, told: str
     ) -> None:
         server.answers["/"] = answer(b"why", status=status)
@@ -249,7 +253,7 @@ class TestAnswer:
         answered = await run(context, {"url": server.url("/")}, fail_on_error_status=False)
         assert (answered["status"], answered["body"]) == (int(status[:3]), "why")
 
-    async def test_is_never_the_rest_of_a_response_to_another_execution(
+    async def test_answer_never_contains_the_rest_of_another_response(
         self, context: BlockContext, server: LoopbackServer
     ) -> None:
         foreign = answer(b'"foreign"', headers=JSON)
@@ -259,9 +263,7 @@ class TestAnswer:
             await run(other, {"url": server.url("/")}, method="POST")
             assert (await run(context, {"url": server.url("/own")}))["body"] == "own"
 
-    async def test_that_cannot_be_decoded_is_an_error_that_is_not_retried(
-        self, context: BlockContext, server: LoopbackServer
-    ) -> None:
+    async def test_undecodable_response_is_not_retryable(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/"] = answer(b"packed", headers={"Content-Encoding": "br"})
         error = await failure(context, {"url": server.url("/")})
         assert (error.code, error.retryable) == ("response_not_decodable", False)
@@ -270,7 +272,7 @@ class TestAnswer:
         error = await failure(context, {"url": server.url("/")})
         assert (error.code, error.retryable) == ("http_error_status", True)
 
-    async def test_of_a_redirect_is_followed_if_wanted(self, context: BlockContext, server: LoopbackServer) -> None:
+    async def test_redirect_is_followed_if_enabled(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers |= {"/": answer(status="302 Found", headers={"Location": "/to"}), "/to": answer(b"there")}
         assert (await run(context, {"url": server.url("/")}))["status"] == 302
         assert (await run(context, {"url": server.url("/")}, follow_redirects=True))["body"] == "there"
@@ -289,7 +291,7 @@ class TestFailure:
         ],
         ids=repr,
     )
-    async def test_payload_that_describes_no_request(
+    async def test_payload_that_is_no_request_is_rejected(
         self, context: BlockContext, payload: JsonValue, told: str
     ) -> None:
         error = await failure(context, payload)
@@ -309,14 +311,14 @@ class TestFailure:
         ],
         ids=repr,
     )
-    async def test_of_the_client_keeps_its_code(
+    async def test_client_error_keeps_its_code(
         self, context: BlockContext, request_: JsonValue, code: str, retryable: bool
     ) -> None:
         error = await failure(context, request_)
         assert (error.code, error.retryable) == (code, retryable)
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 410, 422, 425, 429, 499, 500, 502, 503, 504])
-    async def test_is_tried_again_where_that_may_help(
+    async def test_transient_failures_are_retryable(
         self, context: BlockContext, server: LoopbackServer, status: int
     ) -> None:
         server.answers["/"] = answer(status=f"{status} x")
@@ -346,7 +348,7 @@ class TestFailure:
         ],
         ids=lambda value: ascii(value)[:40],
     )
-    async def test_says_how_long_to_wait_if_the_server_does(
+    async def test_retry_after_header_sets_the_delay(
         self, context: BlockContext, server: LoopbackServer, status: int, header: str | None, seconds: float | None
     ) -> None:
         headers = {} if header is None else {"Retry-After": header.encode().decode("latin-1")}
@@ -354,7 +356,7 @@ class TestFailure:
         assert (await failure(context, {"url": server.url("/")})).retry_after == seconds
 
     @pytest.mark.parametrize("url", ["{{ payload.url }}", "http://{{ payload.host }}/", "ht{{ payload.host }}"])
-    async def test_of_a_url_is_found_when_its_placeholders_are_replaced(self, context: BlockContext, url: str) -> None:
+    async def test_invalid_url_after_replacement_is_an_error(self, context: BlockContext, url: str) -> None:
         assert "url" in block.templates
         error = await failure(context, {}, url=url)
         assert (error.code, error.retryable) == ("invalid_url", False)
@@ -385,6 +387,6 @@ class TestFailure:
         ],
         ids=str,
     )
-    def test_config_that_cannot_work(self, config: dict[str, Any]) -> None:
+    def test_invalid_request_configs_are_rejected(self, config: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
             block.config.model_validate(config)

@@ -27,20 +27,20 @@ async def answer(context: BlockContext, payload: JsonValue, config: dict[str, An
         ('say "hi"\n', {}, '"say \\"hi\\"\\n"'),
     ],
 )
-async def test_writes_the_message_as_text(
+async def test_message_is_written_as_json_text(
     context: BlockContext, payload: JsonValue, config: dict[str, Any], text: str
 ) -> None:
     assert await answer(context, payload, config) == {"text": text}
 
 
 @pytest.mark.parametrize("payload", [[float("nan")], {"a": float("inf")}, "\0", ["\ud800"], 10**400], ids=ascii)
-async def test_what_json_cannot_say_is_an_error(context: BlockContext, payload: JsonValue) -> None:
+async def test_value_that_is_no_json_is_an_error(context: BlockContext, payload: JsonValue) -> None:
     with pytest.raises(BlockError) as caught:
         await answer(context, payload)
     assert (caught.value.code, caught.value.retryable) == ("invalid_answer", False)
 
 
-async def test_the_text_is_bounded(context: BlockContext) -> None:
+async def test_too_large_text_is_an_error(context: BlockContext) -> None:
     deep: JsonValue = [1] * 20_000
     for _ in range(60):
         deep = [deep]
@@ -50,6 +50,6 @@ async def test_the_text_is_bounded(context: BlockContext) -> None:
 
 
 @pytest.mark.parametrize("config", [{"indent": 9}, {"indent": -1}, {"indent": "\t"}, {"sort_keys": 7}], ids=str)
-def test_configs_that_cannot_work_are_refused(config: dict[str, Any]) -> None:
+def test_invalid_json_format_configs_are_rejected(config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate(config)

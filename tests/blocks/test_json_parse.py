@@ -54,7 +54,7 @@ async def answer(context: BlockContext, payload: JsonValue, config: dict[str, An
         ("[" * 64 + "]" * 64, {}, ...),
     ],
 )
-async def test_reads_the_text_of_the_message(
+async def test_text_of_the_message_is_parsed(
     context: BlockContext, payload: JsonValue, config: dict[str, Any], expected: Any
 ) -> None:
     answered = await answer(context, payload, config)
@@ -62,7 +62,7 @@ async def test_reads_the_text_of_the_message(
 
 
 @pytest.mark.parametrize(("text", "reason"), INVALID.items(), ids=lambda text: ascii(text)[:30])
-async def test_what_is_no_json_that_can_be_stored_is_refused_with_its_place(
+async def test_json_that_cannot_be_stored_is_rejected_with_its_path(
     context: BlockContext, text: str, reason: str
 ) -> None:
     with pytest.raises(BlockError) as caught:
@@ -72,7 +72,7 @@ async def test_what_is_no_json_that_can_be_stored_is_refused_with_its_place(
     assert len(caught.value.message) < 300
 
 
-async def test_half_of_a_character_is_refused(context: BlockContext) -> None:
+async def test_lone_surrogate_is_rejected(context: BlockContext) -> None:
     with pytest.raises(BlockError, match="at character 3") as caught:
         await answer(context, '"a\ud800"')
     assert caught.value.code == "invalid_json"
@@ -88,7 +88,7 @@ async def test_half_of_a_character_is_refused(context: BlockContext) -> None:
         (None, {"path": "a"}, "missing_value"),
     ],
 )
-async def test_a_message_without_a_text_is_refused(
+async def test_message_without_text_is_rejected(
     context: BlockContext, payload: JsonValue, config: dict[str, Any], code: str
 ) -> None:
     with pytest.raises(BlockError) as caught:
@@ -96,7 +96,7 @@ async def test_a_message_without_a_text_is_refused(
     assert (caught.value.code, caught.value.retryable) == (code, False)
 
 
-async def test_a_large_text_is_read(context: BlockContext) -> None:
+async def test_large_text_is_parsed(context: BlockContext) -> None:
     text = "[" + ",".join(['{"id": 1, "name": "xxxxxxxx"}'] * 20_000) + "]"
     assert len(await answer(context, text)) == 20_000
 
@@ -104,11 +104,11 @@ async def test_a_large_text_is_read(context: BlockContext) -> None:
 @pytest.mark.parametrize(
     "config", [{"path": ""}, {"path": "a..b"}, {"path": "a[0]"}, {"path": 1}, {"strict": True}], ids=str
 )
-def test_configs_that_cannot_work_are_refused(config: dict[str, Any]) -> None:
+def test_invalid_json_parse_configs_are_rejected(config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate(config)
 
 
-def test_agents_are_told_to_send_a_text() -> None:
+def test_json_parse_payload_schema_is_an_object_with_text() -> None:
     schema = block.payload.model_json_schema()
     assert schema["required"] == ["text"]

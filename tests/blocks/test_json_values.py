@@ -20,7 +20,7 @@ REFUSED: dict[str, Any] = {
 }
 
 
-def test_what_can_be_stored_is_copied() -> None:
+def test_storable_values_are_copied() -> None:
     value = {"a": [1, -2.5, None, True, "é"], "b": {}, "c": 2**64 - 1}
     copied = storable(value)
     assert copied == value
@@ -28,13 +28,13 @@ def test_what_can_be_stored_is_copied() -> None:
 
 
 @pytest.mark.parametrize(("reason", "value"), REFUSED.items(), ids=REFUSED)
-def test_what_cannot_be_stored_is_refused_with_its_place(reason: str, value: Any) -> None:
+def test_unstorable_values_are_rejected_with_their_path(reason: str, value: Any) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         storable(value)
     assert reason in str(caught.value)
 
 
-def test_the_depth_is_bounded() -> None:
+def test_too_deeply_nested_values_are_rejected() -> None:
     value: list[Any] = []
     for _ in range(63):
         value = [value]
@@ -45,7 +45,7 @@ def test_the_depth_is_bounded() -> None:
         storable([[[]]], max_depth=2)
 
 
-def test_other_types_may_be_converted() -> None:
+def test_other_types_are_converted() -> None:
     assert storable([{1}], convert=len) == [1]
 
 
@@ -53,11 +53,11 @@ def test_other_types_may_be_converted() -> None:
     ("path", "expected"),
     [([], {"a": [{"0": 1}]}), (["a", "0", "0"], 1), (["a"], [{"0": 1}])],
 )
-def test_a_path_leads_to_a_value(path: list[str], expected: Any) -> None:
+def test_value_at_returns_the_value_of_a_path(path: list[str], expected: Any) -> None:
     assert value_at(path, {"a": [{"0": 1}]}) == expected
 
 
 @pytest.mark.parametrize("path", [["b"], ["a", "1"], ["a", "-1"], ["a", "0", "0", "x"], ["a", "9" * 5000]], ids=str)
-def test_a_path_to_nothing_is_an_error(path: list[str]) -> None:
+def test_value_at_missing_path_raises(path: list[str]) -> None:
     with pytest.raises(LookupError):
         value_at(path, {"a": [{"0": 1}]})

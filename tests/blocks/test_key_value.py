@@ -45,7 +45,7 @@ def remembering(context: BlockContext, live_database: Database, flow: UUID) -> R
     return Remembering(context, live_database, flow)
 
 
-async def test_the_message_may_say_everything(remembering: Remembering) -> None:
+async def test_message_defines_the_whole_operation(remembering: Remembering) -> None:
     asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"operation": "get", "key": "a"}, {"found": False, "value": None}),
         ({"operation": "set", "key": "a", "value": {"b": [1]}}, {"value": {"b": [1]}}),
@@ -64,7 +64,7 @@ async def test_the_message_may_say_everything(remembering: Remembering) -> None:
         assert await remembering.handle({}, payload) == answer
 
 
-async def test_the_config_goes_first(remembering: Remembering) -> None:
+async def test_config_takes_precedence_over_the_message(remembering: Remembering) -> None:
     payload = {"operation": "delete", "key": "theirs", "value": "theirs", "by": 10}
     config = {"operation": "set", "key": "ours", "value": "ours"}
     assert await remembering.handle(config, payload) == {"value": "ours"}
@@ -73,7 +73,7 @@ async def test_the_config_goes_first(remembering: Remembering) -> None:
     assert await remembering.handle({"operation": "get", "key": None}, payload) == {"found": False, "value": None}
 
 
-async def test_placeholders_are_replaced(remembering: Remembering) -> None:
+async def test_placeholders_of_the_config_are_replaced(remembering: Remembering) -> None:
     order: JsonValue = {"order": 42, "amount": 9.5, "lines": [{"sku": "x"}], "by": "{{ payload.order }}"}
     config: dict[str, Any] = {"operation": "set", "key": "order {{ payload.order }}"}
     config["value"] = {"sku": "{{ payload.lines.0.sku }}", "all": "{{ payload.lines }}", "n": 1}
@@ -104,14 +104,14 @@ async def test_placeholders_are_replaced(remembering: Remembering) -> None:
         ({"value": "{{ payload }}"}, {"key": "a", "value": 1}, {"key": "a", "value": 1}),
     ],
 )
-async def test_which_value_is_kept(
+async def test_value_comes_from_config_message_member_or_message(
     remembering: Remembering, config: dict[str, Any], payload: JsonValue, kept: JsonValue
 ) -> None:
     assert await remembering.handle({"operation": "set"} | config, payload) == {"value": kept}
     assert await remembering.handle({"operation": "get", "key": "a"}, None) == {"found": True, "value": kept}
 
 
-async def test_each_order_is_handled_once(remembering: Remembering) -> None:
+async def test_add_detects_repeated_orders(remembering: Remembering) -> None:
     """By message, not by attempt: what was interrupted comes to the same when it is handled again."""
     config = {"operation": "add", "key": "order {{ payload.order }}"}
     first = await remembering.handle(config, {"order": 1}, step="a")
@@ -145,13 +145,13 @@ KEY = "the key must be a text or an integer"
         ({"operation": "increment", "key": "a", "by": "{{ payload.x }}"}, {"x": []}, "by must be a number"),
     ],
 )
-async def test_messages_that_say_too_little(
+async def test_incomplete_messages_are_rejected(
     remembering: Remembering, config: dict[str, Any], payload: JsonValue, message: str
 ) -> None:
     assert await remembering.refused(config, payload) == ("invalid_payload", message, False)
 
 
-async def test_limits_are_told(remembering: Remembering) -> None:
+async def test_storage_limits_are_reported(remembering: Remembering) -> None:
     code, _, retryable = await remembering.refused({"operation": "set", "key": "a"}, "x" * 65536)
     assert (code, retryable) == ("key_value_limit", False)
     assert (await remembering.refused({"operation": "get"}, {"key": ""}))[0] == "key_value_invalid"
@@ -186,12 +186,12 @@ async def test_limits_are_told(remembering: Remembering) -> None:
     ],
     ids=str,
 )
-def test_other_configs_are_refused(config: dict[str, Any]) -> None:
+def test_invalid_key_value_configs_are_rejected(config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate(config)
 
 
-def test_agents_are_told_how_to_ask() -> None:
+def test_key_value_payload_schema_describes_an_operation() -> None:
     schema = block.payload.model_json_schema()
     assert schema["type"] == "object"
     assert schema["required"] == ["operation", "key"]
@@ -200,10 +200,10 @@ def test_agents_are_told_how_to_ask() -> None:
 
 
 @pytest.mark.parametrize("name", ["key_value", "xml_pipeline.tools.keyvalue.handle_keyvalue"])
-def test_it_is_found_by_its_names(name: str) -> None:
+def test_key_value_is_found_by_name_and_aliases(name: str) -> None:
     assert get_registry().find(name) is block
 
 
-async def test_the_example_works(remembering: Remembering) -> None:
+async def test_key_value_example_works(remembering: Remembering) -> None:
     answer = await remembering.handle(block.example["config"], block.example["payload"])
     assert answer == {"added": True, "value": {"order": 42}}

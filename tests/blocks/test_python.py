@@ -156,7 +156,7 @@ class TestAnswer:
             ("{'a': (1, (2,))}", None, {"a": [1, [2]]}),
         ],
     )
-    async def test_is_the_last_value(
+    async def test_answer_is_the_value_of_the_last_expression_or_return(
         self, context: BlockContext, code: str, payload: JsonValue, answer: JsonValue
     ) -> None:
         assert await run(context, code, payload) == answer
@@ -181,11 +181,11 @@ class TestAnswer:
             ("x = [[]] * 1000\n[x] * 400", "is larger than 1048576 bytes"),
         ],
     )
-    async def test_must_be_json_that_can_be_stored(self, context: BlockContext, code: str, told: str) -> None:
+    async def test_answer_that_cannot_be_stored_is_an_error(self, context: BlockContext, code: str, told: str) -> None:
         error = await failure(context, code)
         assert (error.code, error.message, error.retryable) == ("invalid_answer", f"the answer {told}", False)
 
-    async def test_may_be_as_large_and_as_deep_as_that(self, context: BlockContext) -> None:
+    async def test_answer_at_the_limits_is_accepted(self, context: BlockContext) -> None:
         assert await run(context, "'a' * payload", MAX_ANSWER_BYTES - 3) == "a" * (MAX_ANSWER_BYTES - 3)
         answer = await run(context, "x = 1\nfor _ in range(64):\n    x = [x]\nx")
         for _ in range(64):
@@ -208,7 +208,7 @@ class TestErrors:
         ],
         ids=lambda value: ascii(value)[:40],
     )
-    async def test_tell_line_and_reason(self, context: BlockContext, code: str, told: str) -> None:
+    async def test_runtime_error_has_line_and_reason(self, context: BlockContext, code: str, told: str) -> None:
         error = await failure(context, code, {})
         assert (error.code, error.message, error.retryable) == ("python_failed", told, False)
 
@@ -226,14 +226,14 @@ class TestErrors:
         ],
         ids=lambda value: ascii(value)[:40],
     )
-    def test_of_the_syntax_are_found_before_the_snippet_runs(self, code: str, told: str) -> None:
+    def test_syntax_errors_are_reported_by_the_config(self, code: str, told: str) -> None:
         with pytest.raises(ValidationError) as caught:
             block.config.model_validate({"code": code})
         [error] = caught.value.errors()
         assert (error["loc"], error["msg"].startswith(f"Value error, {told}")) == (("code",), True)
 
     @pytest.mark.parametrize("code", [LOOP, "1 / 0", "'a' * 10**9", "'" + "x" * (MAX_CODE_BYTES - 2) + "'", "# x"])
-    def test_of_running_are_not(self, code: str) -> None:
+    def test_runtime_errors_are_not_reported_by_the_config(self, code: str) -> None:
         assert block.config.model_validate({"code": code}).code == code
 
     @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ class TestErrors:
         ],
         ids=lambda value: ascii(value)[:40],
     )
-    def test_of_names_are_found_before_the_snippet_runs(self, code: str, told: str) -> None:
+    def test_unknown_names_are_reported_by_the_config(self, code: str, told: str) -> None:
         with pytest.raises(ValidationError) as caught:
             block.config.model_validate({"code": code})
         [error] = caught.value.errors()
@@ -288,7 +288,7 @@ class TestErrors:
         ],
         ids=lambda value: ascii(value)[:40],
     )
-    def test_names_that_are_there_are_found(self, code: str) -> None:
+    def test_known_names_are_accepted(self, code: str) -> None:
         assert block.config.model_validate({"code": code}).code == code
 
     @pytest.mark.parametrize(
@@ -307,35 +307,35 @@ class TestErrors:
         ],
         ids=ascii,
     )
-    def test_of_a_config_that_cannot_work(self, config: dict[str, Any]) -> None:
+    def test_invalid_python_configs_are_rejected(self, config: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
             block.config.model_validate(config)
 
 
 class TestSandbox:
     @pytest.mark.parametrize("code", ESCAPES)
-    async def test_leads_nowhere(self, context: BlockContext, code: str) -> None:
+    async def test_snippet_has_no_access_to_the_system(self, context: BlockContext, code: str) -> None:
         error = await failure(context, code, {}, timeout_seconds=1)
         assert (error.code, error.retryable) == ("python_failed", False)
         assert "root:" not in error.message
 
     @pytest.mark.parametrize("module", MODULES.split())
-    async def test_has_no_module_that_leads_out(self, context: BlockContext, module: str) -> None:
+    async def test_modules_with_system_access_cannot_be_imported(self, context: BlockContext, module: str) -> None:
         name, _, member = module.rpartition(".")
         code = f"from {name} import {member}" if name else f"import {module}"
         assert (await failure(context, code)).code == "python_failed"
 
     @pytest.mark.parametrize("code", ["eval('1 + 1')", "exec('x = 2')", "type(1)", "import os\nos.getcwd()"])
-    async def test_keeps_what_looks_like_a_way_out_inside(self, context: BlockContext, code: str) -> None:
+    async def test_sandbox_escapes_fail(self, context: BlockContext, code: str) -> None:
         assert str(await _outcome(context, code)) in {"2", "None", "/", "invalid_answer"}
 
     @pytest.mark.parametrize("code", HEAVY)
-    async def test_ends_what_takes_too_much(self, context: BlockContext, code: str) -> None:
+    async def test_snippets_that_exceed_limits_are_stopped(self, context: BlockContext, code: str) -> None:
         async with asyncio.timeout(20):
             error = await failure(context, code, timeout_seconds=0.5, memory_mb=16)
         assert (error.code, error.retryable) in {("python_failed", False), ("invalid_answer", False)}
 
-    async def test_starts_anew_for_each_snippet(self, context: BlockContext) -> None:
+    async def test_snippets_share_no_state(self, context: BlockContext) -> None:
         await run(context, "left = 1\ndef len(x):\n    return -1\n1")
         assert (await failure(context, "left")).message == "line 1: NameError: name 'left' is not defined"
         assert await run(context, "len('abc')") == 3
@@ -350,7 +350,7 @@ async def _outcome(context: BlockContext, code: str) -> JsonValue:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 class TestProcesses:
-    async def test_do_not_hold_up_the_event_loop(self, context: BlockContext) -> None:
+    async def test_snippets_do_not_block_the_event_loop(self, context: BlockContext) -> None:
         looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
         pid = await worker(os.getpid())
         for number in range(3):
@@ -361,7 +361,7 @@ class TestProcesses:
         with pytest.raises(asyncio.CancelledError):
             await looping
 
-    async def test_end_with_whoever_waits_for_them(self, context: BlockContext) -> None:
+    async def test_cancellation_kills_the_process(self, context: BlockContext) -> None:
         looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
         pidfd = os.pidfd_open(await worker(os.getpid()))
         looping.cancel()
@@ -370,7 +370,7 @@ class TestProcesses:
         assert ended(pidfd, 5)
         os.close(pidfd)
 
-    async def test_that_are_killed_are_an_error_and_replaced(self, context: BlockContext) -> None:
+    async def test_killed_process_is_a_retryable_error_and_is_replaced(self, context: BlockContext) -> None:
         looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
         os.kill(await worker(os.getpid()), 9)
         with pytest.raises(BlockError) as caught:
@@ -378,19 +378,19 @@ class TestProcesses:
         assert (caught.value.code, caught.value.retryable) == ("python_failed", True)
         assert await run(context, "'next'") == "next"
 
-    async def test_wait_for_their_turn(self, context: BlockContext) -> None:
+    async def test_snippets_over_the_process_limit_wait(self, context: BlockContext) -> None:
         numbers: list[JsonValue] = list(range(3 * PROCESSES))
         answers = await asyncio.gather(*(run(context, "payload", number) for number in numbers))
         assert answers == numbers
 
-    async def test_are_not_left_behind(self, context: BlockContext) -> None:
+    async def test_finished_snippets_leave_no_process(self, context: BlockContext) -> None:
         assert await run(context, "1") == 1
         # The pool reaps a process in a thread of its own, after the answer.
         async with asyncio.timeout(10):
             while workers(os.getpid()):  # noqa: ASYNC110  # nothing tells us
                 await asyncio.sleep(0.01)
 
-    async def test_do_not_outlive_their_limit_when_the_server_is_killed(self) -> None:
+    async def test_processes_end_at_their_limit_after_the_server_is_killed(self) -> None:
         with subprocess.Popen([sys.executable, "-c", SERVER, LOOP, "2"]) as server:  # noqa: ASYNC220
             try:
                 pidfd = os.pidfd_open(await worker(server.pid))
@@ -400,7 +400,7 @@ class TestProcesses:
         os.close(pidfd)
 
     @pytest.mark.parametrize("code", ["print('x' * 10000)", "open('/x')", LOOP])
-    def test_leave_a_server_that_exits_as_it_should(self, code: str) -> None:
+    def test_server_exits_cleanly_after_snippets(self, code: str) -> None:
         served = subprocess.run([sys.executable, "-c", SERVER, code, "0.1"], capture_output=True, timeout=30)
         assert (served.returncode, served.stdout) == (0, b"")
 

@@ -23,14 +23,14 @@ PLUGIN = Path(__file__).parents[1] / "plugin"
 BUILT_IN = get_registry().blocks
 
 
-def test_every_module_with_a_block_is_found() -> None:
+def test_registry_contains_every_built_in_block() -> None:
     names = get_registry().names
     assert {"delay", "echo", "handlers.hello.handle_greeting", "http.request", "transform"} <= set(names)
     assert names == sorted(names)
     assert [block.name for block in get_registry().blocks] == names
 
 
-def test_names_and_aliases_lead_to_the_same_block() -> None:
+def test_name_and_aliases_find_the_same_block() -> None:
     registry = get_registry()
     for block in registry.blocks:
         plain = [name for name in (block.name, *block.aliases) if not name.endswith("*")]
@@ -38,7 +38,7 @@ def test_names_and_aliases_lead_to_the_same_block() -> None:
     assert registry.find("xml_pipeline.tools.fetch.handle_fetch") is registry.find("http.request")
 
 
-def test_an_alias_with_a_star_stands_for_all_that_begin_alike() -> None:
+def test_wildcard_alias_matches_a_prefix() -> None:
     near, far = replace(echo.block, name="near", aliases=("a.b.handle_*",)), replace(echo.block, name="far")
     far = replace(far, aliases=("a.*", "a.b.handle_me"))
     registry = BlockRegistry([near, far])
@@ -61,7 +61,7 @@ def test_an_alias_with_a_star_stands_for_all_that_begin_alike() -> None:
 
 
 @pytest.mark.parametrize("aliases", [("other",), ("mine", "mine"), ("other.*",), ("new",)])
-def test_two_blocks_cannot_have_one_name(aliases: tuple[str, ...]) -> None:
+def test_duplicate_block_names_are_rejected(aliases: tuple[str, ...]) -> None:
     registry = BlockRegistry([replace(echo.block, name="other", aliases=("other.*", "new"))])
     with pytest.raises(ValueError, match="two blocks have the name"):
         registry.add(replace(echo.block, name="mine", aliases=aliases))
@@ -72,7 +72,7 @@ def test_two_blocks_cannot_have_one_name(aliases: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("name", "nearest"), [("ecko", "echo"), ("http.requests", "http.request"), ("os.system", None), ("", None)]
 )
-def test_an_unknown_name_is_not_found_but_may_have_a_neighbour(name: str, nearest: str | None) -> None:
+def test_unknown_name_has_a_suggestion(name: str, nearest: str | None) -> None:
     assert get_registry().find(name) is None
     assert get_registry().nearest(name) == nearest
 
@@ -99,7 +99,7 @@ class TestPlugins:
         (information / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
         (information / "entry_points.txt").write_text(f"[bloxserver.blocks]\nmine = {value}\n")
 
-    def test_an_installed_package_adds_its_blocks(self, installation: Path) -> None:
+    def test_installed_package_adds_its_blocks(self, installation: Path) -> None:
         [wheel] = WheelBuilder(str(PLUGIN)).build(directory=str(installation / "built"), versions=["standard"])
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(installation)
@@ -135,7 +135,7 @@ class TestPlugins:
             ("broken_blocks:block", "block = replace(echo, name='a', example={'config': echo})", "as JSON"),
         ],
     )
-    def test_a_broken_one_is_refused_with_its_entry_point(
+    def test_invalid_plugin_is_rejected_with_its_entry_point(
         self, installation: Path, value: str, source: str, reason: str
     ) -> None:
         prelude = "from dataclasses import replace\nfrom bloxserver.blocks.echo import block as echo\n"
@@ -149,7 +149,7 @@ class TestPlugins:
             assert "\n" not in problem
 
     @pytest.mark.parametrize("command", [("serve", "--port", "1"), ("check", __file__)])
-    def test_no_process_starts_with_a_broken_one(self, installation: Path, command: tuple[str, ...]) -> None:
+    def test_no_process_starts_with_an_invalid_plugin(self, installation: Path, command: tuple[str, ...]) -> None:
         self.install(installation, "broken_blocks:block", "raise RuntimeError('broken')")
         environment = {
             "PATH": os.environ["PATH"],
@@ -168,7 +168,7 @@ class TestPlugins:
         assert refused.stderr.startswith('bloxserver: cannot start:\n  - the block plugin "mine = broken_blocks:block"')
         assert len(refused.stderr.splitlines()) == 2
 
-    def test_all_broken_ones_are_told_at_once(self, installation: Path) -> None:
+    def test_all_invalid_plugins_are_reported_at_once(self, installation: Path) -> None:
         self.install(installation, "broken_blocks:block\nother = no_such_module", "block = 1")
         with pytest.raises(SettingsError, match=r"(?s)mine = .*other = "):
             get_registry()
@@ -176,20 +176,20 @@ class TestPlugins:
 
 @pytest.mark.parametrize("block", BUILT_IN, ids=lambda block: block.name)
 class TestEveryBlock:
-    def test_describes_itself(self, block: AnyBlock) -> None:
+    def test_block_has_name_and_description(self, block: AnyBlock) -> None:
         assert block.description.endswith(".")
         assert set(block.example) == {"config", "payload"}
         assert issubclass(block.config, BlockConfig)
         assert block.templates <= block.config.model_json_schema().get("properties", {}).keys()
 
-    def test_accepts_its_own_example(self, block: AnyBlock) -> None:
+    def test_example_is_valid(self, block: AnyBlock) -> None:
         block.config.model_validate(block.example["config"])
         block.payload.model_validate(block.example["payload"])
 
-    def test_refuses_settings_that_it_does_not_know(self, block: AnyBlock) -> None:
+    def test_unknown_settings_are_rejected(self, block: AnyBlock) -> None:
         with pytest.raises(ValidationError, match="Extra inputs"):
             block.config.model_validate(block.example["config"] | {"unknown_setting": 1})
 
-    def test_has_schemas_for_agents_and_people(self, block: AnyBlock) -> None:
+    def test_block_has_payload_and_config_schemas(self, block: AnyBlock) -> None:
         assert isinstance(block.payload.model_json_schema(), dict)
         assert block.config.model_json_schema()["additionalProperties"] is False

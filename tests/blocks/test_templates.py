@@ -110,13 +110,13 @@ def refused(template: JsonValue, payload: JsonValue = PAYLOAD) -> BlockError:
 
 
 @pytest.mark.parametrize(("template", "expected"), RENDERED.values(), ids=RENDERED)
-def test_renders(template: JsonValue, expected: JsonValue) -> None:
+def test_placeholders_are_replaced_by_values(template: JsonValue, expected: JsonValue) -> None:
     check(template)
     assert render(template, {"payload": PAYLOAD}) == expected
 
 
 @pytest.mark.parametrize("path", MISSING, ids=lambda path: ascii(path)[:30])
-def test_a_missing_value_is_named(path: str) -> None:
+def test_missing_value_is_reported_with_its_path(path: str) -> None:
     error = refused(f"{{{{ {path} }}}}")
     assert error.code == "template_missing_value"
     assert path[:150] in error.message
@@ -124,19 +124,19 @@ def test_a_missing_value_is_named(path: str) -> None:
 
 
 @pytest.mark.parametrize("template", INVALID, ids=str)
-def test_an_invalid_template_is_refused_before_and_when_it_is_rendered(template: JsonValue) -> None:
+def test_invalid_template_fails_check_and_render(template: JsonValue) -> None:
     with pytest.raises(ValueError, match=r"path|has no|unknown|key"):
         check(template)
     assert refused(template).code == "template_invalid"
 
 
-def test_placeholders_are_counted_over_the_whole_template() -> None:
+def test_placeholder_limit_applies_to_the_whole_template() -> None:
     check(["{{ payload }}"] * MAX_PLACEHOLDERS)
     with pytest.raises(ValueError, match="more than 100"):
         check(["{{ payload }}"] * MAX_PLACEHOLDERS + [{"a": "{{ payload }}"}])
 
 
-def test_a_deep_template_is_refused() -> None:
+def test_too_deeply_nested_template_is_rejected() -> None:
     template: JsonValue = "x"
     for _ in range(63):
         template = [template]
@@ -150,7 +150,7 @@ def test_a_deep_template_is_refused() -> None:
 
 
 @pytest.mark.parametrize("template", ["{{ payload }}", "= {{ payload }}"])
-def test_the_output_is_bounded(template: str) -> None:
+def test_output_over_the_limit_is_an_error(template: str) -> None:
     fitting = "x" * (MAX_OUTPUT_BYTES - 10)
     assert render(template, {"payload": fitting})
     assert refused([template, template], fitting).code == "template_too_large"
@@ -158,12 +158,12 @@ def test_the_output_is_bounded(template: str) -> None:
 
 
 @pytest.mark.parametrize("payload", [float("nan"), [float("inf")], 10**5000], ids=["nan", "infinity", "long"])
-def test_what_is_no_json_is_refused(payload: JsonValue) -> None:
+def test_value_that_is_no_json_is_rejected(payload: JsonValue) -> None:
     assert refused("= {{ payload }}", payload).code == "template_invalid_value"
 
 
 @pytest.mark.parametrize("unit", ["{", "{{", "}}", "{{ ", "{ {", "{{ payload }", "{{ a.", " "])
-def test_a_million_characters_of_junk_are_read_or_refused(unit: str) -> None:
+def test_long_random_text_is_parsed_or_rejected(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     refused_as = None
     try:
@@ -180,7 +180,7 @@ SCOPE: dict[str, JsonValue] = {"payload": {"name": "{{ secrets.KEY }}"}, "secret
 
 
 @pytest.mark.parametrize("name", ["KEY", "key_2", "_", "A" * 64])
-def test_a_secret_is_named_in_two_parts(name: str) -> None:
+def test_secret_names_are_found(name: str) -> None:
     template: JsonValue = ["x", {"a": f"Bearer {{{{ secrets.{name} }}}}"}, "{{ payload.secrets.inner }}"]
     check(template, WITH_SECRETS)
     assert secret_names(template) == {name}
@@ -191,7 +191,7 @@ def test_a_secret_is_named_in_two_parts(name: str) -> None:
     "path",
     ["secrets", "secrets.KEY.x", "secrets.0", "secrets.1KEY", "secrets.a-b", "secrets.a b", "secrets.é", LONG_NAME],
 )
-def test_any_other_path_to_secrets_is_refused(path: str) -> None:
+def test_invalid_secret_paths_are_rejected(path: str) -> None:
     template = f"{{{{ {path} }}}}"
     with pytest.raises(ValueError, match=r"not a path to a secret"):
         check(template, WITH_SECRETS)
@@ -202,28 +202,28 @@ def test_any_other_path_to_secrets_is_refused(path: str) -> None:
     assert "s3cr3t" not in caught.value.message
 
 
-def test_names_and_roots_of_a_template_without_placeholders_are_none() -> None:
+def test_template_without_placeholders_has_no_names_or_roots() -> None:
     template: JsonValue = ["text", 1, None, {"{{ secrets.KEY }}": True}]
     assert secret_names(template) == used_roots(template) == frozenset()
 
 
 @pytest.mark.parametrize("question", [used_roots, secret_names])
-def test_a_broken_template_has_no_names(question: Callable[[JsonValue], frozenset[str]]) -> None:
+def test_names_of_an_invalid_template_raise(question: Callable[[JsonValue], frozenset[str]]) -> None:
     with pytest.raises(ValueError, match="has no }}"):
         question({"a": ["{{ secrets.KEY"]})
 
 
-def test_what_was_copied_is_not_looked_at_again() -> None:
+def test_placeholders_in_copied_values_are_not_replaced() -> None:
     template: JsonValue = ["{{ secrets.KEY }}", "{{ payload.name }}", "{{ secrets.KEY }}{{ payload.name }}"]
     assert render(template, SCOPE) == [SECRET, "{{ secrets.KEY }}", SECRET + "{{ secrets.KEY }}"]
 
 
-def test_pieces_that_together_look_like_a_placeholder_stay_text() -> None:
+def test_adjacent_values_that_form_a_placeholder_stay_text() -> None:
     scope: dict[str, JsonValue] = {"payload": {"a": "{{ secrets.", "b": "KEY }}"}, "secrets": {"KEY": "s"}}
     assert render("{{ payload.a }}{{ payload.b }}", scope) == "{{ secrets.KEY }}"
 
 
-def test_no_error_holds_the_value_of_a_secret() -> None:
+def test_errors_never_contain_secret_values() -> None:
     for template in ["{{ secrets.MISSING }}", "{{ payload.missing }}{{ secrets.KEY }}", "{{ secrets.KEY }}{{ payload"]:
         with pytest.raises(BlockError) as caught:
             render(template, SCOPE)
@@ -237,7 +237,7 @@ def test_no_error_holds_the_value_of_a_secret() -> None:
     ("template", "expected"),
     [("{{ payload.age }}", "36"), ("{{ payload.none }}", "null"), ("{{ payload.name }}", "Ada"), ("", "")],
 )
-def test_a_text_can_be_asked_for(template: str, expected: str) -> None:
+def test_render_text_always_returns_text(template: str, expected: str) -> None:
     assert render_text(template, {"payload": PAYLOAD}) == expected
 
 
@@ -260,13 +260,13 @@ def test_a_text_can_be_asked_for(template: str, expected: str) -> None:
         ("secrets.KEY", "a path must start with"),
     ],
 )
-def test_a_defect_says_what_to_write_instead(written: str, hint: str) -> None:
+def test_template_problem_has_a_hint(written: str, hint: str) -> None:
     [problem] = problems({"a": ["x", f"before {{{{ {written} }}}} after"]})
     assert hint in problem.hint
     assert (problem.path, problem.text) == (("a", 1), f"{{{{ {written} }}}}")
 
 
-def test_every_defect_is_found() -> None:
+def test_all_template_problems_are_found() -> None:
     template: JsonValue = {
         "one": "{{ a }} {{ payload.b }} {{ payload.b[0] }}",
         "two": [{"{{ payload.c }}": "{{ d"}],

@@ -28,7 +28,7 @@ async def answer(context: BlockContext, template: str, payload: JsonValue) -> An
         ("{{ payload }}", "{{ payload }}", "{{ payload }}"),
     ],
 )
-async def test_writes_a_text(context: BlockContext, template: str, payload: JsonValue, text: str) -> None:
+async def test_template_becomes_text(context: BlockContext, template: str, payload: JsonValue, text: str) -> None:
     assert await answer(context, template, payload) == {"text": text}
 
 
@@ -41,7 +41,7 @@ async def test_writes_a_text(context: BlockContext, template: str, payload: Json
         ("{{ payload }}", float("nan"), "template_invalid_value"),
     ],
 )
-async def test_what_cannot_be_written_is_an_error(
+async def test_text_that_cannot_be_stored_is_an_error(
     context: BlockContext, template: str, payload: JsonValue, code: str
 ) -> None:
     with pytest.raises(BlockError) as caught:
@@ -50,6 +50,6 @@ async def test_what_cannot_be_written_is_an_error(
 
 
 @pytest.mark.parametrize("config", [{}, {"template": 1}, {"template": "{{ payload"}, {"template": "{{ secrets.KEY }}"}])
-def test_configs_that_cannot_work_are_refused(config: dict[str, Any]) -> None:
+def test_invalid_text_template_configs_are_rejected(config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         block.config.model_validate(config)

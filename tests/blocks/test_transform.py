@@ -21,14 +21,14 @@ from bloxserver.blocks.transform import block
         (None, "anything", None),
     ],
 )
-async def test_answers_with_the_filled_output(
+async def test_output_template_is_rendered(
     context: BlockContext, output: JsonValue, payload: JsonValue, expected: JsonValue
 ) -> None:
     config = block.config.model_validate({"output": output})
     assert await block.handler(block.payload.model_validate(payload), config, context) == expected
 
 
-async def test_a_message_without_the_value_is_an_error(context: BlockContext) -> None:
+async def test_missing_value_for_the_output_is_an_error(context: BlockContext) -> None:
     config = block.config.model_validate({"output": "{{ payload.name }}"})
     with pytest.raises(BlockError, match=r"no payload\.name") as caught:
         await block.handler(block.payload.model_validate({}), config, context)
@@ -64,18 +64,18 @@ async def refused(context: BlockContext, config: dict[str, Any], payload: JsonVa
         ("payload.customer.city", None),
     ],
 )
-async def test_answers_with_the_value_of_an_expression(
+async def test_answer_is_the_value_of_the_expression(
     context: BlockContext, expression: str, expected: JsonValue
 ) -> None:
     assert await answer(context, {"expression": expression}) == expected
 
 
-async def test_an_expression_without_a_value_is_an_error(context: BlockContext) -> None:
+async def test_failing_expression_is_an_error(context: BlockContext) -> None:
     error = await refused(context, {"expression": "payload.nobody"})
     assert (error.code, error.message) == ("expression_failed", "payload.nobody: no such field: nobody")
 
 
-async def test_a_mapping_moves_values_by_their_paths(context: BlockContext) -> None:
+async def test_mapping_moves_values_between_paths(context: BlockContext) -> None:
     mapping = {
         "order.id": "number",
         "order.to.name": "customer.name",
@@ -90,7 +90,7 @@ async def test_a_mapping_moves_values_by_their_paths(context: BlockContext) -> N
     }
 
 
-async def test_a_value_that_the_message_does_not_have_is_an_error_unless_it_may_be_missing(
+async def test_missing_value_for_the_mapping_is_an_error_unless_skipped(
     context: BlockContext,
 ) -> None:
     mapping = {"a.b": "customer.phone", "name": "customer.name", "c": "items.2"}
@@ -107,7 +107,7 @@ async def test_a_value_that_the_message_does_not_have_is_an_error_unless_it_may_
         ({"output": {"a": {"b": "{{ payload }}"}}}, "deep", "more than 64"),
     ],
 )
-async def test_an_answer_that_cannot_be_stored_is_an_error(
+async def test_answer_that_cannot_be_stored_is_an_error(
     context: BlockContext, config: dict[str, Any], payload: JsonValue, reason: str
 ) -> None:
     if payload == "deep":
@@ -144,7 +144,7 @@ UNWORKABLE: dict[str, dict[str, Any]] = {
 }
 
 
-def test_what_is_wrong_with_members_and_with_the_whole_is_reported_at_once() -> None:
+def test_problems_of_members_and_of_the_config_are_reported_together() -> None:
     with pytest.raises(ValidationError) as caught:
         block.config.model_validate({"expression": "payload +", "mapping": {"a": "b[0]"}, "more": 1})
     found = sorted((error["loc"], error["msg"]) for error in caught.value.errors())
@@ -153,11 +153,11 @@ def test_what_is_wrong_with_members_and_with_the_whole_is_reported_at_once() -> 
 
 
 @pytest.mark.parametrize(("reason", "config"), UNWORKABLE.items(), ids=UNWORKABLE)
-def test_configs_that_cannot_work_are_refused(reason: str, config: dict[str, Any]) -> None:
+def test_invalid_transform_configs_are_rejected(reason: str, config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=re.escape(reason)):
         block.config.model_validate(config)
 
 
-def test_a_way_that_is_null_is_not_there() -> None:
+def test_null_mode_counts_as_absent() -> None:
     config = block.config.model_validate({"mapping": None, "expression": "payload", "skip_missing": False})
     assert config.expression == "payload"

@@ -32,7 +32,7 @@ async def failure(context: BlockContext, payload: JsonValue, **config: Any) -> B
 
 class TestWebhook:
     @pytest.mark.parametrize("payload", [{"é": [1, None]}, "text", None, [], 0], ids=repr)
-    async def test_is_the_message_as_json(
+    async def test_body_is_the_message_as_json(
         self, context: BlockContext, server: LoopbackServer, payload: JsonValue
     ) -> None:
         server.answers["/hook"] = answer(status="204 No Content")
@@ -44,9 +44,7 @@ class TestWebhook:
         assert request.headers["webhook-timestamp"] == str(int(NOW.timestamp()))
         assert "webhook-signature" not in request.headers
 
-    async def test_with_a_type_is_an_event_around_the_message(
-        self, context: BlockContext, server: LoopbackServer
-    ) -> None:
+    async def test_type_wraps_the_message_in_an_event(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/"] = answer()
         await run(context, {"order": 1}, url=server.url("/"), type="order.paid")
         [request] = server.received
@@ -56,14 +54,14 @@ class TestWebhook:
             "data": {"order": 1},
         }
 
-    async def test_with_a_secret_is_accepted_by_its_holder(self, context: BlockContext, server: LoopbackServer) -> None:
+    async def test_signature_verifies_with_the_secret(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/"] = answer()
         # Receivers refuse what is older than five minutes.
         await run(replace(context, clock=lambda: datetime.now(UTC)), {"a": "é"}, url=server.url("/"), secret=SECRET)
         [request] = server.received
         Webhook(SECRET).verify(request.body, dict(request.headers))
 
-    async def test_bears_the_same_id_at_every_attempt(self, context: BlockContext, server: LoopbackServer) -> None:
+    async def test_webhook_id_is_equal_for_every_attempt(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/"] = answer()
         later = replace(context, clock=lambda: NOW + timedelta(minutes=5))
         for attempt in (context, later, replace(context, idempotency_key="key-2")):
@@ -74,7 +72,9 @@ class TestWebhook:
         assert first["webhook-signature"] != second["webhook-signature"]
         assert "key-1" not in str(first)
 
-    async def test_says_itself_who_it_is_and_how_deep(self, context: BlockContext, server: LoopbackServer) -> None:
+    async def test_config_cannot_override_identity_and_depth_headers(
+        self, context: BlockContext, server: LoopbackServer
+    ) -> None:
         server.answers["/"] = answer()
         headers = {
             "Webhook-Id": "forged",
@@ -90,7 +90,7 @@ class TestWebhook:
         assert request.headers["bloxserver-depth"] == "3"
         assert request.headers["content-type"] == "application/cloudevents+json"
 
-    async def test_has_headers_of_numbers_and_booleans_as_text_and_none_of_null(
+    async def test_header_numbers_and_booleans_become_text_and_null_is_removed(
         self, context: BlockContext, server: LoopbackServer
     ) -> None:
         server.answers["/"] = answer()
@@ -99,13 +99,13 @@ class TestWebhook:
         assert (request.headers["x-a"], request.headers["x-b"], "x-c" in request.headers) == ("7", "true", False)
 
     @pytest.mark.parametrize("body", [b"packed", bytes(100_001)], ids=["not decodable", "too large"])
-    async def test_is_delivered_whatever_the_body_of_the_response_is(
+    async def test_response_body_does_not_affect_delivery(
         self, context: BlockContext, server: LoopbackServer, body: bytes
     ) -> None:
         server.answers["/"] = answer(body, headers={"Content-Encoding": "br"})
         assert (await run(context, {}, url=server.url("/")))["status"] == 200
 
-    async def test_does_not_take_the_rest_of_another_response_for_its_own(
+    async def test_answer_never_contains_the_rest_of_another_response(
         self, context: BlockContext, server: LoopbackServer
     ) -> None:
         server.answers |= {"/": answer() + answer(status="500 Foreign"), "/own": answer(status="202 Accepted")}
@@ -129,7 +129,7 @@ class TestFailure:
             ("503 No", True, 9),
         ],
     )
-    async def test_is_any_status_but_success_unless_wanted(
+    async def test_status_other_than_success_is_an_error_unless_disabled(
         self,
         context: BlockContext,
         server: LoopbackServer,
@@ -158,14 +158,14 @@ class TestFailure:
         ],
         ids=lambda value: str(value)[:60],
     )
-    async def test_of_the_request_says_whether_to_try_again(
+    async def test_request_errors_are_retryable_or_final(
         self, context: BlockContext, config: dict[str, Any], code: str, retryable: bool
     ) -> None:
         error = await failure(context, {}, **config)
         assert (error.code, error.retryable) == (code, retryable)
 
     @pytest.mark.parametrize("payload", [float("nan"), "\ud800", [10**5000]], ids=["nan", "surrogate", "long"])
-    async def test_is_a_message_that_is_no_json(self, context: BlockContext, payload: JsonValue) -> None:
+    async def test_message_that_is_no_json_is_an_error(self, context: BlockContext, payload: JsonValue) -> None:
         config = block.config.model_validate({"url": "http://127.0.0.1/"})
         with pytest.raises(BlockError) as caught:
             await block.handler(block.payload.model_construct(root=payload), config, context)
@@ -190,11 +190,11 @@ class TestFailure:
         ],
         ids=str,
     )
-    def test_is_a_config_that_cannot_work(self, config: dict[str, Any]) -> None:
+    def test_invalid_webhook_configs_are_rejected(self, config: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
             block.config.model_validate(config)
 
 
-def test_a_config_does_not_show_its_secrets() -> None:
+def test_config_repr_hides_secrets() -> None:
     config = block.config.model_validate({"url": "https://h/secret", "secret": SECRET, "headers": {"X": "secret"}})
     assert "secret" not in repr(config).lower()

@@ -34,7 +34,7 @@ async def started(client: httpx.AsyncClient, outside: LoopbackServer) -> tuple[F
     return flow, await flow.webhook()
 
 
-async def test_what_is_critical_is_told_once_and_signed(
+async def test_critical_alert_is_forwarded_once_and_signed(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow, webhook = await started(live_client, outside)
@@ -56,7 +56,7 @@ async def test_what_is_critical_is_told_once_and_signed(
     }
 
 
-async def test_of_two_that_come_at_once_one_is_told(
+async def test_one_of_two_concurrent_alerts_is_forwarded(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow, webhook = await started(live_client, outside)
@@ -67,7 +67,7 @@ async def test_of_two_that_come_at_once_one_is_told(
     assert len(outside.received) == 2
 
 
-async def test_what_is_over_is_news_when_it_comes_again(
+async def test_resolved_alert_is_forwarded_again(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow, webhook = await started(live_client, outside)
@@ -78,7 +78,7 @@ async def test_what_is_over_is_news_when_it_comes_again(
     assert len(outside.received) == 2
 
 
-async def test_what_is_not_critical_goes_no_further(
+async def test_uncritical_alert_is_not_forwarded(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow, webhook = await started(live_client, outside)
@@ -90,7 +90,7 @@ async def test_what_is_not_critical_goes_no_further(
     assert outside.received == []
 
 
-async def test_a_receiver_that_fails_gets_the_same_message_again(
+async def test_failed_delivery_is_retried_with_the_same_message(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow, webhook = await started(live_client, outside)
@@ -101,7 +101,7 @@ async def test_a_receiver_that_fails_gets_the_same_message_again(
     assert len(outside.received) == 3
 
 
-async def test_what_could_not_be_told_can_be_run_again_from_there(
+async def test_failed_execution_can_be_retried_from_the_failed_step(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow, webhook = await started(live_client, outside)

@@ -28,7 +28,7 @@ async def started(client: httpx.AsyncClient, outside: LoopbackServer) -> Flow:
     return await Flow.started(client, definition("order", outside))
 
 
-async def test_downloads_are_confirmed_at_once(
+async def test_order_of_downloads_is_confirmed(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer, mail: SmtpServer
 ) -> None:
     flow = await started(live_client, outside)
@@ -39,7 +39,7 @@ async def test_downloads_are_confirmed_at_once(
     assert (outside.received, mail.received) == ([], [])
 
 
-async def test_goods_are_reserved(
+async def test_order_of_goods_reserves_stock(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer, mail: SmtpServer
 ) -> None:
     flow = await started(live_client, outside)
@@ -49,7 +49,7 @@ async def test_goods_are_reserved(
     assert (request.method, json.loads(request.body)) == ("POST", {**order(EBOOK, LAMP), "total": 92.35})
 
 
-async def test_an_order_whose_goods_are_out_of_stock_has_to_wait(
+async def test_order_of_unavailable_goods_is_delayed(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)
@@ -60,7 +60,7 @@ async def test_an_order_whose_goods_are_out_of_stock_has_to_wait(
     assert run.by_listener["reserve"]["errorMessage"] == "127.0.0.1 answered 409 Conflict"
 
 
-async def test_a_stock_that_is_down_is_asked_three_times(
+async def test_unavailable_stock_service_is_called_three_times(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)
@@ -70,7 +70,7 @@ async def test_a_stock_that_is_down_is_asked_three_times(
     assert len({request.headers["idempotency-key"] for request in outside.received}) == 1
 
 
-async def test_a_large_order_is_approved_by_a_person(
+async def test_large_order_is_sent_for_approval(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer, mail: SmtpServer
 ) -> None:
     flow = await started(live_client, outside)
@@ -87,7 +87,7 @@ async def test_a_large_order_is_approved_by_a_person(
     assert json.loads(outside.received[0].body) == {**order({**LAMP, "quantity": 30}), "total": 1197.0}
 
 
-async def test_it_does_not_start_without_a_mail_server(
+async def test_flow_does_not_start_without_a_mail_server(
     live_client: httpx.AsyncClient, engine_with: Engines, outside: LoopbackServer
 ) -> None:
     async with engine_with(smtp_host=None):
@@ -96,7 +96,7 @@ async def test_it_does_not_start_without_a_mail_server(
     assert "this server sends no mail: SMTP_HOST must be set" in refused
 
 
-async def test_an_order_without_items_says_what_is_missing(
+async def test_order_without_items_fails_with_the_missing_value(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)

@@ -16,7 +16,7 @@ is open </title><style>p { color: red }</style><script>track("visitor")</script>
 <footer>Imprint</footer></body></html>"""
 
 
-async def test_the_words_of_a_page_are_summarised(
+async def test_page_is_summarised(
     live_client: httpx.AsyncClient, engine_with: Engines, outside: LoopbackServer
 ) -> None:
     outside.answers |= {
@@ -40,7 +40,7 @@ async def test_the_words_of_a_page_are_summarised(
     assert (run.execution["inputTokens"], run.execution["outputTokens"]) == (120, 8)
 
 
-async def test_the_agent_may_look_another_page_up(
+async def test_agent_can_fetch_another_page(
     live_client: httpx.AsyncClient, engine_with: Engines, outside: LoopbackServer
 ) -> None:
     outside.answers |= {
@@ -58,7 +58,7 @@ async def test_the_agent_may_look_another_page_up(
     assert [(request.method, request.path) for request in outside.received] == [("GET", "/teaser"), ("GET", "/full")]
 
 
-async def test_an_agent_that_goes_on_and_on_is_stopped(
+async def test_agent_is_stopped_at_max_calls(
     live_client: httpx.AsyncClient, engine_with: Engines, outside: LoopbackServer
 ) -> None:
     outside.answers["/"] = answer(b"<p>Read on</p>", headers=HTML)
@@ -70,7 +70,7 @@ async def test_an_agent_that_goes_on_and_on_is_stopped(
     assert len(model.requests) == 3
 
 
-async def test_no_model_is_asked_about_what_is_no_page(
+async def test_failed_page_request_does_not_call_the_model(
     live_client: httpx.AsyncClient, engine_with: Engines, outside: LoopbackServer
 ) -> None:
     outside.answers |= {

@@ -36,7 +36,7 @@ def asked(outside: LoopbackServer) -> list[tuple[str, str]]:
     return [(request.method, request.path) for request in outside.received]
 
 
-async def test_what_passes_is_tried_again(
+async def test_transient_errors_are_retried(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)
@@ -51,7 +51,7 @@ async def test_what_passes_is_tried_again(
     assert len({request.headers["idempotency-key"] for request in charges}) == 1
 
 
-async def test_a_declined_charge_is_undone(
+async def test_declined_charge_is_compensated(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)
@@ -76,7 +76,7 @@ async def test_a_declined_charge_is_undone(
     assert (error["listener"], error["code"], error["attempt"]) == ("charge", "http_error_status", 1)
 
 
-async def test_a_charge_that_takes_too_long_is_undone(
+async def test_slow_charge_is_compensated(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     async def never(writer: StreamWriter) -> None:
@@ -91,7 +91,7 @@ async def test_a_charge_that_takes_too_long_is_undone(
     assert asked(outside)[-2:] == [("POST", REFUNDS), ("DELETE", RELEASED)]
 
 
-async def test_where_it_cannot_be_undone_somebody_is_told(
+async def test_failed_compensation_is_reported(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     told = asyncio.Event()
@@ -114,7 +114,7 @@ async def test_where_it_cannot_be_undone_somebody_is_told(
     assert body["data"]["errorMessage"] == run.error
 
 
-async def test_without_a_reservation_there_is_nothing_to_undo(
+async def test_failed_reservation_needs_no_compensation(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)

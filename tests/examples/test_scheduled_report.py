@@ -26,7 +26,7 @@ def figures(since: str, until: str, **values: Any) -> bytes:
     return says({"since": since, "until": until, "orders": 12, "revenue": 1834.5, "best": best} | values)
 
 
-async def test_a_schedule_mails_what_was_sold(
+async def test_schedule_sends_the_report(
     live_client: httpx.AsyncClient,
     live_database: Database,
     working: Engine,
@@ -64,7 +64,7 @@ async def test_a_schedule_mails_what_was_sold(
     assert trigger["lastFiredAt"] < trigger["nextFireAt"]
 
 
-async def test_each_report_begins_where_the_last_one_ended(
+async def test_report_begins_where_the_last_report_ended(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer, mail: SmtpServer
 ) -> None:
     flow = await Flow.started(live_client, definition("scheduled-report", outside))
@@ -76,7 +76,7 @@ async def test_each_report_begins_where_the_last_one_ended(
     assert len(mail.received) == 2
 
 
-async def test_a_shop_that_is_down_costs_no_figures(
+async def test_unavailable_shop_loses_no_sales(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer, mail: SmtpServer
 ) -> None:
     flow = await Flow.started(live_client, definition("scheduled-report", outside))
@@ -89,7 +89,7 @@ async def test_a_shop_that_is_down_costs_no_figures(
     assert len(mail.received) == 1
 
 
-async def test_a_mail_that_was_not_sent_can_be_sent_later(
+async def test_failed_email_can_be_retried(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer, mail: SmtpServer
 ) -> None:
     flow = await Flow.started(live_client, definition("scheduled-report", outside))

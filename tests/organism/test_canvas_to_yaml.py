@@ -31,8 +31,8 @@ from tests.organism.canvases import (
 )
 
 
-class TestDerive:
-    def test_a_canvas_becomes_a_definition(self) -> None:
+class TestCanvasToYaml:
+    def test_canvas_becomes_a_definition(self) -> None:
         shown = canvas(
             block("a", label="A", config={}, timeout_seconds=5),
             node("b", kind="agent", description="d", prompt="Be kind.\nAlways.\n"),
@@ -77,7 +77,7 @@ execution:
 """
         )
 
-    def test_what_did_not_change_keeps_its_lines(self) -> None:
+    def test_unchanged_listeners_keep_their_lines(self) -> None:
         text = DEFINITIONS["comments"]
         shown = drawn(text)
         shown["nodes"][1]["data"]["retries"] = 2
@@ -99,7 +99,7 @@ execution:
         ]
         assert [(problem.line, problem.column) for problem in problems] == [(5, 5), (12, 5)]
 
-    def test_listeners_come_go_and_change_places(self) -> None:
+    def test_listeners_are_added_removed_and_reordered(self) -> None:
         text = definition(
             "  # first", line("a", "[b]"), "  # second", line("b", "[c]"), "  # third", line("c"), "mine: 1"
         )
@@ -118,7 +118,7 @@ execution:
         )
         assert changed_listeners(shown, text, REGISTRY) == ["a", "b", "c"]
 
-    def test_a_renamed_listener_stays_the_one_that_it_was(self) -> None:
+    def test_renamed_listener_keeps_its_lead_comment(self) -> None:
         text = definition("  # lead", line("a", "[b]"), line("b", "[{to: a, on: error}]"))
         shown = drawn(text)
         shown["nodes"][0]["data"]["name"] = "first"
@@ -127,13 +127,13 @@ execution:
         assert derived.startswith("organism: {name: x}\nlisteners:\n  # lead\n  - name: first\n")
         assert [(one["source"], one["target"]) for one in drawn(derived)["edges"]] == [("first", "b"), ("b", "first")]
 
-    def test_two_nodes_of_one_name_are_not_both_the_one_that_is_there(self) -> None:
+    def test_only_one_of_two_equal_names_matches_the_existing_listener(self) -> None:
         text = definition("  # lead", line("a"))
         derived, problems = canvas_to_yaml(canvas(block("1", name="a"), block("2", name="a")), text, REGISTRY)
         assert derived.count("# lead") == derived.count(line("a")) == 1
         assert [problem.code for problem in problems] == ["duplicate_listener"]
 
-    def test_what_only_the_definition_has_is_taken_over(self) -> None:
+    def test_keys_missing_on_the_canvas_are_kept(self) -> None:
         text = definition(
             line("a", "[b]", "handler: transform, config: {output: 1}, mine: [1]"),
             line("b", "[]", "prompt: p, model: m"),
@@ -146,7 +146,7 @@ execution:
         assert "mine:" in derived
         assert changed_listeners(shown, text, REGISTRY) == ["b"]
 
-    def test_comments_of_what_is_no_list_of_lines_are_lost_and_told_of(self) -> None:
+    def test_comments_lost_by_rewriting_are_reported(self) -> None:
         text = "# one\norganism: {name: x}\nlisteners: [{name: a, description: d, handler: echo}]\n"
         shown = drawn(text)
         shown["nodes"].append(block("b"))
@@ -177,9 +177,7 @@ execution:
             ({}, "missing_field", ("listeners",)),
         ],
     )
-    def test_what_is_wrong_is_told_where_it_is_on_the_canvas(
-        self, shown: Canvas, code: str, path: tuple[str, ...]
-    ) -> None:
+    def test_problems_have_canvas_paths(self, shown: Canvas, code: str, path: tuple[str, ...]) -> None:
         text, problems = canvas_to_yaml(shown, "organism: {name: x}", REGISTRY)
         assert told((text, problems)) == [("error", code, path)]
         assert all(problem.hint and problem.message for problem in problems)
@@ -198,7 +196,7 @@ execution:
             ),
         ],
     )
-    def test_what_a_definition_cannot_say_is_told_and_left_out(
+    def test_inexpressible_canvas_parts_are_reported_and_left_out(
         self, shown: Canvas, code: str, path: tuple[str, ...]
     ) -> None:
         text, problems = canvas_to_yaml(shown, "organism: {name: x}", REGISTRY)
@@ -219,7 +217,7 @@ execution:
             (canvas(node("a", kind="my-own", handler="echo"), edge("a", "a")), ["a"]),
         ],
     )
-    def test_what_other_canvases_have_is_understood(self, shown: Canvas, peers: list[JsonValue] | None) -> None:
+    def test_canvases_of_other_clients_are_accepted(self, shown: Canvas, peers: list[JsonValue] | None) -> None:
         text, _ = canvas_to_yaml(shown, "", REGISTRY)
         written = drawn(text)
         assert written["nodes"][0]["data"]["name"] == "a"
@@ -228,7 +226,7 @@ execution:
         assert isinstance(listeners[0], dict)
         assert listeners[0].get("peers") == peers
 
-    def test_the_edges_of_a_branch_go_into_its_config(self) -> None:
+    def test_edges_of_a_branch_are_written_to_its_config(self) -> None:
         text = DEFINITIONS["a branch"]
         shown = drawn(text)
         assert [(one["sourceHandle"], one["target"]) for one in shown["edges"]] == [
@@ -245,7 +243,7 @@ execution:
         assert [case["to"] for case in branch.given_config["cases"]] == ["d", "see"]  # type: ignore[union-attr, index, call-overload]
         assert [peer.to for peer in branch.peers] == ["b", "d", "see"]
 
-    def test_a_case_may_get_its_target_from_the_canvas_alone(self) -> None:
+    def test_case_without_target_gets_the_target_of_its_edge(self) -> None:
         config = {"cases": [{"when": "payload.x"}]}
         shown = canvas(block("a", handler="branch", config=config), block("b"), edge("a", "b", "case:0"))
         text, problems = canvas_to_yaml(shown, "organism: {name: x}", REGISTRY)
@@ -254,7 +252,7 @@ execution:
         assert config == {"cases": [{"when": "payload.x"}]}
 
     @pytest.mark.parametrize("handle", ["case:2", "case:", "case:x", "case:-1", "case:²", "case:" + "9" * 5000])
-    def test_an_edge_of_a_case_that_is_not_there_is_told(self, handle: str) -> None:
+    def test_edge_of_an_unknown_case_is_reported(self, handle: str) -> None:
         text = DEFINITIONS["a branch"]
         shown = drawn(text)
         shown["edges"].append(edge("a", "b", handle))
@@ -262,7 +260,7 @@ execution:
         assert told(derived) == [("error", "unknown_case", ("edges", "a-b"))]
         assert derived[0] == text
 
-    def test_a_case_that_lost_its_edge_is_told(self) -> None:
+    def test_case_without_edge_is_reported(self) -> None:
         text = DEFINITIONS["a branch"]
         shown = drawn(text)
         del shown["edges"][1:]
@@ -270,7 +268,7 @@ execution:
         assert told(derived) == [("warning", "undrawn_case", ("nodes", "a"))] * 2
         assert derived[0] == text
 
-    def test_what_react_flow_keeps_for_itself_changes_nothing(self) -> None:
+    def test_react_flow_members_change_nothing(self) -> None:
         text = DEFINITIONS["a chain"]
         shown = drawn(text)
         for one in [*shown["nodes"], *shown["edges"]]:
@@ -279,13 +277,13 @@ execution:
         shown["nodes"][0]["position"] = {"x": -1e9}
         assert canvas_to_yaml(shown, text, REGISTRY) == (text, [])
 
-    def test_a_definition_that_cannot_be_read_is_replaced_and_it_is_told(self) -> None:
+    def test_unreadable_definition_is_replaced_and_reported(self) -> None:
         for base in ("", "[", "\0", "a: &a [*a]"):
             text, problems = canvas_to_yaml(canvas(block("a")), base, REGISTRY)
             assert parse(text, REGISTRY).name == "my-flow"
             assert [problem.code for problem in problems] == ["definition_unreadable"]
 
-    def test_what_is_too_large_is_told_of(self) -> None:
+    def test_too_large_definition_is_reported(self) -> None:
         text, problems = canvas_to_yaml(canvas(block("a", description="x" * 300_000)), "", REGISTRY)
         assert len(text) > 300_000
         assert "yaml_limit" in [problem.code for problem in problems]
@@ -305,7 +303,7 @@ execution:
             canvas(block("a", name=True), edge("a", "a")),
         ],
     )
-    def test_nothing_on_a_canvas_raises(self, shown: Canvas) -> None:
+    def test_invalid_canvases_never_raise(self, shown: Canvas) -> None:
         for base in ("", DEFAULT_ORGANISM, DEFINITIONS["comments"]):
             text, problems = canvas_to_yaml(as_sent(shown), base, REGISTRY)
             assert all(problem.hint for problem in problems)
@@ -316,7 +314,7 @@ execution:
             except OrganismError:
                 assert base == ""
 
-    def test_no_canvas_whatever_raises(self) -> None:
+    def test_random_canvases_never_raise(self) -> None:
         chance = random.Random(9)  # noqa: S311
         texts = [
             "a",

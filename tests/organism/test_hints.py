@@ -90,7 +90,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN.keys())
-def test_every_problem_says_what_to_do(text: str) -> None:
+def test_every_problem_has_a_hint(text: str) -> None:
     problems = check(text, get_registry())
     assert problems
     for problem in problems:

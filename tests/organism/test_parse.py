@@ -52,7 +52,7 @@ def rows(text: str) -> list[Row]:
     return [(problem.line, problem.column, problem.code) for problem in check(text, REGISTRY)]
 
 
-def test_the_default_organism_is_valid_and_is_the_contract() -> None:
+def test_default_organism_matches_the_contract() -> None:
     organism = parse(DEFAULT_ORGANISM, REGISTRY)
     [greeter] = organism.listeners
     assert organism.name == "my-flow"
@@ -76,7 +76,7 @@ def test_the_default_organism_is_valid_and_is_the_contract() -> None:
     assert check(DEFAULT_ORGANISM, REGISTRY) == []
 
 
-def test_everything_that_can_be_given_is_read() -> None:
+def test_all_keys_are_read() -> None:
     organism = parse(
         """
 organism: {name: My Flow, description: about}
@@ -100,7 +100,7 @@ execution: {timeout_seconds: 86400, max_iterations: 10000}
     assert (organism.listener("b.1").peers, organism.listener("b.1").timeout_seconds) == ((), None)
 
 
-def test_every_problem_is_reported_at_once_and_the_first_is_named() -> None:
+def test_all_problems_are_reported_and_the_first_is_the_message() -> None:
     text = """\
 organism:
   name: x
@@ -216,7 +216,7 @@ GOOD = "name: a, handler: echo, description: d"
         ),
     ],
 )
-def test_broken_definitions(text: str, expected: list[Row]) -> None:
+def test_invalid_definitions_are_reported_with_places(text: str, expected: list[Row]) -> None:
     assert sorted(rows(text)) == sorted(expected)
     severities = {problem.severity for problem in check(text, REGISTRY)}
     assert all(problem.hint for problem in check(text, REGISTRY)), "every problem says what to do"
@@ -227,7 +227,7 @@ def test_broken_definitions(text: str, expected: list[Row]) -> None:
             parse(text, REGISTRY)
 
 
-def test_what_has_no_effect_is_a_warning() -> None:
+def test_keys_without_effect_are_warnings() -> None:
     text = f"""\
 organism: {{name: x, port: 8765, max_concurrent_pipelines: 5, prot: 1}}
 llm: {{}}
@@ -265,11 +265,13 @@ execution: {{log_level: debug}}
         ({"a": ["b"], "b": []}, "b", "b"),
     ],
 )
-def test_the_entry(peers: dict[str, list[str]], target: str | None, entry: str) -> None:
+def test_entry_is_target_only_root_or_first_listener(
+    peers: dict[str, list[str]], target: str | None, entry: str
+) -> None:
     assert organism_of(peers).entry(target).name == entry
 
 
-def test_an_entry_that_is_no_listener_is_an_error() -> None:
+def test_unknown_entry_raises() -> None:
     with pytest.raises(UnknownListener, match='there is no listener "z"'):
         organism_of({"a": []}).entry("z")
 
@@ -280,7 +282,7 @@ def organism_of(peers: dict[str, list[str]]) -> Organism:
     )
 
 
-def test_thousands_of_mistakes_are_all_told() -> None:
+def test_thousands_of_problems_are_all_reported() -> None:
     text = listeners(*(f"- {{name: listener_{i}, handler: eco_{i}, peers: [lstner_{i}]}}" for i in range(1800)))
     problems = check(text, REGISTRY)
     assert len(problems) == 3 * 1800
@@ -288,7 +290,7 @@ def test_thousands_of_mistakes_are_all_told() -> None:
     assert sum("did you mean" in problem.hint for problem in problems) <= 20
 
 
-def test_mutated_definitions_raise_nothing_else() -> None:
+def test_mutated_definitions_raise_organism_errors_only() -> None:
     chance = random.Random(7)  # noqa: S311
     values: list[Any] = [
         "null",
@@ -333,14 +335,14 @@ class TestPeers:
             ("{to: b, on: error}", [(3, 59, "unknown_peer")]),
         ],
     )
-    def test_a_peer_may_have_a_condition_and_take_errors(self, peer: str, expected: list[Row]) -> None:
+    def test_peer_has_condition_and_error_route(self, peer: str, expected: list[Row]) -> None:
         assert rows(listeners(f"  - {{{GOOD}, peers: [{peer}]}}")) == expected
 
-    def test_an_answer_and_an_error_may_go_to_the_same_listener(self) -> None:
+    def test_answer_and_error_can_have_the_same_peer(self) -> None:
         organism = parse(listeners(f"  - {{{GOOD}, peers: [a, {{to: a, on: error}}]}}"), REGISTRY)
         assert organism.listener("a").peers == (Peer("a"), Peer("a", "error"))
 
-    def test_the_peers_of_an_agent_are_its_tools_unless_they_take_its_answer(self) -> None:
+    def test_peers_of_an_agent_are_tools_unless_on_is_given(self) -> None:
         agent = "{name: a, description: d, prompt: p, peers: [b, {to: c, on: answer}, {to: b, on: error}]}"
         others = "{name: b, description: the b, handler: echo}", "{name: c, description: d, handler: echo}"
         organism = parse(listeners(*(f"  - {one}" for one in (agent, *others))), REGISTRY)
@@ -350,7 +352,7 @@ class TestPeers:
         assert organism.entry().name == "a"
 
 
-class TestFailureNotices:
+class TestFailureNotifications:
     @pytest.mark.parametrize(
         ("given", "expected"),
         [
@@ -363,10 +365,10 @@ class TestFailureNotices:
             ("{mail: a@b.example, url: 'https://x.example/'}", [(4, 26, "unknown_key")]),
         ],
     )
-    def test_what_is_wrong_with_one(self, given: str, expected: list[Row]) -> None:
+    def test_invalid_failure_notifications_are_reported(self, given: str, expected: list[Row]) -> None:
         assert rows(listeners(f"  - {{{GOOD}}}", f"execution: {{on_failure: {given}}}")) == expected
 
-    def test_its_secrets_are_known(self) -> None:
+    def test_secrets_of_failure_notifications_are_requirements(self) -> None:
         given = "{url: 'https://x.example/{{ secrets.PATH }}', secret: '{{ secrets.KEY }}', email: a@b.example}"
         organism = parse(listeners(f"  - {{{GOOD}}}", f"execution: {{on_failure: {given}}}"), REGISTRY)
         assert organism.on_failure == FailureNotification(
@@ -376,7 +378,7 @@ class TestFailureNotices:
 
 
 class TestTemplates:
-    def test_a_secret_stands_only_where_it_cannot_be_stored(self) -> None:
+    def test_secrets_are_allowed_only_in_templated_members(self) -> None:
         request = (
             "  - {name: a, description: d, handler: http.request, config: {url: 'https://x.example/{{ secrets.A }}'}}"
         )
@@ -389,11 +391,11 @@ class TestTemplates:
         transform = "  - {name: a, description: d, handler: transform, config: {output: {x: '{{ secrets.A }}'}}}"
         assert [problem.code for problem in check(listeners(transform), get_registry())] == ["secret_not_allowed"]
 
-    def test_an_unknown_setting_comes_with_the_nearest(self) -> None:
+    def test_unknown_setting_has_a_suggestion(self) -> None:
         request = "  - {name: a, description: d, handler: http.request, config: {metod: GET}}"
         assert [problem.hint for problem in check(listeners(request), get_registry())] == ['did you mean "method"?']
 
     @pytest.mark.parametrize("text", ["{{ secrets }}", "{{ secrets.A.b }}", "{{ nope.x }}", "{{ payload.x"])
-    def test_a_placeholder_must_be_one(self, text: str) -> None:
+    def test_invalid_placeholders_are_reported(self, text: str) -> None:
         request = f"  - {{name: a, description: d, handler: http.request, config: {{url: 'https://x.example/{text}'}}}}"
         assert [problem.code for problem in check(listeners(request), get_registry())] == ["invalid_template"]

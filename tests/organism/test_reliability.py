@@ -74,7 +74,7 @@ def column(line: int, part: str, number: int = 0) -> tuple[int, int]:
     return line, at + 1
 
 
-def test_one_definition_with_many_mistakes() -> None:
+def test_all_problems_of_one_definition_are_reported() -> None:
     expected = [
         (*column(1, "[x]"), "wrong_type"),
         (*column(1, "descripton"), "unknown_key"),
@@ -132,7 +132,7 @@ def test_one_definition_with_many_mistakes() -> None:
     assert "'nobody' is not defined" in code.message
 
 
-def test_what_a_broken_definition_needs_is_known() -> None:
+def test_requirements_of_an_invalid_definition_are_known() -> None:
     requirements = read(MISTAKES, get_registry()).requirements
     assert [
         (requirement.name, requirement.place)
@@ -183,7 +183,7 @@ listeners:
         ("key_value", "{operation: increment, key: k, by: '{{ payload.counts[0] }}'}"),
     ],
 )
-def test_placeholders_that_are_not_paths_are_reported_in_every_templated_member(handler: str, config: str) -> None:
+def test_invalid_placeholders_are_reported_in_all_templated_members(handler: str, config: str) -> None:
     [problem] = [one for one in check(listener(handler, config), get_registry()) if one.path[-1:] != ("config",)]
     assert problem.code == "invalid_template"
     # A key is reported where its entry begins.
@@ -199,7 +199,7 @@ def test_placeholders_that_are_not_paths_are_reported_in_every_templated_member(
         ("calculate", "{expression: '{{ payload.x }} + 1'}"),
     ],
 )
-def test_placeholders_in_other_members_are_reported(handler: str, config: str) -> None:
+def test_placeholders_in_other_members_are_warnings(handler: str, config: str) -> None:
     codes = [code for *_, code in found(listener(handler, config))]
     assert "placeholder_not_replaced" in codes
 
@@ -236,7 +236,7 @@ FAILING: list[tuple[str, str, str, str]] = [
 
 
 @pytest.mark.parametrize(("handler", "config", "more", "code"), FAILING)
-def test_what_would_fail_on_every_message_is_an_error(handler: str, config: str, more: str, code: str) -> None:
+def test_configs_that_always_fail_are_errors(handler: str, config: str, more: str, code: str) -> None:
     assert [found_code for *_, found_code in found(listener(handler, config, more))] == [code]
 
 
@@ -252,7 +252,7 @@ def test_what_would_fail_on_every_message_is_an_error(handler: str, config: str,
         "{url: 'https://x.example', headers: {X: '{{ payload.été }}', Y-1: 'a {{ payload.b }}'}}",
     ],
 )
-def test_requests_that_may_be_sent_are_accepted(config: str) -> None:
+def test_valid_requests_are_accepted(config: str) -> None:
     assert found(listener("http.request", config)) == []
 
 
@@ -268,7 +268,7 @@ ON_FAILURE: list[tuple[str, list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("given", "expected"), ON_FAILURE)
-def test_failure_notices_that_cannot_be_sent_are_reported(given: str, expected: list[tuple[str, str]]) -> None:
+def test_undeliverable_failure_notifications_are_reported(given: str, expected: list[tuple[str, str]]) -> None:
     text = listener("echo", "{}") + f"execution: {{on_failure: {given}}}\n"
     assert [(problem.severity, problem.code) for problem in check(text, get_registry())] == expected
 
@@ -298,13 +298,13 @@ def chain(*peers: str, execution: str = "{}") -> str:
     ],
     ids=range(11),
 )
-def test_limits_that_are_certainly_reached_are_warnings(text: str, expected: list[tuple[int, str]]) -> None:
+def test_limits_that_are_always_reached_are_warnings(text: str, expected: list[tuple[int, str]]) -> None:
     problems = check(text, get_registry())
     assert [(problem.line, problem.code) for problem in problems] == expected
     assert {problem.severity for problem in problems} <= {"warning"}
 
 
-def test_a_timeout_that_the_execution_does_not_reach_is_a_warning() -> None:
+def test_timeout_over_the_execution_timeout_is_a_warning() -> None:
     text = listener("echo", "{}", "timeout_seconds: 301")
     assert found(text) == [(7, 5, "unused_key")]
     assert found(text + "execution: {timeout_seconds: 301}\n") == []

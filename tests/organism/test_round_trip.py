@@ -10,15 +10,15 @@ from tests.organism.canvases import REGISTRY, VALID, drawn, meaning
 
 
 @pytest.mark.parametrize("text", VALID.values(), ids=VALID.keys())
-class TestThereAndBack:
-    def test_the_definition_comes_back_to_the_letter(self, text: str) -> None:
+class TestRoundTrip:
+    def test_unchanged_canvas_returns_the_same_text(self, text: str) -> None:
         parse(text, REGISTRY)
         derived, problems = canvas_to_yaml(drawn(text), text, REGISTRY)
         assert derived.strip() == text.strip()
         assert [problem for problem in problems if problem.severity == "error"] == []
         assert changed_listeners(drawn(text), text, REGISTRY) == []
 
-    def test_it_means_the_same_where_all_is_written_anew(self, text: str) -> None:
+    def test_meaning_is_kept_without_an_existing_definition(self, text: str) -> None:
         """As it is where the YAML was lost: but for what a canvas does not hold, nothing is missing."""
         derived, problems = canvas_to_yaml(drawn(text), "[", REGISTRY)
         assert "definition_unreadable" in [problem.code for problem in problems]
@@ -27,7 +27,7 @@ class TestThereAndBack:
         again, _ = canvas_to_yaml(drawn(derived), derived, REGISTRY)
         assert again == derived
 
-    def test_it_means_the_same_where_every_listener_is_written_anew(self, text: str) -> None:
+    def test_meaning_is_kept_if_every_listener_is_rewritten(self, text: str) -> None:
         changed = drawn(text)
         for one in changed["nodes"]:
             one["data"]["description"] = f"other: {one['data']['description']}"

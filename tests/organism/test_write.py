@@ -52,24 +52,24 @@ def read_back(document: dict[str, JsonValue]) -> str:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_every_text_comes_back_wherever_it_stands(text: str) -> None:
+def test_every_text_is_read_back_unchanged(text: str) -> None:
     member: dict[str, JsonValue] = {text: text, "after": 1}
     document: dict[str, JsonValue] = {"a": text, "b": [text, text, {"c": text}, [text]], "d": {"e": member}, "z": text}
     assert read_back(document) == exactly(document)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_every_text_is_text_to_other_readers(text: str) -> None:
+def test_every_text_is_text_for_yaml_1_1_parsers(text: str) -> None:
     assert yaml.safe_load(write({"a": text, "b": [text]})) == {"a": text, "b": [text]}
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_every_value_comes_back(value: JsonValue) -> None:
+def test_every_value_is_read_back_unchanged(value: JsonValue) -> None:
     document: dict[str, JsonValue] = {"a": value, "b": [value, value], "c": {"d": value}}
     assert read_back(document) == exactly(document)
 
 
-def test_whatever_is_put_together_comes_back() -> None:
+def test_random_documents_are_read_back_unchanged() -> None:
     chance = random.Random(3)  # noqa: S311
     pieces = [*"ab -:#'\"\\{}[],&*!|>%@`?\n\n \t0.", "é", "\x85", "\u2028", "😀"]
 
@@ -91,7 +91,7 @@ def test_whatever_is_put_together_comes_back() -> None:
         assert read_back(document) == exactly(document), document
 
 
-def test_the_deepest_that_is_read_is_written() -> None:
+def test_deepest_readable_document_is_written() -> None:
     deep: JsonValue = 1
     for level in range(MAX_DEPTH - 1):
         deep = [deep] if level % 2 else {"a": deep}
@@ -99,12 +99,12 @@ def test_the_deepest_that_is_read_is_written() -> None:
     assert read_back(document) == exactly(document)
 
 
-def test_a_number_that_json_cannot_hold_is_written_and_told_of() -> None:
+def test_number_out_of_range_is_written_and_reported() -> None:
     [problem] = load(write({"a": 10**400})).problems
     assert problem.code == "out_of_range"
 
 
-def test_quotes_are_put_where_they_are_needed_alone() -> None:
+def test_only_texts_that_need_quotes_are_quoted() -> None:
     plain = ["two words", "it's", "a.b.c", "payload.x > 3", "http://x/y#z", "C:\\new", 'say "x"', "日本語", "(a)", "a?"]
     document: dict[str, JsonValue] = {"plain": list(plain)}
     assert write(document) == "plain:\n" + "".join(f"  - {text}\n" for text in plain)
@@ -115,7 +115,7 @@ def test_quotes_are_put_where_they_are_needed_alone() -> None:
     assert is_plain_text("1 e3")
 
 
-def test_it_looks_as_if_somebody_had_written_it() -> None:
+def test_output_format_is_readable() -> None:
     document: dict[str, JsonValue] = {
         "execution": {"timeout_seconds": 60},
         "mine": 1,
@@ -158,5 +158,5 @@ mine: 1
     )
 
 
-def test_one_listener_is_written_for_a_list_of_any_indentation() -> None:
+def test_listener_is_written_with_any_indentation() -> None:
     assert write_listener({"config": {"a": 1}, "name": "x"}, 3) == "   - name: x\n     config:\n       a: 1\n"

@@ -34,7 +34,7 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         ("{}", {}),
     ],
 )
-def test_scalars_are_read_as_json(scalar: str, value: Any) -> None:
+def test_scalars_become_json_values(scalar: str, value: Any) -> None:
     document = load(f"a: {scalar}")
     assert document.problems == []
     assert json.dumps(document.value) == json.dumps({"a": value})
@@ -80,7 +80,9 @@ def test_scalars_are_read_as_json(scalar: str, value: Any) -> None:
         (r'a: "\UFFFFFFFF"', "yaml_syntax", None),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_its_place(text: str, code: str, place: tuple[int, int] | None) -> None:
+def test_unreadable_documents_are_rejected_with_their_place(
+    text: str, code: str, place: tuple[int, int] | None
+) -> None:
     try:
         problems = load(text).problems
     except OrganismError as error:
@@ -108,7 +110,7 @@ def test_what_cannot_be_read_is_refused_with_its_place(text: str, code: str, pla
         ("a: " + "9" * 5000, "out_of_range", (1, 4), {"a": "9" * 5000}),
     ],
 )
-def test_what_can_be_stepped_over_is_reported(text: str, code: str, place: tuple[int, int], value: Any) -> None:
+def test_recoverable_problems_are_reported(text: str, code: str, place: tuple[int, int], value: Any) -> None:
     document = load(text)
     [problem] = document.problems
     assert (problem.code, problem.line, problem.column) == (code, *place)
@@ -136,7 +138,7 @@ def test_what_can_be_stepped_over_is_reported(text: str, code: str, place: tuple
         ("a: }", "check this line"),
     ],
 )
-def test_what_to_do_is_told(text: str, hint: str) -> None:
+def test_problems_have_hints(text: str, hint: str) -> None:
     with pytest.raises(OrganismError) as caught:
         load(text)
     assert hint in caught.value.problems[0].hint
@@ -145,7 +147,7 @@ def test_what_to_do_is_told(text: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("data", "place"), [(b"\xff", (1, 1)), (b"a: 1\nb: \xc3\xa9\xc3", (2, 5)), (b"\xef\xbb\xbfa\xff", (1, 2))]
 )
-def test_bytes_that_are_no_text_are_refused_with_their_place(data: bytes, place: tuple[int, int]) -> None:
+def test_invalid_utf_8_is_rejected_with_its_place(data: bytes, place: tuple[int, int]) -> None:
     assert decode(b"\xef\xbb\xbfa: 1") == "a: 1"
     with pytest.raises(OrganismError) as caught:
         decode(data)
@@ -153,7 +155,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(data: bytes, place:
     assert (problem.code, problem.line, problem.column) == ("yaml_syntax", *place)
 
 
-def test_an_escaped_half_of_a_surrogate_pair_never_gets_through() -> None:
+def test_escaped_lone_surrogates_are_rejected() -> None:
     try:
         problems = load(r'a: "\ud800"').problems
     except OrganismError as error:
@@ -162,7 +164,7 @@ def test_an_escaped_half_of_a_surrogate_pair_never_gets_through() -> None:
     assert "surrogate" in problems[0].message or "pair" in problems[0].hint
 
 
-def test_json_is_read_as_json_whatever_its_characters_are() -> None:
+def test_json_documents_are_read_as_json() -> None:
     value: dict[str, Any] = {
         "emoji 😀": "😀😀 \U0001f30d é \ue000 \uf8ff",
         "literal": r"\ud83d\ude00 and \\ud83d\ude00",
@@ -188,14 +190,14 @@ def test_json_is_read_as_json_whatever_its_characters_are() -> None:
         ("'\ue000\ue001\ue002\ue003\u2028'", "\ue000\ue001\ue002\ue003\u2028"),
     ],
 )
-def test_escapes_of_surrogate_pairs_are_read_in_double_quotes_alone(scalar: str, value: str) -> None:
+def test_surrogate_pair_escapes_are_read_in_double_quotes_only(scalar: str, value: str) -> None:
     document = load(f"a: {scalar}\nb: 1")
     assert document.value == {"a": value, "b": 1}
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
 @pytest.mark.parametrize("text", ["{c}", "a{c}b", "'{c} a'", '"a {c}"', "|-\n  a{c}b: c", "a # b{c}c"])
-def test_line_breaks_of_yaml_1_1_are_characters_like_others(text: str, character: str) -> None:
+def test_yaml_1_1_line_breaks_are_ordinary_characters(text: str, character: str) -> None:
     written = text.replace("{c}", character)
     document = load(f"before: x\na: {written}\nafter: y{character}\nlast: z")
     assert document.problems == []
@@ -207,13 +209,13 @@ def test_line_breaks_of_yaml_1_1_are_characters_like_others(text: str, character
     assert document.value["a"] == shown
 
 
-def test_places_count_characters_behind_escapes_and_rare_characters() -> None:
+def test_places_count_characters_after_escapes_and_line_separators() -> None:
     document = load('a: {x: "\\ud83d\\ude00", y: "\u2028", z: 1}')
     assert document.keys["a", "y"] == Place(1, 24)
     assert document.keys["a", "z"] == Place(1, 32)
 
 
-def test_reading_goes_on_behind_what_is_not_supported() -> None:
+def test_tolerant_loading_continues_after_unsupported_syntax() -> None:
     text = "a: *x\nb: !!set {c: 1}\nd: \x07e\nf: g\n---\nh: i"
     with pytest.raises(OrganismError) as caught:
         load(text)
@@ -224,7 +226,7 @@ def test_reading_goes_on_behind_what_is_not_supported() -> None:
     assert document.value == {"a": None, "b": {"c": 1}, "d": "\ufffde", "f": "g"}
 
 
-def test_a_part_of_a_text_has_a_place() -> None:
+def test_place_within_locates_a_part_of_a_text() -> None:
     document = load('a: "{{ x }} {{ x }}"\nb: |\n  one\n  two {{ y }}\nc: "\\x7b{ z }}"\n')
     first = document.place_within(("a",), "{{ x }}")
     assert first == Place(1, 5)
@@ -233,7 +235,7 @@ def test_a_part_of_a_text_has_a_place() -> None:
     assert document.place_within(("c",), "{{ z }}") == Place(5, 4)
 
 
-def test_keys_and_values_have_places() -> None:
+def test_places_of_keys_and_values_are_recorded() -> None:
     document = load('organism:\n  name: é\n  "tags": [a, {b: 1}]\n')
     path = ("organism", "tags", 1, "b")
     assert document.place_of(("organism", "name")) == Place(2, 9)
@@ -243,14 +245,14 @@ def test_keys_and_values_have_places() -> None:
     assert document.place_of((*path, "deeper", 0)) == Place(3, 19)
 
 
-def test_the_limits_themselves_are_taken() -> None:
+def test_documents_at_the_limits_are_accepted() -> None:
     nested = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
     assert load(f"a: {nested}").problems == []
     assert len(load("a: " + "x" * (MAX_BYTES - 3)).value) == 1
     assert load("a: [" + "1," * (MAX_NODES - 3) + "]").problems == []
 
 
-def test_no_text_whatever_raises_anything_else() -> None:
+def test_random_texts_raise_organism_errors_only() -> None:
     chance = random.Random(20_240_131)  # noqa: S311
     seed = 'organism: {name: x}\nlisteners:\n  - name: "a\\n"\n    peers: [&a b, *a]\n    <<: !!set {1, .nan, 0x1}\n'
     alphabet = list("[]{},:-?*&!|>'\"%@`#~<=\n\t\r\\0x1e.é\0\ud800\x85\u2028 ")
