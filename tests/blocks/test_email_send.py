@@ -113,9 +113,7 @@ class TestMail:
         assert [each.display_name for each in received.message["To"].addresses] == ["", "Hopper, Grace", ""]
 
     @pytest.mark.parametrize("empty", [None, "", " ", ",", [], [None], ["", " "]], ids=str)
-    async def test_empty_cc_adds_no_header(
-        self, context: BlockContext, server: SmtpServer, empty: JsonValue
-    ) -> None:
+    async def test_empty_cc_adds_no_header(self, context: BlockContext, server: SmtpServer, empty: JsonValue) -> None:
         await run(context, **MAIL | {"cc": empty})
         [received] = server.received
         assert received.recipients == ["ada@example.com"]
