@@ -16,6 +16,7 @@ from starlette.requests import Request
 from bloxserver import errors
 from bloxserver.api.errors import unexpected_error_response
 from bloxserver.errors import BloxError
+from bloxserver.services.executions import FlowNotRunning
 from bloxserver.services.secrets import SecretUnavailable
 from tests.conftest import api_client
 
@@ -28,6 +29,7 @@ STATUSES = {
     errors.Conflict: 409,
     errors.Unprocessable: 422,
     errors.Unavailable: 503,
+    FlowNotRunning: 400,
     SecretUnavailable: 409,
 }
 

@@ -18,7 +18,7 @@ from bloxserver.api import examples, schemas
 from bloxserver.api.main import app
 from bloxserver.api.schemas import ApiError, PaginatedResponse
 from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.canvas import canvas_of
+from bloxserver.organism.canvas import yaml_to_canvas
 from bloxserver.organism.parse import parse
 from tests.api.sse import parse_events, validated
 
@@ -249,7 +249,7 @@ def test_ids_in_examples_refer_to_each_other() -> None:
 def test_example_definition_is_valid_and_matches_the_example_canvas() -> None:
     organism = parse(examples.ORGANISM_YAML, get_registry())
     assert [listener.name for listener in organism.listeners] == ["confirm"]
-    assert canvas_of(examples.ORGANISM_YAML, get_registry()) == (examples.CANVAS, [])
+    assert yaml_to_canvas(examples.ORGANISM_YAML, get_registry()) == (examples.CANVAS, [])
 
 
 def test_schemas_of_server_sent_events() -> None:

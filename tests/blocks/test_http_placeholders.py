@@ -113,25 +113,29 @@ class TestPlaceholders:
         error = await self.refused(
             {"data": value}, {"url": server.url("/"), "headers": {"X-A": "{{ payload.data }}"}}, handler
         )
-        assert error.startswith("invalid_config: unusable config, once filled in: headers")
+        assert error.startswith("invalid_config: invalid config after its placeholders were replaced: headers")
         assert server.received == []
 
     async def test_form_with_an_object_is_an_error(self, server: LoopbackServer) -> None:
         config = {"url": server.url("/"), "method": "POST", "headers": {"Content-Type": "{{ payload.type }}"}}
         payload: JsonValue = {"type": FORM["Content-Type"], "data": {"a": 1}}
         error = await self.refused(payload, {**config, "body": "{{ payload.data }}"})
-        assert error == f"invalid_config: unusable config, once filled in: body: {FORM_PROBLEM}"
+        assert error == f"invalid_config: invalid config after its placeholders were replaced: body: {FORM_PROBLEM}"
         assert await self.refused(payload, config) == f"invalid_body: {FORM_PROBLEM}"
         assert server.received == []
 
     async def test_null_url_does_not_let_the_message_choose_the_url(self, server: LoopbackServer) -> None:
         payload: JsonValue = {"target": None, "url": server.url("/"), "method": "POST"}
         error = await self.refused(payload, {"url": "{{ payload.target }}"})
-        assert error.startswith("invalid_config: unusable config, once filled in: url: must not be null")
+        assert error.startswith(
+            "invalid_config: invalid config after its placeholders were replaced: url: must not be null"
+        )
         assert server.received == []
 
     async def test_null_secret_does_not_send_an_unsigned_webhook(self, server: LoopbackServer) -> None:
         config = {"url": server.url("/"), "secret": "{{ payload.secret }}"}
         error = await self.refused({"secret": None}, config, "webhook.send")
-        assert error.startswith("invalid_config: unusable config, once filled in: secret: must not be null")
+        assert error.startswith(
+            "invalid_config: invalid config after its placeholders were replaced: secret: must not be null"
+        )
         assert server.received == []

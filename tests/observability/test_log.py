@@ -29,7 +29,7 @@ listeners:
   - name: ask
     description: Fails
     handler: http.request
-    config: {{method: GET, url: "http://127.0.0.1:9/{CANARY}?{{{{ payload.secret }}}}"}}
+    config: {{method: GET, url: "http://localhost:9/{CANARY}?{{{{ payload.secret }}}}"}}
 """
 REFUSED = f"""
 organism: {{name: {CANARY}}}
