@@ -76,6 +76,7 @@ class Engine:
                 self._loop(Recovery(self._settings, self._database, self._heartbeat, self.worker_id).run)
             self._intake.append(asyncio.create_task(run_forever(self._claimer.run)))
             self._loop(self._worker.watch)
+            self._loop(self._worker.call_results.run)
             self._loop(self._notifier.run)
             self._loop(Retention(self._settings, self._database).run)
         self._intake.append(asyncio.create_task(run_forever(self._sweeper.run)))
@@ -124,6 +125,7 @@ class Engine:
             return
         if WakeReason.EXECUTION in work:
             self._claimer.wake()
+            self._worker.call_results.wake()
         if WakeReason.CANCELLATION in work:
             self._worker.check_leases()
         if WakeReason.NOTIFICATION in work:

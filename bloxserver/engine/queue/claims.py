@@ -30,6 +30,8 @@ from bloxserver.queries.usage import Period, period_at
 
 CLAIM_LOCK = 0x626C6F78_636C61
 """Advisory lock: workers claim one after the other, so that the running executions of a user are counted exactly."""
+MAX_IDS = 5_000
+"""Ids in one statement: both databases accept about 32,000 values."""
 
 
 CLAIMED_COLUMNS = (
@@ -183,21 +185,36 @@ async def with_steps(session: AsyncSession, execution: ClaimedExecution) -> Clai
     """The execution with its steps. Read in a transaction of its own: an error must not undo the claim."""
     query = sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id == execution.id)
     steps = (await session.scalars(query)).all()
-    called = [step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id]
-    return replace(execution, steps=steps, called=await called_results(session, execution.id, called) if called else {})
-
-
-async def called_results(session: AsyncSession, parent_id: UUID, called: Collection[UUID]) -> dict[UUID, CalledResult]:
-    """Results of those of these executions that `parent_id` called, by id; deleted ones are left out."""
-    rows = await session.execute(
-        sa.select(
-            ExecutionRecord.id,
-            ExecutionRecord.status,
-            ExecutionRecord.output_payload,
-            ExecutionRecord.error_message,
-        ).where(ExecutionRecord.parent_id == parent_id, ExecutionRecord.id.in_(called))
+    called = {step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id}
+    results = await read_call_results(session, called) if called else {}
+    return replace(
+        execution,
+        steps=steps,
+        called={called_id: result for (parent, called_id), result in results.items() if parent == execution.id},
     )
-    return {row.id: CalledResult(row.status, row.output_payload, row.error_message) for row in rows}
+
+
+async def read_call_results(
+    session: AsyncSession, called: Collection[UUID]
+) -> dict[tuple[UUID | None, UUID], CalledResult]:
+    """Results of these executions, by the id of their caller and their own; deleted ones are left out.
+
+    One statement reads up to `MAX_IDS` executions.
+    """
+    ids, results = list(called), {}
+    for begin in range(0, len(ids), MAX_IDS):
+        rows = await session.execute(
+            sa.select(
+                ExecutionRecord.parent_id,
+                ExecutionRecord.id,
+                ExecutionRecord.status,
+                ExecutionRecord.output_payload,
+                ExecutionRecord.error_message,
+            ).where(ExecutionRecord.id.in_(ids[begin : begin + MAX_IDS]))
+        )
+        for row in rows:
+            results[row.parent_id, row.id] = CalledResult(row.status, row.output_payload, row.error_message)
+    return results
 
 
 def _waited(row: Any, moment: datetime) -> timedelta | None:

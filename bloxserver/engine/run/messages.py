@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -136,3 +137,13 @@ class Change:
 
 
 Save = Callable[[Change], Awaitable[None]]
+
+
+def output_of(leaves: Sequence[Step]) -> JsonValue:
+    """The answer of a single leaf; of several, an object by listener, with a list where one answered repeatedly."""
+    answers: dict[str, list[JsonValue]] = defaultdict(list)
+    for step in sorted(leaves, key=lambda leaf: (leaf.started_at, leaf.id)):
+        answers[step.message.listener].append(step.output)
+    if len(leaves) == 1:
+        return leaves[0].output
+    return {name: given[0] if len(given) == 1 else given for name, given in answers.items()}

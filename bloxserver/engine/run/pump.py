@@ -6,8 +6,8 @@ It does not use the database: steps that have ended are passed to `save`, and a 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -31,6 +31,7 @@ from bloxserver.engine.run.messages import (
     Suspended,
     Tokens,
     interrupted_steps,
+    output_of,
 )
 from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.models.enums import StepStatus
@@ -62,8 +63,12 @@ class Pump:
         sequence: int = 0,
         visible_after: timedelta = VISIBLE_AFTER,
         cancel_grace_seconds: float = CANCEL_GRACE_SECONDS,
+        on_call: Callable[[], None] = lambda: None,
     ) -> None:
-        """`called` are results of the executions that saved steps called; `sequence` is the highest of saved steps."""
+        """`called` are results of the executions that saved steps called; `sequence` is the highest of saved steps.
+
+        `on_call` is called when a step begins to wait for an execution that it called.
+        """
         self._visible_after = visible_after
         self._cancel_grace_seconds = cancel_grace_seconds
         self._organism = organism
@@ -71,17 +76,20 @@ class Pump:
         self._context = context
         self._save = save
         self._called = called or {}
+        self._on_call = on_call
         self._saving = asyncio.Lock()
         self._sequence = sequence
         self._tokens = {key: step.tokens for key, step in self._saved.items()}
         self._inbox: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
+        self._queued = 0
+        """Steps in the inbox that no attempt of this run put there."""
         self._running: dict[UUID, asyncio.Task[None]] = {}
         """Tasks of attempts, by step."""
         self._attempts: dict[UUID, Attempt] = {}
         """The newest attempt of each step."""
         self._waiting: dict[str, Step] = {}
         self._asked: dict[str, asyncio.Future[Step]] = {}
-        """Calls that agents wait for, by the message's key."""
+        """Tool calls that agents wait for, by the message's key."""
         self._calls: dict[str, Message] = {}
         """Their messages."""
         self._cancelled: list[asyncio.Task[None]] = []
@@ -94,7 +102,7 @@ class Pump:
         self._leaves: list[Step] = []
         self._handled = 0
         self._failure: Failed | None = None
-        """Why an agent's call cannot be made."""
+        """Why an agent's tool call cannot be made."""
 
     async def run(self, entry: Message) -> Outcome:
         """Handle all messages that can be handled now. The outcome is saved when this returns."""
@@ -111,6 +119,21 @@ class Pump:
     def unfinished(self) -> list[str]:
         """The listeners that were running when the run ended."""
         return sorted({task.get_name() for task in self._running.values()})
+
+    @property
+    def pending_calls(self) -> frozenset[UUID]:
+        """The called executions that steps of this run wait for; empty once the run has ended or is being suspended."""
+        return frozenset(_called_by(self._waiting.values()))
+
+    def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
+        """Continue the steps whose called executions have ended; None means that the called execution is gone."""
+        found = {called_id: result for called_id, result in results.items() if result is not None}
+        for key, step in list(self._waiting.items()):
+            if step.status is StepStatus.CALLING and step.called_id in results:
+                resolved = self._resolve(step, found)
+                if resolved is not step:
+                    del self._waiting[key]
+                    self._enqueue(resolved)
 
     async def _run(self, entry: Message) -> Outcome:
         await self._count_interruptions()
@@ -146,6 +169,7 @@ class Pump:
             return []
         while not self._inbox.empty():
             items.append(self._inbox.get_nowait())
+        self._queued = 0
         for item in items:
             if isinstance(item, BaseException):
                 raise item
@@ -197,8 +221,9 @@ class Pump:
         return all(self._blocked[step_id] > 0 for step_id in self._running)
 
     async def _suspend(self, until: datetime) -> Outcome:
-        called = [step.called_id for step in self._waiting.values() if step.called_id is not None]
-        outcome = Suspended(until, tuple(called))
+        outcome = Suspended(until, tuple(_called_by(self._waiting.values())))
+        # From here on, the end of a called execution resumes this one in the database: `pending_calls` is empty.
+        self._waiting.clear()
         await self._store([], outcome)
         return outcome
 
@@ -222,7 +247,7 @@ class Pump:
                 except RoutingError as failure:
                     outcome = outcome or Failed(str(failure))
         outcome = outcome or self._failure or self._count(messages)
-        if outcome is None and not (messages or answers or self._running or self._waiting):
+        if outcome is None and not (messages or answers or self._running or self._waiting or self._queued):
             outcome = Finished(output_of(self._leaves))
         # Saved before the answers are sent: a crash must not undo what a listener has received.
         begun = [self._begun(message) for message in messages if message.key not in self._saved] if not outcome else []
@@ -234,6 +259,8 @@ class Pump:
         if outcome is None:
             self._answer(answers)
             self._send(messages)
+            if any(step.status is StepStatus.CALLING for step in steps):
+                self._on_call()
         return outcome
 
     def _abandon_calls(self, agent: UUID) -> list[Step]:
@@ -299,9 +326,17 @@ class Pump:
                     self._calls[message.key] = saved.message
                 self._start(saved)
             elif saved.status is StepStatus.CALLING:
-                self._inbox.put_nowait(self._attempt(saved).resolve_call(saved, self._called))
+                self._enqueue(self._resolve(saved, self._called))
             else:
-                self._inbox.put_nowait(saved)
+                self._enqueue(saved)
+
+    def _enqueue(self, step: Step) -> None:
+        self._queued += 1
+        self._inbox.put_nowait(step)
+
+    def _resolve(self, calling: Step, called: Mapping[UUID, CalledResult]) -> Step:
+        """Apply the result of the called execution; returns the same step while that execution runs."""
+        return self._attempt(calling).resolve_call(calling, called)
 
     def _attempt(self, step: Step) -> Attempt:
         listener = self._organism.listener(step.message.listener)
@@ -383,11 +418,5 @@ class _Conversation:
         return step.output
 
 
-def output_of(leaves: Sequence[Step]) -> JsonValue:
-    """The answer of a single leaf; of several, an object by listener, with a list where one answered repeatedly."""
-    answers: dict[str, list[JsonValue]] = defaultdict(list)
-    for step in sorted(leaves, key=lambda leaf: (leaf.started_at, leaf.id)):
-        answers[step.message.listener].append(step.output)
-    if len(leaves) == 1:
-        return leaves[0].output
-    return {name: given[0] if len(given) == 1 else given for name, given in answers.items()}
+def _called_by(steps: Iterable[Step]) -> list[UUID]:
+    return [step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id is not None]

@@ -14,6 +14,7 @@ from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter, reset_crash_count, save_steps
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
+from bloxserver.engine.run.call_results import CallResults
 from bloxserver.engine.run.context import ClaimedExecutionContext, SharedClients
 from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Outcome, Suspended, Tokens
 from bloxserver.engine.run.pump import Pump
@@ -52,13 +53,19 @@ class ExecutionRunner:
         clients: SharedClients,
         execution: ClaimedExecution,
         made_progress: Callable[[], None] = lambda: None,
+        *,
+        call_results: CallResults | None = None,
     ) -> None:
-        """`made_progress` is called when a step ends of an execution that workers have crashed with."""
+        """`made_progress` is called when a step ends of an execution that workers have crashed with.
+
+        Without `call_results`, the result of a called execution is read only when the execution is resumed.
+        """
         self._database = database
         self._checkpoints = checkpoints
         self._clients = clients
         self._execution = execution
         self._made_progress = made_progress
+        self._call_results = call_results or CallResults(database)
         self._tokens = Tokens(execution.input_tokens, execution.output_tokens)
         self._saved_tokens = self._tokens
         self._stored = {step.key for step in execution.steps}
@@ -110,13 +117,22 @@ class ExecutionRunner:
         saved = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
         context = ClaimedExecutionContext(self._database, self._clients, execution, entry.payload)
         sequence = max((step.sequence for step in execution.steps), default=0)
-        pump = Pump(organism, saved, context, self._save, execution.called, sequence=sequence)
+        pump = Pump(
+            organism,
+            saved,
+            context,
+            self._save,
+            execution.called,
+            sequence=sequence,
+            on_call=self._call_results.wake,
+        )
         if execution.is_new:
             metrics.START_SECONDS.observe(max(0.0, (now() - execution.started_at).total_seconds()))
         seconds = organism.execution.timeout_seconds
         try:
             async with asyncio.timeout(max(0.0, seconds - execution.active_ms / 1000)) as limit:
-                await pump.run(entry)
+                with self._call_results.passed_to(pump, execution.id):
+                    await pump.run(entry)
         except ExecutionTooLarge:
             error = f"the inputs and outputs of its steps are larger than {MAX_CHARACTERS // 1024**2} MiB"
             await self.end(ExecutionStatus.ERROR, error)

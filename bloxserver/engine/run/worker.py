@@ -17,6 +17,7 @@ from bloxserver.engine.queue.claims import ClaimedExecution, with_steps
 from bloxserver.engine.queue.recovery import refund_crashes
 from bloxserver.engine.queue.values import LeaseKey, LeaseLost
 from bloxserver.engine.retry import retry_transaction
+from bloxserver.engine.run.call_results import CallResults
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.quarantine import Quarantine
 from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
@@ -61,6 +62,8 @@ class Worker:
         self._lost: list[ClaimedExecution] = []
         """Executions whose leases were lost since the last check."""
         self._checkpoints = CheckpointWriter(database)
+        self.call_results = CallResults(database)
+        """To be run, and to be woken when an execution has ended anywhere."""
         self._running: dict[asyncio.Task[Any], ClaimedExecution] = {}
         self._quarantine = Quarantine()
         self._draining = False
@@ -125,6 +128,7 @@ class Worker:
             self._clients,
             await self._with_steps(execution),
             lambda: self._quarantine.clear(execution),
+            call_results=self.call_results,
         )
         try:
             await running.run()

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.clock import now
-from bloxserver.engine.queue.claims import called_results
+from bloxserver.engine.queue.claims import read_call_results
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.flow_calls import CallingExecution, FlowCalls
 from bloxserver.ids import new_id
@@ -254,13 +254,13 @@ async def test_results_are_those_of_the_executions_that_it_called(world: World) 
                 .values(status=status, output_payload=output, error_message=error)
             )
         await session.commit()
-        assert await called_results(session, world.caller.id, [running, done, failed]) == {
-            running: CalledResult(ExecutionStatus.RUNNING, None, None),
-            done: CalledResult(ExecutionStatus.SUCCESS, '{"a": 1}', None),
-            failed: CalledResult(ExecutionStatus.ERROR, None, "broken"),
+        of = world.caller.id
+        assert await read_call_results(session, [running, done, failed, new_id()]) == {
+            (of, running): CalledResult(ExecutionStatus.RUNNING, None, None),
+            (of, done): CalledResult(ExecutionStatus.SUCCESS, '{"a": 1}', None),
+            (of, failed): CalledResult(ExecutionStatus.ERROR, None, "broken"),
         }
-        assert list(await called_results(session, world.caller.id, [failed])) == [failed]
-        assert await called_results(session, new_id(), [running, done, failed]) == {}
+        assert list(await read_call_results(session, [failed])) == [(of, failed)]
 
 
 async def test_a_worker_that_lost_the_execution_calls_nothing(world: World) -> None:

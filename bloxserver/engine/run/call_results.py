@@ -1,0 +1,77 @@
+"""The results of called executions, for callers that run on this worker.
+
+A suspended caller is resumed by the transaction that ends the called execution. A caller that still runs other branches
+gets the result from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+from uuid import UUID
+
+from bloxserver.engine.loops import PollLoop
+from bloxserver.engine.queue.claims import read_call_results
+from bloxserver.engine.queue.values import CalledResult
+from bloxserver.models.database import Database
+
+MIN_INTERVAL_SECONDS = 0.02
+"""Between two reads: on a busy worker, one statement reads the calls that ended meanwhile."""
+POLL_SECONDS = 1.0
+"""Between two reads if no wake-up arrives, as when NOTIFY fails."""
+
+
+class Caller(Protocol):
+    """A run of an execution that may wait for called executions, such as a `Pump`."""
+
+    @property
+    def pending_calls(self) -> frozenset[UUID]:
+        """The called executions that it waits for."""
+
+    def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
+        """Continue with these results; None means that the called execution is gone."""
+
+
+class CallResults:
+    """Reads the called executions of all callers together; reads nothing while no caller waits."""
+
+    def __init__(self, database: Database, *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._database = database
+        self._poll_seconds = poll_seconds
+        self._callers: dict[Caller, UUID] = {}
+        self._loop = PollLoop(
+            self._poll,
+            failure="reading the results of called executions failed",
+            retry_seconds=poll_seconds,
+            first_pause_seconds=poll_seconds,
+            min_interval_seconds=MIN_INTERVAL_SECONDS,
+        )
+
+    def wake(self) -> None:
+        """Read the results soon; to be called on the event loop."""
+        if self._callers:
+            self._loop.wake()
+
+    async def run(self) -> None:
+        """Pass results to callers until cancelled."""
+        await self._loop.run()
+
+    @contextmanager
+    def passed_to(self, caller: Caller, execution_id: UUID) -> Iterator[None]:
+        """Pass results to the run of this execution until the end of the block."""
+        self._callers[caller] = execution_id
+        try:
+            yield
+        finally:
+            del self._callers[caller]
+
+    async def _poll(self) -> float:
+        pending = {caller: calls for caller in self._callers if (calls := caller.pending_calls)}
+        if pending:
+            async with self._database.transaction(read_only=True) as session:
+                found = await read_call_results(session, set().union(*pending.values()))
+            for caller, calls in pending.items():
+                if (parent_id := self._callers.get(caller)) is not None:
+                    caller.resolve_calls({called_id: found.get((parent_id, called_id)) for called_id in calls})
+        return self._poll_seconds
