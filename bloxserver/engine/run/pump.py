@@ -15,10 +15,10 @@ from uuid import UUID
 import structlog
 from pydantic import JsonValue
 
-from bloxserver.blocks.base import BlockError, Tool
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
+from bloxserver.engine.run.conversation import StoredConversation
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
     Change,
@@ -29,7 +29,6 @@ from bloxserver.engine.run.messages import (
     Save,
     Step,
     Suspended,
-    Tokens,
     interrupted_steps,
     output_of,
 )
@@ -347,10 +346,10 @@ class Pump:
         message = step.message
         attempt = self._attempts[message.id] = self._attempt(step)
         self._blocked[message.id] = 0  # calls of an earlier attempt no longer count
-        conversation = _Conversation(self, attempt, step)
+        conversation = StoredConversation(self, attempt, step)
         self._running[message.id] = asyncio.create_task(self._work(attempt, conversation), name=message.listener)
 
-    async def _work(self, attempt: Attempt, conversation: _Conversation) -> None:
+    async def _work(self, attempt: Attempt, conversation: StoredConversation) -> None:
         try:
             self._inbox.put_nowait(await handle(attempt, self._context, conversation))
         except asyncio.CancelledError:
@@ -395,27 +394,6 @@ class Pump:
         for step in steps:
             self._unsaved.pop(step.id, None)
         await self._save(Change(numbered, used, outcome))
-
-
-class _Conversation:
-    """The conversation of an agent, saved in its step."""
-
-    def __init__(self, pump: Pump, attempt: Attempt, step: Step) -> None:
-        self._pump = pump
-        self._attempt = attempt
-        self.state: JsonValue = step.state
-        self.tokens = step.tokens
-
-    async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
-        self.state = state
-        self.tokens = self.tokens.plus(Tokens(input_tokens, output_tokens))
-        await self._pump.keep(self._attempt.step(StepStatus.RUNNING, state=state, tokens=self.tokens))
-
-    async def call(self, tool: Tool, payload: JsonValue, call: str) -> JsonValue:
-        step = await self._pump.call(self._attempt.message, tool.listener, payload, call)
-        if step.status is StepStatus.ERROR:
-            raise BlockError(step.error_code or "failed", step.error or "failed", retryable=False)
-        return step.output
 
 
 def _called_by(steps: Iterable[Step]) -> list[UUID]:
