@@ -15,7 +15,9 @@ def prune(
         bool, typer.Option("--dry-run", help="Print what would be deleted, without deleting it.")
     ] = False,
 ) -> None:
-    """Delete executions and flow versions that are past their retention. Workers do the same every hour.
+    """Delete executions and flow versions that are past their retention, and finish the deletion of large flows.
+
+    Workers do the same in the background.
 
     EXECUTION_RETENTION_DAYS, EXECUTION_RETENTION_PER_FLOW and FLOW_VERSION_RETENTION set the limits. The command can be
     interrupted, repeated, and run while servers run.
@@ -24,12 +26,20 @@ def prune(
 
 
 async def _prune(settings: Settings, *, dry_run: bool) -> None:
+    from bloxserver.engine.background.deletions import DeletionResult, Deletions
     from bloxserver.engine.background.retention import Retention
     from bloxserver.models.database import database
 
+    deletions = Deletions(database)
+    flows, triggers = await deletions.count_pending()
+    finished = DeletionResult() if dry_run else await deletions.finish()
     pruned = await Retention(settings, database).prune(dry_run=dry_run)
     await database.dispose()
+    if dry_run and (flows or triggers):
+        typer.echo(f"deletions to finish: {flows} flows, {triggers} triggers")
+    elif finished.flows or finished.triggers:
+        typer.echo(f"deletions finished: {finished.flows} flows, {finished.triggers} triggers")
     verb = "would be deleted" if dry_run else "deleted"
     typer.echo(f"{verb}: {pruned.executions} executions, {pruned.steps} steps, {pruned.versions} versions")
-    if pruned.lock_busy:
+    if pruned.lock_busy or not finished.is_complete:
         typer.echo("another process is pruning and deletes the rest")

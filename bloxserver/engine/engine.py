@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import structlog
 
+from bloxserver.engine.background.deletions import Deletions
 from bloxserver.engine.background.notifications import NotificationSender
 from bloxserver.engine.background.retention import Retention
 from bloxserver.engine.background.sweeper import Sweeper
@@ -54,6 +55,7 @@ class Engine:
             settings, database, self._worker, self.worker_id, is_alive=lambda: self._heartbeat.is_fresh
         )
         self._notifier = NotificationSender(database, self._clients.http, self._clients.mail, settings)
+        self._deletions = Deletions(database)
         self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake)
         self._state = _State.STARTING
         self._intake: list[asyncio.Task[None]] = []
@@ -79,6 +81,7 @@ class Engine:
             self._loop(self._worker.call_results.run)
             self._loop(self._notifier.run)
             self._loop(Retention(self._settings, self._database).run)
+            self._loop(self._deletions.run)
         self._intake.append(asyncio.create_task(run_forever(self._sweeper.run)))
         self._state = _State.WORKING
 
@@ -130,6 +133,8 @@ class Engine:
             self._worker.check_leases()
         if WakeReason.NOTIFICATION in work:
             self._notifier.wake()
+        if WakeReason.DELETION in work:
+            self._deletions.wake()
 
     def _loop(self, loop: Callable[[], Awaitable[None]]) -> None:
         self._loops.append(asyncio.create_task(run_forever(loop)))

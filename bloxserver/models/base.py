@@ -1,4 +1,4 @@
-"""The declarative base, with fixed constraint names for migrations, and common columns."""
+"""The declarative base: constraint names that migrations rely on, and columns and indexes that tables share."""
 
 from __future__ import annotations
 
@@ -31,3 +31,9 @@ Id = Annotated[uuid.UUID, mapped_column(primary_key=True, default=new_id, server
 CreatedAt = Annotated[datetime, mapped_column(default=now, server_default=database_now())]
 UpdatedAt = Annotated[datetime, mapped_column(default=now, onupdate=now, server_default=database_now())]
 Counter = Annotated[int, mapped_column(sa.BigInteger, default=0, server_default="0")]
+
+
+def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> sa.Index:
+    """An index of the rows that meet the condition."""
+    condition = sa.text(where)
+    return sa.Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)

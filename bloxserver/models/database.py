@@ -48,16 +48,18 @@ read_only_request: ContextVar[bool] = ContextVar("read_only_request", default=Fa
 
 
 class WakeReason(enum.StrEnum):
-    """The kind of work that a transaction creates for the engine."""
+    """The kinds of work that a transaction leaves for the engine."""
 
     EXECUTION = "execution"
-    """An execution is due, or a worker slot is free."""
+    """An execution is due or has ended, or a slot is free."""
     FLOW = "flow"
-    """A flow must be started or stopped, or the next time of a schedule must be calculated."""
+    """A flow is to be started or stopped, or the next firing of a schedule is to be set."""
     CANCELLATION = "cancellation"
-    """An execution that a worker may be running was cancelled or ended by another process."""
+    """An execution that a worker may be running was ended or deleted."""
     NOTIFICATION = "notification"
     """A failure notification is due."""
+    DELETION = "deletion"
+    """A flow or a trigger was deleted, and its rows are still to be deleted or changed."""
 
 
 class InstrumentedPool(AsyncAdaptedQueuePool):

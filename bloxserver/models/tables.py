@@ -20,7 +20,7 @@ from bloxserver.models.account_tables import (
     UserApiKeyRecord,
     WorkerRecord,
 )
-from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
+from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt, partial_index
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.enums import (
     BillingStatus,
@@ -65,6 +65,7 @@ WAITING = "status = 'running' AND lease IS NULL"
 CLAIMED = "status = 'running' AND lease IS NOT NULL"
 QUARANTINE_THRESHOLD = 3
 QUARANTINED = f"{WAITING} AND crash_count >= {QUARANTINE_THRESHOLD}"
+DELETED = "deleted_at IS NOT NULL"
 
 
 class UserRecord(Base):
@@ -98,12 +99,8 @@ class FlowRecord(Base):
     __table_args__ = (
         sa.Index(None, "user_id", "updated_at", "id"),
         # Flows that the engine must start or stop.
-        sa.Index(
-            "ix_flows_unsettled",
-            "updated_at",
-            sqlite_where=sa.text("status IN ('starting', 'stopping')"),
-            postgresql_where=sa.text("status IN ('starting', 'stopping')"),
-        ),
+        partial_index("ix_flows_unsettled", "updated_at", where="status IN ('starting', 'stopping')"),
+        partial_index("ix_flows_deleted", "deleted_at", where=DELETED),
     )
 
     id: Mapped[Id]
@@ -128,6 +125,8 @@ class FlowRecord(Base):
     error_message: Mapped[str | None] = mapped_column(sa.Text)
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
+    deleted_at: Mapped[datetime | None]
+    """When it was deleted, while the background still deletes its executions: every read ignores the flow."""
 
     user: Mapped[UserRecord] = relationship(back_populates="flows", lazy="raise")
     triggers: Mapped[list[TriggerRecord]] = relationship(
@@ -157,12 +156,8 @@ class TriggerRecord(Base):
     __tablename__ = "triggers"
     __table_args__ = (
         sa.Index(None, "flow_id", "created_at", "id"),
-        sa.Index(
-            "ix_triggers_schedules",
-            "next_fire_at",
-            sqlite_where=sa.text("type = 'schedule'"),
-            postgresql_where=sa.text("type = 'schedule'"),
-        ),
+        partial_index("ix_triggers_schedules", "next_fire_at", where="type = 'schedule'"),
+        partial_index("ix_triggers_deleted", "deleted_at", where=DELETED),
     )
 
     id: Mapped[Id]
@@ -186,6 +181,8 @@ class TriggerRecord(Base):
     retry_at: Mapped[datetime | None]
     """When the next attempt may be made."""
     created_at: Mapped[CreatedAt]
+    deleted_at: Mapped[datetime | None]
+    """When it was deleted, while executions still refer to it: every read ignores the trigger."""
 
     flow: Mapped[FlowRecord] = relationship(back_populates="triggers", lazy="raise")
     executions: Mapped[list[ExecutionRecord]] = relationship(
@@ -216,39 +213,13 @@ class ExecutionRecord(Base):
         sa.Index(None, "flow_id", "started_at", "id"),
         sa.Index(None, "flow_id", "status", "started_at", "id"),
         # The queue: executions that wait for a worker, by flow, so that one flow's backlog does not slow down others.
-        sa.Index(
-            "ix_executions_waiting",
-            "flow_id",
-            "resume_at",
-            "started_at",
-            "id",
-            sqlite_where=sa.text(WAITING),
-            postgresql_where=sa.text(WAITING),
-        ),
+        partial_index("ix_executions_waiting", "flow_id", "resume_at", "started_at", "id", where=WAITING),
         # Waiting executions that may be the cause of repeated worker crashes.
-        sa.Index(
-            "ix_executions_quarantined",
-            "crash_count",
-            sqlite_where=sa.text(QUARANTINED),
-            postgresql_where=sa.text(QUARANTINED),
-        ),
+        partial_index("ix_executions_quarantined", "crash_count", where=QUARANTINED),
         # Executions that workers have claimed.
-        sa.Index(
-            "ix_executions_claimed",
-            "worker_id",
-            "flow_id",
-            sqlite_where=sa.text(CLAIMED),
-            postgresql_where=sa.text(CLAIMED),
-        ),
+        partial_index("ix_executions_claimed", "worker_id", "flow_id", where=CLAIMED),
         # After a crash, a repeated step must find the execution that it started before.
-        sa.Index(
-            "ix_executions_calls",
-            "parent_id",
-            "parent_key",
-            unique=True,
-            sqlite_where=sa.text("parent_id IS NOT NULL"),
-            postgresql_where=sa.text("parent_id IS NOT NULL"),
-        ),
+        partial_index("ix_executions_calls", "parent_id", "parent_key", where="parent_id IS NOT NULL", unique=True),
     )
 
     id: Mapped[Id]

@@ -74,6 +74,13 @@ class database_uuid(expression.FunctionElement[uuid.UUID]):  # noqa: N801
     inherit_cache = True
 
 
+class stored_bytes(expression.FunctionElement[int]):  # noqa: N801
+    """The bytes that a text takes in the database; null for null."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
 @compiles(database_now, "postgresql")
 def _(element: Any, compiler: Any, **options: Any) -> str:
     return "clock_timestamp()"
@@ -92,3 +99,19 @@ def _(element: Any, compiler: Any, **options: Any) -> str:
 @compiles(database_uuid, "sqlite")
 def _(element: Any, compiler: Any, **options: Any) -> str:
     return "lower(hex(randomblob(16)))"
+
+
+@compiles(stored_bytes, "postgresql")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    return f"pg_column_size({compiler.process(element.clauses, **options)})"  # does not read the text itself
+
+
+@compiles(stored_bytes, "sqlite")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+def size_of(*columns: Any) -> sa.Label[int]:
+    """The bytes that these columns take together in the database."""
+    sizes: list[sa.ColumnElement[int]] = [sa.func.coalesce(stored_bytes(column), 0) for column in columns]
+    return sum(sizes[1:], sizes[0]).label("size")

@@ -5,11 +5,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.attributes import set_committed_value
 
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
-from bloxserver.models.tables import ExecutionRecord, FlowRecord
-from bloxserver.queries.flows import owned_by
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
+from bloxserver.queries.flows import flow_exists, owned_by
 from bloxserver.queries.paging import Page, PageRequest
 
 
@@ -45,36 +46,57 @@ async def read_executions(
 async def read_execution(
     session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID, *, lock: bool = False
 ) -> ExecutionRecord:
-    """One execution of the user's flow, if wanted kept from being deleted until the transaction ends; raises
-    `NotFound`.
-    """
+    """One execution of the user's flow; `lock` prevents its deletion until the transaction ends. Raises `NotFound`."""
     wanted = (
-        sa.select(ExecutionRecord)
+        _with_trigger()
         .join(FlowRecord, FlowRecord.id == ExecutionRecord.flow_id)
         .where(owned_by(user_id), FlowRecord.id == flow_id, ExecutionRecord.id == execution_id)
-        # the engine writes this row from outside the session
-        .execution_options(populate_existing=True)
     )
     if lock:
         wanted = wanted.with_for_update(read=True, key_share=True, of=ExecutionRecord)
-    execution = await session.scalar(wanted)
+    execution = await _first(session, wanted)
     if execution is None:
         raise NotFound("Execution")
     return execution
 
 
 async def find_execution(session: AsyncSession, execution_id: UUID) -> ExecutionRecord | None:
-    """Anybody's execution, as it is now."""
-    return await session.get(ExecutionRecord, execution_id, populate_existing=True)
+    """An execution of any user, as it is stored now; None if it is gone."""
+    return await _first(session, _with_trigger().where(ExecutionRecord.id == execution_id, flow_exists()))
+
+
+def _with_trigger() -> sa.Select[ExecutionRecord, UUID | None]:
+    """Executions, and the triggers that started them unless these were deleted."""
+    return (
+        sa.select(ExecutionRecord, _trigger_id())
+        .outerjoin(TriggerRecord, TriggerRecord.id == ExecutionRecord.trigger_id)
+        # Read again if the session has the row: the engine writes it in other sessions.
+        .execution_options(populate_existing=True)
+    )
+
+
+def _trigger_id() -> sa.ColumnElement[UUID | None]:
+    """The execution's trigger; null if it was deleted, although the execution may still refer to it."""
+    return sa.case((TriggerRecord.deleted_at.is_(None), ExecutionRecord.trigger_id)).label("trigger_id")
+
+
+async def _first(session: AsyncSession, wanted: sa.Select[ExecutionRecord, UUID | None]) -> ExecutionRecord | None:
+    row = (await session.execute(wanted)).first()
+    if row is None:
+        return None
+    execution: ExecutionRecord = row[0]
+    set_committed_value(execution, "trigger_id", row[1])
+    return execution
 
 
 async def read_status(session: AsyncSession, execution_id: UUID) -> ExecutionStatus | None:
-    """The status of anybody's execution; None where it is gone."""
-    return await session.scalar(sa.select(ExecutionRecord.status).where(ExecutionRecord.id == execution_id))
+    """The status of an execution of any user; None if it is gone."""
+    wanted = sa.select(ExecutionRecord.status).where(ExecutionRecord.id == execution_id, flow_exists())
+    return await session.scalar(wanted)
 
 
 async def require_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID) -> None:
-    """Raise `NotFound` unless the execution is of the user's flow."""
+    """Raise `NotFound` unless the execution belongs to the user's flow."""
     found = await session.scalar(
         sa.select(ExecutionRecord.id)
         .join(FlowRecord, FlowRecord.id == ExecutionRecord.flow_id)
@@ -85,10 +107,16 @@ async def require_execution(session: AsyncSession, user_id: UUID, flow_id: UUID,
 
 
 async def read_outline(session: AsyncSession, execution_id: UUID) -> sa.Row[Any] | None:
-    """Anybody's execution without its payloads; None where it is gone."""
-    payloads = {ExecutionRecord.input_payload.key, ExecutionRecord.output_payload.key}
-    columns = [column for column in ExecutionRecord.__table__.columns if column.name not in payloads]
-    return (await session.execute(sa.select(*columns).where(ExecutionRecord.id == execution_id))).first()
+    """An execution of any user, without its payloads; None if it is gone."""
+    replaced = {"input_payload", "output_payload", "trigger_id"}
+    columns = [column for column in ExecutionRecord.__table__.columns if column.name not in replaced]
+    wanted = (
+        sa.select(*columns, _trigger_id())
+        .outerjoin(TriggerRecord, TriggerRecord.id == ExecutionRecord.trigger_id)
+        .where(ExecutionRecord.id == execution_id, flow_exists())
+    )
+    rows: sa.Result[Any] = await session.execute(wanted)
+    return rows.first()
 
 
 async def read_statistics(session: AsyncSession, user_id: UUID, flow_id: UUID) -> sa.Row[Any]:

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus, FlowStatus
@@ -13,14 +14,20 @@ from bloxserver.queries.paging import Page, PageRequest
 
 
 def owned_by(user_id: UUID) -> sa.ColumnElement[bool]:
-    """The one condition that makes a flow a user's."""
-    return FlowRecord.user_id == user_id
+    """The condition that a flow belongs to the user and was not deleted. Every read for a user starts from it."""
+    return sa.and_(FlowRecord.user_id == user_id, FlowRecord.deleted_at.is_(None))
+
+
+def flow_exists() -> sa.ColumnElement[bool]:
+    """The condition that the flow of an execution was not deleted, for statements about executions."""
+    flow = aliased(FlowRecord)
+    return ExecutionRecord.flow_id.not_in(sa.select(flow.id).where(flow.deleted_at.is_not(None)))
 
 
 async def read_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock: bool = False) -> FlowRecord:
-    """The user's flow, if wanted locked until the transaction ends; raises `NotFound`."""
+    """The user's flow; `lock` locks its row until the transaction ends. Raises `NotFound`."""
     wanted = sa.select(FlowRecord).where(owned_by(user_id), FlowRecord.id == flow_id)
-    # as it is stored: who wrote the row in the same session may have given texts for its enums
+    # Read again if the session has the row: a caller may have written it with texts for its enums.
     wanted = wanted.execution_options(populate_existing=True)
     flow = await session.scalar(wanted.with_for_update(key_share=True) if lock else wanted)
     if flow is None:
@@ -36,7 +43,7 @@ async def require_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, l
 
 
 async def read_flows(session: AsyncSession, user_id: UUID, page: PageRequest) -> Page:
-    """A page of the user's flows, the last changed first."""
+    """A page of the user's flows, the most recently changed first."""
     total = await count_flows(session, user_id)
     rows = await session.execute(
         sa.select(FlowRecord.id, FlowRecord.name, FlowRecord.description, FlowRecord.status, FlowRecord.updated_at)
@@ -53,9 +60,9 @@ async def count_flows(session: AsyncSession, user_id: UUID) -> int:
 
 
 async def read_flows_to_reconcile(session: AsyncSession, limit: int, grace_over: datetime) -> list[UUID]:
-    """Flows of anybody that the engine can start or stop now, the longest waiting first.
+    """Flows of all users that the engine can start or stop now, those that wait longest first.
 
-    One that stops waits for its executions, unless it was asked to stop before `grace_over`.
+    A flow that stops waits for its executions, unless its stop was requested before `grace_over`.
     """
     starting = FlowRecord.status == FlowStatus.STARTING
     stopping = FlowRecord.status == FlowStatus.STOPPING
@@ -63,7 +70,7 @@ async def read_flows_to_reconcile(session: AsyncSession, limit: int, grace_over:
     over = sa.or_(asked.is_(None), asked <= grace_over, ~has_running_executions())
     flows = await session.scalars(
         sa.select(FlowRecord.id)
-        .where(sa.or_(starting, sa.and_(stopping, over)))
+        .where(sa.or_(starting, sa.and_(stopping, over)), FlowRecord.deleted_at.is_(None))
         .order_by(FlowRecord.updated_at)
         .limit(limit)
     )
@@ -73,11 +80,12 @@ async def read_flows_to_reconcile(session: AsyncSession, limit: int, grace_over:
 async def has_flows_to_reconcile(session: AsyncSession) -> bool:
     """Whether any flow is starting or stopping."""
     unsettled = sa.or_(FlowRecord.status == FlowStatus.STARTING, FlowRecord.status == FlowStatus.STOPPING)
-    return await session.scalar(sa.select(FlowRecord.id).where(unsettled).limit(1)) is not None
+    unsettled_flow = sa.select(FlowRecord.id).where(unsettled, FlowRecord.deleted_at.is_(None)).limit(1)
+    return await session.scalar(unsettled_flow) is not None
 
 
 def has_running_executions() -> sa.ColumnElement[bool]:
-    """Whether anything of a flow has not ended yet, in a statement about flows."""
+    """Whether a flow has executions that have not ended, for statements about flows."""
     return (
         sa.select(ExecutionRecord.id)
         .where(ExecutionRecord.flow_id == FlowRecord.id, ExecutionRecord.status == ExecutionStatus.RUNNING)

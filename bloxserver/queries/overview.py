@@ -1,4 +1,4 @@
-"""How the whole installation stands, whoever's flows they are: for `/metrics` and `bloxserver status`."""
+"""The state of the whole installation, over all users: for `/metrics` and `bloxserver status`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bloxserver.clock import now
 from bloxserver.models.enums import ExecutionStatus, FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord, WorkerRecord
 from bloxserver.models.types import database_now
+from bloxserver.queries.flows import flow_exists
 
 RECENT_WINDOW = timedelta(hours=1)
 
@@ -21,13 +22,13 @@ class TierQueue(NamedTuple):
     """Executions of a tier that have not ended."""
 
     waiting: int = 0
-    """Due, and with no worker."""
+    """Due, and not claimed."""
     running: int = 0
-    """With a worker."""
+    """Claimed by a worker."""
     suspended: int = 0
-    """Not due yet: they wait for a time, or for an execution that they called."""
+    """Not due yet: they wait for a time or for an execution that they called."""
     due_since: datetime | None = None
-    """Since when the one that has waited longest is due; null where none waits."""
+    """When the longest waiting execution was due; null if none waits."""
 
 
 class LivingWorker(NamedTuple):
@@ -35,11 +36,11 @@ class LivingWorker(NamedTuple):
     version: str | None
     started_at: datetime
     silence: timedelta
-    """Since it beat last."""
+    """Since its last heartbeat."""
 
 
 class Schedules(NamedTuple):
-    """Schedules that are armed."""
+    """Enabled schedules of running flows."""
 
     armed: int
     due: int
@@ -53,14 +54,14 @@ class Overview(NamedTuple):
     queue: Mapping[Tier, TierQueue]
     workers: Sequence[LivingWorker]
     taken: Mapping[str | None, int]
-    """How many executions each worker has, living or not."""
+    """The number of executions of each worker, including dead ones."""
     schedules: Schedules
     ended: Mapping[ExecutionStatus, int]
-    """How executions ended in the last hour."""
+    """The number of executions that ended in the last hour, by status."""
 
 
 async def read_overview(session: AsyncSession, dead_after: timedelta) -> Overview:
-    """All of it. Counting what has ended reads the whole table: a scrape leaves that out."""
+    """Read the overview. Counting ended executions reads the whole table, so a scrape does not use this."""
     moment = now()
     return Overview(
         moment,
@@ -73,7 +74,7 @@ async def read_overview(session: AsyncSession, dead_after: timedelta) -> Overvie
 
 
 async def read_queue(session: AsyncSession, moment: datetime) -> dict[Tier, TierQueue]:
-    """The queue of every tier, in one statement: the indexes of what waits and of what runs, read once each."""
+    """The queue of every tier, in one statement that reads the indexes of waiting and of claimed executions once."""
     by_flow = sa.union_all(_waiting(moment), _running()).subquery()
     of = by_flow.c
     rows = await session.execute(
@@ -87,11 +88,12 @@ async def read_queue(session: AsyncSession, moment: datetime) -> dict[Tier, Tier
         .select_from(by_flow)
         .join(FlowRecord, FlowRecord.id == of.flow_id)
         .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
+        .where(FlowRecord.deleted_at.is_(None))
         .group_by(UserRecord.tier)
     )
     queues = {tier: TierQueue() for tier in Tier}
     for name, waiting, running, suspended, due_since in rows:
-        # A tier that is not known is served as the smallest.
+        # An unknown tier has the limits of the smallest.
         tier = Tier(name) if name in set(Tier) else Tier.FREE
         queues[tier] = _added(queues[tier], TierQueue(int(waiting), int(running), int(suspended), due_since))
     return queues
@@ -145,7 +147,7 @@ def _added(one: TierQueue, other: TierQueue) -> TierQueue:
 
 
 async def read_workers(session: AsyncSession, dead_after: timedelta) -> list[LivingWorker]:
-    """The workers that have beaten within this time, by the database's clock, the oldest first."""
+    """The workers with a heartbeat within this time, by the database's clock, the oldest first."""
     rows = await session.execute(
         sa.select(
             WorkerRecord.worker_id,
@@ -163,7 +165,7 @@ async def read_workers(session: AsyncSession, dead_after: timedelta) -> list[Liv
 
 
 async def count_taken(session: AsyncSession) -> dict[str | None, int]:
-    """How many executions each worker has, living or not."""
+    """The number of executions of each worker, including dead ones."""
     rows = await session.execute(
         sa.select(ExecutionRecord.worker_id, sa.func.count().label("number"))
         .where(_unended(), ExecutionRecord.lease.is_not(None))
@@ -185,17 +187,19 @@ async def read_schedules(session: AsyncSession, moment: datetime) -> Schedules:
         .where(
             TriggerRecord.type == sa.literal(TriggerType.SCHEDULE, TriggerRecord.type.type, literal_execute=True),
             TriggerRecord.enabled.is_(True),
+            TriggerRecord.deleted_at.is_(None),
             FlowRecord.status == FlowStatus.RUNNING,
+            FlowRecord.deleted_at.is_(None),
         )
     )
     return Schedules(*row.one())
 
 
 async def count_ended(session: AsyncSession, since: datetime) -> dict[ExecutionStatus, int]:
-    """How many executions have ended since then, by how they ended."""
+    """The number of executions that ended since then, by status."""
     rows = await session.execute(
         sa.select(ExecutionRecord.status, sa.func.count().label("number"))
-        .where(ExecutionRecord.completed_at >= since)
+        .where(ExecutionRecord.completed_at >= since, flow_exists())
         .group_by(ExecutionRecord.status)
     )
     return {row.status: row.number for row in rows}

@@ -21,7 +21,7 @@ async def read_triggers(session: AsyncSession, user_id: UUID, flow_id: UUID) -> 
     await require_flow(session, user_id, flow_id)
     triggers = await session.scalars(
         sa.select(TriggerRecord)
-        .where(TriggerRecord.flow_id == flow_id)
+        .where(TriggerRecord.flow_id == flow_id, TriggerRecord.deleted_at.is_(None))
         .order_by(TriggerRecord.created_at, TriggerRecord.id)
     )
     return triggers.all()
@@ -34,7 +34,12 @@ async def read_trigger(
     wanted = (
         sa.select(TriggerRecord)
         .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
-        .where(owned_by(user_id), FlowRecord.id == flow_id, TriggerRecord.id == trigger_id)
+        .where(
+            owned_by(user_id),
+            FlowRecord.id == flow_id,
+            TriggerRecord.id == trigger_id,
+            TriggerRecord.deleted_at.is_(None),
+        )
         .execution_options(populate_existing=True)
     )
     trigger = await session.scalar(wanted.with_for_update(key_share=True, of=TriggerRecord) if lock else wanted)
@@ -81,6 +86,7 @@ def _trigger_rows() -> sa.Select[Any]:
         )
         .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
         .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
+        .where(FlowRecord.deleted_at.is_(None), TriggerRecord.deleted_at.is_(None))
     )
 
 
@@ -106,7 +112,9 @@ def _live_schedules() -> tuple[sa.ColumnElement[bool], ...]:
     return (
         TriggerRecord.type == TriggerType.SCHEDULE,
         TriggerRecord.enabled.is_(True),
+        TriggerRecord.deleted_at.is_(None),
         FlowRecord.status == FlowStatus.RUNNING,
+        FlowRecord.deleted_at.is_(None),
     )
 
 
@@ -139,7 +147,7 @@ async def read_running_definition(session: AsyncSession, flow_id: UUID) -> str |
         sa.select(sa.func.coalesce(FlowVersionRecord.organism_yaml, FlowRecord.organism_yaml))
         .select_from(FlowRecord)
         .outerjoin(FlowVersionRecord, FlowVersionRecord.id == FlowRecord.active_version_id)
-        .where(FlowRecord.id == flow_id)
+        .where(FlowRecord.id == flow_id, FlowRecord.deleted_at.is_(None))
     )
 
 

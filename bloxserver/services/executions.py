@@ -133,13 +133,14 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
     row = (
         sa.select(*(sa.literal(value, columns[name].type) for name, value in values.items()))
         .select_from(FlowRecord)
-        .where(FlowRecord.id == flow_id, FlowRecord.status == FlowStatus.RUNNING)
+        .where(FlowRecord.id == flow_id, FlowRecord.status == FlowStatus.RUNNING, FlowRecord.deleted_at.is_(None))
         .with_for_update(read=True, key_share=True)
     )
     insert = sa.insert(ExecutionRecord).from_select(list(values), row).returning(ExecutionRecord)
     execution = await session.scalar(insert)
     if execution is None:
-        status = await session.scalar(sa.select(FlowRecord.status).where(FlowRecord.id == flow_id))
+        exists = FlowRecord.id == flow_id, FlowRecord.deleted_at.is_(None)
+        status = await session.scalar(sa.select(FlowRecord.status).where(*exists))
         raise NotFound("Flow") if status is None else FlowNotRunning(status)
     after_commit(session, metrics.EXECUTIONS_ACCEPTED.labels(execution.trigger_type.value).inc)
     wake_engine_after_commit(session, WakeReason.EXECUTION)

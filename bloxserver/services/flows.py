@@ -10,21 +10,15 @@ from bloxserver.clock import now
 from bloxserver.errors import BadRequest, Forbidden
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.models.enums import ExecutionStatus, FlowStatus
+from bloxserver.models.enums import FlowStatus
 from bloxserver.models.tables import (
-    ExecutionRecord,
-    ExecutionStepRecord,
-    FailureNotificationRecord,
     FlowRecord,
     FlowVersionRecord,
-    KeyValueRecord,
-    TriggerRecord,
     UserRecord,
 )
 from bloxserver.plans import get_plan
-from bloxserver.queries.flows import count_flows, read_flow, require_flow
+from bloxserver.queries.flows import count_flows, read_flow
 from bloxserver.queries.versions import read_version
-from bloxserver.services.transitions import lock_executions
 from bloxserver.services.versions import current_version, is_same_definition
 
 TRANSITIONS = {
@@ -44,7 +38,7 @@ async def create_flow(
 ) -> FlowRecord:
     """A new, stopped flow; raises `Forbidden` at the limit of the tier, exact however many are created at once."""
     limit = get_plan(tier).flows
-    # Creations of one user take turns at his row (SQLite has one writer anyway), so that the count holds.
+    # The lock of the user's row makes the count exact. (SQLite has one writer.)
     await session.execute(sa.select(UserRecord.id).where(UserRecord.id == user_id).with_for_update(key_share=True))
     if await count_flows(session, user_id) >= limit:
         raise Forbidden(
@@ -67,7 +61,7 @@ async def create_flow(
 
 
 async def update_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, changes: dict[str, Any]) -> FlowRecord:
-    """Change what is named in `changes`; another definition makes a new version. Raises `NotFound`."""
+    """Set the values of `changes`; a changed definition makes a new version. Raises `NotFound`."""
     flow = await read_flow(session, user_id, flow_id, lock=not changes.keys().isdisjoint(DEFINITION))
     if changes:
         await _change(session, flow, changes)
@@ -75,7 +69,7 @@ async def update_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, chang
 
 
 async def restore_version(session: AsyncSession, user_id: UUID, flow_id: UUID, number: int) -> FlowRecord:
-    """Make a version's definition the flow's again, as a new version; raises `NotFound`."""
+    """Give the flow the definition of an earlier version, as a new version; raises `NotFound`."""
     flow = await read_flow(session, user_id, flow_id, lock=True)
     version = await read_version(session, user_id, flow_id, number)
     await _change(session, flow, {name: getattr(version, name) for name in DEFINITION})
@@ -86,7 +80,7 @@ async def _change(session: AsyncSession, flow: FlowRecord, changes: dict[str, An
     organism_yaml, canvas_state = (changes.get(name, getattr(flow, name)) for name in DEFINITION)
     redefined = not is_same_definition(flow, organism_yaml, canvas_state)
     if redefined and flow.latest_version is None:
-        await current_version(session, flow)  # a flow that was written by hand: what it was is kept, too
+        await current_version(session, flow)  # a row written by hand has no version yet: keep its definition
     for name, value in changes.items():
         setattr(flow, name, value)
     flow.updated_at = now()
@@ -95,48 +89,13 @@ async def _change(session: AsyncSession, flow: FlowRecord, changes: dict[str, An
     await session.flush()
 
 
-async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> None:
-    """Delete the flow and all that hangs on it, by statements alone; raises `NotFound`."""
-    await require_flow(session, user_id, flow_id, lock=True)
-    await _wake_callers(session, flow_id)
-    executions = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_id == flow_id)
-    await _delete(session, ExecutionStepRecord, ExecutionStepRecord.execution_id.in_(executions))
-    await _delete(session, FailureNotificationRecord, FailureNotificationRecord.execution_id.in_(executions))
-    await _delete(session, ExecutionRecord, ExecutionRecord.flow_id == flow_id)
-    await _delete(session, TriggerRecord, TriggerRecord.flow_id == flow_id)
-    await _delete(session, KeyValueRecord, KeyValueRecord.flow_id == flow_id)
-    await _delete(session, FlowVersionRecord, FlowVersionRecord.flow_id == flow_id)
-    await _delete(session, FlowRecord, FlowRecord.id == flow_id)
-    wake_engine_after_commit(session, WakeReason.CANCELLATION)
-    wake_engine_after_commit(session, WakeReason.EXECUTION)
-
-
-async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
-    """Let executions that wait for this flow find out that it is gone."""
-    running = ExecutionRecord.status == ExecutionStatus.RUNNING
-    own = ExecutionRecord.flow_id == flow_id, running
-    callers = sa.select(ExecutionRecord.parent_id).where(*own, ExecutionRecord.parent_id.is_not(None))
-    # Before anything of them is touched: workers are at them, and hold one while they want another.
-    await lock_executions(session, ExecutionRecord.id.in_(sa.select(ExecutionRecord.id).where(*own).union(callers)))
-    await session.execute(
-        sa.update(ExecutionRecord)
-        .where(ExecutionRecord.id.in_(callers), running, ExecutionRecord.lease.is_(None))
-        .values(resume_at=now())
-        .execution_options(synchronize_session=False)
-    )
-
-
-async def _delete(session: AsyncSession, table: type[Any], condition: sa.ColumnElement[bool]) -> None:
-    await session.execute(sa.delete(table).where(condition))
-
-
 async def start_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
-    """Ask for a start: the engine validates the organism and writes `running`, or `error` with the reason."""
+    """Request a start: the engine validates the organism and sets `running`, or `error` with the reason."""
     return await _request(session, user_id, flow_id, FlowStatus.STARTING, "start", stop_requested_at=None)
 
 
 async def stop_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
-    """Ask for a stop: no new runs, and when those that run have ended, or their time is over, it is `stopped`."""
+    """Request a stop: the flow accepts no runs, and is `stopped` once its executions ended or were cancelled."""
     return await _request(session, user_id, flow_id, FlowStatus.STOPPING, "stop", stop_requested_at=now())
 
 
@@ -154,15 +113,20 @@ async def _request(
 async def transition_flow(
     session: AsyncSession, flow_id: UUID, to: FlowStatus, *conditions: sa.ColumnElement[bool], **values: Any
 ) -> bool:
-    """The only writer of a flow's status.
+    """Set a flow's status; no other function does.
 
-    False where the flow is gone, is no longer in a status that leads to `to`, or does not meet the conditions.
+    Returns False if the flow is gone, its status does not lead to `to`, or it does not meet the conditions.
     """
     if to in (FlowStatus.STARTING, FlowStatus.RUNNING):
         values["error_message"] = None
     moved = await session.execute(
         sa.update(FlowRecord)
-        .where(FlowRecord.id == flow_id, FlowRecord.status.in_(TRANSITIONS[to]), *conditions)
+        .where(
+            FlowRecord.id == flow_id,
+            FlowRecord.deleted_at.is_(None),
+            FlowRecord.status.in_(TRANSITIONS[to]),
+            *conditions,
+        )
         .values(status=to, updated_at=now(), **values)
         .returning(FlowRecord.id)
     )

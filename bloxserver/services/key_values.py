@@ -109,7 +109,8 @@ async def _find(session: AsyncSession, flow_id: UUID, key: str) -> _Entry | None
 async def _lock(session: AsyncSession, flow_id: UUID, key: str) -> _Entry | None:
     """What is there, after the writes of others and before the next."""
     _checked(key)
-    flow = sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update(key_share=True)
+    flow = sa.select(FlowRecord.id).where(FlowRecord.id == flow_id, FlowRecord.deleted_at.is_(None))
+    flow = flow.with_for_update(key_share=True)
     if await session.scalar(flow) is None:
         raise NotFound("Flow")
     return await _find(session, flow_id, key)

@@ -5,18 +5,16 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import TriggerType
-from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
+from bloxserver.models.tables import TriggerRecord
 from bloxserver.queries.flows import require_flow
 from bloxserver.queries.triggers import read_trigger
 from bloxserver.services.cron import check_schedule, upcoming
-from bloxserver.services.transitions import lock_executions
 
 TOKEN_BYTES = 32
 NO_FAILURE = {"failed_attempts": 0, "last_error": None, "retry_at": None}
@@ -39,7 +37,7 @@ async def create_trigger(
     )
     session.add(trigger)
     await session.flush()
-    wake_engine_after_commit(session, WakeReason.FLOW)  # a schedule gets its first time
+    wake_engine_after_commit(session, WakeReason.FLOW)  # sets the first firing of a schedule
     return trigger
 
 
@@ -70,21 +68,8 @@ def _schedule_changes(trigger: TriggerRecord, changes: dict[str, Any]) -> dict[s
     return {"next_fire_at": None, **NO_FAILURE} if "enabled" in changes else {}
 
 
-async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID) -> None:
-    """Delete the trigger and keep its executions; raises `NotFound`."""
-    await read_trigger(session, user_id, flow_id, trigger_id)
-    triggered = ExecutionRecord.flow_id == flow_id, ExecutionRecord.trigger_id == trigger_id
-    # All of them are written, ended ones too. Whoever deletes the flow has it first, and then them in any order.
-    await session.execute(
-        sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update(read=True, key_share=True)
-    )
-    await lock_executions(session, *triggered)
-    await session.execute(sa.update(ExecutionRecord).where(*triggered).values(trigger_id=None))
-    await session.execute(sa.delete(TriggerRecord).where(TriggerRecord.id == trigger_id))
-
-
 async def regenerate_token(session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID) -> TriggerRecord:
-    """Give a webhook a new token; the old one is dead with the commit. Raises `NotFound`, `BadRequest`."""
+    """Replace the token of a webhook; the old one is invalid from the commit on. Raises `NotFound`, `BadRequest`."""
     trigger = await read_trigger(session, user_id, flow_id, trigger_id)
     if trigger.type is not TriggerType.WEBHOOK:
         raise BadRequest("trigger_not_a_webhook", "Can only regenerate token for webhook triggers")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from bloxserver.clock import now
 from bloxserver.engine.background.retention import Retention
@@ -108,3 +110,26 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
             if await holds():
                 return
             await asyncio.sleep(0.001)
+
+
+@contextmanager
+def deleting_transactions(database: Database) -> Iterator[list[int]]:
+    """The rows that each transaction has deleted."""
+    transactions: list[int] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if statement.startswith("DELETE"):
+            connection.info["deleted"] = connection.info.get("deleted", 0) + len(parameters)
+
+    def end(connection: Any) -> None:
+        if "deleted" in connection.info:
+            transactions.append(connection.info.pop("deleted"))
+
+    engine = database.engine.sync_engine
+    event.listen(engine, "after_cursor_execute", note)
+    event.listen(engine, "commit", end)
+    try:
+        yield transactions
+    finally:
+        event.remove(engine, "after_cursor_execute", note)
+        event.remove(engine, "commit", end)

@@ -23,6 +23,7 @@ from bloxserver.models.database import Base, Database
 from bloxserver.models.migrate import SchemaState, schema_state
 from bloxserver.models.types import TierText, UtcDateTime
 from bloxserver.settings import Settings
+from tests.factories import create_execution, create_flow, create_trigger, create_user
 
 MOMENT = datetime(2026, 6, 1, 12, 30, 45, 123456, tzinfo=UTC)
 LATER_REVISION = """
@@ -179,6 +180,45 @@ async def insert_by_hand(session: AsyncSession, table: str, **values: Any) -> No
         sa.column(name, sa.Uuid) if isinstance(value, UUID) else sa.column(name) for name, value in values.items()
     )
     await session.execute(sa.insert(sa.table(table, *columns)).values(values))
+
+
+OF_FLOW = (
+    "flows",
+    "triggers",
+    "executions",
+    "execution_steps",
+    "flow_versions",
+    "key_values",
+    "failure_notifications",
+)
+
+
+async def test_a_downgrade_finishes_pending_deletions(database: Database) -> None:
+    await database.migrate()
+    async with database.transaction() as session:
+        user = await create_user(session)
+        kept, gone = await create_flow(session, user, name="Kept"), await create_flow(session, user, deleted_at=MOMENT)
+        for flow in (kept, gone):
+            trigger = await create_trigger(session, flow, deleted_at=MOMENT)
+            execution = await create_execution(session, flow, trigger_id=trigger.id)
+            session.add(tables.ExecutionStepRecord(execution_id=execution.id, key="1", listener="a"))
+            session.add(tables.FailureNotificationRecord(execution_id=execution.id, channel="url"))
+            session.add(tables.FailureNotificationRecord(trigger_id=trigger.id, channel="url"))
+            session.add(tables.FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml="x"))
+            session.add(tables.KeyValueRecord(flow_id=flow.id, key="k"))
+            await create_trigger(session, flow)
+    async with database.engine.begin() as connection:
+        await connection.run_sync(migrate.downgrade, "0009")
+    async with database.engine.connect() as connection:
+        counts = {
+            name: await connection.scalar(sa.text(f"SELECT count(*) FROM {name}"))  # noqa: S608
+            for name in OF_FLOW
+        }
+        assert counts == dict.fromkeys(OF_FLOW, 1)
+        row = (await connection.execute(sa.text("SELECT f.name, e.trigger_id FROM executions e, flows f"))).one()
+        assert tuple(row) == ("Kept", None)
+    await database.migrate()
+    assert await state(database) is SchemaState.CURRENT
 
 
 async def test_models_and_migrations_do_not_differ(database: Database) -> None:

@@ -22,7 +22,8 @@ from bloxserver.models.tables import (
     UserRecord,
 )
 from bloxserver.queries.flows import read_flows_to_reconcile
-from bloxserver.services.flows import delete_flow, start_flow, stop_flow
+from bloxserver.services.deletions import delete_flow
+from bloxserver.services.flows import start_flow, stop_flow
 from tests.factories import create_execution, create_flow, create_user
 
 

@@ -23,6 +23,7 @@ from bloxserver.models.enums import FlowStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UsageRecord, UserRecord
 from bloxserver.queries.triggers import read_due_schedules, read_webhook
 from bloxserver.queries.usage import period_at
+from bloxserver.services.deletions import delete_flow
 from bloxserver.services.executions import (
     FlowNotRunning,
     Input,
@@ -31,7 +32,7 @@ from bloxserver.services.executions import (
     receive_webhook,
     run_flow,
 )
-from bloxserver.services.flows import delete_flow, stop_flow
+from bloxserver.services.flows import stop_flow
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
 from bloxserver.settings import Settings
 from tests.factories import create_execution, create_flow, create_trigger, create_user

@@ -22,10 +22,9 @@ from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord
 from bloxserver.queries.executions import read_execution
 from bloxserver.queries.usage import period_at
-from bloxserver.services.flows import delete_flow
+from bloxserver.services.deletions import delete_flow, delete_trigger
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
 from bloxserver.services.transitions import cancel_execution, cancel_running, end_execution
-from bloxserver.services.triggers import delete_trigger
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 
 Change = Callable[[AsyncSession], Awaitable[Any]]

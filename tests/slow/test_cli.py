@@ -13,9 +13,9 @@ from bloxserver.clock import now
 from bloxserver.encryption import SecretCipher
 from bloxserver.engine.background.retention_batches import PRUNE_LOCK
 from bloxserver.models.database import Database
-from bloxserver.models.tables import ExecutionStatus, SecretRecord
+from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, SecretRecord
 from bloxserver.settings import Settings
-from tests.factories import create_execution, create_flow, create_user
+from tests.factories import create_execution, create_flow, create_trigger, create_user
 from tests.processes import bloxserver
 from tests.steps import create_step
 
@@ -114,6 +114,27 @@ async def test_prune_says_what_it_deletes(live_settings: Settings, live_database
     ):
         done = await asyncio.to_thread(bloxserver, "prune", *arguments, DATABASE_URL=live_settings.database_url)
         assert (done.returncode, done.stdout) == (0, f"{told}\n"), done.stderr
+
+
+async def test_prune_finishes_deletions(live_settings: Settings, live_database: Database) -> None:
+    async with live_database.sessions() as session:
+        user = await create_user(session)
+        gone, kept = await create_flow(session, user, deleted_at=now()), await create_flow(session, user)
+        trigger = await create_trigger(session, kept, deleted_at=now())
+        for flow in (gone, kept):
+            await create_execution(session, flow, status=ExecutionStatus.SUCCESS, trigger_id=trigger.id)
+    nothing = "deleted: 0 executions, 0 steps, 0 versions"
+    for arguments, told in (
+        (["--dry-run"], ["deletions to finish: 1 flows, 1 triggers", f"would be {nothing}"]),
+        ([], ["deletions finished: 1 flows, 1 triggers", nothing]),
+        ([], [nothing]),
+    ):
+        done = await asyncio.to_thread(bloxserver, "prune", *arguments, DATABASE_URL=live_settings.database_url)
+        assert (done.returncode, done.stdout.splitlines()) == (0, told), done.stderr
+    async with live_database.sessions() as session:
+        assert await session.get(FlowRecord, gone.id) is None
+        [execution] = await session.scalars(sa.select(ExecutionRecord))
+        assert (execution.flow_id, execution.trigger_id) == (kept.id, None)
 
 
 async def test_prune_leaves_it_to_another_process(

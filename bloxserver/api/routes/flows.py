@@ -7,6 +7,7 @@ from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, Fl
 from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import CreateFlowRequest, Flow, FlowSummary, PaginatedResponse, UpdateFlowRequest
 from bloxserver.queries import flows as queries
+from bloxserver.services import deletions
 from bloxserver.services import flows as services
 
 router = APIRouter(prefix="/flows", tags=["flows"])
@@ -70,7 +71,7 @@ async def update_flow(user: AuthenticatedUser, session: DbSession, flow_id: Flow
 )
 async def delete_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> None:
     """Delete a flow with its triggers and executions. The flow may have any status."""
-    await services.delete_flow(session, user.id, flow_id)
+    await deletions.delete_flow(session, user.id, flow_id)
 
 
 @router.post(

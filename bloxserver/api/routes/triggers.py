@@ -9,6 +9,7 @@ from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, Tr
 from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import CreateTriggerRequest, Trigger, UpcomingFirings, UpdateTriggerRequest
 from bloxserver.queries import triggers as queries
+from bloxserver.services import deletions
 from bloxserver.services import triggers as services
 
 router = APIRouter(prefix="/flows/{flow_id}/triggers", tags=["triggers"])
@@ -92,7 +93,7 @@ async def get_upcoming(
 )
 async def delete_trigger(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId) -> None:
     """Delete a trigger. The executions that it started are kept."""
-    await services.delete_trigger(session, user.id, flow_id, trigger_id)
+    await deletions.delete_trigger(session, user.id, flow_id, trigger_id)
 
 
 @router.post(

@@ -1,1 +1,1 @@
-"""Background work: reconciliation, schedules, notifications and retention."""
+"""Background work: reconciliation, schedules, notifications, retention and deletions."""

@@ -1,6 +1,6 @@
-"""What need not be kept any longer, read flow by flow along indexes that are there for other reasons.
+"""Executions and versions that may be deleted, read flow by flow along indexes that exist for other reasons.
 
-Conditions on other rows are compared as values, not by EXISTS: for that PostgreSQL may choose to read a whole table.
+Conditions on other rows are compared as values, not by EXISTS: PostgreSQL may read a whole table for that.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import aliased
-from sqlalchemy.sql import expression
 
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import (
@@ -25,7 +23,7 @@ from bloxserver.models.tables import (
     FlowRecord,
     FlowVersionRecord,
 )
-from bloxserver.models.types import UtcDateTime
+from bloxserver.models.types import UtcDateTime, size_of
 
 PLACE = (ExecutionRecord.started_at, ExecutionRecord.id)
 DELIVERED = timedelta(minutes=1)
@@ -35,16 +33,16 @@ ENDED = ExecutionRecord.status != ExecutionStatus.RUNNING
 
 @dataclass(frozen=True)
 class Limits:
-    """What is kept at least; None keeps all."""
+    """The executions and versions that are kept; None keeps all."""
 
     moment: datetime
     """Now, by the database's clock."""
     since: datetime | None
-    """Executions that began or ended later."""
+    """Executions that began or ended later are kept."""
     per_flow: int | None
-    """So many ended executions of a flow, the newest as lists show them."""
+    """The number of ended executions that are kept of each flow, the newest first as in lists."""
     versions: int | None
-    """So many versions of a flow, the newest."""
+    """The number of versions that are kept of each flow, the newest first."""
 
 
 class Position(NamedTuple):
@@ -55,7 +53,7 @@ class Position(NamedTuple):
 
 
 class Expired(NamedTuple):
-    """An execution that may go."""
+    """An execution that may be deleted."""
 
     position: Position
     size: int
@@ -70,14 +68,14 @@ class StepSize(NamedTuple):
 
 
 class FlowExcess(NamedTuple):
-    """A flow, and whether it has more than has to be kept."""
+    """A flow, and whether it has more executions or versions than are kept."""
 
     flow_id: UUID
     has_old: bool
     newest_surplus: UUID | None
-    """The execution that comes next after those that are kept by their number."""
+    """The newest execution beyond the number that is kept."""
     newest_surplus_version: int | None
-    """The number of the version that comes next after those that are kept."""
+    """The newest version beyond the number that is kept."""
 
     @property
     def has_excess(self) -> bool:
@@ -85,7 +83,7 @@ class FlowExcess(NamedTuple):
 
 
 async def read_excess(session: AsyncSession, limits: Limits, after: UUID | None, limit: int) -> list[FlowExcess]:
-    """The next flows of anybody, in the order of their ids."""
+    """The next flows of all users, in the order of their ids."""
     ended = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_id == FlowRecord.id, ENDED).correlate(FlowRecord)
     old, surplus = ended.order_by(*PLACE), ended.order_by(*(column.desc() for column in PLACE))
     old = old.where(_is_before(limits.since)) if limits.since else old.where(sa.false())
@@ -99,7 +97,7 @@ async def read_excess(session: AsyncSession, limits: Limits, after: UUID | None,
         old.limit(1).scalar_subquery().is_not(None),
         surplus.limit(1).scalar_subquery(),
         version.limit(1).scalar_subquery(),
-    )
+    ).where(FlowRecord.deleted_at.is_(None))
     if after is not None:
         flows = flows.where(FlowRecord.id > after)
     rows = await session.execute(flows.order_by(FlowRecord.id).limit(limit))
@@ -109,14 +107,24 @@ async def read_excess(session: AsyncSession, limits: Limits, after: UUID | None,
 async def read_expired(
     session: AsyncSession, flow: FlowExcess, limits: Limits, after: Position | None, limit: int
 ) -> list[Expired]:
-    """Executions of the flow that may go, the oldest first.
+    """Executions of the flow that may be deleted, the oldest first.
 
-    One whose caller runs, or of whose failure somebody is still to be told, is kept.
+    Executions with a running caller or a failure notification that is still to be sent are kept.
     """
     surplus = await _position(session, flow.newest_surplus)
     wanted = _expired(flow.flow_id, limits, surplus)
     if wanted is None:
         return []
+    if after is not None:
+        wanted = wanted.where(sa.tuple_(*PLACE) > _value(after))
+    rows = await session.execute(wanted.order_by(*PLACE).limit(limit))
+    return [Expired(Position(row.started_at, row.id), row.size) for row in rows]
+
+
+async def read_ended(session: AsyncSession, flow_id: UUID, after: Position | None, limit: int) -> list[Expired]:
+    """All executions of the flow that have ended, the oldest first."""
+    wanted = sa.select(*PLACE, size_of(ExecutionRecord.input_payload, ExecutionRecord.output_payload))
+    wanted = wanted.where(ExecutionRecord.flow_id == flow_id, ENDED)
     if after is not None:
         wanted = wanted.where(sa.tuple_(*PLACE) > _value(after))
     rows = await session.execute(wanted.order_by(*PLACE).limit(limit))
@@ -144,7 +152,7 @@ def _expired(flow_id: UUID, limits: Limits, surplus: Position | None) -> sa.Sele
     untold = sa.select(sa.func.min(FailureNotificationRecord.due_at)).where(
         FailureNotificationRecord.execution_id == ExecutionRecord.id
     )
-    return sa.select(*PLACE, _size(ExecutionRecord.input_payload, ExecutionRecord.output_payload)).where(
+    return sa.select(*PLACE, size_of(ExecutionRecord.input_payload, ExecutionRecord.output_payload)).where(
         ExecutionRecord.flow_id == flow_id,
         ExecutionRecord.started_at <= newest,
         ENDED,
@@ -155,7 +163,7 @@ def _expired(flow_id: UUID, limits: Limits, surplus: Position | None) -> sa.Sele
 
 
 def _is_before(moment: datetime) -> sa.ColumnElement[bool]:
-    """Whether an execution both began and ended before; one that was written by hand may not say when it ended."""
+    """Whether an execution both began and ended before; rows written by hand may have no end time."""
     ended_at = sa.func.coalesce(ExecutionRecord.completed_at, ExecutionRecord.started_at)
     return sa.and_(ExecutionRecord.started_at < moment, ended_at < moment)
 
@@ -168,7 +176,7 @@ async def read_step_sizes(session: AsyncSession, execution_ids: Collection[UUID]
     """Steps of these executions, execution by execution."""
     step = ExecutionStepRecord
     rows = await session.execute(
-        sa.select(step.execution_id, step.id, _size(step.input_payload, step.output_payload, step.state))
+        sa.select(step.execution_id, step.id, size_of(step.input_payload, step.output_payload, step.state))
         .where(step.execution_id.in_(execution_ids))
         .order_by(step.execution_id, step.sequence)
         .limit(limit)
@@ -183,9 +191,9 @@ async def count_steps(session: AsyncSession, execution_ids: Collection[UUID]) ->
 
 
 def spare_versions(flow: FlowExcess, limits: Limits) -> sa.Select[UUID]:
-    """Versions of the flow that may go: not armed, not the latest, and run by no execution that is there.
+    """Versions of the flow that may be deleted: not active, not the latest, and used by no execution.
 
-    None where the flow was changed just now: what was armed before may still be run by a request that has read it.
+    None if the flow was changed just now: a request that read the previous version may still start an execution of it.
     """
     version = FlowVersionRecord
     ran = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_version_id == version.id).limit(1)
@@ -207,25 +215,3 @@ def spare_versions(flow: FlowExcess, limits: Limits) -> sa.Select[UUID]:
 async def count_spare_versions(session: AsyncSession, flow: FlowExcess, limits: Limits) -> int:
     spare = spare_versions(flow, limits).order_by(None).subquery()
     return await session.scalar(sa.select(sa.func.count()).select_from(spare)) or 0
-
-
-def _size(*columns: Any) -> sa.Label[int]:
-    sizes: list[sa.ColumnElement[int]] = [sa.func.coalesce(stored_bytes(column), 0) for column in columns]
-    return sum(sizes[1:], sizes[0]).label("size")
-
-
-class stored_bytes(expression.FunctionElement[int]):  # noqa: N801
-    """The bytes that a text takes in the database; null for null."""
-
-    type = sa.BigInteger()
-    inherit_cache = True
-
-
-@compiles(stored_bytes, "postgresql")
-def _(element: Any, compiler: Any, **options: Any) -> str:
-    return f"pg_column_size({compiler.process(element.clauses, **options)})"  # does not read the text itself
-
-
-@compiles(stored_bytes, "sqlite")
-def _(element: Any, compiler: Any, **options: Any) -> str:
-    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"

@@ -40,7 +40,11 @@ async def read_due_notifications(session: AsyncSession, moment: datetime, limit:
         .outerjoin(ExecutionRecord, ExecutionRecord.id == FailureNotificationRecord.execution_id)
         .outerjoin(TriggerRecord, TriggerRecord.id == FailureNotificationRecord.trigger_id)
         .join(FlowRecord, FlowRecord.id == sa.func.coalesce(ExecutionRecord.flow_id, TriggerRecord.flow_id))
-        .where(FailureNotificationRecord.due_at <= moment)
+        .where(
+            FailureNotificationRecord.due_at <= moment,
+            FlowRecord.deleted_at.is_(None),
+            TriggerRecord.deleted_at.is_(None),
+        )
         .subquery()
     )
     rows = await session.execute(sa.select(due.c.id, due.c.due_at).order_by(due.c.place, due.c.due_at).limit(limit))
@@ -121,7 +125,7 @@ async def read_failure(session: AsyncSession, execution_id: UUID) -> Failure | N
         )
         .join(FlowRecord, FlowRecord.id == ExecutionRecord.flow_id)
         .outerjoin(FlowVersionRecord, FlowVersionRecord.id == ExecutionRecord.flow_version_id)
-        .where(ExecutionRecord.id == execution_id)
+        .where(ExecutionRecord.id == execution_id, FlowRecord.deleted_at.is_(None))
     )
     return next((Failure(*tuple(row)) for row in rows), None)
 
@@ -161,7 +165,11 @@ async def read_disabled(session: AsyncSession, notification_id: UUID) -> Disable
         .join(TriggerRecord, TriggerRecord.id == FailureNotificationRecord.trigger_id)
         .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
         .outerjoin(FlowVersionRecord, FlowVersionRecord.id == FlowRecord.active_version_id)
-        .where(FailureNotificationRecord.id == notification_id)
+        .where(
+            FailureNotificationRecord.id == notification_id,
+            TriggerRecord.deleted_at.is_(None),
+            FlowRecord.deleted_at.is_(None),
+        )
     )
     return next((DisabledSchedule(*row) for row in rows), None)
 

@@ -64,7 +64,7 @@ async def reconcile_flow(database: Database, settings: Settings, flow_id: UUID, 
         asked = await session.execute(
             sa.select(
                 FlowRecord.status, FlowRecord.organism_yaml, FlowRecord.stop_requested_at, FlowRecord.user_id
-            ).where(FlowRecord.id == flow_id)
+            ).where(FlowRecord.id == flow_id, FlowRecord.deleted_at.is_(None))
         )
         flow = asked.first()
     if flow is None:

@@ -1,9 +1,8 @@
-"""Keeps the database small: deletes what need not be kept, little by little, beside all else that goes on."""
+"""Retention: deletes executions and versions that need not be kept, in short transactions."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -11,10 +10,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.engine.background.expired import (
-    Expired,
     FlowExcess,
     Limits,
     Position,
@@ -22,13 +19,12 @@ from bloxserver.engine.background.expired import (
     count_steps,
     read_excess,
     read_expired,
-    read_step_sizes,
 )
 from bloxserver.engine.background.retention_batches import (
+    PRUNE_LOCK,
+    BatchDeleter,
     PruneResult,
     RetentionLockBusy,
-    batches_of,
-    delete_batch,
     delete_versions,
 )
 from bloxserver.engine.loops import PollLoop
@@ -40,21 +36,18 @@ from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.retention")
 
-Delete = Callable[[AsyncSession], Awaitable[PruneResult]]
-
 INTERVAL_SECONDS = 3600.0
 FIRST_PAUSE_SECONDS = 60.0
 """From the start of the process to the first deletion."""
 MIN_INTERVAL_SECONDS = 0.05
-"""After each transaction that deletes: others come in between."""
+"""Pause after each transaction: other writes come in between."""
 FLOWS = 100
 EXECUTIONS = 100
-STEPS = 500
-"""What is read at once."""
+"""Rows that are read at once."""
 
 
 class Retention:
-    """Runs on every worker; on PostgreSQL one of them at a time deletes, and the others leave it to that one."""
+    """Runs on every worker; on PostgreSQL one of them at a time deletes."""
 
     def __init__(
         self,
@@ -75,20 +68,24 @@ class Retention:
             first_pause_seconds=first_pause_seconds,
             jitter=0.2,  # replicas that started together do not delete together
         )
-        self._min_interval_seconds = min_interval_seconds
+        self._deleter = BatchDeleter(
+            database, lock=PRUNE_LOCK, min_interval_seconds=min_interval_seconds, on_delete=_count
+        )
 
     async def run(self) -> None:
-        """Delete what has expired, until cancelled."""
+        """Delete expired rows until cancelled."""
         await self._loop.run()
 
     async def _poll(self) -> float:
         pruned = await self.prune()
         if pruned.rows:
-            log.info("expired rows deleted", **asdict(pruned))
+            counts = asdict(pruned)
+            del counts["others"]
+            log.info("expired rows deleted", **counts)
         return self._interval_seconds
 
     async def prune(self, *, dry_run: bool = False) -> PruneResult:
-        """Delete all that need not be kept; returns what was deleted, or would be."""
+        """Delete all expired rows; returns what was deleted, or would be."""
         pruned = PruneResult()
         limits = await self._limits()
         async for flow in self._flows(limits):
@@ -101,12 +98,12 @@ class Retention:
             except Exception as error:
                 if is_transient(error):
                     raise
-                # It stays for the next time, and keeps no other flow from being pruned.
+                # It is tried again the next time, and does not delay the other flows.
                 log.error("flow cannot be pruned", flow_id=str(flow.flow_id), exc_info=error)
         return pruned
 
     async def _limits(self) -> Limits:
-        """By the database's clock: one machine whose clock is wrong must not cost anybody his executions."""
+        """By the database's clock: a machine with a wrong clock must not delete executions too early."""
         days = self._settings.execution_retention_days
         async with self._database.transaction(read_only=True) as session:
             moment = (await session.execute(sa.select(database_now()))).scalar_one()
@@ -118,7 +115,7 @@ class Retention:
         )
 
     async def _flows(self, limits: Limits) -> AsyncIterator[FlowExcess]:
-        """All flows that have more than has to be kept."""
+        """All flows that have more executions or versions than are kept."""
         after: UUID | None = None
         while True:
             async with self._database.transaction(read_only=True) as session:
@@ -141,22 +138,8 @@ class Retention:
                     pruned.executions += len(expired)
                     pruned.steps += await count_steps(session, [execution.position.id for execution in expired])
             if not dry_run:
-                await self._delete(expired, pruned)
+                await self._deleter.delete_executions(expired, pruned)
             after = expired[-1].position
-
-    async def _delete(self, expired: Sequence[Expired], pruned: PruneResult) -> None:
-        """Delete these executions, apart from those that somebody holds."""
-        left = {execution.position.id: execution for execution in expired}
-        while left:
-            async with self._database.transaction(read_only=True) as session:
-                steps = await read_step_sizes(session, left, STEPS)
-            complete, before = len(steps) < STEPS, pruned.rows
-            for batch in batches_of(left.values(), steps, complete=complete):
-                await self._delete_in_transaction(partial(delete_batch, batch=batch), pruned)
-                for execution_id in batch.execution_ids:
-                    del left[execution_id]
-            if complete or pruned.rows == before:
-                return
 
     async def _prune_versions(self, flow: FlowExcess, limits: Limits, pruned: PruneResult, *, dry_run: bool) -> None:
         if flow.newest_surplus_version is None:
@@ -166,15 +149,10 @@ class Retention:
                 pruned.versions += await count_spare_versions(session, flow, limits)
             return
         delete = partial(delete_versions, flow=flow, limits=limits)
-        while await self._delete_in_transaction(delete, pruned):
+        while await self._deleter.in_transaction(delete, pruned):
             pass
 
-    async def _delete_in_transaction(self, delete: Delete, pruned: PruneResult) -> int:
-        """The rows that were deleted."""
-        async with self._database.transaction() as session:
-            deleted = await delete(session)
-        pruned.add(deleted)
-        for what in ("executions", "steps", "versions"):
-            metrics.RETENTION_DELETED.labels(what).inc(getattr(deleted, what))
-        await asyncio.sleep(self._min_interval_seconds)
-        return deleted.rows
+
+def _count(deleted: PruneResult) -> None:
+    for kind in ("executions", "steps", "versions"):
+        metrics.RETENTION_DELETED.labels(kind).inc(getattr(deleted, kind))

@@ -1,23 +1,34 @@
-"""Deletes what need not be kept, in transactions that are short whatever is in them."""
+"""Deletes executions with their steps in short transactions, however many and large they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.engine.background.expired import ENDED, Expired, FlowExcess, Limits, StepSize, spare_versions
+from bloxserver.engine.background.expired import (
+    ENDED,
+    Expired,
+    FlowExcess,
+    Limits,
+    StepSize,
+    read_step_sizes,
+    spare_versions,
+)
+from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowVersionRecord
 
 PRUNE_LOCK = 0x626C6F78_707275
-"""Advisory lock: one process deletes at a time."""
+"""Advisory lock of retention: one process deletes at a time."""
 MAX_ROWS = 500
 MAX_BYTES = 8 * 1024 * 1024
-"""What one transaction deletes of rows, and of payloads unless it is a single row."""
+"""The rows that one transaction deletes, and the size of their payloads unless it deletes a single row."""
 MAX_VERSIONS = 10
 """A definition may be as large as a request."""
 
@@ -28,10 +39,10 @@ class RetentionLockBusy(Exception):
 
 @dataclass
 class Batch:
-    """What one transaction deletes."""
+    """The rows that one transaction deletes."""
 
     execution_ids: list[UUID] = field(default_factory=list)
-    """With all their steps, which are here, or went before."""
+    """Their steps are in this batch or in an earlier one."""
     steps: list[StepSize] = field(default_factory=list)
     size: int = 0
 
@@ -50,8 +61,8 @@ class Batch:
 def batches_of(expired: Iterable[Expired], steps: Sequence[StepSize], *, complete: bool) -> Iterator[Batch]:
     """Divide executions and their steps, as `read_step_sizes` gives them, into batches.
 
-    An execution goes with its steps in one, unless they alone are too much: then steps go first. Where the steps are
-    not `complete`, the execution of the last one, and those that come after it, stay.
+    An execution is in one batch with its steps, unless they alone exceed a batch: then steps come first. If `steps` is
+    not `complete`, the execution of the last step and the executions after it are left out.
     """
     steps_of = {execution_id: list(group) for execution_id, group in groupby(steps, lambda step: step.execution_id)}
     last = steps[-1].execution_id if steps and not complete else None
@@ -82,25 +93,73 @@ class PruneResult:
     executions: int = 0
     steps: int = 0
     versions: int = 0
+    others: int = 0
+    """Rows of tables that are not counted apart."""
     lock_busy: bool = False
-    """Whether another process was found to be at it, which does the rest."""
+    """Whether another process deletes, and the rest was left to it."""
 
     @property
     def rows(self) -> int:
-        return self.executions + self.steps + self.versions
+        return self.executions + self.steps + self.versions + self.others
 
     def add(self, other: PruneResult) -> None:
         self.executions += other.executions
         self.steps += other.steps
         self.versions += other.versions
+        self.others += other.others
 
 
-async def delete_batch(session: AsyncSession, batch: Batch) -> PruneResult:
-    """Delete what is in the batch, but of no execution that runs, or that somebody holds at this moment.
+Delete = Callable[[AsyncSession], Awaitable[PruneResult]]
+STEPS = 500
+"""Steps that are read at once."""
+
+
+class BatchDeleter:
+    """Deletes in transactions with pauses between them, under an advisory lock."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        lock: int,
+        min_interval_seconds: float,
+        on_delete: Callable[[PruneResult], None] = lambda deleted: None,
+    ) -> None:
+        self._database = database
+        self._lock = lock
+        self._min_interval_seconds = min_interval_seconds
+        self._on_delete = on_delete
+
+    async def delete_executions(self, expired: Sequence[Expired], result: PruneResult) -> None:
+        """Delete these executions, apart from those that run or are locked. Raises `RetentionLockBusy`."""
+        left = {execution.position.id: execution for execution in expired}
+        while left:
+            async with self._database.transaction(read_only=True) as session:
+                steps = await read_step_sizes(session, left, STEPS)
+            complete, before = len(steps) < STEPS, result.rows
+            for batch in batches_of(left.values(), steps, complete=complete):
+                await self.in_transaction(partial(delete_batch, batch=batch, lock=self._lock), result)
+                for execution_id in batch.execution_ids:
+                    del left[execution_id]
+            if complete or result.rows == before:
+                return
+
+    async def in_transaction(self, delete: Delete, result: PruneResult) -> int:
+        """Delete in a transaction of its own, and pause; returns the number of rows."""
+        async with self._database.transaction() as session:
+            deleted = await delete(session)
+        result.add(deleted)
+        self._on_delete(deleted)
+        await asyncio.sleep(self._min_interval_seconds)
+        return deleted.rows
+
+
+async def delete_batch(session: AsyncSession, batch: Batch, lock: int = PRUNE_LOCK) -> PruneResult:
+    """Delete the rows of the batch, apart from executions that run or are locked, and their steps.
 
     Raises `RetentionLockBusy`.
     """
-    await take_turn(session)
+    await take_turn(session, lock)
     touched = {*batch.execution_ids, *(step.execution_id for step in batch.steps)}
     free = await session.scalars(
         sa.select(ExecutionRecord.id)
@@ -111,7 +170,7 @@ async def delete_batch(session: AsyncSession, batch: Batch) -> PruneResult:
     held = set(free)
     step_ids = [step.id for step in batch.steps if step.execution_id in held]
     steps = await _delete(session, ExecutionStepRecord, step_ids)
-    # What else hangs on an execution goes by the foreign keys.
+    # Failure notifications are deleted by their foreign key.
     executions = await _delete(session, ExecutionRecord, [one for one in batch.execution_ids if one in held])
     return PruneResult(executions=executions, steps=steps)
 
@@ -140,9 +199,9 @@ async def _delete(
     return len(deleted.all())
 
 
-async def take_turn(session: AsyncSession) -> None:
-    """Keep other processes from deleting until this transaction ends; raises `RetentionLockBusy` where one does."""
+async def take_turn(session: AsyncSession, lock: int = PRUNE_LOCK) -> None:
+    """Take the advisory lock until the transaction ends; raises `RetentionLockBusy` if another process has it."""
     if session.get_bind().dialect.name != "postgresql":
         return
-    if not await session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(PRUNE_LOCK))):
+    if not await session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(lock))):
         raise RetentionLockBusy

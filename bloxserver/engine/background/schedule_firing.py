@@ -139,7 +139,8 @@ async def disarm_schedules(session: AsyncSession, flow_id: UUID) -> None:
 
 
 def _lock(trigger_id: UUID, *columns: InstrumentedAttribute[Any]) -> sa.Select[Any]:
-    wanted = sa.select(*columns).where(TriggerRecord.id == trigger_id, TriggerRecord.enabled.is_(True))
+    is_live = TriggerRecord.enabled.is_(True), TriggerRecord.deleted_at.is_(None)
+    wanted = sa.select(*columns).where(TriggerRecord.id == trigger_id, *is_live)
     return wanted.with_for_update(key_share=True)
 
 

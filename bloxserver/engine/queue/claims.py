@@ -26,6 +26,7 @@ from bloxserver.models.tables import (
     WorkerRecord,
 )
 from bloxserver.models.types import database_now
+from bloxserver.queries.flows import flow_exists
 from bloxserver.queries.usage import Period, period_at
 
 CLAIM_LOCK = 0x626C6F78_636C61
@@ -210,7 +211,7 @@ async def read_call_results(
                 ExecutionRecord.status,
                 ExecutionRecord.output_payload,
                 ExecutionRecord.error_message,
-            ).where(ExecutionRecord.id.in_(ids[begin : begin + MAX_IDS]))
+            ).where(ExecutionRecord.id.in_(ids[begin : begin + MAX_IDS]), flow_exists())
         )
         for row in rows:
             results[row.parent_id, row.id] = CalledResult(row.status, row.output_payload, row.error_message)

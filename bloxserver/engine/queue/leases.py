@@ -18,6 +18,7 @@ from bloxserver.engine.queue.values import LeaseKey, LeaseLost
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord
+from bloxserver.queries.flows import flow_exists
 from bloxserver.services.transitions import end_execution as write_end
 from bloxserver.services.usage import count_tokens
 
@@ -141,11 +142,11 @@ async def end_execution(
 
 
 async def lost_leases(session: AsyncSession, keys: Collection[LeaseKey]) -> set[LeaseKey]:
-    """Those of these leases that are no longer valid."""
+    """Those of these leases that are no longer valid: of executions that ended, were recovered or were deleted."""
     ids = {execution_id for execution_id, _ in keys}
     valid = await session.execute(
         sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(
-            ExecutionRecord.id.in_(ids), ExecutionRecord.status == ExecutionStatus.RUNNING
+            ExecutionRecord.id.in_(ids), ExecutionRecord.status == ExecutionStatus.RUNNING, flow_exists()
         )
     )
     return set(keys) - {(row.id, row.lease) for row in valid}

@@ -61,7 +61,7 @@ _BY_TIER = f"CASE {{1}} {_WHEN_TIER} ELSE :{{0}}_{Tier.FREE.value} END"
 # Those with the fewest crashes first.
 _QUARANTINED = """
   SELECT e.id, e.flow_id, coalesce(e.resume_at, e.started_at) AS since, 0 AS fresh
-  FROM executions e JOIN flows f ON f.id = e.flow_id
+  FROM executions e JOIN flows f ON f.id = e.flow_id AND f.deleted_at IS NULL
   LEFT JOIN users u ON u.id = f.user_id LEFT JOIN claimed ON claimed.user_id = f.user_id
   WHERE e.status = 'running' AND e.lease IS NULL AND e.crash_count >= {many}
   AND (e.resume_at IS NULL OR e.resume_at <= :moment)
@@ -80,7 +80,7 @@ _NEXT = """
 ), turns AS (
   SELECT due.id, due.since, {tier} AS tier, coalesce(claimed.number, 0)
          + row_number() OVER (PARTITION BY f.user_id ORDER BY due.fresh, due.since, due.id) AS slot
-  FROM due JOIN flows f ON f.id = due.flow_id
+  FROM due JOIN flows f ON f.id = due.flow_id AND f.deleted_at IS NULL
   LEFT JOIN users u ON u.id = f.user_id LEFT JOIN claimed ON claimed.user_id = f.user_id
 ), ranks AS (
   SELECT id, tier, row_number() OVER (PARTITION BY tier ORDER BY slot, since, id) AS rank

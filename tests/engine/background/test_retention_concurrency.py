@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,8 +15,8 @@ from structlog.testing import capture_logs
 
 from bloxserver.clock import now
 from bloxserver.engine.background.expired import read_step_sizes
-from bloxserver.engine.background.retention import EXECUTIONS, FLOWS, STEPS
-from bloxserver.engine.background.retention_batches import MAX_ROWS, PRUNE_LOCK, Batch, PruneResult, delete_batch
+from bloxserver.engine.background.retention import EXECUTIONS, FLOWS
+from bloxserver.engine.background.retention_batches import MAX_ROWS, PRUNE_LOCK, STEPS, Batch, PruneResult, delete_batch
 from bloxserver.ids import new_id
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel
@@ -30,7 +28,7 @@ from bloxserver.models.tables import (
     FlowVersionRecord,
 )
 from bloxserver.settings import Settings
-from tests.engine.pruning import SUCCESS, World, until
+from tests.engine.pruning import SUCCESS, World, deleting_transactions, until
 from tests.factories import create_flow
 
 MEBIBYTE = 1024 * 1024
@@ -41,29 +39,6 @@ async def world(live_settings: Settings, live_database: Database) -> World:
     world = World(live_settings, live_database)
     await world.arrange()
     return world
-
-
-@contextmanager
-def deleting_transactions(database: Database) -> Iterator[list[int]]:
-    """The rows that each transaction has deleted."""
-    transactions: list[int] = []
-
-    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if statement.startswith("DELETE"):
-            connection.info["deleted"] = connection.info.get("deleted", 0) + len(parameters)
-
-    def end(connection: Any) -> None:
-        if "deleted" in connection.info:
-            transactions.append(connection.info.pop("deleted"))
-
-    engine = database.engine.sync_engine
-    event.listen(engine, "after_cursor_execute", note)
-    event.listen(engine, "commit", end)
-    try:
-        yield transactions
-    finally:
-        event.remove(engine, "after_cursor_execute", note)
-        event.remove(engine, "commit", end)
 
 
 class TestTransactions:

@@ -1,0 +1,157 @@
+"""Deletes flows and triggers: small ones in the request, large ones from every read at once and in batches later.
+
+The background task that finishes large deletions is `bloxserver.engine.background.deletions`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.clock import now
+from bloxserver.models.database import WakeReason, wake_engine_after_commit
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    ExecutionStepRecord,
+    FailureNotificationRecord,
+    FlowRecord,
+    FlowVersionRecord,
+    KeyValueRecord,
+    TriggerRecord,
+)
+from bloxserver.models.types import size_of
+from bloxserver.queries.flows import require_flow
+from bloxserver.queries.triggers import read_trigger
+from bloxserver.services.transitions import lock_executions
+
+MAX_EXECUTIONS = 500
+MAX_ROWS = 5_000
+MAX_BYTES = 32 * 1024 * 1024
+"""Limits of a deletion that the request completes: executions; executions, steps and versions; their payloads."""
+FLOW_DELETED = "The flow was deleted"
+
+
+async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> None:
+    """Delete the flow with all rows that belong to it, by statements alone. Raises `NotFound`.
+
+    A large flow is marked as deleted, which has the same effect on every read, and its rows are deleted in the
+    background.
+    """
+    await require_flow(session, user_id, flow_id, lock=True)
+    if await _is_small(session, flow_id):
+        await _wake_callers(session, flow_id)
+        await _delete_rows(session, flow_id)
+    else:
+        await _mark_flow(session, flow_id)
+        wake_engine_after_commit(session, WakeReason.DELETION)
+    wake_engine_after_commit(session, WakeReason.CANCELLATION)
+    wake_engine_after_commit(session, WakeReason.EXECUTION)
+
+
+async def _is_small(session: AsyncSession, flow_id: UUID) -> bool:
+    """Whether the request can delete the flow's rows. Reads no more rows than it may delete."""
+    execution, step, version = ExecutionRecord, ExecutionStepRecord, FlowVersionRecord
+    executions = sa.select(execution.id).where(execution.flow_id == flow_id).limit(MAX_EXECUTIONS + 1)
+    parts = [
+        sa.select(sa.literal(1).label("executions"), size_of(execution.input_payload, execution.output_payload))
+        .where(execution.flow_id == flow_id)
+        .limit(MAX_EXECUTIONS + 1),
+        sa.select(sa.literal(0), size_of(step.input_payload, step.output_payload, step.state))
+        .where(step.execution_id.in_(executions))
+        .limit(MAX_ROWS + 1),
+        sa.select(sa.literal(0), size_of(version.organism_yaml)).where(version.flow_id == flow_id).limit(MAX_ROWS + 1),
+    ]
+    rows = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
+    counted = sa.select(
+        sa.func.count(),
+        sa.func.coalesce(sa.func.sum(rows.c.executions), 0),
+        sa.func.coalesce(sa.func.sum(rows.c.size), 0),
+    )
+    total, number, size = (await session.execute(counted)).one()
+    return bool(number <= MAX_EXECUTIONS and total <= MAX_ROWS and size <= MAX_BYTES)
+
+
+async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
+    """Resume the executions of other flows that wait for executions of this flow: their calls fail."""
+    running = ExecutionRecord.status == ExecutionStatus.RUNNING
+    own = ExecutionRecord.flow_id == flow_id, running
+    callers = sa.select(ExecutionRecord.parent_id).where(*own, ExecutionRecord.parent_id.is_not(None))
+    # Locked before any of them is changed: workers hold one execution while they lock another.
+    await lock_executions(session, ExecutionRecord.id.in_(sa.select(ExecutionRecord.id).where(*own).union(callers)))
+    await session.execute(
+        sa.update(ExecutionRecord)
+        .where(ExecutionRecord.id.in_(callers), running, ExecutionRecord.lease.is_(None))
+        .values(resume_at=now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def _delete_rows(session: AsyncSession, flow_id: UUID) -> None:
+    executions = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_id == flow_id)
+    await _delete(session, ExecutionStepRecord, ExecutionStepRecord.execution_id.in_(executions))
+    await _delete(session, FailureNotificationRecord, FailureNotificationRecord.execution_id.in_(executions))
+    await _delete(session, ExecutionRecord, ExecutionRecord.flow_id == flow_id)
+    triggers = sa.select(TriggerRecord.id).where(TriggerRecord.flow_id == flow_id)
+    await _delete(session, FailureNotificationRecord, FailureNotificationRecord.trigger_id.in_(triggers))
+    await _delete(session, TriggerRecord, TriggerRecord.flow_id == flow_id)
+    await _delete(session, KeyValueRecord, KeyValueRecord.flow_id == flow_id)
+    await _delete(session, FlowVersionRecord, FlowVersionRecord.flow_id == flow_id)
+    await _delete(session, FlowRecord, FlowRecord.id == flow_id)
+
+
+async def _delete(session: AsyncSession, table: type[Any], condition: sa.ColumnElement[bool]) -> None:
+    await session.execute(sa.delete(table).where(condition))
+
+
+async def _mark_flow(session: AsyncSession, flow_id: UUID) -> None:
+    """Hide the flow, free the tokens of its webhooks, and take its running executions from their workers."""
+    moment = now()
+    await session.execute(sa.update(FlowRecord).where(FlowRecord.id == flow_id).values(deleted_at=moment))
+    await session.execute(
+        sa.update(TriggerRecord)
+        .where(TriggerRecord.flow_id == flow_id)
+        .values(deleted_at=moment, webhook_token=None, own_webhook_url=None)
+    )
+    claimed = (
+        ExecutionRecord.flow_id == flow_id,
+        ExecutionRecord.status == ExecutionStatus.RUNNING,
+        ExecutionRecord.lease.is_not(None),
+    )
+    await lock_executions(session, *claimed)
+    await session.execute(
+        sa.update(ExecutionRecord)
+        .where(*claimed)
+        .values(lease=None, worker_id=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID) -> None:
+    """Delete the trigger and keep its executions, whose `trigger_id` becomes null; raises `NotFound`.
+
+    A trigger with many executions is marked as deleted, which has the same effect on every read, and the executions
+    are changed in the background.
+    """
+    await read_trigger(session, user_id, flow_id, trigger_id)
+    triggered = ExecutionRecord.trigger_id == trigger_id
+    # The flow's row before those of executions, the order in which every transaction locks them.
+    await session.execute(
+        sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update(read=True, key_share=True)
+    )
+    some = sa.select(ExecutionRecord.id).where(triggered).limit(MAX_EXECUTIONS + 1).subquery()
+    if (await session.scalar(sa.select(sa.func.count()).select_from(some)) or 0) > MAX_EXECUTIONS:
+        await session.execute(
+            sa.update(TriggerRecord)
+            .where(TriggerRecord.id == trigger_id)
+            .values(deleted_at=now(), webhook_token=None, own_webhook_url=None)
+        )
+        wake_engine_after_commit(session, WakeReason.DELETION)
+        return
+    await lock_executions(session, triggered)
+    await session.execute(sa.update(ExecutionRecord).where(triggered).values(trigger_id=None))
+    await _delete(session, FailureNotificationRecord, FailureNotificationRecord.trigger_id == trigger_id)
+    await _delete(session, TriggerRecord, TriggerRecord.id == trigger_id)
