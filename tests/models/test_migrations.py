@@ -321,7 +321,7 @@ async def test_strange_tables_of_the_same_name_are_left_alone(database: Database
     async with database.engine.begin() as connection:
         await connection.execute(sa.text("CREATE TABLE flows (id INTEGER PRIMARY KEY, mine TEXT)"))
         before = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
-    with pytest.raises(SettingsError, match="tables that bloxserver did not make"):
+    with pytest.raises(SettingsError, match="tables that bloxserver did not create"):
         await database.migrate()
     async with database.engine.connect() as connection:
         assert await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()) == before

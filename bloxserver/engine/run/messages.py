@@ -147,3 +147,7 @@ def output_of(leaves: Sequence[Step]) -> JsonValue:
     if len(leaves) == 1:
         return leaves[0].output
     return {name: given[0] if len(given) == 1 else given for name, given in answers.items()}
+
+
+def called_by(steps: Iterable[Step]) -> list[UUID]:
+    return [step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id is not None]

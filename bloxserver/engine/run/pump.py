@@ -29,6 +29,7 @@ from bloxserver.engine.run.messages import (
     Save,
     Step,
     Suspended,
+    called_by,
     interrupted_steps,
     output_of,
 )
@@ -122,7 +123,7 @@ class Pump:
     @property
     def pending_calls(self) -> frozenset[UUID]:
         """The called executions that steps of this run wait for; empty once the run has ended or is being suspended."""
-        return frozenset(_called_by(self._waiting.values()))
+        return frozenset(called_by(self._waiting.values()))
 
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
         """Continue the steps whose called executions have ended; None means that the called execution is gone."""
@@ -220,7 +221,7 @@ class Pump:
         return all(self._blocked[step_id] > 0 for step_id in self._running)
 
     async def _suspend(self, until: datetime) -> Outcome:
-        outcome = Suspended(until, tuple(_called_by(self._waiting.values())))
+        outcome = Suspended(until, tuple(called_by(self._waiting.values())))
         # From here on, the end of a called execution resumes this one in the database: `pending_calls` is empty.
         self._waiting.clear()
         await self._store([], outcome)
@@ -394,7 +395,3 @@ class Pump:
         for step in steps:
             self._unsaved.pop(step.id, None)
         await self._save(Change(numbered, used, outcome))
-
-
-def _called_by(steps: Iterable[Step]) -> list[UUID]:
-    return [step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id is not None]
