@@ -110,7 +110,7 @@ def _of_database(error: Exception) -> BloxError | None:
     if state == "23503":
         return NotFound("Resource")
     if state[:2] == "23" or "constraint failed" in text:
-        return Conflict("conflict", "The change conflicts with what is stored")
+        return Conflict("conflict", "The change conflicts with stored data")
     if is_transient(error):
         return Unavailable("database_unavailable", "The database cannot be reached, try again")
     return None

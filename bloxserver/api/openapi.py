@@ -82,7 +82,10 @@ def still_running() -> Responses:
 
 
 def event_stream(description: str) -> Responses:
-    """The Server-Sent Events of a route. `itemSchema`, of OpenAPI 3.2, describes a single event."""
+    """The Server-Sent Events of a route.
+
+    `itemSchema` describes a single event. It is a keyword of OpenAPI 3.2, which FastAPI writes into 3.1 documents too.
+    """
     references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in EVENT_SCHEMAS]
     content = {"schema": {"type": "string"}, "itemSchema": {"oneOf": references}, "example": EVENTS}
     return {200: {"description": description, "content": {"text/event-stream": content}}}

@@ -79,4 +79,4 @@ def _listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         reason = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        raise SettingsError([f"WORKER_HOST, WORKER_PORT: cannot listen there ({reason})"]) from None
+        raise SettingsError([f"WORKER_HOST, WORKER_PORT: cannot listen on this address ({reason})"]) from None

@@ -16,7 +16,7 @@ from bloxserver.models.database import get_db
 from tests.api.contract import API, UTC_TIME, assert_problem, covers, failing_with
 from tests.clerk import changed_settings
 
-REFUSING = "postgresql+asyncpg://nobody:secret-word@127.0.0.1:1/nothing"
+REFUSING = "postgresql+asyncpg://user:secret-word@127.0.0.1:1/nothing"
 MISSING_FILE = "sqlite+aiosqlite:////no/such/directory/secret-word.db"
 
 

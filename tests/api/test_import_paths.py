@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from enum import StrEnum
+from types import ModuleType
 
 import pytest
 import sqlalchemy as sa
@@ -12,8 +13,8 @@ from pydantic import BaseModel
 
 from bloxserver.api import schemas
 from bloxserver.api.main import app
+from bloxserver.api.models import database, tables
 from bloxserver.api.schemas import CamelModel
-from bloxserver.models import database, tables
 from tests.api.contract import covers
 
 RECORDS = [
@@ -96,6 +97,15 @@ def test_names_have_the_expected_types() -> None:
     for name in ENUMS:
         assert issubclass(getattr(tables, name), StrEnum)
         assert getattr(schemas, name) is getattr(tables, name)
+
+
+@covers("imports.database", "imports.tables")
+@pytest.mark.parametrize("module", [database, tables])
+def test_modules_of_the_contract_re_export_the_same_objects(module: ModuleType) -> None:
+    origin = importlib.import_module(module.__name__.replace("bloxserver.api.", "bloxserver."))
+    assert module.__all__
+    for name in module.__all__:
+        assert getattr(module, name) is getattr(origin, name), name
 
 
 @covers("enums")

@@ -241,7 +241,7 @@ class TestValueIsNotRevealed:
         answers.append(await live_client.put(f"{SECRETS}/A", json={"value": CANARY}))
         assert answers[-1].status_code == 500
         printed = capsys.readouterr()
-        told = caplog.text + printed.out + printed.err + rows + "".join(answer.text for answer in answers)
-        assert "unhandled exception" in told
-        assert CANARY not in told
-        assert base64.b64encode(CANARY.encode()).decode().rstrip("=") not in told
+        output = caplog.text + printed.out + printed.err + rows + "".join(answer.text for answer in answers)
+        assert "unhandled exception" in output
+        assert CANARY not in output
+        assert base64.b64encode(CANARY.encode()).decode().rstrip("=") not in output

@@ -86,5 +86,5 @@ async def test_a_port_that_is_taken_is_said(
     with socket.create_server(("127.0.0.1", worker_port)):
         worker = Process(live_settings, tmp_path, "worker", WORKER_PORT=str(worker_port))
         assert await asyncio.to_thread(worker.wait) == 1
-    assert "WORKER_HOST, WORKER_PORT: cannot listen there (EADDRINUSE)" in worker.log.read_text()
+    assert "WORKER_HOST, WORKER_PORT: cannot listen on this address (EADDRINUSE)" in worker.log.read_text()
     assert "Traceback" not in worker.log.read_text()
