@@ -220,9 +220,9 @@ class TestValueIsNotRevealed:
         caplog: pytest.LogCaptureFixture,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """Whether it was stored, refused, malformed, too large, or broken by a bug."""
+        """For values that are stored, rejected, malformed or too large, and for an unexpected error."""
         caplog.set_level(logging.DEBUG)
-        caplog.set_level(logging.WARNING, "httpx")  # the test's own client tells addresses
+        caplog.set_level(logging.WARNING, "httpx")  # the test's own client logs URLs
         sent: list[tuple[str, str, dict[str, Any], int]] = [
             ("PUT", f"{SECRETS}/A", {"json": {"value": CANARY}}, 200),
             ("POST", SECRETS, {"json": {"name": "A", "value": CANARY}}, 409),

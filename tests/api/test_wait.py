@@ -30,7 +30,7 @@ ENDS = [status for status in ExecutionStatus if status is not ExecutionStatus.RU
 
 @pytest.fixture
 async def flow(live_client: httpx.AsyncClient, live_database: Database) -> FlowRecord:
-    """A running flow with a webhook, in a database that takes many connections."""
+    """A running flow with a webhook, in a database that accepts several connections."""
     await live_client.get(f"{API}/me")
     async with live_database.sessions() as session:
         user = (await session.scalars(sa.select(UserRecord))).one()

@@ -48,9 +48,7 @@ LastEventId = Annotated[
 ]
 RetryFrom = Annotated[
     retries.RetryFrom,
-    Query(
-        alias="from", description="`start` runs all steps. `failed` copies the finished steps of a failed execution."
-    ),
+    Query(alias="from", description="`start` runs all steps. `failed` copies the steps that have finished."),
 ]
 RetryVersion = Annotated[
     retries.RetryVersion, Query(description="The definition to run: `same` as the execution, or the flow's `latest`.")

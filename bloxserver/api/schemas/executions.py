@@ -45,7 +45,7 @@ class Execution(ExecutionOutline):
     """A run of a flow."""
 
     input_payload: str | None = Field(description="The input, usually JSON.")
-    output_payload: str | None = Field(description="The output, usually JSON; null until the execution succeeds.")
+    output_payload: str | None = Field(description="The output, usually JSON; null if there is none.")
 
 
 class AwaitedExecution(Execution):
