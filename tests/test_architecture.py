@@ -41,7 +41,7 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_transactions_are_ended_in_one_place() -> None:
+def test_only_the_database_module_commits() -> None:
     ending = {
         name
         for name, path in modules().items()
@@ -76,7 +76,7 @@ def test_one_module_changes_the_status_of_executions_and_one_that_of_flows() -> 
     assert {name for name in writers if name.startswith(("services/", "queries/", "engine/"))} == set(STATUS_WRITERS)
 
 
-def test_only_the_api_knows_the_web_framework() -> None:
+def test_only_the_api_imports_the_web_framework() -> None:
     for folder in WEB_FREE:
         for name, path in modules(folder).items():
             frameworks = {one for one in imported(path) if one.split(".")[0] in ("fastapi", "starlette", "uvicorn")}
@@ -85,7 +85,7 @@ def test_only_the_api_knows_the_web_framework() -> None:
     assert not {name for name in domain if name.startswith(("fastapi", "starlette", "bloxserver.api"))}
 
 
-def test_errors_are_ours() -> None:
+def test_http_exceptions_are_domain_errors() -> None:
     """Starlette's own exception is for middleware, which stands outside of the handlers of ours."""
     names = {"fastapi.HTTPException", "fastapi.exceptions.HTTPException", "starlette.exceptions.HTTPException"}
     users = {name for name, path in modules().items() if names & set(imported(path))}
@@ -93,12 +93,12 @@ def test_errors_are_ours() -> None:
     assert not {name for name, path in modules().items() if "fastapi.HTTPException" in set(imported(path))}
 
 
-def test_modules_are_short() -> None:
+def test_modules_are_at_most_400_lines() -> None:
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
     assert {name: length for name, length in lengths.items() if length >= LONGEST} == {}
 
 
-def test_no_module_reads_the_environment_but_settings() -> None:
+def test_only_settings_reads_the_environment() -> None:
     """Settings have one place, where each is described."""
     readers = {
         name

@@ -68,25 +68,25 @@ def options_of(command: list[str]) -> tuple[set[str], set[str]]:
 
 class TestCommands:
     @pytest.mark.parametrize("name", ["api", "worker", "migrate"])
-    def test_exist(self, name: str) -> None:
+    def test_referenced_files_exist(self, name: str) -> None:
         for command in (compose("docker-compose.yml")[name]["command"], container(pods()[name])["command"]):
             given, known = options_of(command)
             assert given <= known
 
 
 class TestCompose:
-    def test_the_overlay_changes_services_that_are_there(self) -> None:
+    def test_overlay_changes_existing_services(self) -> None:
         added = set(compose("docker-compose.replicas.yml")) - set(compose("docker-compose.yml"))
         assert added == {"proxy"}
 
-    def test_replicas_publish_no_port_that_only_one_could_have(self) -> None:
+    def test_replicas_publish_no_fixed_port(self) -> None:
         services = compose("docker-compose.replicas.yml")
         repeated = {name for name, service in services.items() if service.get("deploy", {}).get("replicas", 1) > 1}
         assert repeated == {"api", "worker"}
         assert services["api"]["ports"] is None
         assert "ports" not in compose("docker-compose.yml")["worker"]
 
-    def test_what_is_not_given_has_the_default(self) -> None:
+    def test_unset_variables_have_their_defaults(self) -> None:
         handed = compose("docker-compose.yml")["worker"]["environment"]
         defaults = {name: Settings.model_fields[name.lower()].default for name in handed}
         for name, text in handed.items():
@@ -94,18 +94,18 @@ class TestCompose:
                 assert given[1] == ("" if defaults[name] in (None, ()) else str(defaults[name])), name
 
     @pytest.mark.parametrize("named", ["CONCURRENCY", "RETENTION", "DATABASE_POOL_SIZE", "LLM_", "SMTP_"])
-    def test_what_the_documents_have_operators_change_can_be_given(self, named: str) -> None:
+    def test_documented_variables_can_be_set(self, named: str) -> None:
         handed = compose("docker-compose.yml")["worker"]["environment"]
         assert {name for name in SETTINGS if named in name} - {"LLM_TIMEOUT_SECONDS"} <= handed.keys()
 
-    def test_containers_have_the_time_to_end(self) -> None:
+    def test_containers_have_a_sufficient_stop_grace_period(self) -> None:
         services = compose("docker-compose.yml")
         drain = Settings.model_fields["shutdown_grace_seconds"].default
         for name in ("api", "worker"):
             assert "SHUTDOWN_GRACE_SECONDS" not in services[name]["environment"]
             assert seconds(services[name]["stop_grace_period"]) >= drain + MARGIN_SECONDS
 
-    def test_the_proxy_is_given_its_configuration_and_asks_for_what_is_there(self) -> None:
+    def test_proxy_configuration_refers_to_existing_services(self) -> None:
         [mount] = compose("docker-compose.replicas.yml")["proxy"]["volumes"]
         text = (ROOT / mount.partition(":")[0]).read_text()
         assert "option httpchk GET /health/ready" in text
@@ -115,7 +115,7 @@ class TestCompose:
 
 
 class TestKubernetes:
-    def test_all_files_but_the_optional_ones_are_applied_together(self) -> None:
+    def test_kustomization_lists_all_required_files(self) -> None:
         listed = set(yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["resources"])
         optional = {"kustomization.yaml", "secret.example.yaml", "autoscaling.yaml"}
         assert listed == {path.name for path in KUBERNETES.glob("*.yaml")} - optional
@@ -125,7 +125,7 @@ class TestKubernetes:
         assert given <= SETTINGS
         assert {"DATABASE_URL", "API_KEY_ENCRYPTION_KEY", "CLERK_ISSUER", "WEBHOOK_BASE_URL"} <= given
 
-    def test_values_are_what_settings_take(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_values_are_valid_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in SETTINGS:
             monkeypatch.delenv(name, raising=False)
         secret = of_kind("Secret")["bloxserver"]["stringData"] | {"API_KEY_ENCRYPTION_KEY": "0123456789abcdef" * 2}
@@ -137,7 +137,7 @@ class TestKubernetes:
         Settings(_env_file=None).check_startup()
 
     @pytest.mark.parametrize("name", ["api", "worker", "migrate"])
-    def test_pods_have_settings_and_secrets_and_no_more_rights_than_they_need(self, name: str) -> None:
+    def test_pods_have_settings_secrets_and_minimal_privileges(self, name: str) -> None:
         pod = pods()[name]
         only = container(pod)
         assert only["envFrom"] == [{"configMapRef": {"name": "bloxserver"}}, {"secretRef": {"name": "bloxserver"}}]
@@ -153,7 +153,7 @@ class TestKubernetes:
         assert "memory" in only["resources"]["limits"]
 
     @pytest.mark.parametrize(("name", "setting"), [("api", "PORT"), ("worker", "WORKER_PORT")])
-    def test_probes_ask_where_the_image_listens(self, name: str, setting: str) -> None:
+    def test_probes_use_the_ports_of_the_image(self, name: str, setting: str) -> None:
         only = container(pods()[name])
         [port] = only["ports"]
         assert f" {setting}={port['containerPort']}" in (ROOT / "Dockerfile").read_text()
@@ -166,13 +166,13 @@ class TestKubernetes:
         assert {probe["port"] for probe in probes.values()} == {port["name"]}
 
     @pytest.mark.parametrize("name", ["api", "worker"])
-    def test_pods_have_the_time_to_end(self, name: str) -> None:
+    def test_pods_have_a_sufficient_termination_grace_period(self, name: str) -> None:
         pod = pods()[name]
         drain = int(of_kind("ConfigMap")["bloxserver"]["data"]["SHUTDOWN_GRACE_SECONDS"])
         pause = container(pod).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
         assert pod["terminationGracePeriodSeconds"] >= int(pause[-1]) + drain + MARGIN_SECONDS
 
-    def test_selectors_find_their_pods(self) -> None:
+    def test_selectors_match_their_pods(self) -> None:
         deployments = of_kind("Deployment")
         labels = {name: each["spec"]["template"]["metadata"]["labels"] for name, each in deployments.items()}
         for name, deployment in deployments.items():

@@ -78,25 +78,23 @@ CANVAS_PARTS = ("nodes", "edges")
 
 
 class TestSettings:
-    def test_the_example_has_every_setting_at_its_default(self) -> None:
+    def test_example_has_the_default_of_every_setting(self) -> None:
         shown = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", read(".env.example"), re.MULTILINE))
         assert shown == {name: shown_default(name) for name in FIELDS}
 
-    def test_the_example_describes_every_setting(self) -> None:
+    def test_example_describes_every_setting(self) -> None:
         example = read(".env.example")
         missing = [name for name, field in FIELDS.items() if f"# {field.description}\n# {name}=" not in example]
         assert missing == []
 
-    def test_the_example_copied_as_it_is_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unmodified_example_changes_no_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in FIELDS:
             monkeypatch.delenv(name, raising=False)
         copied = Settings(_env_file=ROOT / ".env.example")
         assert copied == Settings()
         assert copied.model_fields_set == set()
 
-    def test_the_example_with_everything_uncommented_starts_in_development(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_uncommented_example_starts_in_development(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         for name in FIELDS:
             monkeypatch.delenv(name, raising=False)
         uncommented = tmp_path / ".env"
@@ -105,7 +103,7 @@ class TestSettings:
         settings.check_startup()
         assert settings == Settings()
 
-    def test_the_configuration_page_has_every_setting_at_its_default(self) -> None:
+    def test_configuration_page_has_the_default_of_every_setting(self) -> None:
         rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*?) \|$", read("docs/configuration.md"), re.MULTILINE)
         expected = {
             (name, f"`{shown_default(name)}`" if shown_default(name) else "none", field.description)
@@ -113,7 +111,7 @@ class TestSettings:
         }
         assert set(rows) == expected
 
-    def test_compose_and_image_set_nothing_that_is_no_setting(self) -> None:
+    def test_compose_and_image_set_only_settings(self) -> None:
         compose = yaml.safe_load(read("docker-compose.yml"))
         for service in ("migrate", "api", "worker"):
             assert set(compose["services"][service]["environment"]) <= set(FIELDS)
@@ -121,7 +119,7 @@ class TestSettings:
 
 class TestDocuments:
     @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-    def test_relative_links_lead_somewhere(self, document: Path) -> None:
+    def test_relative_links_have_existing_targets(self, document: Path) -> None:
         targets = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
         broken = []
         for target in targets:
@@ -134,13 +132,13 @@ class TestDocuments:
         assert broken == []
 
     @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-    def test_make_has_every_target_that_is_named(self, document: Path) -> None:
+    def test_documented_make_targets_exist(self, document: Path) -> None:
         targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE)) | {".venv"}
         text = document.read_text(encoding="utf-8")
         named = re.findall(r"^make ([a-z.-]+)|`make (?:[A-Z]+=\S+ )*([a-z.-]+)`", text, re.MULTILINE)
         assert {first or second for first, second in named} <= targets
 
-    def test_every_document_can_be_reached_from_the_readme(self) -> None:
+    def test_every_document_is_linked_from_the_readme(self) -> None:
         reached: set[Path] = set()
         waiting = [(ROOT / "README.md").resolve()]
         while waiting:
@@ -154,7 +152,7 @@ class TestDocuments:
         assert {document.resolve() for document in DOCUMENTS} - reached == set()
 
     @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-    def test_members_in_camel_case_are_those_of_the_api_or_of_the_manifests(self, document: Path) -> None:
+    def test_camel_case_names_are_members_of_the_api_or_the_manifests(self, document: Path) -> None:
         manifests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("deploy/kubernetes/*.yaml"))
         schemas = app.openapi()["components"]["schemas"].values()
         members = {name for schema in schemas for name in schema.get("properties", {})}
@@ -174,7 +172,7 @@ class TestOrganisms:
         [document for document in DOCUMENTS if shown_in(document, "yaml")],
         ids=lambda path: str(path.relative_to(ROOT)),
     )
-    def test_those_that_are_shown_have_no_problems(self, document: Path) -> None:
+    def test_documented_organisms_are_valid(self, document: Path) -> None:
         registry = BlockRegistry([*get_registry().blocks, *([self.block_of_guide()] if document == GUIDE else [])])
         for text in shown_in(document, "yaml"):
             value = yaml.safe_load(text)
@@ -192,14 +190,14 @@ class TestOrganisms:
         block: AnyBlock = module["block"]
         return block
 
-    def test_the_reference_names_every_key(self) -> None:
+    def test_reference_names_every_key(self) -> None:
         keys = {
             *(*parse.TOP_KEYS, *parse.ORGANISM_KEYS, *parse.EXECUTION_KEYS, *parse.ON_FAILURE_KEYS),
             *(*listeners.LISTENER_KEYS, *peers.PEER_KEYS, *sections.UNUSED_KEYS),
         }
         assert keys - words_of_code(read("docs/organisms.md")) == set()
 
-    def test_the_reference_names_every_problem(self) -> None:
+    def test_reference_names_every_problem_code(self) -> None:
         sources = [
             *PACKAGE.glob("organism/*.py"),
             *(PACKAGE / name for name in ("queries/canvas.py", "services/preflight.py", "services/validation.py")),
@@ -227,11 +225,11 @@ class TestOrganisms:
         } <= codes
         assert codes - words_of_code(read("docs/organisms.md")) == set()
 
-    def test_the_reference_names_every_function_of_expressions(self) -> None:
+    def test_reference_names_every_expression_function(self) -> None:
         assert set(FUNCTIONS) - words_of_code(read("docs/organisms.md")) == set()
         assert set(CALCULATIONS) - set(FUNCTIONS) - words_of_code(read("docs/blocks.md")) == set()
 
-    def test_the_expressions_that_it_shows_can_be_compiled(self) -> None:
+    def test_documented_expressions_compile(self) -> None:
         table = read("docs/organisms.md").partition("\n## Expressions\n")[2].partition("\n| for |")[0]
         shown = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
         assert len(shown) >= 5
@@ -242,11 +240,11 @@ class TestOrganisms:
 class TestBlocks:
     SECTIONS = dict(re.findall(r"^## `(.+?)`$\n(.*?)(?=^## |\Z)", read("docs/blocks.md"), re.MULTILINE | re.DOTALL))
 
-    def test_every_one_has_a_section(self) -> None:
+    def test_every_block_has_a_section(self) -> None:
         assert sorted(self.SECTIONS) == get_registry().names
 
     @pytest.mark.parametrize("block", [*get_registry().blocks, agent], ids=lambda block: block.name)
-    def test_every_member_of_its_config_is_named(self, block: AnyBlock) -> None:
+    def test_every_config_member_is_documented(self, block: AnyBlock) -> None:
         section = read("docs/agents.md") if block is agent else self.SECTIONS[block.name]
         words = {word.removeprefix("config.") for word in words_of_code(section)}
         schema = block.config.model_json_schema()
@@ -254,7 +252,7 @@ class TestBlocks:
         assert members - words == set()
 
     @pytest.mark.parametrize("block", get_registry().blocks, ids=lambda block: block.name)
-    def test_its_other_names_and_placeholders_are_told(self, block: AnyBlock) -> None:
+    def test_aliases_and_placeholders_are_documented(self, block: AnyBlock) -> None:
         section = self.SECTIONS[block.name]
         words = words_of_code(section)
         names = [alias.rstrip("*") for alias in (*block.aliases, *block.payload_aliases)]
@@ -266,7 +264,7 @@ class TestBlocks:
         }
         assert marked == block.templates
 
-    def test_every_error_is_told(self) -> None:
+    def test_every_error_code_is_documented(self) -> None:
         sources = [
             *PACKAGE.glob("blocks/**/*.py"),
             *PACKAGE.glob("clients/*.py"),

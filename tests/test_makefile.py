@@ -54,7 +54,7 @@ def pretend_environment(checkout: Path, python: str) -> None:
     (checkout / ".venv/.installed").touch()
 
 
-def test_a_python_that_cannot_be_started_is_called_so(checkout: Path, tmp_path: Path) -> None:
+def test_python_that_does_not_start_is_reported(checkout: Path, tmp_path: Path) -> None:
     shim = script(tmp_path, "python3.13", "echo 'shim: no such version' >&2; exit 127")
     for python in (shim, tmp_path / "nowhere/python"):
         refused = make(checkout, python=python)
@@ -64,13 +64,13 @@ def test_a_python_that_cannot_be_started_is_called_so(checkout: Path, tmp_path: 
         assert not (checkout / ".venv").exists()
 
 
-def test_an_old_python_is_refused(checkout: Path, tmp_path: Path) -> None:
+def test_old_python_is_rejected(checkout: Path, tmp_path: Path) -> None:
     old = script(tmp_path, "python3.10", 'case "$2" in *version_info*) exit 1;; esac')
     refused = make(checkout, python=old)
     assert f"{old} is not Python 3.11 or later" in refused.stderr
 
 
-def test_an_environment_is_made_again_for_another_python_or_directory(checkout: Path, tmp_path: Path) -> None:
+def test_environment_is_recreated_for_another_python_or_directory(checkout: Path, tmp_path: Path) -> None:
     another = script(tmp_path, "another", "echo /elsewhere 3.13.1")
     pretend_environment(checkout, sys.executable)
     creates = {
@@ -83,7 +83,7 @@ def test_an_environment_is_made_again_for_another_python_or_directory(checkout: 
     assert "creating .venv" in make(copy, "-n").stdout
 
 
-def test_an_environment_stays_when_the_python_that_is_named_cannot_be_started(checkout: Path, tmp_path: Path) -> None:
+def test_environment_is_kept_if_the_named_python_does_not_start(checkout: Path, tmp_path: Path) -> None:
     pretend_environment(checkout, sys.executable)
     refused = make(checkout, python=script(tmp_path, "broken", "exit 127"))
     assert "broken cannot be started" in refused.stderr

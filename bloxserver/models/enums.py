@@ -62,11 +62,7 @@ class NotificationChannel(StrEnum):
 
 
 class InputEncoding(StrEnum):
-<<<<<<< HEAD
     """The encoding of an execution's `inputPayload`: unchanged text, or a `data:` URL (RFC 2397)."""
-=======
-    """The form of an execution's `inputPayload`: the received text, or a `data:` URL (RFC 2397)."""
->>>>>>> 08204ad (Describe enums and positions plainly in the OpenAPI document (#9))
 
     TEXT = "text"
     DATA_URL = "data-url"

@@ -15,11 +15,7 @@ Coordinate = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class CanvasPosition(TypedDict, total=False):
-<<<<<<< HEAD
     """The position of a node. It may be partial; additional members are kept."""
-=======
-    """The position of a node. It may be partial, and other members are kept."""
->>>>>>> 08204ad (Describe enums and positions plainly in the OpenAPI document (#9))
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: the scenarios at length. Each prints its figures; what must not be ends with status 1."""
+"""`python -m tests.chaos`: runs the chaos scenarios and prints their results. Exits with status 1 on a violation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from tests.chaos import deadly, frozen, hostile, kill, network, postgres, rolling, schedules
-from tests.chaos.place import Place, private_place
 from tests.chaos.processes import DEFAULT, Timing
 from tests.chaos.report import Report
+from tests.chaos.workspace import Workspace, private_workspace
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
 )
-BRISK = Timing(heartbeat=1, dead_after=4, sweep=1, drain=2)
+SHORT = Timing(heartbeat=1, heartbeat_timeout=4, poll_interval=1, shutdown_grace=2)
 
 
 class Backend(StrEnum):
@@ -26,28 +26,28 @@ class Backend(StrEnum):
     POSTGRESQL = "postgresql"
 
 
-On = Annotated[Backend, typer.Option("--database", help="Where it runs.")]
-Seed = Annotated[int, typer.Option(help="Of what is left to chance.")]
+On = Annotated[Backend, typer.Option("--database", help="The database to use.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random choices.")]
 Count = Annotated[int, typer.Option(min=1)]
 
-Scenario = Callable[[Place], Coroutine[Any, Any, Report]]
+Scenario = Callable[[Workspace], Coroutine[Any, Any, Report]]
 
 
 def run(backend: Backend, *scenarios: Scenario) -> bool:
-    """Run each on a new database, print what it found, and return whether all was as it must be."""
-    found = [_run(backend, scenario) for scenario in scenarios]  # all of them, also after one that failed
+    """Run each scenario on a new database, print its report, and return whether all checks passed."""
+    found = [_run(backend, scenario) for scenario in scenarios]  # every scenario runs, also after a failure
     return all(found)
 
 
 def _run(backend: Backend, scenario: Scenario) -> bool:
-    begun = time.monotonic()
-    with private_place(backend) as place:
+    started = time.monotonic()
+    with private_workspace(backend) as workspace:
         try:
-            report = asyncio.run(scenario(place))
+            report = asyncio.run(scenario(workspace))
         except (AssertionError, TimeoutError) as failure:
-            typer.echo(f"VIOLATED, {backend.value}: {failure or 'out of time'}\n")
+            typer.echo(f"VIOLATED, {backend.value}: {failure or 'timed out'}\n")
             return False
-    report.figure("took (s)", time.monotonic() - begun)
+    report.record("duration (s)", time.monotonic() - started)
     typer.echo(f"{report}\n")
     return not report.violations
 
@@ -56,110 +56,120 @@ def run_kill(backend: Backend, executions: int, seed: int) -> bool:
     every = max(5, executions // 50)
     return run(
         backend,
-        lambda place: kill.kill(place, executions=executions, every=every, per_second=30, timing=BRISK, seed=seed),
+        lambda workspace: kill.kill(
+            workspace, executions=executions, every=every, per_second=30, timing=SHORT, seed=seed
+        ),
     )
 
 
 def run_postgres(stops: int, seed: int) -> bool:
     return run(
         Backend.POSTGRESQL,
-        lambda place: postgres.postgres(place, stops=stops, down=5, between=5, per_second=20, timing=BRISK, seed=seed),
+        lambda workspace: postgres.postgres(
+            workspace, stops=stops, down=5, between=5, per_second=20, timing=SHORT, seed=seed
+        ),
     )
 
 
 def run_frozen(backend: Backend, executions: int) -> bool:
-    return run(backend, lambda place: frozen.frozen(place, executions=executions, timing=DEFAULT))
+    return run(backend, lambda workspace: frozen.frozen(workspace, executions=executions, timing=DEFAULT))
 
 
 def run_schedules(backend: Backend, minutes: int, seed: int) -> bool:
     return run(
         backend,
-        lambda place: schedules.schedules_made_due(place, schedules=50, rounds=8, timing=BRISK, seed=seed),
-        lambda place: schedules.schedules_by_the_clock(place, schedules=20, minutes=minutes, timing=DEFAULT, seed=seed),
+        lambda workspace: schedules.schedules_made_due(workspace, schedules=50, rounds=8, timing=SHORT, seed=seed),
+        lambda workspace: schedules.schedules_every_minute(
+            workspace, schedules=20, minutes=minutes, timing=DEFAULT, seed=seed
+        ),
     )
 
 
 def run_rolling(backend: Backend, rounds: int) -> bool:
-    return run(backend, lambda place: rolling.rolling(place, rounds=rounds, per_second=30, timing=BRISK))
+    return run(backend, lambda workspace: rolling.rolling(workspace, rounds=rounds, per_second=30, timing=SHORT))
 
 
 def run_network(rounds: int, seed: int) -> bool:
     return run(
         Backend.POSTGRESQL,
-        lambda place: network.network(place, rounds=rounds, seconds=5, per_second=10, timing=DEFAULT, seed=seed),
+        lambda workspace: network.network(
+            workspace, rounds=rounds, seconds=5, per_second=10, timing=DEFAULT, seed=seed
+        ),
     )
 
 
 def run_hostile(backend: Backend, executions: int) -> bool:
-    def holding(how: str) -> Scenario:
-        return lambda place: hostile.hostile(place, how=how, executions=executions, timing=BRISK)
+    def block_that(how: str) -> Scenario:
+        return lambda workspace: hostile.hostile(workspace, how=how, executions=executions, timing=SHORT)
 
-    return run(backend, holding("sleeps"), holding("computes"), holding("holds"))
+    return run(backend, block_that("sleeps"), block_that("computes"), block_that("holds"))
 
 
 def run_deadly(backend: Backend, executions: int) -> bool:
-    return run(backend, lambda place: deadly.deadly(place, executions=executions, every=30, seconds=3, timing=BRISK))
+    return run(
+        backend, lambda workspace: deadly.deadly(workspace, executions=executions, every=30, seconds=3, timing=SHORT)
+    )
 
 
-def end(holds: bool) -> None:
-    raise typer.Exit(not holds)
+def exit_with(passed: bool) -> None:
+    raise typer.Exit(not passed)
 
 
 @app.command("kill")
 def kill_command(executions: Count = 1000, database: On = Backend.POSTGRESQL, seed: Seed = 1) -> None:
-    """kill -9 of API and workers at random."""
-    end(run_kill(database, executions, seed))
+    """Kill random API processes and workers with kill -9."""
+    exit_with(run_kill(database, executions, seed))
 
 
 @app.command("postgres")
 def postgres_command(stops: Count = 5, seed: Seed = 1) -> None:
-    """PostgreSQL stopped hard, and started again, under load."""
-    end(run_postgres(stops, seed))
+    """Stop PostgreSQL without a checkpoint, and start it again, under load."""
+    exit_with(run_postgres(stops, seed))
 
 
 @app.command("frozen")
 def frozen_command(executions: Count = 40, database: On = Backend.POSTGRESQL) -> None:
-    """A worker that is stopped for longer than it may be silent, and comes back."""
-    end(run_frozen(database, executions))
+    """Freeze a worker for longer than the heartbeat timeout, then continue it."""
+    exit_with(run_frozen(database, executions))
 
 
 @app.command("schedules")
 def schedules_command(minutes: Count = 4, database: On = Backend.POSTGRESQL, seed: Seed = 1) -> None:
-    """Schedules on two replicas, one of which is killed."""
-    end(run_schedules(database, minutes, seed))
+    """Fire schedules on two replicas while one of them is killed."""
+    exit_with(run_schedules(database, minutes, seed))
 
 
 @app.command("rolling")
 def rolling_command(rounds: Count = 3, database: On = Backend.POSTGRESQL) -> None:
-    """A rolling restart of all processes under load."""
-    end(run_rolling(database, rounds))
+    """Restart all processes one after another under load."""
+    exit_with(run_rolling(database, rounds))
 
 
 @app.command("network")
 def network_command(rounds: Count = 2, seed: Seed = 1) -> None:
-    """A network before PostgreSQL that is slow, cut, and silent."""
-    end(run_network(rounds, seed))
+    """Slow down, cut and silence the network to PostgreSQL."""
+    exit_with(run_network(rounds, seed))
 
 
 @app.command("hostile")
 def hostile_command(executions: Count = 4, database: On = Backend.POSTGRESQL) -> None:
-    """Blocks that do not give the event loop back, or not even the interpreter."""
-    end(run_hostile(database, executions))
+    """Run blocks that block the event loop or hold the interpreter lock."""
+    exit_with(run_hostile(database, executions))
 
 
 @app.command("deadly")
 def deadly_command(executions: Count = 60, database: On = Backend.POSTGRESQL) -> None:
-    """Executions that kill each worker that runs them, beside others."""
-    end(run_deadly(database, executions))
+    """Run executions that kill their worker, together with healthy ones."""
+    exit_with(run_deadly(database, executions))
 
 
 @app.command("all")
 def all_command(seed: Seed = 1) -> None:
-    """All of them, on both databases where that makes sense; half an hour."""
-    held = [
-        held
+    """Run all scenarios, on both databases where supported. Takes half an hour."""
+    passed = [
+        result
         for backend in Backend
-        for held in (
+        for result in (
             run_kill(backend, 1000, seed),
             run_rolling(backend, 3),
             run_frozen(backend, 40),
@@ -168,7 +178,7 @@ def all_command(seed: Seed = 1) -> None:
             run_deadly(backend, 60),
         )
     ]
-    end(all([*held, run_postgres(5, seed), run_network(2, seed)]))
+    exit_with(all([*passed, run_postgres(5, seed), run_network(2, seed)]))
 
 
 app()

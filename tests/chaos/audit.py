@@ -1,4 +1,4 @@
-"""Triggers in the database under test: they note ends, and changes of what must not change, whoever makes them."""
+"""Database triggers that record ends of executions and forbidden changes, independently of BloxServer."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def _changed(*columns: str) -> str:
 
 
 END = _changed("status", "completed_at", "duration_ms", "output_payload", "error_message")
-ANSWER = _changed("status", "output_payload", "error_code", "completed_at")
-"""Storing the same once more is no change: a worker whose commit got no answer does."""
+RESULT = _changed("status", "output_payload", "error_code", "completed_at")
+"""Storing equal values again is not a change: a worker repeats a commit whose result it did not receive."""
 
 RULES: dict[str, tuple[str, str, str, str]] = {
     "end": ("executions", "OLD.status = 'running' AND NEW.status <> 'running'", "NEW.id", "NEW.status"),
-    "changed after its end": ("executions", f"OLD.status <> 'running' AND {END}", "NEW.id", "NEW.status"),
-    "changed finished step": (
+    "changed after the end": ("executions", f"OLD.status <> 'running' AND {END}", "NEW.id", "NEW.status"),
+    "changed completed step": (
         "execution_steps",
-        f"OLD.status = 'success' AND {ANSWER}",
+        f"OLD.status = 'success' AND {RESULT}",
         "NEW.execution_id",
         "NEW.listener",
     ),
-    "take-over": ("executions", "NEW.crash_count > OLD.crash_count", "NEW.id", "'dead worker'"),
+    "recovery": ("executions", "NEW.crash_count > OLD.crash_count", "NEW.id", "'dead worker'"),
 }
-"""By kind: the table, when an update of it is noted, the execution, and what is told of it."""
+"""By kind of event: the table, the condition of an update, the execution's id, and the detail."""
 
 
 async def install_audit(database: Database) -> None:
@@ -60,20 +60,20 @@ def _on_sqlite(kind: str, number: int) -> list[str]:
 def _on_postgresql(kind: str, number: int) -> list[str]:
     table, condition, _, _ = RULES[kind]
     return [
-        f"CREATE FUNCTION chaos_note_{number}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"CREATE FUNCTION chaos_record_{number}() RETURNS trigger LANGUAGE plpgsql AS "
         f"$$ BEGIN {_insert(kind)}; RETURN NULL; END $$",
         f"CREATE TRIGGER chaos_{number} AFTER UPDATE ON {table} FOR EACH ROW WHEN ({condition}) "
-        f"EXECUTE FUNCTION chaos_note_{number}()",
+        f"EXECUTE FUNCTION chaos_record_{number}()",
     ]
 
 
 @dataclass(frozen=True)
-class Noted:
+class AuditEvent:
     kind: str
     execution_id: UUID
     detail: str
 
 
-async def read_audit(session: AsyncSession) -> Sequence[Noted]:
+async def read_audit(session: AsyncSession) -> Sequence[AuditEvent]:
     rows = await session.execute(sa.text("SELECT kind, execution_id, detail FROM chaos_audit"))
-    return [Noted(kind, UUID(execution_id.strip()), detail) for kind, execution_id, detail in rows]
+    return [AuditEvent(kind, UUID(execution_id.strip()), detail) for kind, execution_id, detail in rows]

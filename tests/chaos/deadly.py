@@ -1,4 +1,4 @@
-"""Executions that kill every worker that runs them, beside others that only need their time."""
+"""Executions that kill every worker that runs them, together with healthy executions."""
 
 from __future__ import annotations
 
@@ -6,51 +6,51 @@ import asyncio
 from contextlib import suppress
 
 from bloxserver.engine.run.runner import MAX_CRASHES
-from tests.chaos.evidence import until_all_ended
+from tests.chaos.checks import wait_for_all_ends
 from tests.chaos.hostile import install_plugin
-from tests.chaos.place import Place
 from tests.chaos.processes import Installation, Timing
 from tests.chaos.report import Report
-from tests.chaos.stage import stage
+from tests.chaos.scenario import run_scenario
+from tests.chaos.workspace import Workspace
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
-async def deadly(place: Place, *, executions: int, every: int, seconds: float, timing: Timing) -> Report:
-    """Of so many executions one in `every` kills its worker; the others take so many seconds in their second step."""
-    report = Report(f"1 execution in {every} kills its worker, {place.backend}, the others take {seconds:g} s")
-    install_plugin(place.directory)
-    runs = place.directory / "runs"
-    environment = {"PYTHONPATH": str(place.directory), "CHAOS_RUNS": str(runs)}
+async def deadly(workspace: Workspace, *, executions: int, every: int, seconds: float, timing: Timing) -> Report:
+    """One in `every` executions kills its worker. The second step of the others takes `seconds`."""
+    report = Report(f"1 in {every} executions kills its worker, {workspace.backend}, the others take {seconds:g} s")
+    install_plugin(workspace.directory)
+    runs = workspace.directory / "runs"
+    environment = {"PYTHONPATH": str(workspace.directory), "CHAOS_RUNS": str(runs)}
     second = {"handler": "chaos.stubborn", "config": {"how": "kills", "seconds": seconds, "every": every}}
 
     def is_deadly(number: int) -> bool:
         return number % every == 0
 
-    async with stage(place, timing, fails=is_deadly, second=second, environment=environment) as scene:
-        await scene.start(replicas=1, workers=2)
+    async with run_scenario(workspace, timing, fails=is_deadly, second=second, environment=environment) as run:
+        await run.start(replicas=1, workers=2)
         deaths: list[str] = []
-        supervisor = asyncio.create_task(_start_again(scene.installation, deaths))
-        load = scene.load(per_second=50, count=executions)
+        supervisor = asyncio.create_task(_supervise(run.installation, deaths))
+        load = run.load(per_second=50, count=executions)
         await load.finish(60 + executions)
-        killers = sum(map(is_deadly, load.answers.acknowledged.values()))
-        patience = 60 + killers * MAX_CRASHES * (timing.dead_after * 2 + seconds)
-        report.figure("all had ended after (s)", await until_all_ended(scene.database, patience))
+        killers = sum(map(is_deadly, load.responses.acknowledged.values()))
+        timeout_seconds = 60 + killers * MAX_CRASHES * (timing.heartbeat_timeout * 2 + seconds)
+        report.record("all executions ended after (s)", await wait_for_all_ends(run.database, timeout_seconds))
         supervisor.cancel()
         with suppress(asyncio.CancelledError):
             await supervisor
-        report.figure("workers killed", len(deaths))
-        await scene.judge(report)
-        begun = runs.read_text().splitlines()
-        report.figure("most runs of one step", max(begun.count(key) for key in set(begun)))
+        report.record("workers killed", len(deaths))
+        await run.check(report)
+        attempts = runs.read_text().splitlines()
+        report.record("maximum attempts of a step", max(attempts.count(key) for key in set(attempts)))
     return report
 
 
-async def _start_again(installation: Installation, deaths: list[str]) -> None:
-    """As whatever runs the processes of an installation does."""
+async def _supervise(installation: Installation, deaths: list[str]) -> None:
+    """Restart processes that exited, as a process supervisor does."""
     while True:
         for process in installation.processes:
             if not process.is_running:
                 deaths.append(process.name)
                 process.start()
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)

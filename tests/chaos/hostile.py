@@ -1,19 +1,19 @@
-"""Blocks that do not give the event loop back: their worker is silent to everybody, but must not count as dead."""
+"""Blocks that block the event loop of their worker, which must not be declared dead."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
-from tests.chaos.evidence import until_all_ended
-from tests.chaos.place import Place
+from tests.chaos.checks import wait_for_all_ends
 from tests.chaos.processes import Timing
 from tests.chaos.report import Report
-from tests.chaos.stage import Stage, stage
-from tests.chaos.workers import longest_silence
+from tests.chaos.scenario import ScenarioRun, run_scenario
+from tests.chaos.workers import longest_heartbeat_gap
+from tests.chaos.workspace import Workspace
 
 PLUGIN = '''\
-"""A block that keeps its thread, and with it the event loop of its worker, or kills it."""
+"""A block that blocks the event loop of its worker, or kills the worker."""
 
 import asyncio
 import ctypes
@@ -31,18 +31,18 @@ class Numbered(BaseModel):
 
 
 class Anything(BaseModel):
-    """What the step before answered."""
+    """The output of the previous step."""
 
     body: Numbered
 
 
-class Stubbornness(BlockConfig):
+class BlockingConfig(BlockConfig):
     how: str
     seconds: float
     every: int = 1
 
 
-async def work(payload: Anything, config: Stubbornness, context: BlockContext) -> JsonValue:
+async def work(payload: Anything, config: BlockingConfig, context: BlockContext) -> JsonValue:
     with open(os.environ["CHAOS_RUNS"], "a") as runs:
         runs.write(f"{context.idempotency_key}\\n")
     if config.how == "kills":
@@ -51,7 +51,7 @@ async def work(payload: Anything, config: Stubbornness, context: BlockContext) -
         await asyncio.sleep(config.seconds)
         return "done"
     if config.how == "holds":
-        # No thread of this process runs meanwhile, as with an extension in C that computes.
+        # Holds the interpreter lock, like a C extension that computes: no other thread of the process runs.
         ctypes.PyDLL(None).sleep(int(config.seconds))
         return "done"
     until = time.monotonic() + config.seconds
@@ -62,18 +62,18 @@ async def work(payload: Anything, config: Stubbornness, context: BlockContext) -
 
 block = Block(
     name="chaos.stubborn",
-    description="Does not give the loop back.",
+    description="Blocks the event loop.",
     payload=Anything,
-    config=Stubbornness,
+    config=BlockingConfig,
     handler=work,
     example={"config": {"how": "sleeps", "seconds": 1}, "payload": {"body": {"number": 1}}},
 )
 '''
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 def install_plugin(directory: Path) -> None:
-    """What pip leaves behind of a package with one module and one entry point."""
+    """Create the files that pip installs for a package with one module and one entry point."""
     (directory / "chaos_stubborn.py").write_text(PLUGIN)
     information = directory / "chaos_stubborn-1.0.dist-info"
     information.mkdir()
@@ -81,30 +81,34 @@ def install_plugin(directory: Path) -> None:
     (information / "entry_points.txt").write_text("[bloxserver.blocks]\nchaos = chaos_stubborn:block\n")
 
 
-async def hostile(place: Place, *, how: str, executions: int, timing: Timing) -> Report:
-    """Each execution keeps the loop for twice the time after which a silent worker counts as dead."""
-    seconds = timing.dead_after * 2
-    report = Report(f"a block that {how} for {seconds:g} s, {place.backend}, dead after {timing.dead_after:g} s")
-    install_plugin(place.directory)
-    runs = place.directory / "runs"
-    environment = {"PYTHONPATH": str(place.directory), "CHAOS_RUNS": str(runs)}
+async def hostile(workspace: Workspace, *, how: str, executions: int, timing: Timing) -> Report:
+    """Each execution blocks the event loop for twice the heartbeat timeout."""
+    seconds = timing.heartbeat_timeout * 2
+    report = Report(
+        f"a block that {how} for {seconds:g} s, {workspace.backend}, heartbeat timeout {timing.heartbeat_timeout:g} s"
+    )
+    install_plugin(workspace.directory)
+    runs = workspace.directory / "runs"
+    environment = {"PYTHONPATH": str(workspace.directory), "CHAOS_RUNS": str(runs)}
     second = {"handler": "chaos.stubborn", "config": {"how": how, "seconds": seconds}}
-    async with stage(place, timing, second=second, environment=environment) as scene:
-        await scene.start(replicas=1, workers=2)
-        await scene.run(executions)
-        silences: list[float] = []
-        watching = asyncio.create_task(_watch(scene, silences))
-        report.figure("all had ended after (s)", await until_all_ended(scene.database, seconds * executions * 2 + 60))
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        report.figure("longest silence of a worker (s)", max(silences))
-        await scene.judge(report)
-        report.equal("runs of the block", len(runs.read_text().splitlines()), executions)
-        report.equal("take-overs of what ran", report.figures.pop("take-overs"), 0)
+    async with run_scenario(workspace, timing, second=second, environment=environment) as run:
+        await run.start(replicas=1, workers=2)
+        await run.run(executions)
+        gaps: list[float] = []
+        watcher = asyncio.create_task(_watch(run, gaps))
+        report.record(
+            "all executions ended after (s)", await wait_for_all_ends(run.database, seconds * executions * 2 + 60)
+        )
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+        report.record("longest time without a heartbeat (s)", max(gaps))
+        await run.check(report)
+        report.expect_equal("runs of the block", len(runs.read_text().splitlines()), executions)
+        report.expect_equal("recoveries of running executions", report.measurements.pop("recoveries"), 0)
     return report
 
 
-async def _watch(scene: Stage, silences: list[float]) -> None:
+async def _watch(run: ScenarioRun, gaps: list[float]) -> None:
     while True:
-        silences.append(await longest_silence(scene.database))
-        await asyncio.sleep(LOOK_SECONDS)
+        gaps.append(await longest_heartbeat_gap(run.database))
+        await asyncio.sleep(POLL_SECONDS)

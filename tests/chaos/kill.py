@@ -1,4 +1,4 @@
-"""kill -9 of API and workers at random, in the middle of accepting and of steps."""
+"""kill -9 of random API processes and workers, during requests and steps."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from tests.chaos.evidence import longest_pause
+from tests.chaos.checks import longest_pause
 from tests.chaos.load import Load
-from tests.chaos.place import Place
 from tests.chaos.processes import Installation, Process, Replica, Timing
 from tests.chaos.recorder import Call
 from tests.chaos.report import Report
-from tests.chaos.stage import every_tenth, stage
-from tests.chaos.waiting import until
+from tests.chaos.scenario import every_tenth, run_scenario
+from tests.chaos.waiting import wait_until
+from tests.chaos.workspace import Workspace
 
-PATIENCE_SECONDS = 120
-MAX_MOMENT = 0.2
+WAIT_SECONDS = 120
+MAX_DELAY_SECONDS = 0.2
 
 
 @dataclass
 class Killer:
-    """Kills what is ready, replicas in mid-accept and workers at any time, and starts them again."""
+    """Kills processes that are ready, replicas during a request and workers at any time, and restarts them."""
 
     installation: Installation
     chance: random.Random
     every: int
-    """Executions that are accepted between two kills, on average."""
+    """Average number of accepted executions between two kills."""
     kills: list[float] = field(default_factory=list)
-    in_mid_accept: int = 0
+    during_request: int = 0
     _restarts: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def run(self, load: Load) -> None:
-        """Until the load is over."""
+        """Kill processes until the load ends."""
         kinds: list[Sequence[Process]] = [self.installation.replicas]
         if self.installation.workers:
             kinds.append(self.installation.workers)
         while True:
-            due = len(load.answers.acknowledged) + self.chance.randint(1, 2 * self.every)
-            await until("executions to be accepted", partial(_has_accepted, load, due), PATIENCE_SECONDS)
+            due = len(load.responses.acknowledged) + self.chance.randint(1, 2 * self.every)
+            await wait_until("executions to be accepted", partial(_has_accepted, load, due), WAIT_SECONDS)
             if load.is_over():
                 break
-            await asyncio.sleep(self.chance.uniform(0, MAX_MOMENT))
+            await asyncio.sleep(self.chance.uniform(0, MAX_DELAY_SECONDS))
             victims = [each for each in kinds[len(self.kills) % len(kinds)] if each.is_ready]
             if victims:
                 await self._kill(self.chance.choice(victims), load)
@@ -52,30 +52,30 @@ class Killer:
 
     async def _kill(self, victim: Process, load: Load) -> None:
         if isinstance(victim, Replica):
-            await until("a request to be under way", lambda: _is_asked(victim, load), PATIENCE_SECONDS)
-            await asyncio.sleep(self.chance.uniform(0, 0.01))  # anywhere in the request
-            self.in_mid_accept += victim.under_way > 0
+            await wait_until("a request in progress", lambda: _has_open_request(victim, load), WAIT_SECONDS)
+            await asyncio.sleep(self.chance.uniform(0, 0.01))  # at any point of the request
+            self.during_request += victim.open_requests > 0
         self.kills.append(time.monotonic())
         await victim.kill()
         self._restarts.append(asyncio.create_task(victim.restart()))
 
     async def close(self) -> None:
-        """For a scenario that has failed."""
+        """Cancel pending restarts after a failure."""
         for restart in self._restarts:
             restart.cancel()
         await asyncio.gather(*self._restarts, return_exceptions=True)
 
 
 async def _has_accepted(load: Load, count: int) -> bool:
-    return load.is_over() or len(load.answers.acknowledged) >= count
+    return load.is_over() or len(load.responses.acknowledged) >= count
 
 
-async def _is_asked(replica: Replica, load: Load) -> bool:
-    return load.is_over() or replica.under_way > 0
+async def _has_open_request(replica: Replica, load: Load) -> bool:
+    return load.is_over() or replica.open_requests > 0
 
 
 async def kill(
-    place: Place,
+    workspace: Workspace,
     *,
     executions: int,
     every: int,
@@ -88,20 +88,20 @@ async def kill(
     chance = random.Random(seed)
 
     async def hold(call: Call) -> None:
-        await asyncio.sleep(chance.uniform(0, 0.2))  # a server outside takes its time
+        await asyncio.sleep(chance.uniform(0, 0.2))  # the response time of an external server
 
-    report = Report(f"kill -9 of processes at random, {place.backend}, seed {seed}")
-    async with stage(place, timing, hold=hold, fails=every_tenth) as scene:
-        await scene.start(replicas, workers)
-        load = scene.load(per_second=per_second, count=executions)
-        killer = Killer(scene.installation, chance, every)
+    report = Report(f"kill -9 of random processes, {workspace.backend}, seed {seed}")
+    async with run_scenario(workspace, timing, hold=hold, fails=every_tenth) as run:
+        await run.start(replicas, workers)
+        load = run.load(per_second=per_second, count=executions)
+        killer = Killer(run.installation, chance, every)
         try:
             await killer.run(load)
-            await load.finish(PATIENCE_SECONDS)
+            await load.finish(WAIT_SECONDS)
         finally:
             await killer.close()
-        report.at_least("kills", len(killer.kills), 1)
-        report.figure("of these in mid-accept", killer.in_mid_accept)
-        await scene.judge(report)
-        report.figure("longest from a kill to the next progress (s)", longest_pause(scene.recorder, killer.kills))
+        report.expect_at_least("kills", len(killer.kills), 1)
+        report.record("kills during a request", killer.during_request)
+        await run.check(report)
+        report.record("longest time from a kill to the next response (s)", longest_pause(run.recorder, killer.kills))
     return report

@@ -1,4 +1,4 @@
-"""A client like a load balancer with impatient users behind it: it sends runs, and keeps what it was told."""
+"""A client that sends runs to the replicas, like a load balancer, and records the responses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import sqlalchemy as sa
 from bloxserver.models.database import Database
 from bloxserver.models.tables import Tier, UserRecord
 from tests.chaos.processes import Replica
-from tests.chaos.waiting import until
+from tests.chaos.waiting import wait_until
 
 REQUEST_SECONDS = 30
-PAUSE_SECONDS = 0.05
+RETRY_SECONDS = 0.05
 SENDERS = 16
 
 
 @dataclass(frozen=True)
 class Flow:
-    """One that runs, and how to make it run: by hand, and by its webhook."""
+    """A running flow, with the paths for manual runs and for its webhook."""
 
     id: UUID
     path: str
@@ -33,45 +33,45 @@ class Flow:
 
 
 @dataclass
-class Answers:
-    """What became of the requests."""
+class Responses:
+    """The results of the requests."""
 
     acknowledged: dict[UUID, int] = field(default_factory=dict)
-    """Executions that were accepted with a 2xx, and the number that each was given."""
+    """Executions that were accepted with a 2xx status, and the number in their input."""
     times: list[float] = field(default_factory=list)
-    """When, on the monotonic clock."""
+    """When each was acknowledged, in monotonic seconds."""
     refused: int = 0
-    """Connections that were refused, so that another replica was asked."""
+    """Refused connections, after which another replica was used."""
     unanswered: list[str] = field(default_factory=list)
-    """Sent, but the connection broke, or the time was up: accepted or not, nobody can tell."""
+    """Requests without a response because of a broken connection or a timeout; they may have been accepted."""
     unavailable: int = 0
-    """Answered with 503."""
+    """Responses with status 503."""
     failed: list[str] = field(default_factory=list)
-    """Any other answer."""
+    """Any other response."""
     longest: float = 0
-    """Seconds that the slowest request took."""
+    """Duration of the slowest request, in seconds."""
 
     def first_after(self, moment: float) -> float:
-        """When a request was acknowledged for the first time since then."""
+        """Return when the first request after `moment` was acknowledged."""
         return next(at for at in self.times if at >= moment)
 
 
 class Client:
-    """Asks the replicas in turn; one that refuses the connection is passed over."""
+    """Sends requests to the replicas in turn, and skips a replica that refuses the connection."""
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = replicas
         self._turn = itertools.count()
-        # A connection for each request: on one that is kept, a request may cross with the end of it.
+        # A connection for each request: the server could close a kept connection just as a request is sent.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._http = httpx.AsyncClient(timeout=REQUEST_SECONDS, limits=limits)
-        self.answers = Answers()
+        self.responses = Responses()
 
     async def aclose(self) -> None:
         await self._http.aclose()
 
     async def call(self, method: str, path: str, status: int, **options: Any) -> Any:
-        """A request that must work, for arranging."""
+        """Send a setup request, which must succeed."""
         response = await self._http.request(method, f"{self._replicas[0].url}{path}", **options)
         assert response.status_code == status, response.text
         return response.json() if response.content else None
@@ -85,44 +85,44 @@ class Client:
         return response.status_code == 200
 
     async def run(self, flow: Flow, number: int, *, by_webhook: bool) -> UUID | None:
-        """Ask for one execution; returns its id where it was acknowledged."""
+        """Request one execution; returns its id if it was acknowledged."""
         path = flow.webhook if by_webhook else f"{flow.path}/executions/run"
         body = {"number": number} if by_webhook else {"inputPayload": {"number": number}}
         response = await self._post(path, body)
         if response is None:
             return None
         if response.status_code == 503:
-            self.answers.unavailable += 1
+            self.responses.unavailable += 1
             return None
         if response.status_code not in (200, 201):
-            self.answers.failed.append(f"{response.status_code} {response.text[:100]}")
+            self.responses.failed.append(f"{response.status_code} {response.text[:100]}")
             return None
         execution_id = UUID(response.json()["executionId" if by_webhook else "id"])
-        self.answers.acknowledged[execution_id] = number
-        self.answers.times.append(time.monotonic())
+        self.responses.acknowledged[execution_id] = number
+        self.responses.times.append(time.monotonic())
         return execution_id
 
     async def _post(self, path: str, body: object) -> httpx.Response | None:
-        """The answer of the first replica that takes the connection; None where none does, or it breaks."""
+        """Send a request to the first replica that accepts a connection; None if none does or the connection breaks."""
         for _ in self._replicas:
             replica = self._replicas[next(self._turn) % len(self._replicas)]
-            replica.under_way += 1
-            begun = time.monotonic()
+            replica.open_requests += 1
+            started = time.monotonic()
             try:
                 return await self._http.post(f"{replica.url}{path}", json=body)
             except httpx.ConnectError:
-                self.answers.refused += 1
+                self.responses.refused += 1
             except httpx.TransportError as error:
-                self.answers.unanswered.append(f"{replica.name} {type(error).__name__}")
+                self.responses.unanswered.append(f"{replica.name} {type(error).__name__}")
                 return None
             finally:
-                replica.under_way -= 1
-                self.answers.longest = max(self.answers.longest, time.monotonic() - begun)
+                replica.open_requests -= 1
+                self.responses.longest = max(self.responses.longest, time.monotonic() - started)
         return None
 
 
 async def start_flow(client: Client, database: Database, organism: str) -> Flow:
-    """A flow of a user whose plan does not limit runs, with a webhook."""
+    """Create and start a flow with a webhook, for a user without a run limit."""
     await client.call("GET", "/api/v1/me", 200)
     async with database.transaction() as session:
         await session.execute(sa.update(UserRecord).values(tier=Tier.ENTERPRISE))
@@ -137,12 +137,12 @@ async def start_flow(client: Client, database: Database, organism: str) -> Flow:
         assert status in ("starting", "running"), status
         return bool(status == "running")
 
-    await until("the flow to run", runs, 30)
+    await wait_until("the flow to start", runs, 30)
     return Flow(UUID(created["id"]), path, f"/webhooks/{trigger['webhookToken']}")
 
 
 class Load:
-    """Runs at a steady pace, by hand and by webhook in turn, until it is stopped or has had `count` acknowledged."""
+    """Sends manual runs and webhooks alternately at a fixed rate, until stopped or `count` runs are acknowledged."""
 
     def __init__(self, client: Client, flow: Flow, *, per_second: float, count: int | None = None) -> None:
         self._client = client
@@ -154,44 +154,44 @@ class Load:
         self._senders: list[asyncio.Task[None]] = []
 
     @property
-    def answers(self) -> Answers:
-        return self._client.answers
+    def responses(self) -> Responses:
+        return self._client.responses
 
     def start(self) -> None:
-        begun = time.monotonic()
-        self._senders = [asyncio.create_task(self._send(begun)) for _ in range(SENDERS)]
+        started = time.monotonic()
+        self._senders = [asyncio.create_task(self._send(started)) for _ in range(SENDERS)]
 
     async def finish(self, seconds: float) -> None:
-        """Wait until all that was wanted is acknowledged."""
+        """Wait until `count` runs are acknowledged."""
         async with asyncio.timeout(seconds):
             await asyncio.gather(*self._senders)
 
     async def stop(self) -> None:
-        """Send no more, and wait for the answers to what was sent."""
+        """Stop sending, and wait for the open responses."""
         self._stopped.set()
         await self.finish(REQUEST_SECONDS * 2)
 
     async def abandon(self) -> None:
-        """For a scenario that has failed."""
+        """Cancel all requests after a failure."""
         for sender in self._senders:
             sender.cancel()
         await asyncio.gather(*self._senders, return_exceptions=True)
 
     def is_over(self) -> bool:
-        return self._stopped.is_set() or (self._count is not None and len(self.answers.acknowledged) >= self._count)
+        return self._stopped.is_set() or (self._count is not None and len(self.responses.acknowledged) >= self._count)
 
-    async def _send(self, begun: float) -> None:
+    async def _send(self, started: float) -> None:
         while not self.is_over():
             number = next(self._numbers)
-            due = begun + number / self._per_second
+            due = started + number / self._per_second
             await self._pause(due - time.monotonic())
             if self.is_over():
                 return
             if await self._client.run(self._flow, number, by_webhook=number % 2 == 0) is None:
-                await self._pause(PAUSE_SECONDS)
+                await self._pause(RETRY_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
-        """Until then, or until the load is stopped."""
+        """Sleep, but at most until the load is stopped."""
         try:
             async with asyncio.timeout(max(seconds, 0)):
                 await self._stopped.wait()

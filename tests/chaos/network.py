@@ -1,4 +1,4 @@
-"""The network between some processes and PostgreSQL: slow, cut, silent; a worker and a replica stand behind it."""
+"""Faults of the network between PostgreSQL and some processes, one worker and one replica: slow, cut, silent."""
 
 from __future__ import annotations
 
@@ -12,170 +12,176 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus
-from tests.chaos.evidence import until_all_ended
-from tests.chaos.place import Place
+from tests.chaos.checks import wait_for_all_ends
 from tests.chaos.processes import Process, Timing
 from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import Call
 from tests.chaos.report import Report
-from tests.chaos.stage import Stage, every_tenth, stage
-from tests.chaos.waiting import until
-from tests.chaos.workers import beating_since, database_time
+from tests.chaos.scenario import ScenarioRun, every_tenth, run_scenario
+from tests.chaos.waiting import wait_until
+from tests.chaos.workers import database_time, workers_alive_since
+from tests.chaos.workspace import Workspace
 
 DELAY_SECONDS = 0.15
 RECOVERY_SECONDS = 30
-TAKE_OVER_SECONDS = 30
-ATTEMPTS = 200
-"""At catching the worker while it claims."""
-PROOF = 5
+MAX_RECOVERY_SECONDS = 30
+MAX_ATTEMPTS = 200
+"""Attempts to silence the network during a claim."""
+FINAL_EXECUTIONS = 5
 
 HOLDS_LOCK = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = ANY(:pids)")
 
 
 class Network:
-    """One story, fault by fault."""
+    """Injects network faults and measures the recovery."""
 
-    def __init__(self, scene: Stage, proxy: Proxy, report: Report, far_worker: str) -> None:
-        self.scene = scene
+    def __init__(self, run: ScenarioRun, proxy: Proxy, report: Report, proxied_worker: str) -> None:
+        self.run = run
         self.proxy = proxy
         self.report = report
-        self.far_worker = far_worker
-        """The id of the worker behind the proxy."""
+        self.proxied_worker = proxied_worker
+        """The id of the worker that connects through the proxy."""
 
-    async def be_slow(self, seconds: float) -> None:
+    async def slow_down(self, seconds: float) -> None:
         self.proxy.slow_down(DELAY_SECONDS)
         await asyncio.sleep(seconds)
         await self._heal("slow")
 
-    async def be_cut(self, seconds: float) -> None:
+    async def cut(self, seconds: float) -> None:
         await self.proxy.cut()
         await asyncio.sleep(seconds)
         await self._heal("cut")
 
-    async def be_silent(self, name: str, begin: Callable[[], Awaitable[None]]) -> None:
-        """Until others have what the silent worker had, and it has been silent for longer than it may."""
-        dead_after = self.scene.installation.timing.dead_after
+    async def silence(self, name: str, begin: Callable[[], Awaitable[None]]) -> None:
+        """Silence the network until other workers recovered the executions, and past the heartbeat timeout."""
+        heartbeat_timeout = self.run.installation.timing.heartbeat_timeout
         await begin()
-        begun = time.monotonic()
-        held = await self._held_by_far_worker()
-        took = await until(f"take-over ({name})", lambda: self._given_up(held), TAKE_OVER_SECONDS * 3)
-        self.report.figure(f"{name}: executions of the silent worker", len(held))
-        self.report.at_most(f"{name}: all taken over after (s)", took, TAKE_OVER_SECONDS)
-        await self._goes_on_without(name)
-        await asyncio.sleep(max(0.0, begun + dead_after * 1.5 - time.monotonic()))
+        started = time.monotonic()
+        held = await self._claimed_by_proxied_worker()
+        took = await wait_until(f"recovery ({name})", lambda: self._are_recovered(held), MAX_RECOVERY_SECONDS * 3)
+        self.report.record(f"{name}: executions of the silent worker", len(held))
+        self.report.expect_at_most(f"{name}: all recovered after (s)", took, MAX_RECOVERY_SECONDS)
+        await self._measure_other_workers(name)
+        await asyncio.sleep(max(0.0, started + heartbeat_timeout * 1.5 - time.monotonic()))
         await self._heal(name)
 
-    async def fall_silent(self) -> None:
-        self.proxy.fall_silent()
+    async def stop_traffic(self) -> None:
+        self.proxy.stop_traffic()
 
-    async def fall_silent_while_claiming(self) -> None:
-        """When PostgreSQL waits for the rest of a transaction of the worker that holds an advisory lock."""
-        for _ in range(ATTEMPTS):
-            self.proxy.fall_silent_in_transaction()
-            await until("a transaction", self._is_silent, 30)
-            if await self._far_side_holds_lock():
+    async def stop_traffic_during_claim(self) -> None:
+        """Stop the traffic while the proxied worker has an open transaction with an advisory lock."""
+        for _ in range(MAX_ATTEMPTS):
+            self.proxy.stop_traffic_in_transaction()
+            await wait_until("a transaction of a proxied process", self._traffic_is_stopped, 30)
+            if await self._proxied_process_holds_lock():
                 return
             self.proxy.heal()
-        raise AssertionError("the worker was never caught while it claimed")
+        raise AssertionError("no claim was interrupted")
 
     async def _heal(self, name: str) -> None:
-        moment = await database_time(self.scene.database)
+        moment = await database_time(self.run.database)
         self.proxy.heal()
-        beats, accepts = await asyncio.gather(
-            until("the far worker to beat", lambda: self._beats(moment), RECOVERY_SECONDS * 3),
-            until("the far replica to accept", self._accepts, RECOVERY_SECONDS * 3),
+        heartbeats, accepts = await asyncio.gather(
+            wait_until(
+                "a heartbeat of the proxied worker", lambda: self._sends_heartbeats(moment), RECOVERY_SECONDS * 3
+            ),
+            wait_until("the proxied replica to accept a run", self._accepts, RECOVERY_SECONDS * 3),
         )
-        self.report.at_most(f"{name}: far worker beats again after (s)", beats, RECOVERY_SECONDS)
-        self.report.at_most(f"{name}: far replica accepts again after (s)", accepts, RECOVERY_SECONDS)
+        self.report.expect_at_most(f"{name}: worker sends heartbeats again after (s)", heartbeats, RECOVERY_SECONDS)
+        self.report.expect_at_most(f"{name}: replica accepts again after (s)", accepts, RECOVERY_SECONDS)
 
-    async def _goes_on_without(self, name: str) -> None:
-        """The others begin new executions meanwhile."""
+    async def _measure_other_workers(self, name: str) -> None:
+        """Measure the time until other workers start new executions."""
         now = time.monotonic()
-        calls = self.scene.recorder.all_calls
+        calls = self.run.recorder.all_calls
 
-        async def begins() -> bool:
-            return any(call.path == "first" and call.began > now for call in calls[-100:])
+        async def starts() -> bool:
+            return any(call.path == "first" and call.started > now for call in calls[-100:])
 
-        took = await until(f"others to work ({name})", begins, TAKE_OVER_SECONDS * 3)
-        self.report.figure(f"{name}: others begin the next after (s)", took)
+        took = await wait_until(f"other workers to start executions ({name})", starts, MAX_RECOVERY_SECONDS * 3)
+        self.report.record(f"{name}: other workers continue after (s)", took)
 
-    async def _is_silent(self) -> bool:
+    async def _traffic_is_stopped(self) -> bool:
         return self.proxy.is_silent
 
-    async def _far_side_holds_lock(self) -> bool:
-        async with self.scene.database.transaction(read_only=True) as session:
+    async def _proxied_process_holds_lock(self) -> bool:
+        async with self.run.database.transaction(read_only=True) as session:
             return bool(await session.scalar(HOLDS_LOCK, {"pids": list(self.proxy.server_processes)}))
 
-    async def _held_by_far_worker(self) -> list[object]:
-        held = sa.select(ExecutionRecord.id).where(*self._is_at_far_worker())
-        async with self.scene.database.transaction(read_only=True) as session:
+    async def _claimed_by_proxied_worker(self) -> list[object]:
+        held = sa.select(ExecutionRecord.id).where(*self._proxied_worker_claim())
+        async with self.run.database.transaction(read_only=True) as session:
             return list(await session.scalars(held))
 
-    async def _given_up(self, held: list[object]) -> bool:
-        still = sa.select(sa.func.count()).where(ExecutionRecord.id.in_(held), *self._is_at_far_worker())
-        async with self.scene.database.transaction(read_only=True) as session:
+    async def _are_recovered(self, held: list[object]) -> bool:
+        still = sa.select(sa.func.count()).where(ExecutionRecord.id.in_(held), *self._proxied_worker_claim())
+        async with self.run.database.transaction(read_only=True) as session:
             return await session.scalar(still) == 0
 
-    def _is_at_far_worker(self) -> tuple[sa.ColumnElement[bool], ...]:
+    def _proxied_worker_claim(self) -> tuple[sa.ColumnElement[bool], ...]:
         return (
             ExecutionRecord.status == ExecutionStatus.RUNNING,
             ExecutionRecord.lease.is_not(None),
-            ExecutionRecord.worker_id == self.far_worker,
+            ExecutionRecord.worker_id == self.proxied_worker,
         )
 
-    async def _beats(self, moment: datetime) -> bool:
-        return self.far_worker in await beating_since(self.scene.database, moment)
+    async def _sends_heartbeats(self, moment: datetime) -> bool:
+        return self.proxied_worker in await workers_alive_since(self.run.database, moment)
 
     async def _accepts(self) -> bool:
-        return await self.scene.client.accepts(self.scene.installation.replicas[0], self.scene.flow)
+        return await self.run.client.accepts(self.run.installation.replicas[0], self.run.flow)
 
 
-async def network(place: Place, *, rounds: int, seconds: float, per_second: float, timing: Timing, seed: int) -> Report:
+async def network(
+    workspace: Workspace, *, rounds: int, seconds: float, per_second: float, timing: Timing, seed: int
+) -> Report:
     chance = random.Random(seed)
 
     async def hold(call: Call) -> None:
         await asyncio.sleep(chance.uniform(0, 0.5))
 
-    report = Report(f"network before PostgreSQL: slow, cut, silent; {rounds} rounds, seed {seed}")
+    report = Report(f"network to PostgreSQL slow, cut, silent; {rounds} rounds, seed {seed}")
     async with (
-        Proxy(sa.make_url(place.database_url)).serving() as proxy,
-        stage(place, timing, hold=hold, fails=every_tenth) as scene,
+        Proxy(sa.make_url(workspace.database_url)).serving() as proxy,
+        run_scenario(workspace, timing, hold=hold, fails=every_tenth) as run,
     ):
-        network, near = await _arrange(scene, proxy, place, report)
-        load = scene.load(per_second=per_second)
-        await scene.until_accepted(10)
+        network, direct_worker = await _start_processes(run, proxy, workspace, report)
+        load = run.load(per_second=per_second)
+        await run.wait_until_accepted(10)
         for number in range(1, rounds + 1):
-            await network.be_slow(seconds)
-            await network.be_cut(seconds)
-            await network.be_silent(f"silent, {number}", network.fall_silent)
-            await network.be_silent(f"silent while claiming, {number}", network.fall_silent_while_claiming)
+            await network.slow_down(seconds)
+            await network.cut(seconds)
+            await network.silence(f"silent, {number}", network.stop_traffic)
+            await network.silence(f"silent while claiming, {number}", network.stop_traffic_during_claim)
         await load.stop()
-        await until_all_ended(scene.database, 120)
-        await _works_alone(scene, near, report)
-        await scene.judge(report)
+        await wait_for_all_ends(run.database, 120)
+        await _check_proxied_worker(run, direct_worker, report)
+        await run.check(report)
     return report
 
 
-async def _arrange(scene: Stage, proxy: Proxy, place: Place, report: Report) -> tuple[Network, Process]:
-    """The first replica and the first worker stand behind the proxy."""
-    installation = scene.installation
-    through = proxy.url(place.database_url)
-    installation.add_worker(database_url=through)
-    moment = await database_time(scene.database)
+async def _start_processes(
+    run: ScenarioRun, proxy: Proxy, workspace: Workspace, report: Report
+) -> tuple[Network, Process]:
+    """Start the processes. The first replica and the first worker connect through the proxy."""
+    installation = run.installation
+    proxy_url = proxy.url(workspace.database_url)
+    installation.add_worker(database_url=proxy_url)
+    moment = await database_time(run.database)
     await installation.start()
-    [far_worker] = await beating_since(scene.database, moment)
-    installation.add_replica(run_worker=False, database_url=through)
+    [proxied_worker] = await workers_alive_since(run.database, moment)
+    installation.add_replica(run_worker=False, database_url=proxy_url)
     installation.add_replica(run_worker=False)
-    near = installation.add_worker()
+    direct_worker = installation.add_worker()
     await installation.start()
-    await scene.start_flow()
-    return Network(scene, proxy, report, far_worker), near
+    await run.start_flow()
+    return Network(run, proxy, report, proxied_worker), direct_worker
 
 
-async def _works_alone(scene: Stage, near: Process, report: Report) -> None:
-    """The worker that was cut off is one like any other again."""
-    report.equal("exit status of the near worker", await near.end(signal.SIGTERM) or 0, 0)
-    scene.installation.workers.remove(near)
-    await scene.run(PROOF)
-    took = await until_all_ended(scene.database, 60)
-    report.figure(f"far worker then does {PROOF} executions alone in (s)", took)
+async def _check_proxied_worker(run: ScenarioRun, direct_worker: Process, report: Report) -> None:
+    """Check that the proxied worker works normally again."""
+    report.expect_equal("exit status of the other worker", await direct_worker.end(signal.SIGTERM) or 0, 0)
+    run.installation.workers.remove(direct_worker)
+    await run.run(FINAL_EXECUTIONS)
+    took = await wait_for_all_ends(run.database, 60)
+    report.record(f"{FINAL_EXECUTIONS} executions on the proxied worker alone took (s)", took)

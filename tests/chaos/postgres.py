@@ -1,4 +1,4 @@
-"""PostgreSQL stopped hard, and started again after a while, under load."""
+"""PostgreSQL that stops without a checkpoint and starts again, under load."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import asyncio
 import random
 import time
 
-from tests.chaos.place import Place
 from tests.chaos.processes import Timing
 from tests.chaos.recorder import Call
 from tests.chaos.report import Report
-from tests.chaos.stage import Stage, every_tenth, stage
-from tests.chaos.waiting import until
+from tests.chaos.scenario import ScenarioRun, every_tenth, run_scenario
+from tests.chaos.waiting import wait_until
+from tests.chaos.workspace import Workspace
 
 RECOVERY_SECONDS = 30
 
 
 async def postgres(
-    place: Place,
+    workspace: Workspace,
     *,
     stops: int,
     down: float,
@@ -28,44 +28,44 @@ async def postgres(
     replicas: int = 2,
     workers: int = 2,
 ) -> Report:
-    """It is away for `down` seconds, `stops` times, with `between` seconds in which all works."""
-    assert place.server is not None
+    """Stop the server `stops` times for `down` seconds, with about `between` seconds of normal operation in between."""
+    assert workspace.server is not None
     chance = random.Random(seed)
 
     async def hold(call: Call) -> None:
         await asyncio.sleep(chance.uniform(0, 0.2))
 
-    report = Report(f"PostgreSQL stopped hard {stops} times, for {down:g} s")
-    async with stage(place, timing, hold=hold, fails=every_tenth) as scene:
-        await scene.start(replicas, workers)
-        load = scene.load(per_second=per_second)
+    report = Report(f"PostgreSQL stopped {stops} times for {down:g} s")
+    async with run_scenario(workspace, timing, hold=hold, fails=every_tenth) as run:
+        await run.start(replicas, workers)
+        load = run.load(per_second=per_second)
         accepts: list[float] = []
         works: list[float] = []
         for _ in range(stops):
             await asyncio.sleep(between * chance.uniform(0.5, 1))
-            await asyncio.to_thread(place.server.stop_hard)
+            await asyncio.to_thread(workspace.server.stop_immediately)
             await asyncio.sleep(down)
-            await asyncio.to_thread(place.server.start)
-            again_at = time.monotonic()
-            await asyncio.gather(_accepted(scene, again_at), _called(scene, again_at))
-            accepts.append(scene.client.answers.first_after(again_at) - again_at)
-            works.append(min(call.began for call in scene.recorder.all_calls if call.began > again_at) - again_at)
+            await asyncio.to_thread(workspace.server.start)
+            started_at = time.monotonic()
+            await asyncio.gather(_wait_for_acceptance(run, started_at), _wait_for_step(run, started_at))
+            accepts.append(run.client.responses.first_after(started_at) - started_at)
+            works.append(min(call.started for call in run.recorder.all_calls if call.started > started_at) - started_at)
         await load.stop()
-        report.at_most("longest until accepting again (s)", max(accepts), RECOVERY_SECONDS)
-        report.at_most("longest until working again (s)", max(works), RECOVERY_SECONDS)
-        await scene.judge(report)
+        report.expect_at_most("longest time until a run was accepted (s)", max(accepts), RECOVERY_SECONDS)
+        report.expect_at_most("longest time until a step started (s)", max(works), RECOVERY_SECONDS)
+        await run.check(report)
     return report
 
 
-async def _accepted(scene: Stage, moment: float) -> None:
+async def _wait_for_acceptance(run: ScenarioRun, moment: float) -> None:
     async def holds() -> bool:
-        return scene.client.answers.times[-1] > moment
+        return run.client.responses.times[-1] > moment
 
-    await until("a request to be accepted", holds, 90)
+    await wait_until("a request to be accepted", holds, 90)
 
 
-async def _called(scene: Stage, moment: float) -> None:
+async def _wait_for_step(run: ScenarioRun, moment: float) -> None:
     async def holds() -> bool:
-        return scene.recorder.all_calls[-1].began > moment
+        return run.recorder.all_calls[-1].started > moment
 
-    await until("a step to begin", holds, 90)
+    await wait_until("a step to start", holds, 90)

@@ -1,4 +1,4 @@
-"""BloxServer's processes, started, frozen and killed for real."""
+"""Processes of BloxServer that scenarios start, freeze and kill."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from typing import Self
 
 import httpx
 
-from tests.chaos.waiting import until
+from tests.chaos.waiting import wait_until
 
 START_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How soon silence is noticed; in seconds."""
+    """Intervals and timeouts of the processes, in seconds."""
 
     heartbeat: float = 5
-    dead_after: float = 20
-    sweep: float = 2
-    drain: float = 10
+    heartbeat_timeout: float = 20
+    poll_interval: float = 2
+    shutdown_grace: float = 10
 
     @property
     def environment(self) -> dict[str, str]:
         return {
             "HEARTBEAT_INTERVAL_SECONDS": str(self.heartbeat),
-            "HEARTBEAT_TIMEOUT_SECONDS": str(self.dead_after),
-            "POLL_INTERVAL_SECONDS": str(self.sweep),
-            "SHUTDOWN_GRACE_SECONDS": str(self.drain),
+            "HEARTBEAT_TIMEOUT_SECONDS": str(self.heartbeat_timeout),
+            "POLL_INTERVAL_SECONDS": str(self.poll_interval),
+            "SHUTDOWN_GRACE_SECONDS": str(self.shutdown_grace),
         }
 
 
 DEFAULT = Timing()
-QUICK = Timing(heartbeat=0.3, dead_after=1.5, sweep=0.3, drain=0.5)
+QUICK = Timing(heartbeat=0.3, heartbeat_timeout=1.5, poll_interval=0.3, shutdown_grace=0.5)
 
 
 class Process:
-    """One that can be started again after its end, with the same arguments."""
+    """A process that can be restarted with the same arguments."""
 
     def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         self.name = name
@@ -55,8 +55,8 @@ class Process:
         self._log = directory / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.is_ready = False
-        self.ended_unasked = 0
-        """How often it had ended before it was told to."""
+        self.unexpected_exits = 0
+        """How often the process had exited before a signal was sent."""
 
     def start(self) -> None:
         with self._log.open("wb") as log:
@@ -69,12 +69,12 @@ class Process:
             )
 
     async def until_ready(self) -> None:
-        await until(f"{self.name} to be ready", self._has_become_ready, START_SECONDS)
+        await wait_until(f"{self.name} to be ready", self._has_become_ready, START_SECONDS)
         self.is_ready = True
 
     async def _has_become_ready(self) -> bool:
         if not self.is_running:
-            raise AssertionError(f"{self.name} ended while it started: {self.last_words()}")
+            raise AssertionError(f"{self.name} exited during startup: {self.read_log_end()}")
         return b"worker ready" in self._log.read_bytes()
 
     @property
@@ -86,12 +86,12 @@ class Process:
         self._process.send_signal(number)
 
     async def end(self, number: signal.Signals, seconds: float = 60) -> int | None:
-        """Send the signal and wait for the end; returns the exit status, None where it was not running."""
+        """Send the signal and wait for the exit. Returns the exit status; None if the process was not started."""
         self.is_ready = False
         if self._process is None:
             return None
         if not self.is_running:
-            self.ended_unasked += 1
+            self.unexpected_exits += 1
             return self._process.returncode
         self.send(number)
         process, self._process = self._process, None
@@ -104,27 +104,27 @@ class Process:
         self.start()
         await self.until_ready()
 
-    def last_words(self) -> str:
+    def read_log_end(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]
 
-    def complaints(self) -> list[str]:
-        """Lines of its log, since its last start, that tell of errors."""
+    def logged_errors(self) -> list[str]:
+        """Return the lines with errors in the log since the last start."""
         return [line for line in self._log.read_text(errors="replace").splitlines() if "[error" in line]
 
 
 class Replica(Process):
-    """A process that serves the API, at an address that outlives it."""
+    """A process that serves the API. Its address stays the same after a restart."""
 
     def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         self.port = free_port()
         super().__init__(name, [*arguments, "--port", str(self.port)], environment, directory)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.under_way = 0
-        """Requests that wait for its answer."""
+        self.open_requests = 0
+        """Requests without a response so far."""
 
     async def _has_become_ready(self) -> bool:
         if not self.is_running:
-            raise AssertionError(f"{self.name} ended while it started: {self.last_words()}")
+            raise AssertionError(f"{self.name} exited during startup: {self.read_log_end()}")
         try:
             async with httpx.AsyncClient(timeout=5) as client:
                 return (await client.get(f"{self.url}/health/ready")).status_code == 200
@@ -133,7 +133,7 @@ class Replica(Process):
 
 
 class Installation:
-    """The processes of one BloxServer on one database; what still runs at the end is killed."""
+    """The processes of an installation with one database. They are killed at the end."""
 
     def __init__(
         self, database_url: str, directory: Path, timing: Timing, environment: Mapping[str, str] | None = None
@@ -176,14 +176,14 @@ class Installation:
         return self._environment | {"DATABASE_URL": database_url or self.database_url}
 
     async def start(self) -> None:
-        """Start what does not run, and wait until all is ready."""
+        """Start the processes that are not running, and wait until all are ready."""
         for process in self.processes:
             if not process.is_running:
                 process.start()
         await asyncio.gather(*(process.until_ready() for process in self.processes))
 
-    async def start_usual(self, replicas: int, workers: int) -> None:
-        """So many of each on PostgreSQL; on SQLite the one process that there can be."""
+    async def start_default(self, replicas: int, workers: int) -> None:
+        """Start this many processes of each kind; on SQLite, one process."""
         for _ in range(1 if self.uses_sqlite else replicas):
             self.add_replica(run_worker=self.uses_sqlite)
         for _ in range(0 if self.uses_sqlite else workers):

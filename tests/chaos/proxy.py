@@ -1,4 +1,4 @@
-"""A stretch of network before PostgreSQL that can be slow, cut, or silent."""
+"""A TCP proxy for PostgreSQL that can delay traffic, close connections, or drop traffic silently."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sqlalchemy as sa
 
 CHUNK = 65536
 PID_MESSAGE = b"K\x00\x00\x00\x0c"
-"""How the message begins in which the server tells the number of its process."""
+"""The start of the BackendKeyData message, which contains the process id of the server."""
 IN_TRANSACTION = b"Z\x00\x00\x00\x05T"
-"""The end of what a server says that waits for the next statement of a transaction."""
+"""A ReadyForQuery message inside a transaction: the server waits for its next statement."""
 
 
 class Proxy:
-    """Passes connections on, as its state says."""
+    """Forwards connections, with the faults that are switched on."""
 
     def __init__(self, server: sa.URL) -> None:
         self._host = str(server.query.get("host") or server.host)
@@ -29,7 +29,7 @@ class Proxy:
         self._connections: set[asyncio.Task[None]] = set()
         self.port = 0
         self.server_processes: set[int] = set()
-        """The processes of PostgreSQL that serve those behind this proxy, or have served them."""
+        """Process ids of PostgreSQL for all connections through this proxy so far."""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Proxy]:
@@ -42,41 +42,41 @@ class Proxy:
             await self._drop_all()
 
     def url(self, database_url: str) -> str:
-        """The database's URL for those who are to come this way."""
+        """Return the URL of the database through this proxy."""
         url = sa.make_url(database_url)
         query = {name: value for name, value in url.query.items() if name != "host"}
-        through = url.set(host="127.0.0.1", port=self.port, query=query)
-        return through.render_as_string(hide_password=False)
+        proxied = url.set(host="127.0.0.1", port=self.port, query=query)
+        return proxied.render_as_string(hide_password=False)
 
     def slow_down(self, seconds: float) -> None:
-        """Everything takes so much longer, each way."""
+        """Delay the traffic in each direction."""
         self._delay = seconds
 
     async def cut(self) -> None:
-        """All connections break, and new ones are closed at once."""
+        """Close all connections, and close new ones immediately."""
         self._cut = True
         await self._drop_all()
 
-    def fall_silent(self) -> None:
-        """Nothing passes any more, either way, and nobody is told."""
+    def stop_traffic(self) -> None:
+        """Stop the traffic in both directions without closing connections."""
         self._passing.clear()
 
-    def fall_silent_in_transaction(self) -> None:
-        """As soon as somebody is about to be told that the server waits for more of a transaction."""
+    def stop_traffic_in_transaction(self) -> None:
+        """Stop the traffic as soon as the server waits for the next statement of a transaction."""
         self._stop_in_transaction = True
 
     @property
     def is_silent(self) -> bool:
         return not self._passing.is_set()
 
-    def strand(self) -> None:
-        """The connections that there are stay silent for ever; new ones pass."""
-        self.fall_silent()
+    def abandon_connections(self) -> None:
+        """Stop the traffic of existing connections permanently. New connections work."""
+        self.stop_traffic()
         self._passing = asyncio.Event()
         self._passing.set()
 
     def heal(self) -> None:
-        """What was held passes now."""
+        """Switch off all faults; held traffic is forwarded."""
         self._delay, self._cut, self._stop_in_transaction = 0.0, False, False
         self._passing.set()
 
@@ -85,7 +85,7 @@ class Proxy:
         self._connections.add(connection)
 
         def end(task: asyncio.Task[None]) -> None:
-            # Here, because a task that is cancelled before its first step never enters its `finally`.
+            # A callback, because a task that is cancelled before it starts does not run its `finally`.
             self._connections.discard(task)
             writer.transport.abort()
 
@@ -94,9 +94,9 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.CancelledError):
             if not self._cut:
-                await self._pass_on(reader, writer)
+                await self._forward(reader, writer)
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         passing = self._passing
         await passing.wait()
         if self._host.startswith("/"):
@@ -104,16 +104,16 @@ class Proxy:
             server_reader, server_writer = await asyncio.open_unix_connection(path)
         else:
             server_reader, server_writer = await asyncio.open_connection(self._host, self._server_port)
-        ways = (
+        directions = (
             asyncio.create_task(self._pump(reader, server_writer, passing, from_server=False)),
             asyncio.create_task(self._pump(server_reader, writer, passing, from_server=True)),
         )
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
             server_writer.transport.abort()
 
     async def _pump(
@@ -121,18 +121,18 @@ class Proxy:
     ) -> None:
         while data := await reader.read(CHUNK):
             if from_server:
-                self._look_at(data)
+                self._inspect(data)
             await asyncio.sleep(self._delay)
             await passing.wait()
             writer.write(data)
             await writer.drain()
 
-    def _look_at(self, data: bytes) -> None:
-        if (place := data.find(PID_MESSAGE)) >= 0:
-            start = place + len(PID_MESSAGE)
+    def _inspect(self, data: bytes) -> None:
+        if (position := data.find(PID_MESSAGE)) >= 0:
+            start = position + len(PID_MESSAGE)
             self.server_processes.add(int.from_bytes(data[start : start + 4], "big"))
         if self._stop_in_transaction and data.endswith(IN_TRANSACTION):
-            self.fall_silent()
+            self.stop_traffic()
 
     async def _drop_all(self) -> None:
         connections = list(self._connections)

@@ -1,4 +1,4 @@
-"""The server outside that the flows call: it notes who called, and when, by idempotency key."""
+"""The external HTTP server that the flows call. It records requests by idempotency key."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ STEPS = ("first", "second", "last")
 
 @dataclass
 class Call:
-    """One request of a step; times are of the monotonic clock."""
+    """A request of a step. Times are in monotonic seconds."""
 
     path: str
     key: str
-    """Names the execution and the step."""
+    """The idempotency key, which contains the ids of execution and step."""
     count: int
-    """The how-manieth call of this recorder it is; its answer says so, so that rows show whose answer they hold."""
+    """The sequence number of the call. The response contains it, so that rows show which response they store."""
     number: int
-    """What the execution was given."""
-    began: float = field(default_factory=time.monotonic)
+    """The number in the input of the execution."""
+    started: float = field(default_factory=time.monotonic)
     answered: float | None = None
     lost: float | None = None
-    """When the caller was gone before it had its answer."""
+    """When the client disconnected before the response."""
 
     @property
     def execution_id(self) -> UUID:
@@ -47,21 +47,21 @@ class Call:
 Hold = Callable[[Call], Awaitable[None]]
 
 
-async def answer_at_once(call: Call) -> None:
-    """For what is not to be waited for."""
+async def respond_immediately(call: Call) -> None:
+    """Do not hold the call."""
 
 
 class Recorder:
-    """Answers every call, after `hold` is through with it; numbers that `fails` names get a 400 in the last step."""
+    """Responds to every call after `hold` returns; with 400 in the last step if `fails(number)` is true."""
 
-    def __init__(self, hold: Hold = answer_at_once, fails: Callable[[int], bool] = lambda number: False) -> None:
+    def __init__(self, hold: Hold = respond_immediately, fails: Callable[[int], bool] = lambda number: False) -> None:
         self.hold = hold
         self.fails = fails
         self.calls: dict[str, list[Call]] = defaultdict(list)
-        """By key, in their order."""
+        """By key, in order."""
         self.all_calls: list[Call] = []
-        self.notices: list[tuple[str, str]] = []
-        """`webhook-id` and execution of each failure notice."""
+        self.notifications: list[tuple[str, str]] = []
+        """`webhook-id` and execution of each failure notification."""
         self.url = ""
 
     @asynccontextmanager
@@ -76,7 +76,7 @@ class Recorder:
                 while await self._exchange(reader, writer):
                     pass
             except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                pass  # the caller was killed, or all is over
+                pass  # the client was killed, or the scenario ended
             finally:
                 connections.discard(task)
                 writer.close()
@@ -93,57 +93,57 @@ class Recorder:
 
     @property
     def repeated(self) -> list[list[Call]]:
-        """The calls of steps that were called more than once."""
+        """The calls of each step that was called more than once."""
         return [calls for calls in self.calls.values() if len(calls) > 1]
 
     @property
     def open_calls(self) -> list[Call]:
-        """Those whose callers wait."""
+        """The calls without a response so far."""
         return [call for call in self.all_calls if call.ended is None]
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection goes on after this request."""
+        """Handle one request. Returns whether the connection stays open."""
         line = await reader.readline()
         if not line:
             return False
         path = line.split()[1].decode().strip("/")
         headers = await _read_headers(reader)
         body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"null")
-        if path == "notice":
-            self.notices.append((headers["webhook-id"], body["data"]["executionId"]))
-            status, answer = 200, b"{}"
+        if path == "notification":
+            self.notifications.append((headers["webhook-id"], body["data"]["executionId"]))
+            status, body_text = 200, b"{}"
         else:
-            call = self._note(path, headers["idempotency-key"], int(body["number"]))
-            if not await self._held(call, reader):
+            call = self._record(path, headers["idempotency-key"], int(body["number"]))
+            if not await self._wait(call, reader):
                 return False
             status = 400 if path == STEPS[-1] and self.fails(call.number) else 200
-            answer = json.dumps({"number": call.number, "call": call.count}).encode()
+            body_text = json.dumps({"number": call.number, "call": call.count}).encode()
             call.answered = time.monotonic()
-        writer.write(_response(status, answer))
+        writer.write(_response(status, body_text))
         await writer.drain()
         return True
 
-    def _note(self, path: str, key: str, number: int) -> Call:
+    def _record(self, path: str, key: str, number: int) -> Call:
         call = Call(path, key, len(self.all_calls) + 1, number)
         self.all_calls.append(call)
         self.calls[key].append(call)
         return call
 
-    async def _held(self, call: Call, reader: asyncio.StreamReader) -> bool:
-        """Whether the caller still waits when the call has been held for as long as is wanted."""
+    async def _wait(self, call: Call, reader: asyncio.StreamReader) -> bool:
+        """Hold the call. Returns whether the client is still connected afterwards."""
         holding = asyncio.ensure_future(self.hold(call))
-        gone = asyncio.ensure_future(reader.read(1))
+        disconnected = asyncio.ensure_future(reader.read(1))
         try:
-            await asyncio.wait({holding, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
+            await asyncio.wait({holding, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            if disconnected.done():
                 call.lost = time.monotonic()
                 return False
             holding.result()
             return True
         finally:
-            for task in (holding, gone):
+            for task in (holding, disconnected):
                 task.cancel()
-            await asyncio.gather(holding, gone, return_exceptions=True)
+            await asyncio.gather(holding, disconnected, return_exceptions=True)
 
 
 async def _read_headers(reader: asyncio.StreamReader) -> dict[str, str]:
@@ -155,13 +155,14 @@ async def _read_headers(reader: asyncio.StreamReader) -> dict[str, str]:
 
 
 def _response(status: int, body: bytes) -> bytes:
-    head = f"HTTP/1.1 {status} Answer\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"HTTP/1.1 {status} Response\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 def chain(recorder_url: str, second: Mapping[str, Any] | None = None) -> str:
-    """An organism of three steps, each a call of the recorder, but for the second where it is told otherwise; a
-    failure is told to the recorder too.
+    """Return an organism of three steps that call the recorder. `second` replaces members of the second listener.
+
+    Failure notifications go to the recorder too.
     """
     listeners: list[dict[str, Any]] = [
         {
@@ -169,11 +170,11 @@ def chain(recorder_url: str, second: Mapping[str, Any] | None = None) -> str:
             "description": "Calls the recorder",
             "handler": "http.request",
             "config": {"method": "POST", "url": f"{recorder_url}/{step}", "body": {"number": "{{ input.number }}"}},
-            "peers": [*STEPS[place + 1 : place + 2]],
+            "peers": [*STEPS[index + 1 : index + 2]],
             "timeout_seconds": 120,
         }
-        for place, step in enumerate(STEPS)
+        for index, step in enumerate(STEPS)
     ]
     listeners[1] |= second or {}
-    execution = {"timeout_seconds": 600, "on_failure": {"url": f"{recorder_url}/notice"}}
+    execution = {"timeout_seconds": 600, "on_failure": {"url": f"{recorder_url}/notification"}}
     return json.dumps({"organism": {"name": "chain"}, "listeners": listeners, "execution": execution})

@@ -1,4 +1,4 @@
-"""What a scenario found, as a small table; figures that must not be are marked."""
+"""The report of a scenario: measurements, and violated expectations."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ Value = int | float | str
 @dataclass
 class Report:
     title: str
-    figures: dict[str, Value] = field(default_factory=dict)
+    measurements: dict[str, Value] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
-    _wanted: dict[str, str] = field(default_factory=dict)
+    _expected: dict[str, str] = field(default_factory=dict)
 
-    def figure(self, name: str, value: Value) -> None:
-        self.figures[name] = value
+    def record(self, name: str, value: Value) -> None:
+        self.measurements[name] = value
 
-    def none(self, name: str, found: Sequence[object]) -> None:
-        """There must be nothing of this kind; says what there is of it."""
-        self.figure(name, len(found))
+    def expect_none(self, name: str, found: Sequence[object]) -> None:
+        """Expect an empty list; a violation shows the first three items."""
+        self.record(name, len(found))
         examples = "; ".join(map(str, found[:3]))
-        self._judge(name, "0", not found, examples)
+        self._check(name, "0", not found, examples)
 
-    def equal(self, name: str, value: Value, wanted: Value) -> None:
-        self.figure(name, value)
-        self._judge(name, str(wanted), value == wanted)
+    def expect_equal(self, name: str, value: Value, expected: Value) -> None:
+        self.record(name, value)
+        self._check(name, str(expected), value == expected)
 
-    def at_most(self, name: str, value: float, limit: float) -> None:
-        self.figure(name, value)
-        self._judge(name, f"at most {limit:g}", value <= limit)
+    def expect_at_most(self, name: str, value: float, limit: float) -> None:
+        self.record(name, value)
+        self._check(name, f"at most {limit:g}", value <= limit)
 
-    def at_least(self, name: str, value: float, limit: float) -> None:
-        self.figure(name, value)
-        self._judge(name, f"at least {limit:g}", value >= limit)
+    def expect_at_least(self, name: str, value: float, limit: float) -> None:
+        self.record(name, value)
+        self._check(name, f"at least {limit:g}", value >= limit)
 
-    def _judge(self, name: str, wanted: str, holds: bool, examples: str = "") -> None:
-        self._wanted[name] = wanted
-        if not holds:
-            told = f": {examples}" if examples else ""
-            self.violations.append(f"{name}: {self._shown(name)}, wanted {wanted}{told}")
+    def _check(self, name: str, expected: str, passed: bool, examples: str = "") -> None:
+        self._expected[name] = expected
+        if not passed:
+            details = f": {examples}" if examples else ""
+            self.violations.append(f"{name}: {self._format(name)}, expected {expected}{details}")
 
-    def _shown(self, name: str) -> str:
-        value = self.figures[name]
+    def _format(self, name: str) -> str:
+        value = self.measurements[name]
         return f"{value:.2f}" if isinstance(value, float) else str(value)
 
     def __str__(self) -> str:
-        width = max(map(len, self.figures), default=0)
+        width = max(map(len, self.measurements), default=0)
         lines = [self.title]
-        for name in self.figures:
-            wanted = f"   wanted: {self._wanted[name]}" if name in self._wanted else ""
-            lines.append(f"  {name:<{width}}  {self._shown(name):>10}{wanted}")
+        for name in self.measurements:
+            expected = f"   expected: {self._expected[name]}" if name in self._expected else ""
+            lines.append(f"  {name:<{width}}  {self._format(name):>10}{expected}")
         lines += [f"  VIOLATED {violation}" for violation in self.violations]
         return "\n".join(lines)

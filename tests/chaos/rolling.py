@@ -1,4 +1,4 @@
-"""A rolling restart: each process in turn is told to end, and started again when it has, under constant load."""
+"""A rolling restart: the processes are stopped and started one after another under constant load."""
 
 from __future__ import annotations
 
@@ -6,42 +6,44 @@ import asyncio
 import signal
 import time
 
-from tests.chaos.place import Place
 from tests.chaos.processes import Timing
 from tests.chaos.recorder import Call
 from tests.chaos.report import Report
-from tests.chaos.stage import every_tenth, stage
+from tests.chaos.scenario import every_tenth, run_scenario
+from tests.chaos.workspace import Workspace
 
 SHORT_STEP_SECONDS = 0.05
 MARGIN_SECONDS = 2
 
 
 async def rolling(
-    place: Place, *, rounds: int, per_second: float, timing: Timing, replicas: int = 2, workers: int = 2
+    workspace: Workspace, *, rounds: int, per_second: float, timing: Timing, replicas: int = 2, workers: int = 2
 ) -> Report:
     async def hold(call: Call) -> None:
-        # some steps do not end while their worker drains, and are handed over in the middle
+        # Some steps take longer than the shutdown grace period, and continue on another worker.
         is_long = call.path == "second" and call.number % 10 == 3
-        await asyncio.sleep(timing.drain * 1.5 if is_long else SHORT_STEP_SECONDS)
+        await asyncio.sleep(timing.shutdown_grace * 1.5 if is_long else SHORT_STEP_SECONDS)
 
-    report = Report(f"rolling restart, {place.backend}, {per_second:g} requests per second")
-    async with stage(place, timing, hold=hold, fails=every_tenth) as scene:
-        await scene.start(replicas, workers)
-        load = scene.load(per_second=per_second)
+    report = Report(f"rolling restart, {workspace.backend}, {per_second:g} requests per second")
+    async with run_scenario(workspace, timing, hold=hold, fails=every_tenth) as run:
+        await run.start(replicas, workers)
+        load = run.load(per_second=per_second)
         statuses: list[int | None] = []
         took: list[float] = []
-        for process in scene.installation.processes * rounds:
-            await scene.until_accepted(int(per_second))
-            told_at = time.monotonic()
+        for process in run.installation.processes * rounds:
+            await run.wait_until_accepted(int(per_second))
+            signalled_at = time.monotonic()
             statuses.append(await process.end(signal.SIGTERM))
-            took.append(time.monotonic() - told_at)
+            took.append(time.monotonic() - signalled_at)
             await process.restart()
-        await scene.until_accepted(int(per_second))
+        await run.wait_until_accepted(int(per_second))
         await load.stop()
-        report.figure("processes replaced", len(statuses))
-        report.none("exit statuses other than 0", [status for status in statuses if status != 0])
-        report.at_most("longest from SIGTERM to the end (s)", max(took), timing.drain + MARGIN_SECONDS + 15)
-        await scene.judge(report)
-        report.none("requests that broke", load.answers.unanswered)
-        report.equal("requests that were unavailable", load.answers.unavailable, 0)
+        report.record("processes replaced", len(statuses))
+        report.expect_none("exit statuses other than 0", [status for status in statuses if status != 0])
+        report.expect_at_most(
+            "longest time from SIGTERM to the exit (s)", max(took), timing.shutdown_grace + MARGIN_SECONDS + 15
+        )
+        await run.check(report)
+        report.expect_none("requests without a response", load.responses.unanswered)
+        report.expect_equal("requests with status 503", load.responses.unavailable, 0)
     return report

@@ -1,4 +1,4 @@
-"""Waiting for conditions, with a deadline."""
+"""Waits for conditions with a timeout."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-LOOK_SECONDS = 0.01
+POLL_SECONDS = 0.01
 
 
-async def until(what: str, condition: Callable[[], Awaitable[bool]], seconds: float) -> float:
-    """Wait until the condition holds, and return the seconds that it took; `AssertionError` when it never does."""
-    begun = time.monotonic()
+async def wait_until(event: str, condition: Callable[[], Awaitable[bool]], seconds: float) -> float:
+    """Wait until the condition is true; returns the seconds. Raises `AssertionError` after the timeout."""
+    started = time.monotonic()
     while not await condition():
-        if time.monotonic() - begun > seconds:
-            raise AssertionError(f"waited {seconds:g} s in vain for {what}")
-        await asyncio.sleep(LOOK_SECONDS)
-    return time.monotonic() - begun
+        if time.monotonic() - started > seconds:
+            raise AssertionError(f"timed out after {seconds:g} s waiting for {event}")
+        await asyncio.sleep(POLL_SECONDS)
+    return time.monotonic() - started

@@ -1,4 +1,4 @@
-"""What the rows of workers say."""
+"""Reads heartbeats of workers from the database."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ async def database_time(database: Database) -> datetime:
         return (await session.execute(sa.select(database_now()))).scalar_one()
 
 
-async def beating_since(database: Database, moment: datetime) -> set[str]:
-    """The workers that have said since then that they live."""
+async def workers_alive_since(database: Database, moment: datetime) -> set[str]:
+    """Return the ids of workers that sent a heartbeat since `moment`."""
     async with database.transaction(read_only=True) as session:
-        beating = sa.select(WorkerRecord.worker_id).where(WorkerRecord.last_heartbeat_at >= moment)
-        return set(await session.scalars(beating))
+        alive = sa.select(WorkerRecord.worker_id).where(WorkerRecord.last_heartbeat_at >= moment)
+        return set(await session.scalars(alive))
 
 
-async def longest_silence(database: Database) -> float:
-    """Seconds since the worker that has been silent for longest last spoke."""
+async def longest_heartbeat_gap(database: Database) -> float:
+    """Return the seconds since the oldest of the last heartbeats of all workers."""
     async with database.transaction(read_only=True) as session:
         row = await session.execute(sa.select(database_now(), sa.func.min(WorkerRecord.last_heartbeat_at)))
-        moment, beat = row.one()
-    return 0.0 if beat is None else (moment - beat).total_seconds()
+        moment, heartbeat = row.one()
+    return 0.0 if heartbeat is None else (moment - heartbeat).total_seconds()

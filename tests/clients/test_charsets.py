@@ -37,11 +37,11 @@ class TestCharset:
             *((f"text/html; charset={name}", None) for name in ("iso-2022-kr", "x-user-defined")),
         ],
     )
-    def test_is_the_one_that_the_content_type_declares(self, content_type: str, charset: str | None) -> None:
+    def test_charset_is_parsed_from_the_content_type(self, content_type: str, charset: str | None) -> None:
         assert parse_charset(content_type) == charset
 
     @pytest.mark.parametrize("name", sorted({*LABELS.values()} - UNDECODABLE))
-    def test_of_any_name_can_be_decoded(self, name: str) -> None:
+    def test_every_charset_name_can_be_decoded(self, name: str) -> None:
         assert parse_charset(f"text/plain; charset={name}") == name
         ascii_text = "abc".encode(name) if name.startswith("utf-16") else b"abc"
         assert decode(ascii_text, name) == "abc"
@@ -79,7 +79,7 @@ class TestText:
         ],
         ids=lambda value: ascii(value)[:40],
     )
-    def test_is_decoded_by_its_charset(self, charset: str, content: bytes, text: str) -> None:
+    def test_text_is_decoded_with_its_charset(self, charset: str, content: bytes, text: str) -> None:
         assert decode(content, parse_charset(f"text/plain; charset={charset}")) == text
 
     @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ class TestText:
         ],
         ids=ascii,
     )
-    def test_without_a_charset_is_utf_8_or_what_its_mark_says(self, content: bytes, text: str) -> None:
+    def test_text_without_a_charset_is_utf8_unless_it_has_a_byte_order_mark(self, content: bytes, text: str) -> None:
         assert decode(content, None) == text
 
     @pytest.mark.parametrize(
         "content", [b"\xe9", b"\xef\xbb\xbf\xe9", b"\xff\xfe\x00\xd8", b"\xff\xfea", b"\xed\xa0\x80"], ids=ascii
     )
-    def test_that_is_invalid_without_a_charset_is_an_error(self, content: bytes) -> None:
+    def test_invalid_text_without_a_charset_is_an_error(self, content: bytes) -> None:
         with pytest.raises(UnicodeDecodeError):
             decode(content, None)

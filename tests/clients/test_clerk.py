@@ -70,7 +70,7 @@ async def clerk() -> AsyncIterator[Clerk]:
 
 
 class TestClaims:
-    async def test_the_claims_of_a_valid_token_are_returned(self, clerk: Clerk) -> None:
+    async def test_valid_token_returns_its_claims(self, clerk: Clerk) -> None:
         assert await clerk.verifier.verify(clerk.token(org="any")) == clerk.claims(org="any")
 
     @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ class TestClaims:
         ],
         ids=str,
     )
-    async def test_each_claim_is_checked(self, clerk: Clerk, overrides: dict[str, Any], outcome: str) -> None:
+    async def test_invalid_claims_are_rejected(self, clerk: Clerk, overrides: dict[str, Any], outcome: str) -> None:
         assert await clerk.outcome(clerk.token(**overrides)) == outcome
 
     @pytest.mark.parametrize("slash", ["", "/"])
-    async def test_the_issuer_is_compared_without_our_trailing_slash(self, clerk: Clerk, slash: str) -> None:
+    async def test_trailing_slash_of_the_issuer_setting_is_ignored(self, clerk: Clerk, slash: str) -> None:
         verifier = clerk.verifier_with(clerk_issuer=clerk.server.issuer + slash)
         assert await clerk.outcome(clerk.token(), verifier) == OK
         assert await clerk.outcome(clerk.token(iss=clerk.server.issuer + "/"), verifier) == INVALID
@@ -130,7 +130,7 @@ class TestClaims:
         ],
         ids=str,
     )
-    async def test_the_audience_is_checked_if_one_is_set(self, clerk: Clerk, audience: object, outcome: str) -> None:
+    async def test_audience_is_checked_if_configured(self, clerk: Clerk, audience: object, outcome: str) -> None:
         assert await clerk.outcome(clerk.token(aud=audience), clerk.verifier_with(clerk_audience="us")) == outcome
 
     @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ class TestClaims:
             ("", True, "https://b.example", OK),
         ],
     )
-    async def test_the_authorized_party(
+    async def test_authorized_party_is_checked(
         self, clerk: Clerk, parties: str, required: bool, party: object, outcome: str
     ) -> None:
         verifier = clerk.verifier_with(clerk_authorized_parties=parties, clerk_require_azp=required)
@@ -172,7 +172,7 @@ class TestTokens:
         ],
         ids=ascii,
     )
-    async def test_garbage_is_refused_without_a_fetch(self, clerk: Clerk, token: str) -> None:
+    async def test_malformed_token_is_rejected_without_a_fetch(self, clerk: Clerk, token: str) -> None:
         assert await clerk.outcome(token) == INVALID
         assert clerk.server.fetches == 0
 
@@ -191,16 +191,16 @@ class TestTokens:
         ],
         ids=str,
     )
-    async def test_headers_are_refused_without_a_fetch(self, clerk: Clerk, header: dict[str, object]) -> None:
+    async def test_invalid_header_is_rejected_without_a_fetch(self, clerk: Clerk, header: dict[str, object]) -> None:
         assert await clerk.outcome(KEY.sign(clerk.claims(), **header)) == INVALID
         assert clerk.server.fetches == 0
 
-    async def test_a_forged_signature_is_refused_and_causes_no_further_fetch(self, clerk: Clerk) -> None:
+    async def test_forged_signature_is_rejected_without_another_fetch(self, clerk: Clerk) -> None:
         for _ in range(20):
             assert await clerk.outcome(clerk.token(FORGED)) == INVALID
         assert clerk.server.fetches == 1
 
-    async def test_keys_that_the_token_brings_are_ignored(self, clerk: Clerk) -> None:
+    async def test_keys_in_the_token_header_are_ignored(self, clerk: Clerk) -> None:
         async with JwksServer(FORGED) as other:
             address = f"{other.issuer}/.well-known/jwks.json"
             for header in ({"jku": address}, {"x5u": address}, {"jwk": FORGED.jwk()}):
@@ -209,10 +209,10 @@ class TestTokens:
             assert other.fetches == 0
 
     @pytest.mark.parametrize("payload", [[], "text", 7, None, {}], ids=str)
-    async def test_a_signed_payload_that_is_not_claims_is_refused(self, clerk: Clerk, payload: object) -> None:
+    async def test_signed_payload_without_claims_is_rejected(self, clerk: Clerk, payload: object) -> None:
         assert await clerk.outcome(KEY.sign(payload)) == INVALID
 
-    async def test_changed_padded_and_long_tokens_are_refused(self, clerk: Clerk) -> None:
+    async def test_modified_padded_and_long_tokens_are_rejected(self, clerk: Clerk) -> None:
         header, payload, signature = clerk.token().split(".")
         _, other_payload, _ = clerk.token(sub="user_other").split(".")
         assert await clerk.outcome(f"{header}.{other_payload}.{signature}") == INVALID
@@ -220,7 +220,7 @@ class TestTokens:
         assert await clerk.outcome(clerk.token(name="x" * 5000)) == OK
         assert await clerk.outcome(clerk.token(name="x" * 7000)) == INVALID
 
-    async def test_refusals_say_why_and_tell_nothing_of_the_token(self, clerk: Clerk) -> None:
+    async def test_error_names_the_reason_without_the_token(self, clerk: Clerk) -> None:
         with pytest.raises(Unauthorized) as expired:
             await clerk.verifier.verify(clerk.token(exp=NOW - 10))
         assert expired.value.message == "Token has expired"
@@ -233,25 +233,25 @@ class TestTokens:
 
 
 class TestProvider:
-    async def test_without_its_keys_it_is_503(self, clerk: Clerk) -> None:
+    async def test_missing_keys_are_503(self, clerk: Clerk) -> None:
         clerk.server.mode = Mode.ERROR
         with pytest.raises(Unavailable) as refusal:
             await clerk.verifier.verify(clerk.token())
         assert refusal.value.code == "identity_provider_unavailable"
         assert refusal.value.headers == {"Retry-After": "5"}
 
-    async def test_not_configured_is_503(self, clerk: Clerk) -> None:
+    async def test_missing_issuer_is_503(self, clerk: Clerk) -> None:
         with pytest.raises(Unavailable, match=r"^No identity provider is configured$"):
             await clerk.verifier_with(clerk_issuer=None).verify(clerk.token())
 
-    async def test_a_key_that_it_withdraws_stops_working(self, clerk: Clerk) -> None:
+    async def test_revoked_key_is_rejected(self, clerk: Clerk) -> None:
         assert await clerk.outcome(clerk.token()) == OK
         clerk.server.keys = [NEW_KEY.jwk()]
         clerk.elapsed = 30
         assert await clerk.outcome(clerk.token(NEW_KEY)) == OK
         assert await clerk.outcome(clerk.token()) == INVALID
 
-    async def test_made_up_key_ids_are_refused_with_one_fetch(self, clerk: Clerk) -> None:
+    async def test_unknown_key_ids_are_rejected_with_one_fetch(self, clerk: Clerk) -> None:
         token = clerk.token(UNPUBLISHED)
         outcomes = await asyncio.gather(*[clerk.outcome(token) for _ in range(50)])
         outcomes += [await clerk.outcome(token) for _ in range(500)]
@@ -260,7 +260,7 @@ class TestProvider:
 
 
 class TestGetVerifier:
-    async def test_one_for_each_configuration(self) -> None:
+    async def test_each_configuration_has_its_own_verifier(self) -> None:
         first = {"clerk_issuer": "https://a.example", "clerk_audience": "us", "clerk_authorized_parties": "https://b"}
         settings = settings_with(**first)
         assert get_verifier(settings) is get_verifier(settings_with(**first, port=1))
@@ -273,7 +273,7 @@ class TestGetVerifier:
         for name, value in changes.items():
             assert get_verifier(settings) is not get_verifier(settings_with(**first | {name: value}))
 
-    def test_one_for_each_event_loop_gone_with_it(self) -> None:
+    def test_each_event_loop_has_its_own_verifier(self) -> None:
         async def verify_once() -> ClerkVerifier:
             async with JwksServer(KEY) as server:
                 verifier = get_verifier(settings_with(clerk_issuer=server.issuer))

@@ -48,9 +48,9 @@ async def client() -> GuardedClient:
     return GuardedClient(allow=[LOOPBACK], max_response_bytes=100_000, total_timeout_seconds=5)
 
 
-class TestSurplus:
+class TestSurplusBytes:
     @pytest.mark.parametrize(("method", "sent", "content"), SURPLUS, ids=lambda value: ascii(value)[:60])
-    async def test_is_not_read_as_the_response_to_another_request(
+    async def test_surplus_bytes_are_not_read_as_the_next_response(
         self, client: GuardedClient, server: LoopbackServer, method: str, sent: bytes, content: bytes
     ) -> None:
         server.answers |= {"/first": sent, "/second": answer(b"second")}
@@ -60,7 +60,7 @@ class TestSurplus:
         assert [request.path for request in server.received] == ["/first", "/second"]
 
     @pytest.mark.parametrize("moment", ["between the requests", "after the second request"])
-    async def test_that_arrives_late_is_not_read_either(
+    async def test_late_surplus_bytes_are_not_read(
         self, client: GuardedClient, server: LoopbackServer, moment: str
     ) -> None:
         writers: list[StreamWriter] = []
@@ -80,7 +80,7 @@ class TestSurplus:
             writers[0].write(FOREIGN)
         assert (await client.request("GET", server.url("/second"))).content == b"second"
 
-    async def test_of_requests_at_the_same_time_reaches_none_of_them(
+    async def test_surplus_bytes_of_concurrent_requests_are_not_read(
         self, client: GuardedClient, server: LoopbackServer
     ) -> None:
         for number in range(20):
@@ -91,7 +91,7 @@ class TestSurplus:
 
 
 class TestConnections:
-    async def test_each_request_opens_and_closes_its_own(self, client: GuardedClient, server: LoopbackServer) -> None:
+    async def test_each_request_has_its_own_connection(self, client: GuardedClient, server: LoopbackServer) -> None:
         server.answers["/"] = answer(b"ok")
         for _ in range(3):
             await client.request("GET", server.url("/"))
@@ -104,7 +104,7 @@ class TestConnections:
     @pytest.mark.parametrize(
         ("status", "method", "body"), [("303 See Other", "GET", b""), ("307 Temporary", "POST", b"body")]
     )
-    async def test_each_redirect_opens_another(
+    async def test_each_redirect_has_its_own_connection(
         self, client: GuardedClient, server: LoopbackServer, status: str, method: str, body: bytes
     ) -> None:
         redirect = answer(b"ignored", status=status, headers={"Location": "/next"})
@@ -114,7 +114,7 @@ class TestConnections:
         received = [(request.method, request.path, request.body) for request in server.received]
         assert received == [("POST", "/", b"body"), (method, "/next", body)]
 
-    async def test_a_response_before_the_body_is_sent_belongs_to_its_request(self, client: GuardedClient) -> None:
+    async def test_response_before_the_end_of_the_request_is_accepted(self, client: GuardedClient) -> None:
         async def too_large(reader: StreamReader, writer: StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(answer(b"too large", status="413 Too Large") + FOREIGN)
@@ -127,7 +127,7 @@ class TestConnections:
                 assert (response.status, response.content) == (413, b"too large")
 
     @pytest.mark.parametrize("scheme", ["http", "https"])
-    async def test_one_that_is_given_up_is_closed(self, client: GuardedClient, scheme: str) -> None:
+    async def test_connection_is_closed_after_a_timeout(self, client: GuardedClient, scheme: str) -> None:
         started, ended = asyncio.Event(), asyncio.Event()
 
         async def silent(reader: StreamReader, writer: StreamWriter) -> None:

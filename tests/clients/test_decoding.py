@@ -48,11 +48,11 @@ class TestBodies:
         ],
         ids=lambda value: ascii(value)[:12],
     )
-    def test_are_decoded(self, encoding: str, body: bytes, chunk_bytes: int) -> None:
+    def test_body_is_decoded(self, encoding: str, body: bytes, chunk_bytes: int) -> None:
         assert read(encoding, body, chunk_bytes) == TEXT
 
     @pytest.mark.parametrize("encoding", ["", "gzip", "deflate", "br", "gzip, gzip"])
-    def test_without_a_byte_are_empty(self, encoding: str) -> None:
+    def test_body_without_bytes_is_empty(self, encoding: str) -> None:
         assert read(encoding, b"") == b""
 
 
@@ -82,14 +82,14 @@ class TestErrors:
         ],
         ids=lambda value: ascii(value)[:12],
     )
-    def test_say_what_cannot_be_decoded(self, encoding: str, body: bytes, told: str, chunk_bytes: int) -> None:
+    def test_error_names_the_encoding(self, encoding: str, body: bytes, told: str, chunk_bytes: int) -> None:
         with pytest.raises(ContentEncodingError) as caught:
             read(encoding, body, chunk_bytes, limit=1_000_000)
         assert str(caught.value) == told
 
     @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
     @pytest.mark.parametrize("kept", [1, 2, 9, -9, -1])
-    def test_of_a_body_that_ends_too_early_are_others(self, encoding: str, kept: int) -> None:
+    def test_incomplete_body_is_a_value_error(self, encoding: str, kept: int) -> None:
         body = gzip.compress(TEXT, mtime=0) if encoding == "gzip" else zlib.compress(TEXT)
         with pytest.raises(ValueError, match="the content is incomplete"):
             read(encoding, body[:kept])
@@ -97,7 +97,7 @@ class TestErrors:
 
 class TestLimit:
     @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
-    def test_is_reached_but_not_exceeded(self, encoding: str) -> None:
+    def test_body_of_exactly_the_limit_is_accepted(self, encoding: str) -> None:
         for size in (LIMIT, LIMIT + 1):
             body = {"": bytes(size), "gzip": gzip.compress(bytes(size)), "deflate": zlib.compress(bytes(size))}[
                 encoding
@@ -118,7 +118,7 @@ class TestLimit:
         ],
         ids=["one member", "many members", "deflate", "padding"],
     )
-    def test_holds_for_compressed_bodies(self, encoding: str, body: bytes) -> None:
+    def test_limit_applies_to_compressed_bodies(self, encoding: str, body: bytes) -> None:
         tracemalloc.start()
         try:
             with pytest.raises(ResponseTooLarge):

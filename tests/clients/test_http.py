@@ -46,18 +46,18 @@ async def refusal(client: GuardedClient, url: str, method: str = "GET", **option
 
 
 class TestGuard:
-    def test_the_matrix_is_large_enough(self) -> None:
+    def test_matrix_of_hostile_urls_is_complete(self) -> None:
         assert len(HOSTILE_URLS) + len(HOSTILE_LOCATIONS) >= 52
 
     @pytest.mark.parametrize(("url", "code"), HOSTILE_URLS, ids=lambda value: ascii(value)[:50])
-    async def test_no_hostile_url_is_dialled(
+    async def test_hostile_url_is_not_connected_to(
         self, strict: GuardedClient, network: Network, url: str, code: str
     ) -> None:
         assert await refusal(strict, url, follow_redirects=True) == code
         assert network.dialled == []
 
     @pytest.mark.parametrize(("location", "code"), HOSTILE_LOCATIONS.items())
-    async def test_no_redirect_leads_inside(
+    async def test_redirect_to_a_private_address_is_refused(
         self, client: GuardedClient, server: LoopbackServer, network: Network, location: str, code: str
     ) -> None:
         server.answers["/"] = answer(status="302 Found", headers={"Location": location})
@@ -67,13 +67,13 @@ class TestGuard:
     @pytest.mark.parametrize(
         ("host", "dialled"), [("public.test", [PUBLIC]), ("public6.test", [PUBLIC_IPV6, PUBLIC]), (PUBLIC, [PUBLIC])]
     )
-    async def test_public_addresses_are_dialled_in_turn(
+    async def test_public_addresses_are_tried_in_order(
         self, strict: GuardedClient, network: Network, host: str, dialled: list[str]
     ) -> None:
         assert await refusal(strict, f"http://{host}:8080/?key=secret") == "connection_failed"
         assert network.dialled == dialled
 
-    async def test_a_name_is_resolved_once_and_dialled_where_it_was_checked(
+    async def test_name_is_resolved_once_and_the_checked_address_is_used(
         self, strict: GuardedClient, network: Network
     ) -> None:
         assert await refusal(strict, "http://rebound.test/") == "connection_failed"
@@ -81,7 +81,7 @@ class TestGuard:
         assert await refusal(strict, "http://rebound.test/") == "address_refused"
         assert network.dialled == [PUBLIC]
 
-    async def test_an_allowed_network_is_reached_on_any_port_under_its_name(
+    async def test_allowed_network_is_reachable_on_any_port(
         self, client: GuardedClient, server: LoopbackServer, network: Network
     ) -> None:
         server.answers["/"] = answer(b"inside")
@@ -96,7 +96,7 @@ class TestGuard:
         assert network.dialled == ["127.0.0.1"] * 3
         assert await refusal(client, "http://10.0.0.1/") == "address_refused"
 
-    async def test_proxies_of_the_environment_are_not_used(
+    async def test_proxy_variables_are_ignored(
         self, strict: GuardedClient, network: Network, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
@@ -105,21 +105,19 @@ class TestGuard:
         assert network.dialled == [PUBLIC]
 
     @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", PUBLIC, "2001:4860:4860::8888", "2a00:1450::1"])
-    async def test_the_public_internet_is_not_refused(
-        self, strict: GuardedClient, network: Network, address: str
-    ) -> None:
+    async def test_public_addresses_are_allowed(self, strict: GuardedClient, network: Network, address: str) -> None:
         host = f"[{address}]" if ":" in address else address
         assert await refusal(strict, f"https://{host}/") == "connection_failed"
         assert [ip_address(each) for each in network.dialled] == [ip_address(address)]
 
 
 class TestRedirects:
-    async def test_are_answers_unless_followed(self, client: GuardedClient, server: LoopbackServer) -> None:
+    async def test_redirect_is_returned_unless_followed(self, client: GuardedClient, server: LoopbackServer) -> None:
         server.answers["/"] = answer(status="302 Found", headers={"Location": "/next"})
         response = await client.request("GET", server.url("/"))
         assert (response.status, response.headers["location"], len(server.received)) == (302, "/next", 1)
 
-    async def test_three_are_followed_and_no_more(self, client: GuardedClient, server: LoopbackServer) -> None:
+    async def test_at_most_three_redirects_are_followed(self, client: GuardedClient, server: LoopbackServer) -> None:
         for number in range(1, 5):
             server.answers[f"/{number}"] = answer(status="302 Found", headers={"Location": f"/{number - 1}"})
         server.answers["/0"] = answer(b"there")
@@ -139,7 +137,7 @@ class TestRedirects:
             ("308 Permanent", "POST", "POST", b"secret"),
         ],
     )
-    async def test_keep_method_and_body_as_the_status_says(
+    async def test_status_determines_method_and_body_of_a_redirect(
         self, client: GuardedClient, server: LoopbackServer, status: str, method: str, followed: str, body: bytes
     ) -> None:
         server.answers |= {"/": answer(status=status, headers={"Location": "/next"}), "/next": answer()}
@@ -151,7 +149,7 @@ class TestRedirects:
         assert last.headers["x-api-key"] == "mine"
         assert ("content-type" in last.headers) == bool(body)
 
-    async def test_another_origin_is_told_nothing_but_safe_headers(
+    async def test_redirect_to_another_origin_keeps_only_safe_headers(
         self, client: GuardedClient, server: LoopbackServer, network: Network
     ) -> None:
         location = server.url("/next", host="server.test")
@@ -181,7 +179,7 @@ class TestRedirects:
         ],
         ids=ascii,
     )
-    async def test_follow_a_location_in_utf_8(
+    async def test_redirect_with_a_utf8_location_is_followed(
         self,
         client: GuardedClient,
         server: LoopbackServer,
@@ -200,7 +198,7 @@ class TestRedirects:
         assert (response.content, server.received[-1].path) == (b"there", path)
 
     @pytest.mark.parametrize("status", ["307 Temporary", "308 Permanent"])
-    async def test_no_body_goes_to_another_origin(
+    async def test_body_is_not_sent_to_another_origin(
         self, client: GuardedClient, server: LoopbackServer, network: Network, status: str
     ) -> None:
         server.answers["/"] = answer(status=status, headers={"Location": server.url("/", host="server.test")})
@@ -244,7 +242,7 @@ BOMB = gzip.compress(bytes(20_000_000))
 GZIP = {"Content-Encoding": "gzip"}
 
 
-class TestAnswers:
+class TestResponses:
     @pytest.mark.parametrize(
         ("sent", "code"),
         [
@@ -273,7 +271,7 @@ class TestAnswers:
         ],
         ids=lambda value: ascii(getattr(value, "__name__", value))[:40],
     )
-    async def test_that_mean_harm_are_errors(
+    async def test_hostile_responses_are_errors(
         self, client: GuardedClient, server: LoopbackServer, sent: Any, code: str
     ) -> None:
         server.answers["/"] = sent
@@ -298,14 +296,14 @@ class TestAnswers:
         ],
         ids=lambda value: ascii(getattr(value, "__qualname__", value))[:40],
     )
-    async def test_of_other_kinds_are_read(
+    async def test_unusual_responses_are_read(
         self, client: GuardedClient, server: LoopbackServer, sent: Any, content: bytes
     ) -> None:
         server.answers["/"] = sent
         assert (await client.request("GET", server.url("/"))).content == content
 
     @pytest.mark.parametrize("sent", [b"?", bytes(100_001)], ids=["not decodable", "too large"])
-    async def test_have_a_status_although_the_body_cannot_be_read(
+    async def test_status_is_available_if_the_body_cannot_be_decoded(
         self, client: GuardedClient, server: LoopbackServer, sent: bytes
     ) -> None:
         server.answers["/"] = answer(sent, status="503 Busy", headers={"Content-Encoding": "br", "Retry-After": "7"})
@@ -314,7 +312,7 @@ class TestAnswers:
         with pytest.raises(OutgoingRequestError):
             _ = response.content
 
-    async def test_to_head_have_no_body_whatever_they_say(self, client: GuardedClient, server: LoopbackServer) -> None:
+    async def test_response_to_head_has_no_body(self, client: GuardedClient, server: LoopbackServer) -> None:
         server.answers["/"] = answer(headers={"Content-Encoding": "br"}, length=10_000_000)
         response = await client.request("HEAD", server.url("/"))
         assert (response.status, response.content) == (200, b"")
@@ -333,7 +331,7 @@ class TestAnswers:
         assert response.cookies == [dated, "b=2"]
 
     @pytest.mark.parametrize(("sent", "text"), [("é日".encode(), "é日"), (b"caf\xe9", "café"), (b"\xc3", "Ã")])
-    async def test_headers_are_utf_8_or_latin_1(
+    async def test_headers_are_decoded_as_utf8_or_latin1(
         self, client: GuardedClient, server: LoopbackServer, sent: bytes, text: str
     ) -> None:
         server.answers["/"] = b"HTTP/1.1 204 No Content\r\nX-Name: " + sent + b"\r\n\r\n"
@@ -349,18 +347,22 @@ class TestRequests:
         ],
         ids=ascii,
     )
-    async def test_junk_headers_are_refused(
+    async def test_invalid_headers_are_rejected(
         self, client: GuardedClient, server: LoopbackServer, header: tuple[str, str]
     ) -> None:
         assert await refusal(client, server.url("/"), headers=dict([header])) == "invalid_header"
         assert server.received == []
 
     @pytest.mark.parametrize("method", ["", "GET /", "G\r\nET", "é"])
-    async def test_junk_methods_are_refused(self, client: GuardedClient, server: LoopbackServer, method: str) -> None:
+    async def test_invalid_methods_are_rejected(
+        self, client: GuardedClient, server: LoopbackServer, method: str
+    ) -> None:
         assert await refusal(client, server.url("/"), method) == "invalid_request"
         assert server.received == []
 
-    async def test_framing_is_not_for_the_caller_to_say(self, client: GuardedClient, server: LoopbackServer) -> None:
+    async def test_framing_headers_of_the_caller_are_ignored(
+        self, client: GuardedClient, server: LoopbackServer
+    ) -> None:
         server.answers["/"] = answer()
         headers = {"Host": "inside", "content-length": "3", "Transfer-Encoding": "chunked", "X": " kept "}
         await client.request("POST", server.url("/?a=b"), content=b"whole", headers=headers)
@@ -376,15 +378,13 @@ class TestRequests:
             "content-length": "5",
         }
 
-    async def test_no_cookie_is_kept_from_one_user_to_the_next(
-        self, client: GuardedClient, server: LoopbackServer
-    ) -> None:
+    async def test_cookies_are_not_kept_between_requests(self, client: GuardedClient, server: LoopbackServer) -> None:
         server.answers["/"] = answer(headers={"Set-Cookie": "session=1"})
         for _ in range(2):
             await client.request("GET", server.url("/"))
         assert "cookie" not in server.received[1].headers
 
-    async def test_many_requests_run_at_once(self, client: GuardedClient, server: LoopbackServer) -> None:
+    async def test_requests_run_concurrently(self, client: GuardedClient, server: LoopbackServer) -> None:
         all_here = asyncio.Event()
 
         async def together(writer: StreamWriter) -> None:

@@ -57,9 +57,9 @@ async def provider() -> AsyncIterator[Provider]:
         await provider.keys.aclose()
 
 
-class TestDownAtStart:
+class TestUnavailableProvider:
     @pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.OK])
-    async def test_unavailable_then_recovers(self, provider: Provider, mode: Mode) -> None:
+    async def test_unavailable_provider_recovers(self, provider: Provider, mode: Mode) -> None:
         provider.server.mode = mode
         keys = provider.keys_of(provider.server.issuer, fetch_seconds=0.2 if mode is Mode.HANG else 5)
         assert await provider.look_up(keys=keys) == UNAVAILABLE
@@ -74,17 +74,15 @@ class TestDownAtStart:
     @pytest.mark.parametrize(
         "issuer", ["", "text", "ftp://x", "http://[", "http://a b", "http://127.0.0.1:99999", "http://\0"]
     )
-    async def test_an_issuer_that_is_no_address(self, provider: Provider, issuer: str) -> None:
+    async def test_invalid_issuer_url_is_unavailable(self, provider: Provider, issuer: str) -> None:
         assert await provider.look_up(keys=provider.keys_of(issuer)) == UNAVAILABLE
 
-    async def test_nobody_listens(self, provider: Provider) -> None:
+    async def test_refused_connection_is_unavailable(self, provider: Provider) -> None:
         async with JwksServer(FIRST) as gone:
             keys = provider.keys_of(gone.issuer)
         assert await provider.look_up(keys=keys) == UNAVAILABLE
 
-    async def test_proxies_of_the_environment_are_not_used(
-        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_proxy_variables_are_ignored(self, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, "http://127.0.0.1:1")
         for name in ("NO_PROXY", "no_proxy"):
@@ -112,7 +110,7 @@ class TestUsableKeys:
             None,
         ],
     )
-    async def test_others_are_skipped(self, provider: Provider, jwk: object) -> None:
+    async def test_unusable_keys_are_skipped(self, provider: Provider, jwk: object) -> None:
         provider.server.keys = [jwk]
         assert await provider.look_up() == UNAVAILABLE
         provider.server.keys = [jwk, SECOND.jwk()]
@@ -120,19 +118,19 @@ class TestUsableKeys:
         assert await provider.look_up(SECOND.kid) == FOUND
         assert await provider.look_up() == MISSING
 
-    async def test_use_and_algorithm_may_be_absent(self, provider: Provider) -> None:
+    async def test_use_and_algorithm_are_optional(self, provider: Provider) -> None:
         provider.server.keys = [{name: value for name, value in FIRST.jwk().items() if name not in ("use", "alg")}]
         assert await provider.look_up() == FOUND
 
 
 class TestFetches:
     @pytest.mark.parametrize(("mode", "outcome"), [(Mode.OK, FOUND), (Mode.ERROR, UNAVAILABLE)])
-    async def test_all_who_wait_share_one(self, provider: Provider, mode: Mode, outcome: str) -> None:
+    async def test_concurrent_requests_share_a_fetch(self, provider: Provider, mode: Mode, outcome: str) -> None:
         provider.server.mode = mode
         assert await provider.look_up_often() == {outcome}
         assert provider.server.fetches == 1
 
-    async def test_who_started_it_may_be_cancelled(self, provider: Provider) -> None:
+    async def test_cancelled_request_does_not_cancel_the_fetch(self, provider: Provider) -> None:
         provider.hang()
         first = asyncio.create_task(provider.look_up())
         await provider.server.requested.wait()
@@ -144,7 +142,7 @@ class TestFetches:
         assert first.cancelled()
         assert provider.server.fetches == 1
 
-    async def test_unknown_key_ids_cause_at_most_one_in_30_seconds(self, provider: Provider) -> None:
+    async def test_unknown_key_ids_cause_at_most_one_fetch_in_30_seconds(self, provider: Provider) -> None:
         assert await provider.look_up_often("unknown") == {MISSING}
         provider.elapsed = 29.9
         assert await provider.look_up_often("unknown") == {MISSING}
@@ -153,7 +151,7 @@ class TestFetches:
         assert await provider.look_up_often("unknown") == {MISSING}
         assert provider.server.fetches == 2
 
-    async def test_a_known_key_does_not_wait_for_an_unknown_one(self, provider: Provider) -> None:
+    async def test_known_key_does_not_wait_for_a_fetch(self, provider: Provider) -> None:
         assert await provider.look_up() == FOUND
         provider.elapsed = 30
         provider.hang()
@@ -164,7 +162,7 @@ class TestFetches:
         provider.server.release.set()
         assert await unknown == MISSING
 
-    async def test_each_replaces_the_whole_set(self, provider: Provider) -> None:
+    async def test_fetch_replaces_all_keys(self, provider: Provider) -> None:
         assert await provider.look_up() == FOUND
         provider.server.keys = [SECOND.jwk()]
         provider.elapsed = 30
@@ -172,7 +170,7 @@ class TestFetches:
         assert await provider.look_up() == MISSING
         assert provider.server.fetches == 2
 
-    async def test_old_keys_serve_while_one_replaces_them(self, provider: Provider) -> None:
+    async def test_old_keys_are_used_during_a_background_fetch(self, provider: Provider) -> None:
         assert await provider.look_up() == FOUND
         provider.server.keys = [SECOND.jwk()]
         provider.elapsed = 10 * MINUTE
@@ -190,7 +188,7 @@ class TestFetches:
         assert await provider.look_up(SECOND.kid) == FOUND
         assert provider.server.fetches == 2
 
-    async def test_an_outage_is_survived_for_a_day(self, provider: Provider) -> None:
+    async def test_keys_are_used_for_a_day_during_an_outage(self, provider: Provider) -> None:
         assert await provider.look_up() == FOUND
         provider.server.mode = Mode.ERROR
         provider.elapsed = HOUR
@@ -214,7 +212,7 @@ class TestFetches:
         assert await provider.look_up() == FOUND
         assert provider.server.fetches == 4
 
-    async def test_aclose_stops_the_one_that_runs(self, provider: Provider) -> None:
+    async def test_aclose_cancels_a_running_fetch(self, provider: Provider) -> None:
         assert await provider.look_up() == FOUND
         provider.elapsed = HOUR
         provider.hang()

@@ -77,9 +77,7 @@ async def models_with(
         ({"llm_base_url": f"https://user:{KEY}@models.example.com"}, "parrot-1", ["LLM_BASE_URL"]),
     ],
 )
-async def test_what_is_missing_is_told_with_the_variables_to_set(
-    given: dict[str, Any], model: str | None, named: list[str]
-) -> None:
+async def test_missing_settings_are_named(given: dict[str, Any], model: str | None, named: list[str]) -> None:
     models = LanguageModels(settings(**given))
     problem = models.problem(model)
     assert problem is not None
@@ -98,7 +96,7 @@ async def test_what_is_missing_is_told_with_the_variables_to_set(
         ({"llm_base_url": "http://localhost:11434/v1"}, "parrot-1"),
     ],
 )
-def test_a_model_and_a_key_or_a_server_are_enough(given: dict[str, Any], model: str | None) -> None:
+def test_model_with_a_key_or_a_server_is_sufficient(given: dict[str, Any], model: str | None) -> None:
     assert LanguageModels(settings(**given)).problem(model) is None
 
 
@@ -114,14 +112,12 @@ def test_a_model_and_a_key_or_a_server_are_enough(given: dict[str, Any], model: 
         ({"llm_provider": "openai"}, "claude-sonnet-4-5", "openai"),
     ],
 )
-def test_the_provider_is_the_one_set_or_follows_from_address_and_model(
-    given: dict[str, Any], model: str, provider: Api
-) -> None:
+def test_provider_is_configured_or_derived_from_url_and_model(given: dict[str, Any], model: str, provider: Api) -> None:
     assert LanguageModels(settings(**given)).select_provider(model) == provider
 
 
 @both_providers
-async def test_all_that_a_request_is_made_of_reaches_the_server(provider: Api) -> None:
+async def test_all_parts_of_a_request_are_sent(provider: Api) -> None:
     schema = {"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]}
     tool = ToolDefinition(name="fetch", parameters_json_schema=schema, description="Fetches a page.", strict=False)
     async with models_with(says("A canary.", input_tokens=21, output_tokens=7), provider=provider) as (models, server):
@@ -140,7 +136,7 @@ async def test_all_that_a_request_is_made_of_reaches_the_server(provider: Api) -
 
 
 @both_providers
-async def test_what_is_not_asked_for_is_left_to_the_server(provider: Api) -> None:
+async def test_unset_parameters_are_not_sent(provider: Api) -> None:
     async with models_with(says("Hello."), provider=provider) as (models, server):
         await models.request(MESSAGES)
     sent = server.requests[0].json
@@ -151,7 +147,7 @@ async def test_what_is_not_asked_for_is_left_to_the_server(provider: Api) -> Non
 
 
 @both_providers
-async def test_a_response_has_all_the_calls_of_tools(provider: Api) -> None:
+async def test_response_has_all_tool_calls(provider: Api) -> None:
     reply = calls(("fetch", {"url": "a"}), ("fetch", {"url": "b"}), text="Let me look.")
     async with models_with(reply, provider=provider) as (models, _):
         response = await models.request(MESSAGES)
@@ -200,7 +196,7 @@ FAULTS: list[tuple[str, Reply, str, bool]] = [
 
 @both_providers
 @pytest.mark.parametrize(("fault", "code", "retryable"), [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
-async def test_faults_are_told_apart_sent_once_and_told_without_key_or_prompt(
+async def test_errors_have_distinct_codes_without_key_or_prompt(
     provider: Api, fault: Reply, code: str, retryable: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with models_with(fault, says("the second attempt"), provider=provider) as (models, server):
@@ -216,7 +212,7 @@ async def test_faults_are_told_apart_sent_once_and_told_without_key_or_prompt(
     assert len(error.message) < MAX_REASON_CHARACTERS + 100
 
 
-async def test_exhausted_credit_is_no_passing_limit() -> None:
+async def test_exhausted_credit_is_not_retryable() -> None:
     async with models_with(fails(429, code="insufficient_quota"), provider="openai") as (models, _):
         with pytest.raises(ModelError) as caught:
             await models.request(MESSAGES)
@@ -230,7 +226,7 @@ async def test_exhausted_credit_is_no_passing_limit() -> None:
         ("anthropic", fails(400, "prompt is too long: 11 tokens > 10 maximum")),
     ],
 )
-async def test_a_conversation_that_is_too_long_for_the_model_is_told_as_that(provider: Api, reply: Reply) -> None:
+async def test_exceeded_context_window_has_its_own_code(provider: Api, reply: Reply) -> None:
     async with models_with(reply, provider=provider) as (models, _):
         with pytest.raises(ModelError) as caught:
             await models.request(MESSAGES)
@@ -238,7 +234,7 @@ async def test_a_conversation_that_is_too_long_for_the_model_is_told_as_that(pro
 
 
 @both_providers
-async def test_the_wait_that_a_busy_server_asks_for_is_handed_on(provider: Api) -> None:
+async def test_retry_after_of_the_server_is_passed_on(provider: Api) -> None:
     async with models_with(fails(429, headers={"Retry-After": "17"}), provider=provider) as (models, _):
         with pytest.raises(ModelError) as caught:
             await models.request(MESSAGES)
@@ -246,14 +242,14 @@ async def test_the_wait_that_a_busy_server_asks_for_is_handed_on(provider: Api) 
 
 
 @both_providers
-async def test_a_refusal_says_what_the_server_says(provider: Api) -> None:
+async def test_rejection_contains_the_message_of_the_server(provider: Api) -> None:
     async with models_with(fails(400, "temperature:\x1brange\nis 0..1"), provider=provider) as (models, _):
         with pytest.raises(ModelError, match=r"\(status 400\): temperature: range is 0\.\.1$"):
             await models.request(MESSAGES)
 
 
 @both_providers
-async def test_an_unusable_answer_tells_the_tokens_that_it_cost(provider: Api) -> None:
+async def test_unusable_response_has_token_counts(provider: Api) -> None:
     reply = says("I", finish="length", input_tokens=30, output_tokens=4)
     async with models_with(reply, provider=provider) as (models, _):
         with pytest.raises(ModelError) as caught:
@@ -261,7 +257,7 @@ async def test_an_unusable_answer_tells_the_tokens_that_it_cost(provider: Api) -
     assert (caught.value.input_tokens, caught.value.output_tokens) == (30, 4)
 
 
-async def test_an_answer_without_a_reason_for_its_end_is_taken() -> None:
+async def test_response_without_a_finish_reason_is_accepted() -> None:
     choice = '{"index": 0, "message": {"role": "assistant", "content": "Hello."}}'
     body = f'{{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [{choice}]}}'
     async with models_with(sends(body), provider="openai") as (models, _):
@@ -269,7 +265,7 @@ async def test_an_answer_without_a_reason_for_its_end_is_taken() -> None:
 
 
 @both_providers
-async def test_a_model_that_says_nothing_is_given_up_in_time(provider: Api) -> None:
+async def test_unresponsive_model_times_out(provider: Api) -> None:
     async with models_with(never(), provider=provider, llm_timeout_seconds=0.2) as (models, server):
         with pytest.raises(ModelError, match=r"within 0\.2 seconds") as caught:
             await models.request(MESSAGES)
@@ -278,7 +274,7 @@ async def test_a_model_that_says_nothing_is_given_up_in_time(provider: Api) -> N
 
 
 @both_providers
-async def test_a_request_can_be_cancelled(provider: Api) -> None:
+async def test_request_can_be_cancelled(provider: Api) -> None:
     async with models_with(never(), provider=provider) as (models, server):
         request = asyncio.create_task(models.request(MESSAGES))
         async with asyncio.timeout(10):
@@ -289,7 +285,7 @@ async def test_a_request_can_be_cancelled(provider: Api) -> None:
 
 
 @both_providers
-async def test_a_server_that_is_not_there_is_worth_another_attempt(provider: Api) -> None:
+async def test_unreachable_server_is_retryable(provider: Api) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     models = LanguageModels(settings(llm_base_url=f"http://127.0.0.1:{port}/v1", llm_model="m", llm_provider=provider))
@@ -300,7 +296,7 @@ async def test_a_server_that_is_not_there_is_worth_another_attempt(provider: Api
 
 
 @both_providers
-async def test_neither_keys_nor_proxies_nor_addresses_come_from_the_environment(
+async def test_environment_variables_of_the_libraries_are_ignored(
     provider: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"):
@@ -313,7 +309,7 @@ async def test_neither_keys_nor_proxies_nor_addresses_come_from_the_environment(
 
 
 @both_providers
-async def test_requests_share_their_connections(provider: Api) -> None:
+async def test_requests_reuse_connections(provider: Api) -> None:
     async with models_with(*[says("Hello.")] * 3, provider=provider) as (models, server):
         for model in ("parrot-1", "parrot-2", "parrot-3"):
             await models.request(MESSAGES, model=model)
@@ -321,7 +317,7 @@ async def test_requests_share_their_connections(provider: Api) -> None:
 
 
 @both_providers
-async def test_no_log_holds_the_key(provider: Api, caplog: pytest.LogCaptureFixture) -> None:
+async def test_logs_do_not_contain_the_key(provider: Api, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with models_with(says("Hello."), fails(401), fails(500), provider=provider) as (models, server):
         await models.request(MESSAGES)

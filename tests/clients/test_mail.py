@@ -32,7 +32,7 @@ async def server() -> AsyncIterator[SmtpServer]:
 class TestMail:
     """What arrives."""
 
-    async def test_is_what_was_composed(self, mailer: Mailer, server: SmtpServer) -> None:
+    async def test_composed_email_is_delivered(self, mailer: Mailer, server: SmtpServer) -> None:
         message = mail(
             to=["ada@example.com", "Grace Hopper <grace@example.com>"],
             cc=["Jörg <joerg@example.com>"],
@@ -61,12 +61,14 @@ class TestMail:
         assert html.get_content_type() == "text/html"
 
     @pytest.mark.parametrize(("member", "kind"), [("text", "text/plain"), ("html", "text/html")])
-    async def test_may_have_one_body(self, mailer: Mailer, server: SmtpServer, member: str, kind: str) -> None:
+    async def test_email_can_have_a_single_body(
+        self, mailer: Mailer, server: SmtpServer, member: str, kind: str
+    ) -> None:
         await mailer.send(mail(**{"text": None, member: "only"}), plain(server))
         [received] = server.received
         assert (received.message.get_content_type(), lines_of(received.message)) == (kind, ["only"])
 
-    async def test_bears_the_same_id_for_the_same_key(self, mailer: Mailer, server: SmtpServer) -> None:
+    async def test_same_key_has_the_same_message_id(self, mailer: Mailer, server: SmtpServer) -> None:
         for message in (mail(), mail(subject="other"), mail(key="key-2")):
             await mailer.send(message, plain(server))
         first, second, other = (received.message["Message-ID"] for received in server.received)
@@ -74,7 +76,7 @@ class TestMail:
         assert first.endswith("@example.org>")
         assert "key" not in first
 
-    async def test_gets_what_it_lacks_and_hides_bcc(self, server: SmtpServer) -> None:
+    async def test_missing_headers_are_added_and_bcc_is_removed(self, server: SmtpServer) -> None:
         message = EmailMessage()
         message["To"] = "ada@example.com"
         message["Bcc"] = "grace@example.com, ada@example.com"
@@ -90,7 +92,7 @@ class TestMail:
         assert b"grace" not in received.content
         assert bytes(message) == before
 
-    async def test_is_refused_for_some_and_accepted_for_others(self, mailer: Mailer, server: SmtpServer) -> None:
+    async def test_some_recipients_can_be_rejected(self, mailer: Mailer, server: SmtpServer) -> None:
         server.refusals = {"no@example.com": "550 unknown"}
         message = mail(to=["no@example.com", "ada@example.com"])
         assert await mailer.send(message, plain(server)) == ["ada@example.com"]
@@ -117,7 +119,7 @@ class TestAddresses:
             ("ada@müller.example", "ada@xn--mller-kva.example"),
         ],
     )
-    def test_are_read(self, text: str, spelled: str) -> None:
+    def test_address_is_parsed(self, text: str, spelled: str) -> None:
         assert str(read_mailbox(text)) == spelled
 
     @pytest.mark.parametrize(
@@ -149,32 +151,34 @@ class TestAddresses:
         ],
         ids=ascii,
     )
-    def test_that_are_none_are_refused(self, text: str) -> None:
+    def test_invalid_address_is_rejected(self, text: str) -> None:
         with pytest.raises(ValueError, match="an address must be like"):
             read_mailbox(text)
 
     @pytest.mark.parametrize("injection", INJECTIONS, ids=ascii)
     @pytest.mark.parametrize("member", ["sender", "to", "cc", "reply_to", "subject"])
-    def test_and_subjects_inject_no_header(self, member: str, injection: str) -> None:
+    def test_headers_cannot_be_injected(self, member: str, injection: str) -> None:
         spelled = injection if member == "subject" else f"{injection} <ada@example.com>"
         with pytest.raises(ValueError, match="must be"):
             mail(**{member: [spelled] if member in ("to", "cc") else spelled})
 
     @pytest.mark.parametrize("body", ["a\0b", "\ud800"], ids=ascii)
     @pytest.mark.parametrize("member", ["text", "html"])
-    def test_bodies_that_no_mail_can_carry_are_refused(self, member: str, body: str) -> None:
+    def test_body_with_nul_or_lone_surrogates_is_rejected(self, member: str, body: str) -> None:
         with pytest.raises(ValueError, match="NUL"):
             mail(**{member: body})
 
     @pytest.mark.parametrize("text", ["nobody", "ada@exa mple.com", "ada@[::1]"])
-    async def test_of_a_ready_mail_are_checked_as_well(self, mailer: Mailer, server: SmtpServer, text: str) -> None:
+    async def test_addresses_of_a_composed_email_are_checked(
+        self, mailer: Mailer, server: SmtpServer, text: str
+    ) -> None:
         message = EmailMessage()
         message["From"] = "me@example.org"
         message["To"] = text
         error = await failure(mailer, message, server=plain(server))
         assert (error.code, error.retryable, server.sessions) == ("invalid_address", False, 0)
 
-    async def test_of_nobody_are_an_error(self, mailer: Mailer, server: SmtpServer) -> None:
+    async def test_email_without_recipients_is_an_error(self, mailer: Mailer, server: SmtpServer) -> None:
         message = EmailMessage()
         message["From"] = "me@example.org"
         assert (await failure(mailer, message, server=plain(server))).code == "invalid_address"
@@ -201,7 +205,7 @@ class TestRefusals:
         ],
         ids=str,
     )
-    async def test_say_host_and_code_and_whether_to_try_again(
+    async def test_error_has_host_code_and_retryability(
         self, mailer: Mailer, server: SmtpServer, refusals: dict[str, str], code: str, told: str, retryable: bool
     ) -> None:
         server.refusals = refusals
@@ -209,7 +213,7 @@ class TestRefusals:
         assert (error.code, error.message, error.retryable) == (code, told, retryable)
         assert server.received == []
 
-    async def test_without_a_server_or_a_sender_say_what_is_missing(self, server: SmtpServer) -> None:
+    async def test_missing_server_or_sender_is_named(self, server: SmtpServer) -> None:
         error = await failure(Mailer(None, None))
         assert (error.code, error.retryable) == ("mail_not_configured", False)
         message = mail()
@@ -220,7 +224,7 @@ class TestRefusals:
 
 class TestSettings:
     @pytest.mark.parametrize(("sender", "accepted"), [("a@Example.org", True), ("a@bank.example", False)])
-    async def test_the_installation_s_server_sends_for_its_own_domain_alone(
+    async def test_default_server_sends_only_from_its_own_domain(
         self, server: SmtpServer, sender: str, accepted: bool
     ) -> None:
         mailer = Mailer(plain(server), "Blox <blox@example.org>", [LOOPBACK])
@@ -231,11 +235,11 @@ class TestSettings:
             assert (error.code, error.retryable, server.received) == ("sender_refused", False, [])
         assert await mailer.send(mail(sender=sender), plain(server)) == ["ada@example.com"], "another server may"
 
-    def test_without_a_host_there_is_no_server(self) -> None:
+    def test_no_server_is_configured_without_a_host(self) -> None:
         mailer = create_mailer(Settings())
         assert (mailer.default, mailer.sender) == (None, None)
 
-    def test_make_the_installation_s_server(self) -> None:
+    def test_settings_configure_the_default_server(self) -> None:
         settings = Settings(
             smtp_host="mail.example.org",
             smtp_port=465,
@@ -248,6 +252,6 @@ class TestSettings:
         assert mailer.default == MailServer("mail.example.org", 465, "tls", "ada", "secret")
         assert mailer.sender == "BloxServer <blox@example.org>"
 
-    async def test_allow_servers_inside(self, server: SmtpServer) -> None:
+    async def test_default_server_can_be_in_a_private_network(self, server: SmtpServer) -> None:
         inside = create_mailer(Settings(ssrf_allow_cidrs=(LOOPBACK,)))
         assert await inside.send(mail(), plain(server)) == ["ada@example.com"]

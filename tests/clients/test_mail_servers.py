@@ -35,29 +35,29 @@ class TestLogin:
         async with running_smtp_server(users={"ada": "secret é"}) as server:
             yield server
 
-    async def test_is_by_name_and_password(self, mailer: Mailer, server: SmtpServer) -> None:
+    async def test_login_uses_user_name_and_password(self, mailer: Mailer, server: SmtpServer) -> None:
         await mailer.send(mail(), plain(server, username="ada", password="secret é"))
         assert [received.user for received in server.received] == ["ada"]
 
     @pytest.mark.parametrize("password", ["secret", None, "\r\nQUIT", "x" * 600])
-    async def test_with_another_password_fails_for_good(
+    async def test_wrong_password_is_not_retryable(
         self, mailer: Mailer, server: SmtpServer, password: str | None
     ) -> None:
         error = await failure(mailer, server=plain(server, username="ada", password=password))
         assert (error.code, error.retryable) == ("authentication_failed", False)
         assert error.message.startswith("127.0.0.1 rejected the user name or the password (5")
 
-    async def test_that_is_missing_is_told(self, mailer: Mailer, server: SmtpServer) -> None:
+    async def test_missing_login_is_reported(self, mailer: Mailer, server: SmtpServer) -> None:
         error = await failure(mailer, server=plain(server))
         assert (error.code, error.message, error.retryable) == ("mail_refused", "127.0.0.1 answered 530", False)
 
-    async def test_at_a_server_without_any_fails_for_good(self, mailer: Mailer) -> None:
+    async def test_server_without_authentication_is_not_retryable(self, mailer: Mailer) -> None:
         async with smtp_script(b"220 hi\r\n", b"250 mail.test\r\n") as port:
             server = MailServer("127.0.0.1", port, "none", username="ada", password="secret")
             error = await failure(mailer, server=server)
         assert (error.code, error.retryable) == ("authentication_failed", False)
 
-    def test_is_not_shown(self) -> None:
+    def test_password_is_not_in_the_representation(self) -> None:
         assert "secret" not in repr(MailServer("h", 1, username="ada", password="secret"))
 
 
@@ -80,7 +80,7 @@ class TestEncryption:
             yield server
 
     @pytest.mark.parametrize("security", ["starttls", "tls"])
-    async def test_is_with_whom_it_should_be(
+    async def test_certificate_of_the_host_is_accepted(
         self, server: SmtpServer, certificate: Certificate, security: Literal["starttls", "tls"]
     ) -> None:
         mailer = Mailer(None, None, [LOOPBACK], tls=certificate.trusted())
@@ -89,7 +89,7 @@ class TestEncryption:
         assert (received.encrypted, received.user) == (True, "ada")
 
     @pytest.mark.parametrize("security", ["starttls", "tls"])
-    async def test_with_somebody_else_is_refused_before_the_password_is_told(
+    async def test_wrong_certificate_is_rejected_before_the_login(
         self, server: SmtpServer, certificate: Certificate, security: Literal["starttls", "tls"]
     ) -> None:
         trusting = Mailer(None, None, [LOOPBACK], tls=certificate.trusted())
@@ -100,19 +100,19 @@ class TestEncryption:
         assert server.received == []
 
     @pytest.mark.parametrize("security", ["starttls", "tls"])
-    async def test_of_the_installation_s_server_is_no_laxer(
+    async def test_default_server_needs_a_valid_certificate(
         self, server: SmtpServer, security: Literal["starttls", "tls"]
     ) -> None:
         default = MailServer("good.test", server.port, security, "ada", "secret")
         assert (await failure(Mailer(default, None))).code == "tls_failed"
 
-    async def test_that_is_not_offered_is_not_done_without(self, mailer: Mailer) -> None:
+    async def test_missing_starttls_is_an_error(self, mailer: Mailer) -> None:
         async with smtp_script(b"220 hi\r\n", b"250 mail.test\r\n") as port:
             server = MailServer("good.test", port, "starttls", "ada", "secret")
             error = await failure(mailer, server=server)
         assert (error.code, error.message) == ("tls_failed", "good.test does not offer STARTTLS")
 
-    async def test_with_a_server_that_speaks_none_fails(self, mailer: Mailer) -> None:
+    async def test_server_without_tls_is_an_error(self, mailer: Mailer) -> None:
         async with smtp_script(b"220 hi\r\n") as port:
             error = await failure(mailer, server=MailServer("good.test", port, "tls"))
         assert error.code == "tls_failed"
@@ -126,36 +126,36 @@ class TestGuard:
             *("private.test", "mixed.test", "mixedlast.test", "nat64.test", "zone.test", "rebind.test"),
         ],
     )
-    async def test_no_inside_server_is_dialled(self, network: Network, host: str) -> None:
+    async def test_private_server_is_not_connected_to(self, network: Network, host: str) -> None:
         error = await failure(Mailer(None, None), server=MailServer(host, 25, "none"))
         assert (error.code, error.retryable, network.dialled) == ("address_refused", False, [])
 
     @pytest.mark.parametrize("port", [22, 80, 443, 6379, 1025])
-    async def test_no_other_port_is_dialled(self, network: Network, port: int) -> None:
+    async def test_other_ports_are_not_connected_to(self, network: Network, port: int) -> None:
         error = await failure(Mailer(None, None), server=MailServer("public.test", port, "none"))
         assert (error.code, error.retryable, network.dialled) == ("port_refused", False, [])
 
     @pytest.mark.parametrize("port", [25, 465, 587, 2525])
-    async def test_public_servers_are_dialled_where_they_were_checked(self, network: Network, port: int) -> None:
+    async def test_checked_address_of_a_public_server_is_used(self, network: Network, port: int) -> None:
         error = await failure(Mailer(None, None), server=MailServer("rebound.test", port, "none"))
         assert (error.code, error.retryable) == ("connection_failed", True)
         assert (network.questions, network.dialled, network.ports) == (["rebound.test"], [PUBLIC], [port])
 
-    async def test_an_allowed_server_is_reached_on_any_port(
+    async def test_allowed_server_is_reachable_on_any_port(
         self, network: Network, mailer: Mailer, server: SmtpServer
     ) -> None:
         await mailer.send(mail(), plain(server, host="server.test"))
         assert (network.dialled, network.ports) == (["127.0.0.1"], [server.port])
 
-    async def test_the_installation_s_server_may_be_anywhere(self, network: Network, server: SmtpServer) -> None:
+    async def test_default_server_is_not_restricted(self, network: Network, server: SmtpServer) -> None:
         assert await Mailer(plain(server, host="localhost"), None).send(mail()) == ["ada@example.com"]
 
-    async def test_unknown_names_may_be_known_later(self, network: Network, mailer: Mailer) -> None:
+    async def test_unresolved_name_is_retryable(self, network: Network, mailer: Mailer) -> None:
         error = await failure(mailer, server=MailServer("nobody.test", 25))
         assert (error.code, error.retryable) == ("name_not_resolved", True)
 
 
-class TestServersThatMeanHarm:
+class TestHostileServers:
     @pytest.mark.parametrize(
         ("lines", "code", "retryable"),
         [
@@ -172,13 +172,15 @@ class TestServersThatMeanHarm:
         ],
         ids=lambda value: ascii(value)[:40],
     )
-    async def test_are_errors(self, mailer: Mailer, lines: list[bytes], code: str, retryable: bool) -> None:
+    async def test_hostile_responses_are_errors(
+        self, mailer: Mailer, lines: list[bytes], code: str, retryable: bool
+    ) -> None:
         async with smtp_script(*lines) as port:
             error = await failure(mailer, server=MailServer("127.0.0.1", port, "none"))
         assert (error.code, error.retryable) == (code, retryable)
 
     @pytest.mark.parametrize("sent", [b"", b"220-hi\r\n", b"2"], ids=ascii)
-    async def test_take_no_longer_than_the_deadline(self, mailer: Mailer, sent: bytes) -> None:
+    async def test_slow_server_times_out(self, mailer: Mailer, sent: bytes) -> None:
         async def drip(reader: StreamReader, writer: StreamWriter) -> None:
             while not reader.at_eof():
                 writer.write(sent)
@@ -189,14 +191,14 @@ class TestServersThatMeanHarm:
             error = await failure(mailer, server=MailServer("127.0.0.1", port, "none"), timeout_seconds=0.2)
         assert (error.code, error.retryable) in {("timeout", True), ("invalid_response", True)}
 
-    async def test_cannot_take_back_what_they_accepted(self, mailer: Mailer) -> None:
+    async def test_error_after_acceptance_is_ignored(self, mailer: Mailer) -> None:
         lines = [b"220 hi\r\n", *[b"250 ok\r\n"] * 3, b"354 go\r\n", b"250 taken\r\n"]
         deadline = QUIT_TIMEOUT_SECONDS - 0.5
         async with smtp_script(*lines, hangs=True) as port:
             sent = await mailer.send(mail(), MailServer("127.0.0.1", port, "none"), timeout_seconds=deadline)
         assert sent == ["ada@example.com"]
 
-    async def test_are_not_waited_for_by_a_sender_that_is_cancelled(self, mailer: Mailer) -> None:
+    async def test_cancellation_does_not_wait_for_the_server(self, mailer: Mailer) -> None:
         arrived, gone = asyncio.Event(), asyncio.Event()
 
         async def wait(reader: StreamReader, writer: StreamWriter) -> None:
@@ -212,7 +214,7 @@ class TestServersThatMeanHarm:
                 await sending
             await gone.wait()
 
-    async def test_a_closed_port_may_open_again(self, mailer: Mailer) -> None:
+    async def test_refused_connection_is_retryable(self, mailer: Mailer) -> None:
         error = await failure(mailer, server=MailServer("127.0.0.1", 1))
         assert (error.code, error.message) == ("connection_failed", "the connection to 127.0.0.1 failed")
         assert error.retryable

@@ -62,8 +62,8 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-class TestSlowNames:
-    async def test_do_not_block_others(self, names: Names, server: LoopbackServer) -> None:
+class TestSlowLookups:
+    async def test_slow_lookup_does_not_block_others(self, names: Names, server: LoopbackServer) -> None:
         client = client_of(Resolver(names.look_up, timeout_seconds=60))
         slow = [asyncio.create_task(client.request("GET", server.url("/", f"slow{n}.test"))) for n in range(60)]
         await settled()
@@ -74,7 +74,7 @@ class TestSlowNames:
         names.release()
         assert {response.content for response in await asyncio.gather(*slow)} == {b"ok"}
 
-    async def test_fail_their_requests_by_the_time_limit(self, names: Names, server: LoopbackServer) -> None:
+    async def test_slow_lookup_fails_its_requests_after_the_timeout(self, names: Names, server: LoopbackServer) -> None:
         client = client_of(Resolver(names.look_up, timeout_seconds=0.05))
         with pytest.raises(OutgoingRequestError) as caught:
             await client.request("GET", server.url("/?key=secret", "slow.test"))
@@ -82,13 +82,13 @@ class TestSlowNames:
         assert caught.value.message == "slow.test could not be resolved within 0.05 seconds"
         assert server.received == []
 
-    async def test_fail_mail_by_the_time_limit(self, names: Names) -> None:
+    async def test_slow_lookup_fails_email_after_the_timeout(self, names: Names) -> None:
         mailer = Mailer(None, None, [LOOPBACK], resolver=Resolver(names.look_up, timeout_seconds=0.05))
         with pytest.raises(MailError) as caught:
             await mailer.send(mail(), MailServer("slow.test", 25, "none"))
         assert (caught.value.code, caught.value.retryable) == ("name_not_resolved", True)
 
-    async def test_that_are_given_up_do_not_fail_other_requests(self, names: Names, server: LoopbackServer) -> None:
+    async def test_timeout_of_one_request_does_not_fail_others(self, names: Names, server: LoopbackServer) -> None:
         client = client_of(Resolver(names.look_up, timeout_seconds=60))
         url = server.url("/", "slow.test")
         impatient = client.request("GET", url, timeout_seconds=0.05)
@@ -101,7 +101,7 @@ class TestSlowNames:
         assert (await patient).content == b"ok"
         assert names.questions == ["slow.test"]
 
-    async def test_take_no_more_than_their_places(self, names: Names) -> None:
+    async def test_number_of_lookups_is_limited(self, names: Names) -> None:
         resolver = Resolver(names.look_up, timeout_seconds=60, max_lookups=2)
         lookups = [
             asyncio.create_task(resolver.resolve(f"{name}.test")) for name in ("slow1", "slow2", "slow1", "quick")
@@ -113,7 +113,7 @@ class TestSlowNames:
         assert await asyncio.gather(*lookups) == [[ip_address("127.0.0.1")]] * 4
         assert sorted(names.questions) == ["quick.test", "slow1.test", "slow2.test"]
 
-    async def test_that_take_all_places_fail_the_others_by_the_time_limit(self, names: Names) -> None:
+    async def test_requests_without_a_slot_fail_after_the_timeout(self, names: Names) -> None:
         resolver = Resolver(names.look_up, timeout_seconds=0.05, max_lookups=1)
         hosts = ("slow.test", "quick.test")
         results = await asyncio.gather(*(resolver.resolve(host) for host in hosts), return_exceptions=True)
@@ -123,7 +123,7 @@ class TestSlowNames:
 
 
 class TestNames:
-    async def test_are_resolved_once_for_requests_at_the_same_time_and_again_for_later_ones(self, names: Names) -> None:
+    async def test_concurrent_requests_share_a_lookup(self, names: Names) -> None:
         resolver = Resolver(names.look_up)
         together = asyncio.gather(*(resolver.resolve("slow.test") for _ in range(5)))
         await settled()
@@ -135,13 +135,13 @@ class TestNames:
     @pytest.mark.parametrize(
         "host", ["unknown.test", "a" * 300, f"{'a' * 64}.test", "\ud800"], ids=lambda host: ascii(host)[:20]
     )
-    async def test_without_an_address_are_an_error(self, names: Names, host: str) -> None:
+    async def test_name_without_an_address_is_an_error(self, names: Names, host: str) -> None:
         lookup = names.look_up if host == "unknown.test" else lambda host: [host.encode("idna").decode()]
         with pytest.raises(OutgoingRequestError) as caught:
             await Resolver(lookup).resolve(host)
         assert (caught.value.code, caught.value.message) == ("name_not_resolved", f"{host} has no address")
 
     @pytest.mark.parametrize(("host", "address"), [("127.1", "127.0.0.1"), ("0x7f000001", "127.0.0.1"), ("::1", "::1")])
-    async def test_that_are_addresses_need_no_lookup(self, names: Names, host: str, address: str) -> None:
+    async def test_numeric_address_needs_no_lookup(self, names: Names, host: str, address: str) -> None:
         assert await Resolver(names.look_up).resolve(host) == [ip_address(address)]
         assert names.questions == []

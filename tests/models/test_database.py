@@ -55,9 +55,9 @@ async def count(database: Database, table: type[UserRecord | FlowRecord] = UserR
         return await session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
 
 
-class TestInstants:
+class TestUtcDateTime:
     @pytest.mark.parametrize(("written", "read"), INSTANTS)
-    async def test_are_kept_to_the_microsecond_in_utc(
+    async def test_time_is_stored_with_microseconds_in_utc(
         self, session: AsyncSession, written: datetime, read: datetime
     ) -> None:
         session.add(UserRecord(clerk_id="a", trial_ends_at=written))
@@ -68,7 +68,9 @@ class TestInstants:
         assert stored.tzinfo is UTC
 
     @pytest.mark.parametrize(("written", "read"), INSTANTS)
-    async def test_are_compared_as_instants(self, session: AsyncSession, written: datetime, read: datetime) -> None:
+    async def test_times_in_different_zones_are_compared_as_instants(
+        self, session: AsyncSession, written: datetime, read: datetime
+    ) -> None:
         tick = timedelta(microseconds=1)
         session.add_all(
             UserRecord(clerk_id=str(moment), trial_ends_at=moment) for moment in (read - tick, read, read + tick)
@@ -78,7 +80,7 @@ class TestInstants:
         assert later.all() == [read + tick]
         assert await session.scalar(sa.select(sa.func.max(UserRecord.trial_ends_at))) == read + tick
 
-    async def test_are_ordered_as_they_pass(self, session: AsyncSession) -> None:
+    async def test_times_are_sorted_chronologically(self, session: AsyncSession) -> None:
         moments = [read for _, read in INSTANTS]
         session.add_all(UserRecord(clerk_id=str(moment), trial_ends_at=moment) for moment in moments)
         await session.commit()
@@ -86,7 +88,7 @@ class TestInstants:
         assert ordered.all() == sorted(moments)
 
 
-async def test_rows_of_raw_sql_have_defaults_that_can_be_read(session: AsyncSession) -> None:
+async def test_rows_inserted_by_raw_sql_get_readable_defaults(session: AsyncSession) -> None:
     """Every column that is not named, as the models would fill it."""
     began = datetime.now(UTC)
     await session.execute(sa.text("INSERT INTO users (clerk_id) VALUES ('raw')"))
@@ -119,7 +121,9 @@ async def test_rows_of_raw_sql_have_defaults_that_can_be_read(session: AsyncSess
     assert (usage.slot, usage.workflow_runs, usage.llm_tokens_in) == (0, 0, 0)
 
 
-async def test_raw_sql_is_shown_with_an_offset(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_times_inserted_by_raw_sql_are_returned_with_an_offset(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
     await session.execute(sa.text("INSERT INTO users (clerk_id, tier) VALUES ('dev_user_001', 'pro')"))
     await session.commit()
     created = (await client.get("/api/v1/me")).json()["createdAt"]
@@ -128,7 +132,7 @@ async def test_raw_sql_is_shown_with_an_offset(client: httpx.AsyncClient, sessio
 
 
 class TestReadingSessions:
-    async def test_read_while_another_writes(self, live_database: Database) -> None:
+    async def test_reading_session_does_not_wait_for_a_writer(self, live_database: Database) -> None:
         async with asyncio.timeout(5), live_database.transaction() as writer:
             writer.add(UserRecord(clerk_id="a"))
             await writer.flush()
@@ -136,7 +140,7 @@ class TestReadingSessions:
             assert await asyncio.gather(*readings) == [0] * 20
         assert await count(live_database) == 1
 
-    async def test_write_after_begin_writing(self, live_database: Database) -> None:
+    async def test_reading_session_can_write_after_begin_writing(self, live_database: Database) -> None:
         async with live_database.transaction(read_only=True) as session:
             assert await session.scalar(sa.select(UserRecord.clerk_id)) is None
             async with live_database.transaction() as other:
@@ -148,7 +152,7 @@ class TestReadingSessions:
             await session.flush()
         assert await count(live_database) == 2
 
-    async def test_do_not_write_on_sqlite(self, live_database: Database, backend: str) -> None:
+    async def test_reading_session_cannot_write_on_sqlite(self, live_database: Database, backend: str) -> None:
         """Where it would cost the others a wait; PostgreSQL has no such difference."""
         if backend == "sqlite":
             async with live_database.transaction(read_only=True) as session:
@@ -156,9 +160,7 @@ class TestReadingSessions:
                     await session.execute(sa.insert(UserRecord).values(clerk_id="a"))
         assert await count(live_database) == 0
 
-    async def test_begin_writing_leaves_the_sessions_of_others_alone(
-        self, sessions: async_sessionmaker[AsyncSession]
-    ) -> None:
+    async def test_begin_writing_ignores_other_sessions(self, sessions: async_sessionmaker[AsyncSession]) -> None:
         async with sessions() as session:
             session.add(UserRecord(clerk_id="a"))
             await session.flush()
@@ -166,7 +168,9 @@ class TestReadingSessions:
             await session.commit()
             assert await session.scalar(sa.select(UserRecord.clerk_id)) == "a"
 
-    async def test_a_get_may_create_its_user(self, live_client: httpx.AsyncClient, live_database: Database) -> None:
+    async def test_get_request_can_create_its_user(
+        self, live_client: httpx.AsyncClient, live_database: Database
+    ) -> None:
         responses = await asyncio.gather(*(live_client.get("/api/v1/flows") for _ in range(20)))
         assert {response.status_code for response in responses} == {200}
         assert await count(live_database) == 1
@@ -174,7 +178,7 @@ class TestReadingSessions:
 
 
 class TestTransactions:
-    async def test_a_block_that_raises_leaves_nothing(self, live_database: Database) -> None:
+    async def test_exception_rolls_the_transaction_back(self, live_database: Database) -> None:
         async def write() -> None:
             async with live_database.transaction() as session:
                 session.add(UserRecord(clerk_id="a"))
@@ -185,7 +189,7 @@ class TestTransactions:
             await write()
         assert await count(live_database) == 0
 
-    async def test_a_block_that_is_cancelled_leaves_nothing(self, live_database: Database) -> None:
+    async def test_cancellation_rolls_the_transaction_back(self, live_database: Database) -> None:
         entered = asyncio.Event()
 
         async def write() -> None:
@@ -202,14 +206,14 @@ class TestTransactions:
             await writing
         assert await count(live_database) == 0
 
-    async def test_what_is_answered_201_can_be_read_at_once(self, live_client: httpx.AsyncClient) -> None:
+    async def test_created_resource_is_visible_after_the_response(self, live_client: httpx.AsyncClient) -> None:
         for _ in range(20):
             created = (await live_client.post("/api/v1/flows", json={"name": "A flow"})).json()
             assert (await live_client.get(f"/api/v1/flows/{created['id']}")).json() == created
 
 
 class TestFailedCommit:
-    async def test_a_constraint_that_fails_at_commit_is_no_success_and_undone(
+    async def test_constraint_violation_at_commit_is_an_error_and_rolls_back(
         self, live_client: httpx.AsyncClient, live_database: Database, backend: str
     ) -> None:
         async with live_database.engine.begin() as connection:
@@ -238,7 +242,7 @@ class TestFailedCommit:
         ("error", "status"),
         [(ConnectionResetError("lost"), 503), (TimeoutError(), 503), (RuntimeError("a secret"), 500)],
     )
-    async def test_a_session_whose_commit_raises_is_no_success(
+    async def test_failed_commit_is_an_error_response(
         self, sessions: async_sessionmaker[AsyncSession], client: httpx.AsyncClient, error: Exception, status: int
     ) -> None:
         async def override() -> AsyncIterator[AsyncSession]:
@@ -257,7 +261,7 @@ class TestFailedCommit:
             assert await session.scalar(sa.select(FlowRecord.id)) is None
 
     @pytest.mark.parametrize("path", ["/api/v1/flows", "/api/v1/usage", "/webhooks/token/test"])
-    async def test_a_database_that_cannot_be_reached_is_503(self, path: str, backend: str, backend_url: str) -> None:
+    async def test_unreachable_database_is_503(self, path: str, backend: str, backend_url: str) -> None:
         url = sa.make_url(backend_url).set(database="/nowhere/at/all.db")
         if backend == "postgresql":
             url = sa.make_url("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
@@ -283,8 +287,8 @@ class TestFailedCommit:
         assert alive.status_code == 200
 
 
-class TestWaking:
-    async def test_comes_after_the_outer_commit_alone(self, live_database: Database) -> None:
+class TestWakeReasons:
+    async def test_engine_is_woken_only_after_the_outer_commit(self, live_database: Database) -> None:
         seen: list[str] = []
         unlisten = live_database.on_commit(lambda work: seen.extend(work))
         async with live_database.transaction() as session:
@@ -313,7 +317,7 @@ class TestWaking:
             wake_engine_after_commit(session, WakeReason.FLOW)
         assert seen == ["flow"] * 2
 
-    async def test_reaches_everybody_who_listens(self, live_database: Database) -> None:
+    async def test_every_listener_is_called(self, live_database: Database) -> None:
         seen: list[str] = []
         unlisten = [live_database.on_commit(lambda work, name=name: seen.append(name)) for name in ("one", "other")]  # type: ignore[misc]
         async with live_database.transaction() as session:
@@ -323,7 +327,7 @@ class TestWaking:
             end()
         assert seen == ["one", "other"]
 
-    async def test_comes_when_the_work_is_to_be_seen(self, live_database: Database) -> None:
+    async def test_work_is_visible_when_the_engine_is_woken(self, live_database: Database) -> None:
         """What is woken reads in a transaction of its own."""
         counts: list[asyncio.Task[int]] = []
         unlisten = live_database.on_commit(lambda work: counts.append(asyncio.create_task(count(live_database))))
@@ -333,7 +337,9 @@ class TestWaking:
         unlisten()
         assert await asyncio.gather(*counts) == [1]
 
-    async def test_is_of_one_database(self, live_database: Database, live_settings: Settings) -> None:
+    async def test_commits_in_another_database_do_not_wake_the_engine(
+        self, live_database: Database, live_settings: Settings
+    ) -> None:
         other = Database(live_settings)
         seen: list[str] = []
         unlisten = other.on_commit(lambda work: seen.extend(work))
@@ -345,7 +351,7 @@ class TestWaking:
         assert seen == []
 
 
-async def test_what_is_to_follow_a_commit_follows_only_that(live_database: Database) -> None:
+async def test_callback_runs_only_after_a_commit(live_database: Database) -> None:
     called: list[str] = []
     async with live_database.transaction() as session:
         async with session.begin_nested():

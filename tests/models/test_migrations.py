@@ -115,7 +115,7 @@ async def contents(database: Database) -> dict[str, list[Any]]:
         }
 
 
-async def test_up_down_and_up_again_with_data(database: Database) -> None:
+async def test_migrations_run_up_down_and_up_with_data(database: Database) -> None:
     assert await state(database) is SchemaState.MISSING
     for _ in range(2):
         await database.migrate()
@@ -221,7 +221,7 @@ async def test_a_downgrade_finishes_pending_deletions(database: Database) -> Non
     assert await state(database) is SchemaState.CURRENT
 
 
-async def test_models_and_migrations_do_not_differ(database: Database) -> None:
+async def test_models_match_the_migrations(database: Database) -> None:
     await database.migrate()
     async with database.engine.connect() as connection:
         await connection.run_sync(migrate.check)
@@ -247,7 +247,7 @@ def schema(connection: sa.Connection) -> dict[str, Any]:
     return description
 
 
-async def test_create_all_makes_what_migrations_make(database: Database) -> None:
+async def test_create_all_creates_the_same_schema_as_migrations(database: Database) -> None:
     async with database.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
         made = await connection.run_sync(schema)
@@ -284,7 +284,7 @@ def production(settings: Settings) -> Settings:
     return settings.model_copy(update={"env": "production", "auto_create_tables": True})
 
 
-async def test_production_starts_on_a_schema_that_it_can_serve(database: Database, live_settings: Settings) -> None:
+async def test_production_starts_only_with_a_compatible_schema(database: Database, live_settings: Settings) -> None:
     settings = production(live_settings)
     with pytest.raises(SettingsError, match="schema is missing: run `bloxserver migrate` first"):
         await prepare_database(settings, database)
@@ -299,14 +299,14 @@ async def test_production_starts_on_a_schema_that_it_can_serve(database: Databas
     await set_revision(database, next(iter(migrate._revisions()[0])))
 
 
-async def test_development_migrates_unless_told_not_to(database: Database, live_settings: Settings) -> None:
+async def test_development_migrates_unless_disabled(database: Database, live_settings: Settings) -> None:
     await prepare_database(live_settings.model_copy(update={"auto_create_tables": False}), database)
     assert await state(database) is SchemaState.MISSING
     await prepare_database(live_settings, database)
     assert await state(database) is SchemaState.CURRENT
 
 
-async def test_tables_that_were_made_from_the_models_are_taken_as_they_are(database: Database) -> None:
+async def test_tables_from_create_all_are_stamped(database: Database) -> None:
     async with database.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     async with database.transaction() as session:
@@ -317,7 +317,7 @@ async def test_tables_that_were_made_from_the_models_are_taken_as_they_are(datab
     assert await contents(database) == before
 
 
-async def test_strange_tables_of_the_same_name_are_left_alone(database: Database) -> None:
+async def test_foreign_tables_of_the_same_name_are_not_changed(database: Database) -> None:
     async with database.engine.begin() as connection:
         await connection.execute(sa.text("CREATE TABLE flows (id INTEGER PRIMARY KEY, mine TEXT)"))
         before = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
@@ -327,7 +327,7 @@ async def test_strange_tables_of_the_same_name_are_left_alone(database: Database
         assert await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()) == before
 
 
-async def test_a_new_version_upgrades_an_older_schema_with_its_rows(
+async def test_new_version_migrates_an_older_schema_with_rows(
     database: Database, live_settings: Settings, later_code: pytest.MonkeyPatch
 ) -> None:
     async with database.engine.begin() as connection:

@@ -49,7 +49,7 @@ def before(port: int, arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments | {"host": ["127.0.0.1", arguments["host"]], "port": [port, arguments["port"]]}
 
 
-async def test_a_host_that_is_silent_does_not_use_up_the_time_of_the_next(arguments: dict[str, Any]) -> None:
+async def test_timeout_applies_to_each_host(arguments: dict[str, Any]) -> None:
     async with silent_server() as silent:
         both = before(silent.port, arguments) | {"timeout": 0.5, "target_session_attrs": "primary"}
         for _ in range(3):
@@ -59,7 +59,7 @@ async def test_a_host_that_is_silent_does_not_use_up_the_time_of_the_next(argume
         assert silent.connections == 1, "the host that was used last is tried first"
 
 
-async def test_a_host_that_refuses_connections_is_passed_over(arguments: dict[str, Any]) -> None:
+async def test_host_that_refuses_connections_is_skipped(arguments: dict[str, Any]) -> None:
     async with silent_server() as silent:
         port = silent.port
     connection = await connect(**before(port, arguments))
@@ -67,7 +67,7 @@ async def test_a_host_that_refuses_connections_is_passed_over(arguments: dict[st
     await connection.close()
 
 
-async def test_while_no_server_is_the_right_one_the_database_is_away(arguments: dict[str, Any]) -> None:
+async def test_no_matching_server_is_a_connection_error(arguments: dict[str, Any]) -> None:
     """A standby is asked for here, as if each server were one while a primary is needed."""
     for hosts in (arguments, before(1, arguments)):
         with pytest.raises(NoUsableServer) as error:
@@ -75,12 +75,12 @@ async def test_while_no_server_is_the_right_one_the_database_is_away(arguments: 
         assert is_transient(error.value)
 
 
-async def test_the_error_of_the_last_host_is_raised(arguments: dict[str, Any]) -> None:
+async def test_error_of_the_last_host_is_raised(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConnectionRefusedError):
         await connect(**arguments | {"host": ["127.0.0.1", "127.0.0.1"], "port": [1, 1]})
 
 
-async def test_engines_connect_with_it(arguments: dict[str, Any], postgres_url: str) -> None:
+async def test_engines_use_the_connect_function(arguments: dict[str, Any], postgres_url: str) -> None:
     url = sa.make_url(postgres_url)
     host = url.query.get("host", url.host)
     async with silent_server() as silent:

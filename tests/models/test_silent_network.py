@@ -72,13 +72,11 @@ async def number(database: Database, wanted: int) -> int | None:
         return await session.scalar(sa.select(sa.literal(wanted)))
 
 
-async def test_a_server_that_says_nothing_is_given_up_and_the_connection_with_it(
-    proxy: Proxy, settings: Settings
-) -> None:
+async def test_unresponsive_connection_is_closed_after_the_timeout(proxy: Proxy, settings: Settings) -> None:
     """One time limit: neither the end of the transaction nor the close of the connection is waited for as well."""
     database = Database(settings, WAITS)
     assert await number(database, 1) == 1
-    proxy.fall_silent()
+    proxy.stop_traffic()
     async with asyncio.timeout(STATEMENT_SECONDS + WAITS.margin + 1.5):
         error = await failure(number(database, 2))
     assert is_transient(error), error
@@ -88,30 +86,30 @@ async def test_a_server_that_says_nothing_is_given_up_and_the_connection_with_it
     await database.dispose()
 
 
-async def test_and_so_are_the_others_of_its_age(database: Database, proxy: Proxy) -> None:
+async def test_pool_is_invalidated_after_a_timeout(database: Database, proxy: Proxy) -> None:
     """Where another server has taken the address over, say, they would each be waited for."""
     await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
-    proxy.strand()
+    proxy.abandon_connections()
     async with asyncio.timeout(DEADLINE_SECONDS):
         assert is_transient(await failure(number(database, 3)))
         assert [await number(database, wanted) for wanted in range(9)] == list(range(9))
 
 
-async def test_a_commit_that_nobody_answers_is_given_up_too(database: Database, proxy: Proxy) -> None:
+async def test_commit_without_a_response_times_out(database: Database, proxy: Proxy) -> None:
     async def write() -> None:
         async with database.transaction() as session:
             session.add(UserRecord(clerk_id="a"))
             await session.flush()
-            proxy.fall_silent()
+            proxy.stop_traffic()
 
     async with asyncio.timeout(DEADLINE_SECONDS):
         error = await failure(write())
     assert is_transient(error), error
 
 
-async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Database, proxy: Proxy) -> None:
+async def test_retry_succeeds_after_the_network_recovers(database: Database, proxy: Proxy) -> None:
     await number(database, 1)
-    proxy.fall_silent()
+    proxy.stop_traffic()
     waiting = asyncio.create_task(retry_transaction(database, lambda session: session.scalar(sa.select(sa.literal(7)))))
     await asyncio.wait({waiting}, timeout=STATEMENT_SECONDS + WAITS.margin + 0.5)
     assert not waiting.done()
@@ -120,12 +118,12 @@ async def test_what_is_tried_again_is_done_when_the_network_is_back(database: Da
         assert await waiting == 7
 
 
-async def test_requests_are_answered_in_time(database: Database, proxy: Proxy) -> None:
+async def test_requests_get_503_within_the_timeout(database: Database, proxy: Proxy) -> None:
     """More of them than there are connections."""
     with serving(app, database):
         async with api_client() as client:
             assert (await client.get("/api/v1/flows")).status_code == 200
-            proxy.fall_silent()
+            proxy.stop_traffic()
             requests = [client.get("/api/v1/flows") for _ in range(6)]
             requests += [client.post("/webhooks/unknown"), client.get("/health/ready")]
             async with asyncio.timeout(DEADLINE_SECONDS):
@@ -138,12 +136,12 @@ async def test_requests_are_answered_in_time(database: Database, proxy: Proxy) -
                 assert (await client.get("/api/v1/flows")).status_code == 200
 
 
-async def test_readiness_does_not_wait_as_long_as_a_statement_may_take(settings: Settings, proxy: Proxy) -> None:
+async def test_readiness_check_has_a_shorter_timeout_than_statements(settings: Settings, proxy: Proxy) -> None:
     database = Database(settings.model_copy(update={"database_statement_timeout_seconds": 60}))
     with serving(app, database):
         async with api_client() as client:
             assert (await client.get("/health/ready")).status_code == 200
-            proxy.fall_silent()
+            proxy.stop_traffic()
             app.dependency_overrides[check_timeout] = lambda: 0.2
             async with asyncio.timeout(5):
                 assert (await client.get("/health/ready")).status_code == 503
@@ -151,16 +149,16 @@ async def test_readiness_does_not_wait_as_long_as_a_statement_may_take(settings:
     await database.dispose()
 
 
-async def test_connections_are_closed_without_an_answer(settings: Settings, proxy: Proxy) -> None:
+async def test_dispose_does_not_wait_for_an_unresponsive_server(settings: Settings, proxy: Proxy) -> None:
     database = Database(settings, Timeouts(close=0.2))
     await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
-    proxy.fall_silent()
+    proxy.stop_traffic()
     async with asyncio.timeout(1):
         await database.dispose()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such options")
-async def test_the_system_watches_what_was_sent(database: Database) -> None:
+async def test_tcp_user_timeout_closes_unacknowledged_connections(database: Database) -> None:
     async with database.engine.connect() as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
         of_system = driver._transport.get_extra_info("socket")
@@ -169,7 +167,7 @@ async def test_the_system_watches_what_was_sent(database: Database) -> None:
         assert of_system.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
 
 
-async def test_a_client_that_falls_silent_in_a_transaction_keeps_no_locks(proxy: Proxy, settings: Settings) -> None:
+async def test_idle_transaction_of_an_unresponsive_client_releases_its_locks(proxy: Proxy, settings: Settings) -> None:
     """A process that was frozen finds its transaction gone when it continues, and begins another one."""
     patient = Database(settings)
     frozen = Database(settings, Timeouts(idle=0.3))
@@ -206,7 +204,7 @@ CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUT
 """
 
 
-async def test_a_migration_may_take_longer_than_a_statement(postgres: sa.URL, worker_id: str) -> None:
+async def test_migration_has_no_statement_timeout(postgres: sa.URL, worker_id: str) -> None:
     with postgres_database(postgres, f"slow_{worker_id}") as url:
         settings = Settings(database_url=url, database_statement_timeout_seconds=STATEMENT_SECONDS)
         database = Database(settings, Timeouts(margin=0.1))
@@ -220,15 +218,13 @@ async def test_a_migration_may_take_longer_than_a_statement(postgres: sa.URL, wo
         await database.dispose()
 
 
-async def test_a_cancellation_stays_one_where_the_end_of_the_transaction_is_not_answered(
-    proxy: Proxy, database: Database
-) -> None:
+async def test_cancellation_is_raised_even_if_the_rollback_times_out(proxy: Proxy, database: Database) -> None:
     begun = asyncio.Event()
 
     async def work() -> None:
         async with database.transaction() as session:
             await session.execute(sa.select(1))
-            proxy.fall_silent()
+            proxy.stop_traffic()
             begun.set()
             await asyncio.Event().wait()
 

@@ -69,7 +69,7 @@ def requests_of(lines: list[dict[str, Any]]) -> list[tuple[str, str | None, int]
     return [(line["method"], line["route"], line["status"]) for line in lines if line["event"] == "request"]
 
 
-async def test_a_request_is_one_line_without_its_path(live_client: httpx.AsyncClient, logs: Logs) -> None:
+async def test_request_is_logged_once_without_its_path(live_client: httpx.AsyncClient, logs: Logs) -> None:
     response = await live_client.get(f"/webhooks/{CANARY}/test?a={CANARY}", headers={"Cookie": CANARY})
     (line,) = logs()
     assert line.pop("duration_ms") >= 0
@@ -85,7 +85,7 @@ async def test_a_request_is_one_line_without_its_path(live_client: httpx.AsyncCl
     }
 
 
-async def test_no_secret_is_logged_for_any_answer(
+async def test_secrets_are_not_logged_for_any_status(
     live_client: httpx.AsyncClient, live_database: Database, logs: Logs
 ) -> None:
     """Accepted, refused, malformed, unauthorized, too large, and broken by a bug."""
@@ -134,7 +134,7 @@ async def test_no_secret_is_logged_for_any_answer(
     assert "triggers" in error["exception"], "the traceback tells the statement, not its values"
 
 
-async def test_no_token_is_logged(live_client: httpx.AsyncClient, live_database: Database, logs: Logs) -> None:
+async def test_token_is_not_logged(live_client: httpx.AsyncClient, live_database: Database, logs: Logs) -> None:
     async with clerk_sign_in() as clerk:
         good = clerk.headers(f"user_{CANARY}", email=f"{CANARY}@example.com")["Authorization"]
         expired = clerk.headers(f"user_{CANARY}", now=1_000_000_000)["Authorization"]
@@ -150,7 +150,7 @@ async def test_no_token_is_logged(live_client: httpx.AsyncClient, live_database:
         assert await session.scalar(sa.select(UserRecord.clerk_id)) == f"user_{CANARY}"
 
 
-async def test_no_payload_is_logged_by_the_engine(live_client: httpx.AsyncClient, engine: Engine, logs: Logs) -> None:
+async def test_engine_does_not_log_payloads(live_client: httpx.AsyncClient, engine: Engine, logs: Logs) -> None:
     """A block that fails, with an address and an input that are secret, and an organism that is refused."""
 
     async def settled(path: str, wanted: set[str]) -> dict[str, Any]:
@@ -175,7 +175,7 @@ async def test_no_payload_is_logged_by_the_engine(live_client: httpx.AsyncClient
     assert {"flow runs", "flow refused", "request"} <= set(events)
 
 
-async def test_no_address_is_logged_by_the_server(live_client: httpx.AsyncClient, logs: Logs) -> None:
+async def test_server_does_not_log_urls(live_client: httpx.AsyncClient, logs: Logs) -> None:
     async with served_app() as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         assert (await client.get(f"/webhooks/{CANARY}/test?key={CANARY}")).status_code == 404
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -188,7 +188,9 @@ async def test_no_address_is_logged_by_the_server(live_client: httpx.AsyncClient
 
 
 @pytest.mark.parametrize("path", [f"/webhooks/{CANARY}", "/api/v1/flows"])
-async def test_a_client_that_leaves_is_no_error(live_client: httpx.AsyncClient, logs: Logs, path: str) -> None:
+async def test_disconnected_client_is_not_logged_as_an_error(
+    live_client: httpx.AsyncClient, logs: Logs, path: str
+) -> None:
     async with served_app() as port:
         async with connection(port) as (_, writer):
             writer.write(head("POST", path, "Content-Length: 100") + CANARY.encode())

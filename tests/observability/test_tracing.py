@@ -78,7 +78,7 @@ listeners:
         (["\u0660" * 55], None),
     ],
 )
-def test_a_traceparent_is_read_strictly(values: list[str], read: str | None) -> None:
+def test_invalid_traceparent_is_rejected(values: list[str], read: str | None) -> None:
     assert read_traceparent(values) == read
 
 
@@ -118,7 +118,7 @@ async def stored(database: Database) -> list[str | None]:
 
 class TestWithoutTracing:
     @covers("tracing.kept")
-    async def test_what_came_in_goes_out_as_it_came(
+    async def test_traceparent_is_propagated_unchanged(
         self, live_client: httpx.AsyncClient, live_database: Database, working: Engine, server: LoopbackServer
     ) -> None:
         await started_flow(live_client, CALLEE.format(url=server.url("")), name="callee")
@@ -130,7 +130,7 @@ class TestWithoutTracing:
 
     @covers("tracing.kept")
     @pytest.mark.parametrize("given", [[], [CANARY], [GIVEN, GIVEN]])
-    async def test_what_is_none_is_ignored(
+    async def test_invalid_traceparent_is_ignored(
         self,
         live_client: httpx.AsyncClient,
         live_database: Database,
@@ -143,7 +143,7 @@ class TestWithoutTracing:
         assert [request for request in server.received if "traceparent" in request.headers] == []
         assert await stored(live_database) == [None, None]
 
-    async def test_a_header_that_a_flow_sends_is_its_own(
+    async def test_traceparent_of_a_flow_is_not_replaced(
         self, live_client: httpx.AsyncClient, working: Engine, server: LoopbackServer
     ) -> None:
         own = GIVEN.replace("4bf9", "aaaa")
@@ -158,7 +158,7 @@ listeners:
         await triggered(live_client, organism, GIVEN)
         assert [request.headers["traceparent"] for request in server.received] == [own]
 
-    async def test_nothing_is_begun(self) -> None:
+    async def test_no_span_is_started_without_an_endpoint(self) -> None:
         start_tracing(Settings())
         with continue_trace("x", None, {}) as span, child_span("y", {}):
             assert current_traceparent() is None
@@ -166,7 +166,7 @@ listeners:
             span.fail("b")
         await stop_tracing()
 
-    async def test_without_the_extra_the_server_starts_all_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_server_starts_without_the_tracing_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
         with capture_logs() as lines:
             start_tracing(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:1"))
@@ -199,7 +199,7 @@ def received_spans(server: LoopbackServer) -> tuple[Spans, dict[str, str]]:
 
 class TestWithTracing:
     @covers("tracing.spans")
-    async def test_from_the_webhook_through_the_steps(
+    async def test_trace_spans_the_webhook_and_all_steps(
         self,
         live_client: httpx.AsyncClient,
         live_database: Database,
@@ -243,7 +243,7 @@ class TestWithTracing:
         assert execution["token"] not in str(spans)
 
     @covers("tracing.spans")
-    async def test_steps_stand_within_their_execution(
+    async def test_step_spans_are_children_of_the_execution_span(
         self, live_client: httpx.AsyncClient, live_database: Database, working: Engine, server: LoopbackServer
     ) -> None:
         start_tracing(Settings(otel_exporter_otlp_traces_endpoint=server.url("/v1/traces")))
@@ -265,7 +265,7 @@ class TestWithTracing:
         assert spans.attributes("execution")["bloxserver.execution.status"] == "error"
         assert not [name for name in spans if "health" in name]
 
-    async def test_a_schedule_begins_a_trace(self, live_database: Database, server: LoopbackServer) -> None:
+    async def test_schedule_starts_a_trace(self, live_database: Database, server: LoopbackServer) -> None:
         async with live_database.transaction() as session:
             flow = await create_flow(session, await create_user(session))
             config = {"cron": "* * * * *"}
@@ -280,7 +280,7 @@ class TestWithTracing:
         assert kept is not None
         assert kept.startswith(f"00-{span.trace_id.hex()}-{span.span_id.hex()}-0")
 
-    async def test_a_collector_that_is_away_harms_nothing(
+    async def test_unavailable_collector_does_not_affect_requests(
         self, live_client: httpx.AsyncClient, working: Engine, caplog: pytest.LogCaptureFixture
     ) -> None:
         start_tracing(Settings(otel_exporter_otlp_endpoint="http://user:s3cret@127.0.0.1:1"))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 
-from tests.chaos.place import Place, migrate
 from tests.chaos.processes import QUICK
 from tests.chaos.report import Report
-from tests.chaos.stage import stage
-from tests.chaos.waiting import until
+from tests.chaos.scenario import run_scenario
+from tests.chaos.waiting import wait_until
+from tests.chaos.workspace import Workspace, migrate
 from tests.replication import replicated_servers
 
 MORE = 40
@@ -24,25 +24,28 @@ async def test_api_and_worker_go_on_with_the_promoted_standby(tmp_path: Path) ->
     report = Report("the primary killed, the standby promoted")
     with replicated_servers() as servers:
         migrate(servers.url, tmp_path)
-        async with stage(Place(servers.url, tmp_path), QUICK) as scene, httpx.AsyncClient(timeout=30) as client:
-            await scene.start(replicas=1, workers=1)
-            [api] = scene.installation.replicas
-            load = scene.load(per_second=20)
-            await scene.until_accepted(MORE)
+        async with (
+            run_scenario(Workspace(servers.url, tmp_path), QUICK) as run,
+            httpx.AsyncClient(timeout=30) as client,
+        ):
+            await run.start(replicas=1, workers=1)
+            [api] = run.installation.replicas
+            load = run.load(per_second=20)
+            await run.wait_until_accepted(MORE)
             await asyncio.to_thread(servers.primary.kill)
 
             async def unavailable() -> bool:
                 # The standby answers, but does not accept writes.
                 return (await client.get(f"{api.url}/health/ready")).status_code == 503
 
-            await until("the API to be without a database", unavailable, 30)
+            await wait_until("the API to be without a database", unavailable, 30)
             await asyncio.to_thread(servers.standby.promote)
             promoted_at = time.monotonic()
-            await scene.until_accepted(MORE)
-            accepted_at = scene.client.answers.first_after(promoted_at)
-            worked_at = min(call.began for call in scene.recorder.all_calls if call.began > promoted_at)
+            await run.wait_until_accepted(MORE)
+            accepted_at = run.client.responses.first_after(promoted_at)
+            worked_at = min(call.started for call in run.recorder.all_calls if call.started > promoted_at)
             await load.stop()
-            await scene.judge(report)
-            report.at_most("until accepting again (s)", accepted_at - promoted_at, RECOVERY_SECONDS)
-            report.at_most("until working again (s)", worked_at - promoted_at, RECOVERY_SECONDS)
+            await run.check(report)
+            report.expect_at_most("until accepting again (s)", accepted_at - promoted_at, RECOVERY_SECONDS)
+            report.expect_at_most("until working again (s)", worked_at - promoted_at, RECOVERY_SECONDS)
     assert report.violations == [], str(report)

