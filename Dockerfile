@@ -1,4 +1,4 @@
-# One image for the API, the workers and the migration; docker-compose.yml shows how they go together.
+# One image for the API, the workers and the migration; see docker-compose.yml.
 
 FROM python:3.13-slim AS builder
 
@@ -8,7 +8,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 
 WORKDIR /src
 
-# The dependencies first: they change less often than the code.
+# Dependencies first, because they change less often than the code.
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv --without-pip /opt/bloxserver \
     && python -m venv --without-pip /opt/build \
@@ -31,7 +31,7 @@ RUN groupadd --gid 10001 bloxserver \
 
 COPY --from=builder /opt/bloxserver /opt/bloxserver
 
-# Nothing secret here: DATABASE_URL, CLERK_ISSUER and API_KEY_ENCRYPTION_KEY come with the container.
+# No secrets here: set DATABASE_URL, CLERK_ISSUER and API_KEY_ENCRYPTION_KEY on the container.
 ENV PATH=/opt/bloxserver/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -46,7 +46,7 @@ USER 10001:10001
 WORKDIR /var/lib/bloxserver
 EXPOSE 8000 8001
 
-# For the API; for a worker, ask at WORKER_PORT instead, as docker-compose.yml does.
+# For the API. For a worker, check WORKER_PORT instead, as docker-compose.yml does.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; api = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); api.request('GET', '/health/ready'); sys.exit(api.getresponse().status != 200)"]
 

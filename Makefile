@@ -1,6 +1,6 @@
-# `make` lists the targets. Each makes what it needs: Python 3.11 or later with pip, and make, are all there has to be.
+# `make` lists the targets. Each target creates what it needs. Requires make and Python 3.11 or later with pip.
 
-# The first that starts, is new enough and has pip. Another one: make PYTHON=/path/to/python …
+# The first Python that starts, is recent enough and has pip. To use another one: make PYTHON=/path/to/python …
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys, pip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 UV ?= uv
@@ -25,40 +25,40 @@ help: ## List the targets
 		sed 's/^$$(VENV)/.venv/' | while IFS="$$(printf '\t')" read -r target meaning; do \
 		printf '  make %-14s %s\n' "$$target" "$$meaning"; done
 
-$(VENV): $(INSTALLED) ## Create .venv from the lock files, or bring it up to date
+$(VENV): $(INSTALLED) ## Create or update .venv from the lock files
 
-demo: $(INSTALLED) ## Run a flow from its creation to its result, on a database of its own
+demo: $(INSTALLED) ## Create and run flows on a temporary server, and check the results
 	@$(BIN)/bloxserver demo
 
 serve: $(INSTALLED) ## Run a development server on 127.0.0.1:8000
 	@$(BIN)/bloxserver serve --host 127.0.0.1 --port 8000
 
-test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL, without those of tests/slow
+test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL, except those in tests/slow
 	@$(RUN) pytest -n auto --dist worksteal --ignore tests/slow
 
-test-slow: $(INSTALLED) ## Run the tests that start processes, break things or measure
+test-slow: $(INSTALLED) ## Run the tests in tests/slow, which start processes
 	@$(RUN) pytest -n auto --dist worksteal tests/slow
 
-coverage: $(INSTALLED) ## Run make test and list the lines that it does not reach; needs Python 3.12 or later
+coverage: $(INSTALLED) ## Run make test and list uncovered lines; needs Python 3.12 or later
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { echo "coverage needs Python 3.12 or later: make PYTHON=python3.13 VENV=.venv-coverage coverage" >&2; exit 1; }
 	@$(RUN) pytest -n auto --dist worksteal --ignore tests/slow --cov --cov-report=term
 
-benchmark: $(INSTALLED) ## Measure how fast it is on SQLite and PostgreSQL, and print one table; takes some minutes
+benchmark: $(INSTALLED) ## Run the benchmarks on SQLite and PostgreSQL, and print one table; takes about ten minutes
 	@$(RUN) benchmarks all
 
-chaos: $(INSTALLED) ## Kill, freeze, cut off and restart it on SQLite and PostgreSQL, and print what is left; half an hour
+chaos: $(INSTALLED) ## Kill, freeze, disconnect and restart processes, and check the results; takes half an hour
 	@$(RUN) tests.chaos all
 
 client: $(INSTALLED) ## Generate a TypeScript client from the OpenAPI document and compile it; needs node and npm
 	@PYTHON=$(BIN)/python scripts/check-openapi-client.sh
 
-check: format-check lint types imports test ## All that a change must pass, but for the slow tests
+check: format-check lint types imports test ## Run everything that a change must pass, except the slow tests
 
-format: $(INSTALLED) ## Format the code, and repair what the linter can
+format: $(INSTALLED) ## Format the code, and apply fixes of the linter
 	@$(RUN) ruff check --fix --quiet .
 	@$(RUN) ruff format .
 
-format-check: $(INSTALLED) ## Say whether the code is formatted
+format-check: $(INSTALLED) ## Check the formatting
 	@$(RUN) ruff format --check .
 
 lint: $(INSTALLED) ## Run the linter
@@ -67,23 +67,23 @@ lint: $(INSTALLED) ## Run the linter
 types: $(INSTALLED) ## Check the types
 	@$(RUN) mypy
 
-imports: $(INSTALLED) ## Check that imports point down
+imports: $(INSTALLED) ## Check the import contracts
 	@$(BIN)/lint-imports
 
-lock: ## Lock what pyproject.toml asks for, keeping the versions that are locked; needs uv
+lock: ## Update the lock files for pyproject.toml, keeping locked versions; needs uv
 	@$(UV_COMPILE) pyproject.toml --extra tracing --output-file requirements.lock
 	@$(UV_COMPILE) pyproject.toml --extra tracing --group dev --output-file requirements-dev.lock
 	@$(UV_COMPILE) --group build --output-file requirements-build.lock
 
-upgrade: ## The same at the newest versions
+upgrade: ## Update the lock files to the newest versions; needs uv
 	@$(MAKE) --no-print-directory lock UV_COMPILE='$(UV_COMPILE) --upgrade'
 
-clean: ## Remove .venv, caches and what was built; databases stay
+clean: ## Remove .venv, caches and build output; databases are kept
 	rm -rf $(VENV) .venv-coverage dist build htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Two lines of .locked say for which directory and with which Python the environment was made. It works only there, so
-# it is made again in a copy of the directory, and if PYTHON names another Python.
+# The two lines of .locked are the directory and the Python of the environment. An environment works only in its
+# directory, so it is recreated in a copy of the directory, and if PYTHON names another Python.
 ifneq ($(shell sed -n 1p $(LOCKED) 2>/dev/null),$(CURDIR))
 $(LOCKED): FORCE
 else ifneq ($(origin PYTHON),file)
@@ -93,8 +93,8 @@ endif
 endif
 
 $(LOCKED): requirements-dev.lock
-	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later with pip was found; name one: make PYTHON=…" >&2; exit 1; }
-	@"$(PYTHON)" -c '' || { echo "$(PYTHON) cannot be started" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later with pip was not found; set one with make PYTHON=…" >&2; exit 1; }
+	@"$(PYTHON)" -c '' || { echo "$(PYTHON) does not start" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or later" >&2; exit 1; }
 	@"$(PYTHON)" -m pip --version >/dev/null || { echo "$(PYTHON) has no pip" >&2; exit 1; }
 	@echo "creating $(VENV) with $$("$(PYTHON)" --version) from $<"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Generates TypeScript types from the API's OpenAPI document and compiles a client that uses them.
-# Needs node, npm with a registry, and the Python that has bloxserver installed (PYTHON, by default .venv's).
+# Generates TypeScript types from the OpenAPI document and compiles a client that uses them.
+# Needs node, npm with access to a registry, and a Python with bloxserver installed (PYTHON; default: .venv/bin/python).
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -12,4 +12,4 @@ cd "$work"
 npm ci --no-audit --no-fund --loglevel=error
 npx --no-install openapi-typescript openapi.json --output schema.d.ts
 npx --no-install tsc --project .
-echo "the generated client compiles: $(grep -c 'parameters:' schema.d.ts) places with parameters, $(wc -l <schema.d.ts) lines"
+echo "the generated client compiles: $(grep -c 'parameters:' schema.d.ts) parameter lists, $(wc -l <schema.d.ts) lines"

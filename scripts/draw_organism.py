@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Draws organisms, with the listeners where a canvas would have them:
+"""Draws organisms as SVG, with the layout of the canvas:
 
-.venv/bin/python scripts/draw_organism.py examples/*.yaml   writes docs/examples/NAME.svg for each
+.venv/bin/python scripts/draw_organism.py examples/*.yaml   writes docs/examples/NAME.svg for each file
 """
 
-# ruff: noqa: T201 -- it says what it writes
+# ruff: noqa: T201 -- prints the names of the written files
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.canvas import AGENT, CASE, ERROR, OTHERWISE, TOOL, yaml_to_canvas
+from bloxserver.organism.canvas import AGENT, CASE, ERROR, OTHERWISE, TOOL, canvas_of
 from bloxserver.organism.layout import COLUMN_WIDTH, ROW_HEIGHT
 from bloxserver.organism.yaml_loader import load
 
@@ -26,12 +26,12 @@ MARGIN = 24
 BOX_HEIGHT = 52
 ROW = 100
 GAP = 72
-"""Between columns, where nothing is written on the ways."""
-TURN = 48
-"""Of it what a way takes to come from one row to another."""
-NARROWEST_BOX = 104
+"""Distance of columns whose edges have no labels."""
+CURVE_WIDTH = 48
+"""Width of the part of an edge that changes the row."""
+MIN_BOX_WIDTH = 104
 NAME_CHARACTER, HANDLER_CHARACTER, LABEL_CHARACTER = 8.4, 7.0, 6.1
-"""Width of a character, about: nobody measures text here."""
+"""Approximate width of a character."""
 LINE = 13
 LABEL_COLUMNS, LABEL_LINES = 36, 3
 
@@ -64,7 +64,7 @@ class Box(NamedTuple):
     is_agent: bool
 
 
-class Way(NamedTuple):
+class Edge(NamedTuple):
     source: Box
     target: Box
     handle: str
@@ -72,37 +72,37 @@ class Way(NamedTuple):
 
 
 def draw(text: str) -> str:
-    """An organism as SVG; a definition with errors is drawn as far as it goes."""
-    canvas, _ = yaml_to_canvas(text, get_registry())
+    """Draw an organism as SVG. Invalid parts of a definition are omitted."""
+    canvas, _ = canvas_of(text, get_registry())
     boxes = {node["id"]: _box(node) for node in canvas["nodes"]}
     cases = {node["id"]: (node["data"].get("config") or {}).get("cases", []) for node in canvas["nodes"]}
-    ways = [
-        Way(boxes[edge["source"]], boxes[edge["target"]], edge["sourceHandle"], _label(edge, cases[edge["source"]]))
+    edges = [
+        Edge(boxes[edge["source"]], boxes[edge["target"]], edge["sourceHandle"], _label(edge, cases[edge["source"]]))
         for edge in canvas["edges"]
     ]
     width = _box_width(boxes.values())
-    lefts = _lefts(list(boxes.values()), ways, width)
+    lefts = _lefts(list(boxes.values()), edges, width)
     rows = max((box.row for box in boxes.values()), default=0)
     title = f"{load(text).value['organism']['name']}: {', '.join(box.name for box in boxes.values())}"  # type: ignore[index,call-overload]
     size = {"width": lefts[-1] + width + MARGIN, "height": 2 * MARGIN + rows * ROW + BOX_HEIGHT}
     parts = [HEAD.format(title=escape(title), **size)]
-    parts += [_drawn_box(box, lefts[box.column], width) for box in boxes.values()]
-    leaving: dict[Box, list[Way]] = defaultdict(list)
-    for way in ways:
-        leaving[way.source].append(way)
-    parts += [_drawn_way(way, leaving[way.source], lefts, width) for way in ways]
+    parts += [_draw_box(box, lefts[box.column], width) for box in boxes.values()]
+    leaving: dict[Box, list[Edge]] = defaultdict(list)
+    for edge in edges:
+        leaving[edge.source].append(edge)
+    parts += [_draw_edge(edge, leaving[edge.source], lefts, width) for edge in edges]
     return "".join(parts) + "</svg>\n"
 
 
 def _box(node: dict[str, Any]) -> Box:
-    place, data = node["position"], node["data"]
+    position, data = node["position"], node["data"]
     is_agent = node["type"] == AGENT
     below = "agent" if is_agent else str(data.get("handler"))
-    return Box(place["x"] // COLUMN_WIDTH, place["y"] // ROW_HEIGHT, str(data["label"]), below, is_agent)
+    return Box(position["x"] // COLUMN_WIDTH, position["y"] // ROW_HEIGHT, str(data["label"]), below, is_agent)
 
 
 def _label(edge: dict[str, Any], cases: list[dict[str, Any]]) -> list[str]:
-    """What is written at a way, in lines: of a condition all but its `payload.`"""
+    """Return the lines of an edge's label. `payload.` is omitted from conditions."""
     handle, when = edge["sourceHandle"], edge["data"]["when"]
     if handle.startswith(CASE):
         when = cases[int(handle.removeprefix(CASE))]["when"]
@@ -114,14 +114,14 @@ def _label(edge: dict[str, Any], cases: list[dict[str, Any]]) -> list[str]:
 
 def _box_width(boxes: Any) -> int:
     widths = [max(len(box.name) * NAME_CHARACTER, len(box.below) * HANDLER_CHARACTER) + 24 for box in boxes]
-    return round(max([NARROWEST_BOX, *widths]))
+    return round(max([MIN_BOX_WIDTH, *widths]))
 
 
-def _lefts(boxes: list[Box], ways: list[Way], width: int) -> list[int]:
-    """Where each column begins: before it there is room for what is written at the ways to it."""
+def _lefts(boxes: list[Box], edges: list[Edge], width: int) -> list[int]:
+    """Return the left position of each column, with space for the labels of incoming edges before it."""
     lefts = [MARGIN]
     for column in range(1, max((box.column for box in boxes), default=0) + 1):
-        lines = [line for way in ways if way.target.column == column for line in way.label]
+        lines = [line for edge in edges if edge.target.column == column for line in edge.label]
         room = max((len(line) for line in lines), default=0) * LABEL_CHARACTER
         lefts.append(lefts[-1] + width + round(GAP + room))
     return lefts
@@ -131,7 +131,7 @@ def _middle(box: Box) -> int:
     return MARGIN + box.row * ROW + BOX_HEIGHT // 2
 
 
-def _drawn_box(box: Box, left: int, width: int) -> str:
+def _draw_box(box: Box, left: int, width: int) -> str:
     top, middle = MARGIN + box.row * ROW, left + width // 2
     colours = 'fill="#ecfdf5" stroke="#34a077"' if box.is_agent else 'fill="#f1f5f9" stroke="#94a3b8"'
     return (
@@ -142,21 +142,21 @@ def _drawn_box(box: Box, left: int, width: int) -> str:
     )
 
 
-def _drawn_way(way: Way, leaving: list[Way], lefts: list[int], width: int) -> str:
-    """A curve from the source's right side, where each way has a place of its own, to the target's left."""
-    number = sorted(leaving, key=lambda one: one.target.row).index(way)
-    start_y = _middle(way.source) + round((number - (len(leaving) - 1) / 2) * 12)
-    start_x, end_x, end_y = lefts[way.source.column] + width, lefts[way.target.column], _middle(way.target)
-    turned, half = start_x + TURN, start_x + TURN // 2
-    style = STYLES.get(way.handle, PLAIN)
-    path = f"M{start_x + 2} {start_y}C{half} {start_y} {half} {end_y} {turned} {end_y}H{end_x - 3}"
-    drawn = f'  <path d="{path}" fill="none" stroke-width="1.6" {style}/>\n'
-    for index, line in enumerate(way.label):
-        y = end_y - 6 - (len(way.label) - 1 - index) * LINE
-        colour = "#b91c1c" if way.handle == ERROR else "#334155"
-        place = f'x="{end_x - 16}" y="{y}" font-size="11" text-anchor="end"'
-        drawn += f'  <text {place} fill="{colour}">{escape(line)}</text>\n'
-    return drawn
+def _draw_edge(edge: Edge, leaving: list[Edge], lefts: list[int], width: int) -> str:
+    """Draw a curve from the right side of the source, where edges are spread out, to the left side of the target."""
+    number = sorted(leaving, key=lambda one: one.target.row).index(edge)
+    start_y = _middle(edge.source) + round((number - (len(leaving) - 1) / 2) * 12)
+    start_x, end_x, end_y = lefts[edge.source.column] + width, lefts[edge.target.column], _middle(edge.target)
+    curve_end, half = start_x + CURVE_WIDTH, start_x + CURVE_WIDTH // 2
+    style = STYLES.get(edge.handle, PLAIN)
+    path = f"M{start_x + 2} {start_y}C{half} {start_y} {half} {end_y} {curve_end} {end_y}H{end_x - 3}"
+    svg = f'  <path d="{path}" fill="none" stroke-width="1.6" {style}/>\n'
+    for index, line in enumerate(edge.label):
+        y = end_y - 6 - (len(edge.label) - 1 - index) * LINE
+        colour = "#b91c1c" if edge.handle == ERROR else "#334155"
+        attributes = f'x="{end_x - 16}" y="{y}" font-size="11" text-anchor="end"'
+        svg += f'  <text {attributes} fill="{colour}">{escape(line)}</text>\n'
+    return svg
 
 
 if __name__ == "__main__":
