@@ -1,4 +1,4 @@
-"""Signing in with real tokens: the app with a Clerk issuer on loopback, where nobody is the development user."""
+"""Authentication with real tokens of a Clerk issuer on loopback, without the development user."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class Clerk:
     key: SigningKey
 
     def headers(self, clerk_id: str, **overrides: Any) -> dict[str, str]:
-        """What a browser of this user sends."""
+        """Return the headers of a request of this user."""
         token = self.key.sign(claims(self.issuer, sub=clerk_id, **overrides))
         return {"Authorization": f"Bearer {token}"}
 
 
 @asynccontextmanager
-async def clerk_sign_in() -> AsyncIterator[Clerk]:
-    """Every request needs a token of this issuer."""
+async def clerk_authentication() -> AsyncIterator[Clerk]:
+    """Run an issuer whose tokens every request needs."""
     key = SigningKey()
     async with JwksServer(key) as server:
-        with changed_settings(CLERK_ISSUER=server.issuer):
+        with override_settings(CLERK_ISSUER=server.issuer):
             yield Clerk(server.issuer, key)
             await get_verifier(get_settings()).aclose()
 
 
-class changed_settings:  # noqa: N801
-    """The settings of the process with these variables in its environment, inside of the block."""
+class override_settings:  # noqa: N801
+    """Set environment variables and reload the settings for the block."""
 
     def __init__(self, **variables: str) -> None:
         self._variables = variables

@@ -50,15 +50,15 @@ from bloxserver.api.main import app
 from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Base, Database, get_db
 from bloxserver.models.tables import UserRecord
+from tests.database_override import override_database
 from tests.postgres import ReusedDatabase, delete_rows, postgres_database, postgres_server
-from tests.served import serving
-from tests.threads import connection_threads_end
+from tests.sqlite_threads import join_connection_threads
 
 BACKENDS = ("sqlite", "postgresql")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--database", choices=BACKENDS, help="run the tests that need a database on this one alone")
+    parser.addoption("--database", choices=BACKENDS, help="run tests that need a database only on this one")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -71,7 +71,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def postgres(testrun_uid: str) -> Iterator[sa.URL]:
     """The PostgreSQL server, shared by the processes of this run.
 
-    Not under pytest's own directory, of which other runs remove all but the newest.
+    Its directory is not in pytest's temporary directory, because other runs delete old directories there.
     """
     with postgres_server(Path(tempfile.gettempdir()) / f"bloxserver-postgres-{testrun_uid}") as server:
         yield server
@@ -79,7 +79,7 @@ def postgres(testrun_uid: str) -> Iterator[sa.URL]:
 
 @pytest.fixture(scope="session")
 def postgres_url(postgres: sa.URL, worker_id: str) -> Iterator[str]:
-    """A database of this process with the tables of the models, empty at the beginning of each test."""
+    """A database of this process with the tables of the models. It is empty at the start of each test."""
     with postgres_database(postgres, f"tables_{worker_id}") as url:
         asyncio.run(create_tables(create_async_engine(url)))
         yield url
@@ -87,7 +87,7 @@ def postgres_url(postgres: sa.URL, worker_id: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def sqlite_tables() -> str:
-    """The statements of `create_all` for SQLite: they run in a tenth of the time that it takes to make them."""
+    """The SQL statements of `create_all` for SQLite. Running them takes a tenth of the time of `create_all`."""
     with closing(sqlite3.connect(":memory:")) as connection:
         engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
         Base.metadata.create_all(engine)
@@ -102,7 +102,7 @@ async def create_tables(engine: AsyncEngine) -> None:
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a migrated database, to be copied: migrating takes longer than most tests."""
+    """A directory with a migrated database to copy, because a migration takes longer than most tests."""
     directory = tmp_path_factory.mktemp("migrated")
     asyncio.run(migrate(Settings(database_url=f"sqlite+aiosqlite:///{directory}/test.db")))
     return directory
@@ -110,7 +110,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres: sa.URL, worker_id: str) -> Iterator[str]:
-    """The name of a migrated database, to be copied."""
+    """The name of a migrated database to copy."""
     name = f"migrated_{worker_id}"
     with postgres_database(postgres, name) as url:
         asyncio.run(migrate(Settings(database_url=url)))
@@ -119,7 +119,7 @@ def migrated_postgres(postgres: sa.URL, worker_id: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def reused_postgres(postgres: sa.URL, migrated_postgres: str, worker_id: str) -> Iterator[ReusedDatabase]:
-    """A migrated database that is empty at the beginning of each test."""
+    """A migrated database that is empty at the start of each test."""
     database = ReusedDatabase(postgres, f"reused_{worker_id}", template=migrated_postgres)
     yield database
     database.drop()
@@ -142,9 +142,7 @@ def backend_url(backend: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def database_engine(backend: str, backend_url: str, request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]:
-    """Another program's engine, as the contract describes it: the tables of `create_all`, and none of our listeners and
-    pragmas.
-    """
+    """An engine as another program creates it: tables of `create_all`, without our event listeners and pragmas."""
     if backend == "sqlite":
         engine = create_async_engine(backend_url, poolclass=StaticPool)
         async with engine.connect() as connection:
@@ -155,7 +153,7 @@ async def database_engine(backend: str, backend_url: str, request: pytest.Fixtur
         engine = create_async_engine(backend_url)
     yield engine
     await engine.dispose()
-    await connection_threads_end()
+    await join_connection_threads()
     if backend == "postgresql":
         delete_rows(sa.make_url(backend_url))
 
@@ -167,14 +165,14 @@ def sessions(database_engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
 
 @pytest.fixture
 async def session(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[AsyncSession]:
-    """A session for arranging and for looking; what it adds is to be committed to be seen by requests."""
+    """A session for setup and checks. Requests see its changes only after a commit."""
     async with sessions() as session:
         yield session
 
 
 @pytest.fixture
 async def client(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[httpx.AsyncClient]:
-    """The API without its lifespan; the caller is the development user."""
+    """A client for the API without its lifespan, authenticated as the development user."""
 
     async def override() -> AsyncIterator[AsyncSession]:
         async with sessions() as session:
@@ -207,7 +205,7 @@ async def dev_user(client: httpx.AsyncClient, session: AsyncSession) -> UserReco
 
 @pytest.fixture
 def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.FixtureRequest) -> Iterator[Settings]:
-    """Settings of a whole installation, quick to notice work; its database is empty unless `live_database` is used."""
+    """Settings with short intervals. The database is migrated only if the test uses `live_database`."""
     migrated = "live_database" in request.fixturenames
     with ExitStack() as stack:
         if backend == "sqlite":
@@ -224,17 +222,17 @@ def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.
 
 @pytest.fixture
 async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
-    """Our own engine and sessions on a migrated database."""
+    """A `Database` on a migrated database."""
     database = Database(live_settings)
     yield database
     await database.dispose()
-    await connection_threads_end()
+    await join_connection_threads()
 
 
 @pytest.fixture
 async def live_client(live_database: Database) -> AsyncIterator[httpx.AsyncClient]:
     """The API on `live_database`, with the transactions of the real `get_db`."""
-    with serving(app, live_database):
+    with override_database(app, live_database):
         async with api_client() as client:
             yield client
 

@@ -1,4 +1,4 @@
-"""Rows for tests: keyword-only, with sensible defaults, flushed and committed so that requests see them."""
+"""Creates rows for tests, with defaults, and commits them so that requests see them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stands in for Clerk: keys that sign tokens, and a server on loopback that publishes them."""
+"""Simulates Clerk: keys that sign tokens, and a server on loopback that publishes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JWKS_PATH = "/.well-known/jwks.json"
 
 @lru_cache
 def _private_key(name: str, bits: int) -> rsa.RSAPrivateKey:
-    """Made once for each name and size in a process."""
+    """Create a key. Cached by name and size."""
     return rsa.generate_private_key(public_exponent=65537, key_size=bits)
 
 
@@ -33,7 +33,7 @@ class SigningKey:
         self.private = _private_key(pair or kid, bits)
 
     def jwk(self, **overrides: object) -> dict[str, object]:
-        """The public key as Clerk publishes it."""
+        """Return the public key in the format of Clerk."""
         public = RSAAlgorithm.to_jwk(self.private.public_key(), as_dict=True)
         members: dict[str, object] = {name: public[name] for name in ("kty", "n", "e")}
         return members | {"use": "sig", "alg": "RS256", "kid": self.kid} | overrides
@@ -75,7 +75,7 @@ def claims(issuer: str, *, now: float | None = None, **overrides: object) -> dic
 
 
 class Mode(StrEnum):
-    """What the server answers. The keys are in every answer but `HTML` and `EMPTY`: only a rule can refuse them."""
+    """The responses of the server. All but `HTML` and `EMPTY` contain the keys, so that only a rule can reject them."""
 
     OK = "ok"
     ERROR = "error"

@@ -20,11 +20,11 @@ from tests.clients.loopback import Answer, LoopbackServer, Received, answer, run
 OPENAI_PATH = "/v1/chat/completions"
 ANTHROPIC_PATH = "/v1/messages"
 FINISH = {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens", "content_filter": "refusal"}
-"""OpenAI's reason for the end of an answer → Anthropic's."""
+"""Anthropic's stop reasons by OpenAI's finish reasons."""
 
 Api = Literal["openai", "anthropic"]
 Reply = Callable[[Api], Answer]
-"""What the server answers, in the form of the API that it was asked by."""
+"""Returns the response in the format of the requested API."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Asked:
 
     @property
     def texts(self) -> list[str]:
-        """All that the model is told, in order: prompts, and what tools answered."""
+        """All texts in the request, in order: prompts and results of tools."""
         system = self.json.get("system", "")
         told = [system] if isinstance(system, str) and system else [block["text"] for block in system]
         for message in self.json["messages"]:
@@ -98,19 +98,19 @@ async def language_model(script: Iterable[Reply] | Callable[[Asked], Reply]) -> 
 
 
 def says(text: str, *, input_tokens: int = 10, output_tokens: int = 5, finish: str = "stop") -> Reply:
-    """An answer in words. `finish` is OpenAI's reason for its end."""
+    """A text response. `finish` is OpenAI's finish reason."""
     return _speaks(text, (), finish, input_tokens, output_tokens)
 
 
 def calls(
     *wanted: tuple[str, dict[str, Any] | str], text: str = "", input_tokens: int = 10, output_tokens: int = 5
 ) -> Reply:
-    """Calls of tools, all in one answer, by name and arguments; arguments that are a text are sent as they are."""
+    """Tool calls in one response, by name and arguments. Arguments that are text are sent unchanged."""
     return _speaks(text, wanted, "tool_calls", input_tokens, output_tokens)
 
 
 def fails(status: int, message: str = "no", *, headers: Mapping[str, str] | None = None, **members: Any) -> Reply:
-    """An error; `members` are further ones of its object, like `code` and `type`."""
+    """An error. `members` are additional members of its object, such as `code` and `type`."""
 
     def reply(api: Api) -> Answer:
         error = {"message": message, "type": "invalid_request_error", **members}
@@ -121,12 +121,12 @@ def fails(status: int, message: str = "no", *, headers: Mapping[str, str] | None
 
 
 def page(html: str = "<!doctype html><h1>Welcome</h1>") -> Reply:
-    """A web page where an answer should be, as gateways send it."""
+    """A web page instead of a response, as gateways send it."""
     return lambda api: answer(html.encode(), headers={"Content-Type": "text/html"})
 
 
 def sends(body: str) -> Reply:
-    """This body, said to be JSON."""
+    """This body with the content type of JSON."""
     return lambda api: answer(body.encode(), headers={"Content-Type": "application/json"})
 
 
@@ -152,12 +152,12 @@ def cut(reply: Reply, how: Literal["length", "chunked", "text"]) -> Reply:
 
 
 def hangs_up() -> Reply:
-    """The connection ends without an answer."""
+    """Close the connection without a response."""
     return lambda api: _then_closed(b"")
 
 
 def never() -> Reply:
-    """No answer, for as long as the server lives."""
+    """Never respond."""
 
     async def wait(writer: StreamWriter) -> None:
         await writer.wait_closed()

@@ -1,4 +1,4 @@
-"""The PostgreSQL that tests run on: TEST_POSTGRES_URL, or a server from PyPI started for this run of the tests."""
+"""The PostgreSQL server for tests: TEST_POSTGRES_URL, or a temporary server from a PyPI package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from psycopg import sql
 
 @contextmanager
 def postgres_server(directory: Path, *, durable: bool = False) -> Iterator[sa.URL]:
-    """A running server; processes that name the same directory share it. `durable` has it wait for the disk."""
+    """Run a server. Processes that pass the same directory share it. `durable` enables fsync."""
     given = os.environ.get("TEST_POSTGRES_URL")
     if given:
         yield sa.make_url(given)
@@ -38,7 +38,7 @@ def postgres_server(directory: Path, *, durable: bool = False) -> Iterator[sa.UR
 
 @contextmanager
 def postgres_database(server: sa.URL, name: str, *, template: str | None = None) -> Iterator[str]:
-    """A new database on the server, empty or a copy of `template`, as an asyncpg URL; dropped at the end."""
+    """Create a database, empty or a copy of `template`, and yield its asyncpg URL. It is dropped at the end."""
     drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
         sql.Identifier(name), sql.Identifier(template or "template0")
@@ -69,7 +69,7 @@ class ReusedDatabase:
 
     @contextmanager
     def lent(self) -> Iterator[str]:
-        """The database for one test, empty, as an asyncpg URL. Sessions that the test left open are closed."""
+        """Yield the asyncpg URL of the empty database for one test. Sessions that the test leaves open are closed."""
         if not self._url:
             self._url = self._copy.enter_context(postgres_database(self._server, self._name, template=self._template))
             self._schema = self._schema_version()
@@ -87,7 +87,7 @@ class ReusedDatabase:
         self._url = ""
 
     def _schema_version(self) -> object:
-        """A value that every committed change of the schema changes, also one that was reversed."""
+        """Return a value that changes with every committed change of the schema, even if it is reverted."""
         with psycopg.connect(plain(self._server.set(database=self._name)), autocommit=True) as connection:
             return connection.execute(SCHEMA_VERSION).fetchall()
 
@@ -108,7 +108,7 @@ def end_sessions(server: sa.URL, name: str) -> None:
 
 
 def delete_rows(database: sa.URL) -> None:
-    """Empty all tables but Alembic's. DELETE takes a hundredth of the time of TRUNCATE where there are few rows."""
+    """Empty all tables except Alembic's. With few rows, DELETE takes a hundredth of the time of TRUNCATE."""
     with psycopg.connect(plain(database), autocommit=True) as connection:
         statements = [row[0] for row in connection.execute(ROWS) if "alembic_version" not in row[0]]
         # Without the triggers of foreign keys, the order does not matter.
@@ -116,5 +116,5 @@ def delete_rows(database: sa.URL) -> None:
 
 
 def plain(url: sa.URL) -> str:
-    """The URL as libpq takes it."""
+    """Return the URL in the form of libpq."""
     return url.set(drivername="postgresql").render_as_string(hide_password=False)

@@ -1,4 +1,4 @@
-"""The program in processes of its own."""
+"""Runs BloxServer in separate processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Process:
         return self._process.pid
 
     def wait(self) -> int:
-        """The exit status of a process that ends by itself."""
+        """Wait for the process to exit; returns its status."""
         return self._process.wait(30)
 
     def kill(self) -> None:
@@ -58,7 +58,7 @@ class Process:
         return self._process.wait(30)
 
 
-async def until_ready(client: httpx.AsyncClient) -> None:
+async def wait_until_ready(client: httpx.AsyncClient) -> None:
     async with asyncio.timeout(30):
         while True:
             try:

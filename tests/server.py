@@ -1,4 +1,4 @@
-"""The app behind a real uvicorn on loopback, for what only a connection shows."""
+"""Runs the application in a real uvicorn on loopback, for tests of the connection."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bloxserver.api.shutdown import Shutdown
 
 
 @asynccontextmanager
-async def served_app() -> AsyncIterator[int]:
-    """The port; without the lifespan, so that the caller's overrides hold."""
+async def run_server() -> AsyncIterator[int]:
+    """Run the server and yield its port. The lifespan is off, so that dependency overrides apply."""
     config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, server_header=False)
     server = uvicorn.Server(config)
     app.state.shutdown = shutdown = Shutdown()
@@ -40,13 +40,13 @@ async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asy
 
 
 def head(method: str, path: str, *lines: str) -> bytes:
-    """The first lines of a request with a JSON body."""
+    """Return the head of a request with a JSON body."""
     return "\r\n".join(
         [f"{method} {path} HTTP/1.1", "Host: test", "Content-Type: application/json", *lines, "", ""]
     ).encode()
 
 
 async def status_of(reader: asyncio.StreamReader) -> int:
-    """The status of the answer that comes next, within ten seconds."""
+    """Read the status of the next response, within ten seconds."""
     async with asyncio.timeout(10):
         return int((await reader.readline()).split()[1])

@@ -1,4 +1,4 @@
-"""SMTP servers on 127.0.0.1: a real one, certificates for it, and some that say what a test wrote down."""
+"""SMTP servers on 127.0.0.1: a real one with certificates, and scripted ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True)
 class ReceivedMail:
-    """A mail as it arrived."""
+    """A received email."""
 
     sender: str
     recipients: list[str]
@@ -31,17 +31,17 @@ class ReceivedMail:
     encrypted: bool
     user: str | None
     client: str
-    """What the client called itself."""
+    """The host name in the client's greeting."""
 
 
 @dataclass
 class SmtpServer:
-    """Takes mail; `refusals` has what it answers to an address or, as `DATA`, to a whole mail."""
+    """Accepts mail. `refusals` maps an address, or `DATA` for a whole email, to the response."""
 
     port: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
     users: dict[str, str] = field(default_factory=dict)
-    """Passwords by name."""
+    """Passwords by user name."""
     received: list[ReceivedMail] = field(default_factory=list)
     sessions: int = 0
 
@@ -98,7 +98,7 @@ class SmtpServer:
 async def running_smtp_server(
     *, starttls: ssl.SSLContext | None = None, tls: ssl.SSLContext | None = None, users: dict[str, str] | None = None
 ) -> AsyncIterator[SmtpServer]:
-    """Offers STARTTLS, or speaks TLS from the beginning; with `users` it takes mail from them alone."""
+    """A server with STARTTLS or TLS. With `users`, it accepts mail only from them."""
     server = SmtpServer(users=users or {})
     loop = asyncio.get_running_loop()
     sessions: list[SMTP] = []
@@ -132,7 +132,7 @@ Conversation = Callable[[StreamReader, StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def raw_server(talk: Conversation) -> AsyncIterator[int]:
-    """The port of a server that says what it likes."""
+    """Run a server with a custom handler; yields its port."""
     tasks: set[asyncio.Task[None]] = set()
 
     def accept(reader: StreamReader, writer: StreamWriter) -> None:
@@ -159,7 +159,7 @@ async def raw_server(talk: Conversation) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def smtp_script(*lines: bytes, hangs: bool = False) -> AsyncIterator[int]:
-    """A server that says its lines, one for each command that it gets, and hangs up, or just says no more."""
+    """Run a server that sends one of its lines per command, and then closes the connection or stops responding."""
 
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
         for line in lines:
@@ -178,7 +178,7 @@ async def smtp_script(*lines: bytes, hangs: bool = False) -> AsyncIterator[int]:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate for one name that nobody but itself has signed."""
+    """A self-signed certificate for one name."""
 
     path: Path
 
@@ -213,5 +213,5 @@ class Certificate:
         return context
 
     def trusted(self) -> ssl.SSLContext:
-        """For a client that trusts this certificate and no other."""
+        """The TLS context of a client that trusts only this certificate."""
         return ssl.create_default_context(cadata=self.path.read_text().partition("-----BEGIN PRIVATE")[0])

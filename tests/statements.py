@@ -1,4 +1,4 @@
-"""Counts what a block of code asks of the database."""
+"""Records the SQL statements of a block of code."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ OVERHEAD = ("BEGIN", "SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK", "PRAGMA")
 
 @contextmanager
 def count_statements(engine: AsyncEngine) -> Iterator[list[str]]:
-    """The SQL statements that are executed in the block, without those that only frame transactions."""
+    """Record the SQL statements in the block, except those that begin and end transactions."""
     statements: list[str] = []
 
-    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def record(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         if not statement.startswith(OVERHEAD):
             statements.append(statement)
 
-    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    event.listen(engine.sync_engine, "before_cursor_execute", record)
     try:
         yield statements
     finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", note)
+        event.remove(engine.sync_engine, "before_cursor_execute", record)

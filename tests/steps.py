@@ -1,4 +1,4 @@
-"""Steps for tests, written by hand as the engine would."""
+"""Creates rows of steps for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def create_step(
     call: str | None = None,
     **values: Any,
 ) -> ExecutionStepRecord:
-    """A step that handled the answer of `parent`, or, with `call`, the call of an agent whose step that is."""
+    """Create a step that handled the output of `parent` or, with `call`, a tool call of the agent's step `parent`."""
     parent_id = parent.id if parent else None
     key = f"{parent_id or ''}:{listener}" + ("" if call is None else f":{call}")
     step = ExecutionStepRecord(

@@ -1,4 +1,4 @@
-"""Rules of the code that no linter knows. The layers are import-linter's affair: see pyproject.toml."""
+"""Rules of the code that linters do not check. import-linter checks the layers; see pyproject.toml."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENDS_TRANSACTIONS = {"models/database.py"}
 
 
 def modules(*folders: str) -> dict[str, Path]:
-    """The modules of these folders of the package by their path in it; by default all, and the migrations."""
+    """Return the modules of these folders by their path; by default all of the package, and the migrations."""
     roots = [PACKAGE / folder for folder in folders] or [PACKAGE, MIGRATIONS]
     found = {path.relative_to(base(path)).as_posix(): path for root in roots for path in root.rglob("*.py")}
     assert found, folders
@@ -33,7 +33,7 @@ def nodes(path: Path) -> Iterator[ast.AST]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Full names of what a module imports, wherever in it."""
+    """Return the full names of all imports of a module."""
     for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -86,7 +86,7 @@ def test_only_the_api_imports_the_web_framework() -> None:
 
 
 def test_http_exceptions_are_domain_errors() -> None:
-    """Starlette's own exception is for middleware, which stands outside of the handlers of ours."""
+    """Middleware uses Starlette's exception, because it runs outside of our exception handlers."""
     names = {"fastapi.HTTPException", "fastapi.exceptions.HTTPException", "starlette.exceptions.HTTPException"}
     users = {name for name, path in modules().items() if names & set(imported(path))}
     assert users == {"api/errors.py", "api/middleware.py"}
@@ -99,7 +99,7 @@ def test_modules_are_at_most_400_lines() -> None:
 
 
 def test_only_settings_reads_the_environment() -> None:
-    """Settings have one place, where each is described."""
+    """All settings are described in one module."""
     readers = {
         name
         for name, path in modules().items()

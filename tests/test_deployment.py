@@ -1,4 +1,4 @@
-"""What the repository ships for running it: Compose files, manifests and the proxy fit the program and each other."""
+"""The Compose files, Kubernetes manifests and proxy configuration match the program and each other."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 KUBERNETES = ROOT / "deploy/kubernetes"
 SETTINGS = {name.upper() for name in Settings.model_fields}
 MARGIN_SECONDS = 20
-"""What docs/deployment.md asks for beyond `SHUTDOWN_GRACE_SECONDS`."""
+"""The margin beyond `SHUTDOWN_GRACE_SECONDS` in docs/deployment.md."""
 
 
 class ComposeLoader(yaml.SafeLoader):
-    """Knows `!reset`, with which one Compose file takes away what another says."""
+    """A YAML loader for `!reset`, by which a Compose file removes values of another."""
 
 
 ComposeLoader.add_constructor("!reset", lambda loader, node: None)
@@ -34,7 +34,7 @@ def compose(name: str) -> dict[str, Any]:
 
 
 def of_kind(kind: str) -> dict[str, Any]:
-    """The manifests of a kind, by name."""
+    """Return the manifests of a kind by name."""
     return {each["metadata"]["name"]: each for each in manifests() if each["kind"] == kind}
 
 
@@ -44,7 +44,7 @@ def manifests() -> Iterator[dict[str, Any]]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The specs of pods, by what they are for."""
+    """Return the pod specs by the name of their workload."""
     workloads = {**of_kind("Deployment"), **of_kind("Job")}
     return {name.removeprefix("bloxserver-"): each["spec"]["template"]["spec"] for name, each in workloads.items()}
 
@@ -59,7 +59,7 @@ def seconds(text: str) -> int:
 
 
 def options_of(command: list[str]) -> tuple[set[str], set[str]]:
-    """The options that a command line of ours gives, and those that the program has there."""
+    """Return the options in a command line, and the options of that command."""
     program, name, *given = command
     assert program == "bloxserver"
     known = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]

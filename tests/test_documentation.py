@@ -1,4 +1,4 @@
-"""The documents name what is there, and what they show works."""
+"""The documents match the program, and their examples are valid."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def shown_default(name: str) -> str:
 
 
 def shown_in(document: Path, language: str) -> list[str]:
-    """What a document shows in that language."""
+    """Return the code blocks of a document in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def words_of_code(text: str) -> set[str]:
-    """The words that stand between backticks."""
+    """Return the words in backticks."""
     return {word for span in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"[\w.*]+", span)}
 
 
 def anchors_of(document: Path) -> set[str]:
-    """What links may name in a document, as GitHub makes it of its headings."""
+    """Return the anchors of a document, as GitHub derives them from headings."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def codes_in(sources: Iterable[Path], makers: set[str]) -> set[str]:
-    """The codes that are given to these functions, or to a variable `code`."""
+    """Return the codes that are passed to these functions or assigned to a variable `code`."""
     found: set[str] = set()
     for source in sources:
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""`make .venv`: which Python it takes, and what it says of one that it cannot take. Nothing is installed here."""
+"""`make .venv`: the choice of Python, and errors for unusable ones. These tests install nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("Makefile", "pyproject.toml", "requirements-dev.lock")
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A directory with what `make .venv` reads. Its path has a space."""
+    """A directory with the files that `make .venv` reads. Its path contains a space."""
     directory = tmp_path / "a checkout"
     directory.mkdir()
     for name in NAMES:
@@ -46,7 +46,7 @@ def script(directory: Path, name: str, text: str) -> Path:
 
 
 def pretend_environment(checkout: Path, python: str) -> None:
-    """Leave what `make .venv` leaves when it has made the environment with this Python."""
+    """Create the files that `make .venv` leaves after creating the environment with this Python."""
     identity = "import sys; print(sys.base_prefix, sys.version.split()[0])"
     made_by = subprocess.run([python, "-c", identity], capture_output=True, text=True, check=True).stdout
     (checkout / ".venv").mkdir()

@@ -16,7 +16,7 @@ from bloxserver.api.main import app
 from bloxserver.models.database import Base
 from bloxserver.models.tables import FlowStatus, FlowVersionRecord, SecretRecord, Tier, UserRecord
 from tests import factories
-from tests.clerk import Clerk, changed_settings, clerk_sign_in
+from tests.clerk import Clerk, clerk_authentication, override_settings
 
 OWNER = "user_owner"
 STRANGER = "user_stranger"
@@ -96,8 +96,8 @@ NESTED = {name: operation for name, operation in WITH_ID.items() if len(operatio
 
 @pytest.fixture
 async def clerk() -> AsyncIterator[Clerk]:
-    async with clerk_sign_in() as clerk:
-        with changed_settings(API_KEY_ENCRYPTION_KEY="a-key-of-an-operator-93d4a86b1f7c"):
+    async with clerk_authentication() as clerk:
+        with override_settings(API_KEY_ENCRYPTION_KEY="a-key-of-an-operator-93d4a86b1f7c"):
             yield clerk
 
 

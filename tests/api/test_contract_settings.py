@@ -14,7 +14,7 @@ from bloxserver.models.database import Base, Database
 from bloxserver.models.tables import UserRecord
 from bloxserver.settings import Settings
 from tests.api.contract import covers
-from tests.clerk import changed_settings
+from tests.clerk import override_settings
 
 ROOT = Path(__file__).parents[2]
 PLACEHOLDERS = {
@@ -71,7 +71,7 @@ class TestNamesAndDefaults:
     @covers("env.switches")
     @pytest.mark.parametrize(("enabled", "status"), [("true", 200), ("false", 404)])
     async def test_docs_can_be_disabled(self, enabled: str, status: int) -> None:
-        with changed_settings(ENABLE_DOCS=enabled):
+        with override_settings(ENABLE_DOCS=enabled):
             made = create_app()
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=made), base_url="http://test") as client:
             for path in ("/docs", "/redoc", "/openapi.json"):

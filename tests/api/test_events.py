@@ -31,8 +31,8 @@ from bloxserver.settings import Settings
 from tests import factories
 from tests.api.contract import API, assert_problem, covers, path_of
 from tests.api.sse import Event, parse_events, validated
-from tests.server import served_app
-from tests.single_connection import one_connection
+from tests.server import run_server
+from tests.single_connection import single_connection
 from tests.statements import count_statements
 from tests.steps import create_step
 
@@ -234,7 +234,7 @@ async def end(database: Database, execution_id: UUID, status: ExecutionStatus = 
 
 @covers("events.live")
 async def test_changes_are_sent_immediately(live_database: Database, running: ExecutionRecord) -> None:
-    async with served_app() as port, reading(port, events_path(running)) as reader:
+    async with run_server() as port, reading(port, events_path(running)) as reader:
         assert (await reader.event()).data["status"] == "running"
         for sequence, status in enumerate((StepStatus.RUNNING, StepStatus.WAITING, StepStatus.SUCCESS), 1):
             await write_step(live_database, running.id, "a", sequence, status)
@@ -267,7 +267,7 @@ async def test_idle_stream_sends_comments_and_is_closed_after_the_maximum_time(
 async def test_deleted_execution_ends_the_stream(
     live_client: httpx.AsyncClient, live_database: Database, running: ExecutionRecord
 ) -> None:
-    async with served_app() as port, reading(port, events_path(running)) as reader:
+    async with run_server() as port, reading(port, events_path(running)) as reader:
         await reader.event()
         assert (await live_client.delete(f"{API}/flows/{running.flow_id}")).status_code == 204
         assert await reader.next() == ""
@@ -294,7 +294,7 @@ async def request_logged(logs: Sequence[EventDict], path: str) -> None:
 
 async def test_disconnected_client_ends_polling(live_database: Database, running: ExecutionRecord) -> None:
     with capture_logs() as logs:
-        async with served_app() as port:
+        async with run_server() as port:
             async with reading(port, events_path(running)) as reader:
                 await reader.event()
             await request_logged(logs, "/events")
@@ -302,7 +302,7 @@ async def test_disconnected_client_ends_polling(live_database: Database, running
 
 async def test_shutdown_ends_streams(live_database: Database, running: ExecutionRecord) -> None:
     async with httpx.AsyncClient() as client:
-        async with asyncio.timeout(10), served_app() as port:
+        async with asyncio.timeout(10), run_server() as port:
             request = client.build_request("GET", f"http://127.0.0.1:{port}{events_path(running)}")
             response = await client.send(request, stream=True)
         text = (await response.aread()).decode()
@@ -313,7 +313,7 @@ async def test_shutdown_ends_streams(live_database: Database, running: Execution
 async def test_open_streams_hold_no_connection(
     running: ExecutionRecord, live_settings: Settings, live_client: httpx.AsyncClient
 ) -> None:
-    async with one_connection(live_settings) as database:
+    async with single_connection(live_settings) as database:
         streams = [asyncio.create_task(live_client.get(events_path(running))) for _ in range(10)]
         for number in range(10):
             await write_step(database, running.id, "a", number, StepStatus.RUNNING)

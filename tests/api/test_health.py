@@ -14,7 +14,7 @@ from bloxserver import __version__
 from bloxserver.api.main import app
 from bloxserver.models.database import get_db
 from tests.api.contract import API, UTC_TIME, assert_problem, covers, failing_with
-from tests.clerk import changed_settings
+from tests.clerk import override_settings
 
 REFUSING = "postgresql+asyncpg://user:secret-word@127.0.0.1:1/nothing"
 MISSING_FILE = "sqlite+aiosqlite:////no/such/directory/secret-word.db"
@@ -112,7 +112,7 @@ class TestWithoutDatabase:
 class TestSchema:
     @covers("public.ready.unhealthy")
     async def test_unmigrated_tables_are_not_ready_in_production(self, client: httpx.AsyncClient) -> None:
-        with changed_settings(ENV="production"):
+        with override_settings(ENV="production"):
             response = await client.get("/health/ready")
         body = response.json()
         assert response.status_code == 503

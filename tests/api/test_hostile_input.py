@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.models.tables import UserRecord
 from tests import factories
 from tests.api.hostile import ROWS, Row
-from tests.clerk import clerk_sign_in
+from tests.clerk import clerk_authentication
 from tests.conftest import api_client
 
 
@@ -111,7 +111,7 @@ INVALID = [
 async def test_invalid_authorization_header_gets_401(
     client: httpx.AsyncClient, code: str, headers: list[bytes]
 ) -> None:
-    async with clerk_sign_in():
+    async with clerk_authentication():
         for header in headers:
             response = await client.get("/api/v1/flows", headers=[(b"Authorization", header)])
             assert (response.status_code, response.json()["code"]) == (401, code), header[:80]

@@ -24,7 +24,7 @@ from bloxserver.models.tables import FlowRecord, Tier, UserRecord
 from bloxserver.settings import get_settings
 from tests import factories
 from tests.api.contract import API, assert_problem, covers
-from tests.clerk import Clerk, changed_settings, clerk_sign_in
+from tests.clerk import Clerk, clerk_authentication, override_settings
 from tests.jwks_server import JwksServer, Mode, SigningKey, claims
 
 SUBJECT = "user_2NNEqL2nrIRdJ194ndJqAHwEfxC"
@@ -32,7 +32,7 @@ SUBJECT = "user_2NNEqL2nrIRdJ194ndJqAHwEfxC"
 
 @pytest.fixture
 async def clerk() -> AsyncIterator[Clerk]:
-    async with clerk_sign_in() as clerk:
+    async with clerk_authentication() as clerk:
         yield clerk
 
 
@@ -93,7 +93,7 @@ class TestDevelopmentUser:
     async def test_development_user_exists_in_development_only(
         self, client: httpx.AsyncClient, session: AsyncSession, env: str
     ) -> None:
-        with changed_settings(ENV=env):
+        with override_settings(ENV=env):
             response = await client.get(f"{API}/flows")
         assert_problem(response, 401, "missing_token", "Missing authentication token")
         assert await users(session) == []
@@ -169,7 +169,7 @@ class TestToken:
     @covers("identity.audience")
     async def test_audience_is_checked_if_configured(self, client: httpx.AsyncClient, clerk: Clerk) -> None:
         assert (await client.get(f"{API}/me", headers=clerk.headers(SUBJECT, aud="them"))).status_code == 200
-        with changed_settings(CLERK_AUDIENCE="us"):
+        with override_settings(CLERK_AUDIENCE="us"):
             for audience, status in {"us": 200, "them": 401, None: 401}.items():
                 response = await client.get(f"{API}/me", headers=clerk.headers(SUBJECT, aud=audience))
                 assert response.status_code == status
@@ -190,7 +190,7 @@ class TestToken:
 
 
 async def assert_no_keys(client: httpx.AsyncClient, issuer: str, key: SigningKey) -> None:
-    with changed_settings(CLERK_ISSUER=issuer):
+    with override_settings(CLERK_ISSUER=issuer):
         headers = {"Authorization": f"Bearer {key.sign(claims(issuer))}"}
         response = await client.get(f"{API}/flows", headers=headers)
         message = response.json()["message"]

@@ -16,9 +16,9 @@ from bloxserver.models.database import Database
 from bloxserver.models.tables import UserRecord
 from tests.api.contract import API, assert_problem, covers
 from tests.api.test_health import EVERY_WAY, unreachable
-from tests.clerk import changed_settings
-from tests.counters import counted
+from tests.clerk import override_settings
 from tests.factories import create_execution, create_flow
+from tests.metric_increase import measure_increase
 from tests.statements import count_statements
 
 __all__ = ["unreachable"]
@@ -31,7 +31,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @pytest.fixture
 def token() -> Iterator[None]:
-    with changed_settings(METRICS_TOKEN=TOKEN):
+    with override_settings(METRICS_TOKEN=TOKEN):
         yield
 
 
@@ -166,7 +166,7 @@ async def test_every_metric_is_documented(client: httpx.AsyncClient, token: None
 class TestPool:
     async def test_pool_wait_time_is_measured(self, live_database: Database) -> None:
         pool = live_database.pools()["writing"]
-        with counted("bloxserver_database_pool_wait_seconds_count", pool="writing") as taken:
+        with measure_increase("bloxserver_database_pool_wait_seconds_count", pool="writing") as taken:
             async with live_database.transaction() as session:
                 await session.connection()
                 assert pool.checkedout() == 1

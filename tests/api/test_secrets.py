@@ -21,7 +21,7 @@ from bloxserver.services.secrets import MAX_SECRETS
 from bloxserver.settings import get_settings
 from tests import factories
 from tests.api.contract import API, UTC_TIME, assert_invalid, assert_problem, covers
-from tests.clerk import Clerk, changed_settings, clerk_sign_in
+from tests.clerk import Clerk, clerk_authentication, override_settings
 
 SECRETS = f"{API}/secrets"
 JSON = {"Content-Type": "application/json"}
@@ -32,13 +32,13 @@ MISSING_KEY = "This server cannot store secrets: its API_KEY_ENCRYPTION_KEY must
 
 @pytest.fixture(autouse=True)
 def encryption_key() -> Iterator[None]:
-    with changed_settings(API_KEY_ENCRYPTION_KEY=KEY):
+    with override_settings(API_KEY_ENCRYPTION_KEY=KEY):
         yield
 
 
 @pytest.fixture
 async def clerk() -> AsyncIterator[Clerk]:
-    async with clerk_sign_in() as clerk:
+    async with clerk_authentication() as clerk:
         yield clerk
 
 
@@ -149,7 +149,7 @@ class TestWrite:
         self, client: httpx.AsyncClient, session: AsyncSession, key: str
     ) -> None:
         assert (await client.put(f"{SECRETS}/A", json={"value": CANARY})).status_code == 200
-        with changed_settings(API_KEY_ENCRYPTION_KEY=key):
+        with override_settings(API_KEY_ENCRYPTION_KEY=key):
             for refused in (
                 await client.put(f"{SECRETS}/A", json={"value": "other"}),
                 await client.post(SECRETS, json={"name": "B", "value": "other"}),

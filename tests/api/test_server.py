@@ -13,7 +13,7 @@ import uvicorn
 from structlog.testing import capture_logs
 
 from bloxserver.api.server import Server
-from tests.clerk import changed_settings
+from tests.clerk import override_settings
 from tests.server import head, status_of
 
 REQUEST = head("GET", "/")
@@ -72,7 +72,7 @@ async def test_ready_is_logged_once_the_server_listens() -> None:
 async def test_unauthenticated_access_from_other_machines_logs_a_warning(
     host: str, issuer: str | None, warns: bool
 ) -> None:
-    with changed_settings(CLERK_ISSUER=issuer or ""), capture_logs() as logs:
+    with override_settings(CLERK_ISSUER=issuer or ""), capture_logs() as logs:
         async with started(host):
             pass
     warnings = [line["event"] for line in logs if line["log_level"] == "warning"]

@@ -13,8 +13,8 @@ from sqlalchemy import func, select
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, FlowStatus, TriggerRecord, TriggerType
 from bloxserver.services.users import DEV_CLAIMS, user_of_claims
-from tests.clerk import changed_settings
-from tests.server import connection, head, served_app, status_of
+from tests.clerk import override_settings
+from tests.server import connection, head, run_server, status_of
 
 LIMIT = 64 * 1024
 STALLED = 32
@@ -31,8 +31,8 @@ async def port(live_client: httpx.AsyncClient, live_database: Database) -> Async
         session.add(flow)
         await session.flush()
         session.add(TriggerRecord(flow_id=flow.id, type=TriggerType.WEBHOOK, name="T", webhook_token="the-token"))
-    with changed_settings(MAX_BODY_BYTES=str(LIMIT), BODY_TIMEOUT_SECONDS="1"):
-        async with served_app() as port:
+    with override_settings(MAX_BODY_BYTES=str(LIMIT), BODY_TIMEOUT_SECONDS="1"):
+        async with run_server() as port:
             yield port
 
 
@@ -86,7 +86,7 @@ async def test_endless_body_closes_the_connection(port: int, live_database: Data
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
 async def test_stalled_body_gets_408(port: int, live_database: Database, path: str, framing: str) -> None:
-    with changed_settings(BODY_TIMEOUT_SECONDS="0.2"):
+    with override_settings(BODY_TIMEOUT_SECONDS="0.2"):
         await stall(port, path, framing)
     assert await rows(live_database) == (1, 0)
 
@@ -102,7 +102,7 @@ async def stall(port: int, path: str, framing: str) -> None:
 
 async def test_stalled_clients_do_not_block_others(port: int, live_database: Database) -> None:
     """Other clients get responses while the stalled clients are connected, and after they disconnect."""
-    with changed_settings(BODY_TIMEOUT_SECONDS="60"):
+    with override_settings(BODY_TIMEOUT_SECONDS="60"):
         async with AsyncExitStack() as stack, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             stalled = [await stack.enter_async_context(connection(port)) for _ in range(STALLED)]
             for number, (_, writer) in enumerate(stalled):

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, TriggerType, UserRecord
 from tests import factories
 from tests.api.contract import assert_invalid, assert_problem, covers, path_of
-from tests.clerk import changed_settings
+from tests.clerk import override_settings
 
 TRIGGER = {"id", "flowId", "type", "name", "config", "webhookToken", "webhookUrl", "createdAt"}
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -48,7 +48,7 @@ class TestCreateTrigger:
             assert len(base64.urlsafe_b64decode(trigger["webhookToken"] + "=")) == 32
             assert trigger["webhookUrl"] == f"https://api.openblox.ai/webhooks/{trigger['webhookToken']}"
         assert {trigger.webhook_token for trigger in await triggers(session)} == tokens
-        with changed_settings(WEBHOOK_BASE_URL="https://hooks.example/in/"):
+        with override_settings(WEBHOOK_BASE_URL="https://hooks.example/in/"):
             moved = (await client.get(f"{path_of(flow)}/triggers/{created[0]['id']}")).json()
         assert moved["webhookUrl"] == f"https://hooks.example/in/{moved['webhookToken']}"
 

@@ -22,8 +22,8 @@ from bloxserver.services.transitions import end_execution
 from bloxserver.settings import Settings
 from tests import factories
 from tests.api.contract import API, assert_invalid, assert_problem, covers, path_of, running_flow
-from tests.server import served_app
-from tests.single_connection import one_connection
+from tests.server import run_server
+from tests.single_connection import single_connection
 
 ENDS = [status for status in ExecutionStatus if status is not ExecutionStatus.RUNNING]
 
@@ -128,7 +128,7 @@ async def test_rejected_requests_do_not_wait(live_client: httpx.AsyncClient, flo
 async def test_waiting_requests_hold_no_connection(
     live_client: httpx.AsyncClient, live_settings: Settings, flow: FlowRecord
 ) -> None:
-    async with one_connection(live_settings) as database:
+    async with single_connection(live_settings) as database:
         path = f"{path_of(flow)}/executions"
         tasks = [waiting(live_client, f"{path}/run", params={"wait": "60"}) for _ in range(10)]
         tasks += [waiting(live_client, "/webhooks/the-token", params={"wait": "60"}) for _ in range(10)]
@@ -152,7 +152,7 @@ async def test_deleted_execution_is_not_found(
 
 async def test_disconnected_client_ends_polling(live_database: Database, flow: FlowRecord) -> None:
     with capture_logs() as logs:
-        async with served_app() as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async with run_server() as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             task = waiting(client, "/webhooks/the-token", params={"wait": "60"})
             await accepted(live_database)
             task.cancel()
@@ -165,7 +165,7 @@ async def test_disconnected_client_ends_polling(live_database: Database, flow: F
 
 async def test_shutdown_ends_the_wait(live_database: Database, flow: FlowRecord) -> None:
     async with httpx.AsyncClient() as client:
-        async with asyncio.timeout(10), served_app() as port:
+        async with asyncio.timeout(10), run_server() as port:
             task = waiting(client, f"http://127.0.0.1:{port}/webhooks/the-token", params={"wait": "60"})
             await accepted(live_database)
         assert (await task).status_code == 202

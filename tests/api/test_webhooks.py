@@ -24,7 +24,7 @@ from bloxserver.models.tables import (
 from bloxserver.settings import Settings
 from tests import factories
 from tests.api.contract import assert_problem, covers, path_of
-from tests.clerk import changed_settings
+from tests.clerk import override_settings
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
@@ -141,7 +141,7 @@ class TestReceive:
                 yield b"x"
 
         path = f"/webhooks/{trigger.webhook_token}"
-        with changed_settings(MAX_BODY_BYTES="100"):
+        with override_settings(MAX_BODY_BYTES="100"):
             for size in (99, 100):
                 assert (await client.post(path, content=b"x" * size)).status_code == 200
                 assert (await client.post(path, content=in_pieces(size))).status_code == 200

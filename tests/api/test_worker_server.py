@@ -13,7 +13,7 @@ from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 from tests.api.contract import covers
-from tests.served import serving
+from tests.database_override import override_database
 
 TOKEN = "a-token-for-metrics"
 
@@ -23,7 +23,7 @@ async def probing(engine: Engine, database: Database) -> AsyncIterator[httpx.Asy
     """A client of a worker's endpoints with this database."""
     probes = create_worker_app(engine)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=probes), base_url="http://worker") as client:
-        with serving(probes, database):
+        with override_database(probes, database):
             yield client
 
 

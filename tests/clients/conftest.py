@@ -1,4 +1,4 @@
-"""What tests of several clients use."""
+"""Fixtures for tests of several clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is tried to get inside: names, URLs and the places that redirects point to, with how each is refused."""
+"""URLs, host names and redirect targets in private networks, each with the expected error code."""
 
 PUBLIC = "93.184.216.34"
 PUBLIC_IPV6 = "2606:2800:220:1::1"

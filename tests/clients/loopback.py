@@ -1,4 +1,4 @@
-"""A real HTTP server on 127.0.0.1 that says what a test wrote down, byte by byte."""
+"""An HTTP server on 127.0.0.1 that sends scripted responses byte by byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Answer = bytes | Callable[[StreamWriter], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Received:
-    """A request as it arrived; names of headers in lower case."""
+    """A received request, with lower-case header names."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Received:
 
 @dataclass
 class LoopbackServer:
-    """Answers each path with the bytes that `answers` has for it."""
+    """Responds to each path with the bytes in `answers`."""
 
     port: int = 0
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class LoopbackServer:
 def answer(
     body: bytes = b"", *, status: str = "200 OK", headers: Mapping[str, str] | None = None, length: int | None = None
 ) -> bytes:
-    """The bytes of an answer; `length` is what it says of its body, by default the truth."""
+    """Return the bytes of a response. `length` is its Content-Length, by default the correct one."""
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
     lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body

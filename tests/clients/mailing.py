@@ -1,4 +1,4 @@
-"""A mail, its way to a server, and how that fails."""
+"""An email, its delivery to a server, and the error of a delivery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mail(**changes: Any) -> EmailMessage:
 
 
 def plain(server: SmtpServer, host: str = "127.0.0.1", **changes: Any) -> MailServer:
-    """The server, without encryption."""
+    """Return the server without encryption."""
     return MailServer(host, server.port, "none", **changes)
 
 

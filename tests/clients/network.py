@@ -1,4 +1,4 @@
-"""The network as a test has it, and a record of what was dialled."""
+"""A simulated network that records connection attempts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.clients.hostile import NAMES
 
 
 class Network:
-    """The network as the process sees it: names from `NAMES`, and a record of every address dialled.
+    """Replace name resolution by `NAMES`, and record every address that is connected to.
 
     Dials of other addresses than 127.0.0.1 are recorded and refused.
     """

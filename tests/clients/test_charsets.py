@@ -1,4 +1,4 @@
-"""Text by the Encoding standard: https://encoding.spec.whatwg.org."""
+"""Text according to the Encoding standard: https://encoding.spec.whatwg.org."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestCharset:
                 (f"text/html; {parameter}", None)
                 for parameter in ("", "charset", "charset=", 'charset=""', "xcharset=utf-8")
             ),
-            # Codecs of Python that are not encodings of the web.
+            # Codecs of Python that are not web encodings.
             *(
                 (f"text/html; charset={name}", None)
                 for name in ("base64", "rot13", "utf-7", "idna", "utf-32", "é", "hz")
@@ -71,7 +71,7 @@ class TestText:
             ("utf-16be", "é日😀".encode("utf-16-be"), "é日😀"),
             ("utf-16", b"\x00\xd8a\x00b", f"{REPLACED}a{REPLACED}"),
             ("utf-8", b"a\xffb", f"a{REPLACED}b"),
-            # A byte order mark goes before the charset.
+            # A byte order mark takes precedence over the charset.
             ("iso-8859-1", "é".encode("utf-8-sig"), "é"),
             ("utf-8", b"\xff\xfe" + "é".encode("utf-16-le"), "é"),
             ("utf-16", b"\xfe\xff" + "é".encode("utf-16-be"), "é"),

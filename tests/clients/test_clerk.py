@@ -31,7 +31,7 @@ def settings_with(**values: Any) -> Settings:
 
 @dataclass
 class Clerk:
-    """A verifier and the server that it gets its keys from, both on a clock that stands still until it is moved."""
+    """A verifier and the server of its keys, with a clock that only the test advances."""
 
     server: JwksServer
     elapsed: float = 0
@@ -53,7 +53,7 @@ class Clerk:
         return key.sign(self.claims(**overrides))
 
     async def outcome(self, token: str, verifier: ClerkVerifier | None = None) -> str:
-        """`ok`, or the status and code of the refusal."""
+        """Return `ok`, or the status and code of the error."""
         try:
             await (verifier or self.verifier).verify(token)
         except BloxError as error:

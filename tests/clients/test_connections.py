@@ -1,4 +1,4 @@
-"""A response belongs to the request that it answers, whatever else the server sends."""
+"""A response is never mixed up with surplus bytes of another response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.clients.loopback import LoopbackServer, answer, running_server
 LOOPBACK = ip_network("127.0.0.1/32")
 FOREIGN = answer(b"foreign")
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nown\r\n0\r\n\r\n"
-# What a server sends in response to one request: the response, and bytes that do not belong to it.
+# A response followed by surplus bytes.
 SURPLUS = [
     ("GET", b"HTTP/1.1 204 No Content\r\n\r\n" + FOREIGN, b""),
     ("POST", b"HTTP/1.1 204 No Content\r\nContent-Length: 7\r\n\r\nignored" + FOREIGN, b""),
@@ -97,7 +97,7 @@ class TestConnections:
             await client.request("GET", server.url("/"))
         assert server.connections == 3
         assert {request.headers["connection"] for request in server.received} == {"close"}
-        # Ends when the client has closed all of them.
+        # Returns when the client has closed all connections.
         async with asyncio.timeout(5):
             await asyncio.gather(*server.serving)
 
@@ -149,7 +149,7 @@ class TestConnections:
 async def listening(
     serve: Callable[[StreamReader, StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[int]:
-    """The port of a server that calls `serve` for each connection and closes it afterwards."""
+    """Run a server that calls `serve` for each connection and then closes it; yields its port."""
 
     async def accept(reader: StreamReader, writer: StreamWriter) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The guarded client: what it refuses to reach, and what it does with answers that mean harm."""
+"""The guarded client: refused addresses, and hostile responses."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ async def server() -> AsyncIterator[LoopbackServer]:
 
 @pytest.fixture
 async def strict() -> GuardedClient:
-    """The client of an installation that allows no private network."""
+    """A client that allows no private network."""
     return GuardedClient()
 
 
 @pytest.fixture
 async def client() -> GuardedClient:
-    """May reach the server, on any port, and no other private address."""
+    """A client that allows only 127.0.0.1, on any port."""
     return GuardedClient(allow=[LOOPBACK], max_response_bytes=100_000, total_timeout_seconds=5)
 
 
 async def refusal(client: GuardedClient, url: str, method: str = "GET", **options: Any) -> str:
-    """The code of the error that a request ends with."""
+    """Return the error code of a request."""
     with pytest.raises(OutgoingRequestError) as caught:
         _ = (await client.request(method, url, **options)).content
     assert "secret" not in caught.value.message
@@ -207,7 +207,7 @@ class TestRedirects:
 
 
 async def drip(writer: StreamWriter) -> None:
-    """A byte now and then, each in time for any timeout that is per read."""
+    """Send single bytes at intervals shorter than a read timeout."""
     writer.write(answer(length=1000))
     while not writer.is_closing():
         writer.write(b".")
@@ -216,7 +216,7 @@ async def drip(writer: StreamWriter) -> None:
 
 
 async def flood(writer: StreamWriter) -> None:
-    """A body without an end or a length."""
+    """Send an endless body without a length."""
     writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     while not writer.is_closing():
         writer.write(b"1000\r\n" + b"." * 0x1000 + b"\r\n")
@@ -228,7 +228,7 @@ async def hang_up(writer: StreamWriter) -> None:
 
 
 def truncated(sent: bytes) -> Callable[[StreamWriter], Awaitable[None]]:
-    """Send that much and close the connection."""
+    """Send these bytes and close the connection."""
 
     async def send(writer: StreamWriter) -> None:
         writer.write(sent)

@@ -19,7 +19,7 @@ FOUND, MISSING, UNAVAILABLE = "found", "missing", "unavailable"
 
 @dataclass
 class Provider:
-    """Keys and the server that they come from, on a clock that stands still until it is moved."""
+    """Keys and their server, with a clock that only the test advances."""
 
     server: JwksServer
     elapsed: float = 0
@@ -40,12 +40,12 @@ class Provider:
         return set(await asyncio.gather(*[self.look_up(key_id) for _ in range(50)]))
 
     def hang(self) -> None:
-        """Let the next fetch wait for `server.release`."""
+        """Make the next fetch wait for `server.release`."""
         self.server.requested.clear()
         self.server.mode = Mode.HANG
 
     async def finish_fetch(self) -> None:
-        """Wait for the fetch in the background, as everybody does who looks for a key that is not known."""
+        """Wait for the background fetch by looking up an unknown key."""
         await self.look_up("unknown")
 
 
@@ -196,7 +196,7 @@ class TestFetches:
         await provider.finish_fetch()
         provider.elapsed += 4.9
         assert await provider.look_up() == FOUND
-        # Whether this key is new cannot be known before the provider answers again.
+        # During the outage it is unknown whether the provider publishes this key.
         assert await provider.look_up("unknown") == UNAVAILABLE
         assert provider.server.fetches == 2
 

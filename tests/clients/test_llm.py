@@ -1,4 +1,4 @@
-"""Language models, against a server on loopback that plays them."""
+"""Language models, simulated by a server on loopback."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ both_providers = pytest.mark.parametrize("provider", PROVIDERS)
 
 
 def settings(**given: Any) -> Settings:
-    """Nothing that the environment of the tests says about models counts."""
+    """Remove environment variables that configure models."""
     nothing = {
         "llm_provider": None,
         "llm_base_url": None,
@@ -142,7 +142,7 @@ async def test_unset_parameters_are_not_sent(provider: Api) -> None:
     sent = server.requests[0].json
     assert sent["model"] == "parrot-1"
     assert not {"temperature", "tools", "tool_choice", "max_completion_tokens"} & sent.keys()
-    # Anthropic's API demands one.
+    # Anthropic's API requires max_tokens.
     assert sent.get("max_tokens") == (4096 if provider == "anthropic" else None)
 
 

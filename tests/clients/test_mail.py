@@ -1,4 +1,4 @@
-"""Mail: how it is put together, and what arrives at a real SMTP server."""
+"""Composition of emails, and delivery to a real SMTP server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INJECTIONS = ["a\r\nBcc: b@evil.test", "a\nBcc: b@evil.test", "a\rb", "a\0b", "a
 
 @pytest.fixture
 def mailer() -> Mailer:
-    """Without a server of its own; may reach 127.0.0.1, on any port."""
+    """A mailer without a default server that allows 127.0.0.1 on any port."""
     return Mailer(None, None, [LOOPBACK])
 
 
@@ -30,7 +30,7 @@ async def server() -> AsyncIterator[SmtpServer]:
 
 
 class TestMail:
-    """What arrives."""
+    """Return the delivered email."""
 
     async def test_composed_email_is_delivered(self, mailer: Mailer, server: SmtpServer) -> None:
         message = mail(

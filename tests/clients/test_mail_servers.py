@@ -1,4 +1,4 @@
-"""Mail servers: which are reached, how they are spoken with, and what those that mean harm can do."""
+"""Mail servers: allowed addresses, authentication, encryption, and hostile servers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.smtp_server import Certificate, SmtpServer, raw_server, running_smtp_
 
 @pytest.fixture
 def mailer() -> Mailer:
-    """Without a server of its own; may reach 127.0.0.1, on any port."""
+    """A mailer without a default server that allows 127.0.0.1 on any port."""
     return Mailer(None, None, [LOOPBACK])
 
 
@@ -62,7 +62,7 @@ class TestLogin:
 
 
 class TestEncryption:
-    """`good.test` and `bad.test` are 127.0.0.1 here; the certificate is for the first."""
+    """Resolve `good.test` and `bad.test` to 127.0.0.1. The certificate is for `good.test`."""
 
     @pytest.fixture(autouse=True)
     def names(self, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:

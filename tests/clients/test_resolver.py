@@ -1,4 +1,4 @@
-"""Slow names keep nothing waiting but the requests for them."""
+"""Resolution of names, and timeouts of slow lookups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOPBACK = ip_network("127.0.0.1/32")
 
 
 class Names:
-    """Names as a test has them: those that begin with "slow" are not resolved before `release`."""
+    """A lookup for tests. Names that start with "slow" are resolved only after `release`."""
 
     def __init__(self) -> None:
         self.questions: list[str] = []
@@ -57,7 +57,7 @@ def client_of(resolver: Resolver) -> GuardedClient:
 
 
 async def settled() -> None:
-    """Let tasks run until they wait for something outside the loop."""
+    """Run tasks until all of them wait for external events."""
     for _ in range(10):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Signatures of outgoing webhooks, checked by the library that receivers use."""
+"""Signatures of outgoing webhooks, verified by the library of receivers."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ from bloxserver.models.tables import (
 )
 from bloxserver.queries.triggers import read_due_schedules
 from bloxserver.settings import Settings
-from tests.counters import counted
 from tests.engine.live import accept, run, running_engine, started_flow
 from tests.engine.taking import take
 from tests.factories import create_execution, create_flow, create_trigger, create_user
+from tests.metric_increase import measure_increase
 
 CHAIN = """
 organism: {name: chain}
@@ -61,9 +61,9 @@ async def test_an_execution_from_its_acceptance_to_its_end(live_client: httpx.As
         "claims": ("bloxserver_claim_batch_size_sum", {}),
     }
     with ExitStack() as stack:
-        grown = {key: stack.enter_context(counted(name, **labels)) for key, (name, labels) in counts.items()}
-        checkpoints = stack.enter_context(counted("bloxserver_checkpoint_batch_size_sum"))
-        start = stack.enter_context(counted("bloxserver_start_latency_seconds_sum"))
+        grown = {key: stack.enter_context(measure_increase(name, **labels)) for key, (name, labels) in counts.items()}
+        checkpoints = stack.enter_context(measure_increase("bloxserver_checkpoint_batch_size_sum"))
+        start = stack.enter_context(measure_increase("bloxserver_start_latency_seconds_sum"))
         assert (await run(live_client, path, {"a": 1}))["status"] == "success"
     assert {key: one.number for key, one in grown.items()} == dict.fromkeys(counts, 1)
     assert checkpoints.number >= 2
@@ -74,14 +74,14 @@ async def test_executions_that_fail_or_are_cancelled(live_client: httpx.AsyncCli
     path = await started_flow(live_client, FAILING)
     ended = "bloxserver_executions_ended_total"
     with (
-        counted(ended, status="error", trigger="manual") as failed,
-        counted("bloxserver_steps_total", handler="json.parse", outcome="error") as steps,
+        measure_increase(ended, status="error", trigger="manual") as failed,
+        measure_increase("bloxserver_steps_total", handler="json.parse", outcome="error") as steps,
     ):
         assert (await run(live_client, path, {"not": "text"}))["status"] == "error"
     assert (failed.number, steps.number) == (1, 1)
     waiting = await started_flow(live_client, WAITING, name="Another")
     execution = await accept(live_client, waiting)
-    with counted(ended, status="cancelled", trigger="manual") as cancelled:
+    with measure_increase(ended, status="cancelled", trigger="manual") as cancelled:
         for _ in range(2):
             assert (await live_client.post(f"{execution}/cancel")).status_code == 200
     assert cancelled.number == 1
@@ -90,10 +90,10 @@ async def test_executions_that_fail_or_are_cancelled(live_client: httpx.AsyncCli
 async def test_one_that_comes_back_started_once(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await started_flow(live_client, WAITING)
     with (
-        counted("bloxserver_queue_wait_seconds_count") as dispatched,
-        counted("bloxserver_queue_wait_seconds_sum") as seconds,
-        counted("bloxserver_start_latency_seconds_count") as started,
-        counted("bloxserver_steps_total", handler="delay", outcome="waiting") as waited,
+        measure_increase("bloxserver_queue_wait_seconds_count") as dispatched,
+        measure_increase("bloxserver_queue_wait_seconds_sum") as seconds,
+        measure_increase("bloxserver_start_latency_seconds_count") as started,
+        measure_increase("bloxserver_steps_total", handler="delay", outcome="waiting") as waited,
     ):
         assert (await run(live_client, path))["status"] == "success"
     assert (dispatched.number, started.number, waited.number) == (2, 1, 1)
@@ -101,7 +101,7 @@ async def test_one_that_comes_back_started_once(live_client: httpx.AsyncClient, 
 
 
 async def test_what_is_rolled_back_is_not_counted(live_database: Database) -> None:
-    with counted("bloxserver_executions_accepted_total", trigger="schedule") as accepted:
+    with measure_increase("bloxserver_executions_accepted_total", trigger="schedule") as accepted:
         async with live_database.transaction() as session:
             flow = await create_flow(session, await create_user(session))
             await create_trigger(
@@ -136,10 +136,10 @@ async def test_schedules_by_how_they_came_out(live_database: Database) -> None:
     name = "bloxserver_schedule_firings_total"
     with ExitStack() as stack:
         grown = {
-            outcome: stack.enter_context(counted(name, outcome=outcome))
+            outcome: stack.enter_context(measure_increase(name, outcome=outcome))
             for outcome in ("fired", "missed", "invalid", "refused")
         }
-        lateness = stack.enter_context(counted("bloxserver_schedule_lateness_seconds_sum"))
+        lateness = stack.enter_context(measure_increase("bloxserver_schedule_lateness_seconds_sum"))
         await fire_due_schedules(live_database)
     assert {key: one.number for key, one in grown.items()} == {"fired": 1, "missed": 1, "invalid": 1, "refused": 0}
     assert 30 <= lateness.number < 60
@@ -155,7 +155,7 @@ async def test_take_overs_and_what_is_given_up(
     await take(live_database, execution, "w-dead")
     living = Heartbeat(live_settings, live_database, "w-living")
     await living.start()
-    with counted("bloxserver_executions_recovered_total") as taken:
+    with measure_increase("bloxserver_executions_recovered_total") as taken:
         assert await Recovery(live_settings, live_database, living, "w-living").recover() == 1
     assert taken.number == 1
     await living.end()
@@ -163,9 +163,9 @@ async def test_take_overs_and_what_is_given_up(
         await session.execute(sa.update(ExecutionRecord).values(crash_count=11))
     ended = {"status": "error", "trigger": "manual"}
     with (
-        counted("bloxserver_executions_abandoned_total") as given_up,
-        counted("bloxserver_executions_ended_total", **ended) as failed,
-        counted("bloxserver_queue_wait_seconds_count") as dispatched,
+        measure_increase("bloxserver_executions_abandoned_total") as given_up,
+        measure_increase("bloxserver_executions_ended_total", **ended) as failed,
+        measure_increase("bloxserver_queue_wait_seconds_count") as dispatched,
     ):
         async with running_engine(live_settings, live_database):
             await _ended(live_database)
@@ -190,6 +190,6 @@ async def test_rows_that_retention_deletes(live_database: Database, live_setting
         for _ in range(3):
             await create_execution(session, flow, status=ExecutionStatus.SUCCESS, started_at=old, completed_at=old)
     settings = live_settings.model_copy(update={"execution_retention_days": 30})
-    with counted("bloxserver_retention_deleted_total", kind="executions") as deleted:
+    with measure_increase("bloxserver_retention_deleted_total", kind="executions") as deleted:
         await Retention(settings, live_database, min_interval_seconds=0).prune()
     assert deleted.number == 3

@@ -1,4 +1,4 @@
-"""Instants, transactions, and what happens when a commit fails."""
+"""Times, transactions, failed commits, and wake reasons."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from bloxserver.models.tables import (
     UserRecord,
 )
 from bloxserver.settings import Settings
-from tests.threads import connection_threads_end
+from tests.sqlite_threads import join_connection_threads
 
 TOKYO = timezone(timedelta(hours=9))
 INSTANTS = [
@@ -89,7 +89,7 @@ class TestUtcDateTime:
 
 
 async def test_rows_inserted_by_raw_sql_get_readable_defaults(session: AsyncSession) -> None:
-    """Every column that is not named, as the models would fill it."""
+    """Columns that the statement omits have the defaults of the models."""
     began = datetime.now(UTC)
     await session.execute(sa.text("INSERT INTO users (clerk_id) VALUES ('raw')"))
     user = (await session.scalars(sa.select(UserRecord))).one()
@@ -153,7 +153,7 @@ class TestReadingSessions:
         assert await count(live_database) == 2
 
     async def test_reading_session_cannot_write_on_sqlite(self, live_database: Database, backend: str) -> None:
-        """Where it would cost the others a wait; PostgreSQL has no such difference."""
+        """Writing would block other writers on SQLite. PostgreSQL makes no difference."""
         if backend == "sqlite":
             async with live_database.transaction(read_only=True) as session:
                 with pytest.raises(OperationalError, match="readonly"):
@@ -280,7 +280,7 @@ class TestFailedCommit:
         finally:
             app.dependency_overrides.clear()
             await database.dispose()
-            await connection_threads_end()
+            await join_connection_threads()
         assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
         assert response.headers["Retry-After"]
         assert (ready.status_code, ready.json()["checks"]) == (503, {"database": "failed"})
@@ -328,7 +328,7 @@ class TestWakeReasons:
         assert seen == ["one", "other"]
 
     async def test_work_is_visible_when_the_engine_is_woken(self, live_database: Database) -> None:
-        """What is woken reads in a transaction of its own."""
+        """The callback reads in a separate transaction."""
         counts: list[asyncio.Task[int]] = []
         unlisten = live_database.on_commit(lambda work: counts.append(asyncio.create_task(count(live_database))))
         async with live_database.transaction() as session:

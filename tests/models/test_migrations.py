@@ -1,4 +1,4 @@
-"""The schema: migrations and models agree, and a process knows whether it can serve what it finds."""
+"""Migrations match the models, and a process detects an incompatible schema."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def downgrade(database: Database) -> None:
 
 
 async def fill(session: AsyncSession) -> None:
-    """A row in every table, and in every column of each."""
+    """Insert a row with values for all columns into every table."""
     user, flow, version, trigger, execution, step = (new_id() for _ in range(6))
     keys: dict[str, dict[str, Any]] = {
         "users": {"id": user},
@@ -228,7 +228,7 @@ async def test_models_match_the_migrations(database: Database) -> None:
 
 
 def schema(connection: sa.Connection) -> dict[str, Any]:
-    """All that the database says of its tables, in an order that does not depend on how they were made."""
+    """Return the description of all tables, in an order that does not depend on their creation."""
     inspector = sa.inspect(connection)
     description = {}
     for table in Base.metadata.tables:
@@ -267,7 +267,7 @@ async def set_revision(database: Database, revision: str) -> None:
 
 @pytest.fixture
 def later_code(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """A version of the code with one more migration; undo the patch to be back at this one."""
+    """Simulate a version with one more migration. Undo the patch to return to this version."""
     scripts = tmp_path / "migrations"
     shutil.copytree(migrate.SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
     (head,) = migrate._revisions()[0]

@@ -18,13 +18,13 @@ from bloxserver.settings import Settings
 
 @pytest.fixture
 def arguments(postgres_url: str) -> dict[str, Any]:
-    """Those of the server of the tests."""
+    """The connection arguments of the test server."""
     arguments = Database(Settings(database_url=postgres_url)).driver_arguments()
     return {"port": 5432, **arguments}
 
 
 class Silent:
-    """A server that accepts connections and never answers, like a machine behind a broken network."""
+    """A server that accepts connections and never responds, as behind a broken network."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -45,7 +45,7 @@ async def silent_server() -> AsyncIterator[Silent]:
 
 
 def before(port: int, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with another server on loopback before that of the tests."""
+    """Return the arguments with another server on loopback before the test server."""
     return arguments | {"host": ["127.0.0.1", arguments["host"]], "port": [port, arguments["port"]]}
 
 
@@ -68,7 +68,7 @@ async def test_host_that_refuses_connections_is_skipped(arguments: dict[str, Any
 
 
 async def test_no_matching_server_is_a_connection_error(arguments: dict[str, Any]) -> None:
-    """A standby is asked for here, as if each server were one while a primary is needed."""
+    """Requests a standby, which no server is, as a stand-in for a missing primary."""
     for hosts in (arguments, before(1, arguments)):
         with pytest.raises(NoUsableServer) as error:
             await connect(**hosts, target_session_attrs="standby")

@@ -1,4 +1,4 @@
-"""PostgreSQL behind a network that swallows what is sent, and clients that the server hears no more of."""
+"""Timeouts of connections through a network that drops packets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bloxserver.models.transient_errors import is_transient
 from bloxserver.settings import Settings
 from tests.chaos.proxy import Proxy
 from tests.conftest import api_client
+from tests.database_override import override_database
 from tests.postgres import postgres_database
-from tests.served import serving
 
 DEADLINE_SECONDS = 15
 STATEMENT_SECONDS = 1
 WAITS = Timeouts(margin=0.2, close=0.5)
-"""A server that does not answer is given up after `STATEMENT_SECONDS` and this margin."""
+"""Margin beyond `STATEMENT_SECONDS` after which an unresponsive connection must be closed."""
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def number(database: Database, wanted: int) -> int | None:
 
 
 async def test_unresponsive_connection_is_closed_after_the_timeout(proxy: Proxy, settings: Settings) -> None:
-    """One time limit: neither the end of the transaction nor the close of the connection is waited for as well."""
+    """The timeout applies once: neither the rollback nor the close waits again."""
     database = Database(settings, WAITS)
     assert await number(database, 1) == 1
     proxy.stop_traffic()
@@ -87,7 +87,7 @@ async def test_unresponsive_connection_is_closed_after_the_timeout(proxy: Proxy,
 
 
 async def test_pool_is_invalidated_after_a_timeout(database: Database, proxy: Proxy) -> None:
-    """Where another server has taken the address over, say, they would each be waited for."""
+    """Otherwise each pooled connection would time out separately, for example after a failover of the address."""
     await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
     proxy.abandon_connections()
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -119,8 +119,8 @@ async def test_retry_succeeds_after_the_network_recovers(database: Database, pro
 
 
 async def test_requests_get_503_within_the_timeout(database: Database, proxy: Proxy) -> None:
-    """More of them than there are connections."""
-    with serving(app, database):
+    """Sends more requests than there are connections."""
+    with override_database(app, database):
         async with api_client() as client:
             assert (await client.get("/api/v1/flows")).status_code == 200
             proxy.stop_traffic()
@@ -138,7 +138,7 @@ async def test_requests_get_503_within_the_timeout(database: Database, proxy: Pr
 
 async def test_readiness_check_has_a_shorter_timeout_than_statements(settings: Settings, proxy: Proxy) -> None:
     database = Database(settings.model_copy(update={"database_statement_timeout_seconds": 60}))
-    with serving(app, database):
+    with override_database(app, database):
         async with api_client() as client:
             assert (await client.get("/health/ready")).status_code == 200
             proxy.stop_traffic()
@@ -168,7 +168,7 @@ async def test_tcp_user_timeout_closes_unacknowledged_connections(database: Data
 
 
 async def test_idle_transaction_of_an_unresponsive_client_releases_its_locks(proxy: Proxy, settings: Settings) -> None:
-    """A process that was frozen finds its transaction gone when it continues, and begins another one."""
+    """A frozen process finds its transaction ended when it continues, and starts a new one."""
     patient = Database(settings)
     frozen = Database(settings, Timeouts(idle=0.3))
     user = UserRecord(clerk_id="a")

@@ -1,4 +1,4 @@
-"""What is logged: enough to find a request again, and never a token, a key or a payload."""
+"""Logs identify a request, and never contain a token, a key or a payload."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Database
 from bloxserver.models.tables import FlowRecord, TriggerRecord, TriggerType, UserRecord
 from bloxserver.observability.log import configure_logging
-from tests.clerk import clerk_sign_in
-from tests.server import connection, head, served_app
+from tests.clerk import clerk_authentication
+from tests.server import connection, head, run_server
 
 CANARY = "canary7f3a9e51"
 FAILING = f"""
@@ -43,7 +43,7 @@ Logs = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Logs]:
-    """All lines that were logged since the last call, of every level, after a look for the canary."""
+    """Return all lines logged since the last call, after checking that they do not contain the canary."""
     root = logging.getLogger()
     level, configuration = root.level, structlog.get_config()
     stream = io.StringIO()
@@ -88,7 +88,7 @@ async def test_request_is_logged_once_without_its_path(live_client: httpx.AsyncC
 async def test_secrets_are_not_logged_for_any_status(
     live_client: httpx.AsyncClient, live_database: Database, logs: Logs
 ) -> None:
-    """Accepted, refused, malformed, unauthorized, too large, and broken by a bug."""
+    """Requests that are accepted, rejected, malformed, unauthorized, too large, or fail with a bug."""
     flow = (await live_client.post("/api/v1/flows", json={"name": CANARY, "organismYaml": CANARY})).json()
     path = f"/api/v1/flows/{flow['id']}"
     async with live_database.transaction() as session:
@@ -135,7 +135,7 @@ async def test_secrets_are_not_logged_for_any_status(
 
 
 async def test_token_is_not_logged(live_client: httpx.AsyncClient, live_database: Database, logs: Logs) -> None:
-    async with clerk_sign_in() as clerk:
+    async with clerk_authentication() as clerk:
         good = clerk.headers(f"user_{CANARY}", email=f"{CANARY}@example.com")["Authorization"]
         expired = clerk.headers(f"user_{CANARY}", now=1_000_000_000)["Authorization"]
         forged = f"{good[:-8]}AAAAAAAA"
@@ -151,7 +151,7 @@ async def test_token_is_not_logged(live_client: httpx.AsyncClient, live_database
 
 
 async def test_engine_does_not_log_payloads(live_client: httpx.AsyncClient, engine: Engine, logs: Logs) -> None:
-    """A block that fails, with an address and an input that are secret, and an organism that is refused."""
+    """A block that fails with a secret URL and input, and an invalid organism."""
 
     async def settled(path: str, wanted: set[str]) -> dict[str, Any]:
         async with asyncio.timeout(20):
@@ -167,7 +167,7 @@ async def test_engine_does_not_log_payloads(live_client: httpx.AsyncClient, engi
         await live_client.post(f"{path}/start")
         assert (await settled(path, {"running", "error"}))["status"] == wanted
         if wanted == "running":
-            run = await live_client.post(f"{path}/executions/run", json={"inputPayload": {"secret": CANARY}})
+            run = await live_client.post(f"{path}/executions/run", json={"inputPayload": {"secret": CANARY, "last": 1}})
             ended = await settled(f"{path}/executions/{run.json()['id']}", {"success", "error", "timeout"})
             assert ended["status"] == "error"
             assert ended["errorMessage"]
@@ -176,7 +176,7 @@ async def test_engine_does_not_log_payloads(live_client: httpx.AsyncClient, engi
 
 
 async def test_server_does_not_log_urls(live_client: httpx.AsyncClient, logs: Logs) -> None:
-    async with served_app() as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with run_server() as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         assert (await client.get(f"/webhooks/{CANARY}/test?key={CANARY}")).status_code == 404
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET /{CANARY} {CANARY}\r\n{CANARY}\r\n\r\n".encode())
@@ -191,7 +191,7 @@ async def test_server_does_not_log_urls(live_client: httpx.AsyncClient, logs: Lo
 async def test_disconnected_client_is_not_logged_as_an_error(
     live_client: httpx.AsyncClient, logs: Logs, path: str
 ) -> None:
-    async with served_app() as port:
+    async with run_server() as port:
         async with connection(port) as (_, writer):
             writer.write(head("POST", path, "Content-Length: 100") + CANARY.encode())
             await writer.drain()

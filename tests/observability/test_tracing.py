@@ -1,4 +1,4 @@
-"""Traces: kept and passed on always, told of where an endpoint is configured, and never a payload or a token."""
+"""Traces are always propagated, exported if an endpoint is configured, and contain no payloads or tokens."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def working(live_settings: Settings, live_database: Database) -> AsyncIter
 async def triggered(
     client: httpx.AsyncClient, organism: str, *traceparents: str, status: str = "success"
 ) -> dict[str, Any]:
-    """An execution by webhook that has ended."""
+    """Run an execution by a webhook until its end."""
     path = await started_flow(client, organism)
     trigger = (await client.post(f"{path}/triggers", json={"type": "webhook", "name": "T", "config": {}})).json()
     headers = [("traceparent", one) for one in traceparents]
@@ -176,7 +176,7 @@ listeners:
 
 
 class Spans(dict[str, Any]):
-    """Those that a collector got, by name."""
+    """The spans that a collector received, by name."""
 
     def attributes(self, name: str) -> dict[str, Any]:
         values = {one.key: one.value for one in self[name].attributes}
@@ -186,7 +186,7 @@ class Spans(dict[str, Any]):
 
 
 def received_spans(server: LoopbackServer) -> tuple[Spans, dict[str, str]]:
-    """The spans, and what they say of the process."""
+    """Return the spans and their resource attributes."""
     spans, resource = Spans(), dict[str, str]()
     for request in server.received:
         if request.path == "/v1/traces":

@@ -26,7 +26,7 @@ from bloxserver.models.tables import (
 )
 from bloxserver.plans import FREE, get_plan
 from bloxserver.queries.usage import Period, period_at, read_usage
-from tests.clerk import Clerk, clerk_sign_in
+from tests.clerk import Clerk, clerk_authentication
 
 ADA = "user_ada"
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -36,7 +36,7 @@ PERIOD = Period(TODAY - timedelta(days=10), TODAY + timedelta(days=20))
 
 @pytest.fixture
 async def clerk() -> AsyncIterator[Clerk]:
-    async with clerk_sign_in() as clerk:
+    async with clerk_authentication() as clerk:
         yield clerk
 
 

@@ -16,7 +16,7 @@ from tests.api.contract import covers
 from tests.api.test_worker_server import TOKEN, until
 from tests.clients.loopback import answer, running_server
 from tests.engine.live import ENDED, accept, eventually, started_flow
-from tests.processes import Process, free_port, until_ready
+from tests.processes import Process, free_port, wait_until_ready
 
 HANGING = """
 organism: {{name: hanging}}
@@ -56,7 +56,7 @@ async def test_a_worker_process_tells_that_it_drains(
             running_server() as server,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{worker_port}") as client,
         ):
-            await until_ready(client)
+            await wait_until_ready(client)
             assert (await client.get("/health/live")).json()["status"] == "alive"
             assert (await client.get("/api/v1/flows")).status_code == 404
             assert (await client.get("/docs")).status_code == 404

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from bloxserver.settings import Settings
-from tests.processes import Process, bloxserver, free_port, until_ready
+from tests.processes import Process, bloxserver, free_port, wait_until_ready
 
 
 async def test_a_second_server_is_refused_and_other_commands_are_not(live_settings: Settings, tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ async def test_a_second_server_is_refused_and_other_commands_are_not(live_settin
     servers = [first]
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}") as client:
-            await until_ready(client)
+            await wait_until_ready(client)
         if live_settings.uses_sqlite:
             refused = await asyncio.to_thread(bloxserver, "serve", "--no-worker", "--port", str(ports[1]), **url)
             assert refused.returncode == 1
@@ -35,7 +35,7 @@ async def test_a_second_server_is_refused_and_other_commands_are_not(live_settin
             first.end(signal.SIGKILL)
         servers.append(Process(live_settings, tmp_path, "serve", "--port", str(ports[1])))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[1]}") as client:
-            await until_ready(client)
+            await wait_until_ready(client)
             assert (await client.get("/health")).status_code == 200
     finally:
         for server in servers:

@@ -18,7 +18,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionStepRecord
 from bloxserver.settings import Settings
 from tests.engine.run.test_runner import eventually
-from tests.processes import Process, free_port, until_ready
+from tests.processes import Process, free_port, wait_until_ready
 
 SLOW_CHAIN = """\
 organism: {{name: chain}}
@@ -69,7 +69,7 @@ async def test_a_worker_that_ends_in_mid_execution_is_replaced(
             counting_server() as (counter, url),
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
         ):
-            await until_ready(client)
+            await wait_until_ready(client)
             organism = SLOW_CHAIN.format(url=url)
             flow = (await client.post("/api/v1/flows", json={"name": "chain", "organismYaml": organism})).json()
             path = f"/api/v1/flows/{flow['id']}"
@@ -82,7 +82,7 @@ async def test_a_worker_that_ends_in_mid_execution_is_replaced(
             running.discard(worker)
             assert status == (0 if how is signal.SIGTERM else -signal.SIGKILL)
             running.add(Process(live_settings, tmp_path, *(serving if alone else ["worker"])))
-            await until_ready(client)
+            await wait_until_ready(client)
             ended = await eventually(client, f"{path}/executions/{execution['id']}", {"success", "error", "timeout"})
         assert ended["status"] == "success"
         assert counter.calls == ["/first", "/slow", "/slow", "/last"]

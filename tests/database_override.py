@@ -1,4 +1,4 @@
-"""Has an app serve a database of the test's, with the transactions of the real `get_db`."""
+"""Lets an application use a test's database, with the transactions of the real `get_db`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bloxserver.models.database import Database, get_db
 
 
 @contextmanager
-def serving(application: FastAPI, database: Database) -> Iterator[None]:
-    """Until the end of the block."""
+def override_database(application: FastAPI, database: Database) -> Iterator[None]:
+    """Override `get_db` until the end of the block."""
 
     async def override() -> AsyncIterator[AsyncSession]:
         async with database.request_transaction() as session:
