@@ -25,9 +25,9 @@ from bloxserver.models.tables import ExecutionRecord, FlowStatus, FlowVersionRec
 from bloxserver.queries.triggers import read_due_schedules
 from bloxserver.settings import Settings
 from tests.clients.loopback import running_server
-from tests.metric_increase import measure_increase
 from tests.engine.noticing import Installation, assert_given_up, organism, rename
 from tests.factories import create_flow, create_trigger, create_user
+from tests.metric_increase import measure_increase
 from tests.smtp_server import running_smtp_server
 
 MINUTELY = {"cron": "* * * * *"}
@@ -90,7 +90,10 @@ class TestInvalid:
     ) -> None:
         invalid = await schedule(installation, config)
         await schedule(installation, MINUTELY)
-        with capture_logs() as logs, measure_increase("bloxserver_schedule_firings_total", outcome="invalid") as counter:
+        with (
+            capture_logs() as logs,
+            measure_increase("bloxserver_schedule_firings_total", outcome="invalid") as counter,
+        ):
             for _ in range(2):
                 await fire_due_schedules(installation.database)
         assert await count_executions(installation) == 1
