@@ -1,4 +1,4 @@
-"""The world as blocks see it in these tests."""
+"""The context of blocks in these tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class NoStore:
-    """For blocks that remember nothing."""
+    """For blocks that do not use key-value storage."""
 
     async def get(self, key: str) -> tuple[bool, JsonValue]:
         raise AssertionError("not expected here")
@@ -38,7 +38,7 @@ class NoStore:
 
 
 class NoFlows:
-    """For blocks that call no flow."""
+    """For blocks that do not call flows."""
 
     async def call(self, flow: str, payload: JsonValue, target: str | None) -> UUID:
         raise AssertionError("not expected here")
@@ -46,7 +46,7 @@ class NoFlows:
 
 @pytest.fixture
 async def context() -> BlockContext:
-    """Time stands still, 127.0.0.1 may be reached, and there is no store, no other flow and no mail server."""
+    """A context with a fixed time and access to 127.0.0.1, without storage, other flows and a mail server."""
     return BlockContext(
         http=GuardedClient(allow=[ip_network("127.0.0.1/32")], max_response_bytes=100_000),
         clock=lambda: NOW,

@@ -1,4 +1,4 @@
-"""What an agent is given: its config, and listeners as its tools."""
+"""The config of agents, and listeners as tools."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def tool_with(payload: type[BaseModel], name: str = "tool", taken: Sequence[str]
 
 
 def tool_for(handler: str, **given: JsonValue) -> Tool:
-    """A listener with this config, as a definition gives it."""
+    """Return the tool of a listener with this handler and config."""
     block = get_registry().find(handler)
     assert block is not None
     return tool_of("tool", "Does something.", block, block.config.model_validate(given), (), given)

@@ -49,7 +49,7 @@ RESULTS: dict[str, Any] = {
     "'a' + 'b'": "ab",
     "[1, 2].map(x, x / 2)": [0.5, 1.0],
 }
-WITHOUT = {
+WITHOUT_RESULT = {
     "": "empty",
     "2 +": "unexpected the end",
     "2 x 3": "unexpected x",
@@ -97,7 +97,7 @@ async def test_expression_of_the_message_is_evaluated(
     assert type(answered["result"]) is type(result)
 
 
-@pytest.mark.parametrize(("expression", "reason"), WITHOUT.items(), ids=lambda text: text[:40])
+@pytest.mark.parametrize(("expression", "reason"), WITHOUT_RESULT.items(), ids=lambda text: text[:40])
 async def test_expression_without_result_fails_with_a_reason(
     context: BlockContext, expression: str, reason: str
 ) -> None:

@@ -28,7 +28,7 @@ async def server() -> AsyncIterator[SmtpServer]:
 
 @pytest.fixture
 def context(context: BlockContext, server: SmtpServer) -> BlockContext:
-    """Its installation has a mail server."""
+    """A context of an installation with a mail server."""
     default = MailServer("127.0.0.1", server.port, "none")
     return replace(context, mail=Mailer(default, "Blox <blox@example.org>", [ip_network("127.0.0.1/32")]))
 

@@ -1,4 +1,4 @@
-"""What expressions may cost: hostile texts, loops within loops, values that grow."""
+"""The limits of expressions: hostile texts, nested loops, growing values."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ COSTLY: dict[str, tuple[str, JsonValue]] = {
     "reversed copies": ("payload.map(x, payload[0].reverse())", ["a" * 100_000] * 1000),
     "regular expressions": (r"payload.all(x, string(x).matches('[\\w\\pL]{50}') == false)", NUMBERS),
 }
-# What is large only because one value stands in it many times takes no memory before it is written out.
+# A value that repeats another value many times takes no memory until it is copied.
 TOO_LARGE: dict[str, tuple[str, JsonValue]] = {
     "lists of lists that double": ("['aaaa']" + ".map(x, [x, x])" * 60, None),
     "copies": ("[" + ",".join(["payload"] * 200) + "]", "a" * 100_000),
@@ -103,7 +103,7 @@ def test_slow_expressions_exceed_the_cost_limit(text: str, payload: JsonValue) -
     with pytest.raises(BlockError) as caught:
         expression.evaluate({"payload": payload})
     assert (caught.value.code, caught.value.retryable) == ("expression_too_costly", False)
-    assert time.thread_time() - started < 20  # far less, but for a tool that measures coverage
+    assert time.thread_time() - started < 20  # much less without coverage measurement
 
 
 @pytest.mark.parametrize(("text", "payload"), TOO_LARGE.values(), ids=TOO_LARGE)
@@ -132,7 +132,7 @@ def test_deeply_nested_messages_can_be_compared() -> None:
         deep = {"a": deep}
     assert value("has(payload.a.a.a) && payload == payload", deep) is True
     assert "more than 64" in refused("payload", deep).message
-    while isinstance(deep, dict):  # freed a level at a time: all at once is too deep for some Pythons
+    while isinstance(deep, dict):  # freeing all levels at once overflows the stack of some Python versions
         deep = deep.pop("a")
 
 

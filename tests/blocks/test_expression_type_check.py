@@ -1,4 +1,4 @@
-"""Expressions that fail on every message are refused when the definition is checked, and no others."""
+"""The type check rejects expressions that fail for every message, and no others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FAILING = [
     ("getHours(payload.size())", "getHours"),
     ("split(payload.a, 3)", "split"),
 ]
-FINE = [
+VALID = [
     "payload",
     "payload.a + payload.b",
     "payload.a.b[0].c > 3 && input.x == 'y'",
@@ -92,7 +92,7 @@ def test_expressions_that_always_fail_are_rejected(text: str, reason: str) -> No
         TransformConfig.model_validate({"expression": text})
 
 
-@pytest.mark.parametrize("text", FINE)
+@pytest.mark.parametrize("text", VALID)
 def test_expressions_that_can_succeed_are_accepted(text: str) -> None:
     assert check(compile_expression(text).program)
     TransformConfig.model_validate({"expression": text})

@@ -1,4 +1,4 @@
-"""Expressions: what they say, what they refuse, and what they may cost."""
+"""Expressions: values, errors and compilation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PAYLOAD: JsonValue = {
     "items": [{"id": 1, "price": 2.5}, {"id": 2, "price": 4, "tags": ["x"]}],
 }
 
-# Written so that the library of the same language, which is stricter with numbers, agrees.
-AGREED = [
+# Expressions with the same value in the reference implementation, which is stricter about numbers.
+REFERENCE = [
     "payload.score > 3",
     "payload.score > 3.5",
     "payload.count == 7.0",
@@ -220,7 +220,7 @@ FAILURES = {
     "payload.name.matches('\\\\w{10}' + '{100}{100}')": "matches cannot use",
 }
 
-NO_EXPRESSIONS = {
+INVALID = {
     "": "empty",
     "  // nothing": "empty",
     "1 +": "unexpected the end (at character 4)",
@@ -283,7 +283,7 @@ def refused(text: str, payload: JsonValue = PAYLOAD) -> BlockError:
     return caught.value
 
 
-@pytest.mark.parametrize("text", AGREED)
+@pytest.mark.parametrize("text", REFERENCE)
 def test_values_equal_those_of_the_reference_implementation(text: str) -> None:
     theirs = cel.compile(text).execute({"payload": PAYLOAD})
     ours = value(text)
@@ -306,7 +306,7 @@ def test_failed_evaluation_has_a_reason(text: str, reason: str) -> None:
     assert error.message.startswith(text)
 
 
-@pytest.mark.parametrize(("text", "reason"), NO_EXPRESSIONS.items(), ids=lambda text: ascii(text)[:40])
+@pytest.mark.parametrize(("text", "reason"), INVALID.items(), ids=lambda text: ascii(text)[:40])
 def test_invalid_expressions_fail_to_compile(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         compile_expression(text)

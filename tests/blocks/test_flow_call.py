@@ -16,7 +16,7 @@ from bloxserver.ids import new_id
 
 @dataclass
 class Flows:
-    """Takes every call, or refuses it."""
+    """Accepts or rejects every call."""
 
     refusal: BlockError | None = None
     answer: UUID = field(default_factory=new_id)

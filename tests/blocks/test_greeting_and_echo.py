@@ -1,4 +1,4 @@
-"""`echo` and the friendly greeter."""
+"""`echo` and the greeter."""
 
 from __future__ import annotations
 

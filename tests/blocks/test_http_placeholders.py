@@ -1,4 +1,4 @@
-"""Configs of `http.request` and `webhook.send`: what `check` reports, and what placeholders become."""
+"""Configs of `http.request` and `webhook.send`: problems that `check` reports, and replaced placeholders."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TestPlaceholders:
         )
 
     async def refused(self, payload: JsonValue, config: dict[str, Any], handler: str = "http.request") -> str:
-        """The error of a step that failed at its first attempt, although it has retries."""
+        """Return the error of a step that failed at its first attempt, although it has retries."""
         _, log = await self.ran(payload, config, handler)
         [step] = log.steps
         assert (step.status.value, step.attempt) == ("error", 1)

@@ -32,7 +32,7 @@ async def failure(context: BlockContext, payload: JsonValue, **config: Any) -> B
 
 
 class TestRequest:
-    """What is sent."""
+    """The request."""
 
     async def test_payload_describes_the_request(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/a"] = answer(b"ok")
@@ -199,7 +199,7 @@ class TestRequest:
 
 
 class TestAnswer:
-    """What comes back."""
+    """The answer."""
 
     @pytest.mark.parametrize(
         ("content_type", "sent", "body"),

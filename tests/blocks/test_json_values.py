@@ -1,4 +1,4 @@
-"""JSON that can be stored."""
+"""Storable JSON values."""
 
 from __future__ import annotations
 

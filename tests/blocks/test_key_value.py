@@ -23,8 +23,8 @@ async def flow(live_database: Database) -> UUID:
         return (await factories.create_flow(session, await factories.create_user(session))).id
 
 
-class Remembering:
-    """The block on a real database, each message with a key of its own."""
+class KeyValueRunner:
+    """Runs the block on a real database. Each message has a unique idempotency key."""
 
     def __init__(self, context: BlockContext, database: Database, flow: UUID) -> None:
         self._context, self._database, self._flow = context, database, flow
@@ -41,11 +41,11 @@ class Remembering:
 
 
 @pytest.fixture
-def remembering(context: BlockContext, live_database: Database, flow: UUID) -> Remembering:
-    return Remembering(context, live_database, flow)
+def runner(context: BlockContext, live_database: Database, flow: UUID) -> KeyValueRunner:
+    return KeyValueRunner(context, live_database, flow)
 
 
-async def test_message_defines_the_whole_operation(remembering: Remembering) -> None:
+async def test_message_defines_the_whole_operation(runner: KeyValueRunner) -> None:
     asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"operation": "get", "key": "a"}, {"found": False, "value": None}),
         ({"operation": "set", "key": "a", "value": {"b": [1]}}, {"value": {"b": [1]}}),
@@ -61,30 +61,30 @@ async def test_message_defines_the_whole_operation(remembering: Remembering) -> 
         ({"operation": "get", "key": "7"}, {"found": True, "value": "seven"}),
     ]
     for payload, answer in asked:
-        assert await remembering.handle({}, payload) == answer
+        assert await runner.handle({}, payload) == answer
 
 
-async def test_config_takes_precedence_over_the_message(remembering: Remembering) -> None:
+async def test_config_takes_precedence_over_the_message(runner: KeyValueRunner) -> None:
     payload = {"operation": "delete", "key": "theirs", "value": "theirs", "by": 10}
     config = {"operation": "set", "key": "ours", "value": "ours"}
-    assert await remembering.handle(config, payload) == {"value": "ours"}
-    assert await remembering.handle({"operation": "get", "key": "ours"}, payload) == {"found": True, "value": "ours"}
-    assert await remembering.handle({"operation": "increment", "key": "n", "by": 2}, payload) == {"value": 2}
-    assert await remembering.handle({"operation": "get", "key": None}, payload) == {"found": False, "value": None}
+    assert await runner.handle(config, payload) == {"value": "ours"}
+    assert await runner.handle({"operation": "get", "key": "ours"}, payload) == {"found": True, "value": "ours"}
+    assert await runner.handle({"operation": "increment", "key": "n", "by": 2}, payload) == {"value": 2}
+    assert await runner.handle({"operation": "get", "key": None}, payload) == {"found": False, "value": None}
 
 
-async def test_placeholders_of_the_config_are_replaced(remembering: Remembering) -> None:
+async def test_placeholders_of_the_config_are_replaced(runner: KeyValueRunner) -> None:
     order: JsonValue = {"order": 42, "amount": 9.5, "lines": [{"sku": "x"}], "by": "{{ payload.order }}"}
     config: dict[str, Any] = {"operation": "set", "key": "order {{ payload.order }}"}
     config["value"] = {"sku": "{{ payload.lines.0.sku }}", "all": "{{ payload.lines }}", "n": 1}
     expected = {"sku": "x", "all": [{"sku": "x"}], "n": 1}
-    assert await remembering.handle(config, order) == {"value": expected}
-    assert await remembering.handle({"operation": "get"}, {"key": "order 42"}) == {"found": True, "value": expected}
+    assert await runner.handle(config, order) == {"value": expected}
+    assert await runner.handle({"operation": "get"}, {"key": "order 42"}) == {"found": True, "value": expected}
     total = {"operation": "increment", "key": "total", "by": "{{ payload.amount }}"}
-    assert [await remembering.handle(total, order) for _ in range(2)] == [{"value": 9.5}, {"value": 19}]
+    assert [await runner.handle(total, order) for _ in range(2)] == [{"value": 9.5}, {"value": 19}]
     by_number = {"operation": "set", "key": "{{ payload.order }}", "value": "{{ payload.by }}"}
-    assert await remembering.handle(by_number, order) == {"value": "{{ payload.order }}"}, "not looked at again"
-    assert await remembering.handle({"operation": "get", "key": "42"}, {}) == {
+    assert await runner.handle(by_number, order) == {"value": "{{ payload.order }}"}, "not looked at again"
+    assert await runner.handle({"operation": "get", "key": "42"}, {}) == {
         "found": True,
         "value": "{{ payload.order }}",
     }
@@ -105,19 +105,19 @@ async def test_placeholders_of_the_config_are_replaced(remembering: Remembering)
     ],
 )
 async def test_value_comes_from_config_message_member_or_message(
-    remembering: Remembering, config: dict[str, Any], payload: JsonValue, kept: JsonValue
+    runner: KeyValueRunner, config: dict[str, Any], payload: JsonValue, kept: JsonValue
 ) -> None:
-    assert await remembering.handle({"operation": "set"} | config, payload) == {"value": kept}
-    assert await remembering.handle({"operation": "get", "key": "a"}, None) == {"found": True, "value": kept}
+    assert await runner.handle({"operation": "set"} | config, payload) == {"value": kept}
+    assert await runner.handle({"operation": "get", "key": "a"}, None) == {"found": True, "value": kept}
 
 
-async def test_add_detects_repeated_orders(remembering: Remembering) -> None:
-    """By message, not by attempt: what was interrupted comes to the same when it is handled again."""
+async def test_add_detects_repeated_orders(runner: KeyValueRunner) -> None:
+    """`add` is idempotent per message: a repeated attempt at a message has the same answer."""
     config = {"operation": "add", "key": "order {{ payload.order }}"}
-    first = await remembering.handle(config, {"order": 1}, step="a")
-    again = await remembering.handle(config, {"order": 1}, step="a")
-    second = await remembering.handle(config, {"order": 1}, step="b")
-    other = await remembering.handle(config, {"order": 2}, step="c")
+    first = await runner.handle(config, {"order": 1}, step="a")
+    again = await runner.handle(config, {"order": 1}, step="a")
+    second = await runner.handle(config, {"order": 1}, step="b")
+    other = await runner.handle(config, {"order": 2}, step="c")
     assert [answer["added"] for answer in (first, again, second, other)] == [True, True, False, True]
 
 
@@ -146,17 +146,17 @@ KEY = "the key must be a text or an integer"
     ],
 )
 async def test_incomplete_messages_are_rejected(
-    remembering: Remembering, config: dict[str, Any], payload: JsonValue, message: str
+    runner: KeyValueRunner, config: dict[str, Any], payload: JsonValue, message: str
 ) -> None:
-    assert await remembering.refused(config, payload) == ("invalid_payload", message, False)
+    assert await runner.refused(config, payload) == ("invalid_payload", message, False)
 
 
-async def test_storage_limits_are_reported(remembering: Remembering) -> None:
-    code, _, retryable = await remembering.refused({"operation": "set", "key": "a"}, "x" * 65536)
+async def test_storage_limits_are_reported(runner: KeyValueRunner) -> None:
+    code, _, retryable = await runner.refused({"operation": "set", "key": "a"}, "x" * 65536)
     assert (code, retryable) == ("key_value_limit", False)
-    assert (await remembering.refused({"operation": "get"}, {"key": ""}))[0] == "key_value_invalid"
+    assert (await runner.refused({"operation": "get"}, {"key": ""}))[0] == "key_value_invalid"
     config = {"operation": "get", "key": "{{ payload.missing }}"}
-    assert (await remembering.refused(config, {}))[0] == "template_missing_value"
+    assert (await runner.refused(config, {}))[0] == "template_missing_value"
 
 
 @pytest.mark.parametrize(
@@ -204,6 +204,6 @@ def test_key_value_is_found_by_name_and_aliases(name: str) -> None:
     assert get_registry().find(name) is block
 
 
-async def test_key_value_example_works(remembering: Remembering) -> None:
-    answer = await remembering.handle(block.example["config"], block.example["payload"])
+async def test_key_value_example_works(runner: KeyValueRunner) -> None:
+    answer = await runner.handle(block.example["config"], block.example["payload"])
     assert answer == {"added": True, "value": {"order": 42}}

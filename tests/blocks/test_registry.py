@@ -1,4 +1,4 @@
-"""The registry, what installed packages add to it, and what is true of every block in it."""
+"""The registry, blocks of installed packages, and the properties of every built-in block."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_unknown_name_has_a_suggestion(name: str, nearest: str | None) -> None:
 class TestPlugins:
     @pytest.fixture(autouse=True)
     def installation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """A directory for packages, from which a registry of its own is read."""
+        """A directory for packages, from which a separate registry is loaded."""
         known = set(sys.modules)
         monkeypatch.syspath_prepend(tmp_path)
         get_registry.cache_clear()
@@ -92,7 +92,7 @@ class TestPlugins:
 
     @staticmethod
     def install(directory: Path, value: str, source: str) -> None:
-        """What pip leaves behind of a package with one module and one entry point."""
+        """Create the files of an installed package with one module and one entry point."""
         (directory / "broken_blocks.py").write_text(source)
         information = directory / "broken-1.0.dist-info"
         information.mkdir()

@@ -1,4 +1,4 @@
-"""Templates: what they copy, and what they refuse."""
+"""Templates: rendering and validation."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_too_deeply_nested_template_is_rejected() -> None:
         template = [template]
     with pytest.raises(ValueError, match="levels deep"):
         check(template)
-    while isinstance(template, list):  # freed a level at a time: all at once is too deep for some Pythons
+    while isinstance(template, list):  # freeing all levels at once overflows the stack of some Python versions
         template = template.pop()
 
 

@@ -118,7 +118,7 @@ async def test_answer_that_cannot_be_stored_is_an_error(
     assert re.search(reason, error.message)
 
 
-UNWORKABLE: dict[str, dict[str, Any]] = {
+INVALID: dict[str, dict[str, Any]] = {
     "use exactly one of output, expression and mapping": {},
     "use exactly one of output, expression and mapping, not output and expression": {"output": None, "expression": "1"},
     "use exactly one of output, expression and mapping, not expression and mapping": {
@@ -152,7 +152,7 @@ def test_problems_of_members_and_of_the_config_are_reported_together() -> None:
     assert found[0][1] == "use exactly one of output, expression and mapping, not expression and mapping"
 
 
-@pytest.mark.parametrize(("reason", "config"), UNWORKABLE.items(), ids=UNWORKABLE)
+@pytest.mark.parametrize(("reason", "config"), INVALID.items(), ids=INVALID)
 def test_invalid_transform_configs_are_rejected(reason: str, config: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=re.escape(reason)):
         block.config.model_validate(config)

@@ -56,7 +56,7 @@ class TestWebhook:
 
     async def test_signature_verifies_with_the_secret(self, context: BlockContext, server: LoopbackServer) -> None:
         server.answers["/"] = answer()
-        # Receivers refuse what is older than five minutes.
+        # Receivers reject messages older than five minutes.
         await run(replace(context, clock=lambda: datetime.now(UTC)), {"a": "é"}, url=server.url("/"), secret=SECRET)
         [request] = server.received
         Webhook(SECRET).verify(request.body, dict(request.headers))

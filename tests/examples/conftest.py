@@ -21,7 +21,7 @@ Engines = Callable[..., AbstractAsyncContextManager[Engine]]
 
 @pytest.fixture
 async def outside() -> AsyncIterator[LoopbackServer]:
-    """All the services that the examples call."""
+    """A server for all services that the examples call."""
     async with running_server() as server:
         yield server
 
@@ -34,7 +34,7 @@ async def mail() -> AsyncIterator[SmtpServer]:
 
 @pytest.fixture
 def engine_with(live_settings: Settings, live_database: Database, mail: SmtpServer) -> Iterator[Engines]:
-    """Makes an engine that may use secrets and mail, with settings of the test's own beside them."""
+    """Return a function that starts an engine with secrets, mail and the given settings."""
 
     def engine(**changes: Any) -> AbstractAsyncContextManager[Engine]:
         settings = {
@@ -47,7 +47,7 @@ def engine_with(live_settings: Settings, live_database: Database, mail: SmtpServ
         return running_engine(live_settings, live_database, **settings | changes)
 
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("API_KEY_ENCRYPTION_KEY", SEALING_KEY)  # the API seals what the engine opens
+        environment.setenv("API_KEY_ENCRYPTION_KEY", SEALING_KEY)  # the API encrypts what the engine decrypts
         get_settings.cache_clear()
         yield engine
     get_settings.cache_clear()

@@ -1,7 +1,7 @@
-"""Documents whose commands are run: each ```bash block, in order, in one shell; a ```text block is what the block
-before it printed.
+"""Run the commands of documents: all ```bash blocks in order in one shell. A ```text block is the expected output of
+the block before it.
 
-What differs each time is masked on both sides: ids, tokens, times and durations.
+Ids, tokens, times and durations are masked on both sides.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def masked(text: str) -> str:
 
 
 class Shell(NamedTuple):
-    """Where the commands of a document are run."""
+    """The environment in which the commands of a document run."""
 
     directory: Path
     replaced: Mapping[str, str]
-    """Addresses as documents have them, and what they are here."""
+    """Maps the addresses in documents to those of the test."""
 
     def outputs(self, blocks: list[Block], environment: Mapping[str, str]) -> list[str]:
-        """What each bash block printed; a yaml block is written to the file that its first line names."""
+        """Return the output of each bash block. A yaml block is written to the file that its first line names."""
         script = ["exec 2>&1", "trap 'kill $(jobs -p) 2>/dev/null' EXIT"]
         for block in blocks:
             if block.language == "bash":
@@ -80,7 +80,7 @@ class Shell(NamedTuple):
 
 
 def shown(blocks: list[Block]) -> list[str | None]:
-    """For each bash block the output that is shown after it, if one is."""
+    """Return the output that the document shows for each bash block, if any."""
     following = [*blocks[1:], Block("", "")]
     return [
         after.text if after.language == "text" else None

@@ -1,4 +1,4 @@
-"""The examples in an installation of a test's own: their addresses are on loopback, and they try again at once."""
+"""Run the examples in a test installation, with addresses on loopback and without backoff."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRETS = {
 
 
 def definition(name: str, outside: LoopbackServer) -> str:
-    """The example; https://stock.example.com/… has become /stock/… of the server."""
+    """Return an example in which https://stock.example.com/… is /stock/… of the test server."""
     text = (EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8")
     text = re.sub(r"https://([a-z]+)\.example\.com", outside.url(r"/\1"), text)
     text = re.sub(r"^    backoff_seconds: .*\n", "", text, flags=re.MULTILINE)
@@ -33,12 +33,12 @@ def definition(name: str, outside: LoopbackServer) -> str:
 
 
 def says(value: Any, status: str = "200 OK") -> bytes:
-    """An answer in JSON."""
+    """Return a JSON response."""
     return answer(json.dumps(value).encode(), status=status, headers={"Content-Type": "application/json"})
 
 
-def process_each(*answers: bytes) -> Any:
-    """An answer that is another each time it is asked for."""
+def in_sequence(*answers: bytes) -> Any:
+    """Return a responder that sends each answer once, in order."""
     left = iter(answers)
 
     async def respond(writer: asyncio.StreamWriter) -> None:
@@ -62,31 +62,31 @@ class Flow:
         return cls(client, await started_flow(client, organism))
 
     async def run(self, payload: Any = None) -> Run:
-        """Run by hand, to the end."""
+        """Run the flow manually and wait for the end."""
         execution = await accept(self.client, self.path, payload)
         return await self._ended(execution)
 
     async def webhook(self, **config: Any) -> str:
-        """The path of a new webhook."""
+        """Create a webhook and return its path."""
         body = {"type": "webhook", "name": "From outside", "config": config}
         created = await self.client.post(f"{self.path}/triggers", json=body)
         return f"/webhooks/{created.json()['webhookToken']}"
 
     async def post(self, webhook: str, payload: Any) -> Run:
-        """What came of a webhook, which answers when all is done."""
+        """Call a webhook, wait for the end, and return the execution."""
         answered = await self.client.post(f"{webhook}?wait=30", json=payload)
         assert answered.status_code == 200, answered.text
         return await self._ended(f"{self.path}/executions/{answered.json()['executionId']}")
 
     async def retry(self, run: Run) -> Run:
-        """Run again from what failed."""
+        """Retry an execution from the failed step."""
         execution = f"{self.path}/executions/{run.execution['id']}"
         answered = await self.client.post(f"{execution}/retry?from=failed")
         assert answered.status_code == 201, answered.text
         return await self._ended(f"{self.path}/executions/{answered.json()['id']}")
 
     async def first_run(self) -> Run:
-        """The first execution, once it has come and ended."""
+        """Wait for the first execution to start and to end."""
         async with asyncio.timeout(20):
             while True:
                 for item in (await self.client.get(f"{self.path}/executions")).json()["items"]:
@@ -99,7 +99,7 @@ class Flow:
 
 
 class Run:
-    """An execution that has ended."""
+    """A completed execution."""
 
     def __init__(self, execution: dict[str, Any], steps: list[dict[str, Any]]) -> None:
         self.execution = execution
@@ -107,5 +107,5 @@ class Run:
         self.error: str | None = execution["errorMessage"]
         self.output: Any = json.loads(execution["outputPayload"] or "null")
         self.by_listener = {step["listener"]: step for step in steps}
-        self.way = [(step["listener"], step["status"], step["attempt"]) for step in steps]
-        """Of its message: through which listeners, how they fared, at which attempt."""
+        self.steps = [(step["listener"], step["status"], step["attempt"]) for step in steps]
+        """The listener, status and attempt of each step."""

@@ -1,4 +1,4 @@
-"""A server as `make serve` starts it, and the outside world of the examples, each a process of its own."""
+"""Processes for tests: a server as `make serve` starts it, and the external services of the examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 def outside_settings(port: int, smtp_port: int) -> dict[str, str]:
-    """Those of examples/outside.env, with other ports."""
+    """Return the settings of examples/outside.env with other ports."""
     lines = (EXAMPLES / "outside.env").read_text(encoding="utf-8").splitlines()
     settings = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
     settings["LLM_BASE_URL"] = settings["LLM_BASE_URL"].replace("9000", str(port))
@@ -36,7 +36,7 @@ def outside_settings(port: int, smtp_port: int) -> dict[str, str]:
 
 @contextmanager
 def outside_world(directory: Path, port: int, smtp_port: int) -> Iterator[Path]:
-    """examples/outside.py; the file that it says everything to."""
+    """Run examples/outside.py, and yield its log file."""
     ports = {"OUTSIDE_PORT": str(port), "OUTSIDE_SMTP_PORT": str(smtp_port)}
     log = directory / "outside.log"
     with _process([sys.executable, str(EXAMPLES / "outside.py")], directory, ports, log):
@@ -46,7 +46,7 @@ def outside_world(directory: Path, port: int, smtp_port: int) -> Iterator[Path]:
 
 @contextmanager
 def served(directory: Path, settings: Mapping[str, str]) -> Iterator[int]:
-    """The port of a server in development, on a database of its own."""
+    """Run a development server with a new database, and yield its port."""
     port = free_port()
     command = [str(BLOXSERVER), "serve", "--host", "127.0.0.1", "--port", str(port)]
     database = {"DATABASE_URL": f"sqlite+aiosqlite:///{directory}/test.db"}

@@ -1,4 +1,4 @@
-"""What the documents show of the examples is what is there, and what their commands do."""
+"""The examples are valid, and the documents show them unchanged."""
 
 from __future__ import annotations
 

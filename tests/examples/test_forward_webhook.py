@@ -11,13 +11,13 @@ from standardwebhooks import Webhook
 
 from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
-from tests.examples.installation import EXAMPLES, SIGNING_KEY, Flow, definition, process_each
+from tests.examples.installation import EXAMPLES, SIGNING_KEY, Flow, definition, in_sequence
 
 INCIDENTS = "/hooks/incidents"
 
 
 def alert(status: str = "firing", **labels: str) -> dict[str, Any]:
-    """A webhook of Alertmanager, version 4 of its format; alerts of one name make a group."""
+    """Return a webhook of Alertmanager (version 4 of its format) with one group of alerts."""
     sample: dict[str, Any] = json.loads((EXAMPLES / "alert.json").read_text(encoding="utf-8"))
     common = sample["commonLabels"] | labels
     return sample | {
@@ -39,9 +39,9 @@ async def test_critical_alert_is_forwarded_once_and_signed(
 ) -> None:
     flow, webhook = await started(live_client, outside)
     first = await flow.post(webhook, alert())
-    assert [listener for listener, *_ in first.way] == ["alert", "once", "reshape", "tell"]
+    assert [listener for listener, *_ in first.steps] == ["alert", "once", "reshape", "tell"]
     again = await flow.post(webhook, alert())
-    assert [listener for listener, *_ in again.way] == ["alert", "once"]
+    assert [listener for listener, *_ in again.steps] == ["alert", "once"]
     assert (first.status, again.status, again.output["added"]) == ("success", "success", False)
 
     [request] = outside.received
@@ -86,7 +86,7 @@ async def test_uncritical_alert_is_not_forwarded(
     del without["commonLabels"]["severity"]
     for one in (alert(severity="warning"), without):
         run = await flow.post(webhook, one)
-        assert (run.status, run.way) == ("success", [("alert", "success", 1)])
+        assert (run.status, run.steps) == ("success", [("alert", "success", 1)])
     assert outside.received == []
 
 
@@ -94,9 +94,9 @@ async def test_failed_delivery_is_retried_with_the_same_message(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow, webhook = await started(live_client, outside)
-    outside.answers[INCIDENTS] = process_each(answer(status="503 Busy"), answer(status="500 Oops"), answer())
+    outside.answers[INCIDENTS] = in_sequence(answer(status="503 Busy"), answer(status="500 Oops"), answer())
     run = await flow.post(webhook, alert())
-    assert (run.status, run.way[-1]) == ("success", ("tell", "success", 3))
+    assert (run.status, run.steps[-1]) == ("success", ("tell", "success", 3))
     assert len({request.headers["webhook-id"] for request in outside.received}) == 1
     assert len(outside.received) == 3
 

@@ -11,7 +11,7 @@ from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
 from tests.engine.live import started_flow
 from tests.examples.conftest import Engines
-from tests.examples.installation import Flow, definition, process_each, says
+from tests.examples.installation import Flow, definition, in_sequence, says
 from tests.smtp_server import SmtpServer
 
 RESERVATIONS = "/stock/reservations"
@@ -34,7 +34,7 @@ async def test_order_of_downloads_is_confirmed(
     flow = await started(live_client, outside)
     run = await flow.run(order(EBOOK))
     assert (run.status, run.output) == ("success", {"text": "Thank you, Ada! 12.55 EUR; your downloads are ready."})
-    assert [listener for listener, *_ in run.way] == ["price", "decide", "confirm"]
+    assert [listener for listener, *_ in run.steps] == ["price", "decide", "confirm"]
     assert run.by_listener["decide"]["routedTo"] == ["confirm"]
     assert (outside.received, mail.received) == ([], [])
 
@@ -56,7 +56,7 @@ async def test_order_of_unavailable_goods_is_delayed(
     outside.answers[RESERVATIONS] = says({"error": "out of stock"}, "409 Conflict")
     run = await flow.run(order(LAMP))
     assert (run.status, run.output) == ("success", {"text": "Sorry, Ada, order A-1042 has to wait."})
-    assert run.way[2:] == [("reserve", "error", 1), ("backorder", "success", 1)]
+    assert run.steps[2:] == [("reserve", "error", 1), ("backorder", "success", 1)]
     assert run.by_listener["reserve"]["errorMessage"] == "127.0.0.1 answered 409 Conflict"
 
 
@@ -64,9 +64,9 @@ async def test_unavailable_stock_service_is_called_three_times(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)
-    outside.answers[RESERVATIONS] = process_each(*[answer(status="503 Busy")] * 3)
+    outside.answers[RESERVATIONS] = in_sequence(*[answer(status="503 Busy")] * 3)
     run = await flow.run(order(LAMP))
-    assert run.way[2:] == [("reserve", "error", 3), ("backorder", "success", 1)]
+    assert run.steps[2:] == [("reserve", "error", 3), ("backorder", "success", 1)]
     assert len({request.headers["idempotency-key"] for request in outside.received}) == 1
 
 
@@ -76,7 +76,7 @@ async def test_large_order_is_sent_for_approval(
     flow = await started(live_client, outside)
     approved = await flow.webhook(target="reserve")
     run = await flow.run(order({**LAMP, "quantity": 30}))
-    assert [listener for listener, *_ in run.way] == ["price", "decide", "ask"]
+    assert [listener for listener, *_ in run.steps] == ["price", "decide", "ask"]
     assert (run.status, run.output["accepted"], outside.received) == ("success", ["approvals@example.com"], [])
 
     [sent] = mail.received

@@ -30,7 +30,7 @@ async def test_page_is_summarised(
         flow = await Flow.started(live_client, definition("page-summary", outside))
         run = await flow.run({"url": outside.url("/old")})
     assert (run.status, run.output) == ("success", {"text": "The bridge is open again."})
-    assert run.way == [("fetch", "success", 1), ("read", "success", 1), ("summarise", "success", 1)]
+    assert run.steps == [("fetch", "success", 1), ("read", "success", 1), ("summarise", "success", 1)]
     [asked] = model.requests
     prompt, told = asked.texts
     assert prompt.startswith("You are given the title and the text of a web page")

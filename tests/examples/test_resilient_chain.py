@@ -12,7 +12,7 @@ from standardwebhooks import Webhook
 
 from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
-from tests.examples.installation import SECRETS, SIGNING_KEY, Flow, definition, process_each, says
+from tests.examples.installation import SECRETS, SIGNING_KEY, Flow, definition, in_sequence, says
 
 RESERVATIONS, CHARGES, REFUNDS = "/stock/reservations", "/payments/charges", "/payments/refunds"
 RELEASED = f"{RESERVATIONS}/R-17"
@@ -40,11 +40,11 @@ async def test_transient_errors_are_retried(
     live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer
 ) -> None:
     flow = await started(live_client, outside)
-    outside.answers[RESERVATIONS] = process_each(BUSY, BUSY, BUSY, says({**ORDER, "id": "R-17"}))
-    outside.answers[CHARGES] = process_each(BUSY, answer(status="429 Slow down"), says(CHARGE))
+    outside.answers[RESERVATIONS] = in_sequence(BUSY, BUSY, BUSY, says({**ORDER, "id": "R-17"}))
+    outside.answers[CHARGES] = in_sequence(BUSY, answer(status="429 Slow down"), says(CHARGE))
     run = await flow.run(ORDER)
     assert (run.status, run.output) == ("success", {"text": "Order A-1042 is paid: 79.8 EUR."})
-    assert run.way == [("reserve", "success", 4), ("charge", "success", 3), ("done", "success", 1)]
+    assert run.steps == [("reserve", "success", 4), ("charge", "success", 3), ("done", "success", 1)]
     charges = [request for request in outside.received if request.path == CHARGES]
     assert [json.loads(request.body) for request in charges] == [CHARGE] * 3
     assert {request.headers["authorization"] for request in charges} == {f"Bearer {SECRETS['PAYMENTS_TOKEN']}"}
@@ -56,10 +56,10 @@ async def test_declined_charge_is_compensated(
 ) -> None:
     flow = await started(live_client, outside)
     outside.answers[CHARGES] = answer(status="402 Payment Required")
-    outside.answers[REFUNDS] = process_each(BUSY, BUSY, says({"order": "A-1042", "reservation": "R-17"}))
+    outside.answers[REFUNDS] = in_sequence(BUSY, BUSY, says({"order": "A-1042", "reservation": "R-17"}))
     run = await flow.run(ORDER)
     assert (run.status, run.output["body"]) == ("success", {"id": "R-17", "released": True})
-    assert run.way == [
+    assert run.steps == [
         ("reserve", "success", 1),
         ("charge", "error", 1),
         ("refund", "success", 3),
@@ -86,7 +86,7 @@ async def test_slow_charge_is_compensated(
     outside.answers[CHARGES] = never
     run = await flow.run(ORDER)
     assert run.status == "success"
-    assert run.way[1] == ("charge", "error", 5)
+    assert run.steps[1] == ("charge", "error", 5)
     assert run.by_listener["charge"]["errorCode"] == "listener_timeout"
     assert asked(outside)[-2:] == [("POST", REFUNDS), ("DELETE", RELEASED)]
 
@@ -121,4 +121,4 @@ async def test_failed_reservation_needs_no_compensation(
     outside.answers |= {RESERVATIONS: answer(status="409 Conflict"), "/hooks/failures": answer()}
     run = await flow.run(ORDER)
     assert (run.status, run.error) == ("error", "reserve (attempt 1 of 4): 127.0.0.1 answered 409 Conflict")
-    assert run.way == [("reserve", "error", 1)]
+    assert run.steps == [("reserve", "error", 1)]

@@ -14,7 +14,7 @@ from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Database
 from bloxserver.models.tables import TriggerRecord
 from tests.clients.loopback import LoopbackServer, answer
-from tests.examples.installation import SECRETS, Flow, definition, process_each, says
+from tests.examples.installation import SECRETS, Flow, definition, in_sequence, says
 from tests.smtp_server import SmtpServer
 
 SALES = "/shop/sales"
@@ -43,7 +43,7 @@ async def test_schedule_sends_the_report(
 
     run = await flow.first_run()
     assert (run.status, run.execution["triggerType"]) == ("success", "schedule")
-    assert [listener for listener, *_ in run.way] == [
+    assert [listener for listener, *_ in run.steps] == [
         *("last_report", "sales", "draft", "write", "mail", "sent", "remember")
     ]
     [request] = outside.received
@@ -83,7 +83,7 @@ async def test_unavailable_shop_loses_no_sales(
     outside.answers[SALES] = answer(status="503 Busy")
     failed = await flow.run()
     assert failed.error == "sales (attempt 4 of 4): 127.0.0.1 answered 503 Service Unavailable"
-    outside.answers[SALES] = process_each(answer(status="502 Bad Gateway"), figures("then", JULY))
+    outside.answers[SALES] = in_sequence(answer(status="502 Bad Gateway"), figures("then", JULY))
     assert (await flow.run()).status == "success"
     assert {request.path for request in outside.received} == {f"{SALES}?since=2026-01-01T00:00:00Z"}
     assert len(mail.received) == 1

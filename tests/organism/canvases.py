@@ -1,4 +1,4 @@
-"""Definitions and canvases for the tests of the two."""
+"""Definitions and canvases for tests."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ VALID = DEFINITIONS | FILES
 
 
 def meaning(text: str) -> list[tuple[Listener, list[tuple[str, str, str | None]]]]:
-    """The listeners of a definition in a form that can be compared: compiled conditions cannot."""
+    """Return the listeners of a definition in a comparable form, with the text of compiled conditions."""
     return [
         (replace(one, peers=()), [(peer.to, peer.on, peer.when.text if peer.when else None) for peer in one.peers])
         for one in parse(text, REGISTRY).listeners
@@ -106,12 +106,12 @@ def meaning(text: str) -> list[tuple[Listener, list[tuple[str, str, str | None]]
 
 
 def as_sent(canvas: Canvas) -> Canvas:
-    """The canvas as a client has it."""
+    """Return the canvas as a client sends it."""
     sent: Canvas = json.loads(json.dumps(canvas))
     return sent
 
 
-def drawn(text: str) -> Canvas:
+def canvas_of_yaml(text: str) -> Canvas:
     return as_sent(yaml_to_canvas(text, REGISTRY)[0])
 
 
@@ -134,5 +134,5 @@ def canvas(*members: dict[str, Any]) -> Canvas:
     }
 
 
-def told(text_and_problems: tuple[str, list[Any]]) -> list[tuple[str, str, tuple[str | int, ...]]]:
+def problem_rows(text_and_problems: tuple[str, list[Any]]) -> list[tuple[str, str, tuple[str | int, ...]]]:
     return [(problem.severity, problem.code, problem.path) for problem in text_and_problems[1]]

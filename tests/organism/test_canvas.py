@@ -1,4 +1,4 @@
-"""Definitions on a canvas."""
+"""Conversion of definitions to canvases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from bloxserver.organism.canvas import yaml_to_canvas
 from bloxserver.organism.layout import COLUMN_WIDTH, ROW_HEIGHT, positions
-from tests.organism.canvases import AGENT, DEFINITIONS, REGISTRY, definition, drawn, line
+from tests.organism.canvases import AGENT, DEFINITIONS, REGISTRY, canvas_of_yaml, definition, line
 
 
 class TestYamlToCanvas:
@@ -39,7 +39,7 @@ class TestYamlToCanvas:
         ]
 
     def test_targets_of_a_config_become_edges(self) -> None:
-        [to_b, to_c] = drawn(DEFINITIONS["its own targets"])["edges"][1:]
+        [to_b, to_c] = canvas_of_yaml(DEFINITIONS["its own targets"])["edges"][1:]
         assert (to_b["sourceHandle"], to_b["target"], to_c["target"]) == ("config", "b", "c")
 
     def test_problems_of_the_definition_are_returned(self) -> None:
@@ -59,13 +59,13 @@ class TestYamlToCanvas:
         text = definition(
             line("a", "[a, a, {to: a, on: error}]"), line("a"), line("a~2"), line("a"), line("''"), line("5")
         )
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         for members in (shown["nodes"], shown["edges"]):
             ids = [one["id"] for one in members]
             assert len(ids) == len(set(ids))
 
     def test_thousands_of_equal_names_are_fast(self) -> None:
-        assert len(drawn("listeners:\n" + "- {name: a, peers: [a]}\n" * 3000)["nodes"]) == 3000
+        assert len(canvas_of_yaml("listeners:\n" + "- {name: a, peers: [a]}\n" * 3000)["nodes"]) == 3000
 
 
 class TestLayout:

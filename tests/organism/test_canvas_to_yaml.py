@@ -1,4 +1,4 @@
-"""What a canvas means as a definition."""
+"""Conversion of canvases to definitions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,23 @@ from tests.organism.canvases import (
     as_sent,
     block,
     canvas,
+    canvas_of_yaml,
     definition,
-    drawn,
     edge,
     line,
     node,
-    told,
+    problem_rows,
 )
+
+# fmt: off
+RANDOM_TEXTS = [
+    "a", "b", "echo", "ecko", "", "answer", "error", "case:0", "case:x",
+    "otherwise", "tool", "config", "x y", "\n",
+]
+RANDOM_KEYS = [
+    "name", "handler", "prompt", "description", "config", "peers", "when", "on", "label", "retries", "agent", "zz",
+]
+# fmt: on
 
 
 class TestCanvasToYaml:
@@ -79,7 +89,7 @@ execution:
 
     def test_unchanged_listeners_keep_their_lines(self) -> None:
         text = DEFINITIONS["comments"]
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         shown["nodes"][1]["data"]["retries"] = 2
         shown["nodes"].append(block("c"))
         shown["edges"].append(edge("a", "c"))
@@ -93,7 +103,7 @@ execution:
             "  - name: c\n    description: d\n    handler: echo\n    peers:\n      - b\n"
             "# 10\nexecution: {} # 11\n"
         )
-        assert told((derived, problems)) == [
+        assert problem_rows((derived, problems)) == [
             ("warning", "comments_lost", ("nodes", "a")),
             ("warning", "comments_lost", ("nodes", "b")),
         ]
@@ -103,7 +113,7 @@ execution:
         text = definition(
             "  # first", line("a", "[b]"), "  # second", line("b", "[c]"), "  # third", line("c"), "mine: 1"
         )
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         shown["nodes"] = [shown["nodes"][2], shown["nodes"][0]]
         shown["edges"] = []
         derived, _ = canvas_to_yaml(shown, text, REGISTRY)
@@ -111,7 +121,7 @@ execution:
             "  # third", line("c"), "  # first", "  - name: a", "    description: d", "    handler: echo", "mine: 1"
         )
         assert sorted(changed_listeners(shown, text, REGISTRY)) == ["a", "b"]
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         shown["nodes"].reverse()
         assert canvas_to_yaml(shown, text, REGISTRY)[0] == definition(
             "  # third", line("c"), "  # second", line("b", "[c]"), "  # first", line("a", "[b]"), "mine: 1"
@@ -120,12 +130,15 @@ execution:
 
     def test_renamed_listener_keeps_its_lead_comment(self) -> None:
         text = definition("  # lead", line("a", "[b]"), line("b", "[{to: a, on: error}]"))
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         shown["nodes"][0]["data"]["name"] = "first"
         derived, problems = canvas_to_yaml(shown, text, REGISTRY)
         assert problems == []
         assert derived.startswith("organism: {name: x}\nlisteners:\n  # lead\n  - name: first\n")
-        assert [(one["source"], one["target"]) for one in drawn(derived)["edges"]] == [("first", "b"), ("b", "first")]
+        assert [(one["source"], one["target"]) for one in canvas_of_yaml(derived)["edges"]] == [
+            ("first", "b"),
+            ("b", "first"),
+        ]
 
     def test_only_one_of_two_equal_names_matches_the_existing_listener(self) -> None:
         text = definition("  # lead", line("a"))
@@ -148,11 +161,11 @@ execution:
 
     def test_comments_lost_by_rewriting_are_reported(self) -> None:
         text = "# one\norganism: {name: x}\nlisteners: [{name: a, description: d, handler: echo}]\n"
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         shown["nodes"].append(block("b"))
         derived, problems = canvas_to_yaml(shown, text, REGISTRY)
         assert "# one" not in derived
-        assert told((derived, problems)) == [("warning", "comments_lost", ())]
+        assert problem_rows((derived, problems)) == [("warning", "comments_lost", ())]
         assert canvas_to_yaml(shown, text.removeprefix("# one\n"), REGISTRY)[1] == []
         assert (
             canvas_to_yaml(shown, text.removeprefix("# one\n").replace("name: x", 'name: "x # y"'), REGISTRY)[1] == []
@@ -179,7 +192,7 @@ execution:
     )
     def test_problems_have_canvas_paths(self, shown: Canvas, code: str, path: tuple[str, ...]) -> None:
         text, problems = canvas_to_yaml(shown, "organism: {name: x}", REGISTRY)
-        assert told((text, problems)) == [("error", code, path)]
+        assert problem_rows((text, problems)) == [("error", code, path)]
         assert all(problem.hint and problem.message for problem in problems)
 
     @pytest.mark.parametrize(
@@ -200,7 +213,7 @@ execution:
         self, shown: Canvas, code: str, path: tuple[str, ...]
     ) -> None:
         text, problems = canvas_to_yaml(shown, "organism: {name: x}", REGISTRY)
-        assert told((text, problems)) == [("warning", code, path)]
+        assert problem_rows((text, problems)) == [("warning", code, path)]
         assert all(problem.hint and problem.message for problem in problems)
         assert [one.name for one in parse(text, REGISTRY).listeners] == ["a"]
 
@@ -219,7 +232,7 @@ execution:
     )
     def test_canvases_of_other_clients_are_accepted(self, shown: Canvas, peers: list[JsonValue] | None) -> None:
         text, _ = canvas_to_yaml(shown, "", REGISTRY)
-        written = drawn(text)
+        written = canvas_of_yaml(text)
         assert written["nodes"][0]["data"]["name"] == "a"
         listeners = load(text).value["listeners"]
         assert isinstance(listeners, list)
@@ -228,7 +241,7 @@ execution:
 
     def test_edges_of_a_branch_are_written_to_its_config(self) -> None:
         text = DEFINITIONS["a branch"]
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         assert [(one["sourceHandle"], one["target"]) for one in shown["edges"]] == [
             ("case:0", "b"),
             ("case:1", "c"),
@@ -254,23 +267,23 @@ execution:
     @pytest.mark.parametrize("handle", ["case:2", "case:", "case:x", "case:-1", "case:²", "case:" + "9" * 5000])
     def test_edge_of_an_unknown_case_is_reported(self, handle: str) -> None:
         text = DEFINITIONS["a branch"]
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         shown["edges"].append(edge("a", "b", handle))
         derived = canvas_to_yaml(shown, text, REGISTRY)
-        assert told(derived) == [("error", "unknown_case", ("edges", "a-b"))]
+        assert problem_rows(derived) == [("error", "unknown_case", ("edges", "a-b"))]
         assert derived[0] == text
 
     def test_case_without_edge_is_reported(self) -> None:
         text = DEFINITIONS["a branch"]
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         del shown["edges"][1:]
         derived = canvas_to_yaml(shown, text, REGISTRY)
-        assert told(derived) == [("warning", "undrawn_case", ("nodes", "a"))] * 2
+        assert problem_rows(derived) == [("warning", "undrawn_case", ("nodes", "a"))] * 2
         assert derived[0] == text
 
     def test_react_flow_members_change_nothing(self) -> None:
         text = DEFINITIONS["a chain"]
-        shown = drawn(text)
+        shown = canvas_of_yaml(text)
         for one in [*shown["nodes"], *shown["edges"]]:
             one |= {"selected": True, "width": 150, "style": {"stroke": "red"}, "zIndex": 3, "measured": {"width": 1}}
         shown["viewport"] = {"x": 5}
@@ -316,48 +329,33 @@ execution:
 
     def test_random_canvases_never_raise(self) -> None:
         chance = random.Random(9)  # noqa: S311
-        texts = [
-            "a",
-            "b",
-            "echo",
-            "ecko",
-            "",
-            "answer",
-            "error",
-            "case:0",
-            "case:x",
-            "otherwise",
-            "tool",
-            "config",
-            "x y",
-            "\n",
-        ]
-        values = [None, True, 0, 1.5, *texts, [], {}, ["a"], {"to": "a"}, {"cases": [{"to": "a"}, 5], "otherwise": "b"}]
-        keys = [
-            "name",
-            "handler",
-            "prompt",
-            "description",
-            "config",
-            "peers",
-            "when",
-            "on",
-            "label",
-            "retries",
-            "agent",
-            "zz",
+        values = [
+            None,
+            True,
+            0,
+            1.5,
+            *RANDOM_TEXTS,
+            [],
+            {},
+            ["a"],
+            {"to": "a"},
+            {"cases": [{"to": "a"}, 5], "otherwise": "b"},
         ]
 
         def data() -> dict[str, Any]:
-            return {chance.choice(keys): chance.choice(values) for _ in range(chance.randrange(6))}
+            return {chance.choice(RANDOM_KEYS): chance.choice(values) for _ in range(chance.randrange(6))}
 
         for _ in range(500):
             nodes = [
-                {"id": chance.choice(texts), "type": chance.choice([None, "agent", "block", "note"]), "data": data()}
+                {
+                    "id": chance.choice(RANDOM_TEXTS),
+                    "type": chance.choice([None, "agent", "block", "note"]),
+                    "data": data(),
+                }
                 for _ in range(chance.randrange(5))
             ]
             edges = [
-                edge(chance.choice(texts), chance.choice(texts), chance.choice(texts), **data())
+                edge(chance.choice(RANDOM_TEXTS), chance.choice(RANDOM_TEXTS), chance.choice(RANDOM_TEXTS), **data())
                 for _ in range(chance.randrange(6))
             ]
             base = chance.choice(list(DEFINITIONS.values()))

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a definition, it is said what to do about it."""
+"""Every problem of a definition has a hint."""
 
 from __future__ import annotations
 

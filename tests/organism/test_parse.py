@@ -1,4 +1,4 @@
-"""Definitions: what they become, and what is said of broken ones."""
+"""Parsing of definitions, and the problems of invalid ones."""
 
 import random
 from typing import Any
@@ -286,7 +286,7 @@ def test_thousands_of_problems_are_all_reported() -> None:
     text = listeners(*(f"- {{name: listener_{i}, handler: eco_{i}, peers: [lstner_{i}]}}" for i in range(1800)))
     problems = check(text, REGISTRY)
     assert len(problems) == 3 * 1800
-    # Finding what was meant is the slow part: only the first mistakes get it.
+    # Searching for suggestions is slow, so only the first problems get one.
     assert sum("did you mean" in problem.hint for problem in problems) <= 20
 
 

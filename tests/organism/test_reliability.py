@@ -1,4 +1,4 @@
-"""Everything that is wrong with a definition is reported at once, and what is accepted can run."""
+"""All problems of a definition are reported at once, and an accepted definition can run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bloxserver.blocks.registry import get_registry
 from bloxserver.organism.parse import check, read
 from bloxserver.organism.requirements import AddressRequirement, MailRequirement, ModelRequirement, SecretRequirement
 
-MISTAKES = """\
+INVALID_DEFINITION = """\
 organism: {name: [x], descripton: d}
 listeners:
   - name: fetch
@@ -67,73 +67,78 @@ def found(text: str) -> list[tuple[int, int, str]]:
 
 
 def column(line: int, part: str, number: int = 0) -> tuple[int, int]:
-    """Where a part of a line of MISTAKES is written, counted from 0 where it is there more than once."""
-    at, text = -1, MISTAKES.splitlines()[line - 1]
+    """Return the place of the occurrence `number`, from 0, of a part of a line of INVALID_DEFINITION."""
+    at, text = -1, INVALID_DEFINITION.splitlines()[line - 1]
     for _ in range(number + 1):
         at = text.index(part, at + 1)
     return line, at + 1
 
 
+PROBLEMS = [
+    (*column(1, "[x]"), "wrong_type"),
+    (*column(1, "descripton"), "unknown_key"),
+    (*column(7, "{{"), "invalid_template"),
+    (*column(7, "{{", 1), "invalid_template"),
+    (*column(8, "{{"), "invalid_template"),
+    (*column(8, '"{{', 1), "invalid_template"),
+    (*column(8, "{{", 2), "invalid_template"),
+    (*column(9, "{{"), "invalid_template"),
+    (*column(9, "{{", 1), "invalid_template"),
+    (*column(10, "metod"), "invalid_config"),
+    (*column(11, "0"), "invalid_config"),
+    (*column(12, "never"), "wrong_type"),
+    (*column(13, "99"), "out_of_range"),
+    (*column(14, "nowhere"), "unknown_peer"),
+    (*column(14, "sucess"), "wrong_type"),
+    (*column(14, "payload.size"), "invalid_expression"),
+    (*column(14, "error.kind"), "invalid_expression"),
+    (*column(15, "fetch"), "duplicate_listener"),
+    (*column(16, '"'), "missing_field"),
+    (*column(17, "choose"), "unknown_handler"),
+    (*column(18, "fetch", 1), "duplicate_peer"),
+    (*column(19, "name"), "missing_field"),
+    (*column(23, '"payload'), "invalid_config"),
+    (*column(24, "payload"), "invalid_config"),
+    (*column(24, "nobody"), "unknown_peer"),
+    (*column(25, '"1'), "invalid_config"),
+    (*column(25, "b c"), "invalid_config"),
+    (*column(25, "b c"), "unknown_peer"),
+    (*column(26, "nothing"), "unknown_peer"),
+    (*column(29, "{{"), "placeholder_not_replaced"),
+    (*column(29, "{{", 1), "secret_not_allowed"),
+    (*column(30, "9"), "invalid_config"),
+    (*column(31, "temperature"), "duplicate_key"),
+    (*column(31, "max_cals"), "invalid_config"),
+    (*column(32, "when"), "unsupported"),
+    (*column(32, "tool"), "unknown_peer"),
+    (*column(36, '"import'), "invalid_config"),
+    (*column(36, "0}"), "invalid_config"),
+    (*column(40, "{{"), "secret_not_allowed"),
+    (*column(40, "{{", 1), "invalid_template"),
+    (*column(40, "{output"), "invalid_config"),
+    (*column(40, "{x"), "invalid_config"),
+    (*column(40, '"1 +'), "invalid_config"),
+    (*column(40, "more"), "invalid_config"),
+    (*column(46, "5m"), "wrong_type"),
+    (*column(47, "0"), "out_of_range"),
+    (*column(48, '"ftp'), "invalid_config"),
+    (*column(48, "{{"), "invalid_template"),
+    (*column(48, "{{", 2), "invalid_template"),
+]
+
+
 def test_all_problems_of_one_definition_are_reported() -> None:
-    expected = [
-        (*column(1, "[x]"), "wrong_type"),
-        (*column(1, "descripton"), "unknown_key"),
-        (*column(7, "{{"), "invalid_template"),
-        (*column(7, "{{", 1), "invalid_template"),
-        (*column(8, "{{"), "invalid_template"),
-        (*column(8, '"{{', 1), "invalid_template"),
-        (*column(8, "{{", 2), "invalid_template"),
-        (*column(9, "{{"), "invalid_template"),
-        (*column(9, "{{", 1), "invalid_template"),
-        (*column(10, "metod"), "invalid_config"),
-        (*column(11, "0"), "invalid_config"),
-        (*column(12, "never"), "wrong_type"),
-        (*column(13, "99"), "out_of_range"),
-        (*column(14, "nowhere"), "unknown_peer"),
-        (*column(14, "sucess"), "wrong_type"),
-        (*column(14, "payload.size"), "invalid_expression"),
-        (*column(14, "error.kind"), "invalid_expression"),
-        (*column(15, "fetch"), "duplicate_listener"),
-        (*column(16, '"'), "missing_field"),
-        (*column(17, "choose"), "unknown_handler"),
-        (*column(18, "fetch", 1), "duplicate_peer"),
-        (*column(19, "name"), "missing_field"),
-        (*column(23, '"payload'), "invalid_config"),
-        (*column(24, "payload"), "invalid_config"),
-        (*column(24, "nobody"), "unknown_peer"),
-        (*column(25, '"1'), "invalid_config"),
-        (*column(25, "b c"), "invalid_config"),
-        (*column(25, "b c"), "unknown_peer"),
-        (*column(26, "nothing"), "unknown_peer"),
-        (*column(29, "{{"), "placeholder_not_replaced"),
-        (*column(29, "{{", 1), "secret_not_allowed"),
-        (*column(30, "9"), "invalid_config"),
-        (*column(31, "temperature"), "duplicate_key"),
-        (*column(31, "max_cals"), "invalid_config"),
-        (*column(32, "when"), "unsupported"),
-        (*column(32, "tool"), "unknown_peer"),
-        (*column(36, '"import'), "invalid_config"),
-        (*column(36, "0}"), "invalid_config"),
-        (*column(40, "{{"), "secret_not_allowed"),
-        (*column(40, "{{", 1), "invalid_template"),
-        (*column(40, "{output"), "invalid_config"),
-        (*column(40, "{x"), "invalid_config"),
-        (*column(40, '"1 +'), "invalid_config"),
-        (*column(40, "more"), "invalid_config"),
-        (*column(46, "5m"), "wrong_type"),
-        (*column(47, "0"), "out_of_range"),
-        (*column(48, '"ftp'), "invalid_config"),
-        (*column(48, "{{"), "invalid_template"),
-        (*column(48, "{{", 2), "invalid_template"),
-    ]
-    assert sorted(found(MISTAKES)) == sorted(expected)
-    [code] = [problem for problem in check(MISTAKES, get_registry()) if problem.path[-1:] == ("code",)]
+    assert sorted(found(INVALID_DEFINITION)) == sorted(PROBLEMS)
+
+
+def test_all_unknown_names_of_a_snippet_are_in_one_problem() -> None:
+    [code] = [problem for problem in check(INVALID_DEFINITION, get_registry()) if problem.path[-1:] == ("code",)]
     assert "No module named 'io'" in code.message
     assert "'nobody' is not defined" in code.message
 
 
 def test_requirements_of_an_invalid_definition_are_known() -> None:
-    requirements = read(MISTAKES, get_registry()).requirements
+    requirements = read(INVALID_DEFINITION, get_registry()).requirements
     assert [
         (requirement.name, requirement.place)
         for requirement in requirements

@@ -1,4 +1,4 @@
-"""YAML that is written: read back as what it was, by every reader, and pleasant to look at."""
+"""Written YAML is readable, and every parser reads the same values from it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def exactly(value: JsonValue) -> str:
-    """Tells 1 from 1.0 and from true, and one order of keys from another."""
+    """Return a text that distinguishes 1, 1.0 and true, and the order of keys."""
     return json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""Hostile and odd YAML: read as JSON or refused with a place, never anything else."""
+"""Loading of valid, hostile and unusual YAML."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""A block that is not ours."""
+"""A package with a block, for tests of plugins."""
 
 from pydantic import BaseModel, JsonValue
 
@@ -19,7 +19,7 @@ async def handle_postage(payload: Parcel, config: Tariff, context: BlockContext)
 
 postage = Block(
     name="acme.postage",
-    description="Says what a parcel costs.",
+    description="Computes the postage of a parcel.",
     payload=Parcel,
     config=Tariff,
     handler=handle_postage,

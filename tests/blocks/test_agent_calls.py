@@ -1,0 +1,185 @@
+"""The agent: tool calls of the model, valid and invalid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from pydantic import JsonValue
+
+from bloxserver.blocks import http_request
+from bloxserver.blocks.agent import MAX_RESULT_BYTES
+from bloxserver.blocks.base import BlockContext
+from bloxserver.blocks.tools import tool_of
+from tests.blocks.agents import (
+    FETCH,
+    SHAPE,
+    StoredConversation,
+    answer_of,
+    both_providers,
+    fetched,
+    language_models,
+    refused,
+)
+from tests.llm_server import Api, Reply, calls, says, sends
+
+
+@both_providers
+async def test_tool_failure_is_reported_to_the_model(context: BlockContext, provider: Api) -> None:
+    script = [calls(("fetch_page", {"url": "a"})), says("It is gone.")]
+    async with language_models(*script, provider=provider) as (models, server):
+        assert await answer_of(context, models, StoredConversation({"fetch.page": refused})) == {"text": "It is gone."}
+    reason = "http_error_status: example.com answered 404 Not Found"
+    told = server.requests[1].json["messages"][-1]
+    if provider == "openai":
+        assert json.loads(told["content"]) == {"error": reason}
+    else:
+        assert told["content"][0]["is_error"]
+        assert server.requests[1].texts[-1] == reason
+
+
+POST = tool_of(
+    "post",
+    "Posts.",
+    http_request.block,
+    http_request.HttpRequestConfig(url="https://example.com", method="POST"),
+    (),
+)
+GET = tool_of("get", "Gets.", http_request.block, http_request.HttpRequestConfig(url="https://example.com"), ())
+
+
+@both_providers
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (("fetch", {}), "the tools are: fetch_page, shape"),
+        (("no such tool!", {}), "the tools are: fetch_page, shape"),
+        (("", {}), "the tools are: fetch_page, shape"),
+        (("fetch_page", '{"url": "a'), "not valid JSON"),
+        (("fetch_page", '{"url": NaN}'), "not valid JSON"),
+        (("fetch_page", '{"url": "\\ud800"}'), "not valid JSON"),
+        (("fetch_page", " "), "not valid JSON"),
+        (("fetch_page", "[" * 1000), "not valid JSON"),
+        (("fetch_page", '{"url": 1e999}'), "not valid JSON"),
+        (("fetch_page", '{"url": ' + "9" * 40 + "}"), "more than 64 bits"),
+        (("fetch_page", "[1]"), "must be a JSON object"),
+        (("fetch_page", "[]"), "must be a JSON object"),
+        (("fetch_page", "null"), "must be a JSON object"),
+        (("shape", {"value": 1}), "remove the arguments that this tool does not accept: value; it accepts input"),
+        (("shape", {}), "the arguments must have"),
+        (("get", {"url": "https://evil.example"}), "does not accept: url; it accepts no arguments"),
+        (("post", {"input": 1, "method": "DELETE"}), "does not accept: method; it accepts input"),
+        (("post", {"url": "https://evil.example", "body": "x"}), "does not accept: url, body; it accepts input"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_invalid_tool_call_is_reported_to_the_model(
+    context: BlockContext, provider: Api, wanted: tuple[str, dict[str, Any] | str], told: str
+) -> None:
+    memory = StoredConversation({"fetch.page": fetched})
+    script = [calls(wanted, ("fetch_page", {"url": "a"})), calls(("fetch_page", {"url": "b"})), says("Done.")]
+    if provider == "anthropic" and isinstance(wanted[1], str):
+        script[0] = _raw(provider, wanted[1], ("fetch_page", {"url": "a"}))
+    tools = (FETCH, SHAPE, POST, GET)
+    async with language_models(*script, provider=provider) as (models, server):
+        assert await answer_of(context, models, memory, tools=tools) == {"text": "Done."}
+    assert told in server.requests[1].texts[2]
+    assert [call for _, _, call in memory.called] == ["1.2", "2.1"]
+
+
+def _raw(
+    provider: Api, given: JsonValue, *others: tuple[str, JsonValue], ids: Sequence[JsonValue] = ("c1", "c2")
+) -> Reply:
+    """Calls of `fetch_page` from a server that violates the API."""
+    wanted = [("fetch_page", given), *others]
+    if provider == "openai":
+        made: list[JsonValue] = [
+            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            for (name, arguments), call_id in zip(wanted, ids, strict=False)
+        ]
+        message = {"role": "assistant", "content": None, "tool_calls": made}
+        choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+        return sends(json.dumps(body))
+    blocks = [
+        {"type": "tool_use", "id": call_id, "name": name, "input": arguments}
+        for (name, arguments), call_id in zip(wanted, ids, strict=False)
+    ]
+    members = {"id": "1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "tool_use"}
+    return sends(json.dumps(members | {"content": blocks, "usage": {"input_tokens": 3, "output_tokens": 2}}))
+
+
+@both_providers
+@pytest.mark.parametrize("given", [[], None, 1, True, ["a"], "", {}, {"url": "a"}], ids=repr)
+async def test_tool_arguments_of_wrong_type_are_reported_to_the_model(
+    context: BlockContext, provider: Api, given: JsonValue
+) -> None:
+    memory = StoredConversation({"fetch.page": fetched})
+    async with language_models(_raw(provider, given), says("Done."), provider=provider) as (models, server):
+        assert await answer_of(context, models, memory) == {"text": "Done."}
+    # OpenAI's arguments are a text, which can be empty. Anthropic's are an object.
+    if given == "" or (provider == "anthropic" and isinstance(given, dict)):
+        assert memory.called == [("fetch.page", given or {}, "1.1")]
+    else:
+        assert memory.called == []
+        assert "invalid_arguments: the arguments must be a JSON object" in server.requests[1].texts[2]
+
+
+@pytest.mark.parametrize(
+    "call", [{}, None, {"id": 1, "function": None}, {"id": "x", "function": {"name": 5}}], ids=repr
+)
+async def test_incomplete_tool_call_is_reported_to_the_model(context: BlockContext, call: JsonValue) -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
+    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    async with language_models(sends(json.dumps(body)), says("Done.")) as (models, server):
+        assert await answer_of(context, models, StoredConversation()) == {"text": "Done."}
+    assert "unknown_tool" in server.requests[1].texts[2]
+
+
+@both_providers
+async def test_tool_calls_with_equal_ids_get_unique_ids(context: BlockContext, provider: Api) -> None:
+    given: JsonValue = '{"url": "a"}' if provider == "openai" else {"url": "a"}
+    reply = _raw(provider, given, ("fetch_page", given), ids=("same", "same"))
+    memory = StoredConversation({"fetch.page": fetched})
+    async with language_models(reply, says("Done."), provider=provider) as (models, server):
+        assert await answer_of(context, models, memory) == {"text": "Done."}
+    assert [call for _, _, call in memory.called] == ["1.1", "1.2"]
+    sent = server.requests[1].json["messages"]
+    if provider == "openai":
+        ids = [one["tool_call_id"] for one in sent if one["role"] == "tool"]
+    else:
+        ids = [one["tool_use_id"] for one in sent[-1]["content"]]
+    assert len(set(ids)) == 2
+
+
+async def test_tool_call_without_arguments_sends_an_empty_object(context: BlockContext) -> None:
+    memory = StoredConversation({"fetch.page": fetched})
+    async with language_models(calls(("fetch_page", "")), says("Done.")) as (models, _):
+        await answer_of(context, models, memory)
+    assert memory.called == [("fetch.page", {}, "1.1")]
+
+
+async def test_long_tool_result_is_truncated_with_a_note(context: BlockContext) -> None:
+    async def much(payload: JsonValue) -> JsonValue:
+        return "ä" * MAX_RESULT_BYTES
+
+    async with language_models(calls(("fetch_page", {})), says("Much.")) as (models, server):
+        await answer_of(context, models, StoredConversation({"fetch.page": much}))
+    told = server.requests[1].texts[2]
+    assert told.startswith("ä" * (MAX_RESULT_BYTES // 2) + "\n[truncated")
+    assert f"of {2 * MAX_RESULT_BYTES} bytes" in told
+    assert len(told) < MAX_RESULT_BYTES
+
+
+async def test_nul_characters_are_replaced(context: BlockContext) -> None:
+    memory = StoredConversation({"fetch.page": fetched})
+    script = [calls(("fetch_page", '{"url": "a\\u0000", "path": "\\\\u0000"}'), text="one\0"), says("a\0b \\u0000")]
+    async with language_models(*script) as (models, _):
+        assert await answer_of(context, models, memory) == {"text": "a\ufffdb \\u0000"}
+    assert memory.called == [("fetch.page", {"url": "a\ufffd", "path": "\\u0000"}, "1.1")]
+    assert "\0" not in str(memory.kept)
+    assert "one\ufffd" in str(memory.kept)
