@@ -85,9 +85,9 @@ class _Transcript:
     def start(cls, payload: JsonValue, prompt: str) -> _Transcript:
         from pydantic_ai.messages import ModelRequest, SystemPromptPart, UserPromptPart
 
-        told = payload["text"] if isinstance(payload, dict) and payload.keys() == {"text"} else payload
-        asked = UserPromptPart(_as_text(told if isinstance(told, str) else payload))
-        return cls([ModelRequest([SystemPromptPart(prompt), asked])])
+        text = payload["text"] if isinstance(payload, dict) and payload.keys() == {"text"} else payload
+        prompt_part = UserPromptPart(_as_text(text if isinstance(text, str) else payload))
+        return cls([ModelRequest([SystemPromptPart(prompt), prompt_part])])
 
     @classmethod
     def resume(cls, state: Mapping[str, Any]) -> _Transcript:

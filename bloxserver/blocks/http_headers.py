@@ -45,10 +45,10 @@ ConfigHeaders = Annotated[Headers, AfterValidator(_checked)]
 """Headers that must be valid, too, except for values with placeholders."""
 
 
-def merged(headers: Mapping[str, str], winners: Mapping[str, str]) -> dict[str, str]:
-    """Merge two sets of headers. Names are case-insensitive; the values of `winners` take precedence."""
-    won = {name.lower() for name in winners}
-    return {**{name: value for name, value in headers.items() if name.lower() not in won}, **winners}
+def merged(headers: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, str]:
+    """Merge two sets of headers. Names are case-insensitive; the values of `overrides` take precedence."""
+    overridden = {name.lower() for name in overrides}
+    return {**{name: value for name, value in headers.items() if name.lower() not in overridden}, **overrides}
 
 
 def set_default(headers: dict[str, str], name: str, value: str) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 MAX_NAMES = 200
 """The maximum number of names that are checked. Further ones fail when the snippet runs."""
-GIVEN = frozenset({"payload", "__file__", "__name__"})
+PREDEFINED = frozenset({"payload", "__file__", "__name__"})
 FILENAME = "<snippet>"
 
 # Warnings about the snippet's code, like invalid escapes, must not appear in the server's log.
@@ -79,7 +79,7 @@ def _bound(tree: ast.AST) -> Iterator[str]:
 
 def _names(nodes: list[ast.AST], bound: frozenset[str]) -> Iterator[ExternalName]:
     for node in nodes:
-        if isinstance(node, ast.Name) and node.id not in bound | GIVEN:
+        if isinstance(node, ast.Name) and node.id not in bound | PREDEFINED:
             if node.id == "open":
                 yield ExternalName(node.lineno, "", "open: a snippet has no files")
             else:

@@ -101,19 +101,19 @@ def _input_schema(block: AnyBlock, config: BlockConfig, given: Mapping[str, Json
     schema: JsonSchema | None = block.input_schema(config)
     if schema is None:
         schema = block.payload.model_json_schema()
-    named = [
+    paths = [
         path[1:]
         for member in sorted(block.templates | block.rendered)
         for path in templates.paths(given.get(member))
         if path[0] == "payload"
     ]
-    if not named:
+    if not paths:
         return schema
-    asked = schema_of_paths(named)
+    placeholder_schema = schema_of_paths(paths)
     if schema.get("type") != "object":
-        return asked
-    if asked.get("type") != "object":
-        return schema if schema["properties"] else asked
-    properties = asked["properties"] | schema["properties"]
-    required = list(dict.fromkeys([*schema.get("required", ()), *asked["required"]]))
+        return placeholder_schema
+    if placeholder_schema.get("type") != "object":
+        return schema if schema["properties"] else placeholder_schema
+    properties = placeholder_schema["properties"] | schema["properties"]
+    required = list(dict.fromkeys([*schema.get("required", ()), *placeholder_schema["required"]]))
     return {**schema, "properties": properties, "required": required}

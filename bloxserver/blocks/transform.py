@@ -22,7 +22,7 @@ from bloxserver.blocks.tools import schema_of_paths
 
 MAX_PATHS = 500
 WHOLE_MESSAGE = "."
-WAYS = ("output", "expression", "mapping")
+MODES = ("output", "expression", "mapping")
 
 
 class TransformPayload(RootModel[JsonValue]):
@@ -78,7 +78,7 @@ class TransformConfig(BlockConfig):
     @model_validator(mode="wrap")
     @classmethod
     def _check_mode(cls, config: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
-        problem = _way_problem(config) if isinstance(config, dict) else None
+        problem = _mode_problem(config) if isinstance(config, dict) else None
         try:
             valid = read(config)
         except ValidationError as error:
@@ -88,13 +88,13 @@ class TransformConfig(BlockConfig):
         return valid
 
 
-def _way_problem(config: dict[str, Any]) -> str | None:
+def _mode_problem(config: dict[str, Any]) -> str | None:
     # The output can be null. Null for another key is the same as no value.
-    ways = [way for way in WAYS if way in config and (way == "output" or config[way] is not None)]
-    if len(ways) != 1:
-        given = f", not {' and '.join(ways)}" if ways else ""
+    modes = [mode for mode in MODES if mode in config and (mode == "output" or config[mode] is not None)]
+    if len(modes) != 1:
+        given = f", not {' and '.join(modes)}" if modes else ""
         return f"use exactly one of output, expression and mapping{given}"
-    if config.get("skip_missing") and ways != ["mapping"]:
+    if config.get("skip_missing") and modes != ["mapping"]:
         return "skip_missing has no effect without mapping"
     return None
 

@@ -64,9 +64,9 @@ def read_config(section: Section, block: AnyBlock | None, placeholders: Placehol
     paths: dict[str, Path] = {name: (*base_path, name) for name in given}
     if block is agent:
         _add_model_keys(section, given, paths)
-    used, secrets, refused = _read_templates(block, given, paths, placeholders)
+    used, secrets, rejected = _read_templates(block, given, paths, placeholders)
     reported = block.name in REQUESTS and _check_headers(section, given.get("headers"), paths)
-    valid = _validated(section, block, given, paths, base_path, refused, {("headers",)} if reported else ())
+    valid = _validated(section, block, given, paths, base_path, rejected, {("headers",)} if reported else ())
     config = Config(block, valid, given, base_path, paths, used, secrets)
     _add_requirements(section, config)
     return config
@@ -109,7 +109,7 @@ def _read_templates(
     """
     used: set[str] = set()
     secrets: set[str] = set()
-    refused: set[str] = set()
+    rejected: set[str] = set()
     allowed = ", ".join(sorted(block.templates))
     hint = f"secrets may be in {allowed}" if allowed else "use it in a block like http.request, which calls a server"
     for name, value in given.items():
@@ -117,19 +117,19 @@ def _read_templates(
         if name in block.templates:
             placeholders.collect_secrets(path, value)
             if not placeholders.are_valid(path, value, TEMPLATE_ROOTS):
-                refused.add(name)
+                rejected.add(name)
             elif templates.used_roots(value):
                 used.add(name)
                 secrets |= templates.secret_names(value)
             continue
         if placeholders.reject_secrets(path, value, hint):
-            refused.add(name)
+            rejected.add(name)
         if name in block.rendered:
             if not placeholders.are_valid(path, value, templates.ROOTS):
-                refused.add(name)
+                rejected.add(name)
         else:
             placeholders.report_unreplaced(path, value)
-    return frozenset(used), frozenset(secrets), refused
+    return frozenset(used), frozenset(secrets), rejected
 
 
 def _validated(
@@ -138,17 +138,17 @@ def _validated(
     given: dict[str, JsonValue],
     paths: dict[str, Path],
     base_path: Path,
-    refused: Collection[str],
+    rejected: Collection[str],
     reported: Collection[tuple[int | str, ...]],
 ) -> BlockConfig | None:
-    """Return the config, or None. Problems of `refused` members and at `reported` locations are not reported again."""
+    """Return the config, or None. Problems of `rejected` members and at `reported` locations are not reported again."""
     try:
         valid: BlockConfig = block.config.model_validate(given)
     except ValidationError as error:
         reasons = error.errors(include_url=False, include_context=False, include_input=False)
         for reason in reasons:
             location = reason["loc"]
-            if (location and location[0] in refused) or location in reported or _is_consequence(reason, reasons):
+            if (location and location[0] in rejected) or location in reported or _is_consequence(reason, reasons):
                 continue
             path = (*paths.get(str(location[0]), (*base_path, location[0])), *location[1:]) if location else base_path
             where = ".".join(str(part) for part in path[2:])

@@ -29,20 +29,20 @@ def check_limits(organism: Organism, report: ProblemReport) -> None:
         hint = "add a condition to one of these peers: {to: name, when: condition}"
         report.warning(("listeners", numbers[cycle[0]], "peers"), "endless_circle", message, hint)
     entry = organism.entry().name
-    most = organism.execution.max_iterations
-    if not cycles and (messages := _messages(entry, peers)) > most:
-        message = f"an execution that starts at {quoted(entry)} handles {messages} messages, and the limit is {most}"
+    limit = organism.execution.max_iterations
+    if not cycles and (messages := _messages(entry, peers)) > limit:
+        message = f"an execution that starts at {quoted(entry)} handles {messages} messages, and the limit is {limit}"
         path = ("execution", "max_iterations")
         report.warning(path, "too_many_messages", message, f"set execution.max_iterations to {messages} or more")
 
 
 def _check_timeouts(organism: Organism, report: ProblemReport) -> None:
-    most = organism.execution.timeout_seconds
+    limit = organism.execution.timeout_seconds
     for number, listener in enumerate(organism.listeners):
         # An agent waits for its tools; this time counts towards its timeout, and not towards the execution's.
-        if listener.block is not agent and (listener.timeout_seconds or 0) > most:
+        if listener.block is not agent and (listener.timeout_seconds or 0) > limit:
             path = ("listeners", number, "timeout_seconds")
-            message = f'"timeout_seconds" has no effect: the execution ends after {most:g} seconds'
+            message = f'"timeout_seconds" has no effect: the execution ends after {limit:g} seconds'
             report.warning(path, "unused_key", message, "reduce it, or increase execution.timeout_seconds")
 
 

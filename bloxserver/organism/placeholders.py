@@ -19,7 +19,7 @@ class Placeholders:
         self._last: dict[tuple[str, Path, str], Place] = {}
 
     def are_valid(self, path: Path, value: JsonValue, roots: frozenset[str]) -> bool:
-        """Report every placeholder of a value that is invalid for a scope with these names. Returns whether none is."""
+        """Report every placeholder that is invalid for a scope with these names. Returns True if there is none."""
         found = templates.problems(value, roots)
         if templates.SECRETS not in roots:
             secrets = {problem[:2] for problem in templates.mentions(value, [templates.SECRETS])}

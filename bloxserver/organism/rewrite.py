@@ -31,8 +31,8 @@ class TargetListener:
 
 
 class Rewritten(NamedTuple):
-    """A definition's new text. `lost_comments` are the indexes of those of `wanted` that lost comments; `lost_all` says
-    that the rest of the text lost them too.
+    """The new text. `lost_comments` has the indexes of listeners that lost comments; `lost_all` is true if
+    the rest of the text lost its comments too.
     """
 
     text: str
@@ -40,13 +40,13 @@ class Rewritten(NamedTuple):
     lost_all: bool = False
 
 
-def rewrite(text: str, document: Document, wanted: Sequence[TargetListener]) -> Rewritten:
+def rewrite(text: str, document: Document, targets: Sequence[TargetListener]) -> Rewritten:
     """Return the definition with these listeners instead of its own. `document` is the loaded `text`."""
-    expected = document.value | {"listeners": [listener.values for listener in wanted]}
+    expected = document.value | {"listeners": [listener.values for listener in targets]}
     if same_json(document.value, expected):
         return Rewritten(text, [])
     lines = _Lines(text)
-    spliced = _splice(lines, document, wanted)
+    spliced = _splice(lines, document, targets)
     if spliced is not None and _reads_as(spliced.text, expected):
         return spliced
     return Rewritten(write(expected), [], lost_all=any(map(lines.is_commented, range(len(lines.lines)))))
@@ -105,15 +105,15 @@ class _Item(NamedTuple):
     stop: int
 
 
-def _splice(lines: _Lines, document: Document, wanted: Sequence[TargetListener]) -> Rewritten | None:
+def _splice(lines: _Lines, document: Document, targets: Sequence[TargetListener]) -> Rewritten | None:
     """Return the text with replaced listeners, or None unless each listener begins on its own line."""
     dash = _dash(lines, document)
-    if dash is None or not wanted:
+    if dash is None or not targets:
         return None
     items = _items(lines, document)
     parts = [lines.text(0, items[0].lead)]
     lost_comments: list[int] = []
-    for number, listener in enumerate(wanted):
+    for number, listener in enumerate(targets):
         item = items[listener.index] if listener.index is not None else None
         if item is not None:
             parts.append(lines.text(item.lead, item.start))

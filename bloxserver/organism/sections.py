@@ -119,15 +119,15 @@ class Section:
             return None
         return value
 
-    def count(self, key: str, least: int, most: int) -> int | None:
+    def count(self, key: str, minimum: int, maximum: int) -> int | None:
         value = self.values.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
             self._wrong_type(key, "a whole number")
             return None
-        if not least <= value <= most:
-            self.out_of_range(key, f"{quoted(key)} must be from {least} to {most}")
+        if not minimum <= value <= maximum:
+            self.out_of_range(key, f"{quoted(key)} must be from {minimum} to {maximum}")
             return None
         return value
 

@@ -43,8 +43,8 @@ class Function:
     """Whether the last argument can be repeated."""
 
     def accepts(self, count: int) -> bool:
-        most = math.inf if self.repeats else len(self.takes)
-        return len(self.takes) - self.optional <= count <= most
+        maximum = math.inf if self.repeats else len(self.takes)
+        return len(self.takes) - self.optional <= count <= maximum
 
     def signature(self, name: str) -> str:
         arguments = [kind.replace("|", " or ") for kind in self.takes]
