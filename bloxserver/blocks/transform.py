@@ -54,7 +54,7 @@ def _checked_mapping(mapping: dict[str, str]) -> dict[str, str]:
 def _path(path: str) -> tuple[str, ...]:
     names = tuple(path.split("."))
     if not all(names):
-        raise ValueError(f"{path[:100]!r} is not a path: write names between dots, like user.name")
+        raise ValueError(f"{path[:100]!r} is not a path like user.name; separate names with dots")
     return names
 
 

@@ -178,7 +178,7 @@ def _config_hint(section: Section, block: AnyBlock, name: str, *, unknown: bool)
         known = f"its settings are {', '.join(fields)}" if fields else "it has no settings"
         return section.report.suggest(name, nearest_of(fields), known)
     described = fields[name].description if name in fields else None
-    return f"correct the value; its meaning: {described}" if described else f"see the settings of {block.name}"
+    return f"correct the value; its description: {described}" if described else f"see the settings of {block.name}"
 
 
 def _branch_targets(given: dict[str, JsonValue], paths: dict[str, Path]) -> Iterator[tuple[str, Path]]:

@@ -51,7 +51,7 @@ RESULTS: dict[str, Any] = {
 }
 WITHOUT_RESULT = {
     "": "empty",
-    "2 +": "unexpected the end",
+    "2 +": "unexpected end",
     "2 x 3": "unexpected x",
     "1,000": "unexpected ,",
     "price * 2": "price is not defined; defined are e, pi",
@@ -71,8 +71,8 @@ WITHOUT_RESULT = {
     "exp(1000)": "undefined or out of range",
     "round(1, 100)": "0 to 15 digits",
     "9" * 400: "too large",
-    "2**" * 600 + "2": "nested deeper",
-    "(" * 600 + "2" + ")" * 600: "nested deeper",
+    "2**" * 600 + "2": "levels deep",
+    "(" * 600 + "2" + ")" * 600: "levels deep",
 }
 
 

@@ -223,8 +223,8 @@ FAILURES = {
 INVALID = {
     "": "empty",
     "  // nothing": "empty",
-    "1 +": "unexpected the end (at character 4)",
-    "payload.score >": "unexpected the end",
+    "1 +": "unexpected end of the expression (at character 4)",
+    "payload.score >": "unexpected end",
     "payload.score > 3)": "unexpected )",
     "(payload.score > 3": ") is missing",
     "payload.tags[0": "] is missing",

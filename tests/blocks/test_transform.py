@@ -130,7 +130,7 @@ INVALID: dict[str, dict[str, Any]] = {
     "Extra inputs": {"output": 1, "more": 2},
     "total is not defined": {"expression": "total > 3"},
     "there is no function siz; did you mean size?": {"expression": "siz(payload)"},
-    "unexpected the end": {"expression": "payload +"},
+    "unexpected end": {"expression": "payload +"},
     "must have 1 to 500 paths": {"mapping": {}},
     "'a..b' is not a path": {"mapping": {"a..b": "c"}},
     "'' is not a path": {"mapping": {"a": ""}},

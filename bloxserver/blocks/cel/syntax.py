@@ -107,7 +107,7 @@ class _Parser:
         token = self._token
         if token.text in CORRECTIONS:
             reason = f"{token.text} is not supported, write {CORRECTIONS[token.text]}"
-        found = "the end" if token.kind == "end" else _shown(token.text)
+        found = "end of the expression" if token.kind == "end" else _shown(token.text)
         return _error(reason or f"unexpected {found}", token)
 
     def _checked(self, node: Node) -> Node:
@@ -118,7 +118,7 @@ class _Parser:
     def _expression(self) -> Node:
         self._nesting += 1
         if self._nesting > MAX_NESTING:
-            raise _error(f"nested deeper than {MAX_NESTING}", self._token)
+            raise _error(f"nested more than {MAX_NESTING} levels deep", self._token)
         node = self._binary(1)
         if self._accept("?"):
             yes = self._binary(1)
@@ -155,7 +155,7 @@ class _Parser:
     def _power(self) -> Node:
         self._nesting += 1
         if self._nesting > MAX_NESTING:
-            raise _error(f"nested deeper than {MAX_NESTING}", self._token)
+            raise _error(f"nested more than {MAX_NESTING} levels deep", self._token)
         node = self._unary()
         self._nesting -= 1
         return node
