@@ -95,7 +95,7 @@ def test_an_installed_wheel_migrates(installed: Path, live_settings: Settings, t
     found = run_installed(
         installed,
         empty,
-        "from bloxserver.api.models import migrate; print(migrate.__file__); print(migrate.SCRIPTS)",
+        "from bloxserver.models import migrate; print(migrate.__file__); print(migrate.SCRIPTS)",
     )
     paths = [Path(line) for line in found.stdout.splitlines()]
     assert paths == [installed / "bloxserver/models/migrate.py", installed / "bloxserver/migrations"], found.stderr
