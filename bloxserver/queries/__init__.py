@@ -1,1 +1,1 @@
-"""Reads, a module per resource. Each starts from `flows.owned_by` or from the user: what is not his is not found."""
+"""Reads, one module per resource. Each is limited to the rows of the user: other rows raise `NotFound`."""

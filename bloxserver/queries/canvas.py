@@ -16,7 +16,7 @@ MAX_NAMES = 5
 
 
 class FlowCanvas(NamedTuple):
-    """A canvas for a flow; `derived` where it was made from the definition because none is stored."""
+    """A canvas of a flow. `derived` means that no canvas is stored, and this one was made from the definition."""
 
     canvas_state: Canvas
     derived: bool
@@ -24,14 +24,14 @@ class FlowCanvas(NamedTuple):
 
 
 class Derived(NamedTuple):
-    """The definition that a canvas means."""
+    """The definition that a canvas describes."""
 
     organism_yaml: str
     problems: list[Problem]
 
 
 async def read_canvas(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowCanvas:
-    """The flow's canvas, or one of its definition; raises `NotFound`."""
+    """The flow's stored canvas, or one derived from its definition. Raises `NotFound`."""
     flow = await read_flow(session, user_id, flow_id)
     if flow.canvas_state is None:
         canvas, problems = await asyncio.to_thread(yaml_to_canvas, flow.organism_yaml, get_registry())
@@ -56,7 +56,7 @@ def _difference(canvas: dict[str, Any], text: str) -> list[Problem]:
 async def derive_definition(
     session: AsyncSession, user_id: UUID, flow_id: UUID, canvas: dict[str, Any] | None
 ) -> Derived:
-    """The definition that the canvas means, or the flow's own canvas; raises `NotFound`."""
+    """The definition of the given canvas, or of the flow's stored canvas. Raises `NotFound`."""
     flow = await read_flow(session, user_id, flow_id)
     return await asyncio.to_thread(_derive, canvas or flow.canvas_state, flow.organism_yaml)
 

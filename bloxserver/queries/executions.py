@@ -70,7 +70,7 @@ def _with_trigger() -> sa.Select[ExecutionRecord, UUID | None]:
     return (
         sa.select(ExecutionRecord, _trigger_id())
         .outerjoin(TriggerRecord, TriggerRecord.id == ExecutionRecord.trigger_id)
-        # Read again if the session has the row: the engine writes it in other sessions.
+        # Refresh a row that the session has loaded: the engine writes it in other sessions.
         .execution_options(populate_existing=True)
     )
 

@@ -27,7 +27,7 @@ def flow_exists() -> sa.ColumnElement[bool]:
 async def read_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock: bool = False) -> FlowRecord:
     """The user's flow; `lock` locks its row until the transaction ends. Raises `NotFound`."""
     wanted = sa.select(FlowRecord).where(owned_by(user_id), FlowRecord.id == flow_id)
-    # Read again if the session has the row: a caller may have written it with texts for its enums.
+    # Refresh a row that the session has loaded: its enums may have been set as plain strings.
     wanted = wanted.execution_options(populate_existing=True)
     flow = await session.scalar(wanted.with_for_update(key_share=True) if lock else wanted)
     if flow is None:
@@ -60,9 +60,9 @@ async def count_flows(session: AsyncSession, user_id: UUID) -> int:
 
 
 async def read_flows_to_reconcile(session: AsyncSession, limit: int, grace_over: datetime) -> list[UUID]:
-    """Flows of all users that the engine can start or stop now, those that wait longest first.
+    """Flows of all users that the engine can start or stop now, the longest waiting first.
 
-    A flow that stops waits for its executions, unless its stop was requested before `grace_over`.
+    A stopping flow waits for its executions, unless its stop was requested before `grace_over`.
     """
     starting = FlowRecord.status == FlowStatus.STARTING
     stopping = FlowRecord.status == FlowStatus.STOPPING

@@ -1,4 +1,4 @@
-"""Whether the database's schema is one that this version can serve."""
+"""Checks whether this version supports the database's schema."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bloxserver.models.migrate import SchemaState, schema_state
 
 
 async def schema_problem(session: AsyncSession, *, must_be_migrated: bool) -> str | None:
-    """Why the schema cannot be served. Tables that were made without migrations are fine unless they must be."""
+    """Why the schema is not supported, or None. Tables created without migrations pass unless `must_be_migrated`."""
     connection = await session.connection()
     state = await connection.run_sync(schema_state)
     if state is SchemaState.OLDER or (state is SchemaState.MISSING and must_be_migrated):

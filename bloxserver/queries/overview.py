@@ -22,13 +22,13 @@ class TierQueue(NamedTuple):
     """Executions of a tier that have not ended."""
 
     waiting: int = 0
-    """Due, and not claimed."""
+    """Due and not claimed."""
     running: int = 0
     """Claimed by a worker."""
     suspended: int = 0
-    """Not due yet: they wait for a time or for an execution that they called."""
+    """Not due: suspended until a time, or until a called execution ends."""
     due_since: datetime | None = None
-    """When the longest waiting execution was due; null if none waits."""
+    """When the longest waiting execution was due; None if none waits."""
 
 
 class LivingWorker(NamedTuple):
@@ -36,7 +36,7 @@ class LivingWorker(NamedTuple):
     version: str | None
     started_at: datetime
     silence: timedelta
-    """Since its last heartbeat."""
+    """Time since its last heartbeat."""
 
 
 class Schedules(NamedTuple):
@@ -93,7 +93,7 @@ async def read_queue(session: AsyncSession, moment: datetime) -> dict[Tier, Tier
     )
     queues = {tier: TierQueue() for tier in Tier}
     for name, waiting, running, suspended, due_since in rows:
-        # An unknown tier has the limits of the smallest.
+        # An unknown tier has the limits of the free tier.
         tier = Tier(name) if name in set(Tier) else Tier.FREE
         queues[tier] = _added(queues[tier], TierQueue(int(waiting), int(running), int(suspended), due_since))
     return queues
@@ -130,7 +130,7 @@ def _running() -> sa.Select[*tuple[Any, ...]]:
 
 
 def _unended() -> sa.ColumnElement[bool]:
-    # Written out: a partial index serves no statement that leaves its condition open.
+    # A literal, not a parameter: PostgreSQL uses a partial index only if the statement contains its condition.
     return ExecutionRecord.status == sa.literal(
         ExecutionStatus.RUNNING, ExecutionRecord.status.type, literal_execute=True
     )

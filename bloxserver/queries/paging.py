@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Which part of a list is wanted; `page` counts from 1."""
+    """The requested page of a list. `page` counts from 1."""
 
     page: int
     page_size: int

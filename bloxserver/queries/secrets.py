@@ -13,19 +13,19 @@ from bloxserver.encryption import SECRET_NAME
 from bloxserver.models.tables import SecretRecord
 
 SHOWN = (SecretRecord.name, SecretRecord.created_at, SecretRecord.updated_at)
-"""All that is ever told of a secret."""
+"""The columns of a secret that the API returns."""
 SecretRow: TypeAlias = "sa.Row[str, datetime, datetime]"
 
 
 async def read_secrets(session: AsyncSession, user_id: UUID) -> list[SecretRow]:
     """The user's secrets without their values, by name."""
     rows = await session.execute(sa.select(*SHOWN).where(SecretRecord.user_id == user_id))
-    # Databases sort texts by rules of their own.
+    # Sorted here: the databases have different collations.
     return sorted(rows.all(), key=lambda row: row[0])
 
 
 async def read_ciphertexts(session: AsyncSession, user_id: UUID, names: Collection[str]) -> dict[str, str]:
-    """The user's sealed secrets of these names, as far as there are any."""
+    """The ciphertexts of the user's secrets of these names. Missing secrets are left out."""
     possible = [name for name in names if re.fullmatch(SECRET_NAME, name)]
     if not possible:
         return {}

@@ -42,7 +42,7 @@ async def read_steps(
 
 
 class StepPosition(NamedTuple):
-    """Where a reader of an execution's changes stands."""
+    """A position in the changes of an execution."""
 
     sequence: int
     id: UUID
@@ -67,7 +67,7 @@ async def read_step_changes(
 
 
 def _outline() -> list[Any]:
-    """All that is shown of a step but its payloads."""
+    """The columns of a step that the API returns, without payloads."""
     step = ExecutionStepRecord
     due_or_done = step.completed_at
     return [
@@ -92,7 +92,7 @@ def _outline() -> list[Any]:
 
 
 class StepLink(NamedTuple):
-    """What says where a step stands among the others."""
+    """The relation of a step to the other steps of its execution."""
 
     id: UUID
     parent_id: UUID | None

@@ -1,4 +1,4 @@
-"""How much a user has used, and of what period."""
+"""A user's usage in a billing period."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Period:
 
 
 def period_at(now: datetime, known_start: datetime | None, known_end: datetime | None) -> Period:
-    """Stripe's period when one is known that has begun and not ended, else the calendar month in UTC."""
+    """The known Stripe period if it contains `now`, else the calendar month in UTC."""
     if known_start is not None and known_end is not None and as_utc(known_start) <= now < as_utc(known_end):
         return Period(as_utc(known_start), as_utc(known_end))
     start = datetime(now.year, now.month, 1, tzinfo=UTC)
@@ -33,7 +33,7 @@ def period_at(now: datetime, known_start: datetime | None, known_end: datetime |
 
 @dataclass(frozen=True)
 class Usage:
-    """What the dashboard shows."""
+    """The usage that the dashboard shows."""
 
     period_start: datetime
     period_end: datetime

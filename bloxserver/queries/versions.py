@@ -53,7 +53,7 @@ async def read_version(session: AsyncSession, user_id: UUID, flow_id: UUID, numb
 
 
 def _marks() -> tuple[sa.ColumnElement[bool], ...]:
-    """Whether a version is the one that the last start armed, and whether it is the newest."""
+    """Whether a version is the one that the last start activated, and whether it is the newest."""
     active = sa.func.coalesce(FlowRecord.active_version_id == FlowVersionRecord.id, sa.false())
     latest = sa.func.coalesce(FlowRecord.latest_version == FlowVersionRecord.number, sa.false())
     return active.label("active"), latest.label("latest")

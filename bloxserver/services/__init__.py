@@ -1,1 +1,1 @@
-"""Verbs that change things, a module per resource. The caller's session carries the transaction; none ends it here."""
+"""Operations that change data, one module per resource. The caller owns the session and commits the transaction."""

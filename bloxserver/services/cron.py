@@ -17,7 +17,7 @@ from bloxserver.errors import Unprocessable
 
 MAX_CRON_LENGTH = 255
 MAX_CLOCK_CHANGE = timedelta(hours=3)
-"""No zone sets its clocks back further."""
+"""An upper bound on how far any zone sets its clocks back."""
 CATCH_UP = ("none", "last")
 
 
@@ -40,7 +40,7 @@ class Cron:
     def after(self, moment: datetime) -> Iterator[datetime]:
         """The firings after `moment`, in UTC and in ascending order.
 
-        All times that a schedule is armed with come from here, so that none of them is in the past.
+        Schedules are armed only with times from this method, so a firing time is never in the past.
         """
         latest = moment
         for fires in self._from(self._local(moment) - MAX_CLOCK_CHANGE):
@@ -59,14 +59,14 @@ class Cron:
         newest = next((fired for fired in times if fired <= moment), None)
         if newest is None:
             return None
-        # While an hour is repeated, a later local time may have come before an earlier one.
+        # While an hour is repeated, the order of local times differs from the order of UTC times.
         return max(takewhile(lambda fires: fires <= moment, self.after(newest)), default=newest)
 
     def _local(self, moment: datetime) -> datetime:
         return moment.astimezone(self._zone).replace(tzinfo=None)
 
     def _from(self, local_start: datetime) -> Iterator[datetime]:
-        """The firings after a local time, in ascending order; several local times may have the same one."""
+        """The firings after a local time, in ascending order. Two local times may map to the same firing."""
         second_pass: deque[datetime] = deque()
         for local in CronSim(self._expression, local_start):
             times = self._times_of(local)
@@ -77,9 +77,10 @@ class Cron:
         yield from second_pass
 
     def _times_of(self, local: datetime) -> list[datetime]:
-        """When it is `local`, in UTC: twice in a repeated hour, not at all in an omitted one.
+        """The UTC times of `local`: two in a repeated hour, none in an omitted one.
 
-        What is not an interval fires once: in the first pass of a repeated hour, right after an omitted one.
+        An expression that is no interval fires once: in the first pass of a repeated hour, or right after an omitted
+        one.
         """
         times: list[datetime] = []
         while not times:
@@ -123,7 +124,7 @@ def schedule_problem(config: object) -> str | None:
 
 
 def _is_storable(value: object) -> bool:
-    """Whether an execution's columns can hold it: JSON escapes NUL, text does not."""
+    """Whether text columns can store the value. JSON escapes NUL, text columns reject it."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -134,7 +135,7 @@ def _is_storable(value: object) -> bool:
 
 @lru_cache
 def _zones() -> set[str]:
-    """Cached, since the names are read from the file system."""
+    """The known time zones. Cached, since the names are read from the file system."""
     return available_timezones()
 
 

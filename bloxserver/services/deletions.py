@@ -1,4 +1,4 @@
-"""Deletes flows and triggers: small ones in the request, large ones from every read at once and in batches later.
+"""Deletes flows and triggers: small ones in the request. Large ones are hidden at once and deleted in batches later.
 
 The background task that finishes large deletions is `bloxserver.engine.background.deletions`.
 """
@@ -36,7 +36,7 @@ FLOW_DELETED = "The flow was deleted"
 
 
 async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> None:
-    """Delete the flow with all rows that belong to it, by statements alone. Raises `NotFound`.
+    """Delete the flow with all rows that belong to it, without loading the rows. Raises `NotFound`.
 
     A large flow is marked as deleted, which has the same effect on every read, and its rows are deleted in the
     background.
@@ -53,7 +53,7 @@ async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> No
 
 
 async def _is_small(session: AsyncSession, flow_id: UUID) -> bool:
-    """Whether the request can delete the flow's rows. Reads no more rows than it may delete."""
+    """Whether the request can delete the flow's rows. Reads no more rows than the request may delete."""
     execution, step, version = ExecutionRecord, ExecutionStepRecord, FlowVersionRecord
     executions = sa.select(execution.id).where(execution.flow_id == flow_id).limit(MAX_EXECUTIONS + 1)
     parts = [
@@ -76,11 +76,11 @@ async def _is_small(session: AsyncSession, flow_id: UUID) -> bool:
 
 
 async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:
-    """Resume the executions of other flows that wait for executions of this flow: their calls fail."""
+    """Resume executions of other flows that called executions of this flow. Their calls fail."""
     running = ExecutionRecord.status == ExecutionStatus.RUNNING
     own = ExecutionRecord.flow_id == flow_id, running
     callers = sa.select(ExecutionRecord.parent_id).where(*own, ExecutionRecord.parent_id.is_not(None))
-    # Locked before any of them is changed: workers hold one execution while they lock another.
+    # All rows are locked before the first is changed: a worker may hold one execution while it locks another.
     await lock_executions(session, ExecutionRecord.id.in_(sa.select(ExecutionRecord.id).where(*own).union(callers)))
     await session.execute(
         sa.update(ExecutionRecord)
@@ -108,7 +108,7 @@ async def _delete(session: AsyncSession, table: type[Any], condition: sa.ColumnE
 
 
 async def _mark_flow(session: AsyncSession, flow_id: UUID) -> None:
-    """Hide the flow, free the tokens of its webhooks, and take its running executions from their workers."""
+    """Hide the flow, free the tokens of its webhooks, and revoke the leases of its running executions."""
     moment = now()
     await session.execute(sa.update(FlowRecord).where(FlowRecord.id == flow_id).values(deleted_at=moment))
     await session.execute(
@@ -138,7 +138,7 @@ async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, tr
     """
     await read_trigger(session, user_id, flow_id, trigger_id)
     triggered = ExecutionRecord.trigger_id == trigger_id
-    # The flow's row before those of executions, the order in which every transaction locks them.
+    # Every transaction locks the flow before its executions.
     await session.execute(
         sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update(read=True, key_share=True)
     )

@@ -25,11 +25,11 @@ from bloxserver.services.usage import count_run
 from bloxserver.settings import get_settings
 
 MAX_TARGET_LENGTH = 255
-"""Longer than any listener's name: a target that is cut names no listener, and did not before."""
+"""Longer than any listener's name, so a truncated target never names a listener."""
 
 
 class FlowNotRunning(BadRequest):
-    """The flow has been stopped, or was never started."""
+    """The flow was stopped or never started."""
 
     def __init__(self, status: FlowStatus) -> None:
         super().__init__("flow_not_running", f"Flow is not running (status: {status.value})")
@@ -71,7 +71,7 @@ async def run_flow(
 async def receive_webhook(session: AsyncSession, token: str, given: Input, depth: int = 0) -> UUID:
     """Accept a run by webhook and return its id; raises as `run_flow` does, and `Conflict` for a disabled webhook.
 
-    `depth` is the number of executions above it, according to the sender; raises `BadRequest` if it is too large.
+    `depth` is the call depth that the sender reports. Raises `BadRequest` if it is too large.
     """
     webhook = await read_webhook(session, token)
     if webhook.flow_status is not FlowStatus.RUNNING:
@@ -84,9 +84,7 @@ async def receive_webhook(session: AsyncSession, token: str, given: Input, depth
 
 
 def require_depth(depth: int) -> None:
-    """Raise `BadRequest` for more than `MAX_CALL_DEPTH` executions above one: it ends flows that call each other in a
-    circle.
-    """
+    """Raise `BadRequest` if the call depth exceeds `MAX_CALL_DEPTH`. This ends endless recursion between flows."""
     limit = get_settings().max_call_depth
     if depth > limit:
         raise BadRequest("call_depth_exceeded", f"Flows call each other more than {limit} deep")
@@ -95,7 +93,7 @@ def require_depth(depth: int) -> None:
 async def accept_for_trigger(
     session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input, depth: int = 0
 ) -> ExecutionRecord:
-    """Count and accept a run for a trigger; raises `Forbidden` at the run limit, and as `accept` does."""
+    """Count and accept a run for a trigger. Raises `Forbidden` at the run limit, and the errors of `accept`."""
     moment = now()
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
     await count_run(session, trigger.user_id, trigger.tier or "free", period, moment)
@@ -114,9 +112,9 @@ async def accept_for_trigger(
 
 
 async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values: Any) -> ExecutionRecord:
-    """Insert an execution of a flow that runs. Limits and counts are left to the caller.
+    """Insert an execution of a running flow. The caller checks limits and counts the run.
 
-    Raises `FlowNotRunning`, and `NotFound`, where the flow was stopped or deleted since the caller read it.
+    Raises `FlowNotRunning` or `NotFound` if the flow was stopped or deleted since the caller read it.
     """
     values |= {
         "id": new_id(),
@@ -148,7 +146,7 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
 
 
 def input_of_body(body: bytes, content_type: str | None) -> Input:
-    """A webhook's body: UTF-8 text without NUL as it came, nothing as null, the rest as a `data:` URL (RFC 2397)."""
+    """The input of a webhook's body: UTF-8 text unchanged, an empty body as null, else a `data:` URL (RFC 2397)."""
     if not body:
         return Input(None)
     try:
@@ -163,7 +161,7 @@ def input_of_body(body: bytes, content_type: str | None) -> Input:
 
 
 def input_of_json(value: Any) -> Input:
-    """A payload given as JSON: text stays text, null is no payload, the rest becomes JSON text."""
+    """The input of a JSON payload: a string unchanged, null as null, any other value as JSON text."""
     if value is None:
         return Input(None)
     return Input(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

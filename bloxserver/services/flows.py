@@ -28,17 +28,17 @@ TRANSITIONS = {
     FlowStatus.STOPPING: {FlowStatus.RUNNING, FlowStatus.STARTING, FlowStatus.ERROR},
     FlowStatus.STOPPED: {FlowStatus.STOPPING},
 }
-"""For each status, those from which it may be entered."""
+"""For each status, the statuses from which a flow may enter it."""
 DEFINITION = ("organism_yaml", "canvas_state")
-"""What makes a version."""
+"""The columns of a definition. A change to one of them makes a new version."""
 
 
 async def create_flow(
     session: AsyncSession, user_id: UUID, tier: str, name: str, description: str | None, organism_yaml: str | None
 ) -> FlowRecord:
-    """A new, stopped flow; raises `Forbidden` at the limit of the tier, exact however many are created at once."""
+    """Create a stopped flow. Raises `Forbidden` at the tier's limit, which is exact under concurrency."""
     limit = get_plan(tier).flows
-    # The lock of the user's row makes the count exact. (SQLite has one writer.)
+    # The lock of the user's row makes the count exact. SQLite has one writer, so it needs no lock.
     await session.execute(sa.select(UserRecord.id).where(UserRecord.id == user_id).with_for_update(key_share=True))
     if await count_flows(session, user_id) >= limit:
         raise Forbidden(
@@ -61,7 +61,7 @@ async def create_flow(
 
 
 async def update_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, changes: dict[str, Any]) -> FlowRecord:
-    """Set the values of `changes`; a changed definition makes a new version. Raises `NotFound`."""
+    """Set the columns in `changes`. A changed definition makes a new version. Raises `NotFound`."""
     flow = await read_flow(session, user_id, flow_id, lock=not changes.keys().isdisjoint(DEFINITION))
     if changes:
         await _change(session, flow, changes)
@@ -80,7 +80,7 @@ async def _change(session: AsyncSession, flow: FlowRecord, changes: dict[str, An
     organism_yaml, canvas_state = (changes.get(name, getattr(flow, name)) for name in DEFINITION)
     redefined = not is_same_definition(flow, organism_yaml, canvas_state)
     if redefined and flow.latest_version is None:
-        await current_version(session, flow)  # a row written by hand has no version yet: keep its definition
+        await current_version(session, flow)  # a row inserted by hand may have no version; this keeps its definition
     for name, value in changes.items():
         setattr(flow, name, value)
     flow.updated_at = now()
@@ -90,12 +90,12 @@ async def _change(session: AsyncSession, flow: FlowRecord, changes: dict[str, An
 
 
 async def start_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
-    """Request a start: the engine validates the organism and sets `running`, or `error` with the reason."""
+    """Request a start. The engine validates the organism, and sets `running` or `error` with the reason."""
     return await _request(session, user_id, flow_id, FlowStatus.STARTING, "start", stop_requested_at=None)
 
 
 async def stop_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
-    """Request a stop: the flow accepts no runs, and is `stopped` once its executions ended or were cancelled."""
+    """Request a stop. The flow accepts no more runs, and becomes `stopped` when its executions have ended."""
     return await _request(session, user_id, flow_id, FlowStatus.STOPPING, "stop", stop_requested_at=now())
 
 
@@ -113,9 +113,9 @@ async def _request(
 async def transition_flow(
     session: AsyncSession, flow_id: UUID, to: FlowStatus, *conditions: sa.ColumnElement[bool], **values: Any
 ) -> bool:
-    """Set a flow's status; no other function does.
+    """Set a flow's status. No other function does.
 
-    Returns False if the flow is gone, its status does not lead to `to`, or it does not meet the conditions.
+    Returns False if the flow was deleted, its status does not allow `to`, or it does not meet the conditions.
     """
     if to in (FlowStatus.STARTING, FlowStatus.RUNNING):
         values["error_message"] = None

@@ -1,7 +1,7 @@
-"""What flows remember from one execution to the next, within limits.
+"""The key-value store of flows, which keeps values between executions, within limits.
 
-Writes of one flow take turns at its row, so that limits are exact and numbers add up. Each write leaves the mark of
-the step that made it: a step that is handled again after a crash finds what it did before.
+Every write locks the flow's row, so limits are exact and no increment is lost. Every write records the step that made
+it: when a step is repeated after a crash, its write is not applied twice.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bloxserver.storable import check_storable
 MAX_KEY_LENGTH = 255
 MAX_VALUE_BYTES = 64 * 1024
 MAX_KEYS = 1_000
-"""Of one flow."""
+"""Keys of one flow."""
 MAX_BYTES = 4 * 1024 * 1024
-"""Of all keys and values of one flow."""
+"""Bytes of all keys and values of one flow."""
 MAX_NUMBER = 1e300
 
 MARK_LENGTH = 8
 MARKS_KEPT = 40
-"""Steps that a key knows as its last writers: as many may come between a step's crash and its return."""
+"""The number of last writers recorded for a key. As many other writes may happen before a step is repeated."""
 
 
 class _Entry(NamedTuple):
@@ -43,19 +43,19 @@ class _Entry(NamedTuple):
 
 
 async def get_value(session: AsyncSession, flow_id: UUID, key: str) -> tuple[bool, JsonValue]:
-    """Whether the flow has a value under the key, and the value; raises `BadRequest` for an impossible key."""
+    """Whether the key has a value, and the value. Raises `BadRequest` for an invalid key."""
     entry = await _find(session, flow_id, _checked(key))
     return (False, None) if entry is None else (True, entry.value)
 
 
 async def set_value(session: AsyncSession, flow_id: UUID, key: str, value: JsonValue, step: str) -> None:
-    """Create or replace; raises `BadRequest`, `Forbidden` (`key_value_limit`), `NotFound` for the flow."""
+    """Create or replace a value. Raises `BadRequest`, `Forbidden` (`key_value_limit`), and `NotFound` for the flow."""
     entry = await _lock(session, flow_id, key)
     await _write(session, flow_id, key, entry, value, step)
 
 
 async def delete_value(session: AsyncSession, flow_id: UUID, key: str) -> bool:
-    """Whether there was a value; raises `BadRequest`."""
+    """Delete a value. Returns whether it existed. Raises `BadRequest`."""
     deleted = await session.execute(
         sa.delete(KeyValueRecord)
         .where(KeyValueRecord.flow_id == flow_id, KeyValueRecord.key == _checked(key))
@@ -67,7 +67,7 @@ async def delete_value(session: AsyncSession, flow_id: UUID, key: str) -> bool:
 async def add_value(
     session: AsyncSession, flow_id: UUID, key: str, value: JsonValue, step: str
 ) -> tuple[bool, JsonValue]:
-    """Set the value unless there is one: whether this step has set it, and the value; raises like `set_value`."""
+    """Set the value if the key has none. Returns whether this step set it, and the value. Raises like `set_value`."""
     entry = await _lock(session, flow_id, key)
     if entry is not None:
         return _has_written(entry, step), entry.value
@@ -76,9 +76,9 @@ async def add_value(
 
 
 async def increment_value(session: AsyncSession, flow_id: UUID, key: str, by: float, step: str) -> float:
-    """Add to the number, once for each step; returns the sum.
+    """Add to the number, once per step. Returns the sum.
 
-    Raises like `set_value`, and `BadRequest` (`key_value_no_number`) where there is something else.
+    Raises like `set_value`, and `BadRequest` (`key_value_no_number`) if the stored value is not a number.
     """
     if not _is_number(by):
         raise BadRequest("key_value_no_number", "Only a number can be added to a number")
@@ -107,7 +107,7 @@ async def _find(session: AsyncSession, flow_id: UUID, key: str) -> _Entry | None
 
 
 async def _lock(session: AsyncSession, flow_id: UUID, key: str) -> _Entry | None:
-    """What is there, after the writes of others and before the next."""
+    """Lock the flow's row, and read the entry."""
     _checked(key)
     flow = sa.select(FlowRecord.id).where(FlowRecord.id == flow_id, FlowRecord.deleted_at.is_(None))
     flow = flow.with_for_update(key_share=True)
@@ -171,7 +171,7 @@ def _stored(value: JsonValue) -> str:
 
 
 def _is_number(value: JsonValue) -> TypeGuard[int | float]:
-    """Whether it is one that can be added to; neither NaN nor infinity is."""
+    """Whether the value is a finite number, and no boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
 
 

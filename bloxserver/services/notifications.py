@@ -1,4 +1,4 @@
-"""Failure notifications: rows that are written in the transaction that ends an execution, and sent from there."""
+"""Failure notifications: rows written in the transaction that ends an execution. A background task sends them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bloxserver.organism.model import FailureNotification
 async def enqueue_failure_notification(
     session: AsyncSession, execution_id: UUID, recipients: FailureNotification
 ) -> None:
-    """Notify of an execution that this transaction ends as failed or timed out, once for each recipient."""
+    """Enqueue one notification per recipient for an execution that this transaction ends as failed or timed out."""
     await _enqueue(session, recipients, execution_id=execution_id)
 
 
 async def enqueue_disabled_notification(
     session: AsyncSession, trigger_id: UUID, reason: str, recipients: FailureNotification
 ) -> None:
-    """Notify of a schedule that this transaction disables."""
+    """Enqueue one notification per recipient for a schedule that this transaction disables."""
     await _enqueue(session, recipients, trigger_id=trigger_id, reason=reason)
 
 

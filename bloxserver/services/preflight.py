@@ -1,4 +1,4 @@
-"""Preflight: what a definition needs and this installation, or the owner of the flow, does not have."""
+"""Preflight: the requirements of a definition that this installation or the flow's owner does not meet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from bloxserver.settings import Settings
 async def installation_problems(
     session: AsyncSession, settings: Settings, user_id: UUID, requirements: Sequence[Requirement]
 ) -> list[Problem]:
-    """What the settings do not provide, and the secrets that the user has not stored, in the order of the text."""
+    """Requirements that the settings do not meet, and secrets that do not exist, in the order of the text."""
     problems = settings_problems(settings, requirements)
     if get_cipher(settings) is None:
         return problems
@@ -48,7 +48,7 @@ async def installation_problems(
 
 
 def settings_problems(settings: Settings, requirements: Sequence[Requirement]) -> list[Problem]:
-    """What the settings do not provide, in the order of the text. No database is needed to know it."""
+    """Requirements that the settings do not meet, in the order of the text. Needs no database."""
     models, cipher = LanguageModels(settings), get_cipher(settings)
     found: list[Problem | None] = []
     for requirement in requirements:
@@ -69,7 +69,7 @@ def settings_problems(settings: Settings, requirements: Sequence[Requirement]) -
 
 
 def _problem(requirement: Requirement, code: str, message: str, hint: str) -> Problem:
-    # Without a notice an execution ends as it would with one.
+    # A missing failure notification does not change how an execution ends.
     severity: Literal["error", "warning"] = "warning" if requirement.path[0] == "execution" else "error"
     return Problem(*requirement.place, code, message, hint, severity, requirement.path)
 
@@ -94,7 +94,7 @@ def _mail_problem(settings: Settings, requirement: MailRequirement) -> Problem |
     try:
         given, own = read_mailbox(requirement.sender).domain, read_mailbox(settings.smtp_from).domain
     except ValueError:
-        return None  # reported for itself
+        return None  # reported as a separate problem
     if given.lower() == own.lower():
         return None
     message = f"this server sends mail from addresses at {own} only"
@@ -102,7 +102,7 @@ def _mail_problem(settings: Settings, requirement: MailRequirement) -> Problem |
 
 
 def _address_problem(settings: Settings, requirement: AddressRequirement) -> Problem | None:
-    """A host that is written as an address is known to be refused; a name is only known when it is resolved."""
+    """The problem of a literal IP address that the guard refuses. Host names are checked when they are resolved."""
     fixed, placeholder, _ = requirement.url.partition("{{")
     if placeholder and not COMPLETE_HOST.match(fixed.lower()):
         return None
@@ -113,7 +113,7 @@ def _address_problem(settings: Settings, requirement: AddressRequirement) -> Pro
         check_addresses(addresses, url.host, port, settings.ssrf_allow_cidrs, PORTS)
     except OutgoingRequestError as error:
         if error.code == "invalid_url":
-            return None  # reported for itself
+            return None  # reported as a separate problem
         hint = "use a public address and one of these ports, or have the operator allow it in SSRF_ALLOW_CIDRS"
         return _problem(requirement, "address_refused", f"{error.message}: it would be refused", hint)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Executions done again: from the start, or from where they failed."""
+"""Retries of executions, from the start or from the failed steps."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ FAILED = (ExecutionStatus.ERROR, ExecutionStatus.TIMEOUT, ExecutionStatus.CANCEL
 class RetryFrom(StrEnum):
     START = "start"
     FAILED = "failed"
-    """What was finished is not done again."""
+    """Finished steps are not repeated."""
 
 
 class RetryVersion(StrEnum):
     SAME = "same"
     LATEST = "latest"
-    """The flow's definition as it is now, whether it was started or not."""
+    """The flow's current definition, even if it was not started since it changed."""
 
 
 async def retry_execution(
@@ -50,7 +50,7 @@ async def retry_execution(
     begin: RetryFrom,
     version: RetryVersion,
 ) -> ExecutionRecord:
-    """Accept an execution with the input of one that has ended, and count it as a run.
+    """Accept an execution with the input of an ended one, and count it as a run.
 
     Raises `NotFound`, `Forbidden` at the limit, and `BadRequest`: `flow_not_running`, `execution_running`,
     `nothing_failed`.
@@ -93,7 +93,7 @@ async def _version(
 
 
 class Copy(NamedTuple):
-    """A step that another execution takes over, and what it is called there."""
+    """A step that is copied to another execution, with its id and key there."""
 
     original_id: UUID
     new_id: UUID
@@ -103,9 +103,9 @@ class Copy(NamedTuple):
 
 
 def copies_of(steps: Sequence[StepLink]) -> list[Copy]:
-    """The steps that need not be done again: finished ones that hang on finished ones alone.
+    """The steps that need not be repeated: finished steps whose ancestors are all finished.
 
-    An error is finished where it was handled: it went to a peer, or to the agent that called the step.
+    A failed step is finished if its error was handled: by a peer, or by the agent that called the step.
     """
     children: dict[UUID | None, list[StepLink]] = defaultdict(list)
     for step in steps:
@@ -127,7 +127,7 @@ def copies_of(steps: Sequence[StepLink]) -> list[Copy]:
 
 
 def _is_call(step: StepLink) -> bool:
-    """Whether an agent called the listener as its tool: the key then goes on after the listener's name."""
+    """Whether an agent called the listener as a tool. The key then continues after the listener's name."""
     return step.parent_id is not None and step.key != f"{step.parent_id}:{step.listener}"
 
 
@@ -140,7 +140,7 @@ def _copy(step: StepLink, new_ids: dict[UUID | None, UUID | None], sequence: int
 
 
 async def _copy_finished_steps(session: AsyncSession, from_id: UUID, to_id: UUID) -> None:
-    """Inside the database: payloads may be large, and there may be thousands."""
+    """Copy the steps inside the database: there may be thousands, with large payloads."""
     copies = copies_of(await read_step_links(session, from_id))
     insert = _insert_copy(to_id)
     for begin in range(0, len(copies), ROWS_PER_INSERT):
@@ -149,7 +149,7 @@ async def _copy_finished_steps(session: AsyncSession, from_id: UUID, to_id: UUID
 
 
 def _insert_copy(execution_id: UUID) -> sa.Insert:
-    """Takes what `Copy` names; the rest is as it was."""
+    """Insert copies with the values of `Copy`. All other columns are unchanged."""
     table = ExecutionStepRecord.metadata.tables[ExecutionStepRecord.__tablename__]
     columns = table.c
     values = {

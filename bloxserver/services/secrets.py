@@ -1,4 +1,4 @@
-"""Secrets of users: written, opened for the moment in which they are used, and never shown."""
+"""Secrets of users. They are stored encrypted, decrypted only when they are used, and never returned by the API."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MAX_SECRETS = 100
 
 REASONS = {
     "missing": "does not exist",
-    "unreadable": "cannot be read: the server no longer has the key that sealed it; set it anew",
+    "unreadable": "cannot be read: the server no longer has the key that encrypted it; set it again",
 }
 
 
 class SecretUnavailable(Conflict):
-    """A secret that is to be used cannot be: `secret_missing`, `secret_unreadable`."""
+    """A secret does not exist (`secret_missing`) or cannot be decrypted (`secret_unreadable`)."""
 
     def __init__(self, name: str, reason: Literal["missing", "unreadable"]) -> None:
         super().__init__(f"secret_{reason}", f"The secret {name} {REASONS[reason]}")
@@ -37,9 +37,9 @@ class SecretUnavailable(Conflict):
 async def set_secret(
     session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, name: str, value: str
 ) -> SecretRow:
-    """Create the secret or replace its value; raises `Unavailable` without a sealer, `Forbidden` at the limit."""
+    """Create the secret or replace its value. Raises `Unavailable` without a cipher, `Forbidden` at the limit."""
     ciphertext = _ciphertext(cipher, user_id, name, value)
-    await _take_turn(session, user_id, name)
+    await _lock_user(session, user_id, name)
     moment = now()
     written = await session.execute(
         insert_into(session, SecretRecord)
@@ -56,9 +56,9 @@ async def set_secret(
 async def create_secret(
     session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, name: str, value: str
 ) -> SecretRow:
-    """A new secret; raises `Conflict` where the name is taken, `Unavailable` without a sealer, `Forbidden`."""
+    """Create a secret. Raises `Conflict` if it exists, `Unavailable` without a cipher, `Forbidden` at the limit."""
     ciphertext = _ciphertext(cipher, user_id, name, value)
-    await _take_turn(session, user_id, name)
+    await _lock_user(session, user_id, name)
     moment = now()
     written = await session.execute(
         insert_into(session, SecretRecord)
@@ -86,8 +86,9 @@ async def delete_secret(session: AsyncSession, user_id: UUID, name: str) -> None
 async def decrypt_secrets(
     session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, names: Collection[str]
 ) -> dict[str, str]:
-    """The values of the user's secrets of these names, in one statement; raises `SecretUnavailable` for the first
-    that does not exist or cannot be read.
+    """The values of the user's secrets of these names, read in one statement.
+
+    Raises `SecretUnavailable` for the first secret that does not exist or cannot be decrypted.
     """
     stored = await read_ciphertexts(session, user_id, names)
     values: dict[str, str] = {}
@@ -104,26 +105,26 @@ async def decrypt_secrets(
 
 
 async def missing_secrets(session: AsyncSession, user_id: UUID, names: Collection[str]) -> set[str]:
-    """Those of the names of which the user has no secret."""
+    """The names for which the user has no secret."""
     return set(names) - (await read_ciphertexts(session, user_id, names)).keys()
 
 
 class RotatedBatch(NamedTuple):
-    """What became of a batch of secrets that the first key had not sealed."""
+    """The result of one batch of a key rotation."""
 
     rotated: int
     unreadable: int
-    """Left as they were: their key is gone."""
+    """Secrets that were not changed, since their key is not configured."""
     last_id: UUID | None
-    """Where the next batch begins; null where there is none."""
+    """The id after which the next batch begins; None after the last batch."""
 
 
 async def rotate_stale(
     session: AsyncSession, cipher: SecretCipher, limit: int, after: UUID | None = None
 ) -> RotatedBatch:
-    """Seal with the first key what another key sealed, `limit` secrets of anybody at most, those after an id.
+    """Encrypt with the first key up to `limit` secrets of all users that another key encrypted, in the order of ids.
 
-    May be ended at any time and begun anew; what is set meanwhile is left alone.
+    A rotation may be interrupted and repeated. Secrets that change during a batch are not overwritten.
     """
     stale = sa.not_(SecretRecord.ciphertext.startswith(cipher.prefix, autoescape=True))
     wanted = [stale] if after is None else [stale, SecretRecord.id > after]
@@ -145,7 +146,7 @@ async def rotate_stale(
         await session.execute(
             sa.update(SecretRecord)
             .where(SecretRecord.id == secret_id, SecretRecord.ciphertext == old)
-            .values(ciphertext=ciphertext, updated_at=SecretRecord.updated_at)  # its value is the same
+            .values(ciphertext=ciphertext, updated_at=SecretRecord.updated_at)  # the value is unchanged
         )
     return RotatedBatch(len(rows) - unreadable, unreadable, rows[-1].id if len(rows) == limit else None)
 
@@ -159,8 +160,8 @@ def _ciphertext(cipher: SecretCipher | None, user_id: UUID, name: str, value: st
     return cipher.encrypt(value, owner=user_id, name=name)
 
 
-async def _take_turn(session: AsyncSession, user_id: UUID, name: str) -> None:
-    """Let writes of one user take turns at his row, so that the limit is exact; raises `Forbidden` at it."""
+async def _lock_user(session: AsyncSession, user_id: UUID, name: str) -> None:
+    """Lock the user's row, so that the limit is exact. Raises `Forbidden` at the limit."""
     await session.execute(sa.select(UserRecord.id).where(UserRecord.id == user_id).with_for_update(key_share=True))
     others = sa.select(sa.func.count()).where(SecretRecord.user_id == user_id, SecretRecord.name != name)
     if (await session.scalar(others) or 0) >= MAX_SECRETS:

@@ -1,4 +1,4 @@
-"""The end of executions. Nothing else writes it, whoever asks for it: a worker, a user, or a flow that is stopped."""
+"""Ends executions. Workers, users and stopping flows all end executions through this module alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bloxserver.queries.executions import read_execution
 
 OPEN_STEPS = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
 BATCH = 500
-"""Executions that are ended together: both databases take some 32,000 values in a statement."""
+"""Executions ended in one statement. Both databases accept about 32,000 values in a statement."""
 CANCELLED_BY_USER = "Cancelled by the user"
 CALLER_ENDED = "The execution that called this one has ended"
 
@@ -36,9 +36,9 @@ async def end_execution(
     output: str | None = None,
     error: str | None = None,
 ) -> bool:
-    """End one execution; False where it is gone, has ended before, or does not meet the conditions.
+    """End one execution. Returns False if it was deleted, has ended, or does not meet the conditions.
 
-    `parent_id` is the execution that waits for this one; it goes on.
+    `parent_id` is the execution that called this one. If it is suspended, it resumes.
     """
     if parent_id is not None:
         await lock_executions(session, ExecutionRecord.id == parent_id)
@@ -48,9 +48,9 @@ async def end_execution(
 
 
 async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], triggers: Iterable[TriggerType]) -> None:
-    """End executions that nobody waits for as successes, with their outputs; `triggers` are what began them.
+    """End executions without a caller as successes, with their outputs. `triggers` are the kinds that started them.
 
-    The caller holds their rows, and has seen that they run.
+    The calling code has locked their rows, and has checked that they are running.
     """
     moment = now()
     row = ExecutionRecord.metadata.tables[ExecutionRecord.__tablename__]
@@ -73,7 +73,7 @@ async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], trig
 
 
 async def cancel_executions(session: AsyncSession, execution_ids: Sequence[UUID], reason: str) -> int:
-    """End those of these executions, at most `BATCH`, that still run as cancelled, and return how many."""
+    """Cancel the given executions, at most `BATCH`, that are still running. Returns their number."""
     parents = await session.scalars(
         sa.select(ExecutionRecord.parent_id)
         .where(ExecutionRecord.id.in_(execution_ids), ExecutionRecord.parent_id.is_not(None))
@@ -86,9 +86,9 @@ async def cancel_executions(session: AsyncSession, execution_ids: Sequence[UUID]
 
 
 async def cancel_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID) -> ExecutionRecord:
-    """End a running execution as cancelled; one that was cancelled before is returned as it is.
+    """Cancel a running execution. An execution that is already cancelled is returned unchanged.
 
-    Raises `NotFound`, and `BadRequest` (`execution_ended`) where it has come to another end.
+    Raises `NotFound`, and `BadRequest` (`execution_ended`) if it ended with another status.
     """
     execution = await read_execution(session, user_id, flow_id, execution_id)
     if execution.status is ExecutionStatus.RUNNING:
@@ -101,7 +101,7 @@ async def cancel_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, 
 
 
 async def cancel_running(session: AsyncSession, flow_id: UUID, reason: str) -> int:
-    """End a batch of the flow's running executions as cancelled, callers first; 0 when none is left."""
+    """Cancel a batch of the flow's running executions, callers first. Returns their number; 0 if none is left."""
     running = await session.scalars(
         sa.select(ExecutionRecord.id)
         .where(ExecutionRecord.flow_id == flow_id, ExecutionRecord.status == ExecutionStatus.RUNNING)
@@ -114,7 +114,7 @@ async def cancel_running(session: AsyncSession, flow_id: UUID, reason: str) -> i
 async def lock_executions(session: AsyncSession, *wanted: sa.ColumnElement[bool]) -> None:
     """Lock these executions until the transaction ends."""
     locked = sa.select(ExecutionRecord.id).where(*wanted).order_by(ExecutionRecord.id).with_for_update().subquery()
-    # Counted, so that the ids of a long backlog stay where they are.
+    # Only the count is fetched: a long backlog has many ids.
     await session.execute(sa.select(sa.func.count()).select_from(locked))
 
 
@@ -127,10 +127,10 @@ async def _end(
     output: str | None = None,
     error: str | None = None,
 ) -> list[UUID]:
-    """End what is wanted and running, with what hangs on it; returns its ids.
+    """End the wanted executions that are running, with their steps and called executions. Returns their ids.
 
-    The caller holds the locks of the parents: who parks at this moment comes before us, and is woken, or after us, and
-    sees the answer.
+    The calling code has locked the parents. A parent that suspends concurrently either commits first, and is resumed
+    here, or commits later, and then reads the result.
     """
     moment = now()
     rows = await _update(
@@ -178,7 +178,7 @@ async def _update(session: AsyncSession, *wanted: sa.ColumnElement[bool], **valu
 
 
 async def _close_steps(session: AsyncSession, execution_ids: Sequence[UUID]) -> None:
-    """What was being done, or was to be done later, will not be."""
+    """Set the open steps of these executions to `cancelled`."""
     moment = now()
     other = aliased(ExecutionStepRecord)
     newest = (
@@ -217,7 +217,7 @@ def _instant(moment: Any) -> sa.ColumnElement[Any]:
 
 
 class elapsed_ms(expression.FunctionElement[int]):  # noqa: N801
-    """Whole milliseconds from one instant to another; 0 where the other is earlier."""
+    """Whole milliseconds from one instant to another; 0 if the second is earlier."""
 
     type = sa.BigInteger()
     inherit_cache = True
@@ -231,7 +231,7 @@ def _(element: Any, compiler: Any, **options: Any) -> str:
 
 @compiles(elapsed_ms, "sqlite")
 def _(element: Any, compiler: Any, **options: Any) -> str:
-    # Of a time with a fraction strftime makes the nearest second, not the second that it is in.
+    # strftime rounds fractions to the nearest second, so the fraction is cut off before and added after.
     start, end = (
         f"(strftime('%s', substr({text}, 1, 19)) * 1000000 + substr({text}, 21, 6))"
         for text in (compiler.process(clause, **options) for clause in element.clauses)

@@ -18,13 +18,13 @@ from bloxserver.services.cron import check_schedule, upcoming
 
 TOKEN_BYTES = 32
 NO_FAILURE = {"failed_attempts": 0, "last_error": None, "retry_at": None}
-"""The columns of a schedule whose newest attempt did not fail."""
+"""The columns of a schedule whose last attempt did not fail."""
 
 
 async def create_trigger(
     session: AsyncSession, user_id: UUID, flow_id: UUID, kind: TriggerType, name: str, config: dict[str, Any]
 ) -> TriggerRecord:
-    """A new trigger of the user's flow. Raises `NotFound`, and `Unprocessable` for a schedule that never fires."""
+    """Create a trigger of the user's flow. Raises `NotFound`, and `Unprocessable` for a schedule that never fires."""
     await require_flow(session, user_id, flow_id)
     if kind is TriggerType.SCHEDULE:
         check_schedule(config)
@@ -57,10 +57,10 @@ async def update_trigger(
 
 
 def _schedule_changes(trigger: TriggerRecord, changes: dict[str, Any]) -> dict[str, Any]:
-    """What changes with a schedule's config or with whether it is enabled; raises `Unprocessable`.
+    """The columns to set when a schedule's config or `enabled` changes. Raises `Unprocessable`.
 
-    The schedule is armed from now on. What the previous config, or a disabled schedule, would have fired is not made
-    up for.
+    The schedule is armed from now on. Missed firings of the previous config or of a disabled schedule are not caught
+    up.
     """
     if "config" in changes or changes.get("enabled"):
         check_schedule(changes.get("config", trigger.config))
@@ -69,7 +69,7 @@ def _schedule_changes(trigger: TriggerRecord, changes: dict[str, Any]) -> dict[s
 
 
 async def regenerate_token(session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID) -> TriggerRecord:
-    """Replace the token of a webhook; the old one is invalid from the commit on. Raises `NotFound`, `BadRequest`."""
+    """Replace the token of a webhook. The old token is invalid after the commit. Raises `NotFound`, `BadRequest`."""
     trigger = await read_trigger(session, user_id, flow_id, trigger_id)
     if trigger.type is not TriggerType.WEBHOOK:
         raise BadRequest("trigger_not_a_webhook", "Can only regenerate token for webhook triggers")

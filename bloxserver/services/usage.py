@@ -1,4 +1,4 @@
-"""Counts runs and tokens. Called in the transaction that writes what is counted, so that both exist or neither."""
+"""Counts runs and tokens, in the same transaction that writes the counted rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bloxserver.plans import PLANS, get_plan
 from bloxserver.queries.usage import Period, read_usage
 
 SLOTS = 16
-"""Rows over which the count of a user without a hard limit is spread, so that his runs do not queue at one row."""
+"""Counter rows per user without a hard limit, so that concurrent runs do not wait for the lock of one row."""
 
 
 async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Period, now: datetime) -> None:
@@ -40,7 +40,7 @@ async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Per
         )
         await session.execute(counted)
         return
-    # Slots other than 0 hold runs from before the user had this limit: nothing adds to them any more.
+    # The other slots hold runs from before the user had this limit. They no longer change.
     elsewhere = (
         sa.select(sa.func.coalesce(sa.func.sum(UsageRecord.workflow_runs), 0))
         .where(UsageRecord.user_id == user_id, UsageRecord.period_start == period.start, UsageRecord.slot != 0)
@@ -71,7 +71,7 @@ async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Per
 async def count_tokens(
     session: AsyncSession, user_id: UUID, period: Period, input_tokens: int, output_tokens: int
 ) -> None:
-    """Count what language models read and wrote, in one statement; no limit is enforced."""
+    """Count the input and output tokens of language models, in one statement. Enforces no limit."""
     unlimited = [tier for tier, plan in PLANS.items() if plan.hard_run_limit is None]
     slot = sa.case((UserRecord.tier.in_(unlimited), _any_slot()), else_=0)
     counted = insert_into(session, UsageRecord).values(

@@ -15,7 +15,7 @@ DEV_CLAIMS: dict[str, Any] = {"sub": DEV_CLERK_ID, "dev": True}
 
 
 async def user_of_claims(session: AsyncSession, claims: dict[str, Any]) -> UserRecord:
-    """The user that a verified token names; the first token creates him, however many arrive at once."""
+    """The user of a verified token. The first token creates the user, also under concurrency."""
     clerk_id = claims["sub"]
     user = await read_user_by_clerk_id(session, clerk_id)
     if user is not None:
@@ -33,7 +33,7 @@ async def user_of_claims(session: AsyncSession, claims: dict[str, Any]) -> UserR
 
 
 def _profile(claims: dict[str, Any]) -> dict[str, Any]:
-    if claims == DEV_CLAIMS:  # no token's: those have more, and may have a `dev` of their own
+    if claims == DEV_CLAIMS:  # compared as a whole: a real token has more claims, and may have the subject `dev`
         return {"email": "dev@localhost", "name": "Dev User", "tier": Tier.PRO}
     return {
         "email": _text(claims.get("email"), 320) or f"{claims['sub']}@unknown",
@@ -44,7 +44,7 @@ def _profile(claims: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(claim: object, limit: int) -> str | None:
-    """The claim where it is text that can be stored, cut to `limit`; a profile must not keep anybody out."""
+    """The claim cut to `limit`, or None if it is not storable text. An invalid profile must not prevent a login."""
     if not isinstance(claim, str):
         return None
     storable = claim.replace("\0", "").encode(errors="ignore").decode()

@@ -20,7 +20,7 @@ from bloxserver.services.preflight import installation_problems, settings_proble
 from bloxserver.settings import Settings
 
 LARGE = 32 * 1024
-"""Length from which a definition is parsed in a thread: parsing it would block the event loop noticeably."""
+"""Longer definitions are parsed in a thread: parsing them would block the event loop."""
 
 
 @lru_cache(maxsize=256)
@@ -36,7 +36,7 @@ async def parse_organism(text: str) -> Organism:
 
 
 async def validate(session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes) -> list[Problem]:
-    """Everything that is wrong with a definition for this user, in the order of its text."""
+    """All problems of a definition for this user, in the order of its text."""
     if len(definition) > LARGE:
         problems, requirements = await asyncio.to_thread(read_all, definition)
     else:
@@ -48,7 +48,7 @@ async def validate(session: AsyncSession, settings: Settings, user_id: UUID, def
 async def validate_flow(
     session: AsyncSession, settings: Settings, user_id: UUID, flow_id: UUID, definition: bytes | None
 ) -> list[Problem]:
-    """The same of a flow's definition, or of another one for it; raises `NotFound`."""
+    """Validate the flow's definition, or another one for the flow. Raises `NotFound`."""
     if definition is None:
         flow = await read_flow(session, user_id, flow_id)
         definition = flow.organism_yaml.encode(errors="surrogatepass")
@@ -58,7 +58,7 @@ async def validate_flow(
 
 
 def read_all(definition: bytes) -> tuple[Sequence[Problem], Sequence[Requirement]]:
-    """What is wrong with a definition in itself, and what it needs of an installation."""
+    """The problems of a definition, and its requirements on the installation."""
     try:
         _, problems, requirements = read(decode(definition), get_registry())
     except OrganismError as error:
@@ -67,7 +67,7 @@ def read_all(definition: bytes) -> tuple[Sequence[Problem], Sequence[Requirement
 
 
 def check_definition(settings: Settings | None, definition: bytes) -> list[Problem]:
-    """Everything that can be known without a database, in the order of the text; null: without the settings either."""
+    """All problems that are found without a database, in the order of the text. Without `settings`, skip preflight."""
     problems, requirements = read_all(definition)
     found = [*problems, *(settings_problems(settings, requirements) if settings is not None else ())]
     return sorted(found, key=lambda problem: (problem.line, problem.column))

@@ -1,4 +1,4 @@
-"""A flow's definitions as they were saved."""
+"""Versions: the saved definitions of a flow."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bloxserver.organism.react_flow import CanvasState
 
 
 async def current_version(session: AsyncSession, flow: FlowRecord) -> FlowVersionRecord:
-    """The version that holds the flow's definition as it is now; made where the newest one differs.
+    """The version of the flow's current definition. It is created if the newest version differs.
 
-    The caller has written or locked the flow's row in this transaction, which keeps two versions from being made
-    at once.
+    The caller has written or locked the flow's row in this transaction, so no other transaction creates a version
+    concurrently.
     """
     newest = (
         sa.select(FlowVersionRecord)
@@ -24,7 +24,7 @@ async def current_version(session: AsyncSession, flow: FlowRecord) -> FlowVersio
         .order_by(FlowVersionRecord.number.desc())
         .limit(1)
     )
-    with session.no_autoflush:  # the flow's change is written with its version, in one statement
+    with session.no_autoflush:  # the flow's change and its version are flushed together
         version = await session.scalar(newest)
     if version is None or not is_same_definition(version, flow.organism_yaml, flow.canvas_state):
         version = FlowVersionRecord(
@@ -42,14 +42,14 @@ async def current_version(session: AsyncSession, flow: FlowRecord) -> FlowVersio
 def is_same_definition(
     one: FlowRecord | FlowVersionRecord, organism_yaml: str, canvas_state: dict[str, Any] | None
 ) -> bool:
-    """Whether it is this definition."""
+    """Whether the version holds this definition."""
     if one.organism_yaml != organism_yaml:
         return False
     return _is_same(one.canvas_state, canvas_state) or _is_same(_shown(one.canvas_state), _shown(canvas_state))
 
 
 def _shown(canvas: Any) -> Any:
-    """A canvas as clients get it, and send it back; one that others wrote may lack what has a default."""
+    """A canvas in the form that the API returns. A stored canvas may lack members that have defaults."""
     try:
         return canvas and CanvasState.model_validate(canvas).model_dump(by_alias=True)
     except ValidationError:
@@ -57,7 +57,7 @@ def _shown(canvas: Any) -> Any:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Equality as JSON has it: 1 is 1.0 and is not true."""
+    """JSON equality: 1 equals 1.0 and does not equal true."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
     if isinstance(one, list) and isinstance(other, list):
