@@ -1,4 +1,4 @@
-"""The engine of a process: a sweeper, and a worker unless it only serves the API."""
+"""The engine of a process: a sweeper, and a worker unless the process only serves the API."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class _State(enum.Enum):
 
 
 class Engine:
-    """To be started and stopped on one event loop, once."""
+    """The background tasks of a process. Start and stop it once, on one event loop."""
 
     def __init__(self, settings: Settings, database: Database, *, run_worker: bool) -> None:
         self._settings = settings
         self._database = database
         self._run_worker = run_worker
         self.worker_id = f"w-{uuid4().hex[:12]}"
-        """What `bloxserver status` calls this process, where it runs executions."""
+        """The id of this worker in `bloxserver status`."""
         self._clients = SharedClients.of(settings)
         self._sweeper = Sweeper(settings, database)
         self._worker = Worker(
@@ -59,12 +59,12 @@ class Engine:
         self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake)
         self._state = _State.STARTING
         self._intake: list[asyncio.Task[None]] = []
-        """Loops that bring new work."""
+        """Tasks that start new work. They are cancelled first at shutdown."""
         self._loops: list[asyncio.Task[None]] = []
         self._unlisten: list[Callable[[], None]] = []
 
     async def start(self) -> None:
-        """Begin to take work; returns when executions are being run."""
+        """Start all tasks. Returns when the process is ready to run executions."""
         self._unlisten.append(self._database.on_commit(self._wake))
         if self._notify is not None:
             self._unlisten.append(self._database.on_commit(self._notify.notify))
@@ -72,7 +72,7 @@ class Engine:
         if self._run_worker:
             await self._heartbeat.start()
             if self._settings.uses_sqlite:
-                # The only process of the database has just started: whatever is claimed was claimed by an earlier one.
+                # Only one process uses the database: all existing claims are of an earlier process.
                 await recover_all(self._database, self.worker_id)
             else:
                 self._loop(Recovery(self._settings, self._database, self._heartbeat, self.worker_id).run)
@@ -87,21 +87,24 @@ class Engine:
 
     @property
     def problem(self) -> str | None:
-        """Why this process runs no executions now, in words; None where it does."""
+        """Why this process does not claim executions now, as text; None if it does."""
         if self._state is _State.STARTING:
             return "the engine has not started yet"
         if self._state is _State.DRAINING:
-            return "the engine is stopping: it takes no more work"
+            return "the engine is shutting down"
         if self._run_worker and not self._heartbeat.is_fresh:
-            return "the heartbeat cannot be stored: other workers take this one for dead"
+            return "the heartbeat has expired: other workers may recover the executions of this worker"
         return None
 
     async def stop(self) -> None:
-        """Take no more work, give what runs `SHUTDOWN_GRACE_SECONDS`, and hand the rest over."""
+        """Shut down gracefully.
+
+        Claims nothing more, waits `SHUTDOWN_GRACE_SECONDS` for running executions, and releases the others.
+        """
         self._state = _State.DRAINING
         await cancel(self._intake)
         if self._run_worker:
-            # What ends now is still told to others, and what is cancelled is still noticed.
+            # The loops still run: they notify other processes of ended executions, and receive cancellations.
             await self._worker.drain(self._settings.shutdown_grace_seconds)
         for unlisten in self._unlisten:
             unlisten()
@@ -115,8 +118,8 @@ class Engine:
             try:
                 await leave()
             except Exception as error:
-                # They find out by our silence.
-                log.warning("other workers could not be told of the end", error=type(error).__name__)
+                # Other workers recover the executions once the heartbeat has expired.
+                log.warning("leases not released at shutdown", error=type(error).__name__)
 
     async def _release(self) -> None:
         async with self._database.transaction() as session:

@@ -53,7 +53,7 @@ async def test_worker_is_ready_from_start_to_stop(live_settings: Settings, live_
         await engine.start()
         assert await readiness(client) == (200, "ok", [])
         await engine.stop()
-        assert await readiness(client) == (503, "failed", ["engine: the engine is stopping: it takes no more work"])
+        assert await readiness(client) == (503, "failed", ["engine: the engine is shutting down"])
 
 
 @covers("public.ready.engine")
@@ -63,7 +63,7 @@ async def test_worker_without_heartbeat_is_not_ready(live_settings: Settings, li
     async with probing(engine, live_database) as client:
         await engine.start()
         (error,) = await until(client, 503)
-        assert error == "engine: the heartbeat cannot be stored: other workers take this one for dead"
+        assert error == "engine: the heartbeat has expired: other workers may recover the executions of this worker"
         await engine.stop()
 
 

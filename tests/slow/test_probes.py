@@ -67,7 +67,7 @@ async def test_a_worker_process_tells_that_it_drains(
             async with asyncio.timeout(20):
                 await asked.wait()
             ending = asyncio.create_task(asyncio.to_thread(worker.end, signal.SIGTERM))
-            assert await until(client, 503) == ["engine: the engine is stopping: it takes no more work"]
+            assert await until(client, 503) == ["engine: the engine is shutting down"]
             assert (await client.get("/health/live")).status_code == 200
             metrics = (await client.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"})).text
             assert 'bloxserver_queue_executions{state="running",tier="pro"} 1.0' in metrics

@@ -1,7 +1,7 @@
-"""Finishes the deletion of large flows and triggers, which requests have only marked as deleted.
+"""Completes the deletion of large flows and triggers, which requests have only marked as deleted.
 
-All work is done in short transactions, so that no other write waits long. After a crash it continues with the rows that
-are left.
+All work is done in short transactions, so that other writes do not wait long. After a crash it continues with the
+remaining rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bloxserver.engine.background.retention_batches import (
     BatchDeleter,
     PruneResult,
     RetentionLockBusy,
-    take_turn,
+    acquire_advisory_lock,
 )
 from bloxserver.engine.loops import PollLoop
 from bloxserver.models.database import Database
@@ -42,15 +42,15 @@ from bloxserver.services.transitions import cancel_running
 log = structlog.stdlib.get_logger("bloxserver.deletions")
 
 DELETION_LOCK = 0x626C6F78_64656C
-"""Advisory lock: one process finishes deletions at a time. Not that of retention, which must not wait for it."""
+"""Advisory lock: one process completes deletions at a time. Retention has its own lock, so neither delays the other."""
 INTERVAL_SECONDS = 60.0
-"""Between two looks for pending deletions; a request that leaves one wakes the task at once."""
+"""Seconds between two polls for pending deletions. A request that marks one wakes the task at once."""
 RETRY_SECONDS = 2.0
 """Pause if another process has the lock, or another transaction has locked rows that are to be deleted."""
 MIN_INTERVAL_SECONDS = 0.05
-"""Pause after each transaction: other writes come in between."""
+"""Pause after each transaction, so that other writes can proceed."""
 MAX_PENDING = 1_000
-"""Flows, or triggers, of one run."""
+"""Flows, or triggers, that one run reads."""
 ROWS_OF_FLOW: tuple[tuple[Any, Any, int], ...] = (
     (TriggerRecord, TriggerRecord.id, 10),
     (FlowVersionRecord, FlowVersionRecord.id, 10),
@@ -64,7 +64,7 @@ The few notifications of disabled schedules are deleted with their triggers, by 
 
 @dataclass
 class DeletionResult:
-    """Completed deletions, the rows that were deleted for them, and whether deletions are left."""
+    """Completed deletions, the number of their rows, and whether all pending deletions are complete."""
 
     flows: int = 0
     triggers: int = 0
@@ -119,7 +119,7 @@ class Deletions:
             return len(await _pending_flows(session)), len(await _pending_triggers(session))
 
     async def finish(self) -> DeletionResult:
-        """Finish the pending deletions, as far as no other process does so and no transaction locks their rows."""
+        """Complete pending deletions. Skips locked rows, and ends early if another process has the advisory lock."""
         result = DeletionResult()
         async with self._database.transaction(read_only=True) as session:
             triggers, flows = await _pending_triggers(session), await _pending_flows(session)
@@ -136,7 +136,7 @@ class Deletions:
             except Exception as error:
                 if is_transient(error):
                     raise
-                # It is tried again later, and does not delay the other deletions.
+                # It is retried later, and does not delay the other deletions.
                 log.error("deletion failed", exc_info=error)
                 done = False
             result.is_complete = result.is_complete and done
@@ -163,7 +163,7 @@ class Deletions:
             await self._delete_executions(flow_id, rows)
             async with self._database.transaction(read_only=True) as session:
                 if await session.scalar(sa.select(_has_executions(flow_id))):
-                    return False  # the foreign keys of the other tables would wait for them
+                    return False  # the remaining executions still refer to rows of the other tables
             for table, key, limit in ROWS_OF_FLOW:
                 delete = partial(_delete_some, table=table, key=key, flow_id=flow_id, limit=limit)
                 while await self._deleter.in_transaction(delete, rows):
@@ -179,7 +179,7 @@ class Deletions:
         """Delete the flow's executions, apart from those that other transactions have locked."""
         after: Position | None = None
         while True:
-            # Of every pending flow, and before each page: callers in other flows wait for these executions.
+            # For every pending flow, and before each page: callers in other flows wait for these executions.
             await self._cancel_running()
             async with self._database.transaction(read_only=True) as session:
                 ended = await read_ended(session, flow_id, after, MAX_ROWS)
@@ -195,7 +195,7 @@ class Deletions:
             if flow_id is None:
                 return
             async with self._database.transaction() as session:
-                await take_turn(session, DELETION_LOCK)
+                await acquire_advisory_lock(session, DELETION_LOCK)
                 await cancel_running(session, flow_id, FLOW_DELETED)
             await asyncio.sleep(self._min_interval_seconds)
 
@@ -209,14 +209,14 @@ async def _pending_flows(session: AsyncSession) -> Sequence[UUID]:
 
 
 async def _pending_triggers(session: AsyncSession) -> Sequence[UUID]:
-    """Without the triggers of deleted flows, which are deleted with their flows."""
+    """Pending triggers. Triggers of deleted flows are left out: they are deleted with their flows."""
     of_flow = _pending(TriggerRecord).join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
     return (await session.scalars(of_flow.where(FlowRecord.deleted_at.is_(None)).limit(MAX_PENDING))).all()
 
 
 async def _detach_executions(session: AsyncSession, trigger_id: UUID) -> int:
     """Set `trigger_id` of a batch of executions to null; returns their number. Raises `RetentionLockBusy`."""
-    await take_turn(session, DELETION_LOCK)
+    await acquire_advisory_lock(session, DELETION_LOCK)
     batch = (
         sa.select(ExecutionRecord.id)
         .where(ExecutionRecord.trigger_id == trigger_id)
@@ -233,7 +233,7 @@ async def _detach_executions(session: AsyncSession, trigger_id: UUID) -> int:
 
 
 async def _delete_trigger(session: AsyncSession, trigger_id: UUID) -> bool:
-    await take_turn(session, DELETION_LOCK)
+    await acquire_advisory_lock(session, DELETION_LOCK)
     refers = sa.select(ExecutionRecord.id).where(ExecutionRecord.trigger_id == trigger_id).exists()
     unused = TriggerRecord.id == trigger_id, ~refers
     return await _changed(session, sa.delete(TriggerRecord).where(*unused).returning(TriggerRecord.id)) > 0
@@ -241,14 +241,14 @@ async def _delete_trigger(session: AsyncSession, trigger_id: UUID) -> bool:
 
 async def _delete_some(session: AsyncSession, *, table: Any, key: Any, flow_id: UUID, limit: int) -> PruneResult:
     """Delete a batch of a table's rows of the flow. Raises `RetentionLockBusy`."""
-    await take_turn(session, DELETION_LOCK)
+    await acquire_advisory_lock(session, DELETION_LOCK)
     batch = sa.select(key).where(table.flow_id == flow_id).limit(limit)
     deleted = await _changed(session, sa.delete(table).where(table.flow_id == flow_id, key.in_(batch)).returning(key))
     return PruneResult(versions=deleted) if table is FlowVersionRecord else PruneResult(others=deleted)
 
 
 async def _delete_flow(session: AsyncSession, flow_id: UUID) -> bool:
-    await take_turn(session, DELETION_LOCK)
+    await acquire_advisory_lock(session, DELETION_LOCK)
     empty = FlowRecord.id == flow_id, ~_has_executions(flow_id)
     return await _changed(session, sa.delete(FlowRecord).where(*empty).returning(FlowRecord.id)) > 0
 

@@ -1,6 +1,6 @@
-"""Executions and versions that may be deleted, read flow by flow along indexes that exist for other reasons.
+"""Reads the executions and versions that may be deleted, flow by flow, with the existing indexes.
 
-Conditions on other rows are compared as values, not by EXISTS: PostgreSQL may read a whole table for that.
+Conditions on other rows use values, not EXISTS, for which PostgreSQL may scan a whole table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Limits:
     moment: datetime
     """Now, by the database's clock."""
     since: datetime | None
-    """Executions that began or ended later are kept."""
+    """Executions that started or ended later are kept."""
     per_flow: int | None
     """The number of ended executions that are kept of each flow, the newest first as in lists."""
     versions: int | None
@@ -46,7 +46,7 @@ class Limits:
 
 
 class Position(NamedTuple):
-    """A place among the executions of a flow, in the order in which they began."""
+    """A place among the executions of a flow, in the order of their start."""
 
     started_at: datetime
     id: UUID
@@ -163,7 +163,7 @@ def _expired(flow_id: UUID, limits: Limits, surplus: Position | None) -> sa.Sele
 
 
 def _is_before(moment: datetime) -> sa.ColumnElement[bool]:
-    """Whether an execution both began and ended before; rows written by hand may have no end time."""
+    """Whether an execution started and ended before the moment. Rows inserted by hand may have no end time."""
     ended_at = sa.func.coalesce(ExecutionRecord.completed_at, ExecutionRecord.started_at)
     return sa.and_(ExecutionRecord.started_at < moment, ended_at < moment)
 
@@ -185,7 +185,7 @@ async def read_step_sizes(session: AsyncSession, execution_ids: Collection[UUID]
 
 
 async def count_steps(session: AsyncSession, execution_ids: Collection[UUID]) -> int:
-    """How many steps these executions have."""
+    """The number of steps of these executions."""
     count = sa.select(sa.func.count()).select_from(ExecutionStepRecord)
     return await session.scalar(count.where(ExecutionStepRecord.execution_id.in_(execution_ids))) or 0
 

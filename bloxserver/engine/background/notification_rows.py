@@ -1,4 +1,4 @@
-"""Notices of failed executions and disabled schedules: stored with what they tell of, and delivered from there."""
+"""Database rows and contents of failure notifications, for failed executions and disabled schedules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bloxserver.models.tables import (
 )
 
 MAX_ERROR = 2_000
-"""Characters: however they are escaped, an event stays below 20 kB."""
+"""In characters. Even if JSON escapes all of them, an event is smaller than 20 kB."""
 
 
 class DueNotification(NamedTuple):
@@ -33,7 +33,7 @@ class DueNotification(NamedTuple):
 
 
 async def read_due_notifications(session: AsyncSession, moment: datetime, limit: int) -> list[DueNotification]:
-    """Notices that are due, users in rotation, so that one user's slow server does not delay the others."""
+    """Notifications that are due, users in rotation, so that one user's slow server does not delay the others."""
     place = sa.func.row_number().over(partition_by=FlowRecord.user_id, order_by=FailureNotificationRecord.due_at)
     due = (
         sa.select(FailureNotificationRecord.id, FailureNotificationRecord.due_at, place.label("place"))
@@ -52,21 +52,21 @@ async def read_due_notifications(session: AsyncSession, moment: datetime, limit:
 
 
 class ClaimedNotification(NamedTuple):
-    """A notice that one process is about to send. If the process stops, the notice is due again at `until`."""
+    """A notification that one process sends. If the process stops, it is due again at `until`."""
 
     id: UUID
     execution_id: UUID | None
     trigger_id: UUID | None
     channel: NotificationChannel
     attempts: int
-    """Including this one."""
+    """The number of attempts, including this one."""
     until: datetime
 
 
 async def claim_notification(
     session: AsyncSession, due: DueNotification, until: datetime
 ) -> ClaimedNotification | None:
-    """Begin an attempt; None if another process has begun one since `due` was read."""
+    """Begin an attempt; None if another process has begun one after `due` was read."""
     notice = FailureNotificationRecord
     claimed = await session.execute(
         sa.update(notice)
@@ -81,7 +81,10 @@ async def claim_notification(
 async def end_attempt(
     session: AsyncSession, notice: ClaimedNotification, *, error: str | None = None, due_at: datetime | None = None
 ) -> None:
-    """Without an error the notice is delivered. With one it is due again at `due_at`, or never if that is None."""
+    """Record the result of an attempt.
+
+    Without `error`, the notification is delivered. Otherwise it is due again at `due_at`, or failed if that is None.
+    """
     await session.execute(
         sa.update(FailureNotificationRecord)
         .where(FailureNotificationRecord.id == notice.id, FailureNotificationRecord.due_at == notice.until)
@@ -90,7 +93,7 @@ async def end_attempt(
 
 
 class Failure(NamedTuple):
-    """A failed execution, with what a notice of it requires."""
+    """A failed execution, with the data that its notification needs."""
 
     execution_id: UUID
     flow_id: UUID
@@ -131,7 +134,7 @@ async def read_failure(session: AsyncSession, execution_id: UUID) -> Failure | N
 
 
 class DisabledSchedule(NamedTuple):
-    """A schedule that was disabled, with what a notice of it requires."""
+    """A disabled schedule, with the data that its notification needs."""
 
     trigger_id: UUID
     trigger_name: str
@@ -144,12 +147,12 @@ class DisabledSchedule(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """No execution stands above it."""
+        """The call depth: always 0, since no execution called the schedule."""
         return 0
 
 
 async def read_disabled(session: AsyncSession, notification_id: UUID) -> DisabledSchedule | None:
-    """What a notice tells of, with the definition that the flow runs; None if the notice was deleted."""
+    """The disabled schedule with the definition that its flow runs; None if the notification was deleted."""
     rows = await session.execute(
         sa.select(
             TriggerRecord.id,
@@ -187,7 +190,7 @@ class FailedExecution(CamelModel):
 
 
 class FailureEvent(CamelModel):
-    """The body of a notice of a failed execution, in the form that Standard Webhooks recommends."""
+    """The body of a notification of a failed execution, in the form that Standard Webhooks recommends."""
 
     type: Literal["execution.failed"] = "execution.failed"
     timestamp: UtcTime
@@ -203,7 +206,7 @@ class DisabledTrigger(CamelModel):
 
 
 class DisabledEvent(CamelModel):
-    """The body of a notice of a disabled schedule."""
+    """The body of a notification of a disabled schedule."""
 
     type: Literal["schedule.disabled"] = "schedule.disabled"
     timestamp: UtcTime
@@ -234,7 +237,7 @@ def mail_of(cause: Failure | DisabledSchedule, notification_id: UUID, *, sender:
         key=f"failure notice {notification_id}",
         moment=moment,
         sender=sender,
-        to=[str(read_mailbox(address))],  # one, although `compose` accepts lists
+        to=[str(read_mailbox(address))],  # a single mailbox, although `compose` accepts lists
         subject=subject,
         text=text,
     )

@@ -1,4 +1,4 @@
-"""Delivers notices of failed executions and disabled schedules by request or by mail, with bounded retries."""
+"""Delivers failure notifications by HTTP request or by mail, with a limited number of retries."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ from bloxserver.settings import Settings
 log = structlog.stdlib.get_logger("bloxserver.notices")
 
 BATCH = 10
-"""Notices that a process sends at once."""
+"""Notifications that a process sends concurrently."""
 MAX_ATTEMPTS = 6
 INITIAL_BACKOFF_SECONDS = 120
 MAX_BACKOFF_SECONDS = 86_400
 BACKOFF_FACTOR = 4.0
-"""With the pauses that grow by it, the last attempt comes half a day after the first."""
+"""With exponential backoff, the last attempt is half a day after the first."""
 REQUEST_SECONDS = 15
 ATTEMPT = timedelta(minutes=5)
-"""Longer than any attempt takes: one that has not ended by then is begun anew, by whichever process."""
+"""Longer than any attempt takes. An attempt without a result by then is repeated by any process."""
 MIN_PAUSE_SECONDS = 0.2
 
 
 class DeliveryError(Exception):
-    """Why an attempt failed, in words that hold neither address nor secret; `final` ones are not tried again."""
+    """Why an attempt failed. The reason contains neither addresses nor secrets. A `final` error is not retried."""
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
         super().__init__(reason)
@@ -66,7 +66,7 @@ class DeliveryError(Exception):
 
 
 class NotificationSender:
-    """Runs on every worker: what is due goes out once, whichever of them sees it first."""
+    """Sends due notifications. It runs on every worker; each notification is claimed by one of them."""
 
     def __init__(self, database: Database, http: GuardedClient, mailer: Mailer, settings: Settings) -> None:
         self._database = database
@@ -94,7 +94,7 @@ class NotificationSender:
         return self._poll_interval_seconds
 
     async def deliver_due(self) -> int:
-        """Make an attempt at each notice that is due; returns how many."""
+        """Attempt each due notification once. Returns the number of attempts."""
         attempts = 0
         while True:
             async with self._database.transaction(read_only=True) as session:
@@ -105,14 +105,14 @@ class NotificationSender:
                 return attempts
 
     async def _attempt(self, due: DueNotification) -> bool:
-        """Whether an attempt was made; False where another process makes it, or the database does not let us."""
+        """Returns whether an attempt was made. False if another process makes it, or on a database error."""
         try:
             notice = await self._claim(due)
             if notice is None:
                 return False
             await self._record(notice, await self._problem(notice))
         except Exception as error:
-            log.error("failure notice cannot be sent now", notification_id=str(due.id), exc_info=error)
+            log.error("failure notification not attempted", notification_id=str(due.id), exc_info=error)
             return False
         return True
 
@@ -123,16 +123,16 @@ class NotificationSender:
         return await retry_transaction(self._database, claim)
 
     async def _problem(self, notice: ClaimedNotification) -> DeliveryError | None:
-        """Send; what kept the notice from being delivered, if anything did."""
+        """Send the notification; returns the error, or None if it was delivered."""
         try:
             await self._send(notice)
         except DeliveryError as problem:
             return problem
         except Exception as bug:
-            # Without its text, which could tell an address.
+            # Without the error's text, which may contain an address.
             place = extract_tb(bug.__traceback__)[-1]
             log.error(
-                "failure notice failed unexpectedly",
+                "failure notification failed unexpectedly",
                 notification_id=str(notice.id),
                 error=type(bug).__name__,
                 place=f"{place.filename}:{place.lineno}",
@@ -148,9 +148,9 @@ class NotificationSender:
         await retry_transaction(
             self._database, lambda session: end_attempt(session, notice, error=error, due_at=due_at)
         )
-        outcome = "delivered" if problem is None else "given up" if due_at is None else "to be tried again"
+        outcome = "delivered" if problem is None else "failed" if due_at is None else "retry scheduled"
         log.info(
-            "failure notice",
+            "failure notification",
             outcome=outcome,
             channel=notice.channel.value,
             **_subject(notice),
@@ -159,14 +159,14 @@ class NotificationSender:
         )
 
     async def _send(self, notice: ClaimedNotification) -> None:
-        """Raises `DeliveryError`."""
+        """Send the notification to its recipient. Raises `DeliveryError`."""
         if notice.attempts > MAX_ATTEMPTS:
             raise DeliveryError("the server stopped during the last attempt", final=True)
         cause = await self._cause(notice)
         try:
             organism = await parse_organism(cause.organism_yaml)
         except OrganismError:
-            raise DeliveryError("the definition cannot be read any more", final=True) from None
+            raise DeliveryError("the definition is no longer valid", final=True) from None
         told = organism.on_failure
         if told is not None and notice.channel is NotificationChannel.URL and told.url is not None:
             url, secret = await self._filled(cause.user_id, told.url, told.secret or "")
@@ -175,10 +175,10 @@ class NotificationSender:
             [address] = await self._filled(cause.user_id, told.email)
             await self._mail(notice.id, cause, address)
         else:
-            raise DeliveryError("the definition names nobody to be told any more", final=True)
+            raise DeliveryError("the definition no longer names this recipient", final=True)
 
     async def _cause(self, notice: ClaimedNotification) -> Failure | DisabledSchedule:
-        """What the notice tells of; raises `DeliveryError`."""
+        """The failure or the disabled schedule. Raises `DeliveryError`."""
         async with self._database.transaction(read_only=True) as session:
             if notice.execution_id is None:
                 cause: Failure | DisabledSchedule | None = await read_disabled(session, notice.id)
@@ -189,7 +189,7 @@ class NotificationSender:
         return cause
 
     async def _filled(self, user_id: UUID, *texts: str) -> list[str]:
-        """The texts with the secrets that they name; raises `DeliveryError`."""
+        """The texts with their secret placeholders replaced. Raises `DeliveryError`."""
         names = {name for text in texts for name in templates.secret_names(text)}
         try:
             async with self._database.transaction(read_only=True) as session:
@@ -209,7 +209,7 @@ class NotificationSender:
                 url,
                 headers={
                     "Content-Type": "application/json",
-                    # The depth limit ends a flow whose notices go to its own webhook.
+                    # The depth limit ends a flow whose notifications call its own webhook.
                     DEPTH_HEADER: str(cause.depth + 1),
                     **_signature(secret, str(notification_id), moment, body),
                 },
@@ -239,14 +239,14 @@ class NotificationSender:
 
 
 def _subject(notice: ClaimedNotification) -> dict[str, str]:
-    """What the notice tells of, as fields of a log line."""
+    """The log fields that identify the execution or the trigger."""
     if notice.execution_id is not None:
         return {"execution_id": str(notice.execution_id)}
     return {"trigger_id": str(notice.trigger_id)}
 
 
 def backoff_after(attempts: int) -> timedelta:
-    """The wait after so many failed attempts: 2 minutes, then 4 times as long each time."""
+    """The backoff after this number of failed attempts: 2 minutes, then 4 times as long each time."""
     seconds = backoff_seconds(
         attempts, initial=INITIAL_BACKOFF_SECONDS, maximum=MAX_BACKOFF_SECONDS, factor=BACKOFF_FACTOR, jitter=0.2
     )
@@ -254,8 +254,8 @@ def backoff_after(attempts: int) -> timedelta:
 
 
 def _signature(secret: str, message_id: str, moment: datetime, body: bytes) -> Mapping[str, str]:
-    """The headers that name the message and, with a secret, prove who sent it. Raises `DeliveryError`."""
+    """The Standard Webhooks headers: id, timestamp and, with a secret, the signature. Raises `DeliveryError`."""
     try:
         return sign(secret, message_id, moment, body) if secret else identify(message_id, moment)
     except ValueError:
-        raise DeliveryError("execution.on_failure.secret cannot sign", final=True) from None
+        raise DeliveryError("execution.on_failure.secret is no valid signing secret", final=True) from None

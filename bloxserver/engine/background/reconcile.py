@@ -1,4 +1,4 @@
-"""Brings flows that were asked to start or stop to `running`, `error` or `stopped`."""
+"""Reconciles flows: changes `starting` and `stopping` flows to `running`, `error` or `stopped`."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ FLOW_STOPPED = "The flow was stopped"
 
 
 async def reconcile_flows(database: Database, settings: Settings) -> None:
-    """Settle all flows that wait for it; what runs of one that stops has `STOP_GRACE_SECONDS` from the stop on."""
+    """Reconcile all starting and stopping flows. Executions of a stopping flow have `STOP_GRACE_SECONDS` to end."""
     while True:
         grace_over = now() - timedelta(seconds=settings.stop_grace_seconds)
         async with database.transaction(read_only=True) as session:
             waiting = await read_flows_to_reconcile(session, BATCH, grace_over)
-        settled = await process_each(waiting, partial(_settle, database, settings, grace_over))
+        settled = await process_each(waiting, partial(_reconcile, database, settings, grace_over))
         if len(waiting) < BATCH or settled == 0:
             return
 
 
-async def _settle(database: Database, settings: Settings, grace_over: datetime, flow_id: UUID) -> bool:
+async def _reconcile(database: Database, settings: Settings, grace_over: datetime, flow_id: UUID) -> bool:
     try:
         await reconcile_flow(database, settings, flow_id, grace_over)
     except Exception as error:
         if is_transient(error):
             raise
-        # It stays for the next sweep, and keeps no other flow waiting.
-        log.error("flow cannot be settled", flow_id=str(flow_id), exc_info=error)
+        # The next sweep tries again. Other flows are not delayed.
+        log.error("flow not reconciled", flow_id=str(flow_id), exc_info=error)
         return False
     return True
 
 
 async def reconcile_flow(database: Database, settings: Settings, flow_id: UUID, grace_over: datetime) -> None:
-    """Settle one flow; does nothing where it was settled, changed or deleted meanwhile.
+    """Reconcile one flow. Does nothing if it was reconciled, changed or deleted meanwhile.
 
-    Executions of a flow that was asked to stop before `grace_over` are cancelled.
+    Executions of a flow whose stop was requested before `grace_over` are cancelled.
     """
     async with database.transaction(read_only=True) as session:
         asked = await session.execute(
@@ -71,9 +71,9 @@ async def reconcile_flow(database: Database, settings: Settings, flow_id: UUID, 
         return
     if flow.status is FlowStatus.STOPPING:
         if flow.stop_requested_at is None or flow.stop_requested_at <= grace_over:
-            await _cancel_what_runs(database, flow_id)
+            await _cancel_running_executions(database, flow_id)
         async with database.transaction() as session:
-            # Waits for the transactions that have accepted executions of the flow: the next statement sees these.
+            # Waits for transactions that are accepting executions: the next statement sees these executions.
             await session.execute(sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update())
             if await transition_flow(session, flow_id, FlowStatus.STOPPED, ~has_running_executions()):
                 await disarm_schedules(session, flow_id)
@@ -83,8 +83,8 @@ async def reconcile_flow(database: Database, settings: Settings, flow_id: UUID, 
             await _end_start(session, flow_id, flow.organism_yaml, error)
 
 
-async def _cancel_what_runs(database: Database, flow_id: UUID) -> None:
-    """In batches, so that no transaction is long."""
+async def _cancel_running_executions(database: Database, flow_id: UUID) -> None:
+    """Cancel the flow's running executions in batches, so that transactions are short."""
     cancelled = True
     while cancelled:
         async with database.transaction() as session:
@@ -92,7 +92,7 @@ async def _cancel_what_runs(database: Database, flow_id: UUID) -> None:
 
 
 async def _problem(database: Database, settings: Settings, user_id: UUID, organism_yaml: str) -> str | None:
-    """Why the definition cannot run here."""
+    """Why the definition cannot run on this installation; None if it can."""
     try:
         organism = await parse_organism(organism_yaml)
     except OrganismError as error:
@@ -104,14 +104,14 @@ async def _problem(database: Database, settings: Settings, user_id: UUID, organi
 
 
 async def _end_start(session: AsyncSession, flow_id: UUID, checked: str, error: str | None) -> None:
-    # What was checked is what gets armed: an edit in between leaves the flow to the next sweep.
+    # Only the checked definition is activated. If it was edited meanwhile, the next sweep reconciles the flow.
     same = FlowRecord.organism_yaml == checked
     if error is not None:
         if await transition_flow(session, flow_id, FlowStatus.ERROR, same, error_message=error):
-            log.info("flow refused", flow_id=str(flow_id))
+            log.info("flow not started", flow_id=str(flow_id))
     elif await transition_flow(session, flow_id, FlowStatus.RUNNING, same):
         flow = await session.get_one(FlowRecord, flow_id, populate_existing=True)
         version = await current_version(session, flow)
         flow.active_version_id, flow.active_version = version.id, version.number
         await session.flush()
-        log.info("flow runs", flow_id=str(flow_id))
+        log.info("flow started", flow_id=str(flow_id))

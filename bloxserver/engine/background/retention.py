@@ -38,12 +38,12 @@ log = structlog.stdlib.get_logger("bloxserver.retention")
 
 INTERVAL_SECONDS = 3600.0
 FIRST_PAUSE_SECONDS = 60.0
-"""From the start of the process to the first deletion."""
+"""Seconds from the start of the process to the first run."""
 MIN_INTERVAL_SECONDS = 0.05
-"""Pause after each transaction: other writes come in between."""
+"""Pause after each transaction, so that other writes can proceed."""
 FLOWS = 100
 EXECUTIONS = 100
-"""Rows that are read at once."""
+"""Rows that one statement reads."""
 
 
 class Retention:
@@ -98,12 +98,12 @@ class Retention:
             except Exception as error:
                 if is_transient(error):
                     raise
-                # It is tried again the next time, and does not delay the other flows.
-                log.error("flow cannot be pruned", flow_id=str(flow.flow_id), exc_info=error)
+                # The next run tries again. Other flows are not delayed.
+                log.error("flow not pruned", flow_id=str(flow.flow_id), exc_info=error)
         return pruned
 
     async def _limits(self) -> Limits:
-        """By the database's clock: a machine with a wrong clock must not delete executions too early."""
+        """The limits by the database's clock: a worker with a wrong clock must not delete executions too early."""
         days = self._settings.execution_retention_days
         async with self._database.transaction(read_only=True) as session:
             moment = (await session.execute(sa.select(database_now()))).scalar_one()

@@ -34,7 +34,7 @@ MAX_VERSIONS = 10
 
 
 class RetentionLockBusy(Exception):
-    """Another process deletes at this moment."""
+    """Another process has the advisory lock."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Batch:
     """The rows that one transaction deletes."""
 
     execution_ids: list[UUID] = field(default_factory=list)
-    """Their steps are in this batch or in an earlier one."""
+    """Executions whose steps are all in this batch or in earlier ones."""
     steps: list[StepSize] = field(default_factory=list)
     size: int = 0
 
@@ -94,9 +94,9 @@ class PruneResult:
     steps: int = 0
     versions: int = 0
     others: int = 0
-    """Rows of tables that are not counted apart."""
+    """Rows of all other tables."""
     lock_busy: bool = False
-    """Whether another process deletes, and the rest was left to it."""
+    """Whether the run ended early, since another process has the advisory lock."""
 
     @property
     def rows(self) -> int:
@@ -111,7 +111,7 @@ class PruneResult:
 
 Delete = Callable[[AsyncSession], Awaitable[PruneResult]]
 STEPS = 500
-"""Steps that are read at once."""
+"""Steps that one statement reads."""
 
 
 class BatchDeleter:
@@ -159,7 +159,7 @@ async def delete_batch(session: AsyncSession, batch: Batch, lock: int = PRUNE_LO
 
     Raises `RetentionLockBusy`.
     """
-    await take_turn(session, lock)
+    await acquire_advisory_lock(session, lock)
     touched = {*batch.execution_ids, *(step.execution_id for step in batch.steps)}
     free = await session.scalars(
         sa.select(ExecutionRecord.id)
@@ -177,7 +177,7 @@ async def delete_batch(session: AsyncSession, batch: Batch, lock: int = PRUNE_LO
 
 async def delete_versions(session: AsyncSession, flow: FlowExcess, limits: Limits) -> PruneResult:
     """Delete up to `MAX_VERSIONS` of the flow's expired versions; raises `RetentionLockBusy`."""
-    await take_turn(session)
+    await acquire_advisory_lock(session)
     spare = spare_versions(flow, limits).limit(MAX_VERSIONS)
     deleted = await session.execute(
         sa.delete(FlowVersionRecord)
@@ -199,7 +199,7 @@ async def _delete(
     return len(deleted.all())
 
 
-async def take_turn(session: AsyncSession, lock: int = PRUNE_LOCK) -> None:
+async def acquire_advisory_lock(session: AsyncSession, lock: int = PRUNE_LOCK) -> None:
     """Take the advisory lock until the transaction ends; raises `RetentionLockBusy` if another process has it."""
     if session.get_bind().dialect.name != "postgresql":
         return

@@ -28,15 +28,15 @@ from bloxserver.services.triggers import NO_FAILURE
 log = structlog.stdlib.get_logger("bloxserver.schedules")
 
 ON_TIME_WINDOW = timedelta(minutes=2)
-"""A firing that is late by no more than this is on time: it waited for a sweep, not for a server that was down."""
+"""A firing that is late by no more than this is on time. A sweep may delay a firing, also without downtime."""
 CATCH_UP_WINDOW = timedelta(hours=1)
-"""How old a missed firing may be to be made up for, unless `catch_up` says otherwise."""
+"""The maximum age of a missed firing that is caught up, unless `catch_up` says otherwise."""
 INITIAL_BACKOFF_SECONDS = 5
 MAX_BACKOFF_SECONDS = 600
 
 
 class InvalidSchedule(Exception):
-    """A schedule that cannot fire until its owner changes it. `reason` tells the owner why."""
+    """A schedule that cannot fire until its owner changes it. `reason` is shown to the owner."""
 
     def __init__(self, trigger: TriggerRow, reason: str) -> None:
         super().__init__(reason)
@@ -72,7 +72,7 @@ async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetim
     try:
         await accept_for_trigger(session, trigger, TriggerType.SCHEDULE, input_of_json(trigger.config.get("payload")))
     except Forbidden as refusal:
-        log.warning("schedule refused", trigger_id=str(trigger.trigger_id), code=refusal.code)
+        log.warning("scheduled run rejected", trigger_id=str(trigger.trigger_id), code=refusal.code)
         _count(session, "refused")
         return False
     _count(session, "fired")
@@ -82,7 +82,7 @@ async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetim
 
 
 def _is_to_be_made_up(due: DueSchedule, cron: Cron, moment: datetime) -> bool:
-    """Whether a schedule that is due fires now: always if it is on time, and if it is late, as its `catch_up` says."""
+    """Whether a schedule that is due fires now: always if it is on time, and if it is late, as `catch_up` says."""
     missed = cron.last_before(moment)
     if missed is None or (due.next_fire_at is not None and moment - due.next_fire_at <= ON_TIME_WINDOW):
         return True
@@ -130,7 +130,7 @@ def retry_delay(failed_attempts: int) -> timedelta:
 
 
 async def disarm_schedules(session: AsyncSession, flow_id: UUID) -> None:
-    """Clear the firing times of a stopped flow's schedules: what falls into the stop is not made up for."""
+    """Clear the firing times of a stopped flow's schedules: firings during the stop are not caught up."""
     await session.execute(
         sa.update(TriggerRecord)
         .where(TriggerRecord.flow_id == flow_id, TriggerRecord.type == TriggerType.SCHEDULE)

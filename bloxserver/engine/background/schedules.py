@@ -33,7 +33,7 @@ PACKAGE = Path(__file__).parents[2]
 
 
 async def fire_due_schedules(database: Database) -> None:
-    """Fire what is due, each schedule in a transaction of its own."""
+    """Fire due schedules, each in its own transaction."""
     while True:
         async with database.transaction(read_only=True) as session:
             due = await read_due_schedules(session, now(), BATCH)
@@ -53,14 +53,14 @@ async def _fire(database: Database, schedule: DueSchedule) -> bool:
         except InvalidSchedule as invalid:
             await _disable(database, invalid)
     except FlowNotRunning:
-        pass  # the flow was stopped since the schedule was read; the stop clears the schedule's next time
+        pass  # the flow was stopped after the schedule was read; the stop clears the schedule's next time
     except Exception as error:
         await _postpone(database, schedule, error)
     return True
 
 
 def _describe(error: Exception) -> str:
-    """The error and the newest place in this package: what two attempts that failed alike have in common."""
+    """The error and its location in this package. Attempts that fail for the same reason have the same text."""
     frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(PACKAGE)]
     return f"{describe_error(error)} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"[:MAX_ERROR_CHARACTERS]
 

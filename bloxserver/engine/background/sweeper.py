@@ -1,4 +1,4 @@
-"""Settles flows that were asked to start or stop, and fires schedules. Doing it twice at once is doing it once."""
+"""Reconciles flows and fires schedules. Several processes may sweep concurrently: all operations are idempotent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_INTERVAL_SECONDS = 0.01
 
 
 class Sweeper:
-    """Runs on every replica: woken by commits that leave work of its kind, and by the clock."""
+    """Sweeps on every replica, at intervals and after commits that create work for it."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
@@ -33,8 +33,8 @@ class Sweeper:
         """Whether an execution has ended since the sweep began."""
 
     def wake(self, work: frozenset[WakeReason]) -> None:
-        """Look for work now where there may be some; to be called on the event loop."""
-        # The end of an execution matters where a flow that stops waits for it.
+        """Sweep now if `work` concerns the sweeper; to be called on the event loop."""
+        # A stopping flow waits for the end of its executions.
         self._ended = self._ended or WakeReason.EXECUTION in work
         if WakeReason.FLOW in work or (self._flows_wait and WakeReason.EXECUTION in work):
             self._loop.wake()
@@ -44,12 +44,12 @@ class Sweeper:
         await self._loop.run()
 
     async def _sweep(self) -> float:
-        """Do all there is to do; returns the seconds until the clock brings more."""
+        """Sweep once; returns the seconds until the next sweep."""
         self._ended = False
         try:
             await reconcile_flows(self._database, self._settings)
         finally:
-            # Also where one flow cannot be settled now.
+            # Schedules fire even if reconciling fails.
             before = now()
             await fire_due_schedules(self._database)
         async with self._database.transaction(read_only=True) as session:

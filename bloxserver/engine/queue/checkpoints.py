@@ -62,7 +62,7 @@ class Checkpoint:
 
     @property
     def made_progress(self) -> bool:
-        """Whether a step has ended of an execution that workers crashed with: it may not be what crashes them."""
+        """Whether a step has ended of an execution with crashes: the execution may not be their cause."""
         return self.execution.crash_count > 0 and any(step["status"] is not StepStatus.RUNNING for step in self.steps)
 
 
@@ -111,7 +111,7 @@ def _upsert_of_steps(dialect: str) -> sa.Executable:
 
 
 async def reset_crash_count(session: AsyncSession, execution_ids: Collection[UUID]) -> None:
-    """Forget the crashes of executions that have made progress since. The caller has locked their rows."""
+    """Reset the crash count of executions that have made progress. The caller has locked their rows."""
     await session.execute(
         sa.update(ExecutionRecord)
         .where(ExecutionRecord.id.in_(execution_ids))

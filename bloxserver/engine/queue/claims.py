@@ -1,4 +1,4 @@
-"""Claims: a worker leases executions that are due. Claims that it does not know of are released."""
+"""Claims: a worker leases executions that are due. Claims that are unknown to their worker are released."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ class ClaimedExecution:
     target: str | None
     organism_yaml: str
     active_ms: int
-    """Time that workers have spent on it before this claim."""
+    """Time that workers spent on the execution before this claim."""
     input_tokens: int
     output_tokens: int
     crash_count: int
     trace_parent: str | None
     trigger_type: TriggerType
     started_at: datetime
-    """When it was accepted."""
+    """When the execution was accepted."""
     is_new: bool
     """Whether this is its first claim."""
     waited: timedelta | None
@@ -100,7 +100,7 @@ class ClaimedExecution:
         return self.id, self.lease
 
     def active_until_now_ms(self) -> int:
-        """Time that workers have spent on it, including this claim."""
+        """Time that workers spent on the execution, including this claim."""
         return self.active_ms + int((time.monotonic() - self.claimed_at) * 1000)
 
 
@@ -251,7 +251,7 @@ async def _versions(session: AsyncSession, version_ids: Collection[UUID]) -> dic
 
 
 async def release_orphaned_claims(session: AsyncSession, worker_id: str, known: Collection[LeaseKey]) -> int:
-    """Release claims of this worker that it does not know: the answer to their commit was lost. Returns how many."""
+    """Release claims of this worker that are not `known`: the answer to their commit was lost. Returns their number."""
     ours = ExecutionRecord.worker_id == worker_id
     claimed = await session.execute(sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(*is_claimed(), ours))
     orphaned = [row.id for row in claimed if (row.id, row.lease) not in known]

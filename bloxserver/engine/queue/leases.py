@@ -142,7 +142,7 @@ async def end_execution(
 
 
 async def lost_leases(session: AsyncSession, keys: Collection[LeaseKey]) -> set[LeaseKey]:
-    """Those of these leases that are no longer valid: of executions that ended, were recovered or were deleted."""
+    """The leases that are no longer valid, since their executions ended, were recovered or were deleted."""
     ids = {execution_id for execution_id, _ in keys}
     valid = await session.execute(
         sa.select(ExecutionRecord.id, ExecutionRecord.lease).where(

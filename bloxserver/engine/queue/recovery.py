@@ -41,7 +41,7 @@ class RecoveredExecution(NamedTuple):
 
 
 class Recovery:
-    """Recovers the executions of expired workers. It runs on every worker, and any of them may be the first."""
+    """Recovers the executions of expired workers. It runs on every worker."""
 
     def __init__(self, settings: Settings, database: Database, heartbeat: Heartbeat, worker_id: str) -> None:
         self._interval_seconds = settings.heartbeat_interval_seconds
@@ -117,7 +117,7 @@ def log_recovered(recovered: Collection[RecoveredExecution], worker_id: str) -> 
 async def reclaim_expired(session: AsyncSession, silence: timedelta, limit: int = BATCH) -> list[RecoveredExecution]:
     """Release up to `limit` executions of workers without a heartbeat for `silence`, by the database's clock.
 
-    Each counts as a crash of its worker; `refund_crashes` takes that back for a worker that turns out to be alive.
+    Each counts as a crash of its worker; `refund_crashes` reverts that if the worker turns out to be alive.
     """
     alive = sa.select(WorkerRecord.worker_id).where(WorkerRecord.last_heartbeat_at >= await _before(session, silence))
     expired = sa.or_(ExecutionRecord.worker_id.is_(None), ExecutionRecord.worker_id.not_in(alive))
@@ -125,7 +125,7 @@ async def reclaim_expired(session: AsyncSession, silence: timedelta, limit: int 
 
 
 async def reclaim_all(session: AsyncSession, limit: int = BATCH) -> list[RecoveredExecution]:
-    """Release up to `limit` claimed executions, whoever has them."""
+    """Release up to `limit` claimed executions of any worker."""
     return await _reclaim(session, sa.true(), limit)
 
 
@@ -155,7 +155,7 @@ async def _reclaim(session: AsyncSession, condition: sa.ColumnElement[bool], lim
 
 
 async def refund_crashes(session: AsyncSession, lost: Collection[LeaseKey]) -> None:
-    """Take back the crashes that recovery counted when it ended these leases: their worker did not crash.
+    """Revert the crashes that recovery counted when it ended these leases: their worker did not crash.
 
     Does nothing for a lease that ended in another way, for one that was refunded before, and for an execution that was
     recovered again since.
@@ -196,9 +196,9 @@ AND state_change < clock_timestamp() - CAST(:silence AS interval)
 
 
 async def terminate_stale_sessions(session: AsyncSession, silence: timedelta) -> int:
-    """Terminate sessions of ours whose open transaction has waited for its client for `silence`; returns how many.
+    """Terminate sessions whose open transaction has waited for its client for `silence`; returns their number.
 
-    PostgreSQL only. None of our transactions waits for anything but the database.
+    PostgreSQL only. Affects sessions of this application alone, whose transactions wait for nothing but the database.
     """
     ended: int = (await session.execute(_STALE, {"application": APPLICATION_NAME, "silence": silence})).scalar_one()
     return ended

@@ -77,7 +77,7 @@ class Attempt:
 
     @property
     def counted_number(self) -> int:
-        """The number without interrupted tries: they use up no retries, and a repetition must find what they did."""
+        """The number without interrupted tries. They use up no retries, and a repeated try must have the same key."""
         return self.number - self.interruptions
 
     def step(self, status: StepStatus, **values: Any) -> Step:
@@ -119,7 +119,7 @@ class Attempt:
 
 
 async def handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation) -> Step:
-    """Call the block; every failure of it becomes an error of the step. Raises `LeaseLost`."""
+    """Call the block. Every failure of the block becomes an error of the step. Raises `LeaseLost`."""
     started = time.perf_counter()
     name = attempt.listener.block.name
     attributes: dict[str, str | int] = {

@@ -1,4 +1,4 @@
-"""Quarantine: executions with many crashes in a row. One of them may cause the crashes; the others ran beside it."""
+"""Quarantine of executions with many crashes in a row: one may cause the crashes of the worker that ran them all."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from bloxserver.models.tables import QUARANTINE_THRESHOLD
 
 
 class Quarantine:
-    """Limits how many quarantined executions a worker runs at once: one, and one more for each that proved harmless.
+    """Limits how many quarantined executions a worker runs at once: one, and one more for each that has made progress.
 
-    The execution that causes the crashes runs alone in the end, so the others are not given up with it. After crashes
-    with another cause it takes few rounds until all of them run again.
+    The execution that causes the crashes eventually runs alone, so the others do not fail with it. After crashes with
+    another cause, all of them run again after few rounds.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from bloxserver.storable import json_text, storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
 MAX_CRASHES = 10
-"""Workers that may crash with an execution in a row, without a step that ends, before it is given up."""
+"""Crashes in a row, without a completed step, after which an execution fails."""
 LEASE_RECHECK_SECONDS = 1.0
 """An execution that starts later than this after its claim checks its lease: the worker may have been frozen."""
 MAX_CHARACTERS = 64 * 1024 * 1024
@@ -92,7 +92,7 @@ class ExecutionRunner:
         if time.monotonic() - execution.claimed_at > LEASE_RECHECK_SECONDS:
             await retry_transaction(self._database, lambda session: leases.lock_lease(session, execution.lease_key))
         if execution.crash_count > MAX_CRASHES:
-            # Not even its definition is read: that may be what crashes workers.
+            # The definition is not read, since reading it may cause the crashes.
             await self._give_up()
             return
         try:

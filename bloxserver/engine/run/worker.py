@@ -63,7 +63,7 @@ class Worker:
         """Executions whose leases were lost since the last check."""
         self._checkpoints = CheckpointWriter(database)
         self.call_results = CallResults(database)
-        """To be run, and to be woken when an execution has ended anywhere."""
+        """Run it with the worker, and wake it when an execution has ended on any worker."""
         self._running: dict[asyncio.Task[Any], ClaimedExecution] = {}
         self._quarantine = Quarantine()
         self._draining = False
@@ -76,7 +76,7 @@ class Worker:
 
     @property
     def lease_keys(self) -> frozenset[LeaseKey]:
-        """The leases that this worker has, as far as it knows."""
+        """The leases of the executions that run on this worker."""
         return frozenset(execution.lease_key for execution in self._running.values())
 
     def free_slots(self) -> Mapping[str, int]:
@@ -141,7 +141,7 @@ class Worker:
 
     async def _with_steps(self, execution: ClaimedExecution) -> ClaimedExecution:
         if not execution.has_steps or execution.crash_count >= MAX_CRASHES:
-            # An execution that is given up needs no steps, and they may be what crashes workers.
+            # The steps are not needed, and reading them may cause the crashes.
             return execution
         return await retry_transaction(self._database, lambda session: with_steps(session, execution), read_only=True)
 
@@ -194,7 +194,7 @@ class Worker:
         self._lease_check.wake()
 
     async def _refund_crashes(self) -> None:
-        """Take back the crashes that recovery counted although this worker is alive.
+        """Revert the crashes that recovery counted although this worker is alive.
 
         Not for executions that this worker had while its event loop was blocked: one of them may have blocked it.
         """

@@ -151,7 +151,7 @@ class TestUrl:
         await installation.set_secret("SIGNING", CANARY)
         await installation.fail(organism(url=installation.url, secret="{{ secrets.SIGNING }}"))
         await installation.notifier().deliver_due()
-        assert_given_up(await installation.notice(), 1, "execution.on_failure.secret cannot sign")
+        assert_given_up(await installation.notice(), 1, "execution.on_failure.secret is no valid signing secret")
         assert installation.http.received == []
 
 
@@ -275,7 +275,7 @@ class TestDelivery:
         await installation.fail(organism(url=installation.url))
         await self.edit(installation, "listeners: [")
         await installation.notifier().deliver_due()
-        assert_given_up(await installation.notice(), 1, "the definition cannot be read any more")
+        assert_given_up(await installation.notice(), 1, "the definition is no longer valid")
 
     @pytest.mark.parametrize("definition", [organism(), organism(email=ADDRESS)], ids=["nobody", "somebody else"])
     async def test_a_definition_that_names_nobody_any_more_is_given_up(
@@ -284,7 +284,7 @@ class TestDelivery:
         await installation.fail(organism(url=installation.url))
         await self.edit(installation, definition)
         await installation.notifier().deliver_due()
-        assert_given_up(await installation.notice(), 1, "the definition names nobody to be told any more")
+        assert_given_up(await installation.notice(), 1, "the definition no longer names this recipient")
 
     async def edit(self, installation: Installation, definition: str) -> None:
         async with installation.database.transaction() as session:
@@ -307,7 +307,7 @@ class TestDelivery:
         with capture_logs() as logs:
             await installation.notifier().deliver_due()
         assert_to_be_tried_again(await installation.notice(), 1, "internal error", before)
-        [unexpected] = [line for line in logs if line["event"] == "failure notice failed unexpectedly"]
+        [unexpected] = [line for line in logs if line["event"] == "failure notification failed unexpectedly"]
         assert unexpected["error"] in ("OperationalError", "ProgrammingError")
 
     @pytest.mark.parametrize(

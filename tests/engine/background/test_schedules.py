@@ -142,7 +142,7 @@ class TestInvalid:
         text = " ".join(mail.message.get_content().split())
         for part in ('The schedule "Every minute" of the flow "Orders"', INVALID_CRON, str(trigger.id)):
             assert part in text
-        assert {line["trigger_id"] for line in logs if line["event"] == "failure notice"} == {str(trigger.id)}
+        assert {line["trigger_id"] for line in logs if line["event"] == "failure notification"} == {str(trigger.id)}
         assert await installation.notifier().deliver_due() == 0
 
     async def test_the_notice_follows_the_definition_that_runs(self, installation: Installation) -> None:
@@ -185,7 +185,7 @@ class TestInvalid:
         await installation.notifier().deliver_due()
         notice = await installation.notice()
         assert notice.trigger_id == trigger.id
-        assert_given_up(notice, 1, "the definition names nobody to be told any more")
+        assert_given_up(notice, 1, "the definition no longer names this recipient")
 
     @pytest.mark.parametrize("definition", [organism(), "not: [an organism"], ids=["no recipient", "unreadable"])
     async def test_it_is_disabled_without_a_notice_if_there_is_no_recipient(
