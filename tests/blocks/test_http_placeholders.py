@@ -13,7 +13,7 @@ from bloxserver.blocks.registry import get_registry
 from bloxserver.organism.parse import check
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, Received, answer
-from tests.engine.pumping import pump
+from tests.engine.pump_runs import pump
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 FORM_PROBLEM = (

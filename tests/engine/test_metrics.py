@@ -26,8 +26,8 @@ from bloxserver.models.tables import (
 )
 from bloxserver.queries.triggers import read_due_schedules
 from bloxserver.settings import Settings
-from tests.engine.live import accept, run, running_engine, started_flow
-from tests.engine.taking import take
+from tests.engine.queue_claims import take
+from tests.engine.running_engine import accept, run, running_engine, started_flow
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 from tests.metric_increase import measure_increase
 

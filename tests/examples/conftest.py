@@ -11,7 +11,7 @@ from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Database
 from bloxserver.settings import Settings, get_settings
 from tests.clients.loopback import LoopbackServer, running_server
-from tests.engine.live import running_engine
+from tests.engine.running_engine import running_engine
 from tests.smtp_server import SmtpServer, running_smtp_server
 
 SEALING_KEY = "the key of these tests 0123456789 abcdef"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from tests.clients.loopback import LoopbackServer, answer
-from tests.engine.live import ENDED, accept, eventually, started_flow, steps_of
+from tests.engine.running_engine import ENDED, accept, eventually, started_flow, steps_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -9,7 +9,7 @@ import httpx
 
 from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
-from tests.engine.live import started_flow
+from tests.engine.running_engine import started_flow
 from tests.examples.conftest import Engines
 from tests.examples.installation import Flow, definition, in_sequence, says
 from tests.smtp_server import SmtpServer

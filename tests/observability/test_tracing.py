@@ -30,7 +30,7 @@ from bloxserver.observability.tracing import (
 from bloxserver.settings import Settings
 from tests.api.contract import covers
 from tests.clients.loopback import LoopbackServer, answer, running_server
-from tests.engine.live import ENDED, eventually, running_engine, started_flow
+from tests.engine.running_engine import ENDED, eventually, running_engine, started_flow
 from tests.factories import create_flow, create_trigger, create_user
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

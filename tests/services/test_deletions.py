@@ -43,7 +43,7 @@ from bloxserver.services.executions import Input, accept
 from bloxserver.services.flows import transition_flow
 from bloxserver.services.key_values import set_value
 from tests.deleting import LARGE, add_executions, count
-from tests.engine.taking import claim
+from tests.engine.queue_claims import claim
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 from tests.statements import count_statements
 

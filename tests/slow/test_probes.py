@@ -15,7 +15,7 @@ from bloxserver.settings import Settings
 from tests.api.contract import covers
 from tests.api.test_worker_server import TOKEN, until
 from tests.clients.loopback import answer, running_server
-from tests.engine.live import ENDED, accept, eventually, started_flow
+from tests.engine.running_engine import ENDED, accept, eventually, started_flow
 from tests.processes import Process, free_port, wait_until_ready
 
 HANGING = """

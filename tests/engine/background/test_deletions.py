@@ -31,11 +31,11 @@ from bloxserver.models.tables import (
 from bloxserver.services.deletions import FLOW_DELETED, delete_flow, delete_trigger
 from bloxserver.settings import Settings
 from tests.deleting import LARGE, add_executions, count
-from tests.engine.live import accept, running_engine, started_flow
-from tests.engine.pruning import deleting_transactions, until
 from tests.engine.queue.test_checkpoints import checkpoint
+from tests.engine.queue_claims import claim
+from tests.engine.retention_world import deleting_transactions, until
 from tests.engine.run.test_call_results import gated, wait_for
-from tests.engine.taking import claim
+from tests.engine.running_engine import accept, running_engine, started_flow
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 
 

@@ -22,7 +22,7 @@ from bloxserver.models.enums import NotificationChannel
 from bloxserver.models.tables import FlowRecord
 from bloxserver.settings import Settings
 from tests.clients.loopback import answer, running_server
-from tests.engine.noticing import (
+from tests.engine.notification_installation import (
     Installation,
     assert_given_up,
     assert_to_be_tried_again,

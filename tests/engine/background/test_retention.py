@@ -21,7 +21,7 @@ from bloxserver.models.tables import (
     UserRecord,
 )
 from bloxserver.settings import Settings
-from tests.engine.pruning import DAY, SUCCESS, World
+from tests.engine.retention_world import DAY, SUCCESS, World
 from tests.factories import create_flow
 from tests.steps import create_step
 

@@ -28,7 +28,7 @@ from bloxserver.models.tables import (
     FlowVersionRecord,
 )
 from bloxserver.settings import Settings
-from tests.engine.pruning import SUCCESS, World, deleting_transactions, until
+from tests.engine.retention_world import SUCCESS, World, deleting_transactions, until
 from tests.factories import create_flow
 
 MEBIBYTE = 1024 * 1024

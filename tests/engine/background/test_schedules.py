@@ -25,7 +25,7 @@ from bloxserver.models.tables import ExecutionRecord, FlowStatus, FlowVersionRec
 from bloxserver.queries.triggers import read_due_schedules
 from bloxserver.settings import Settings
 from tests.clients.loopback import running_server
-from tests.engine.noticing import Installation, assert_given_up, organism, rename
+from tests.engine.notification_installation import Installation, assert_given_up, organism, rename
 from tests.factories import create_flow, create_trigger, create_user
 from tests.metric_increase import measure_increase
 from tests.smtp_server import running_smtp_server

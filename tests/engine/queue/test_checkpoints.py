@@ -20,7 +20,7 @@ from bloxserver.engine.run.serialization import JsonTextCache, step_row
 from bloxserver.models.database import Database
 from bloxserver.models.postgres import LOCK_SECONDS
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, StepStatus, Tier
-from tests.engine.taking import claim
+from tests.engine.queue_claims import claim
 from tests.factories import create_execution, create_flow, create_user
 from tests.statements import count_statements
 

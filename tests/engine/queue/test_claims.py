@@ -34,7 +34,7 @@ from bloxserver.models.tables import (
     WorkerRecord,
 )
 from bloxserver.models.types import UtcDateTime
-from tests.engine.taking import PLENTY, claim
+from tests.engine.queue_claims import PLENTY, claim
 from tests.factories import create_execution, create_flow, create_user
 
 OF_USER = {"free": 2, "pro": 4, "enterprise": 8, "high_frequency": 8}

@@ -27,7 +27,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, TriggerType, WorkerRecord
 from bloxserver.services.executions import Input, accept
 from bloxserver.settings import Settings
-from tests.engine.taking import take
+from tests.engine.queue_claims import take
 from tests.factories import create_execution, create_flow, create_user
 
 

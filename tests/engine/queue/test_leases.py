@@ -15,7 +15,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord
 from bloxserver.services.transitions import end_execution
-from tests.engine.taking import take
+from tests.engine.queue_claims import take
 from tests.factories import create_execution, create_flow, create_user
 
 ENDED = [status for status in ExecutionStatus if status is not ExecutionStatus.RUNNING]

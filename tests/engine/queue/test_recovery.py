@@ -32,10 +32,10 @@ from bloxserver.engine.run.worker import Worker
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, WorkerRecord
 from bloxserver.settings import Settings
-from tests.engine.live import running_engine
 from tests.engine.queue.test_heartbeat import pulses
+from tests.engine.queue_claims import PLENTY, claim, take
 from tests.engine.run.test_worker import silent_server
-from tests.engine.taking import PLENTY, claim, take
+from tests.engine.running_engine import running_engine
 from tests.factories import create_execution, create_flow, create_user
 
 TIMEOUT = timedelta(seconds=20)

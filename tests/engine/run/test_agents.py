@@ -12,7 +12,7 @@ from bloxserver.clock import now
 from bloxserver.engine.run.messages import Failed, Finished, Suspended, Tokens
 from bloxserver.models.enums import StepStatus
 from bloxserver.settings import Settings
-from tests.engine.pumping import echo, organism, pump
+from tests.engine.pump_runs import echo, organism, pump
 from tests.llm_server import LanguageModelServer, calls, fails, language_model, says
 
 AGENT = "name: a, prompt: Be brief., peers: [b, c]"

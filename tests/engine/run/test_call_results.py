@@ -23,7 +23,7 @@ from bloxserver.models.tables import ExecutionRecord
 from bloxserver.services.transitions import end_execution
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer, running_server
-from tests.engine.live import accept, eventually, run, running_engine, started_flow, steps_of
+from tests.engine.running_engine import accept, eventually, run, running_engine, started_flow, steps_of
 from tests.factories import create_execution, create_flow, create_user
 from tests.statements import count_statements
 

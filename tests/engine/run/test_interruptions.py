@@ -22,9 +22,9 @@ from bloxserver.engine.run.worker import Worker
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
-from tests.engine.pumping import Log, block, echo, organism, pump
+from tests.engine.pump_runs import Log, block, echo, organism, pump
+from tests.engine.queue_claims import take
 from tests.engine.run.test_agents import AGENT, settings_of
-from tests.engine.taking import take
 from tests.factories import create_execution, create_flow, create_user
 from tests.llm_server import calls, language_model, says
 from tests.steps import create_step

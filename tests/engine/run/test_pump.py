@@ -18,7 +18,7 @@ from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Su
 from bloxserver.ids import new_id
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.organism.parse import parse
-from tests.engine.pumping import Anything, Log, block, echo, organism, pump, pump_of
+from tests.engine.pump_runs import Anything, Log, block, echo, organism, pump, pump_of
 
 
 async def test_a_chain_hands_its_answer_on() -> None:

@@ -17,7 +17,7 @@ from bloxserver.engine.run.messages import Change, Finished, Message, Suspended
 from bloxserver.ids import new_id
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.organism.parse import parse
-from tests.engine.pumping import Log, block, echo, organism, pump, pump_of
+from tests.engine.pump_runs import Log, block, echo, organism, pump, pump_of
 
 
 class TestCalls:

@@ -24,7 +24,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.enums import Tier
 from bloxserver.models.tables import QUARANTINE_THRESHOLD, ExecutionRecord, ExecutionStatus, StepStatus
 from bloxserver.settings import Settings
-from tests.engine.taking import PLENTY, claimer_of, ended, take
+from tests.engine.queue_claims import PLENTY, claimer_of, ended, take
 from tests.factories import create_execution, create_flow, create_user
 from tests.statements import count_statements
 from tests.steps import create_step

@@ -31,7 +31,7 @@ from bloxserver.models.tables import (
     UserRecord,
 )
 from bloxserver.settings import Settings
-from tests.engine.taking import claimer_of, ended, take
+from tests.engine.queue_claims import claimer_of, ended, take
 from tests.factories import create_execution, create_flow, create_user
 
 

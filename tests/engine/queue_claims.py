@@ -1,4 +1,4 @@
-"""Claims executions from the queue by hand, as a worker does."""
+"""Claims executions from the queue in a test, as a worker does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole installation in a test: an engine with settings of the test's choice, flows that run, executions that end."""
+"""A running engine in a test, and requests that start flows, send executions and wait for their end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An installation whose executions have their time, in a test."""
+"""An installation with executions of different ages, for tests of retention."""
 
 from __future__ import annotations
 

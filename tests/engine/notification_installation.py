@@ -1,4 +1,4 @@
-"""An installation in which executions have failed, for tests of what is told of them."""
+"""An installation with failed executions, for tests of failure notifications."""
 
 from __future__ import annotations
 

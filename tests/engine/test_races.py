@@ -1,4 +1,4 @@
-"""What comes too late, or in the middle of something: nothing is lost, left behind, or found only by the clock."""
+"""Races: late commits, lost answers, and events during a poll or a sweep lose no work and no state."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from bloxserver.models.tables import (
 )
 from bloxserver.models.transient_errors import is_transient
 from bloxserver.settings import Settings
-from tests.engine.pumping import block, organism, pump
-from tests.engine.taking import claimer_of, ended, take
+from tests.engine.pump_runs import block, organism, pump
+from tests.engine.queue_claims import claimer_of, ended, take
 from tests.factories import create_execution, create_flow, create_user
 
 LONG = 30.0

@@ -1,4 +1,4 @@
-"""Attempts that are broken off: what an agent had asked for, and blocks that raise what they should not."""
+"""Calls of agents when an attempt is retried, interrupted or fails, and blocks that raise unexpected errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bloxserver.blocks.base import BlockContext, Result, Wait
 from bloxserver.clock import now
 from bloxserver.engine.run.messages import Failed, Finished, Tokens
 from bloxserver.models.enums import StepStatus
-from tests.engine.pumping import block, echo, organism, pump
+from tests.engine.pump_runs import block, echo, organism, pump
 from tests.engine.run.test_agents import settings_of
 from tests.llm_server import Asked, Reply, calls, fails, language_model, says
 

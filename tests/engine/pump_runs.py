@@ -1,4 +1,4 @@
-"""Runs organisms through the pump alone, and notes what it saves."""
+"""Runs organisms with the pump alone, without a database, and records what it saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker that stood still comes back: it begins nothing that another worker may have done by now."""
+"""A worker that was frozen starts nothing and writes nothing for executions that another worker may have recovered."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.runner import ExecutionRunner
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
-from tests.engine.pumping import organism
-from tests.engine.taking import take
+from tests.engine.pump_runs import organism
+from tests.engine.queue_claims import take
 from tests.factories import create_execution, create_flow, create_user
 
 

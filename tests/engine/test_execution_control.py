@@ -1,4 +1,4 @@
-"""Controlling and watching executions that an engine runs."""
+"""Retries, cancellation, event streams and stops of executions that an engine runs."""
 
 from __future__ import annotations
 

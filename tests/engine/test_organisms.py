@@ -1,4 +1,4 @@
-"""What organisms do in a whole installation: conditions, retries, calls, control, secrets."""
+"""Organisms in a whole installation: conditions, retries, calls, control and secrets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Base, Database
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer, running_server
-from tests.engine.live import ENDED, accept, eventually, run, running_engine, started_flow, steps_of
+from tests.engine.running_engine import ENDED, accept, eventually, run, running_engine, started_flow, steps_of
 from tests.llm_server import calls, language_model, says
 
 SEALING_KEY = "a key of these tests: 0123456789abcdef"
