@@ -16,7 +16,7 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.canvas import AGENT, CASE, ERROR, OTHERWISE, TOOL, canvas_of
+from bloxserver.organism.canvas import AGENT, CASE, ERROR, OTHERWISE, TOOL, yaml_to_canvas
 from bloxserver.organism.layout import COLUMN_WIDTH, ROW_HEIGHT
 from bloxserver.organism.yaml_loader import load
 
@@ -73,7 +73,7 @@ class Edge(NamedTuple):
 
 def draw(text: str) -> str:
     """Draw an organism as SVG. Invalid parts of a definition are omitted."""
-    canvas, _ = canvas_of(text, get_registry())
+    canvas, _ = yaml_to_canvas(text, get_registry())
     boxes = {node["id"]: _box(node) for node in canvas["nodes"]}
     cases = {node["id"]: (node["data"].get("config") or {}).get("cases", []) for node in canvas["nodes"]}
     edges = [

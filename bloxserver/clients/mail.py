@@ -187,7 +187,7 @@ class Mailer:
     def _own_mailbox(self) -> Mailbox:
         """The address in SMTP_FROM."""
         if not self.sender:
-            raise MailError("mail_not_configured", "there is no sender: SMTP_FROM is not set", retryable=False)
+            raise MailError("mail_not_configured", "no sender is configured: SMTP_FROM is not set", retryable=False)
         try:
             return read_mailbox(self.sender)
         except ValueError:

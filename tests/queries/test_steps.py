@@ -51,8 +51,9 @@ async def test_steps_are_listed_in_pages_from_the_oldest_with_payloads(
     moment = now()
     await create_step(session, execution, "second", started_at=moment - 2 * SECOND)
     await create_step(session, execution, "third", started_at=moment - SECOND)
-    payloads = {"input_payload": "in", "output_payload": "out"}
-    await create_step(session, execution, "first", started_at=moment - 3 * SECOND, **payloads)
+    await create_step(
+        session, execution, "first", started_at=moment - 3 * SECOND, input_payload="in", output_payload="out"
+    )
     await create_step(session, await create_execution(session, flow), "other")
     first = await read_steps(session, user.id, flow.id, execution.id, PageRequest(1, 2))
     second = await read_steps(session, user.id, flow.id, execution.id, PageRequest(2, 2))
