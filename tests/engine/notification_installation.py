@@ -30,14 +30,14 @@ LOOPBACK = [ip_network("127.0.0.1/32")]
 
 
 def organism(**on_failure: str) -> str:
-    """A definition that says who is told."""
+    """A definition with the recipients of failure notifications."""
     listener = {"name": "a", "description": "A", "handler": "echo"}
     execution = {"execution": {"on_failure": on_failure}} if on_failure else {}
     return json.dumps({"organism": {"name": "x"}, "listeners": [listener], **execution})
 
 
 class Installation:
-    """A database with a user whose flow has failed, and the servers that he wants to be told."""
+    """A database with a user whose flow has failed, and the servers of the recipients."""
 
     user: UserRecord
 

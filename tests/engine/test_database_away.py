@@ -16,7 +16,7 @@ from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 
 
-async def test_loops_that_retry_log_nothing_but_the_loss() -> None:
+async def test_retrying_loops_log_only_the_lost_connection() -> None:
     settings = Settings(database_url="postgresql+asyncpg://user@127.0.0.1:1/x", poll_interval_seconds=0.01)
     database = Database(settings)
     tries = 0
@@ -38,7 +38,7 @@ async def test_loops_that_retry_log_nothing_but_the_loss() -> None:
     assert [(log["event"], log["reason"]) for log in logs] == [("database connection lost", "ConnectionRefusedError")]
 
 
-async def test_each_loss_and_each_return_is_logged_once(tmp_path: Path) -> None:
+async def test_each_lost_and_restored_connection_is_logged_once(tmp_path: Path) -> None:
     directory = tmp_path / "later"
     database = Database(Settings(database_url=f"sqlite+aiosqlite:///{directory}/x.db"))
 
@@ -57,7 +57,7 @@ async def test_each_loss_and_each_return_is_logged_once(tmp_path: Path) -> None:
     assert [log["event"] for log in logs] == ["database connection lost", "database connection restored"]
 
 
-async def test_an_error_of_a_statement_is_no_loss() -> None:
+async def test_statement_error_is_no_lost_connection() -> None:
     database = Database(Settings(database_url="sqlite+aiosqlite:///:memory:"))
     with capture_logs() as logs, pytest.raises(OperationalError):
         async with database.transaction() as session:

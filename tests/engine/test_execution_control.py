@@ -58,7 +58,7 @@ async def waiting_step(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
             await asyncio.sleep(0.02)
 
 
-async def test_a_retry_from_where_it_failed_goes_on_with_a_mended_definition(
+async def test_retry_from_the_failed_step_uses_the_corrected_definition(
     live_client: httpx.AsyncClient, engine: Engine
 ) -> None:
     path = await started(live_client, CHAIN % "json.parse")
@@ -86,7 +86,7 @@ async def test_a_retry_from_where_it_failed_goes_on_with_a_mended_definition(
     assert fresh["parentId"] == copied["id"] != first["id"]
 
 
-async def test_the_stream_tells_what_the_timeline_has(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_event_stream_matches_the_timeline(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await started(live_client, CHAIN % "echo")
     execution = await accepted(live_client, path, {"a": 1})
     async with asyncio.timeout(20):
@@ -101,7 +101,7 @@ async def test_the_stream_tells_what_the_timeline_has(live_client: httpx.AsyncCl
     assert last == {step["id"]: {name: step[name] for name in step.keys() - payloads} for step in timeline}
 
 
-async def test_what_waits_can_be_cancelled(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_waiting_execution_can_be_cancelled(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await started(live_client, SLOW)
     execution = await accepted(live_client, path)
     step = await waiting_step(live_client, execution)
@@ -113,7 +113,7 @@ async def test_what_waits_can_be_cancelled(live_client: httpx.AsyncClient, engin
     assert await steps(live_client, f"{path}/executions/{retried['id']}") == []
 
 
-async def test_a_stop_ends_when_the_last_execution_does(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_stop_completes_when_the_last_execution_ends(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await started(live_client, SLOW)
     execution = await accepted(live_client, path)
     assert (await live_client.post(f"{path}/stop")).json()["status"] == "stopping"

@@ -1,4 +1,4 @@
-"""Loops of the engine go on, whatever ends them."""
+"""Loops of the engine are restarted after errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Panic(BaseException):
     """As extensions in Rust raise it."""
 
 
-async def test_a_loop_is_begun_anew_whatever_ended_it_until_it_is_cancelled() -> None:
+async def test_loop_is_restarted_after_any_error_until_cancelled() -> None:
     ends: list[BaseException | None] = [Panic(), asyncio.CancelledError(), ValueError(), None]
     goes_on = asyncio.Event()
 
@@ -33,7 +33,7 @@ async def test_a_loop_is_begun_anew_whatever_ended_it_until_it_is_cancelled() ->
         await task
 
 
-async def test_a_task_that_makes_an_error_of_its_cancellation_ends_all_the_same() -> None:
+async def test_task_that_raises_on_cancellation_ends() -> None:
     begun = asyncio.Event()
     caught: list[BaseException] = []
 

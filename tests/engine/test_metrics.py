@@ -1,4 +1,4 @@
-"""What an engine that works counts and times."""
+"""Metrics of a running engine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ listeners:
 """
 
 
-async def test_an_execution_from_its_acceptance_to_its_end(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_successful_execution_is_counted_and_timed(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await started_flow(live_client, CHAIN)
     counts = {
         "accepted": ("bloxserver_executions_accepted_total", {"trigger": "manual"}),
@@ -70,7 +70,7 @@ async def test_an_execution_from_its_acceptance_to_its_end(live_client: httpx.As
     assert 0 < start.number < 5
 
 
-async def test_executions_that_fail_or_are_cancelled(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_failed_and_cancelled_executions_are_counted(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await started_flow(live_client, FAILING)
     ended = "bloxserver_executions_ended_total"
     with (
@@ -87,7 +87,7 @@ async def test_executions_that_fail_or_are_cancelled(live_client: httpx.AsyncCli
     assert cancelled.number == 1
 
 
-async def test_one_that_comes_back_started_once(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_resumed_execution_is_counted_as_started_once(live_client: httpx.AsyncClient, engine: Engine) -> None:
     path = await started_flow(live_client, WAITING)
     with (
         measure_increase("bloxserver_queue_wait_seconds_count") as dispatched,
@@ -100,7 +100,7 @@ async def test_one_that_comes_back_started_once(live_client: httpx.AsyncClient, 
     assert seconds.number < 2, "suspended is not late"
 
 
-async def test_what_is_rolled_back_is_not_counted(live_database: Database) -> None:
+async def test_rolled_back_transactions_are_not_counted(live_database: Database) -> None:
     with measure_increase("bloxserver_executions_accepted_total", trigger="schedule") as accepted:
         async with live_database.transaction() as session:
             flow = await create_flow(session, await create_user(session))
@@ -123,7 +123,7 @@ async def _fire_and_fail(database: Database) -> None:
         raise RuntimeError
 
 
-async def test_schedules_by_how_they_came_out(live_database: Database) -> None:
+async def test_schedules_are_counted_by_outcome(live_database: Database) -> None:
     moment = now()
     async with live_database.transaction() as session:
         flow = await create_flow(session, await create_user(session))
@@ -145,7 +145,7 @@ async def test_schedules_by_how_they_came_out(live_database: Database) -> None:
     assert 30 <= lateness.number < 60
 
 
-async def test_take_overs_and_what_is_given_up(
+async def test_recovered_and_abandoned_executions_are_counted(
     live_client: httpx.AsyncClient, live_database: Database, live_settings: Settings
 ) -> None:
     async with live_database.transaction() as session:
@@ -183,7 +183,7 @@ async def _ended(database: Database) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_rows_that_retention_deletes(live_database: Database, live_settings: Settings) -> None:
+async def test_rows_deleted_by_retention_are_counted(live_database: Database, live_settings: Settings) -> None:
     async with live_database.transaction() as session:
         flow = await create_flow(session, await create_user(session))
         old = now() - timedelta(days=90)

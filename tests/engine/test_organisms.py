@@ -36,7 +36,7 @@ async def working(live_settings: Settings, live_database: Database) -> AsyncIter
         yield engine
 
 
-async def test_an_order_is_routed_and_its_error_is_taken(
+async def test_order_is_routed_and_its_error_is_handled(
     live_client: httpx.AsyncClient, working: Engine, server: LoopbackServer
 ) -> None:
     server.answers["/down"] = answer(status="503 Service Unavailable")
@@ -93,7 +93,7 @@ listeners:
 """
 
 
-async def test_a_flow_calls_another_with_one_place_for_both(
+async def test_flow_calls_another_with_a_single_worker_slot(
     live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database
 ) -> None:
     async with running_engine(live_settings, live_database, concurrency_pro=1):
@@ -105,7 +105,7 @@ async def test_a_flow_calls_another_with_one_place_for_both(
         assert usage["runsUsed"] == 2
 
 
-async def test_a_flow_that_calls_itself_ends(live_client: httpx.AsyncClient, working: Engine) -> None:
+async def test_recursive_flow_call_ends(live_client: httpx.AsyncClient, working: Engine) -> None:
     circle = CALLER.replace("flow: called", "flow: circle")
     path = await started_flow(live_client, circle, name="circle")
     ended = await run(live_client, path)
@@ -190,7 +190,7 @@ listeners:
         assert cancelled["status"] == "cancelled"
         await asyncio.wait_for(silent.left.wait(), 20)
 
-    async def test_a_stopped_flow_gives_what_runs_its_time_and_cancels_the_rest(
+    async def test_stop_cancels_running_executions_after_the_grace_period(
         self,
         live_client: httpx.AsyncClient,
         live_settings: Settings,
@@ -208,14 +208,16 @@ listeners:
             ended = (await live_client.get(execution)).json()
             assert (ended["status"], ended["errorMessage"]) == ("cancelled", "The flow was stopped")
 
-    async def test_a_stop_waits_for_what_ends_in_time(self, live_client: httpx.AsyncClient, working: Engine) -> None:
+    async def test_stop_waits_for_executions_that_end_in_time(
+        self, live_client: httpx.AsyncClient, working: Engine
+    ) -> None:
         path = await started_flow(live_client, CALLED)
         execution = await accept(live_client, path, 1)
         await live_client.post(f"{path}/stop")
         assert (await eventually(live_client, execution, ENDED))["status"] == "success"
         await eventually(live_client, path, {"stopped"})
 
-    async def test_cancelling_a_caller_cancels_what_it_called(
+    async def test_cancelled_caller_cancels_called_executions(
         self, live_client: httpx.AsyncClient, working: Engine, silent: Silent
     ) -> None:
         called = await started_flow(live_client, self.SLOW.format(url=silent.url), name="called")
@@ -228,7 +230,7 @@ listeners:
         await asyncio.wait_for(silent.left.wait(), 20)
 
 
-async def test_a_secret_reaches_its_server_and_nothing_that_is_kept(
+async def test_secret_reaches_its_server_and_is_never_stored(
     live_client: httpx.AsyncClient,
     live_settings: Settings,
     live_database: Database,

@@ -42,7 +42,7 @@ from tests.engine.queue_claims import claimer_of, ended, take
 from tests.factories import create_execution, create_flow, create_user
 
 LONG = 30.0
-"""Seconds between sweeps: whoever waits for one is too late."""
+"""Seconds between sweeps, longer than the timeout of the tests."""
 
 
 @contextmanager
@@ -82,8 +82,8 @@ def step(message: Message, status: StepStatus, sequence: int) -> Step:
     return Step(message, "echo", status, now(), completed_at=completed_at, output=1, sequence=sequence)
 
 
-async def test_a_checkpoint_that_comes_late_undoes_no_later_one(live_database: Database) -> None:
-    """Whoever was cancelled in mid-save goes on, and what he gave up may be written after what he saves then."""
+async def test_late_checkpoint_does_not_overwrite_a_newer_one(live_database: Database) -> None:
+    """A run whose save was cancelled continues, and the cancelled save may be committed after the next one."""
     taken = await take(live_database, await accepted(live_database))
     checkpoints, message = CheckpointWriter(live_database), Message("a", 1)
     later, earlier = step(message, StepStatus.SUCCESS, 2), step(message, StepStatus.RUNNING, 1)
@@ -94,7 +94,7 @@ async def test_a_checkpoint_that_comes_late_undoes_no_later_one(live_database: D
     assert (left.status, left.sequence) == (StepStatus.SUCCESS, 2)
 
 
-async def test_tokens_whose_save_was_broken_off_are_counted_with_the_next(
+async def test_tokens_of_a_cancelled_save_are_counted_by_the_next(
     live_settings: Settings, live_database: Database
 ) -> None:
     taken = await take(live_database, await accepted(live_database, crash_count=MAX_CRASHES - 1))
@@ -114,24 +114,20 @@ async def test_tokens_whose_save_was_broken_off_are_counted_with_the_next(
     assert left.crash_count == 0, "a step that ends makes up for workers that died, with tokens or without"
 
 
-async def test_what_was_claimed_without_an_answer_is_let_go_of_whenever_it_is_seen(
-    live_settings: Settings, live_database: Database
-) -> None:
+async def test_claim_with_a_lost_answer_is_released(live_settings: Settings, live_database: Database) -> None:
     settings = live_settings.model_copy(update={"heartbeat_timeout_seconds": 0.3})
     clients = SharedClients.of(settings)
     worker = Worker(live_database, clients)
     claimer = await claimer_of(settings, live_database, worker, "w-1")
     with running(claimer.run()):
-        # A commit that was given up is carried out all the same, at some time.
+        # The database may still carry out a cancelled commit later.
         execution = await accepted(live_database, lease=uuid4(), worker_id="w-1")
         async with asyncio.timeout(10):
             await ended(live_database, execution)
     await clients.aclose()
 
 
-async def test_what_comes_due_in_the_middle_of_a_look_is_not_missed(
-    live_settings: Settings, live_database: Database
-) -> None:
+async def test_execution_due_during_a_poll_is_claimed(live_settings: Settings, live_database: Database) -> None:
     settings = live_settings.model_copy(update={"poll_interval_seconds": LONG})
     clients = SharedClients.of(settings)
     execution = await accepted(live_database, resume_at=now() + timedelta(seconds=0.5))
@@ -147,7 +143,7 @@ async def test_what_comes_due_in_the_middle_of_a_look_is_not_missed(
     await clients.aclose()
 
 
-async def test_an_end_in_the_middle_of_a_sweep_is_not_missed_by_a_flow_that_stops(
+async def test_execution_that_ends_during_a_sweep_completes_the_stop(
     live_settings: Settings, live_database: Database
 ) -> None:
     async with live_database.sessions() as session:
@@ -174,7 +170,7 @@ async def test_an_end_in_the_middle_of_a_sweep_is_not_missed_by_a_flow_that_stop
             await settled.wait()
 
 
-async def test_a_flow_that_cannot_be_settled_now_keeps_no_schedule_from_firing(
+async def test_failing_reconciliation_does_not_block_schedules(
     live_settings: Settings, live_database: Database
 ) -> None:
     async with live_database.sessions() as session:
@@ -192,7 +188,7 @@ async def test_a_flow_that_cannot_be_settled_now_keeps_no_schedule_from_firing(
             await fired.wait()
 
 
-async def test_who_stops_beats_no_more_whatever_the_database_says(
+async def test_stop_deletes_the_worker_row_after_database_errors(
     live_settings: Settings, live_database: Database
 ) -> None:
     engine = Engine(live_settings, live_database, run_worker=True)
@@ -205,7 +201,7 @@ async def test_who_stops_beats_no_more_whatever_the_database_says(
         assert (await session.scalars(sa.select(WorkerRecord))).all() == []
 
 
-async def test_a_block_that_does_not_let_itself_be_cancelled_is_left_behind() -> None:
+async def test_block_that_ignores_cancellation_is_abandoned() -> None:
     over, begun = asyncio.Event(), asyncio.Event()
 
     async def act(payload: JsonValue, context: BlockContext) -> Result:
@@ -228,7 +224,7 @@ async def test_a_block_that_does_not_let_itself_be_cancelled_is_left_behind() ->
 
 
 @pytest.mark.parametrize(("state", "passing"), [(None, True), ("22000", False), ("57P01", True)])
-def test_only_where_there_is_no_code_words_tell_whether_an_error_passes(state: str | None, passing: bool) -> None:
+def test_error_text_decides_transience_only_without_an_error_code(state: str | None, passing: bool) -> None:
     class DriverError(Exception):
         sqlstate = state
 

@@ -1,4 +1,4 @@
-"""One that fails for a while keeps no other waiting; a database that does not answer is not asked for each."""
+"""A transient error of one item does not delay the others. A database outage ends the loop at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Recorder:
         return item == "done"
 
 
-async def test_what_fails_for_a_while_is_passed_over() -> None:
+async def test_item_with_a_transient_error_is_skipped() -> None:
     work = Recorder()
     items = ["held", "done", "held", "held", "nothing", "held", "done"]
     assert await process_each(items, work) == 2
@@ -36,7 +36,7 @@ async def test_what_fails_for_a_while_is_passed_over() -> None:
         (["done", "broken", "done"], 2, ValueError),
     ],
 )
-async def test_what_will_fail_for_all_is_raised(items: list[str], tried: int, error: type[Exception]) -> None:
+async def test_error_that_affects_all_items_is_raised(items: list[str], tried: int, error: type[Exception]) -> None:
     work = Recorder()
     with pytest.raises(error):
         await process_each(items, work)

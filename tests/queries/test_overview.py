@@ -1,4 +1,4 @@
-"""How the installation stands, counted over whoever's rows there are."""
+"""The overview of the installation, over the rows of all users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Firing times: in local time, also in the nights in which clocks change, and never in the past."""
+"""Firing times: in local time, also when clocks change, and never in the past."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def in_autumn(cron: str) -> list[str]:
         ),
     ],
 )
-def test_the_nights_in_which_clocks_change(cron: str, spring: list[str], autumn: list[str]) -> None:
+def test_firings_when_clocks_change(cron: str, spring: list[str], autumn: list[str]) -> None:
     """The table in docs/schedules.md."""
     assert in_spring(cron) == spring
     assert in_autumn(cron) == autumn
@@ -115,7 +115,7 @@ def test_the_nights_in_which_clocks_change(cron: str, spring: list[str], autumn:
         ("0 9 L * 1#1", ["05", "31"]),
     ],
 )
-def test_days(cron: str, days: list[str]) -> None:
+def test_firings_by_day_of_month_and_week(cron: str, days: list[str]) -> None:
     """Days of October 2026, which begins on a Thursday and ends on a Saturday."""
     times = takewhile(lambda time: time < at("2026-11-01T00:00"), Cron({"cron": cron}).after(at("2026-10-01T00:00")))
     assert [f"{time:%d}" for time in times] == days
@@ -125,7 +125,7 @@ def test_days(cron: str, days: list[str]) -> None:
     "cron",
     ["@daily", "0 0 9 * * *", "0 9 ? * *", "0 9 15W * *", "0 9 * * FRI-MON", "0 9 * * 5#6", "0 9 30 2 *", "0 24 * * *"],
 )
-def test_what_is_no_expression_is_refused(cron: str) -> None:
+def test_invalid_expression_is_refused(cron: str) -> None:
     with pytest.raises(Unprocessable):
         Cron({"cron": cron})
 
@@ -190,7 +190,7 @@ def offset(moment: datetime, zone: str) -> timedelta | None:
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_no_firing_is_at_or_before_the_moment_it_is_asked_for(zone: str) -> None:
+def test_firings_are_after_the_given_moment(zone: str) -> None:
     chance = random.Random(zone)  # noqa: S311
     for change in clock_changes(zone):
         for _ in range(20):
@@ -229,7 +229,7 @@ def matches(cron: str, local: datetime) -> bool:
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_every_firing_is_what_the_documentation_says(zone: str) -> None:
+def test_firings_match_the_documentation(zone: str) -> None:
     chance = random.Random(zone)  # noqa: S311
     for change in clock_changes(zone):
         minutes = [change + timedelta(minutes=minute) for minute in range(-5 * 60, 5 * 60)]

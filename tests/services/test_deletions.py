@@ -65,7 +65,7 @@ class TestSize:
             (2, 4, MAX_BYTES // 8 + 2, False),
         ],
     )
-    async def test_a_small_flow_is_gone_after_the_request(
+    async def test_small_flow_is_deleted_in_the_request(
         self,
         client: httpx.AsyncClient,
         dev_user: UserRecord,
@@ -93,7 +93,7 @@ class TestSize:
         assert await count(session, FlowVersionRecord) == MAX_ROWS + 1
 
     @pytest.mark.parametrize("number", [MAX_EXECUTIONS, LARGE])
-    async def test_a_trigger(
+    async def test_trigger_is_deleted_or_marked_depending_on_its_size(
         self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, number: int
     ) -> None:
         flow = await create_flow(session, dev_user)
@@ -119,7 +119,7 @@ class TestSize:
 
 
 @pytest.mark.parametrize(("number", "flow_cost", "trigger_cost"), [(3, 13, 8), (LARGE, 7, 5), (2 * LARGE, 7, 5)])
-async def test_the_number_of_statements(
+async def test_deletion_executes_the_expected_number_of_statements(
     client: httpx.AsyncClient,
     dev_user: UserRecord,
     session: AsyncSession,
@@ -139,7 +139,7 @@ async def test_the_number_of_statements(
     assert len(statements) == flow_cost, statements
 
 
-async def test_a_large_flow_frees_tokens_and_its_place_and_leaves_its_workers(session: AsyncSession) -> None:
+async def test_large_flow_frees_tokens_limits_and_leases(session: AsyncSession) -> None:
     user = await create_user(session)
     flow, other = await create_flow(session, user), await create_flow(session, user)
     trigger = await create_trigger(session, flow)
@@ -224,18 +224,18 @@ GONE: tuple[tuple[str, str, dict[str, Any] | None], ...] = (
 class TestReads:
     """A deleted flow whose rows are still there does not exist."""
 
-    async def test_no_route_finds_it(self, client: httpx.AsyncClient, deleted: Deleted) -> None:
+    async def test_deleted_flow_is_not_found_by_any_route(self, client: httpx.AsyncClient, deleted: Deleted) -> None:
         places = {"trigger": deleted.webhook.id, "schedule": deleted.schedule.id, "execution": deleted.failed.id}
         for method, path, body in GONE:
             response = await client.request(method, f"{API}/{deleted.flow.id}{path.format(**places)}", json=body)
             assert response.status_code == 404, (method, path, response.text)
 
-    async def test_no_webhook_starts_it(self, client: httpx.AsyncClient, deleted: Deleted) -> None:
+    async def test_deleted_flow_accepts_no_webhook(self, client: httpx.AsyncClient, deleted: Deleted) -> None:
         path = f"/webhooks/{deleted.webhook.webhook_token}"
         for response in (await client.post(path), await client.get(f"{path}/test")):
             assert (response.status_code, response.json()["detail"]) == (404, "Webhook not found")
 
-    async def test_it_counts_neither_in_lists_nor_in_limits(
+    async def test_deleted_flow_counts_neither_in_lists_nor_in_limits(
         self, client: httpx.AsyncClient, deleted: Deleted, session: AsyncSession
     ) -> None:
         assert (await client.get(API)).json()["total"] == 0
@@ -244,7 +244,7 @@ class TestReads:
         assert (await client.post(API, json={"name": "Gone"})).status_code == 201
         assert (await client.post(API, json={"name": "Another"})).status_code == 403
 
-    async def test_the_queue_and_the_overview_ignore_it(self, deleted: Deleted, session: AsyncSession) -> None:
+    async def test_queue_and_overview_ignore_a_deleted_flow(self, deleted: Deleted, session: AsyncSession) -> None:
         assert await claim(session) == []
         await session.execute(sa.update(ExecutionRecord).values(crash_count=5))
         assert await claim(session) == []
@@ -254,7 +254,7 @@ class TestReads:
         assert overview.schedules.armed == 0
 
     @pytest.mark.parametrize("status", [FlowStatus.STARTING, FlowStatus.STOPPING])
-    async def test_it_is_neither_started_nor_stopped(
+    async def test_deleted_flow_is_neither_started_nor_stopped(
         self, deleted: Deleted, session: AsyncSession, status: FlowStatus
     ) -> None:
         await session.execute(sa.update(FlowRecord).values(status=status))
@@ -262,7 +262,7 @@ class TestReads:
         assert not await has_flows_to_reconcile(session)
         assert not await transition_flow(session, deleted.flow.id, FlowStatus.RUNNING)
 
-    async def test_its_schedules_do_not_fire(self, dev_user: UserRecord, session: AsyncSession) -> None:
+    async def test_schedules_of_a_deleted_flow_do_not_fire(self, dev_user: UserRecord, session: AsyncSession) -> None:
         flow = Deleted(dev_user)
         await flow.arrange(session)
         await session.execute(sa.update(TriggerRecord).values(next_fire_at=now()))
@@ -298,17 +298,17 @@ class TestReads:
         assert of_execution.id != flow.of_schedule.id
         assert await read_disabled(session, flow.of_schedule.id) is None
 
-    async def test_nothing_is_sent_or_expires_of_it(self, deleted: Deleted, session: AsyncSession) -> None:
+    async def test_deleted_flow_sends_and_expires_nothing(self, deleted: Deleted, session: AsyncSession) -> None:
         assert await read_due_notifications(session, now(), 10) == []
         assert await read_failure(session, deleted.failed.id) is None
         assert await read_disabled(session, deleted.of_schedule.id) is None
         assert await read_excess(session, Limits(now(), now(), 0, 0), None, 10) == []
 
-    async def test_it_remembers_nothing_more(self, deleted: Deleted, session: AsyncSession) -> None:
+    async def test_deleted_flow_stores_no_key_values(self, deleted: Deleted, session: AsyncSession) -> None:
         with pytest.raises(NotFound):
             await set_value(session, deleted.flow.id, "k", 1, "step")
 
-    async def test_the_results_of_its_executions_are_gone(self, deleted: Deleted, session: AsyncSession) -> None:
+    async def test_results_of_a_deleted_flow_are_not_read(self, deleted: Deleted, session: AsyncSession) -> None:
         assert await read_call_results(session, [deleted.failed.id]) == {}
 
 

@@ -1,4 +1,4 @@
-"""What is stored with an execution when it is accepted."""
+"""The values that are stored with an accepted execution."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def stored(session: AsyncSession, execution_id: UUID) -> ExecutionRecord:
     return await session.get_one(ExecutionRecord, execution_id, populate_existing=True)
 
 
-async def test_a_run_by_hand_keeps_which_version_it_runs(session: AsyncSession) -> None:
+async def test_manual_run_stores_its_version(session: AsyncSession) -> None:
     trigger = await webhook(session)
     flow = await session.get_one(FlowRecord, trigger.flow_id)
     accepted = await run_flow(session, flow.user_id, "free", period_at(now(), None, None), flow.id, GIVEN)
@@ -43,7 +43,7 @@ async def test_a_run_by_hand_keeps_which_version_it_runs(session: AsyncSession) 
 
 
 @pytest.mark.parametrize("depth", [0, 1, 8])
-async def test_a_webhook_keeps_its_version_and_how_deep_it_stands(session: AsyncSession, depth: int) -> None:
+async def test_webhook_run_stores_its_version_and_call_depth(session: AsyncSession, depth: int) -> None:
     trigger = await webhook(session)
     flow = await session.get_one(FlowRecord, trigger.flow_id)
     execution = await stored(session, await receive_webhook(session, trigger.webhook_token or "", GIVEN, depth))
@@ -51,7 +51,7 @@ async def test_a_webhook_keeps_its_version_and_how_deep_it_stands(session: Async
     assert (execution.depth, execution.parent_id, execution.input_payload) == (depth, None, "hello")
 
 
-async def test_a_webhook_that_stands_too_deep_is_refused(session: AsyncSession) -> None:
+async def test_webhook_with_excessive_call_depth_is_refused(session: AsyncSession) -> None:
     """So that a flow that sends to its own webhook comes to an end."""
     trigger = await webhook(session)
     with pytest.raises(BadRequest, match=r"^Flows call each other more than 8 deep$") as caught:
@@ -61,7 +61,7 @@ async def test_a_webhook_that_stands_too_deep_is_refused(session: AsyncSession) 
         assert await session.scalar(sa.select(sa.func.count()).select_from(table)) == 0
 
 
-async def test_how_deep_a_webhook_stands_tells_nobody_more_than_before(session: AsyncSession) -> None:
+async def test_call_depth_of_a_webhook_reveals_nothing_about_the_token(session: AsyncSession) -> None:
     trigger = await webhook(session)
     with pytest.raises(NotFound):
         await receive_webhook(session, "no-such-token", GIVEN, 100)

@@ -1,4 +1,4 @@
-"""What starting, stopping and deleting a flow does to what hangs on it."""
+"""Starting, stopping and deleting flows, and the effects on their rows and callers."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ async def counted(session: AsyncSession, table: type[Any]) -> int:
     return await session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
 
 
-async def test_a_stop_notes_when_it_was_asked_for_and_a_start_forgets_it(
-    session: AsyncSession, user: UserRecord
-) -> None:
+async def test_stop_stores_its_request_time_and_start_clears_it(session: AsyncSession, user: UserRecord) -> None:
     flow = await create_flow(session, user)
     before = now()
     await stop_flow(session, user.id, flow.id)
@@ -49,7 +47,7 @@ async def test_a_stop_notes_when_it_was_asked_for_and_a_start_forgets_it(
     assert (await start_flow(session, user.id, flow.id)).stop_requested_at is None
 
 
-async def test_what_the_engine_can_settle(session: AsyncSession, user: UserRecord) -> None:
+async def test_flows_to_reconcile_are_read(session: AsyncSession, user: UserRecord) -> None:
     moment = now()
     stopping = {"status": FlowStatus.STOPPING}
     recent, old = moment - timedelta(seconds=5), moment - timedelta(seconds=60)
@@ -71,7 +69,7 @@ async def test_what_the_engine_can_settle(session: AsyncSession, user: UserRecor
     assert await read_flows_to_reconcile(session, 2, grace_over) == settleable[:2]
 
 
-async def test_a_deleted_flow_takes_what_it_kept_along(session: AsyncSession, user: UserRecord) -> None:
+async def test_flow_is_deleted_with_its_rows(session: AsyncSession, user: UserRecord) -> None:
     for _ in range(2):
         flow = await create_flow(session, user)
         execution = await create_execution(session, flow)
@@ -84,7 +82,7 @@ async def test_a_deleted_flow_takes_what_it_kept_along(session: AsyncSession, us
         assert await counted(session, table) == 1, table
 
 
-async def test_who_waits_for_a_deleted_flow_goes_on(session: AsyncSession, user: UserRecord) -> None:
+async def test_caller_of_a_deleted_flow_resumes(session: AsyncSession, user: UserRecord) -> None:
     flow, other = await create_flow(session, user), await create_flow(session, user)
     later = now() + timedelta(days=1)
 

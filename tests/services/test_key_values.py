@@ -1,4 +1,4 @@
-"""What flows remember: within limits, exact under concurrency, and once for each step."""
+"""The key-value store of flows: limits, concurrency, and idempotent writes of steps."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TestValues:
     @pytest.mark.parametrize(
         "value", [None, False, 0, 1.5, "", "ä🌍\n", [1, [None]], {"a": {"b": [True]}, "": 2**63}, 0.1, 2**70]
     )
-    async def test_what_is_set_is_there(self, store: FlowStore, value: JsonValue) -> None:
+    async def test_stored_value_is_read_back(self, store: FlowStore, value: JsonValue) -> None:
         assert await store.get("key") == (False, None)
         await store.set("key", "before")
         await store.set("key", value)
@@ -72,7 +72,7 @@ class TestValues:
         assert not await store.delete("key")
         assert await store.get("key") == (False, None)
 
-    async def test_flows_do_not_share(self, live_database: Database, store: FlowStore) -> None:
+    async def test_flows_have_separate_stores(self, live_database: Database, store: FlowStore) -> None:
         other = FlowStore(live_database, await new_flow(live_database), "execution:step")
         await store.set("key", 1)
         assert await other.get("key") == (False, None)
@@ -81,13 +81,13 @@ class TestValues:
         assert await store.get("key") == (True, 1)
 
     @pytest.mark.parametrize("key", ["k", " ", "ä🌍", "x" * 255, "🌍" * 255, "' OR 1=1 --", "%_"])
-    async def test_keys_that_may_be(self, store: FlowStore, key: str) -> None:
+    async def test_valid_keys_are_accepted(self, store: FlowStore, key: str) -> None:
         await store.set(key, 1)
         assert await store.get(key) == (True, 1)
         assert await store.get("other") == (False, None)
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "\0", "a\x7f", "\ud800", "\u2028"])
-    async def test_keys_that_may_not_be(self, live_database: Database, store: FlowStore, key: str) -> None:
+    async def test_invalid_keys_are_refused(self, live_database: Database, store: FlowStore, key: str) -> None:
         told = ("key_value_invalid", "A key has 1 to 255 printable characters", False)
         for work in (store.get(key), store.set(key, 1), store.delete(key), store.add(key, 1), store.increment(key, 1)):
             assert await refusal(work) == told
@@ -98,20 +98,22 @@ class TestValues:
         ["\0", {"a\0": 1}, "\ud800", float("nan"), [float("inf")], [10**5000]],
         ids=["NUL", "NUL in a key", "surrogate", "NaN", "infinity", "many digits"],
     )
-    async def test_values_that_may_not_be(self, live_database: Database, store: FlowStore, value: JsonValue) -> None:
+    async def test_invalid_values_are_refused(
+        self, live_database: Database, store: FlowStore, value: JsonValue
+    ) -> None:
         for work in (store.set("key", value), store.add("key", value)):
             code, message, retryable = await refusal(work)
             assert (code, retryable) == ("key_value_invalid", False)
             assert message.startswith("The value cannot be kept: ")
         assert await rows(live_database) == []
 
-    async def test_what_is_too_deep_is_refused(self, store: FlowStore) -> None:
+    async def test_deeply_nested_value_is_refused(self, store: FlowStore) -> None:
         value: JsonValue = 1
         for _ in range(100_000):
             value = [value]
         assert (await refusal(store.set("key", value)))[0] == "key_value_invalid"
 
-    async def test_a_flow_that_is_gone_remembers_nothing(self, live_database: Database, store: FlowStore) -> None:
+    async def test_deleted_flow_stores_nothing(self, live_database: Database, store: FlowStore) -> None:
         await store.set("key", 1)
         async with live_database.transaction() as session:
             await session.execute(sa.delete(FlowRecord))
@@ -122,7 +124,7 @@ class TestValues:
 
 
 class TestLimits:
-    async def test_a_value_has_64_kibibytes_of_json(self, live_database: Database, store: FlowStore) -> None:
+    async def test_value_size_is_limited_to_64_kibibytes(self, live_database: Database, store: FlowStore) -> None:
         fits = "é" * ((MAX_VALUE_BYTES - 2) // 2)
         await store.set("key", fits)
         (row,) = await rows(live_database)
@@ -132,7 +134,9 @@ class TestLimits:
         assert await refusal(store.add("other", fits + "x")) == told
         assert await store.get("key") == (True, fits)
 
-    async def test_a_flow_has_a_thousand_keys(self, live_database: Database, flow: UUID, store: FlowStore) -> None:
+    async def test_keys_of_a_flow_are_limited_to_a_thousand(
+        self, live_database: Database, flow: UUID, store: FlowStore
+    ) -> None:
         await fill(live_database, flow, keys=MAX_KEYS - 1)
         await store.set("last", 1)
         told = ("key_value_limit", "Limit reached: a flow may have 1000 keys", False)
@@ -144,7 +148,9 @@ class TestLimits:
         assert await store.add("more", 1) == (True, 1)
         assert len(await rows(live_database)) == MAX_KEYS
 
-    async def test_a_flow_has_four_mebibytes(self, live_database: Database, flow: UUID, store: FlowStore) -> None:
+    async def test_size_of_a_store_is_limited_to_four_mebibytes(
+        self, live_database: Database, flow: UUID, store: FlowStore
+    ) -> None:
         await fill(live_database, flow, keys=7, size=HALF_MEBIBYTE)
         await fill_to(live_database, flow, MAX_BYTES - 100)
         told = ("key_value_limit", "Limit reached: all that a flow remembers may have 4194304 bytes", False)
@@ -156,12 +162,12 @@ class TestLimits:
         assert await store.delete("filled 0")
         await store.set("key", "x" * 1000)
 
-    async def test_other_flows_do_not_count(self, live_database: Database, flow: UUID, store: FlowStore) -> None:
+    async def test_limits_do_not_count_other_flows(self, live_database: Database, flow: UUID, store: FlowStore) -> None:
         other = await new_flow(live_database)
         await fill(live_database, other, keys=MAX_KEYS, size=10_000)
         await store.set("key", 1)
 
-    async def test_the_limit_is_exact(self, live_database: Database, flow: UUID) -> None:
+    async def test_limit_is_exact_under_concurrency(self, live_database: Database, flow: UUID) -> None:
         """Twenty new keys at once with three to go."""
         await fill(live_database, flow, keys=MAX_KEYS - 3)
 
@@ -184,19 +190,19 @@ async def fill_to(database: Database, flow: UUID, size: int) -> None:
 
 
 class TestConcurrency:
-    async def test_fifty_increments_are_fifty(self, live_database: Database, flow: UUID) -> None:
+    async def test_concurrent_increments_are_all_counted(self, live_database: Database, flow: UUID) -> None:
         sums = await asyncio.gather(*(store.increment("n", 1) for store in stores(live_database, flow, 50)))
         assert sorted(sums) == list(range(1, 51))
         (row,) = await rows(live_database)
         assert row.value == "50"
 
-    async def test_of_many_that_add_one_succeeds(self, live_database: Database, flow: UUID) -> None:
+    async def test_concurrent_adds_succeed_once(self, live_database: Database, flow: UUID) -> None:
         several = stores(live_database, flow, 20)
         answers = await asyncio.gather(*(store.add("n", number) for number, store in enumerate(several)))
         ((_, winner),) = [answer for answer in answers if answer[0]]
         assert answers.count((False, winner)) == 19
 
-    async def test_writes_and_deletions_do_not_stop_each_other(self, live_database: Database, flow: UUID) -> None:
+    async def test_concurrent_writes_and_deletions_do_not_fail(self, live_database: Database, flow: UUID) -> None:
         several = stores(live_database, flow, 24)
         async with asyncio.timeout(30):
             await asyncio.gather(
@@ -207,7 +213,7 @@ class TestConcurrency:
 
 
 class TestOncePerStep:
-    async def test_a_step_that_comes_back_has_counted_already(self, live_database: Database, flow: UUID) -> None:
+    async def test_repeated_step_increments_once(self, live_database: Database, flow: UUID) -> None:
         """Though others have counted meanwhile, as many as are remembered."""
         step, *others = stores(live_database, flow, MARKS_KEPT)
         assert [await step.increment("n", 5) for _ in range(3)] == [5, 5, 5]
@@ -217,18 +223,18 @@ class TestOncePerStep:
         (row,) = await rows(live_database)
         assert len(row.written_by or "") == 320
 
-    async def test_keys_count_by_themselves(self, store: FlowStore) -> None:
+    async def test_keys_are_incremented_independently(self, store: FlowStore) -> None:
         assert [await store.increment(key, 1) for key in "abab"] == [1, 1, 1, 1]
 
-    async def test_what_was_set_meanwhile_stays(self, live_database: Database, flow: UUID, store: FlowStore) -> None:
+    async def test_repeated_step_keeps_a_newer_value(
+        self, live_database: Database, flow: UUID, store: FlowStore
+    ) -> None:
         (other,) = stores(live_database, flow, 1)
         await store.increment("n", 1)
         await other.set("n", 0)
         assert await store.increment("n", 1) == 0
 
-    async def test_a_step_that_comes_back_has_added_already(
-        self, live_database: Database, flow: UUID, store: FlowStore
-    ) -> None:
+    async def test_repeated_step_adds_once(self, live_database: Database, flow: UUID, store: FlowStore) -> None:
         (other,) = stores(live_database, flow, 1)
         assert [await store.add("order 1", "a") for _ in range(2)] == [(True, "a")] * 2
         assert [await other.add("order 1", "b") for _ in range(2)] == [(False, "a")] * 2
@@ -238,7 +244,7 @@ class TestOncePerStep:
 
 
 class TestNumbers:
-    async def test_they_keep_their_kind(self, live_database: Database, flow: UUID) -> None:
+    async def test_integers_and_floats_keep_their_type(self, live_database: Database, flow: UUID) -> None:
         first, second, third, fourth = stores(live_database, flow, 4)
         sums = [await first.increment("n", 2), await second.increment("n", -5), await third.increment("n", 0.5)]
         assert sums == [2, -3, -2.5]
@@ -246,14 +252,16 @@ class TestNumbers:
         assert await fourth.increment("n", 2**60) == 2**60 - 2.5
 
     @pytest.mark.parametrize("value", [None, True, "1", [], {"n": 1}])
-    async def test_to_nothing_else_is_added(self, store: FlowStore, value: JsonValue) -> None:
+    async def test_increment_of_a_non_number_is_refused(self, store: FlowStore, value: JsonValue) -> None:
         await store.set("n", value)
         told = ("key_value_no_number", "The value is not a number that can be added to", False)
         assert await refusal(store.increment("n", 1)) == told
         assert await store.get("n") == (True, value)
 
     @pytest.mark.parametrize("by", [float("nan"), float("inf"), -float("inf"), 10**400, True])
-    async def test_nothing_else_is_added(self, live_database: Database, store: FlowStore, by: float) -> None:
+    async def test_increment_by_a_non_number_is_refused(
+        self, live_database: Database, store: FlowStore, by: float
+    ) -> None:
         told = ("key_value_no_number", "Only a number can be added to a number", False)
         assert await refusal(store.increment("n", by)) == told
         assert await rows(live_database) == []

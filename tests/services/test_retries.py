@@ -1,4 +1,4 @@
-"""Which steps an execution takes over from the one that it does again."""
+"""The steps that a retry copies from the original execution."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def retried(session: AsyncSession, flow: FlowRecord, execution: ExecutionR
     return list(await session.scalars(steps.order_by(ExecutionStepRecord.sequence)))
 
 
-async def test_finished_steps_are_taken_over_as_they_are(
+async def test_finished_steps_are_copied_unchanged(
     session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
 ) -> None:
     entry = await create_step(
@@ -90,7 +90,7 @@ async def test_finished_steps_are_taken_over_as_they_are(
     assert (entry.copied, entry.input_tokens, entry.execution_id) == (False, 10, failed.id)
 
 
-async def test_what_failed_and_what_hangs_on_it_is_done_again(
+async def test_failed_steps_and_their_descendants_are_repeated(
     session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
 ) -> None:
     entry = await create_step(session, failed, "entry", sequence=1)
@@ -101,7 +101,7 @@ async def test_what_failed_and_what_hangs_on_it_is_done_again(
     assert [copy.listener for copy in await retried(session, flow, failed)] == ["entry"]
 
 
-async def test_an_error_that_was_routed_on_is_finished(
+async def test_handled_error_counts_as_finished(
     session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
 ) -> None:
     entry = await create_step(session, failed, "entry", sequence=1)
@@ -118,7 +118,7 @@ async def test_an_error_that_was_routed_on_is_finished(
     assert copies[1].error_code == "odd"
 
 
-async def test_an_agents_calls_come_with_the_agent_alone(
+async def test_calls_of_an_agent_are_copied_only_with_the_agent(
     session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
 ) -> None:
     done = await create_step(session, failed, "done", sequence=3)

@@ -1,4 +1,4 @@
-"""Secrets as services see them: opened for use, sealed anew, and exact in their number."""
+"""The services of secrets: encryption, decryption, key rotation and the limit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def rows(session: AsyncSession) -> list[SecretRecord]:
 
 
 class TestOpen:
-    async def test_values_come_by_name_in_one_statement(
+    async def test_secrets_are_decrypted_by_name_in_one_statement(
         self, session: AsyncSession, database_engine: AsyncEngine
     ) -> None:
         ada = (await factories.create_user(session)).id
@@ -53,7 +53,7 @@ class TestOpen:
         assert len(statements) == 1
         assert await decrypt_secrets(session, OLD, ada, set()) == {}
 
-    async def test_a_missing_one_is_named(self, session: AsyncSession) -> None:
+    async def test_missing_secret_is_named_in_the_error(self, session: AsyncSession) -> None:
         ada = (await factories.create_user(session)).id
         bob = (await factories.create_user(session)).id
         await set_secret(session, OLD, ada, "A", VALUE)
@@ -64,7 +64,9 @@ class TestOpen:
         assert str(caught.value) == "The secret B does not exist"
 
     @pytest.mark.parametrize("cipher", [NEW, None], ids=["key is gone", "no key"])
-    async def test_an_unreadable_one_is_named(self, session: AsyncSession, cipher: SecretCipher | None) -> None:
+    async def test_unreadable_secret_is_named_in_the_error(
+        self, session: AsyncSession, cipher: SecretCipher | None
+    ) -> None:
         ada = (await factories.create_user(session)).id
         await set_secret(session, OLD, ada, "A", VALUE)
         with pytest.raises(SecretUnavailable) as caught:
@@ -73,7 +75,7 @@ class TestOpen:
         assert VALUE not in str(caught.value)
 
     @pytest.mark.parametrize("change", ["another owner", "another name", "junk", "empty"])
-    async def test_one_that_was_moved_opens_for_nobody(self, session: AsyncSession, change: str) -> None:
+    async def test_moved_ciphertext_cannot_be_decrypted(self, session: AsyncSession, change: str) -> None:
         ada = (await factories.create_user(session)).id
         bob = (await factories.create_user(session)).id
         await set_secret(session, OLD, ada, "A", VALUE)
@@ -94,7 +96,7 @@ class TestOpen:
         with pytest.raises(SecretUnavailable, match="secret A cannot be read"):
             await decrypt_secrets(session, OLD, ada, ["A", "B"])
 
-    async def test_what_is_missing_is_found_before_it_is_needed(self, session: AsyncSession) -> None:
+    async def test_missing_secrets_are_listed(self, session: AsyncSession) -> None:
         ada = (await factories.create_user(session)).id
         bob = (await factories.create_user(session)).id
         await set_secret(session, OLD, ada, "A", VALUE)
@@ -107,7 +109,7 @@ class TestOpen:
 
 class TestLimit:
     @pytest.mark.parametrize("kind", ["set", "create"])
-    async def test_it_is_exact(self, live_database: Database, kind: str) -> None:
+    async def test_limit_is_exact_under_concurrency(self, live_database: Database, kind: str) -> None:
         """Twenty at once with three to go."""
         ada, bob = await user(live_database), await user(live_database)
         write = set_secret if kind == "set" else create_secret
@@ -135,7 +137,7 @@ class TestLimit:
                 await create_secret(session, OLD, ada, "S1", VALUE)
             await set_secret(session, OLD, bob, "another", VALUE)
 
-    async def test_of_many_that_create_the_same_one_succeeds(self, live_database: Database) -> None:
+    async def test_concurrent_creations_of_a_secret_succeed_once(self, live_database: Database) -> None:
         ada = await user(live_database)
 
         async def one(number: int) -> str:
@@ -152,7 +154,7 @@ class TestLimit:
         async with live_database.transaction() as session:
             assert await decrypt_secrets(session, OLD, ada, ["A"]) == {"A": winner}
 
-    async def test_of_many_that_set_the_same_each_succeeds(self, live_database: Database) -> None:
+    async def test_concurrent_updates_of_a_secret_all_succeed(self, live_database: Database) -> None:
         ada = await user(live_database)
 
         async def one(number: int) -> None:
@@ -164,7 +166,7 @@ class TestLimit:
             assert (await decrypt_secrets(session, OLD, ada, ["A"]))["A"] in map(str, range(12))
 
 
-async def test_without_a_key_nothing_is_written(session: AsyncSession) -> None:
+async def test_no_secret_is_stored_without_a_key(session: AsyncSession) -> None:
     ada = (await factories.create_user(session)).id
     for write in (set_secret, create_secret):
         with pytest.raises(Unavailable, match="API_KEY_ENCRYPTION_KEY") as caught:
@@ -174,7 +176,7 @@ async def test_without_a_key_nothing_is_written(session: AsyncSession) -> None:
 
 
 class TestReseal:
-    async def test_in_batches_all_that_can_be_read_is_sealed_by_the_first_key(self, live_database: Database) -> None:
+    async def test_rotation_encrypts_readable_secrets_with_the_first_key(self, live_database: Database) -> None:
         """Also where a batch holds nothing that opens."""
         ada = await user(live_database)
         async with live_database.transaction() as session:
@@ -206,7 +208,7 @@ class TestReseal:
             f"v1.00000000.{n}" for n in range(3)
         }
 
-    async def test_it_can_be_begun_anew(self, session: AsyncSession) -> None:
+    async def test_rotation_can_be_repeated(self, session: AsyncSession) -> None:
         ada = (await factories.create_user(session)).id
         for number in range(3):
             await set_secret(session, OLD, ada, f"S{number}", VALUE)
@@ -215,7 +217,7 @@ class TestReseal:
         assert await rotate_stale(session, BOTH, 2) == RotatedBatch(1, 0, None)
         assert await rotate_stale(session, BOTH, 2) == RotatedBatch(0, 0, None)
 
-    async def test_what_is_set_meanwhile_is_left_alone(self, live_database: Database, backend: str) -> None:
+    async def test_rotation_does_not_overwrite_a_concurrent_change(self, live_database: Database, backend: str) -> None:
         """It is read before and written after the row has changed."""
         ada = await user(live_database)
         async with live_database.transaction() as session:

@@ -1,4 +1,4 @@
-"""Runs that are accepted while their flow is stopped: refused, or seen by the stop. None runs in a stopped flow."""
+"""Runs during a stop of their flow: no execution runs in a stopped flow."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def require_postgres(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("way", ["run", "receive", "fire", "call"])
-async def test_a_run_that_is_being_accepted_is_seen_by_the_stop(installation: Installation, way: str) -> None:
+async def test_stop_waits_for_a_run_that_is_being_accepted(installation: Installation, way: str) -> None:
     require_postgres(installation)
     async with installation.database.transaction() as accepting:
         await getattr(installation, way)(accepting)
@@ -155,7 +155,9 @@ async def test_a_stop_waits_for_a_retry(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("way", ["run", "receive", "fire", "call"])
-async def test_a_run_during_an_uncommitted_stop_comes_before_it(installation: Installation, way: str) -> None:
+async def test_run_accepted_during_an_uncommitted_stop_is_seen_by_the_stop(
+    installation: Installation, way: str
+) -> None:
     require_postgres(installation)
     async with installation.database.transaction() as stopping:
         await installation.stop(stopping)
@@ -239,7 +241,7 @@ async def test_a_schedule_of_a_flow_that_stops_is_neither_fired_nor_disabled(ins
 
 
 @pytest.mark.parametrize("status", [status for status in FlowStatus if status is not FlowStatus.RUNNING])
-async def test_only_flows_that_run_accept(installation: Installation, status: FlowStatus) -> None:
+async def test_only_running_flows_accept_executions(installation: Installation, status: FlowStatus) -> None:
     async with installation.database.transaction() as session:
         webhook = await read_webhook(session, installation.webhook.webhook_token or "")
         await session.execute(sa.update(FlowRecord).values(status=status))

@@ -1,4 +1,4 @@
-"""Transactions that want the same executions at once: one waits for the other, and none fails."""
+"""Concurrent transactions on the same executions: one waits for the other, and none fails."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class World:
 
     @asynccontextmanager
     async def meanwhile(self, change: Change) -> AsyncIterator[asyncio.Task[Any]]:
-        """The change has begun, and waits for somebody."""
+        """Run a change that has started and waits for a lock of another transaction."""
         changing = asyncio.create_task(self.do(change))
         async with asyncio.timeout(10):
             while not await self.do(lambda session: session.scalar(BLOCKED)):
-                assert not changing.done(), "it waits for nobody"
+                assert not changing.done(), "it waits for no lock"
                 await asyncio.sleep(0.01)
         yield changing
 
@@ -100,7 +100,7 @@ def locked(execution: ExecutionRecord) -> sa.Select[Any]:
 
 @pytest.mark.parametrize("name", ["delete", "delete_trigger", "stop"])
 async def test_executions_are_locked_in_the_order_of_their_ids(world: World, name: str) -> None:
-    """Whoever has the first and wants the second gets it: the other waits for the first, and holds nothing."""
+    """A transaction with the first lock gets the second: the other one waits for the first, and holds none."""
     change: Change = getattr(world, name)
     async with world.database.transaction() as session:
         await session.execute(locked(world.first))
@@ -131,7 +131,7 @@ async def test_a_flow_is_locked_before_its_executions(world: World) -> None:
         await changing
 
 
-async def test_a_retry_keeps_what_it_does_again(world: World) -> None:
+async def test_retry_prevents_the_deletion_of_its_original(world: World) -> None:
     async with world.database.sessions() as session:
         ended = await create_execution(session, world.flow, status=ExecutionStatus.ERROR)
 
@@ -145,7 +145,7 @@ async def test_a_retry_keeps_what_it_does_again(world: World) -> None:
     await deleting
 
 
-async def test_a_flow_that_calls_itself_is_deleted_while_all_happens_at_once(live_database: Database) -> None:
+async def test_recursive_flow_is_deleted_during_concurrent_writes(live_database: Database) -> None:
     for _ in range(10):
         world = World(live_database)
         await world.arrange()
@@ -158,7 +158,7 @@ async def test_a_flow_that_calls_itself_is_deleted_while_all_happens_at_once(liv
             await cancel_execution(session, world.user.id, world.flow.id, world.first.id)
 
         changes: list[Change] = [world.call, end, world.stop, cancel, world.delete_trigger, world.delete]
-        # As the engine does it, and a client who is told 503: what the database breaks off is done again.
+        # The engine retries transactions that the database aborts, and clients retry after a 503.
         done = [retry_transaction(live_database, change) for change in changes]
         results = await asyncio.gather(*done, return_exceptions=True)
         assert results[-1] is None

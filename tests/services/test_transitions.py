@@ -1,4 +1,4 @@
-"""How executions end, and what their end does to what hangs on them."""
+"""Ending executions, and the effects on steps, callers and called executions."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_failure_closes_open_steps(session: AsyncSession, flow: FlowReco
     assert (elsewhere.status, elsewhere.sequence) == (StepStatus.RUNNING, 1)
 
 
-async def test_a_caller_that_waits_goes_on(session: AsyncSession, flow: FlowRecord) -> None:
+async def test_waiting_caller_resumes(session: AsyncSession, flow: FlowRecord) -> None:
     later = now() + timedelta(days=1)
     suspended = await create_execution(session, flow, resume_at=later)
     busy = await create_execution(session, flow, resume_at=later, lease=uuid4())
@@ -108,7 +108,7 @@ async def test_a_caller_that_waits_goes_on(session: AsyncSession, flow: FlowReco
     assert (await stored(session, over.id)).resume_at == later
 
 
-async def test_callees_end_with_their_caller(session: AsyncSession, flow: FlowRecord) -> None:
+async def test_called_executions_end_with_their_caller(session: AsyncSession, flow: FlowRecord) -> None:
     root = await create_execution(session, flow)
     called = await create_execution(session, flow, parent_id=root.id, parent_key="a:1")
     deeper = await create_execution(session, flow, parent_id=called.id, parent_key="b:1")
@@ -125,7 +125,7 @@ async def test_callees_end_with_their_caller(session: AsyncSession, flow: FlowRe
     assert step.status is StepStatus.CANCELLED
 
 
-async def test_many_are_cancelled_together(
+async def test_many_executions_are_cancelled_together(
     session: AsyncSession, flow: FlowRecord, database_engine: AsyncEngine
 ) -> None:
     parent = await create_execution(session, flow, resume_at=now() + timedelta(days=1))
@@ -146,7 +146,7 @@ async def test_many_are_cancelled_together(
     assert resume_at <= now()
 
 
-async def test_a_caller_that_parks_at_the_same_moment_is_not_missed(live_database: Database) -> None:
+async def test_caller_that_suspends_concurrently_is_resumed(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session))
         parent = await create_execution(session, flow, lease=uuid4())
@@ -169,7 +169,7 @@ async def test_a_caller_that_parks_at_the_same_moment_is_not_missed(live_databas
         assert resume_at <= now()
 
 
-async def test_an_execution_ends_once_however_many_end_it(live_database: Database) -> None:
+async def test_execution_ends_once_under_concurrency(live_database: Database) -> None:
     async with live_database.sessions() as session:
         execution = await create_execution(session, await create_flow(session, await create_user(session)))
 

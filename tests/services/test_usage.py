@@ -1,4 +1,4 @@
-"""Tokens of language models, as they are counted."""
+"""Counting the tokens of language models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def rows(database: Database) -> list[UsageRecord]:
 
 
 @pytest.mark.parametrize("tier", Tier)
-async def test_none_is_lost_however_many_are_counted_at_once(live_database: Database, tier: Tier) -> None:
+async def test_concurrent_token_counts_are_all_added(live_database: Database, tier: Tier) -> None:
     user = await a_user(live_database, tier)
     await asyncio.gather(*(count(live_database, user, number, 1) for number in range(40)))
     counted = await rows(live_database)
@@ -65,7 +65,7 @@ async def test_runs_and_tokens_share_rows_and_periods_do_not(live_database: Data
     assert sorted(counted) == [(0, 10, 20), (0, 100, 200), (1, 3, 4)]
 
 
-async def test_it_takes_one_statement(live_database: Database) -> None:
+async def test_tokens_are_counted_in_one_statement(live_database: Database) -> None:
     user = await a_user(live_database, Tier.PRO)
     with count_statements(live_database.engine) as statements:
         await count(live_database, user, 1, 2)

@@ -1,4 +1,4 @@
-"""Large deletions are finished in the background: completely, in short transactions, by one process at a time."""
+"""Large deletions are completed in the background, in short transactions, by one process at a time."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class World:
         await add_executions(session, self.flow, executions, steps=steps, trigger_id=self.trigger.id)
 
     async def _flow(self, session: AsyncSession, name: str) -> FlowRecord:
-        """With a row in every table that belongs to flows."""
+        """Create a flow with a row in every table that belongs to flows."""
         flow = await create_flow(session, self.user, name=name)
         version = FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml="x")
         session.add_all([version, KeyValueRecord(flow_id=flow.id, key="k")])
@@ -151,7 +151,7 @@ async def test_executions_of_a_deleted_trigger_lose_it_in_batches(world: World) 
         assert await count(session, TriggerRecord, TriggerRecord.flow_id == world.flow.id) == 1, "the other trigger"
 
 
-async def test_callers_and_called_executions_of_other_flows_learn_of_it(world: World) -> None:
+async def test_callers_resume_and_called_executions_are_cancelled_on_deletion(world: World) -> None:
     later = now() + timedelta(days=1)
     async with world.database.sessions() as session:
         caller = await create_execution(session, world.kept, resume_at=later)
@@ -171,7 +171,7 @@ async def test_callers_and_called_executions_of_other_flows_learn_of_it(world: W
     assert await world.status_of(caller.id) is ExecutionStatus.RUNNING
 
 
-async def test_an_execution_that_was_accepted_during_the_deletion_is_deleted_too(world: World) -> None:
+async def test_execution_accepted_during_the_deletion_is_deleted(world: World) -> None:
     """A webhook that had read the flow before."""
     await world.delete_flow()
     async with world.database.sessions() as session:
@@ -180,7 +180,7 @@ async def test_an_execution_that_was_accepted_during_the_deletion_is_deleted_too
     assert (await world.counts())["executions"] == 1
 
 
-async def test_a_deletion_that_was_interrupted_continues(world: World) -> None:
+async def test_interrupted_deletion_continues(world: World) -> None:
     async with world.database.sessions() as session:
         await add_executions(session, world.flow, 3 * MAX_ROWS)
     await world.delete_flow()
@@ -207,7 +207,9 @@ class TestLocks:
         if backend == "sqlite":
             pytest.skip("SQLite has one writer")
 
-    async def test_the_request_keeps_no_other_flow_waiting(self, world: World, live_client: httpx.AsyncClient) -> None:
+    async def test_deletion_request_does_not_block_other_flows(
+        self, world: World, live_client: httpx.AsyncClient
+    ) -> None:
         """Its transaction is open, and the same user's webhook and checkpoint are written."""
         async with world.database.sessions() as session:
             webhook = await create_trigger(session, world.kept)
@@ -220,7 +222,9 @@ class TestLocks:
                 await CheckpointWriter(world.database).save(checkpoint(claimed[world.kept.id]))
             await session.rollback()
 
-    async def test_a_batch_keeps_no_other_flow_waiting(self, world: World, live_client: httpx.AsyncClient) -> None:
+    async def test_deletion_batch_does_not_block_other_flows(
+        self, world: World, live_client: httpx.AsyncClient
+    ) -> None:
         async with world.database.sessions() as session:
             webhook = await create_trigger(session, world.kept)
         async with world.database.transaction() as session:
@@ -235,7 +239,7 @@ class TestLocks:
             await session.rollback()
 
     @pytest.mark.parametrize("of_trigger", [True, False])
-    async def test_it_waits_for_no_locked_execution(self, world: World, of_trigger: bool) -> None:
+    async def test_deletion_skips_locked_executions(self, world: World, of_trigger: bool) -> None:
         await (world.delete_trigger() if of_trigger else world.delete_flow())
         ended = sa.select(ExecutionRecord.id).where(
             ExecutionRecord.trigger_id == world.trigger.id, ExecutionRecord.status == ExecutionStatus.SUCCESS
@@ -248,7 +252,7 @@ class TestLocks:
         result = await world.deletions.finish()
         assert (result.flows, result.triggers, result.is_complete) == (not of_trigger, of_trigger, True)
 
-    async def test_one_process_at_a_time(self, world: World) -> None:
+    async def test_only_one_process_deletes_at_a_time(self, world: World) -> None:
         await world.delete_flow()
         before = await world.counts()
         async with world.database.transaction() as session:
@@ -265,7 +269,7 @@ listeners:
 """
 
 
-async def test_an_engine_finishes_deletions_and_stops_what_runs(
+async def test_engine_completes_deletions_and_stops_running_executions(
     live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database
 ) -> None:
     async with gated() as gate, running_engine(live_settings, live_database) as engine:
@@ -287,7 +291,7 @@ async def is_empty(database: Database, engine: Engine) -> bool:
     return left == [0, 0] and not engine._worker.lease_keys
 
 
-async def test_an_engine_finishes_what_an_earlier_process_left(world: World, live_settings: Settings) -> None:
+async def test_engine_completes_deletions_of_an_earlier_process(world: World, live_settings: Settings) -> None:
     await world.delete_flow()
     async with running_engine(live_settings, world.database):
 

@@ -1,4 +1,4 @@
-"""Failure notices as rows, and what they say."""
+"""Rows and contents of failure notifications."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TestNoting:
             (FailureNotification(), []),
         ],
     )
-    async def test_there_is_a_row_for_each_address(
+    async def test_each_recipient_has_a_row(
         self, live_database: Database, notice: FailureNotification, channels: list[NotificationChannel]
     ) -> None:
         execution = await failed(live_database)
@@ -107,15 +107,15 @@ class TestNoting:
             assert before <= row.due_at <= now()
             assert (row.delivered_at, row.error_message) == (None, None)
 
-    async def test_noting_again_changes_nothing(self, live_database: Database) -> None:
-        """A commit whose answer was lost is made again."""
+    async def test_enqueuing_twice_changes_nothing(self, live_database: Database) -> None:
+        """A transaction is repeated if the answer to its commit was lost."""
         execution = await failed(live_database)
         await note(live_database, execution)
         first = [(row.id, row.due_at) for row in await rows(live_database)]
         await note(live_database, execution)
         assert [(row.id, row.due_at) for row in await rows(live_database)] == first
 
-    async def test_it_wakes_the_engine(self, live_database: Database) -> None:
+    async def test_enqueued_notification_wakes_the_engine(self, live_database: Database) -> None:
         woken: list[frozenset[WakeReason]] = []
         execution = await failed(live_database)
         unlisten = live_database.on_commit(woken.append)
@@ -125,7 +125,7 @@ class TestNoting:
         assert woken == [{WakeReason.NOTIFICATION}]
         unlisten()
 
-    async def test_a_notice_goes_with_its_flow(self, live_database: Database) -> None:
+    async def test_notification_is_deleted_with_its_flow(self, live_database: Database) -> None:
         await note(live_database, await failed(live_database))
         async with live_database.transaction() as session:
             await session.execute(sa.delete(FlowRecord))
@@ -133,7 +133,7 @@ class TestNoting:
 
 
 class TestClaiming:
-    async def test_only_what_is_due_is_found(self, live_database: Database) -> None:
+    async def test_only_due_notifications_are_read(self, live_database: Database) -> None:
         await note(live_database, await failed(live_database))
         email, url = await rows(live_database)
         async with live_database.transaction() as session:
@@ -144,8 +144,8 @@ class TestClaiming:
         assert await due_at(live_database, url.due_at) == [DueNotification(url.id, url.due_at)]
         assert await due_at(live_database, url.due_at - timedelta(microseconds=1)) == []
 
-    async def test_users_take_turns(self, live_database: Database) -> None:
-        """One of them has many, and the oldest."""
+    async def test_due_notifications_rotate_between_users(self, live_database: Database) -> None:
+        """One user has many notifications, and the oldest."""
         async with live_database.sessions() as session:
             users = [await create_user(session), await create_user(session)]
         for user, count in zip(users, (5, 2), strict=True):
@@ -163,7 +163,7 @@ class TestClaiming:
         owner_of = {row.id: row.user_id for row in owners}
         assert [owner_of[notice.id] for notice in due] == [users[0].id, users[1].id, users[0].id, users[1].id]
 
-    async def test_of_many_that_claim_one_gets_it(self, live_database: Database) -> None:
+    async def test_concurrent_claims_succeed_once(self, live_database: Database) -> None:
         execution = await failed(live_database)
         await note(live_database, execution, FailureNotification(url="https://example.com"))
         [due] = await due_at(live_database, now())
@@ -173,11 +173,11 @@ class TestClaiming:
             ClaimedNotification(due.id, execution.id, None, NotificationChannel.URL, 1, until)
         ]
         assert await due_at(live_database, now()) == []
-        # should whoever has it never come back
+        # if the process that has claimed it stops
         again = await due_at(live_database, until)
         assert again == [DueNotification(due.id, until)]
 
-    async def test_a_claim_that_was_taken_over_ends_nothing(self, live_database: Database) -> None:
+    async def test_expired_claim_records_no_result(self, live_database: Database) -> None:
         await note(live_database, await failed(live_database), FailureNotification(url="https://example.com"))
         [due] = await due_at(live_database, now())
         first = await claim(live_database, due, now() + timedelta(minutes=5))
@@ -197,7 +197,7 @@ class TestClaiming:
 
 
 class TestContents:
-    async def test_a_failure_comes_with_the_definition_that_failed(self, live_database: Database) -> None:
+    async def test_failure_has_the_definition_that_the_execution_ran(self, live_database: Database) -> None:
         async with live_database.sessions() as session:
             flow = await create_flow(session, await create_user(session), name="Orders", organism_yaml="edited")
             version = FlowVersionRecord(flow_id=flow.id, number=3, organism_yaml="started")
@@ -215,7 +215,7 @@ class TestContents:
             assert unversioned.organism_yaml == "edited"
             assert await read_failure(session, new_id()) is None
 
-    def test_an_event_says_what_failed(self) -> None:
+    def test_event_describes_the_failure(self) -> None:
         assert json.loads(event_of(FAILURE)) == {
             "type": "execution.failed",
             "timestamp": "2026-01-02T03:05:35.678901Z",
@@ -233,7 +233,7 @@ class TestContents:
         }
 
     @pytest.mark.parametrize("character", ["x", "\x01", '"', "😀"], ids=ascii)
-    def test_an_event_is_below_the_limit_whatever_the_error(self, character: str) -> None:
+    def test_event_size_is_limited_for_any_error(self, character: str) -> None:
         event = event_of(FAILURE._replace(flow_name=character * 100, error_message=character * 1_000_000))
         assert len(event) < 20_000
         message = json.loads(event)["data"]["errorMessage"]
@@ -242,7 +242,7 @@ class TestContents:
     @pytest.mark.parametrize(
         ("status", "verb"), [(ExecutionStatus.ERROR, "failed"), (ExecutionStatus.TIMEOUT, "ran out of time")]
     )
-    def test_a_mail_says_what_failed(self, status: ExecutionStatus, verb: str) -> None:
+    def test_mail_describes_the_failure(self, status: ExecutionStatus, verb: str) -> None:
         mail = mail_to("ops@example.com", status=status)
         assert (mail["From"], mail["To"]) == ("flows@example.com", "ops@example.com")
         assert (mail["Subject"], mail["Date"].datetime) == (f'Flow "Orders" {verb}', FAILURE.completed_at)
@@ -257,8 +257,8 @@ class TestContents:
             "Started: 2026-01-02 03:04:05 UTC, trigger: webhook\n"
         )
 
-    def test_two_mails_of_one_notice_are_one_message(self) -> None:
-        """Who gets both sees one."""
+    def test_repeated_mails_of_a_notification_have_the_same_message_id(self) -> None:
+        """Mail programs show repeated mails as one."""
         first, again, other = (
             mail_of(FAILURE, notification_id, sender="flows@example.com", address="ops@example.com")
             for notification_id in (FAILURE.flow_id, FAILURE.flow_id, FAILURE.user_id)
@@ -276,7 +276,7 @@ class TestContents:
         ["", "x", "<", '"', "a@[", "a@example.com\r\nBcc: b@example.com", "\n", "a@b.com, c@d.com"],
         ids=ascii,
     )
-    def test_nor_can_an_address(self, address: str) -> None:
+    def test_an_address_cannot_add_headers_to_a_mail(self, address: str) -> None:
         with pytest.raises(ValueError, match="an address must be like"):
             mail_to(address)
 

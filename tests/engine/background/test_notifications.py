@@ -1,4 +1,4 @@
-"""Telling people of executions that failed: once, again where it did not work, and not for ever."""
+"""Delivery of failure notifications: once, with a limited number of retries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def installation(live_settings: Settings, live_database: Database) -> Asyn
 
 
 class TestUrl:
-    async def test_it_is_told_what_failed(self, installation: Installation) -> None:
+    async def test_request_describes_the_failure(self, installation: Installation) -> None:
         execution = await installation.fail(organism(url=installation.url), flow_version=None, depth=2)
         before = now()
         assert await installation.notifier().deliver_due() == 1
@@ -68,7 +68,7 @@ class TestUrl:
         assert notice.delivered_at is not None
         assert before <= notice.delivered_at <= now()
 
-    async def test_it_can_verify_who_says_so(self, installation: Installation) -> None:
+    async def test_recipient_can_verify_the_signature(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.url, secret=SIGNING))
         await installation.notifier().deliver_due()
         [request] = installation.http.received
@@ -94,9 +94,7 @@ class TestUrl:
         ("status", "said"),
         [("500 Oops", "500"), ("404 Not Found", "404"), ("302 Found\r\nLocation: /other", "302"), ("429 Slow", "429")],
     )
-    async def test_one_that_answers_otherwise_is_told_again(
-        self, installation: Installation, status: str, said: str
-    ) -> None:
+    async def test_error_response_is_retried(self, installation: Installation, status: str, said: str) -> None:
         await installation.fail(organism(url=installation.url))
         installation.http.answers["/hook"] = answer(status=status)
         before = now()
@@ -113,7 +111,7 @@ class TestUrl:
         assert (notice.attempts, notice.due_at, notice.error_message) == (2, None, None)
         assert notice.delivered_at is not None
 
-    async def test_one_that_cannot_be_reached_is_told_again(self, installation: Installation) -> None:
+    async def test_unreachable_recipient_is_retried(self, installation: Installation) -> None:
         async with running_server() as gone:
             url = gone.url("/")
         await installation.fail(organism(url=url))
@@ -121,7 +119,7 @@ class TestUrl:
         await installation.notifier().deliver_due()
         assert_to_be_tried_again(await installation.notice(), 1, "the request failed (connection_failed)", before)
 
-    async def test_after_six_attempts_it_is_given_up(self, installation: Installation) -> None:
+    async def test_notification_fails_after_six_attempts(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.url))
         installation.http.answers["/hook"] = answer(status="503 Busy")
         notifier = installation.notifier()
@@ -135,19 +133,19 @@ class TestUrl:
         assert await notifier.deliver_due() == 0
         assert len(installation.http.received) == MAX_ATTEMPTS == 6
 
-    async def test_one_that_is_gone_is_told_no_more(self, installation: Installation) -> None:
+    async def test_response_410_is_not_retried(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.url))
         installation.http.answers["/hook"] = answer(status="410 Gone")
         await installation.notifier().deliver_due()
         assert_given_up(await installation.notice(), 1, "the server answered 410")
 
-    async def test_the_inside_is_not_told(self, installation: Installation) -> None:
+    async def test_private_address_receives_no_request(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.http.url("/hook", "127.0.0.2")))
         await installation.notifier().deliver_due()
         assert_given_up(await installation.notice(), 1, "the request failed (address_refused)")
         assert installation.http.connections == 0
 
-    async def test_a_secret_that_cannot_sign_is_given_up(self, installation: Installation) -> None:
+    async def test_invalid_signing_secret_is_not_retried(self, installation: Installation) -> None:
         await installation.set_secret("SIGNING", CANARY)
         await installation.fail(organism(url=installation.url, secret="{{ secrets.SIGNING }}"))
         await installation.notifier().deliver_due()
@@ -156,7 +154,7 @@ class TestUrl:
 
 
 class TestMail:
-    async def test_it_says_what_failed(self, installation: Installation) -> None:
+    async def test_mail_describes_the_failure(self, installation: Installation) -> None:
         execution = await installation.fail(organism(email=ADDRESS))
         assert await installation.notifier().deliver_due() == 1
         [mail] = installation.smtp.received
@@ -175,20 +173,20 @@ class TestMail:
         await installation.notifier().deliver_due()
         assert [mail.recipients for mail in installation.smtp.received] == [["boss@example.com"]]
 
-    async def test_a_server_that_is_busy_is_tried_again(self, installation: Installation) -> None:
+    async def test_busy_mail_server_is_retried(self, installation: Installation) -> None:
         await installation.fail(organism(email=ADDRESS))
         installation.smtp.refusals["DATA"] = "451 Try again later"
         before = now()
         await installation.notifier().deliver_due()
         assert_to_be_tried_again(await installation.notice(), 1, "the mail was not sent (mail_refused)", before)
 
-    async def test_an_address_that_is_refused_is_given_up(self, installation: Installation) -> None:
+    async def test_rejected_address_is_not_retried(self, installation: Installation) -> None:
         await installation.fail(organism(email=ADDRESS))
         installation.smtp.refusals[ADDRESS] = f"550 No {ADDRESS} here"
         await installation.notifier().deliver_due()
         assert_given_up(await installation.notice(), 1, "the mail was not sent (recipients_refused)")
 
-    async def test_what_is_no_address_is_given_up(self, installation: Installation) -> None:
+    async def test_invalid_address_is_not_retried(self, installation: Installation) -> None:
         await installation.set_secret("BOSS", f"{CANARY}\r\nBcc: all@example.com")
         await installation.fail(organism(email="{{ secrets.BOSS }}"))
         await installation.notifier().deliver_due()
@@ -198,7 +196,7 @@ class TestMail:
     @pytest.mark.parametrize(
         "mailer", [Mailer(None, "flows@example.com"), Mailer(MailServer("127.0.0.1", 25, "none"), None)]
     )
-    async def test_a_server_without_mail_says_what_to_set(self, installation: Installation, mailer: Mailer) -> None:
+    async def test_missing_mail_settings_are_named(self, installation: Installation, mailer: Mailer) -> None:
         await installation.fail(organism(email=ADDRESS))
         await installation.notifier(mailer).deliver_due()
         reason = "this server sends no mail: SMTP_HOST and SMTP_FROM must be set"
@@ -206,7 +204,7 @@ class TestMail:
 
 
 class TestDelivery:
-    async def test_one_address_does_not_wait_for_the_other(self, installation: Installation) -> None:
+    async def test_recipients_do_not_delay_each_other(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.url, email=ADDRESS))
         installation.http.answers["/hook"] = answer(status="500 Oops")
         assert await installation.notifier().deliver_due() == 2
@@ -214,8 +212,8 @@ class TestDelivery:
         assert delivered == {NotificationChannel.URL: False, NotificationChannel.EMAIL: True}
         assert len(installation.smtp.received) == 1
 
-    async def test_two_that_look_at_once_send_once(self, installation: Installation) -> None:
-        """Several rounds, and more than go out together."""
+    async def test_concurrent_senders_send_once(self, installation: Installation) -> None:
+        """Several polls, with more notifications than one poll sends."""
         for _ in range(3 * BATCH + 1):
             await installation.fail(organism(url=installation.url))
         notifiers = [installation.notifier(), installation.notifier()]
@@ -225,7 +223,7 @@ class TestDelivery:
         assert len(ids) == len(set(ids)) == 3 * BATCH + 1
         assert all(notice.attempts == 1 and notice.delivered_at for notice in await installation.notices())
 
-    async def test_nothing_is_held_in_the_database_meanwhile(self, installation: Installation) -> None:
+    async def test_no_transaction_is_open_during_a_request(self, installation: Installation) -> None:
         held: list[int] = []
 
         async def look(writer: asyncio.StreamWriter) -> None:
@@ -241,7 +239,7 @@ class TestDelivery:
         assert held == [1]
         assert (await installation.notice()).delivered_at is not None
 
-    async def test_one_whose_sender_died_is_sent_by_another(self, installation: Installation) -> None:
+    async def test_notification_of_a_dead_sender_is_sent_by_another(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.url))
         async with installation.database.transaction() as session:
             [due] = await read_due_notifications(session, now(), 10)
@@ -252,7 +250,7 @@ class TestDelivery:
         assert await installation.notifier().deliver_due() == 1
         assert len(installation.http.received) == 1
 
-    async def test_one_that_kills_its_senders_is_given_up(self, installation: Installation) -> None:
+    async def test_notification_that_crashes_its_senders_fails(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.url))
         await installation.change(attempts=MAX_ATTEMPTS)
         await installation.notifier().deliver_due()
@@ -260,7 +258,7 @@ class TestDelivery:
         assert_given_up(await installation.notice(), MAX_ATTEMPTS + 1, reason)
         assert installation.http.received == []
 
-    async def test_a_flow_that_is_deleted_meanwhile_is_no_trouble(self, installation: Installation) -> None:
+    async def test_flow_deleted_during_a_delivery_causes_no_error(self, installation: Installation) -> None:
         async def delete(writer: asyncio.StreamWriter) -> None:
             async with installation.database.transaction() as session:
                 await session.execute(sa.delete(FlowRecord))
@@ -271,14 +269,16 @@ class TestDelivery:
         assert await installation.notifier().deliver_due() == 1
         assert await installation.notices() == []
 
-    async def test_a_definition_that_cannot_be_read_is_given_up(self, installation: Installation) -> None:
+    async def test_invalid_definition_is_not_retried(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.url))
         await self.edit(installation, "listeners: [")
         await installation.notifier().deliver_due()
         assert_given_up(await installation.notice(), 1, "the definition is no longer valid")
 
-    @pytest.mark.parametrize("definition", [organism(), organism(email=ADDRESS)], ids=["nobody", "somebody else"])
-    async def test_a_definition_that_names_nobody_any_more_is_given_up(
+    @pytest.mark.parametrize(
+        "definition", [organism(), organism(email=ADDRESS)], ids=["no recipient", "another recipient"]
+    )
+    async def test_recipient_removed_from_the_definition_is_not_retried(
         self, installation: Installation, definition: str
     ) -> None:
         await installation.fail(organism(url=installation.url))
@@ -290,7 +290,7 @@ class TestDelivery:
         async with installation.database.transaction() as session:
             await session.execute(sa.update(FlowRecord).values(organism_yaml=definition))
 
-    async def test_a_missing_secret_may_come_later(self, installation: Installation) -> None:
+    async def test_missing_secret_is_retried(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.http.url("/{{ secrets.HOOK }}")))
         before = now()
         await installation.notifier().deliver_due()
@@ -300,7 +300,7 @@ class TestDelivery:
         await installation.notifier().deliver_due()
         assert len(installation.http.received) == 1
 
-    async def test_what_nobody_expected_is_tried_again(self, installation: Installation) -> None:
+    async def test_unexpected_error_is_retried(self, installation: Installation) -> None:
         await installation.fail(organism(url=installation.http.url("/{{ secrets.HOOK }}")))
         await rename(installation, "secrets", "hidden_secrets")
         before = now()
@@ -322,7 +322,7 @@ class TestDelivery:
         ],
         ids=str,
     )
-    async def test_no_error_and_no_log_tells_a_secret(self, installation: Installation, told: dict[str, str]) -> None:
+    async def test_errors_and_logs_contain_no_secret(self, installation: Installation, told: dict[str, str]) -> None:
         await installation.set_secret("CANARY", CANARY)
         installation.smtp.refusals[f"{CANARY}@example.com"] = f"550 Who is {CANARY}?"
         await installation.fail(organism(**told))
@@ -337,7 +337,7 @@ class TestDelivery:
 
 
 class TestLoop:
-    async def test_it_sends_what_comes_and_ends_when_it_is_cancelled(self, installation: Installation) -> None:
+    async def test_loop_sends_new_notifications_until_cancelled(self, installation: Installation) -> None:
         notifier = installation.notifier()
         unlisten = installation.database.on_commit(lambda work: notifier.wake())
         loop = asyncio.create_task(notifier.run())
@@ -358,7 +358,7 @@ class TestLoop:
         with pytest.raises(asyncio.CancelledError):
             await loop
 
-    async def test_it_outlives_a_round_that_fails(self, installation: Installation) -> None:
+    async def test_loop_continues_after_a_failed_poll(self, installation: Installation) -> None:
         arrived, failed = asyncio.Event(), asyncio.Event()
 
         async def note(writer: asyncio.StreamWriter) -> None:
@@ -383,7 +383,7 @@ class TestLoop:
         await asyncio.gather(loop, return_exceptions=True)
 
 
-def test_the_pauses_grow_to_hours() -> None:
+def test_backoff_grows_to_hours() -> None:
     pauses = [backoff_after(attempts) for attempts in range(1, MAX_ATTEMPTS)]
     for pause, expected in zip(pauses, (120, 480, 1_920, 7_680, 30_720), strict=True):
         assert 0.8 * expected <= pause.total_seconds() <= 1.2 * expected

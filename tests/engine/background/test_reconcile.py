@@ -1,4 +1,4 @@
-"""Starting and stopping a flow, as the sweep does it."""
+"""Reconciliation of flows that are starting or stopping."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_a_start_makes_a_version_only_for_a_new_definition(live_database: 
         assert list(versions) == [1, 2]
 
 
-async def test_a_refused_start_says_why_and_a_stop_keeps_it(live_database: Database) -> None:
+async def test_failed_start_stores_the_reason_and_a_stop_keeps_it(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session), status=FlowStatus.STARTING, organism_yaml="]")
     await reconcile_flow(live_database, SETTINGS, flow.id, now())
@@ -62,7 +62,7 @@ async def test_a_refused_start_says_why_and_a_stop_keeps_it(live_database: Datab
     assert (stopped.status, stopped.error_message) == (FlowStatus.STOPPED, refused.error_message)
 
 
-async def test_only_known_moves_are_made(live_database: Database) -> None:
+async def test_only_allowed_transitions_are_made(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session))
     for before in FlowStatus:
@@ -74,7 +74,7 @@ async def test_only_known_moves_are_made(live_database: Database) -> None:
             assert (await stored(live_database, flow)).status is (after if moved else before)
 
 
-async def test_a_flow_that_is_gone_is_left_alone(live_database: Database) -> None:
+async def test_deleted_flow_is_ignored(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session), status=FlowStatus.STARTING)
         await session.delete(flow)
@@ -85,7 +85,7 @@ async def test_a_flow_that_is_gone_is_left_alone(live_database: Database) -> Non
 
 
 @covers("flows.stop.grace")
-async def test_a_stop_waits_for_what_runs(live_database: Database) -> None:
+async def test_stop_waits_for_running_executions(live_database: Database) -> None:
     async with live_database.sessions() as session:
         flow = await create_flow(
             session, await create_user(session), status=FlowStatus.STOPPING, stop_requested_at=now()
@@ -101,7 +101,7 @@ async def test_a_stop_waits_for_what_runs(live_database: Database) -> None:
 
 
 @covers("flows.stop.grace")
-async def test_what_runs_when_the_grace_is_over_is_cancelled(
+async def test_running_executions_are_cancelled_after_the_grace_period(
     live_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bloxserver.services.transitions.BATCH", 2)

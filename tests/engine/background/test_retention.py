@@ -1,4 +1,4 @@
-"""What is deleted after its time, and what is kept all the same."""
+"""The executions and versions that retention deletes and keeps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def world(live_settings: Settings, live_database: Database) -> World:
 
 
 class TestByAge:
-    async def test_what_began_and_ended_before_goes_with_all_that_hangs_on_it(self, world: World) -> None:
+    async def test_expired_execution_is_deleted_with_its_rows(self, world: World) -> None:
         old, young = await world.execution(31), await world.execution(29)
         async with world.database.sessions() as session:
             for execution_id in (old, young):
@@ -48,11 +48,11 @@ class TestByAge:
         assert await world.prune(days=30) == PruneResult()
 
     @pytest.mark.parametrize("status", [status for status in ExecutionStatus if status is not ExecutionStatus.RUNNING])
-    async def test_however_it_ended(self, world: World, status: ExecutionStatus) -> None:
+    async def test_expired_execution_is_deleted_with_any_status(self, world: World, status: ExecutionStatus) -> None:
         await world.execution(31, status=status)
         assert await world.prune(days=30) == PruneResult(executions=1)
 
-    async def test_what_runs_never_goes(self, world: World) -> None:
+    async def test_running_execution_is_kept(self, world: World) -> None:
         running = await world.execution(1000, status=ExecutionStatus.RUNNING, completed_at=None)
         odd = await world.execution(1000, status=ExecutionStatus.RUNNING)
         await world.add_steps(running, 3)
@@ -61,8 +61,8 @@ class TestByAge:
         assert await world.left() == {running, odd}
         assert await world.count(ExecutionStepRecord) == 3
 
-    async def test_rows_that_were_written_by_hand_obey_too(self, world: World) -> None:
-        """Whatever their ids, in whatever order they came, with the times that they have."""
+    async def test_rows_inserted_by_hand_expire(self, world: World) -> None:
+        """Only their times matter, not their ids or the order of insertion."""
         ago = now() - 31 * DAY
         gone = [
             await world.execution(31, completed_at=None),
@@ -79,20 +79,20 @@ class TestByAge:
         assert await world.prune(days=30) == PruneResult(executions=len(gone))
         assert await world.left() == kept
 
-    async def test_one_that_seems_to_have_ended_before_it_began_is_as_young_as_it_began(self, world: World) -> None:
+    async def test_execution_with_end_before_start_expires_by_its_start(self, world: World) -> None:
         kept = [await world.execution(age, completed_at=now() - 40 * DAY) for age in (1, 2)]
         await world.execution(3)
         assert await world.prune(days=30, per_flow=2) == PruneResult(executions=1)
         assert await world.left() == set(kept)
 
-    async def test_for_ever_is_possible(self, world: World) -> None:
+    async def test_retention_without_limits_deletes_nothing(self, world: World) -> None:
         kept = await world.execution(10_000)
         assert await world.prune(days=0) == PruneResult()
         assert await world.left() == {kept}
 
 
 class TestByNumber:
-    async def test_the_newest_of_each_flow_stay(self, world: World) -> None:
+    async def test_newest_executions_of_each_flow_are_kept(self, world: World) -> None:
         async with world.database.sessions() as session:
             other = await create_flow(session, world.user)
         mine = [await world.execution(age) for age in (5, 1, 4, 2, 3)]
@@ -101,13 +101,13 @@ class TestByNumber:
         assert await world.prune(per_flow=2) == PruneResult(executions=3)
         assert await world.left() == {mine[1], mine[3], running, *others}
 
-    async def test_of_those_that_began_at_the_same_instant_the_smaller_ids_go(self, world: World) -> None:
+    async def test_executions_with_the_same_start_expire_by_id(self, world: World) -> None:
         moment = now()
         same = sorted([await world.execution(started_at=moment, id=uuid4()) for _ in range(5)])
         assert await world.prune(per_flow=2) == PruneResult(executions=3)
         assert await world.left() == set(same[3:])
 
-    async def test_either_limit_is_enough(self, world: World) -> None:
+    async def test_either_limit_expires_an_execution(self, world: World) -> None:
         await world.execution(40)
         await world.execution(2)
         kept = await world.execution(1)
@@ -118,7 +118,7 @@ class TestByNumber:
 
 
 class TestWhatOthersNeed:
-    async def test_a_called_execution_stays_while_its_caller_runs(self, world: World) -> None:
+    async def test_called_execution_is_kept_while_its_caller_runs(self, world: World) -> None:
         caller = await world.execution(40, status=ExecutionStatus.RUNNING)
         ended = await world.execution(40)
         called = await world.execution(40, parent_id=caller, parent_key="a:1")
@@ -131,7 +131,7 @@ class TestWhatOthersNeed:
             await session.execute(sa.update(ExecutionRecord).values(status=SUCCESS))
         assert await world.prune(days=30) == PruneResult(executions=2)
 
-    async def test_one_of_which_somebody_is_still_to_be_told_stays(self, world: World) -> None:
+    async def test_execution_with_a_pending_notification_is_kept(self, world: World) -> None:
         execution = await world.execution(40, status=ExecutionStatus.ERROR)
         await world.execution(1)
         async with world.database.sessions() as session:
@@ -144,7 +144,7 @@ class TestWhatOthersNeed:
             await session.execute(sa.update(FailureNotificationRecord).values(due_at=None))
         assert await world.prune(days=30, per_flow=1) == PruneResult(executions=1)
 
-    async def test_what_is_gone_is_not_found_and_not_counted(
+    async def test_deleted_execution_is_neither_found_nor_counted(
         self, world: World, live_client: httpx.AsyncClient
     ) -> None:
         user_id = (await live_client.get("/api/v1/me")).json()["id"]
@@ -164,8 +164,8 @@ class TestWhatOthersNeed:
         assert (await live_client.get(f"{path}/stats")).json()["executionsTotal"] == 1
         assert (await live_client.get(f"{path}/{kept}")).json()["retryOf"] == str(gone)
 
-    async def test_what_somebody_holds_is_left_for_the_next_time(self, world: World, backend: str) -> None:
-        """A retry of it, say; SQLite has one writer, and pruning waits."""
+    async def test_locked_execution_is_kept_until_the_next_run(self, world: World, backend: str) -> None:
+        """As a retry locks it. SQLite has one writer, so retention waits there."""
         held, free = await world.execution(40), await world.execution(40)
         await world.add_steps(held, 2)
         if backend == "postgresql":
@@ -181,7 +181,7 @@ class TestWhatOthersNeed:
 
 
 class TestVersions:
-    async def test_the_newest_stay(self, world: World) -> None:
+    async def test_newest_versions_are_kept(self, world: World) -> None:
         async with world.database.sessions() as session:
             other = await create_flow(session, world.user)
         await world.add_versions(range(1, 31))
@@ -191,8 +191,8 @@ class TestVersions:
         assert await world.versions() == [26, 27, 28, 29, 30, 101, 102]
         assert await world.prune(versions=0) == PruneResult()
 
-    async def test_and_those_that_are_in_use(self, world: World) -> None:
-        """The one that was armed, the latest, and what an execution ran, or runs."""
+    async def test_versions_in_use_are_kept(self, world: World) -> None:
+        """The active version, the latest version, and versions of executions."""
         ids = await world.add_versions(range(1, 11))
         await world.add_versions([11], active_version_id=ids[2], active_version=3, latest_version=5)
         await world.execution(1, flow_version_id=ids[5], flow_version=6)
@@ -200,7 +200,7 @@ class TestVersions:
         assert await world.prune(versions=2) == PruneResult(versions=5)
         assert await world.versions() == [3, 5, 6, 7, 10, 11]
 
-    async def test_one_goes_with_the_last_execution_that_ran_it(self, world: World) -> None:
+    async def test_version_is_deleted_after_its_last_execution(self, world: World) -> None:
         ids = await world.add_versions(range(1, 4))
         for number in (0, 0, 1):
             await world.execution(40, flow_version_id=ids[number])
@@ -208,14 +208,14 @@ class TestVersions:
         assert await world.prune(days=30, versions=1) == PruneResult(executions=3, versions=1)
         assert (await world.left(), await world.versions()) == ({kept}, [2, 3])
 
-    async def test_a_flow_that_was_changed_just_now_is_left_alone(self, world: World) -> None:
-        """A request that has read what was armed until then may be about to store an execution of it."""
+    async def test_versions_of_a_recently_changed_flow_are_kept(self, world: World) -> None:
+        """A request that has read the previous active version may still store an execution of it."""
         await world.add_versions(range(1, 4), updated_at=now() - timedelta(seconds=30))
         assert await world.prune(versions=1) == PruneResult()
         await world.add_versions([4])
         assert await world.prune(versions=1) == PruneResult(versions=3)
 
-    async def test_what_is_gone_is_not_found(self, world: World, live_client: httpx.AsyncClient) -> None:
+    async def test_deleted_version_is_not_found(self, world: World, live_client: httpx.AsyncClient) -> None:
         created = (await live_client.post("/api/v1/flows", json={"name": "A flow"})).json()
         path = f"/api/v1/flows/{created['id']}"
         for number in range(3):

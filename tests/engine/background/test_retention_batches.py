@@ -1,4 +1,4 @@
-"""How executions and steps are divided into transactions."""
+"""Division of executions and steps into transactions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def steps(execution: int, number: int, size: int = 10) -> list[StepSize]:
 
 
 def shape(batches: list[Batch]) -> list[tuple[int, list[int]]]:
-    """For each batch, how many steps and which executions."""
+    """For each batch, the number of steps and the executions."""
     return [(len(batch.steps), [execution_id.int for execution_id in batch.execution_ids]) for batch in batches]
 
 
@@ -46,7 +46,7 @@ def shape(batches: list[Batch]) -> list[tuple[int, list[int]]]:
         ([expired(1)], steps(1, 2, 2 * MAX_BYTES), [(1, []), (1, []), (0, [1])]),
     ],
 )
-def test_a_batch_is_small_and_leaves_nothing_half_done_that_fits(
+def test_batches_are_limited_and_keep_executions_with_their_steps(
     executions: list[Expired], own: list[StepSize], wanted: list[tuple[int, list[int]]]
 ) -> None:
     batches = list(batches_of(executions, own, complete=True))
@@ -54,6 +54,6 @@ def test_a_batch_is_small_and_leaves_nothing_half_done_that_fits(
     assert all(batch.size <= MAX_BYTES or len(batch.steps) + len(batch.execution_ids) == 1 for batch in batches)
 
 
-def test_what_has_steps_that_were_not_read_stays() -> None:
+def test_execution_with_unread_steps_is_left_out() -> None:
     batches = list(batches_of([expired(number) for number in (1, 2, 3)], [*steps(1, 2), *steps(2, 3)], complete=False))
     assert shape(batches) == [(5, [1])]

@@ -1,4 +1,4 @@
-"""Pruning beside all else: in short transactions, without reading whole tables, by one process at a time."""
+"""Retention runs in short transactions, without table scans, and in one process at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def world(live_settings: Settings, live_database: Database) -> World:
 
 
 class TestTransactions:
-    async def test_many_executions_go_in_several(self, world: World) -> None:
+    async def test_many_executions_are_deleted_in_several_transactions(self, world: World) -> None:
         for _ in range(2 * EXECUTIONS + 10):
             await world.add_steps(await world.execution(40), 6)
         young = await world.execution(1)
@@ -52,7 +52,7 @@ class TestTransactions:
         assert max(transactions) <= MAX_ROWS
         assert await world.left() == {young}
 
-    async def test_an_execution_of_very_many_steps_too(self, world: World) -> None:
+    async def test_execution_with_many_steps_is_deleted_in_several_transactions(self, world: World) -> None:
         large = await world.execution(40)
         await world.add_steps(large, 2 * STEPS + 50)
         for _ in range(3):
@@ -62,17 +62,17 @@ class TestTransactions:
         assert max(transactions) <= MAX_ROWS
         assert await world.left() == set()
 
-    async def test_and_one_of_very_large_steps(self, world: World) -> None:
+    async def test_execution_with_large_steps_is_deleted_in_several_transactions(self, world: World) -> None:
         large = await world.execution(40)
         await world.add_steps(large, 7, 3 * MEBIBYTE)
         with deleting_transactions(world.database) as transactions:
             assert await world.prune(days=30) == PruneResult(executions=1, steps=7)
         assert transactions == [2, 2, 2, 2]
 
-    async def test_whoever_writes_meanwhile_waits_for_one_of_them_at_most(
+    async def test_concurrent_write_waits_for_one_transaction_at_most(
         self, world: World, live_client: httpx.AsyncClient, backend: str
     ) -> None:
-        """On SQLite, where all that write share a connection."""
+        """On SQLite, where all writes share a connection."""
         if backend != "sqlite":
             pytest.skip("PostgreSQL has many writers")
         webhook = await world.webhook()
@@ -92,10 +92,10 @@ class TestTransactions:
             assert not pruning.done()
             assert await pruning == PruneResult(executions=8, steps=8 * (STEPS - 10))
 
-    async def test_one_that_stands_still_stands_in_nobodys_way(
+    async def test_stalled_transaction_does_not_block_others(
         self, world: World, live_client: httpx.AsyncClient, backend: str
     ) -> None:
-        """On PostgreSQL, where it locks rows, and none that anybody needs."""
+        """On PostgreSQL, where it locks only rows that no other transaction needs."""
         if backend != "postgresql":
             pytest.skip("SQLite has one writer")
         webhook, old = await world.webhook(), await world.execution(40)
@@ -109,7 +109,7 @@ class TestTransactions:
 
 
 class TestOneProcess:
-    async def test_deletes_at_a_time(self, world: World, backend: str) -> None:
+    async def test_one_process_deletes_at_a_time(self, world: World, backend: str) -> None:
         old = await world.execution(40)
         if backend == "postgresql":
             async with world.database.transaction() as session:
@@ -118,7 +118,7 @@ class TestOneProcess:
                 assert await world.left() == {old}
         assert await world.prune(days=30) == PruneResult(executions=1)
 
-    async def test_and_what_several_do_at_once_is_done_once(self, world: World) -> None:
+    async def test_concurrent_runs_delete_each_row_once(self, world: World) -> None:
         for _ in range(2 * EXECUTIONS):
             await world.add_steps(await world.execution(40), 3)
         results = await asyncio.gather(*(world.prune(days=30) for _ in range(3)))
@@ -129,7 +129,7 @@ class TestOneProcess:
 
 
 class TestFailures:
-    async def test_it_goes_on_when_the_database_is_back(self, world: World) -> None:
+    async def test_retention_continues_after_a_database_outage(self, world: World) -> None:
         await world.execution(40)
         await renamed(world.database, "flows", "elsewhere")
         with capture_logs() as logs:
@@ -148,7 +148,7 @@ class TestFailures:
         with pytest.raises(asyncio.CancelledError):
             await running
 
-    async def test_a_flow_that_cannot_be_pruned_keeps_no_other_from_it(self, world: World) -> None:
+    async def test_failing_flow_does_not_block_others(self, world: World) -> None:
         async with world.database.sessions() as session:
             others = [await create_flow(session, world.user, id=UUID(int=number)) for number in (1, 2**128 - 1)]
         stuck, *_ = [await world.execution(40, flow=flow) for flow in (world.flow, *others)]
@@ -156,7 +156,7 @@ class TestFailures:
         with capture_logs() as logs:
             assert await world.prune(days=30) == PruneResult(executions=2)
         assert await world.left() == {stuck}
-        assert [(log["event"], log["flow_id"]) for log in logs] == [("flow cannot be pruned", str(world.flow.id))]
+        assert [(log["event"], log["flow_id"]) for log in logs] == [("flow not pruned", str(world.flow.id))]
 
 
 async def renamed(database: Database, old: str, new: str) -> None:
@@ -165,7 +165,7 @@ async def renamed(database: Database, old: str, new: str) -> None:
 
 
 async def refuse_deletion(database: Database, execution_id: UUID) -> None:
-    """By the database itself."""
+    """Fail by a trigger in the database."""
     async with database.engine.begin() as connection:
         if connection.dialect.name == "sqlite":
             await connection.execute(
@@ -182,7 +182,7 @@ async def refuse_deletion(database: Database, execution_id: UUID) -> None:
         )
 
 
-async def test_all_flows_are_looked_at(world: World) -> None:
+async def test_all_flows_are_read(world: World) -> None:
     async with world.database.transaction() as session:
         flows = [FlowRecord(id=uuid4(), user_id=world.user.id, name=str(number)) for number in range(FLOWS + 20)]
         session.add_all(flows)
@@ -204,8 +204,8 @@ async def test_a_dry_run_counts_and_deletes_nothing(world: World) -> None:
     assert await world.prune(days=30) == would
 
 
-async def test_nothing_reads_a_whole_table(world: World) -> None:
-    """By the plans that the databases make for each statement, where tables are not small."""
+async def test_no_statement_scans_a_whole_table(world: World) -> None:
+    """Checks the query plan of each statement, with tables that are not small."""
     await fill(world)
     running = await world.execution(50, status=ExecutionStatus.RUNNING)
     await world.execution(50, parent_id=running, parent_key="a:1")
@@ -240,7 +240,7 @@ EXECUTIONS_OF_OTHERS = 20
 
 
 async def fill(world: World) -> None:
-    """With young executions of other flows, of a version, two steps and a notice each."""
+    """With young executions of other flows, of a version, two steps and a notification each."""
     moment = now()
     async with world.database.transaction() as session:
         flows = [{"id": new_id(), "user_id": world.user.id, "name": "A"} for _ in range(OTHERS)]

@@ -1,4 +1,4 @@
-"""Schedules: when they fire, and that each firing is one execution."""
+"""Firing of schedules: firing times, and one execution per firing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-async def test_a_new_schedule_gets_its_time_and_does_not_fire(live_database: Database) -> None:
+async def test_new_schedule_is_armed_and_does_not_fire(live_database: Database) -> None:
     trigger = await schedule(live_database, MINUTELY)
     before = now()
     await fire_due_schedules(live_database)
@@ -69,7 +69,7 @@ async def test_a_new_schedule_gets_its_time_and_does_not_fire(live_database: Dat
     assert (armed.last_fired_at, await executions(live_database)) == (None, [])
 
 
-async def test_a_due_schedule_fires_once_however_many_look(live_database: Database) -> None:
+async def test_due_schedule_fires_once_under_concurrency(live_database: Database) -> None:
     config = {**MINUTELY, "payload": {"name": "Ada"}, "target": "greeter"}
     trigger = await schedule(live_database, config, next_fire_at=now() - timedelta(seconds=5))
     await asyncio.gather(*(fire_due_schedules(live_database) for _ in range(5)))
@@ -84,7 +84,7 @@ async def test_a_due_schedule_fires_once_however_many_look(live_database: Databa
         assert list(await session.scalars(sa.select(UsageRecord.workflow_runs))) == [1]
 
 
-async def test_a_locked_schedule_keeps_no_other_from_firing(live_settings: Settings, live_database: Database) -> None:
+async def test_locked_schedule_does_not_block_others(live_settings: Settings, live_database: Database) -> None:
     if live_database.engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer")
     held, other = [
@@ -113,7 +113,7 @@ async def test_a_locked_schedule_keeps_no_other_from_firing(live_settings: Setti
         ("none", 0, True),
     ],
 )
-async def test_a_missed_firing_is_made_up_for_as_configured(
+async def test_missed_firing_is_caught_up_as_configured(
     live_database: Database, catch_up: str | None, hours_late: float, fires: bool
 ) -> None:
     moment = now()
@@ -125,7 +125,7 @@ async def test_a_missed_firing_is_made_up_for_as_configured(
     assert len(await executions(live_database)) == fires
 
 
-async def test_a_long_silence_brings_no_burst(live_database: Database) -> None:
+async def test_long_downtime_causes_no_burst(live_database: Database) -> None:
     await schedule(live_database, {**MINUTELY, "catch_up": "last"}, next_fire_at=now() - timedelta(days=3))
     for _ in range(3):
         await fire_due_schedules(live_database)
@@ -133,15 +133,13 @@ async def test_a_long_silence_brings_no_burst(live_database: Database) -> None:
 
 
 @pytest.mark.parametrize("values", [{"status": FlowStatus.STOPPED}, {"status": FlowStatus.ERROR}, {"enabled": False}])
-async def test_it_is_silent_while_its_flow_does_not_run_or_it_is_off(
-    live_database: Database, values: dict[str, Any]
-) -> None:
+async def test_disabled_schedule_or_stopped_flow_does_not_fire(live_database: Database, values: dict[str, Any]) -> None:
     await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=5), **values)
     await fire_due_schedules(live_database)
     assert await executions(live_database) == []
 
 
-async def test_a_stop_takes_the_time_away(live_database: Database) -> None:
+async def test_stop_disarms_schedules(live_database: Database) -> None:
     trigger = await schedule(live_database, MINUTELY, next_fire_at=now() + timedelta(seconds=30))
     async with live_database.transaction() as session:
         assert await transition_flow(session, trigger.flow_id, FlowStatus.STOPPING)
@@ -149,7 +147,7 @@ async def test_a_stop_takes_the_time_away(live_database: Database) -> None:
     assert (await stored(live_database, trigger)).next_fire_at is None
 
 
-async def test_one_at_the_run_limit_goes_on_without_an_execution(live_database: Database) -> None:
+async def test_schedule_at_the_run_limit_is_armed_without_an_execution(live_database: Database) -> None:
     trigger = await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=5))
     async with live_database.transaction() as session:
         owner = await session.scalar(sa.select(FlowRecord.user_id))
@@ -209,7 +207,7 @@ class TestChangesMeanwhile:
             await update_trigger(session, owner, trigger.flow_id, trigger.id, changes)
 
     async def read(self, database: Database, statement: sa.TextClause) -> Any:
-        """In a transaction of its own, since PostgreSQL shows its activity once for each."""
+        """In a new transaction, since PostgreSQL caches activity statistics within a transaction."""
         async with database.transaction(read_only=True) as session:
             return await session.scalar(statement)
 
@@ -217,7 +215,7 @@ class TestChangesMeanwhile:
         async with database.transaction() as session:
             return await fire_schedule(session, due, now())
 
-    async def test_one_without_a_time_is_armed_by_its_new_config(self, live_database: Database) -> None:
+    async def test_unarmed_schedule_is_armed_by_its_new_config(self, live_database: Database) -> None:
         trigger = await schedule(live_database, MINUTELY)
         due = await self.due(live_database)
         config = {"cron": "0 0 1 1 *"}
@@ -225,7 +223,7 @@ class TestChangesMeanwhile:
         assert not await self.fire(live_database, due)
         assert (await stored(live_database, trigger)).next_fire_at == at(f"{now().year + 1}-01-01T00:00")
 
-    async def test_one_that_was_due_does_not_fire(self, live_database: Database) -> None:
+    async def test_changed_schedule_that_was_due_does_not_fire(self, live_database: Database) -> None:
         trigger = await schedule(live_database, MINUTELY, next_fire_at=now() - timedelta(seconds=5))
         due = await self.due(live_database)
         await self.change(live_database, trigger, config={"cron": "0 0 1 1 *"})
@@ -233,8 +231,8 @@ class TestChangesMeanwhile:
         assert (await stored(live_database, trigger)).next_fire_at is None
         assert await executions(live_database) == []
 
-    async def test_another_payload_is_the_one_that_is_sent(self, live_database: Database) -> None:
-        """Written by hand: the time is the same as before."""
+    async def test_changed_payload_is_sent(self, live_database: Database) -> None:
+        """Written directly to the database, so the firing time does not change."""
         trigger = await schedule(
             live_database, MINUTELY | {"payload": "old"}, next_fire_at=now() - timedelta(seconds=5)
         )
@@ -245,7 +243,7 @@ class TestChangesMeanwhile:
         assert await self.fire(live_database, due)
         assert [run.input_payload for run in await executions(live_database)] == ["new"]
 
-    async def test_one_whose_flow_was_stopped_is_not_armed(self, live_database: Database) -> None:
+    async def test_schedule_of_a_stopped_flow_is_not_armed(self, live_database: Database) -> None:
         trigger = await schedule(live_database, MINUTELY)
         due = await self.due(live_database)
         async with live_database.transaction() as session:
@@ -253,7 +251,7 @@ class TestChangesMeanwhile:
         assert not await self.fire(live_database, due)
         assert (await stored(live_database, trigger)).next_fire_at is None
 
-    async def test_a_change_waits_for_a_sweep_that_arms(self, live_database: Database) -> None:
+    async def test_change_waits_for_a_concurrent_sweep(self, live_database: Database) -> None:
         if live_database.engine.dialect.name == "sqlite":
             pytest.skip("SQLite has one writer")
         trigger = await schedule(live_database, MINUTELY)
@@ -326,7 +324,7 @@ class TestApi:
         assert (await client.patch(path, json={"enabled": True})).status_code == 422
         assert (await client.get(path)).json()["enabled"] is False
 
-    async def test_upcoming_firings_are_told(self, client: httpx.AsyncClient) -> None:
+    async def test_upcoming_firings_are_listed(self, client: httpx.AsyncClient) -> None:
         path, _ = await self.created(client, "schedule", {"cron": "0 0 1 1 *"})
         answer = await client.get(f"{path}/upcoming", params={"n": 2})
         years = [now().year + 1, now().year + 2]

@@ -1,4 +1,4 @@
-"""Schedules that fail: disabled with a reason if only their owner can help, tried again otherwise."""
+"""Failing schedules: invalid ones are disabled with a reason, others are retried."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class TestInvalid:
         ],
         ids=ascii,
     )
-    async def test_is_disabled_with_the_reason_and_blocks_no_other(
+    async def test_invalid_schedule_is_disabled_and_blocks_no_other(
         self, installation: Installation, config: Any, reason: str
     ) -> None:
         invalid = await schedule(installation, config)
@@ -105,7 +105,7 @@ class TestInvalid:
         assert line["reason"] == reason
         assert counter.number == 1
 
-    async def test_is_not_disabled_if_it_was_corrected_meanwhile(self, installation: Installation) -> None:
+    async def test_schedule_corrected_meanwhile_is_not_disabled(self, installation: Installation) -> None:
         trigger = await schedule(installation, {"cron": "banana"})
         async with installation.database.transaction() as session:
             [due] = await read_due_schedules(session, now(), 10)
@@ -145,7 +145,7 @@ class TestInvalid:
         assert {line["trigger_id"] for line in logs if line["event"] == "failure notification"} == {str(trigger.id)}
         assert await installation.notifier().deliver_due() == 0
 
-    async def test_the_notice_follows_the_definition_that_runs(self, installation: Installation) -> None:
+    async def test_notification_uses_the_running_definition(self, installation: Installation) -> None:
         trigger = await schedule(installation, {"cron": "banana"}, organism())
         async with installation.database.transaction() as session:
             version = FlowVersionRecord(flow_id=trigger.flow_id, number=7, organism_yaml=organism(url=installation.url))
@@ -157,7 +157,7 @@ class TestInvalid:
         assert await installation.notifier().deliver_due() == 1
         assert len(installation.http.received) == 1
 
-    async def test_each_disabling_is_one_notice(self, installation: Installation) -> None:
+    async def test_each_disabling_enqueues_one_notification(self, installation: Installation) -> None:
         await schedule(installation, {"cron": "banana"}, organism(url=installation.url))
         for _ in range(2):
             await fire_due_schedules(installation.database)
@@ -167,7 +167,7 @@ class TestInvalid:
         first, second = installation.http.received
         assert first.headers["webhook-id"] != second.headers["webhook-id"]
 
-    async def test_a_notice_does_not_change_when_the_schedule_is_enabled(self, installation: Installation) -> None:
+    async def test_notification_does_not_change_when_the_schedule_is_enabled(self, installation: Installation) -> None:
         await schedule(installation, {"cron": "banana"}, organism(url=installation.url))
         await fire_due_schedules(installation.database)
         async with installation.database.transaction() as session:
@@ -176,7 +176,7 @@ class TestInvalid:
         [request] = installation.http.received
         assert json.loads(request.body)["data"]["reason"] == INVALID_CRON
 
-    async def test_a_notice_whose_recipient_is_no_longer_named_is_given_up(self, installation: Installation) -> None:
+    async def test_notification_of_a_removed_recipient_fails(self, installation: Installation) -> None:
         trigger = await schedule(installation, {"cron": "banana"}, organism(url=installation.url))
         await fire_due_schedules(installation.database)
         async with installation.database.transaction() as session:
@@ -188,7 +188,7 @@ class TestInvalid:
         assert_given_up(notice, 1, "the definition no longer names this recipient")
 
     @pytest.mark.parametrize("definition", [organism(), "not: [an organism"], ids=["no recipient", "unreadable"])
-    async def test_it_is_disabled_without_a_notice_if_there_is_no_recipient(
+    async def test_schedule_without_a_recipient_is_disabled_without_a_notification(
         self, installation: Installation, definition: str
     ) -> None:
         trigger = await schedule(installation, {"cron": "banana"}, definition)
@@ -198,7 +198,9 @@ class TestInvalid:
 
 
 class TestRetries:
-    async def test_an_unknown_error_leaves_it_enabled_and_is_logged_once(self, installation: Installation) -> None:
+    async def test_unknown_error_keeps_the_schedule_enabled_and_is_logged_once(
+        self, installation: Installation
+    ) -> None:
         triggers = [await schedule(installation, MINUTELY) for _ in range(2)]
         due_at = [trigger.next_fire_at for trigger in triggers]
         await rename(installation, "usage_records", "elsewhere")
@@ -227,7 +229,7 @@ class TestRetries:
             assert row.next_fire_at is not None
             assert row.next_fire_at > now()
 
-    async def test_another_error_is_logged_too(self, installation: Installation) -> None:
+    async def test_each_different_error_is_logged(self, installation: Installation) -> None:
         await schedule(installation, MINUTELY)
         with capture_logs() as logs:
             for table in ("usage_records", "executions", "executions"):
@@ -237,7 +239,7 @@ class TestRetries:
                 await let_retry(installation)
         assert [line["event"] for line in logs].count("schedule failed") == 2
 
-    async def test_a_transient_error_leaves_it_enabled(self, installation: Installation) -> None:
+    async def test_transient_error_keeps_the_schedule_enabled(self, installation: Installation) -> None:
         trigger = await schedule(installation, MINUTELY)
 
         def fail(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:

@@ -1,4 +1,4 @@
-"""Which executions a worker takes, in what order, and how they are released."""
+"""Claims: which executions a worker claims, in what order, and how claims are released."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def executions(session: AsyncSession, flow: FlowRecord, number: int) -> li
 
 
 async def set_tiers(session: AsyncSession, *tiers: str) -> None:
-    """Give the users these tiers, as another program might write them."""
+    """Give the users these tiers, which may be unknown."""
     users = await session.scalars(sa.select(UserRecord.id).order_by(UserRecord.id))
     for user_id, tier in zip(users.all(), tiers, strict=True):
         await session.execute(
@@ -68,13 +68,13 @@ async def set_tiers(session: AsyncSession, *tiers: str) -> None:
 
 
 class TestOrder:
-    async def test_users_take_turns_and_keep_to_their_places(self, session: AsyncSession) -> None:
+    async def test_claims_rotate_between_users_within_their_slots(self, session: AsyncSession) -> None:
         flooding, modest = await flow_of(session, Tier.PRO), await flow_of(session, Tier.PRO)
         flood = await executions(session, flooding, 10)
         late = await executions(session, modest, 1)
         assert await next_ids(session) == [flood[0], late[0], *flood[1:4]]
 
-    async def test_what_runs_of_a_user_counts(self, session: AsyncSession) -> None:
+    async def test_running_executions_use_slots_of_their_user(self, session: AsyncSession) -> None:
         user = await create_user(session)
         flow, other = await create_flow(session, user), await create_flow(session, user)
         running = await create_execution(session, flow, lease=uuid4(), worker_id="w")
@@ -84,21 +84,21 @@ class TestOrder:
         await session.commit()
         assert await next_ids(session) == waiting[:2]
 
-    async def test_each_tier_has_places_of_its_own(self, session: AsyncSession) -> None:
+    async def test_each_tier_has_its_own_slots(self, session: AsyncSession) -> None:
         free = [(await executions(session, await flow_of(session), 2)) for _ in range(3)]
         enterprise = await executions(session, await flow_of(session, Tier.ENTERPRISE), 3)
         places = {"free": 2, "pro": 0, "enterprise": 2, "high_frequency": 1}
         chosen = await next_ids(session, places)
         assert sorted(chosen) == sorted([free[0][0], free[1][0], *enterprise[:2]])
 
-    async def test_a_backlog_is_taken_piece_by_piece(self, session: AsyncSession) -> None:
+    async def test_backlog_is_claimed_in_pieces(self, session: AsyncSession) -> None:
         flow = await flow_of(session, Tier.ENTERPRISE)
         backlog = await executions(session, flow, MAX_PER_FLOW + 5)
         assert [taken.id for taken in await claim(session)] == backlog[:MAX_PER_FLOW]
         assert [taken.id for taken in await claim(session)] == backlog[MAX_PER_FLOW:]
         assert await claim(session) == []
 
-    async def test_where_many_flows_wait_a_look_takes_few_of_each(self, session: AsyncSession) -> None:
+    async def test_selection_considers_few_executions_of_each_of_many_flows(self, session: AsyncSession) -> None:
         user = await create_user(session, tier=Tier.ENTERPRISE)
         flows = [
             {"id": uuid4(), "user_id": user.id, "name": "f", "organism_yaml": "", "status": FlowStatus.RUNNING}
@@ -112,18 +112,18 @@ class TestOrder:
             looks.append(set(Counter(execution.flow_id for execution in taken).values()))
         assert looks == [{3}, {3}, {1}]
 
-    async def test_what_waits_for_its_time_is_left(self, session: AsyncSession) -> None:
+    async def test_executions_that_are_not_due_are_not_claimed(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
         moment = now()
         suspended = await create_execution(session, flow, resume_at=moment + timedelta(hours=1))
         due = await create_execution(session, flow, resume_at=moment - timedelta(seconds=1))
         ahead = await create_execution(session, flow, started_at=moment + timedelta(minutes=1))
-        assert await next_ids(session) == [due.id, ahead.id], "the clock of whoever accepted it may be ahead"
+        assert await next_ids(session) == [due.id, ahead.id], "the clock of the accepting process may be ahead"
         assert await read_next_resume(session, moment) == suspended.resume_at
         assert await read_next_resume(session, moment + timedelta(hours=2)) is None
         assert await read_next_executions(session, moment + timedelta(hours=1), PLENTY, PLENTY) != []
 
-    async def test_what_has_begun_goes_before_what_has_not(self, session: AsyncSession) -> None:
+    async def test_started_executions_are_claimed_before_new_ones(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
         moment = now()
         backlog = [
@@ -147,7 +147,7 @@ class TestOrder:
         claimed = await claim_executions(session, "w", uuid4(), slots, OF_USER)
         assert [execution.tier for execution in claimed] == ["free", "free"]
 
-    async def test_the_length_of_a_backlog_changes_no_plan(self, session: AsyncSession) -> None:
+    async def test_query_plan_does_not_depend_on_the_backlog(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
         moment = now()
         rows = [
@@ -165,7 +165,7 @@ class TestOrder:
 
 
 class TestClaims:
-    async def test_what_is_taken_is_taken_from_nobody(self, session: AsyncSession) -> None:
+    async def test_claimed_executions_are_not_claimed_again(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
         execution = await create_execution(session, flow, target="t", input_payload="1", crash_count=3)
         (taken,) = await claim(session, "w-1")
@@ -189,7 +189,7 @@ class TestClaims:
             assert await claim_executions(second, "w-2", uuid4(), PLENTY, OF_USER) == []
         assert len(taken) == OF_USER["free"]
 
-    async def test_a_row_that_somebody_holds_is_left_to_him(self, live_database: Database) -> None:
+    async def test_locked_row_is_not_claimed(self, live_database: Database) -> None:
         if live_database.engine.dialect.name == "sqlite":
             pytest.skip("has one writer")
         async with live_database.sessions() as session:
@@ -201,7 +201,7 @@ class TestClaims:
 
 
 class TestReleases:
-    async def test_the_dead_lose_what_they_had_by_the_clock_of_the_database(self, session: AsyncSession) -> None:
+    async def test_executions_of_dead_workers_are_released_by_the_database_clock(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
         moment = now()
         session.add_all(
@@ -233,7 +233,7 @@ class TestReleases:
         await session.refresh(ended)
         assert ended.crash_count == 0
 
-    async def test_what_was_taken_unknowingly_is_released(self, session: AsyncSession) -> None:
+    async def test_claims_unknown_to_their_worker_are_released(self, session: AsyncSession) -> None:
         flow = await flow_of(session, Tier.PRO)
         await executions(session, flow, 2)
         known, unknown = await claim(session, "w-1")
@@ -245,7 +245,7 @@ class TestReleases:
         assert left[known.id] == known.lease
         assert left[other.id] == other.lease
 
-    async def test_a_process_that_is_alone_releases_all(self, session: AsyncSession) -> None:
+    async def test_single_process_releases_all_claims(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
         taken = await create_execution(session, flow, lease=uuid4(), worker_id="w-1")
         await create_execution(session, flow)

@@ -1,4 +1,4 @@
-"""Who lives, who is dead, and who takes over."""
+"""Heartbeats of workers, and the recovery of the executions of expired workers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def later_beat(database: Database, before: datetime | None) -> datetime | 
     return beat
 
 
-async def test_a_worker_is_there_before_it_takes_anything_and_leaves(live_database: Database, quick: Settings) -> None:
+async def test_worker_row_exists_from_start_to_end(live_database: Database, quick: Settings) -> None:
     heartbeat = Heartbeat(quick, live_database, "w-1")
     await heartbeat.start()
     async with live_database.sessions() as session:
@@ -73,16 +73,16 @@ async def test_a_worker_is_there_before_it_takes_anything_and_leaves(live_databa
 
 
 def sleep_holding_the_interpreter(seconds: int) -> None:
-    """No other thread of this process runs meanwhile, as with an extension in C that computes."""
+    """Block all other threads of this process, as a C extension that computes does."""
     ctypes.PyDLL(None).sleep(seconds)
 
 
 @pytest.mark.parametrize("block", [time.sleep, sleep_holding_the_interpreter])
-async def test_a_blocked_process_goes_on_beating(
+async def test_blocked_worker_keeps_its_heartbeat(
     live_database: Database, quick: Settings, block: Callable[[int], None]
 ) -> None:
     if quick.uses_sqlite:
-        pytest.skip("nobody could take over")
+        pytest.skip("SQLite has one process")
     heartbeat = Heartbeat(quick, live_database, "w-1")
     await heartbeat.start()
     await later_beat(live_database, await last_heartbeat_at(live_database))
@@ -94,9 +94,9 @@ async def test_a_blocked_process_goes_on_beating(
     assert last > began + timedelta(seconds=quick.heartbeat_timeout_seconds)
 
 
-async def test_a_process_that_beats_is_replaced_when_it_is_killed(live_database: Database, quick: Settings) -> None:
+async def test_killed_heartbeat_process_is_restarted(live_database: Database, quick: Settings) -> None:
     if quick.uses_sqlite or sys.platform != "linux":
-        pytest.skip("nobody could take over, or no /proc to look into")
+        pytest.skip("SQLite has one process, or the system has no /proc")
     heartbeat = Heartbeat(quick, live_database, "w-1", again_seconds=0.05)
     await heartbeat.start()
     await later_beat(live_database, await last_heartbeat_at(live_database))
@@ -114,7 +114,7 @@ async def test_a_process_that_beats_is_replaced_when_it_is_killed(live_database:
 
 
 def pulses() -> set[int]:
-    """The processes of ours that beat."""
+    """The heartbeat processes that this process has started."""
     found: set[int] = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it may end meanwhile
@@ -124,9 +124,9 @@ def pulses() -> set[int]:
     return found
 
 
-async def test_an_address_for_a_pooler_serves_the_process_that_beats(live_database: Database, quick: Settings) -> None:
+async def test_heartbeat_process_accepts_a_pooler_url(live_database: Database, quick: Settings) -> None:
     if quick.uses_sqlite:
-        pytest.skip("nobody could take over")
+        pytest.skip("SQLite has one process")
     url = sa.make_url(quick.database_url).update_query_dict({"prepared_statement_cache_size": "0"})
     pooled = Database(quick.model_copy(update={"database_url": url.render_as_string(hide_password=False)}))
     heartbeat = Heartbeat(quick, pooled, "w-1")
@@ -136,9 +136,9 @@ async def test_an_address_for_a_pooler_serves_the_process_that_beats(live_databa
     await pooled.dispose()
 
 
-async def test_an_event_loop_that_is_stuck_counts_as_dead(live_database: Database, quick: Settings) -> None:
+async def test_worker_with_a_blocked_event_loop_expires(live_database: Database, quick: Settings) -> None:
     if quick.uses_sqlite:
-        pytest.skip("nobody could take over")
+        pytest.skip("SQLite has one process")
     settings = quick.model_copy(update={"event_loop_timeout_seconds": 0.5})
     heartbeat = Heartbeat(settings, live_database, "w-1", turn_seconds=0.05)
     await heartbeat.start()
@@ -152,7 +152,7 @@ async def test_an_event_loop_that_is_stuck_counts_as_dead(live_database: Databas
     await heartbeat.end()
 
 
-async def test_the_work_of_a_silent_worker_is_taken_over(live_database: Database, quick: Settings) -> None:
+async def test_executions_of_an_expired_worker_are_recovered(live_database: Database, quick: Settings) -> None:
     async with live_database.sessions() as session:
         execution = await create_execution(session, await create_flow(session, await create_user(session)))
     settings = quick.model_copy(update={"heartbeat_timeout_seconds": 60.0})
@@ -172,10 +172,8 @@ async def test_the_work_of_a_silent_worker_is_taken_over(live_database: Database
     await living.end()
 
 
-async def test_after_a_silence_of_all_nobody_is_taken_for_dead_at_once(
-    live_database: Database, quick: Settings
-) -> None:
-    """As when the database was away: who comes back first must not take what the others are at."""
+async def test_no_worker_is_declared_dead_right_after_an_outage(live_database: Database, quick: Settings) -> None:
+    """After a database outage, the first worker that returns must not recover executions of live workers."""
     heartbeat = Heartbeat(quick, live_database, "w-1")
     await heartbeat.start()
     async with live_database.transaction() as session:
@@ -190,8 +188,8 @@ async def test_after_a_silence_of_all_nobody_is_taken_for_dead_at_once(
     await heartbeat.end()
 
 
-async def test_another_process_hears_of_work_at_once(live_database: Database, live_settings: Settings) -> None:
-    """By its sweep it would find it after a minute."""
+async def test_new_work_wakes_another_process_at_once(live_database: Database, live_settings: Settings) -> None:
+    """By polling alone, the process would find the work after a minute."""
     if live_settings.uses_sqlite:
         pytest.skip("SQLite is for one process")
     patient = live_settings.model_copy(update={"poll_interval_seconds": 60.0})
@@ -220,7 +218,7 @@ async def test_another_process_hears_of_work_at_once(live_database: Database, li
 
 
 async def listening(database: Database, number: int) -> None:
-    """So many connections listen."""
+    """The number of connections that listen."""
     listens = sa.text(
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE query LIKE '%LISTEN%' AND pid <> pg_backend_pid() AND datname = current_database()"
@@ -233,7 +231,7 @@ async def listening(database: Database, number: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_the_dead_are_taken_over_where_sessions_cannot_be_ended(
+async def test_recovery_continues_without_the_privilege_to_end_sessions(
     live_database: Database, live_settings: Settings
 ) -> None:
     if live_settings.uses_sqlite:

@@ -86,10 +86,10 @@ class TestClaims:
                 ]
         assert claimed == {"w-cut-off": [], "w-fresh": [execution.id]}
 
-    async def test_an_engine_whose_heartbeat_is_cut_off_is_not_blamed_and_claims_nothing(
+    async def test_engine_without_a_heartbeat_claims_nothing_and_counts_no_crash(
         self, live_database: Database, live_settings: Settings
     ) -> None:
-        """Only the heartbeat process is stopped: the worker, its event loop and its other connections go on."""
+        """Only the heartbeat process is stopped: the worker, its event loop and its other connections continue."""
         if live_settings.uses_sqlite:
             pytest.skip("SQLite has one process")
         settings = live_settings.model_copy(
@@ -158,7 +158,7 @@ async def has_crashes(database: Database, execution_id: UUID, number: int) -> bo
 
 
 class TestCrashCount:
-    async def test_a_refund_takes_back_the_last_recovery_once(self, session: AsyncSession) -> None:
+    async def test_refund_reverts_the_last_recovery_once(self, session: AsyncSession) -> None:
         flow = await create_flow(session, await create_user(session))
         execution = await create_execution(session, flow, crash_count=2)
         counts: list[int] = []
@@ -187,7 +187,7 @@ class TestCrashCount:
         assert execution.crash_count == 0
 
     @pytest.mark.parametrize("way", ["lease check", "checkpoint", "claimed again"])
-    async def test_a_living_worker_takes_the_crash_back(
+    async def test_live_worker_refunds_the_crash(
         self, live_database: Database, clients: SharedClients, way: str
     ) -> None:
         worker = Worker(live_database, clients)
@@ -208,7 +208,7 @@ class TestCrashCount:
             await worker.drain(0)
 
     async def test_a_blocked_event_loop_is_a_crash(self, live_database: Database, clients: SharedClients) -> None:
-        """What blocks each worker that runs it has to be given up in the end."""
+        """An execution that blocks every worker that runs it has to fail eventually."""
         worker = Worker(live_database, clients, event_loop_timeout_seconds=0.8)
         async with silent_server() as url:
             execution = await accepted(live_database, ORGANISM % url)

@@ -1,4 +1,4 @@
-"""Sessions of processes that are frozen or cut off, whose locks others wait for."""
+"""Termination of database sessions of frozen or disconnected processes, which hold locks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELD = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
 
 @pytest.fixture
 async def frozen(live_database: Database, live_settings: Settings) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A session of ours that holds a lock, and has sent half of its next statement."""
+    """A session of this application that holds a lock, and has sent half of its next statement."""
     if live_settings.uses_sqlite:
         pytest.skip("SQLite has one process")
     url = sa.make_url(live_settings.database_url).set(drivername="postgresql")
@@ -59,7 +59,7 @@ async def none_are_held(database: Database) -> bool:
     return await held_locks(database) == 0
 
 
-async def test_they_are_ended_and_their_locks_are_free(
+async def test_stale_sessions_are_terminated_and_release_their_locks(
     live_database: Database, frozen: psycopg.AsyncConnection
 ) -> None:
     assert await held_locks(live_database) == 1
@@ -69,7 +69,7 @@ async def test_they_are_ended_and_their_locks_are_free(
 
 
 @pytest.mark.usefixtures("frozen")
-async def test_those_without_a_transaction_and_of_others_are_left(
+async def test_idle_sessions_and_sessions_of_other_applications_are_kept(
     live_database: Database, live_settings: Settings
 ) -> None:
     url = sa.make_url(live_settings.database_url).set(drivername="postgresql").render_as_string(hide_password=False)

@@ -16,7 +16,7 @@ from tests.engine.run.test_agents import settings_of
 from tests.llm_server import Asked, Reply, calls, fails, language_model, says
 
 
-async def test_a_tool_that_answered_runs_once_however_often_the_agent_is_tried() -> None:
+async def test_answered_tool_runs_once_across_agent_retries() -> None:
     ran: list[str] = []
 
     async def act(payload: JsonValue, context: BlockContext) -> Result:
@@ -29,7 +29,7 @@ async def test_a_tool_that_answered_runs_once_however_often_the_agent_is_tried()
     assert (outcome, len(ran)) == (Finished({"text": "Done."}), 1)
 
 
-async def test_an_agent_that_was_called_is_asked_once_however_often_its_caller_is_tried() -> None:
+async def test_called_agent_runs_once_across_caller_retries() -> None:
     asked: list[str] = []
 
     def script(request: Asked) -> Reply:
@@ -45,7 +45,7 @@ async def test_an_agent_that_was_called_is_asked_once_however_often_its_caller_i
     assert log.used == Tokens(30, 15)
 
 
-async def test_a_tool_that_waits_does_not_outlive_its_agent() -> None:
+async def test_waiting_tool_ends_with_its_agent() -> None:
     async def waits(payload: JsonValue, context: BlockContext) -> Result:
         return Wait(now() + timedelta(hours=1), 1)
 
@@ -86,7 +86,7 @@ async def test_a_call_beyond_the_limit_is_not_made() -> None:
     assert len(ran) <= 1
 
 
-async def test_a_block_that_says_it_was_cancelled_has_failed() -> None:
+async def test_block_that_raises_cancelled_error_fails() -> None:
     async def act(payload: JsonValue, context: BlockContext) -> Result:
         raise asyncio.CancelledError
 
@@ -95,7 +95,7 @@ async def test_a_block_that_says_it_was_cancelled_has_failed() -> None:
     assert outcome == Failed("x: internal error")
 
 
-async def test_a_branch_sends_once_to_a_target_that_is_a_peer_as_well() -> None:
+async def test_branch_sends_once_to_a_target_that_is_also_a_peer() -> None:
     branch = "name: a, handler: branch, config: {cases: [{when: 'true', to: b}]}, peers: [{to: b, when: 'payload > 1'}]"
     text = organism(branch, echo("b"))
     assert (await pump(text, 5))[0] == Finished(5)

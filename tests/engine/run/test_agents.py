@@ -1,4 +1,4 @@
-"""Agents in the pump: their tools are steps, their conversation outlasts interruptions."""
+"""Agents in the pump: tools are steps, and conversations survive interruptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings_of(model: LanguageModelServer) -> Settings:
     return Settings(llm_base_url=model.url, llm_model="scripted")
 
 
-async def test_its_tools_are_steps_that_answer_the_agent() -> None:
+async def test_tools_of_an_agent_are_steps() -> None:
     text = organism(AGENT, echo("b", "c"), echo("c"))
     async with language_model([calls(("b", {"input": 1}), ("c", {"input": [2]})), says("Done.")]) as model:
         outcome, log = await pump(text, {"text": "Go."}, settings=settings_of(model))
@@ -38,7 +38,7 @@ async def test_its_tools_are_steps_that_answer_the_agent() -> None:
     assert (agent.tokens, log.used) == (Tokens(20, 10), Tokens(20, 10))
 
 
-async def test_its_answer_goes_to_who_takes_it() -> None:
+async def test_answer_of_an_agent_goes_to_its_peers() -> None:
     text = organism(
         "name: a, prompt: p, peers: [b, {to: c, on: answer, when: payload.text == 'yes'}]", echo("b"), echo("c")
     )
@@ -47,7 +47,7 @@ async def test_its_answer_goes_to_who_takes_it() -> None:
         assert (await pump(text, settings=settings_of(model)))[1].handled() == ["a"]
 
 
-async def test_it_leaves_the_worker_while_a_tool_waits_and_asks_nothing_twice() -> None:
+async def test_agent_suspends_while_a_tool_waits_and_repeats_no_request() -> None:
     wait = "name: b, handler: delay, config: {seconds: 60}"
     text = organism(AGENT, wait, echo("c"))
     async with language_model([calls(("b", {"input": 1}), ("c", {"input": 2})), says("Done.")]) as model:
@@ -64,7 +64,7 @@ async def test_it_leaves_the_worker_while_a_tool_waits_and_asks_nothing_twice() 
     assert (third.step("a").tokens, third.used) == (Tokens(20, 10), Tokens(10, 5))
 
 
-async def test_whatever_was_kept_is_not_asked_again() -> None:
+async def test_saved_conversation_is_not_repeated() -> None:
     text = organism(AGENT, echo("b"), echo("c"))
     script = [calls(("b", {"input": 1})), calls(("c", {"input": 2})), says("Done.")]
     async with language_model(script) as model:
@@ -87,7 +87,7 @@ async def test_whatever_was_kept_is_not_asked_again() -> None:
         assert log.used == Tokens(10 * asked, 5 * asked)
 
 
-async def test_a_failed_answer_of_the_model_is_tried_again_from_where_it_was() -> None:
+async def test_failed_model_request_is_retried_from_the_saved_conversation() -> None:
     text = organism(AGENT + ", retries: 1, backoff_seconds: 0.001", echo("b"), echo("c"))
     script = [calls(("b", {"input": 1})), fails(500), says("Done.")]
     async with language_model(script) as model:
@@ -97,7 +97,7 @@ async def test_a_failed_answer_of_the_model_is_tried_again_from_where_it_was() -
     assert log.handled() == ["a", "b"]
 
 
-async def test_a_tool_that_fails_is_told_to_the_model() -> None:
+async def test_tool_error_is_sent_to_the_model() -> None:
     broken = "name: b, handler: transform, config: {output: '{{ payload.missing }}'}"
     async with language_model([calls(("b", {"input": {}})), says("Sorry.")]) as model:
         outcome, log = await pump(organism(AGENT, broken, echo("c")), settings=settings_of(model))
@@ -127,7 +127,7 @@ async def test_an_agent_may_call_an_agent() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"), [(Settings(), "LLM_"), (Settings(llm_api_key=SecretStr("k")), "LLM_MODEL")]
 )
-async def test_without_configuration_it_fails_and_says_what_is_missing(settings: Settings, named: str) -> None:
+async def test_agent_without_configuration_fails_and_names_the_setting(settings: Settings, named: str) -> None:
     outcome, _ = await pump(organism("name: a, prompt: p"), settings=settings)
     assert isinstance(outcome, Failed)
     assert named in outcome.error

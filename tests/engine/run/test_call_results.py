@@ -90,7 +90,7 @@ async def test_the_next_step_runs_while_another_branch_is_busy(
 
 
 @pytest.mark.parametrize("status", [ExecutionStatus.SUCCESS, ExecutionStatus.ERROR])
-async def test_an_end_that_causes_no_wake_up_is_found_by_polling(
+async def test_end_without_a_wake_up_is_found_by_polling(
     live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database, status: ExecutionStatus
 ) -> None:
     """The end is written through another `Database`, without an engine that notifies others."""
@@ -125,7 +125,7 @@ async def called_execution(database: Database) -> ExecutionRecord:
             await asyncio.sleep(0.01)
 
 
-async def test_a_deleted_callee_is_noticed_too(
+async def test_deleted_callee_fails_the_call(
     live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database
 ) -> None:
     caller = CALLER.replace("peers: [after]", "peers: [{{to: after, on: error}}]")

@@ -1,4 +1,4 @@
-"""Flows that call flows: what is accepted, what is refused, and that a call made again is the same call."""
+"""Calls between flows: accepted, refused and repeated calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.factories import create_execution, create_flow, create_user
 
 
 class World:
-    """A user whose flow runs an execution, and another flow of his."""
+    """A user whose flow runs an execution, and another flow of the same user."""
 
     user: UserRecord
     flow: FlowRecord
@@ -108,7 +108,7 @@ async def test_a_call_is_an_execution_with_a_parent(world: World) -> None:
     assert await world.runs() == 1
 
 
-async def test_a_flow_is_named_by_its_id_too(world: World) -> None:
+async def test_flow_can_be_called_by_id(world: World) -> None:
     await world.arrange()
     twin = await world.add_flow(name="Other")
     await world.call(str(twin.id))
@@ -126,7 +126,7 @@ async def test_a_flow_may_call_itself(world: World) -> None:
     [None, "", "text", "5", 5, 1.5, True, [], {"a": [None]}, "ünï", "\0", "\ud800", {"\udfff": "\0"}],
     ids=ascii,
 )
-async def test_the_input_is_the_payload_whatever_it_is(world: World, payload: JsonValue) -> None:
+async def test_called_execution_receives_the_payload(world: World, payload: JsonValue) -> None:
     await world.arrange()
     await world.call(payload=payload)
     [execution] = await world.called()
@@ -134,7 +134,7 @@ async def test_the_input_is_the_payload_whatever_it_is(world: World, payload: Js
     assert execution.input_encoding is InputEncoding.TEXT
 
 
-async def test_a_target_that_no_database_takes_is_accepted_and_names_nobody(world: World) -> None:
+async def test_unstorable_target_is_accepted_and_names_no_listener(world: World) -> None:
     await world.arrange()
     await world.call(target="\0\ud800" + "x" * 1000)
     assert [execution.target for execution in await world.called()] == ["\ufffd?" + "x" * 253]
@@ -145,7 +145,7 @@ class TestRefusals:
         "flow",
         ["other", "", "Strange", "\0", "\ud800", "x" * 101, "Ö" * 100_000, "01a20e03-7350-7292-92b3-0e53160ad3d0"],
     )
-    async def test_a_flow_that_he_does_not_have(self, world: World, flow: str) -> None:
+    async def test_unknown_flow_is_refused(self, world: World, flow: str) -> None:
         await world.arrange()
         async with world.database.sessions() as session:
             stranger = await create_user(session)
@@ -155,31 +155,31 @@ class TestRefusals:
             assert (error.code, error.retryable) == ("flow_not_found", False)
             assert error.message == "You have no flow with this id or name"
 
-    async def test_a_name_that_several_have(self, world: World) -> None:
+    async def test_ambiguous_name_is_refused(self, world: World) -> None:
         await world.arrange()
         await world.add_flow(name="Other", status=FlowStatus.STOPPED)
         error = await world.refused()
         assert (error.code, error.retryable) == ("flow_ambiguous", False)
 
     @pytest.mark.parametrize("status", [status for status in FlowStatus if status is not FlowStatus.RUNNING])
-    async def test_a_flow_that_does_not_run_may_run_later(self, world: World, status: FlowStatus) -> None:
+    async def test_stopped_flow_is_a_retryable_error(self, world: World, status: FlowStatus) -> None:
         await world.arrange(status=status)
         error = await world.refused()
         assert (error.code, error.retryable) == ("flow_not_running", True)
         assert error.message == f"The called flow is not running (status: {status.value})"
 
-    async def test_more_than_eight_deep(self, world: World) -> None:
+    async def test_call_depth_over_eight_is_refused(self, world: World) -> None:
         await world.arrange(depth=8)
         error = await world.refused()
         assert (error.code, error.retryable) == ("call_depth_exceeded", False)
         assert error.message == "Flows call each other more than 8 deep"
 
-    async def test_eight_deep_is_not_too_deep(self, world: World) -> None:
+    async def test_call_depth_of_eight_is_accepted(self, world: World) -> None:
         await world.arrange(depth=7)
         await world.call()
         assert [execution.depth for execution in await world.called()] == [8]
 
-    async def test_the_run_limit(self, world: World) -> None:
+    async def test_call_at_the_run_limit_is_refused(self, world: World) -> None:
         await world.arrange()
         async with world.database.transaction() as session:
             period = period_at(now(), None, None)
@@ -188,21 +188,21 @@ class TestRefusals:
         assert (error.code, error.retryable) == ("run_limit_reached", False)
 
     @pytest.mark.parametrize("status", [status for status in ExecutionStatus if status is not ExecutionStatus.RUNNING])
-    async def test_a_caller_that_has_ended(self, world: World, status: ExecutionStatus) -> None:
+    async def test_ended_caller_is_refused(self, world: World, status: ExecutionStatus) -> None:
         await world.arrange()
         async with world.database.transaction() as session:
             await session.execute(sa.update(ExecutionRecord).values(status=status))
         error = await world.refused()
         assert (error.code, error.retryable) == ("execution_ended", False)
 
-    async def test_a_caller_that_is_gone(self, world: World) -> None:
+    async def test_deleted_caller_is_refused(self, world: World) -> None:
         await world.arrange()
         async with world.database.transaction() as session:
             await session.execute(sa.delete(ExecutionRecord))
         assert (await world.refused()).code == "execution_ended"
 
-    async def test_a_caller_that_is_being_cancelled(self, world: World) -> None:
-        """Else the callee would run although nobody waits for it."""
+    async def test_caller_that_is_being_cancelled_is_refused(self, world: World) -> None:
+        """Otherwise the callee would run without a waiting caller."""
         await world.arrange()
         async with world.database.transaction() as session:
             await cancel_executions(session, [world.caller.id], "enough")
@@ -214,14 +214,14 @@ class TestRefusals:
 
 class TestRepetition:
     @pytest.mark.parametrize("tier", [Tier.FREE, Tier.PRO])
-    async def test_fifty_at_once_are_one_call_and_one_run(self, world: World, tier: Tier) -> None:
+    async def test_concurrent_repeated_calls_start_one_execution(self, world: World, tier: Tier) -> None:
         await world.arrange(tier=tier)
         ids = await asyncio.gather(*(world.call(payload=number) for number in range(50)))
         assert len(set(ids)) == 1
         assert [execution.id for execution in await world.called()] == [ids[0]]
         assert await world.runs() == 1
 
-    async def test_other_keys_and_other_callers_are_other_calls(self, world: World) -> None:
+    async def test_different_keys_and_callers_start_different_executions(self, world: World) -> None:
         await world.arrange()
         first = await asyncio.gather(*(world.call(key=f"s:{attempt}") for attempt in range(1, 6)))
         async with world.database.sessions() as session:
@@ -229,7 +229,7 @@ class TestRepetition:
         assert len({*first, await world.call(key="s:1")}) == 6
         assert await world.runs() == 6
 
-    async def test_a_call_is_found_again_whatever_has_become_of_the_flow(self, world: World) -> None:
+    async def test_repeated_call_finds_the_execution_after_the_flow_changed(self, world: World) -> None:
         await world.arrange()
         first = await world.call()
         async with world.database.transaction() as session:
@@ -238,7 +238,7 @@ class TestRepetition:
         assert await world.runs() == 1
 
 
-async def test_results_are_those_of_the_executions_that_it_called(world: World) -> None:
+async def test_results_contain_only_executions_of_the_caller(world: World) -> None:
     await world.arrange()
     running, done, failed = [await world.call(key=f"s:{number}") for number in range(3)]
     async with world.database.sessions() as session:
@@ -263,8 +263,8 @@ async def test_results_are_those_of_the_executions_that_it_called(world: World) 
         assert list(await read_call_results(session, [failed])) == [(of, failed)]
 
 
-async def test_a_worker_that_lost_the_execution_calls_nothing(world: World) -> None:
-    """It was frozen in the step, and the worker that took over may have gone another way."""
+async def test_worker_without_the_lease_calls_nothing(world: World) -> None:
+    """It was frozen in the step, and the worker that recovered the execution may have made other calls."""
     await world.arrange()
     async with world.database.transaction() as session:
         await session.execute(

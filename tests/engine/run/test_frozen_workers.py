@@ -28,7 +28,7 @@ from tests.factories import create_execution, create_flow, create_user
 
 @asynccontextmanager
 async def refusing_server() -> AsyncIterator[tuple[str, list[bytes]]]:
-    """The address of a server that is never available, and what was asked of it."""
+    """The URL of a server that is never available, and the requests that it received."""
     requests: list[bytes] = []
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -41,7 +41,7 @@ async def refusing_server() -> AsyncIterator[tuple[str, list[bytes]]]:
 
 
 async def accepted(database: Database, url: str) -> ExecutionRecord:
-    """An execution that asks a server, and asks again after a second."""
+    """An execution that sends a request, and retries it after a second."""
     text = organism(f"name: a, handler: http.request, config: {{url: '{url}'}}, retries: 3, backoff_seconds: 1")
     async with database.sessions() as session:
         flow = await create_flow(session, await create_user(session), organism_yaml=text)
@@ -67,9 +67,7 @@ async def some_step(database: Database) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_what_waits_to_be_tried_again_begins_only_for_whoever_has_it(
-    live_database: Database, clients: SharedClients
-) -> None:
+async def test_retry_starts_only_with_a_valid_lease(live_database: Database, clients: SharedClients) -> None:
     async with refusing_server() as (url, requests):
         execution = await accepted(live_database, url)
         frozen = await take(live_database, execution, "w-frozen")
@@ -81,7 +79,7 @@ async def test_what_waits_to_be_tried_again_begins_only_for_whoever_has_it(
     assert len(requests) == 1
 
 
-async def test_what_was_taken_long_ago_begins_only_for_whoever_has_it(
+async def test_execution_claimed_long_ago_starts_only_with_a_valid_lease(
     live_database: Database, clients: SharedClients
 ) -> None:
     async with refusing_server() as (url, requests):
@@ -95,13 +93,11 @@ async def test_what_was_taken_long_ago_begins_only_for_whoever_has_it(
 
 
 def store(database: Database, clients: SharedClients, execution: ClaimedExecution) -> KeyValueStore:
-    """As a step of the execution gets it."""
+    """The key-value store, as a step of the execution uses it."""
     return ClaimedExecutionContext(database, clients, execution, None).context(Message("a", None), 1, None).store
 
 
-async def test_what_a_flow_remembers_is_written_only_by_whoever_has_the_execution(
-    live_database: Database, clients: SharedClients
-) -> None:
+async def test_key_values_are_written_only_with_a_valid_lease(live_database: Database, clients: SharedClients) -> None:
     execution = await accepted(live_database, "http://127.0.0.1/")
     frozen = store(live_database, clients, await take(live_database, execution, "w-frozen"))
     await frozen.set("key", "old")

@@ -1,4 +1,4 @@
-"""Tries that were interrupted: they are shown, use up no retries, and a repetition finds what they did."""
+"""Interrupted tries: they are visible, use up no retries, and are repeated with the same key."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RETRIED = "name: a, handler: act, retries: 1, backoff_seconds: 0.001"
 
 
 def running(listener: str = "a", **values: object) -> Step:
-    """A step as a run that was interrupted left it."""
+    """A step of an interrupted run."""
     return Step(Message(listener, None), "act", StepStatus.RUNNING, now(), sequence=1, **values)  # type: ignore[arg-type]
 
 
@@ -173,7 +173,7 @@ async def stored_steps(database: Database, execution_id: UUID) -> list[Execution
 
 
 @pytest.mark.parametrize("way", ["recovered", "released"])
-async def test_a_request_that_went_out_twice_is_the_second_attempt(
+async def test_repeated_request_is_the_second_attempt(
     live_database: Database, clients: SharedClients, way: str
 ) -> None:
     async with server() as (url, requests, may_answer):

@@ -1,4 +1,4 @@
-"""The pump alone: which listener gets what, what is saved when, and what an earlier run spares."""
+"""The pump without a database: routing, saved steps, and resumption from saved steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bloxserver.organism.parse import parse
 from tests.engine.pump_runs import Anything, Log, block, echo, organism, pump, pump_of
 
 
-async def test_a_chain_hands_its_answer_on() -> None:
+async def test_chain_passes_answers_to_the_next_listener() -> None:
     outcome, log = await pump(organism(echo("a", "b"), echo("b", "c"), echo("c")), {"x": 1})
     assert outcome == Finished({"x": 1})
     assert [step.message.listener for step in log.steps] == ["a", "b", "c"]
@@ -56,7 +56,7 @@ async def test_a_loop_ends_at_max_iterations() -> None:
     assert len(log.steps) == 5
 
 
-async def test_a_failing_block_fails_the_execution_and_is_told() -> None:
+async def test_failing_block_fails_the_execution_with_its_error() -> None:
     broken = "name: b, handler: transform, config: {output: '{{ payload.missing }}'}"
     outcome, log = await pump(organism(echo("a", "b"), broken), {})
     assert isinstance(outcome, Failed)
@@ -68,7 +68,7 @@ async def test_a_failing_block_fails_the_execution_and_is_told() -> None:
     ]
 
 
-async def test_a_listener_gets_its_time_and_no_more() -> None:
+async def test_listener_exceeding_its_timeout_fails() -> None:
     slow = "name: a, handler: http.request, timeout_seconds: 0.01, config: {url: 'http://192.0.2.1:80/'}"
     outcome, _ = await pump(organism(slow))
     assert isinstance(outcome, Failed)
@@ -84,7 +84,7 @@ async def test_finished_steps_of_an_earlier_run_are_not_run_again() -> None:
     assert second.handled() == ["c"], "a and b were spared"
 
 
-async def test_a_delay_parks_the_execution_and_other_branches_go_on() -> None:
+async def test_delay_suspends_the_execution_after_other_branches_ended() -> None:
     wait = "name: b, handler: delay, config: {seconds: 60}, peers: [d]"
     text = organism(echo("a", "b", "c"), wait, echo("c"), echo("d"))
     before = now()
@@ -106,7 +106,7 @@ async def test_a_delay_parks_the_execution_and_other_branches_go_on() -> None:
     }
 
 
-async def test_conditions_choose_who_gets_the_answer() -> None:
+async def test_conditions_select_the_receiving_peers() -> None:
     text = organism(
         "name: a, handler: echo, peers: [{to: big, when: payload.n > 10}, {to: small, when: payload.n <= 10}, all]",
         echo("big"),
@@ -117,19 +117,19 @@ async def test_conditions_choose_who_gets_the_answer() -> None:
     assert (await pump(text, {"n": 10}))[0] == Finished({"small": {"n": 10}, "all": {"n": 10}})
 
 
-async def test_an_answer_that_no_condition_takes_is_output() -> None:
+async def test_answer_without_a_matching_condition_is_output() -> None:
     text = organism("name: a, handler: echo, peers: [{to: b, when: payload > 10}]", echo("b"))
     assert (await pump(text, 1))[0] == Finished(1)
 
 
-async def test_a_condition_that_cannot_be_judged_fails_the_execution() -> None:
+async def test_condition_that_cannot_be_evaluated_fails_the_execution() -> None:
     text = organism("name: a, handler: echo, peers: [{to: b, when: payload.score > 3}]", echo("b"))
     outcome, _ = await pump(text, {"scores": 4})
     assert isinstance(outcome, Failed)
     assert outcome.error.startswith('a: the condition for "b" cannot be evaluated: ')
 
 
-async def test_an_error_goes_to_the_peer_that_takes_errors() -> None:
+async def test_error_goes_to_the_error_peer() -> None:
     text = organism(
         "name: a, handler: fails, peers: [b, {to: c, on: error}, {to: d, on: error, when: error.code == 'other'}]",
         echo("b"),
@@ -148,7 +148,7 @@ async def test_an_error_goes_to_the_peer_that_takes_errors() -> None:
     assert (again, second.handled()) == (outcome, ["c"]), "the failed step is not run again: its error was taken"
 
 
-async def test_a_message_is_tried_again_and_the_attempt_is_told() -> None:
+async def test_message_is_retried_with_its_attempt_number() -> None:
     tries: list[str] = []
 
     async def flaky(payload: JsonValue, context: BlockContext) -> Result:
@@ -169,7 +169,7 @@ async def test_a_message_is_tried_again_and_the_attempt_is_told() -> None:
 
 
 @pytest.mark.parametrize(("retryable", "attempts"), [(True, 3), (False, 1)])
-async def test_the_last_error_says_which_attempt_it_was(retryable: bool, attempts: int) -> None:
+async def test_last_error_names_its_attempt(retryable: bool, attempts: int) -> None:
     async def fails(payload: JsonValue, context: BlockContext) -> Result:
         raise BlockError("busy", "no", retryable=retryable)
 
@@ -179,7 +179,7 @@ async def test_the_last_error_says_which_attempt_it_was(retryable: bool, attempt
     assert log.step("a").attempt == attempts
 
 
-async def test_a_long_pause_before_a_retry_leaves_the_worker() -> None:
+async def test_long_backoff_suspends_the_execution() -> None:
     async def fails(payload: JsonValue, context: BlockContext) -> Result:
         raise BlockError("busy", "no", retry_after=100)
 
@@ -202,7 +202,7 @@ async def test_an_interrupted_step_runs_again_under_its_id() -> None:
     assert second.steps[0].sequence > first.saved[1].sequence
 
 
-async def test_a_branch_sends_to_the_first_case_that_holds() -> None:
+async def test_branch_sends_to_the_first_matching_case() -> None:
     branch = (
         "name: a, handler: branch, config: {cases: [{when: payload > 10, to: big}, {when: payload > 5, to: middle}], "
         "otherwise: small}"
@@ -225,7 +225,7 @@ class TestCalls:
 
         return [block("calls", calls)]
 
-    async def test_a_caller_parks_and_goes_on_with_the_answer(self) -> None:
+    async def test_caller_suspends_and_continues_with_the_answer(self) -> None:
         child = new_id()
         outcome, first = await pump(self.TEXT, blocks=self.calling(child))
         assert isinstance(outcome, Suspended)
@@ -245,14 +245,14 @@ class TestCalls:
             )
             assert again == expected
 
-    async def test_a_called_execution_that_is_gone_is_an_error(self) -> None:
+    async def test_deleted_called_execution_is_an_error(self) -> None:
         child = new_id()
         _, first = await pump(self.TEXT, blocks=self.calling(child))
         outcome, _ = await pump(self.TEXT, kept=first.steps, blocks=self.calling(child))
         assert outcome == Failed("a: the called execution no longer exists")
 
 
-async def test_a_secret_is_filled_in_and_never_kept() -> None:
+async def test_secret_is_replaced_and_never_saved() -> None:
     text = organism(
         'name: a, handler: http.request, config: {url: "http://127.0.0.1:1/{{ secrets.KEY }}"}',
     )
@@ -261,7 +261,7 @@ async def test_a_secret_is_filled_in_and_never_kept() -> None:
     assert "canary-4711" not in repr(log.changes)
 
 
-async def test_what_takes_long_is_stored_as_running() -> None:
+async def test_slow_step_is_saved_as_running() -> None:
     seen = asyncio.Event()
 
     async def waits(payload: JsonValue, context: BlockContext) -> Result:
@@ -283,7 +283,7 @@ async def test_what_takes_long_is_stored_as_running() -> None:
     assert len({step.id for step in log.saved}) == 1
 
 
-async def test_the_input_can_be_named_by_every_listener() -> None:
+async def test_every_listener_can_refer_to_the_input() -> None:
     text = organism(
         "name: a, handler: transform, config: {output: {n: 1}}, peers: [{to: b, when: input.order > payload.n}]",
         'name: b, handler: text.template, config: {template: "{{ input.order }}/{{ payload.n }}"}, peers: [c]',
@@ -306,7 +306,7 @@ class Panic(BaseException):
         (BlockError("c" * 65, "told"), "told"),
     ],
 )
-async def test_whatever_a_block_does_the_execution_ends(answered: object, reason: str) -> None:
+async def test_execution_ends_for_any_result_of_a_block(answered: object, reason: str) -> None:
     async def act(payload: JsonValue, context: BlockContext) -> Result:
         if isinstance(answered, BaseException):
             raise answered

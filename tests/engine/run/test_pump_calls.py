@@ -31,7 +31,7 @@ class TestCalls:
         echo("e"),
     )
 
-    async def test_the_answer_goes_on_while_another_branch_runs(self) -> None:
+    async def test_answer_of_a_call_is_routed_while_another_branch_runs(self) -> None:
         async with Calling(self.CALLING) as calling:
             assert calling.pump.pending_calls == {calling.called_id}
             calling.pump.resolve_calls({calling.called_id: CalledResult(ExecutionStatus.SUCCESS, '"answer"', None)})
@@ -40,7 +40,7 @@ class TestCalls:
             calling.gate.set()
             assert await calling.outcome == Finished({"c": "waited", "d": "answer"})
 
-    async def test_a_running_execution_and_others_change_nothing(self) -> None:
+    async def test_results_of_running_and_unrelated_executions_change_nothing(self) -> None:
         async with Calling(self.CALLING) as calling:
             running = CalledResult(ExecutionStatus.RUNNING, None, None)
             calling.pump.resolve_calls({calling.called_id: running, new_id(): running})
@@ -55,7 +55,7 @@ class TestCalls:
         [(None, "call_lost"), (CalledResult(ExecutionStatus.CANCELLED, None, "no"), "call_failed")],
         ids=["gone", "cancelled"],
     )
-    async def test_an_execution_that_ended_otherwise_is_an_error(self, result: CalledResult | None, code: str) -> None:
+    async def test_called_execution_that_failed_is_an_error(self, result: CalledResult | None, code: str) -> None:
         async with Calling(self.CALLING) as calling:
             calling.pump.resolve_calls({calling.called_id: result})
             await calling.until("e", StepStatus.SUCCESS)
@@ -118,7 +118,7 @@ class Calling:
         await asyncio.wait({self.outcome})
 
 
-async def test_a_resumed_run_does_not_end_while_kept_steps_are_to_be_followed() -> None:
+async def test_resumed_run_does_not_end_before_saved_steps_are_followed() -> None:
     """A delay that is due must not end the run before the finished steps of a longer branch were read again."""
     wait = "name: b, handler: delay, config: {seconds: 60}"
     text = organism(echo("a", "b", "c"), wait, echo("c", "d"), echo("d", "e"), echo("e"))

@@ -1,4 +1,4 @@
-"""What workers die of is found: it is given up in the end, and what was beside it is not."""
+"""Quarantine: an execution that crashes workers fails, and executions beside it do not."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ async def quarantined_of_a_new_user(session: AsyncSession, number: int, **values
     return [(await create_execution(session, flow, **SUSPECT, **values)).id for _ in range(number)]
 
 
-async def test_what_is_beside_a_killer_is_not_given_up_with_it(session: AsyncSession) -> None:
-    """Nothing ends a step before its worker dies: to those that look on, killers and the others are the same."""
+async def test_execution_beside_a_crashing_one_does_not_fail(session: AsyncSession) -> None:
+    """No step ends before the crash, so crashing executions cannot be told from the others."""
     flow = await create_flow(session, await create_user(session, tier=Tier.ENTERPRISE))
     ids = [(await create_execution(session, flow)).id for _ in range(40)]
     killers = set(ids[3:36:8])
@@ -73,7 +73,7 @@ async def end(session: AsyncSession, ids: Sequence[UUID]) -> None:
     )
 
 
-async def test_after_a_failure_of_something_else_all_run_again_soon(session: AsyncSession) -> None:
+async def test_executions_leave_quarantine_after_unrelated_crashes(session: AsyncSession) -> None:
     flow = await create_flow(session, await create_user(session, tier=Tier.ENTERPRISE))
     for _ in range(20):
         await create_execution(session, flow, **SUSPECT)
@@ -89,7 +89,7 @@ async def test_after_a_failure_of_something_else_all_run_again_soon(session: Asy
     assert rounds == [1, 2, 4, 8, 5]
 
 
-async def test_a_step_that_ends_makes_room_for_the_next(live_database: Database, clients: SharedClients) -> None:
+async def test_completed_step_frees_a_quarantine_slot(live_database: Database, clients: SharedClients) -> None:
     async with live_database.sessions() as session:
         execution = await create_execution(session, await create_flow(session, await create_user(session)), **SUSPECT)
     taken = await take(live_database, execution)
@@ -107,7 +107,7 @@ async def test_a_step_that_ends_makes_room_for_the_next(live_database: Database,
     assert places == [0, 0, 2, 2]
 
 
-async def test_a_worker_counts_those_it_has(live_database: Database, clients: SharedClients) -> None:
+async def test_worker_counts_its_quarantined_executions(live_database: Database, clients: SharedClients) -> None:
     async with live_database.sessions() as session:
         execution = await create_execution(session, await create_flow(session, await create_user(session)), **SUSPECT)
     worker, left = Worker(live_database, clients), asyncio.Event()
@@ -119,10 +119,10 @@ async def test_a_worker_counts_those_it_has(live_database: Database, clients: Sh
     assert worker.quarantine_slots() == 2
 
 
-async def test_what_cannot_be_read_holds_up_nobody(
+async def test_unreadable_steps_do_not_block_other_executions(
     live_settings: Settings, live_database: Database, clients: SharedClients
 ) -> None:
-    """A newer worker may have left steps that this one does not know."""
+    """A newer version may have saved steps with an unknown status."""
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session))
         strange = await create_execution(session, flow, picked_up_at=now(), started_at=now() - timedelta(minutes=1))
@@ -144,7 +144,7 @@ async def test_what_cannot_be_read_holds_up_nobody(
 
 
 async def test_a_claim_reads_no_steps(live_database: Database) -> None:
-    """They may be what workers die of, and were then never taken: nobody would count the deaths."""
+    """Steps may cause the crashes. A claim that fails on them would never count a crash."""
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session))
         await create_step(session, await create_execution(session, flow, picked_up_at=now()))
@@ -160,12 +160,12 @@ class TestChoice:
     async def next_ids(self, session: AsyncSession, quarantined: int, places: int = 2) -> list[UUID]:
         return await read_next_executions(session, now(), PLENTY, dict.fromkeys(PLENTY, places), quarantined)
 
-    async def test_no_more_than_wanted(self, session: AsyncSession) -> None:
+    async def test_selection_limits_quarantined_executions(self, session: AsyncSession) -> None:
         ids = await quarantined_of_a_new_user(session, 3)
         found = [await self.next_ids(session, wanted) for wanted in range(4)]
         assert found == [[], ids[:1], ids[:2], ids[:2]]
 
-    async def test_those_first_that_fewest_died_with(self, session: AsyncSession) -> None:
+    async def test_executions_with_fewest_crashes_are_selected_first(self, session: AsyncSession) -> None:
         flow = await create_flow(session, await create_user(session))
         bad, better = [
             (await create_execution(session, flow, crash_count=QUARANTINE_THRESHOLD + more)).id for more in (2, 1)
@@ -173,14 +173,14 @@ class TestChoice:
         assert await self.next_ids(session, 1) == [better]
         assert await self.next_ids(session, 2) == [bad, better], "in their usual order, where there is room for both"
 
-    async def test_others_pass_them(self, session: AsyncSession) -> None:
+    async def test_quarantined_executions_do_not_delay_others(self, session: AsyncSession) -> None:
         flow = await create_flow(session, await create_user(session))
         quarantined = [(await create_execution(session, flow, **SUSPECT)).id for _ in range(30)]
         other = (await create_execution(session, flow)).id
         assert await self.next_ids(session, 0) == [other]
         assert sorted(await self.next_ids(session, 1)) == sorted([quarantined[0], other])
 
-    async def test_a_user_whose_places_are_taken_stands_in_nobodys_way(self, session: AsyncSession) -> None:
+    async def test_user_without_free_slots_does_not_block_others(self, session: AsyncSession) -> None:
         busy = await create_flow(session, await create_user(session))
         for values in ({"lease": uuid4(), "worker_id": "w"}, {"lease": uuid4(), "worker_id": "w"}, SUSPECT):
             await create_execution(session, busy, **values)
@@ -188,7 +188,7 @@ class TestChoice:
         others = await quarantined_of_a_new_user(session, 1)
         assert await self.next_ids(session, 1) == others
 
-    async def test_one_that_waits_for_its_time_is_left(self, session: AsyncSession) -> None:
+    async def test_quarantined_execution_that_is_not_due_is_not_selected(self, session: AsyncSession) -> None:
         await quarantined_of_a_new_user(session, 1, resume_at=now() + timedelta(hours=1))
         assert await self.next_ids(session, 1) == []
         due = await quarantined_of_a_new_user(session, 1, resume_at=now() - timedelta(seconds=1))

@@ -1,4 +1,4 @@
-"""The whole path: a request accepts an execution, dispatcher and job queue bring it to a worker, it ends."""
+"""The whole path of an execution: a request accepts it, a worker claims it, and it ends."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_a_flow_starts_runs_and_stops(live_client: httpx.AsyncClient, engi
     assert (await live_client.post(f"{path}/executions/run")).status_code == 400
 
 
-async def test_a_broken_definition_is_refused_at_start_and_can_be_mended(
+async def test_invalid_definition_fails_at_start_and_can_be_corrected(
     live_client: httpx.AsyncClient, engine: Engine
 ) -> None:
     broken = "organism: {name: x}\nlisteners:\n  - {name: a, description: d, handler: ecko}\n"
@@ -83,7 +83,7 @@ async def test_a_broken_definition_is_refused_at_start_and_can_be_mended(
     assert (await run(live_client, path, [2]))["status"] == "success", "the started version stays armed"
 
 
-async def test_a_delay_is_resumed_and_hand_written_rows_run(
+async def test_delay_is_resumed_and_rows_inserted_by_hand_run(
     live_client: httpx.AsyncClient, live_database: Database, engine: Engine
 ) -> None:
     path = await started_flow(live_client, DELAYED, "running")

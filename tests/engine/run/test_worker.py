@@ -1,4 +1,4 @@
-"""The worker on a real database: leases, checkpoints, ends."""
+"""The worker with a real database: leases, checkpoints and ends of executions."""
 
 from __future__ import annotations
 
@@ -118,9 +118,7 @@ async def test_a_definition_that_cannot_run_ends_in_error(
 
 
 @pytest.mark.parametrize("name", ["x\\u0000", "connection\\ud800"])
-async def test_an_error_that_quotes_what_no_database_stores_is_kept(
-    live_database: Database, worker: Worker, name: str
-) -> None:
+async def test_error_with_unstorable_text_is_saved(live_database: Database, worker: Worker, name: str) -> None:
     text = "organism: {name: x}\nlisteners:\n  - {name: a, description: d, handler: http.request}\n"
     payload = f'{{"url": "http://x.example/", "headers": {{"{name}": 5}}}}'
     execution = await accepted(live_database, text, input_payload=payload)
@@ -138,7 +136,7 @@ async def test_an_unknown_target_ends_in_error(live_database: Database, worker: 
     assert (await stored(live_database, execution)).error_message == 'there is no listener "nobody"'
 
 
-async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, worker: Worker) -> None:
+async def test_execution_exceeding_its_timeout_ends_as_timeout(live_database: Database, worker: Worker) -> None:
     async with silent_server() as url:
         slow = f"handler: http.request, config: {{url: '{url}'}}"
         text = DELAYED.replace("handler: delay, config: {seconds: 3600}", slow)
@@ -154,7 +152,7 @@ async def test_an_execution_past_its_time_is_a_timeout(live_database: Database, 
     ]
 
 
-async def test_work_before_a_pause_counts_against_the_time(live_database: Database, worker: Worker) -> None:
+async def test_run_time_before_a_suspension_counts_towards_the_timeout(live_database: Database, worker: Worker) -> None:
     text = DELAYED + "execution: {timeout_seconds: 100}\n"
     execution = await accepted(live_database, text)
     await worker.run(await take(live_database, execution))
@@ -167,9 +165,7 @@ async def test_work_before_a_pause_counts_against_the_time(live_database: Databa
     assert (await stored(live_database, execution)).status is ExecutionStatus.TIMEOUT
 
 
-async def test_a_waiting_execution_leaves_the_worker_and_goes_on_when_due(
-    live_database: Database, worker: Worker
-) -> None:
+async def test_waiting_execution_is_suspended_and_resumes_when_due(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database, DELAYED, input_payload='"m"')
     await worker.run(await take(live_database, execution))
     suspended = await stored(live_database, execution)
@@ -190,7 +186,7 @@ async def test_a_waiting_execution_leaves_the_worker_and_goes_on_when_due(
     ]
 
 
-async def test_one_whose_lease_was_taken_writes_nothing(live_database: Database, clients: SharedClients) -> None:
+async def test_worker_without_the_lease_writes_nothing(live_database: Database, clients: SharedClients) -> None:
     execution = await accepted(live_database)
 
     frozen = await take(live_database, execution, "w-frozen")
@@ -228,7 +224,7 @@ async def test_an_execution_ends_once(live_database: Database, worker: Worker) -
     assert len(await steps_of(live_database, execution)) == 1
 
 
-async def test_thousands_of_steps_may_end_together(live_database: Database, worker: Worker) -> None:
+async def test_thousands_of_steps_can_end_together(live_database: Database, worker: Worker) -> None:
     middle, leaves = [f"m{i}" for i in range(60)], [f"l{i}" for i in range(50)]
     chain = [("root", middle), *((name, leaves) for name in middle), *((name, []) for name in leaves)]
     listeners = "".join(
@@ -241,7 +237,7 @@ async def test_thousands_of_steps_may_end_together(live_database: Database, work
     assert len(await steps_of(live_database, execution)) == 1 + 60 + 60 * 50
 
 
-async def test_an_execution_may_not_store_without_end(live_database: Database, worker: Worker) -> None:
+async def test_execution_with_too_large_steps_fails(live_database: Database, worker: Worker) -> None:
     many = [f"l{number}" for number in range(40)]
     listeners = "".join(f"  - {{name: {name}, description: d, handler: echo}}\n" for name in many)
     text = f"""\
@@ -258,10 +254,10 @@ listeners:
     assert sum(len(step.input_payload or "") + len(step.output_payload or "") for step in steps) <= 64 * 2**20
 
 
-async def test_a_database_that_refuses_for_a_while_strands_nothing(
+async def test_temporary_database_errors_strand_no_execution(
     live_database: Database, clients: SharedClients, live_settings: Settings
 ) -> None:
-    """As in a deploy that goes wrong: the error is no lost connection, so it is not simply tried again."""
+    """As in a failed deployment: the error is not transient, so the statement is not retried."""
     worker = Worker(live_database, clients, retry_seconds=0.05)
     claimer = asyncio.create_task((await claimer_of(live_settings, live_database, worker, "w-test")).run())
     async with live_database.transaction() as session:
@@ -277,7 +273,7 @@ async def test_a_database_that_refuses_for_a_while_strands_nothing(
     assert (await stored(live_database, execution)).status is ExecutionStatus.SUCCESS
 
 
-async def test_an_execution_that_cannot_be_kept_is_given_back(live_database: Database, clients: SharedClients) -> None:
+async def test_execution_that_cannot_be_saved_is_released(live_database: Database, clients: SharedClients) -> None:
     execution = await accepted(live_database)
     taken = await take(live_database, execution)
     async with live_database.transaction() as session:
@@ -290,7 +286,7 @@ async def test_an_execution_that_cannot_be_kept_is_given_back(live_database: Dat
 
 
 @pytest.mark.parametrize("crash_count", [MAX_CRASHES, MAX_CRASHES + 1])
-async def test_what_workers_die_of_is_given_up(live_database: Database, worker: Worker, crash_count: int) -> None:
+async def test_execution_with_too_many_crashes_fails(live_database: Database, worker: Worker, crash_count: int) -> None:
     execution = await accepted(live_database, crash_count=crash_count)
     await worker.run(await take(live_database, execution))
     left = await stored(live_database, execution)
@@ -299,14 +295,14 @@ async def test_what_workers_die_of_is_given_up(live_database: Database, worker: 
     assert await steps_of(live_database, execution) == []
 
 
-async def test_a_step_that_ends_makes_up_for_workers_that_died(live_database: Database, worker: Worker) -> None:
+async def test_completed_step_resets_the_crash_count(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database, DELAYED, crash_count=MAX_CRASHES - 1)
     await worker.run(await take(live_database, execution))
     left = await stored(live_database, execution)
     assert (left.status, left.crash_count) == (ExecutionStatus.RUNNING, 0)
 
 
-async def test_a_deleted_flow_ends_the_work_quietly(live_database: Database, worker: Worker) -> None:
+async def test_deleted_flow_ends_its_execution_without_an_error(live_database: Database, worker: Worker) -> None:
     execution = await accepted(live_database)
     taken = await take(live_database, execution)
     async with live_database.transaction() as session:
@@ -317,7 +313,7 @@ async def test_a_deleted_flow_ends_the_work_quietly(live_database: Database, wor
         assert await session.scalar(sa.select(sa.func.count()).select_from(ExecutionRecord)) == 0
 
 
-async def test_draining_hands_over_what_does_not_end_in_time(live_database: Database, worker: Worker) -> None:
+async def test_drain_releases_unfinished_executions(live_database: Database, worker: Worker) -> None:
     listening = asyncio.Event()
 
     async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
