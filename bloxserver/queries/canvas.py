@@ -48,7 +48,7 @@ def _difference(canvas: dict[str, Any], text: str) -> list[Problem]:
     if not names:
         return []
     shown = ", ".join(quoted(name) for name in names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
-    message = f"the canvas and the YAML, which is what runs, do not say the same of {shown}"
+    message = f"the canvas and the YAML, which is what runs, differ in {shown}"
     hint = "derive the YAML from the canvas and save it, or set canvasState to null to see the YAML"
     return [Problem(1, 1, "canvas_differs", message, hint, severity="warning")]
 

@@ -143,7 +143,7 @@ async def _require_room(session: AsyncSession, flow_id: UUID, more: int, *, is_n
     if is_new and count >= MAX_KEYS:
         raise _over_limit(f"a flow may have {MAX_KEYS} keys", MAX_KEYS)
     if size + more > MAX_BYTES:
-        raise _over_limit(f"all that a flow remembers may have {MAX_BYTES} bytes", MAX_BYTES)
+        raise _over_limit(f"the keys and values of a flow may have {MAX_BYTES} bytes", MAX_BYTES)
 
 
 def _over_limit(reason: str, limit: int) -> Forbidden:

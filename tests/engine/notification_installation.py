@@ -58,13 +58,13 @@ class Installation:
 
     async def fail(self, definition: str, **values: Any) -> ExecutionRecord:
         """An execution of this definition that has failed, as a worker leaves it."""
-        told = (await parse_organism(definition)).on_failure
-        assert told is not None
+        recipients = (await parse_organism(definition)).on_failure
+        assert recipients is not None
         defaults = {"status": ExecutionStatus.ERROR, "error_message": "a: it broke", "completed_at": now()}
         async with self.database.sessions() as session:
             flow = await create_flow(session, self.user, name="Orders", organism_yaml=definition)
             execution = await create_execution(session, flow, **defaults | values)
-            await enqueue_failure_notification(session, execution.id, told)
+            await enqueue_failure_notification(session, execution.id, recipients)
             await session.commit()
         return execution
 

@@ -129,7 +129,7 @@ async def pump(
     visible_after: timedelta = timedelta(days=1),
     cancel_grace_seconds: float = 10,
 ) -> tuple[Outcome, Log]:
-    """How a run comes out, and what it saved."""
+    """The outcome of a run, and what it saved."""
     log = Log()
     settings = settings or Settings()
     http = GuardedClient(allow=settings.ssrf_allow_cidrs)

@@ -55,7 +55,7 @@ class World:
         return await self.retention(days, per_flow, versions).prune()
 
     async def execution(self, days: float = 0, *, flow: FlowRecord | None = None, **values: Any) -> UUID:
-        """One that began and ended so many days ago, unless told otherwise."""
+        """Create an execution that started and ended this many days ago, unless `values` say otherwise."""
         moment = now() - days * DAY
         defaults: dict[str, Any] = {"status": SUCCESS, "started_at": moment, "completed_at": moment}
         async with self.database.sessions() as session:

@@ -1,4 +1,4 @@
-"""The log names each loss of the database once, whatever the number of loops and retries, and its return once."""
+"""Each lost and restored database connection is logged once, for any number of loops and retries."""
 
 from __future__ import annotations
 

@@ -76,11 +76,11 @@ async def test_retry_from_the_failed_step_uses_the_corrected_definition(
     assert (again["status"], again["retryOf"], again["flowVersion"]) == ("error", failed["id"], 1)
 
     await live_client.patch(path, json={"organismYaml": CHAIN % "echo"})
-    mended = (await live_client.post(f"{execution}/retry", params={"from": "failed", "version": "latest"})).json()
-    ended = await eventually(live_client, f"{path}/executions/{mended['id']}", ENDED)
+    retried = (await live_client.post(f"{execution}/retry", params={"from": "failed", "version": "latest"})).json()
+    ended = await eventually(live_client, f"{path}/executions/{retried['id']}", ENDED)
     assert (ended["status"], ended["flowVersion"]) == ("success", 2)
     assert json.loads(ended["outputPayload"]) == {"no": "text"}
-    copied, fresh = await steps(live_client, f"{path}/executions/{mended['id']}")
+    copied, fresh = await steps(live_client, f"{path}/executions/{retried['id']}")
     assert (copied["copied"], fresh["copied"]) == (True, False)
     assert (copied["startedAt"], copied["outputPayload"]) == (first["startedAt"], first["outputPayload"])
     assert fresh["parentId"] == copied["id"] != first["id"]

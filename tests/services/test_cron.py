@@ -173,7 +173,7 @@ def random_cron(chance: random.Random, change: datetime, zone: str) -> str:
 
 
 def clock_changes(zone: str) -> list[datetime]:
-    """The hours of 2026 after which clocks change; any time where there are none."""
+    """The hours of 2026 after which the zone's clocks change; an arbitrary hour if they never change."""
     days = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day) for day in range(365)]
     hours = [
         day + timedelta(hours=hour)

@@ -88,9 +88,9 @@ class TestValues:
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "\0", "a\x7f", "\ud800", "\u2028"])
     async def test_invalid_keys_are_refused(self, live_database: Database, store: FlowStore, key: str) -> None:
-        told = ("key_value_invalid", "A key has 1 to 255 printable characters", False)
+        expected = ("key_value_invalid", "A key has 1 to 255 printable characters", False)
         for work in (store.get(key), store.set(key, 1), store.delete(key), store.add(key, 1), store.increment(key, 1)):
-            assert await refusal(work) == told
+            assert await refusal(work) == expected
         assert await rows(live_database) == []
 
     @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ class TestLimits:
         await store.set("key", fits)
         (row,) = await rows(live_database)
         assert row.size == len("key") + MAX_VALUE_BYTES
-        told = ("key_value_limit", "Limit reached: a value may have 65536 bytes of JSON", False)
-        assert await refusal(store.set("key", fits + "x")) == told
-        assert await refusal(store.add("other", fits + "x")) == told
+        expected = ("key_value_limit", "Limit reached: a value may have 65536 bytes of JSON", False)
+        assert await refusal(store.set("key", fits + "x")) == expected
+        assert await refusal(store.add("other", fits + "x")) == expected
         assert await store.get("key") == (True, fits)
 
     async def test_keys_of_a_flow_are_limited_to_a_thousand(
@@ -139,9 +139,9 @@ class TestLimits:
     ) -> None:
         await fill(live_database, flow, keys=MAX_KEYS - 1)
         await store.set("last", 1)
-        told = ("key_value_limit", "Limit reached: a flow may have 1000 keys", False)
+        expected = ("key_value_limit", "Limit reached: a flow may have 1000 keys", False)
         for work in (store.set("more", 1), store.add("more", 1), store.increment("more", 1)):
-            assert await refusal(work) == told
+            assert await refusal(work) == expected
         await store.set("last", "longer than it was before")
         assert await store.increment("filled 0", 1) == 1
         assert await store.delete("filled 1")
@@ -153,11 +153,11 @@ class TestLimits:
     ) -> None:
         await fill(live_database, flow, keys=7, size=HALF_MEBIBYTE)
         await fill_to(live_database, flow, MAX_BYTES - 100)
-        told = ("key_value_limit", "Limit reached: all that a flow remembers may have 4194304 bytes", False)
-        assert await refusal(store.set("key", "x" * 96)) == told
+        expected = ("key_value_limit", "Limit reached: the keys and values of a flow may have 4194304 bytes", False)
+        assert await refusal(store.set("key", "x" * 96)) == expected
         await store.set("key", "x" * 95)
-        assert await refusal(store.set("key", "x" * 96)) == told
-        assert await refusal(store.add("k", 1)) == told
+        assert await refusal(store.set("key", "x" * 96)) == expected
+        assert await refusal(store.add("k", 1)) == expected
         await store.set("key", "x" * 94)
         assert await store.delete("filled 0")
         await store.set("key", "x" * 1000)
@@ -214,7 +214,7 @@ class TestConcurrency:
 
 class TestOncePerStep:
     async def test_repeated_step_increments_once(self, live_database: Database, flow: UUID) -> None:
-        """Though others have counted meanwhile, as many as are remembered."""
+        """As many other steps write in between as the key records."""
         step, *others = stores(live_database, flow, MARKS_KEPT)
         assert [await step.increment("n", 5) for _ in range(3)] == [5, 5, 5]
         for other in others:
@@ -254,16 +254,16 @@ class TestNumbers:
     @pytest.mark.parametrize("value", [None, True, "1", [], {"n": 1}])
     async def test_increment_of_a_non_number_is_refused(self, store: FlowStore, value: JsonValue) -> None:
         await store.set("n", value)
-        told = ("key_value_no_number", "The value is not a number that can be added to", False)
-        assert await refusal(store.increment("n", 1)) == told
+        expected = ("key_value_no_number", "The value is not a number that can be added to", False)
+        assert await refusal(store.increment("n", 1)) == expected
         assert await store.get("n") == (True, value)
 
     @pytest.mark.parametrize("by", [float("nan"), float("inf"), -float("inf"), 10**400, True])
     async def test_increment_by_a_non_number_is_refused(
         self, live_database: Database, store: FlowStore, by: float
     ) -> None:
-        told = ("key_value_no_number", "Only a number can be added to a number", False)
-        assert await refusal(store.increment("n", by)) == told
+        expected = ("key_value_no_number", "Only a number can be added to a number", False)
+        assert await refusal(store.increment("n", by)) == expected
         assert await rows(live_database) == []
 
     async def test_a_sum_that_is_too_large_is_refused(self, live_database: Database, flow: UUID) -> None:

@@ -67,19 +67,23 @@ async def claim_notification(
     session: AsyncSession, due: DueNotification, until: datetime
 ) -> ClaimedNotification | None:
     """Begin an attempt; None if another process has begun one after `due` was read."""
-    notice = FailureNotificationRecord
+    notification = FailureNotificationRecord
     claimed = await session.execute(
-        sa.update(notice)
-        .where(notice.id == due.id, notice.due_at == due.due_at)
-        .values(due_at=until, attempts=notice.attempts + 1)
-        .returning(notice.execution_id, notice.trigger_id, notice.channel, notice.attempts)
+        sa.update(notification)
+        .where(notification.id == due.id, notification.due_at == due.due_at)
+        .values(due_at=until, attempts=notification.attempts + 1)
+        .returning(notification.execution_id, notification.trigger_id, notification.channel, notification.attempts)
     )
     row = claimed.first()
     return None if row is None else ClaimedNotification(due.id, *row, until)
 
 
 async def end_attempt(
-    session: AsyncSession, notice: ClaimedNotification, *, error: str | None = None, due_at: datetime | None = None
+    session: AsyncSession,
+    notification: ClaimedNotification,
+    *,
+    error: str | None = None,
+    due_at: datetime | None = None,
 ) -> None:
     """Record the result of an attempt.
 
@@ -87,7 +91,7 @@ async def end_attempt(
     """
     await session.execute(
         sa.update(FailureNotificationRecord)
-        .where(FailureNotificationRecord.id == notice.id, FailureNotificationRecord.due_at == notice.until)
+        .where(FailureNotificationRecord.id == notification.id, FailureNotificationRecord.due_at == notification.until)
         .values(due_at=due_at, error_message=error, delivered_at=now() if error is None else None)
     )
 

@@ -99,7 +99,7 @@ class NotificationSender:
         while True:
             async with self._database.transaction(read_only=True) as session:
                 due = await read_due_notifications(session, now(), BATCH)
-            attempted = sum(await asyncio.gather(*(self._attempt(notice) for notice in due)))
+            attempted = sum(await asyncio.gather(*(self._attempt(notification) for notification in due)))
             attempts += attempted
             if attempted < BATCH:
                 return attempts
@@ -107,10 +107,10 @@ class NotificationSender:
     async def _attempt(self, due: DueNotification) -> bool:
         """Returns whether an attempt was made. False if another process makes it, or on a database error."""
         try:
-            notice = await self._claim(due)
-            if notice is None:
+            notification = await self._claim(due)
+            if notification is None:
                 return False
-            await self._record(notice, await self._problem(notice))
+            await self._record(notification, await self._problem(notification))
         except Exception as error:
             log.error("failure notification not attempted", notification_id=str(due.id), exc_info=error)
             return False
@@ -122,10 +122,10 @@ class NotificationSender:
 
         return await retry_transaction(self._database, claim)
 
-    async def _problem(self, notice: ClaimedNotification) -> DeliveryError | None:
+    async def _problem(self, notification: ClaimedNotification) -> DeliveryError | None:
         """Send the notification; returns the error, or None if it was delivered."""
         try:
-            await self._send(notice)
+            await self._send(notification)
         except DeliveryError as problem:
             return problem
         except Exception as bug:
@@ -133,59 +133,65 @@ class NotificationSender:
             place = extract_tb(bug.__traceback__)[-1]
             log.error(
                 "failure notification failed unexpectedly",
-                notification_id=str(notice.id),
+                notification_id=str(notification.id),
                 error=type(bug).__name__,
                 place=f"{place.filename}:{place.lineno}",
             )
             return DeliveryError("internal error")
         return None
 
-    async def _record(self, notice: ClaimedNotification, problem: DeliveryError | None) -> None:
+    async def _record(self, notification: ClaimedNotification, problem: DeliveryError | None) -> None:
         due_at = None
-        if problem is not None and not problem.final and notice.attempts < MAX_ATTEMPTS:
-            due_at = now() + backoff_after(notice.attempts)
+        if problem is not None and not problem.final and notification.attempts < MAX_ATTEMPTS:
+            due_at = now() + backoff_after(notification.attempts)
         error = None if problem is None else str(problem)
         await retry_transaction(
-            self._database, lambda session: end_attempt(session, notice, error=error, due_at=due_at)
+            self._database, lambda session: end_attempt(session, notification, error=error, due_at=due_at)
         )
         outcome = "delivered" if problem is None else "failed" if due_at is None else "retry scheduled"
         log.info(
             "failure notification",
             outcome=outcome,
-            channel=notice.channel.value,
-            **_subject(notice),
-            attempt=notice.attempts,
+            channel=notification.channel.value,
+            **_subject(notification),
+            attempt=notification.attempts,
             reason=error,
         )
 
-    async def _send(self, notice: ClaimedNotification) -> None:
+    async def _send(self, notification: ClaimedNotification) -> None:
         """Send the notification to its recipient. Raises `DeliveryError`."""
-        if notice.attempts > MAX_ATTEMPTS:
+        if notification.attempts > MAX_ATTEMPTS:
             raise DeliveryError("the server stopped during the last attempt", final=True)
-        cause = await self._cause(notice)
+        cause = await self._cause(notification)
         try:
             organism = await parse_organism(cause.organism_yaml)
         except OrganismError:
             raise DeliveryError("the definition is no longer valid", final=True) from None
-        told = organism.on_failure
-        if told is not None and notice.channel is NotificationChannel.URL and told.url is not None:
-            url, secret = await self._filled(cause.user_id, told.url, told.secret or "")
-            await self._post(notice.id, cause, url, secret)
-        elif told is not None and notice.channel is NotificationChannel.EMAIL and told.email is not None:
-            [address] = await self._filled(cause.user_id, told.email)
-            await self._mail(notice.id, cause, address)
+        recipients = organism.on_failure
+        if recipients is not None and notification.channel is NotificationChannel.URL and recipients.url is not None:
+            url, secret = await self._filled(cause.user_id, recipients.url, recipients.secret or "")
+            await self._post(notification.id, cause, url, secret)
+        elif (
+            recipients is not None
+            and notification.channel is NotificationChannel.EMAIL
+            and recipients.email is not None
+        ):
+            [address] = await self._filled(cause.user_id, recipients.email)
+            await self._mail(notification.id, cause, address)
         else:
             raise DeliveryError("the definition no longer names this recipient", final=True)
 
-    async def _cause(self, notice: ClaimedNotification) -> Failure | DisabledSchedule:
+    async def _cause(self, notification: ClaimedNotification) -> Failure | DisabledSchedule:
         """The failure or the disabled schedule. Raises `DeliveryError`."""
         async with self._database.transaction(read_only=True) as session:
-            if notice.execution_id is None:
-                cause: Failure | DisabledSchedule | None = await read_disabled(session, notice.id)
+            if notification.execution_id is None:
+                cause: Failure | DisabledSchedule | None = await read_disabled(session, notification.id)
             else:
-                cause = await read_failure(session, notice.execution_id)
+                cause = await read_failure(session, notification.execution_id)
         if cause is None:
-            raise DeliveryError("the execution is gone" if notice.execution_id else "the trigger is gone", final=True)
+            raise DeliveryError(
+                "the execution was deleted" if notification.execution_id else "the trigger was deleted", final=True
+            )
         return cause
 
     async def _filled(self, user_id: UUID, *texts: str) -> list[str]:
@@ -238,11 +244,11 @@ class NotificationSender:
             raise DeliveryError(f"the mail was not sent ({error.code})", final=not error.retryable) from None
 
 
-def _subject(notice: ClaimedNotification) -> dict[str, str]:
+def _subject(notification: ClaimedNotification) -> dict[str, str]:
     """The log fields that identify the execution or the trigger."""
-    if notice.execution_id is not None:
-        return {"execution_id": str(notice.execution_id)}
-    return {"trigger_id": str(notice.trigger_id)}
+    if notification.execution_id is not None:
+        return {"execution_id": str(notification.execution_id)}
+    return {"trigger_id": str(notification.trigger_id)}
 
 
 def backoff_after(attempts: int) -> timedelta:

@@ -96,15 +96,15 @@ def _is_to_be_made_up(due: DueSchedule, cron: Cron, moment: datetime) -> bool:
 
 
 async def disable_schedule(
-    session: AsyncSession, trigger: TriggerRow, reason: str, notice: FailureNotification | None
+    session: AsyncSession, trigger: TriggerRow, reason: str, recipients: FailureNotification | None
 ) -> bool:
     """Disable an invalid schedule and notify its owner. Returns False if its config was changed since it was read."""
     current = await session.execute(_lock(trigger.trigger_id, TriggerRecord.config))
     if [row.config for row in current] != [trigger.config]:
         return False
     await _write(session, trigger.trigger_id, enabled=False, next_fire_at=None, disabled_reason=reason, **NO_FAILURE)
-    if notice is not None:
-        await enqueue_disabled_notification(session, trigger.trigger_id, reason, notice)
+    if recipients is not None:
+        await enqueue_disabled_notification(session, trigger.trigger_id, reason, recipients)
     _count(session, "invalid")
     return True
 

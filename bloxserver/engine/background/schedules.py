@@ -67,9 +67,9 @@ def _describe(error: Exception) -> str:
 
 async def _disable(database: Database, invalid: InvalidSchedule) -> None:
     trigger = invalid.trigger
-    notice = await _notice(database, invalid)
+    recipients = await _recipients(database, invalid)
     async with database.transaction() as session:
-        disabled = await disable_schedule(session, trigger, invalid.reason, notice)
+        disabled = await disable_schedule(session, trigger, invalid.reason, recipients)
     if disabled:
         log.warning(
             "schedule disabled",
@@ -79,7 +79,7 @@ async def _disable(database: Database, invalid: InvalidSchedule) -> None:
         )
 
 
-async def _notice(database: Database, invalid: InvalidSchedule) -> FailureNotification | None:
+async def _recipients(database: Database, invalid: InvalidSchedule) -> FailureNotification | None:
     """The recipients that the flow's definition names, if it can be read."""
     async with database.transaction(read_only=True) as session:
         definition = await read_running_definition(session, invalid.trigger.flow_id)

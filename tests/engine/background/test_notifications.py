@@ -311,7 +311,7 @@ class TestDelivery:
         assert unexpected["error"] in ("OperationalError", "ProgrammingError")
 
     @pytest.mark.parametrize(
-        "told",
+        "recipients",
         [
             {"url": "http://{{ secrets.CANARY }}.invalid/{{ secrets.CANARY }}"},
             {"url": "{{ secrets.CANARY }}"},
@@ -322,10 +322,12 @@ class TestDelivery:
         ],
         ids=str,
     )
-    async def test_errors_and_logs_contain_no_secret(self, installation: Installation, told: dict[str, str]) -> None:
+    async def test_errors_and_logs_contain_no_secret(
+        self, installation: Installation, recipients: dict[str, str]
+    ) -> None:
         await installation.set_secret("CANARY", CANARY)
         installation.smtp.refusals[f"{CANARY}@example.com"] = f"550 Who is {CANARY}?"
-        await installation.fail(organism(**told))
+        await installation.fail(organism(**recipients))
         with capture_logs() as logs:
             await installation.notifier().deliver_due()
         notice = await installation.notice()

@@ -49,13 +49,13 @@ async def last_heartbeat_at(database: Database) -> datetime | None:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110  # nothing tells us
+        while not holds():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.01)
 
 
 async def later_beat(database: Database, before: datetime | None) -> datetime | None:
     async with asyncio.timeout(20):
-        while (beat := await last_heartbeat_at(database)) == before:  # noqa: ASYNC110  # nothing tells us
+        while (beat := await last_heartbeat_at(database)) == before:  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.01)
     return beat
 
@@ -117,7 +117,7 @@ def pulses() -> set[int]:
     """The heartbeat processes that this process has started."""
     found: set[int] = set()
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it may end meanwhile
+        with suppress(OSError):  # the process may have ended
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == os.getpid() and heartbeat_process.__name__ in (process / "cmdline").read_text():
                 found.add(int(process.name))

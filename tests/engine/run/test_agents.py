@@ -26,9 +26,9 @@ async def test_tools_of_an_agent_are_steps() -> None:
     text = organism(AGENT, echo("b", "c"), echo("c"))
     async with language_model([calls(("b", {"input": 1}), ("c", {"input": [2]})), says("Done.")]) as model:
         outcome, log = await pump(text, {"text": "Go."}, settings=settings_of(model))
-        told = model.requests[1].texts
+        texts = model.requests[1].texts
     assert outcome == Finished({"text": "Done."})
-    assert told == ["Be brief.", "Go.", "1", "[2]"]
+    assert texts == ["Be brief.", "Go.", "1", "[2]"]
     agent = log.step("a")
     assert [(step.message.listener, step.message.parent_id, step.output) for step in log.steps[:2]] == [
         ("b", agent.id, 1),
