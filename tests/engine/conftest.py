@@ -1,4 +1,4 @@
-"""What a worker of these tests has."""
+"""The clients of a worker in these tests."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from tests.blocks.conftest import NoFlows, NoStore
 
 @dataclass
 class Log:
-    """What a pump saved, change by change."""
+    """The changes that a pump saved."""
 
     changes: list[Change] = field(default_factory=list)
 

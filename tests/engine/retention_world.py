@@ -85,7 +85,7 @@ class World:
             return list(numbers)
 
     async def add_steps(self, execution_id: UUID, number: int, size: int = 10) -> None:
-        """With answers of so many bytes that no database compresses."""
+        """Steps with answers of this many bytes, which the database cannot compress."""
         answers = (random.randbytes(size // 2).hex() for _ in range(number))  # noqa: S311
         rows = [
             {"execution_id": execution_id, "key": str(key), "listener": "a", "output_payload": answer}

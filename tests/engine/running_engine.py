@@ -30,7 +30,7 @@ async def running_engine(settings: Settings, database: Database, **changes: Any)
 
 
 async def eventually(client: httpx.AsyncClient, path: str, wanted: set[str]) -> dict[str, Any]:
-    """The object at `path` once its status is one of the wanted."""
+    """The object at `path`, when its status is one of `wanted`."""
     async with asyncio.timeout(40):  # processes start slowly on a busy machine
         while True:
             body: dict[str, Any] = (await client.get(path)).json()

@@ -50,7 +50,7 @@ async def steps(client: httpx.AsyncClient, path: str) -> list[dict[str, Any]]:
 
 
 async def waiting_step(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
-    """The one step of an execution, once it waits."""
+    """The only step of an execution, when it waits."""
     async with asyncio.timeout(20):
         while True:
             if waiting := [step for step in await steps(client, path) if step["status"] == "waiting"]:

@@ -10,7 +10,7 @@ from bloxserver.engine.loops import cancel, run_forever
 
 
 class Panic(BaseException):
-    """As extensions in Rust raise it."""
+    """A `BaseException`, as panics of Rust extensions raise it."""
 
 
 async def test_loop_is_restarted_after_any_error_until_cancelled() -> None:

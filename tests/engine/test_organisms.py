@@ -238,7 +238,7 @@ async def test_secret_reaches_its_server_and_is_never_stored(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The server tells everything back: in its headers, its body, its status line, as text and encoded."""
+    """The server echoes the request in its headers, body and status line, as text and encoded."""
     caplog.set_level(logging.INFO)
 
     async def echo(writer: asyncio.StreamWriter) -> None:

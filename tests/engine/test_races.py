@@ -47,7 +47,7 @@ LONG = 30.0
 
 @contextmanager
 def before_statements(database: Database, seen: Callable[[str], None]) -> Iterator[None]:
-    """Call `seen` with each statement before it is sent, as a slow network might let time pass there."""
+    """Call `seen` with each statement before it is sent, at the point where a slow network would delay it."""
     engines = {database.engine.sync_engine, database.reading_sessions.kw["bind"].sync_engine}
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
@@ -156,7 +156,7 @@ async def test_execution_that_ends_during_a_sweep_completes_the_stop(
     looks = 0
 
     def end_meanwhile(statement: str) -> None:
-        # Here the flow has just been left alone, as something of it ran.
+        # The sweep has just skipped the flow, since an execution was running.
         nonlocal looks
         if "next_fire_at <=" in statement:
             looks += 1

@@ -8,7 +8,7 @@ from bloxserver.engine.retry import process_each
 
 
 class Recorder:
-    """Fails, fails for good, or is done, as the item says."""
+    """Fail with a transient error, fail permanently, or succeed, depending on the item."""
 
     def __init__(self) -> None:
         self.tried: list[str] = []

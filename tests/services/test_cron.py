@@ -206,7 +206,7 @@ def test_firings_are_after_the_given_moment(zone: str) -> None:
 
 
 def expected(cron: str, zone: ZoneInfo, minutes: Sequence[datetime]) -> list[datetime]:
-    """What docs/schedules.md says, for each minute: its local time matches, or it was moved out of the gap."""
+    """The rule of docs/schedules.md, for each minute: its local time matches, or was moved out of the gap."""
     minute, hour = cron.split()[:2]
     standard = min(moment.astimezone(zone).utcoffset() or timedelta() for moment in minutes)
     real_time = minute.startswith("*") or hour.startswith("*")
@@ -246,13 +246,13 @@ def test_firings_match_the_documentation(zone: str) -> None:
     ("config", "after", "times"),
     [
         ({"cron": "* * * * *"}, "2026-01-01T00:00:30", ["2026-01-01T00:01:00", "2026-01-01T00:02:00"]),
-        # Berlin goes from 02:00 to 03:00 on 29 March: what falls into the gap fires right after it
+        # Berlin goes from 02:00 to 03:00 on 29 March: times in the gap fire right after it
         (
             {"cron": "30 2 * * *", "timezone": "Europe/Berlin"},
             "2026-03-28T12:00:00",
             ["2026-03-29T01:00:00", "2026-03-30T00:30:00"],
         ),
-        # and from 03:00 back to 02:00 on 25 October: what comes twice fires once
+        # and from 03:00 back to 02:00 on 25 October: repeated times fire once
         (
             {"cron": "30 2 * * *", "timezone": "Europe/Berlin"},
             "2026-10-24T12:00:00",

@@ -20,7 +20,7 @@ GIVEN = Input("hello")
 
 
 async def webhook(session: AsyncSession) -> TriggerRecord:
-    """Of a running flow whose active version, 4, is not its newest."""
+    """A webhook of a running flow whose active version, 4, is not its newest."""
     flow = await create_flow(session, await create_user(session), latest_version=5)
     versions = [FlowVersionRecord(flow_id=flow.id, number=number, organism_yaml="x") for number in (4, 5)]
     session.add_all(versions)
@@ -52,7 +52,7 @@ async def test_webhook_run_stores_its_version_and_call_depth(session: AsyncSessi
 
 
 async def test_webhook_with_excessive_call_depth_is_refused(session: AsyncSession) -> None:
-    """So that a flow that sends to its own webhook comes to an end."""
+    """The limit ends a flow that calls its own webhook."""
     trigger = await webhook(session)
     with pytest.raises(BadRequest, match=r"^Flows call each other more than 8 deep$") as caught:
         await receive_webhook(session, trigger.webhook_token or "", GIVEN, get_settings().max_call_depth + 1)

@@ -31,12 +31,12 @@ async def new_flow(database: Database) -> UUID:
 
 @pytest.fixture
 def store(live_database: Database, flow: UUID) -> FlowStore:
-    """As one step sees it."""
+    """The store as one step uses it."""
     return FlowStore(live_database, flow, "execution:step")
 
 
 def stores(database: Database, flow: UUID, count: int) -> list[FlowStore]:
-    """As so many other steps see it."""
+    """The store as this many other steps use it."""
     return [FlowStore(database, flow, f"{uuid4()}:step") for _ in range(count)]
 
 

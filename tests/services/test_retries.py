@@ -36,7 +36,7 @@ async def failed(session: AsyncSession, flow: FlowRecord) -> ExecutionRecord:
 
 
 async def retried(session: AsyncSession, flow: FlowRecord, execution: ExecutionRecord) -> list[ExecutionStepRecord]:
-    """The steps of a retry from what failed, in the order of their numbers."""
+    """The steps of a retry from the failed steps, in the order of their sequence numbers."""
     period = period_at(now(), None, None)
     retry = await retry_execution(
         session,
@@ -131,7 +131,7 @@ async def test_calls_of_an_agent_are_copied_only_with_the_agent(
     assert [copy.listener for copy in copies] == ["tool", "tool", "done"]
     called = copies[-1].id
     assert [copy.key for copy in copies] == [f"{called}:tool:1.0", f"{called}:tool:1.1", ":done"]
-    assert copies[1].status is ERROR, "the agent was told of it"
+    assert copies[1].status is ERROR, "the agent received the error"
 
 
 async def test_ten_thousand_steps_take_few_statements(

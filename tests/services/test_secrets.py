@@ -218,7 +218,7 @@ class TestReseal:
         assert await rotate_stale(session, BOTH, 2) == RotatedBatch(0, 0, None)
 
     async def test_rotation_does_not_overwrite_a_concurrent_change(self, live_database: Database, backend: str) -> None:
-        """It is read before and written after the row has changed."""
+        """The rotation reads the row before the change, and writes it after the change."""
         ada = await user(live_database)
         async with live_database.transaction() as session:
             await set_secret(session, OLD, ada, "A", "old value")

@@ -178,7 +178,7 @@ async def test_a_run_that_commits_after_the_stop_is_refused(installation: Instal
         await session.execute(sa.update(ExecutionRecord).where(of_flow).values(status="success"))
         await session.commit()
     async with installation.database.transaction() as counting:
-        # A run waits for the count of another one between the two.
+        # Between the two, a run waits for the lock of the usage counter.
         await counting.execute(sa.select(UsageRecord.id).with_for_update())
         async with installation.blocked(installation.do(getattr(installation, way))) as accepting:
             if (way, change) == ("call", "delete"):
@@ -225,7 +225,7 @@ async def test_a_retry_after_the_stop_is_refused(installation: Installation) -> 
 
 
 async def test_a_schedule_of_a_flow_that_stops_is_neither_fired_nor_disabled(installation: Installation) -> None:
-    """It was read before the stop."""
+    """The schedule was read before the stop."""
     database = installation.database
     async with database.transaction() as session:
         (due,) = await read_due_schedules(session, now(), 10)

@@ -34,7 +34,7 @@ PERIOD = period_at(now(), None, None)
 
 
 class World:
-    """A flow with two running executions, of which the one with the smaller id lies behind the other in the table."""
+    """A flow with two running executions, of which the one with the smaller id is stored after the other."""
 
     user: UserRecord
     flow: FlowRecord
@@ -111,7 +111,7 @@ async def test_executions_are_locked_in_the_order_of_their_ids(world: World, nam
 
 
 async def test_a_flow_is_locked_before_its_executions(world: World) -> None:
-    """A delete has the flow and wants what runs of it: a call of the flow by itself, or a retry, must not want both."""
+    """A deletion locks the flow, then its executions. Recursive calls and retries must use the same order."""
     async with world.database.sessions() as session:
         ended = await create_execution(session, world.flow, status=ExecutionStatus.ERROR)
 

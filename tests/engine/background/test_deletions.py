@@ -40,7 +40,7 @@ from tests.factories import create_execution, create_flow, create_trigger, creat
 
 
 class World:
-    """A user with a flow that is kept and one that is large."""
+    """A user with a flow that is kept and a large flow that is deleted."""
 
     user: UserRecord
     kept: FlowRecord

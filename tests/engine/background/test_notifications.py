@@ -62,7 +62,7 @@ class TestUrl:
         assert request.headers["webhook-id"] == str(notice.id)
         assert int(before.timestamp()) <= int(request.headers["webhook-timestamp"]) <= now().timestamp()
         assert "webhook-signature" not in request.headers
-        # a flow whose notices go to its own webhook comes to an end
+        # ends a flow whose notifications call its own webhook
         assert request.headers["bloxserver-depth"] == "3"
         assert (notice.attempts, notice.due_at, notice.error_message) == (1, None, None)
         assert notice.delivered_at is not None
@@ -227,7 +227,7 @@ class TestDelivery:
         held: list[int] = []
 
         async def look(writer: asyncio.StreamWriter) -> None:
-            # A transaction that writes: on SQLite there is no second one.
+            # A write transaction: SQLite allows only one at a time.
             async with asyncio.timeout(5), installation.database.transaction() as session:
                 await session.execute(sa.update(FlowRecord).values(description="changed"))
             held.append(1)

@@ -32,7 +32,7 @@ def shape(batches: list[Batch]) -> list[tuple[int, list[int]]]:
         ([], [], []),
         ([expired(1)], [], [(0, [1])]),
         ([expired(2), expired(1)], [*steps(1, 3), *steps(2, 1)], [(4, [1, 2])]),
-        # more rows than one transaction deletes: whole executions where they fit
+        # more rows than one transaction deletes
         (
             [expired(1), expired(2), expired(3)],
             [*steps(1, 300), *steps(2, 300), *steps(3, 3)],

@@ -137,7 +137,7 @@ async def test_locked_execution_does_not_delay_others(live_database: Database) -
 
 
 async def test_many_locked_executions_leave_connections_for_others(live_database: Database) -> None:
-    """More than the pool has connections, which the other checkpoint needs one of."""
+    """More executions are locked than the pool has connections."""
     if live_database.engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer")
     executions = await claimed_executions(live_database)

@@ -101,7 +101,7 @@ async def test_killed_heartbeat_process_is_restarted(live_database: Database, qu
     await heartbeat.start()
     await later_beat(live_database, await last_heartbeat_at(live_database))
     (process_id,) = pulses()
-    os.kill(process_id, signal.SIGTERM)  # what ends the worker is no end of it: the worker has to drain
+    os.kill(process_id, signal.SIGTERM)  # the heartbeat continues: the worker has to drain first
     await later_beat(live_database, await last_heartbeat_at(live_database))
     assert pulses() == {process_id}
     os.kill(process_id, signal.SIGKILL)
@@ -241,7 +241,7 @@ async def test_recovery_continues_without_the_privilege_to_end_sessions(
     async with live_database.sessions() as session:
         flow = await create_flow(session, await create_user(session))
         await create_execution(session, flow, lease=uuid4(), worker_id="w-dead")
-        # as on servers that do not let everybody have it
+        # as on servers that restrict this privilege
         await session.execute(sa.text("ALTER FUNCTION pg_catalog.pg_terminate_backend RENAME TO not_for_everybody"))
         await session.commit()
     assert await Recovery(live_settings, live_database, living, "w-living").recover() == 1

@@ -34,7 +34,7 @@ class Caller:
             assert await end_execution(session, execution_id, status, parent_id=self.claimed.id)
 
     async def suspend(self, until: datetime) -> datetime:
-        """Suspend as the pump decided it, with all called executions running; returns when it resumes."""
+        """Suspend with all called executions running, as the pump decided. Returns when the caller resumes."""
         async with self.database.transaction() as session:
             await suspend(session, self.claimed, until, self.called)
         return await self.resume_at()

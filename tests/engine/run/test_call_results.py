@@ -201,7 +201,7 @@ async def test_the_result_of_a_call_of_another_execution_is_not_passed_on(live_d
 
 
 async def test_nothing_is_read_while_no_caller_waits(live_client: httpx.AsyncClient, engine: Engine) -> None:
-    """Also not for an execution that is suspended, which the end of the called one resumes."""
+    """A suspended caller needs no read either: the end of the called execution resumes it."""
     await started_flow(live_client, ENDS_AT_ONCE, name="Called")
     call = "organism: {name: x}\nlisteners: [{name: a, description: d, handler: flow.call, config: {flow: Called}}]"
     path = await started_flow(live_client, call)

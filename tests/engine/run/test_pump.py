@@ -293,7 +293,7 @@ async def test_every_listener_can_refer_to_the_input() -> None:
 
 
 class Panic(BaseException):
-    """As extensions in Rust raise it."""
+    """A `BaseException`, as panics of Rust extensions raise it."""
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class TestCalls:
 
     @pytest.mark.parametrize("turns", range(12))
     async def test_a_result_that_arrives_while_the_last_branch_ends_is_handled(self, turns: int) -> None:
-        """A condition gives the event loop a turn in the middle of the end: in one of these the result arrives."""
+        """Evaluating a condition yields to the event loop while the run ends. The result arrives in that moment."""
         text = self.CALLING.replace("handler: waits", "handler: waits, peers: [{to: e, when: payload == 1}]")
         async with Calling(text) as calling:
             calling.gate.set()

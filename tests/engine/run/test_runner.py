@@ -21,7 +21,7 @@ listeners:
 
 
 async def eventually(client: httpx.AsyncClient, path: str, wanted: set[str]) -> dict[str, Any]:
-    """The object at `path` once its status is one of the wanted."""
+    """The object at `path`, when its status is one of `wanted`."""
     async with asyncio.timeout(20):
         while True:
             body: dict[str, Any] = (await client.get(path)).json()

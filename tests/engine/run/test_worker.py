@@ -280,7 +280,7 @@ async def test_execution_that_cannot_be_saved_is_released(live_database: Databas
         await session.execute(sa.text("ALTER TABLE execution_steps RENAME COLUMN attempt TO elsewhere"))
     async with asyncio.timeout(20):
         await Worker(live_database, clients, retry_seconds=0.05).run(taken)
-    # Its end could be written, though its step could not.
+    # The end was saved, although the step could not be saved.
     left = await stored(live_database, execution)
     assert (left.status, left.error_message) == (ExecutionStatus.ERROR, "internal error")
 
