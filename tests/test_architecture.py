@@ -6,10 +6,13 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import bloxserver
 
 PACKAGE = Path(bloxserver.__file__).parent
 MIGRATIONS = PACKAGE.parent / "migrations"
+TESTS = Path(__file__).parent
 LONGEST = 400
 WEB_FREE = ("services", "queries", "blocks", "engine", "organism", "clients", "api/models")
 ENDS_TRANSACTIONS = {"models/database.py"}
@@ -110,3 +113,9 @@ def test_only_settings_reads_the_environment() -> None:
         and node.value.id == "os"
     }
     assert {name for name in readers if not name.startswith("cli/")} == set()
+
+
+@pytest.mark.parametrize("folder", ["services", "queries"])
+def test_each_module_has_a_test_file_of_its_name(folder: str) -> None:
+    names = {path.name for path in modules(folder).values()} - {"__init__.py"}
+    assert {name for name in names if not (TESTS / folder / f"test_{name}").is_file()} == set()
