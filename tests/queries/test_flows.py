@@ -117,3 +117,27 @@ async def test_executions_of_a_deleted_flow_are_excluded(session: AsyncSession, 
     kept = await create_execution(session, await create_flow(session, user))
     await create_execution(session, await create_flow(session, user, deleted_at=now()))
     assert list(await session.scalars(sa.select(ExecutionRecord.id).where(flow_exists()))) == [kept.id]
+
+
+async def test_stopping_flow_waits_for_its_executions_until_the_grace_period_ends(
+    session: AsyncSession, user: UserRecord
+) -> None:
+    moment = now()
+    stopping = {"status": FlowStatus.STOPPING}
+    recent, old = moment - timedelta(seconds=5), moment - timedelta(seconds=60)
+    flows = {
+        "starting": await create_flow(session, user, status=FlowStatus.STARTING),
+        "idle": await create_flow(session, user, **stopping, stop_requested_at=recent),
+        "busy": await create_flow(session, user, **stopping, stop_requested_at=recent),
+        "grace over": await create_flow(session, user, **stopping, stop_requested_at=old),
+        "unknown request time": await create_flow(session, user, **stopping),
+        "running": await create_flow(session, user),
+        "stopped": await create_flow(session, user, status=FlowStatus.STOPPED),
+    }
+    for name in flows.keys() - {"idle"}:
+        await create_execution(session, flows[name])
+    await create_execution(session, flows["idle"], status=ExecutionStatus.SUCCESS)
+    grace_over = moment - timedelta(seconds=30)
+    found = await read_flows_to_reconcile(session, 100, grace_over)
+    assert found == [flows[name].id for name in ("starting", "idle", "grace over", "unknown request time")]
+    assert await read_flows_to_reconcile(session, 2, grace_over) == found[:2]

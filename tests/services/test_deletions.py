@@ -29,6 +29,7 @@ from bloxserver.models.tables import (
     FlowRecord,
     FlowStatus,
     FlowVersionRecord,
+    KeyValueRecord,
     NotificationChannel,
     Tier,
     TriggerRecord,
@@ -329,3 +330,40 @@ async def test_no_flow_calls_a_deleted_one(live_database: Database, by_id: bool)
 def key(execution: ExecutionRecord) -> tuple[UUID, UUID]:
     assert execution.lease is not None
     return execution.id, execution.lease
+
+
+async def test_small_flow_is_deleted_with_its_rows_in_other_tables(session: AsyncSession) -> None:
+    user = await create_user(session)
+    for _ in range(2):
+        flow = await create_flow(session, user)
+        execution = await create_execution(session, flow)
+        session.add(KeyValueRecord(flow_id=flow.id, key="k"))
+        session.add(FailureNotificationRecord(execution_id=execution.id, channel=NotificationChannel.URL, due_at=now()))
+        await session.commit()
+    await delete_flow(session, user.id, flow.id)
+    await session.commit()
+    for table in (KeyValueRecord, FailureNotificationRecord, ExecutionRecord, FlowRecord):
+        assert await count(session, table) == 1, table
+
+
+async def test_executions_that_wait_for_a_deleted_flow_are_due(session: AsyncSession) -> None:
+    user = await create_user(session)
+    flow, other = await create_flow(session, user), await create_flow(session, user)
+    later = now() + timedelta(days=1)
+
+    async def caller(status: ExecutionStatus, **values: Any) -> ExecutionRecord:
+        execution = await create_execution(session, other, resume_at=later, **values)
+        await create_execution(session, flow, parent_id=execution.id, parent_key="a:1", status=status)
+        return execution
+
+    waiting = await caller(ExecutionStatus.RUNNING)
+    working = await caller(ExecutionStatus.RUNNING, lease=uuid4())
+    answered = await caller(ExecutionStatus.SUCCESS)
+    unrelated = await create_execution(session, other, resume_at=later)
+    await delete_flow(session, user.id, flow.id)
+    await session.commit()
+    for execution in (waiting, working, answered, unrelated):
+        await session.refresh(execution)
+    assert waiting.resume_at is not None
+    assert waiting.resume_at <= now()
+    assert {execution.resume_at for execution in (working, answered, unrelated)} == {later}

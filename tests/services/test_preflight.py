@@ -133,7 +133,7 @@ async def test_server_that_stores_no_secrets_reports_each_secret_once(session: A
 
 
 async def test_problems_are_in_the_order_of_the_text(session: AsyncSession, user: UserRecord) -> None:
-    requirements = [
+    requirements: list[Requirement] = [
         secret("A", 3),
         ModelRequirement(Place(2, 9), PATH, "helper", None),
         secret("B", 2, 4),
