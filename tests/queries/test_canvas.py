@@ -62,7 +62,7 @@ async def test_stored_canvas_that_differs_from_the_definition_has_a_warning_with
     many = await create_flow(session, user, organism_yaml=definition(*names, description="e"), canvas_state=stored)
     [problem] = (await read_canvas(session, user.id, one.id)).problems
     assert (problem.code, problem.severity) == ("canvas_differs", "warning")
-    assert problem.message.endswith('of "a0"')
+    assert problem.message.endswith('in "a0"')
     [problem] = (await read_canvas(session, user.id, many.id)).problems
     assert problem.message.endswith('"a0", "a1", "a2", "a3", "a4", …')
 
