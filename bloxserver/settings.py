@@ -148,7 +148,9 @@ class Settings(BaseSettings):
         100, ge=1, description="Maximum concurrent executions of a user on the high_frequency tier."
     )
     ssrf_allow_cidrs: Networks = Field(
-        (), description="Private networks that flows may reach, comma-separated, for example 10.0.0.0/8."
+        (),
+        description="Private networks in CIDR notation, for example 10.0.0.0/8, comma-separated, that the protection "
+        "against server-side request forgery (SSRF) allows.",
     )
 
     execution_retention_days: int = Field(
@@ -198,7 +200,7 @@ class Settings(BaseSettings):
     stripe_webhook_secret: OptionalSecret = Field(None, description="Signing secret of the Stripe webhook.")
     api_key_encryption_key: OptionalSecret = Field(
         None,
-        description="Keys that encrypt users' secrets, comma-separated, each of at least 32 characters; "
+        description="Keys that encrypt users' secrets, comma-separated, each of at least 32 bytes; "
         "the first one encrypts, all of them decrypt.",
     )
 

@@ -80,6 +80,6 @@ def test_stated_number_of_returns_is_correct_and_within_the_limit() -> None:
     stated = re.search(r"returns to a package (\d+) times\.", SECTION)
     assert stated is not None
     assert int(stated[1]) == len(returns) <= MAX_RETURNS
-    named = re.search(r"Steps ([\d, and]+) are returns\.", SECTION.replace("\n", " "))
+    named = re.search(r"Calls ([\d, and]+) are returns\.", SECTION.replace("\n", " "))
     assert named is not None
     assert [int(number) for number in re.findall(r"\d+", named[1])] == returns

@@ -6,7 +6,7 @@ import typer
 
 
 def demo() -> None:
-    """Run flows on a temporary server: a webhook, a manual run, recovery after kill -9, history, statistics.
+    """Run flows on a temporary server, kill it with kill -9 during an execution, and check every result.
 
     Exits with status 1 if a check fails.
     """

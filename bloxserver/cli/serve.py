@@ -24,8 +24,9 @@ def serve(
 ) -> None:
     """Serve the API and, unless --no-worker is given, run executions in the same process.
 
-    In development, the command first migrates the database. Without CLERK_ISSUER, every request is authenticated as the
-    development user. In production, run `bloxserver migrate` before this command.
+    Outside production, the command first migrates the database, unless AUTO_CREATE_TABLES=false. In production, run
+    `bloxserver migrate` before this command. In development without CLERK_ISSUER, every request is authenticated as the
+    development user.
     """
     settings = load_checked_settings()
     development = settings.env == "development"

@@ -16,7 +16,8 @@ def status(
 ) -> None:
     """Print the workers, the queue of each tier, the executions that ended in the last hour, and the schedules.
 
-    Exits with status 1 if the database cannot be used, or if executions wait and there is no live worker.
+    Exits with status 1 if the database cannot be used, if its schema is too old, or if there are waiting or running
+    executions and no live worker.
     """
     run(_status(load_settings(), as_json=as_json))
 
