@@ -48,7 +48,10 @@ LastEventId = Annotated[
 ]
 RetryFrom = Annotated[
     retries.RetryFrom,
-    Query(alias="from", description="`start` runs all steps. `failed` copies the steps that have finished."),
+    Query(
+        alias="from",
+        description="`start` runs all steps. `failed` copies finished steps and handled errors, and runs the rest.",
+    ),
 ]
 RetryVersion = Annotated[
     retries.RetryVersion, Query(description="The definition to run: `same` as the execution, or the flow's `latest`.")

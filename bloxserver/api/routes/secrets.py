@@ -52,7 +52,7 @@ async def create_secret(user: AuthenticatedUser, session: DbSession, body: Creat
     responses=response_of(200, "The secret.", examples.SECRET) | errors(403),
 )
 async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretName, body: SetSecretRequest) -> object:
-    """Create a secret or replace its value. Executions use the new value from their next step on."""
+    """Create a secret or replace its value. Each attempt uses the current value."""
     cipher = get_cipher(get_settings())
     return await services.set_secret(session, cipher, user.id, name, body.value.get_secret_value())
 

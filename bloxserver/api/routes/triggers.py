@@ -80,7 +80,7 @@ async def update_trigger(
 async def get_upcoming(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId, n: UpcomingCount = 5
 ) -> object:
-    """Return the next times at which a schedule fires while its flow is running."""
+    """Return the next times at which the schedule fires if the flow is running and the trigger is enabled."""
     return UpcomingFirings(times=await services.upcoming_firings(session, user.id, flow_id, trigger_id, n))
 
 

@@ -59,7 +59,10 @@ class StepOutline(CamelModel):
     """A step without its payloads."""
 
     id: UUID
-    parent_id: UUID | None = Field(description="The step whose answer this step handles; null for the entry.")
+    parent_id: UUID | None = Field(
+        description="The step whose answer or error this step handles, or the agent's step that called this tool; "
+        "null for the entry."
+    )
     listener: str = Field(description="The listener's name.")
     handler: str | None = Field(description="The name of the block that handles the message.")
     status: StepStatus
@@ -78,7 +81,7 @@ class StepOutline(CamelModel):
 
 
 class Step(StepOutline):
-    """A message that a listener of an execution handles."""
+    """The handling of one message by one listener."""
 
     input_payload: str | None = Field(description="The message, as JSON.")
     output_payload: str | None = Field(description="The answer, as JSON.")

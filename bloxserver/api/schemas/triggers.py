@@ -55,7 +55,7 @@ class UpdateTriggerRequest(RequestModel):
 
 
 class UpcomingFirings(CamelModel):
-    """The next times at which a schedule fires while its flow is running."""
+    """The next times at which the schedule fires if the flow is running and the trigger is enabled."""
 
     times: list[UtcTime]
 
