@@ -39,7 +39,7 @@ from bloxserver.models.tables import (
 from bloxserver.queries.flows import has_flows_to_reconcile, read_flows_to_reconcile
 from bloxserver.queries.overview import read_overview
 from bloxserver.queries.triggers import lock_due_schedule, read_due_schedules, read_next_fire, read_running_definition
-from bloxserver.services.deletions import MAX_BYTES, MAX_EXECUTIONS, MAX_ROWS, delete_flow
+from bloxserver.services.deletions import MAX_BYTES, MAX_EXECUTIONS, MAX_ROWS, delete_flow, delete_trigger
 from bloxserver.services.executions import Input, accept
 from bloxserver.services.flows import transition_flow
 from bloxserver.services.key_values import set_value
@@ -367,3 +367,15 @@ async def test_executions_that_wait_for_a_deleted_flow_are_due(session: AsyncSes
     assert waiting.resume_at is not None
     assert waiting.resume_at <= now()
     assert {execution.resume_at for execution in (working, answered, unrelated)} == {later}
+
+
+async def test_flow_and_trigger_of_another_user_are_not_deleted(session: AsyncSession) -> None:
+    flow, other = await create_flow(session, await create_user(session)), await create_user(session)
+    trigger = await create_trigger(session, flow)
+    with pytest.raises(NotFound) as error:
+        await delete_flow(session, other.id, flow.id)
+    assert (error.value.code, error.value.status) == ("flow_not_found", 404)
+    with pytest.raises(NotFound) as error:
+        await delete_trigger(session, other.id, flow.id, trigger.id)
+    assert (error.value.code, error.value.status) == ("trigger_not_found", 404)
+    assert await count(session, FlowRecord) == await count(session, TriggerRecord) == 1

@@ -1,15 +1,28 @@
-"""The steps that a retry copies from the original execution."""
+"""Retries: the executions that are accepted, and the steps that they copy."""
 
 from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver.clock import now
+from bloxserver.errors import BadRequest, NotFound
 from bloxserver.ids import new_id
 from bloxserver.models.enums import StepStatus
-from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, ExecutionStepRecord, FlowRecord, UserRecord
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    ExecutionStatus,
+    ExecutionStepRecord,
+    FlowRecord,
+    FlowStatus,
+    FlowVersionRecord,
+    UsageRecord,
+    UserRecord,
+)
 from bloxserver.queries.usage import period_at
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
 from tests.factories import create_execution, create_flow, create_user
@@ -162,3 +175,64 @@ async def test_ten_thousand_steps_take_few_statements(
     by_id = {copy.id: copy for copy in copies}
     assert all(copy.parent_id is None or by_id[copy.parent_id].sequence < copy.sequence for copy in copies)
     assert [copy.listener for copy in copies] == ["entry", *(f"l{number}" for number in range(2, 10_000))]
+
+
+async def retry(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID, **options: Any) -> Any:
+    choices = {"begin": RetryFrom.START, "version": RetryVersion.SAME} | options
+    period = period_at(now(), None, None)
+    return await retry_execution(session, user_id, "pro", period, flow_id, execution_id, **choices)
+
+
+@pytest.mark.parametrize("version", RetryVersion)
+async def test_retry_has_the_input_and_the_requested_version(
+    session: AsyncSession, user: UserRecord, flow: FlowRecord, version: RetryVersion
+) -> None:
+    active = FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml="active")
+    session.add(active)
+    await session.flush()
+    flow.organism_yaml = "changed"
+    values = {"flow_version_id": active.id, "flow_version": 1, "target": "a", "input_payload": "in"}
+    original = await create_execution(session, flow, status=ExecutionStatus.SUCCESS, **values)
+    execution = await retry(session, user.id, flow.id, original.id, version=version)
+    assert (execution.retry_of, execution.target, execution.input_payload) == (original.id, "a", "in")
+    assert execution.status is ExecutionStatus.RUNNING
+    if version is RetryVersion.SAME:
+        assert (execution.flow_version_id, execution.flow_version) == (active.id, 1)
+    else:
+        assert execution.flow_version == flow.latest_version == 2
+        assert (await session.get_one(FlowVersionRecord, execution.flow_version_id)).organism_yaml == "changed"
+    assert await session.scalar(sa.select(sa.func.sum(UsageRecord.workflow_runs))) == 1
+
+
+async def test_retry_in_another_flow_or_of_another_user_is_not_found(
+    session: AsyncSession, user: UserRecord, flow: FlowRecord, failed: ExecutionRecord
+) -> None:
+    other, other_flow = await create_user(session), await create_flow(session, user)
+    for user_id, flow_id in ((other.id, flow.id), (user.id, other_flow.id)):
+        with pytest.raises(NotFound) as error:
+            await retry(session, user_id, flow_id, failed.id)
+        assert (error.value.code, error.value.status) == ("execution_not_found", 404)
+
+
+@pytest.mark.parametrize(
+    ("flow_status", "status", "begin", "code"),
+    [
+        (FlowStatus.STOPPED, ExecutionStatus.ERROR, RetryFrom.START, "flow_not_running"),
+        (FlowStatus.RUNNING, ExecutionStatus.RUNNING, RetryFrom.START, "execution_running"),
+        (FlowStatus.RUNNING, ExecutionStatus.SUCCESS, RetryFrom.FAILED, "nothing_failed"),
+    ],
+)
+async def test_retry_in_a_wrong_state_is_rejected_and_not_counted(
+    session: AsyncSession,
+    user: UserRecord,
+    flow_status: FlowStatus,
+    status: ExecutionStatus,
+    begin: RetryFrom,
+    code: str,
+) -> None:
+    flow = await create_flow(session, user, status=flow_status)
+    original = await create_execution(session, flow, status=status)
+    with pytest.raises(BadRequest) as error:
+        await retry(session, user.id, flow.id, original.id, begin=begin)
+    assert (error.value.code, error.value.status) == (code, 400)
+    assert await session.scalar(sa.select(sa.func.count()).select_from(UsageRecord)) == 0

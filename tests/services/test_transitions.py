@@ -11,10 +11,18 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver.clock import now
+from bloxserver.errors import BadRequest, NotFound
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord
-from bloxserver.services.transitions import CALLER_ENDED, cancel_executions, end_execution
+from bloxserver.services.transitions import (
+    CALLER_ENDED,
+    CANCELLED_BY_USER,
+    cancel_execution,
+    cancel_executions,
+    cancel_running,
+    end_execution,
+)
 from tests.factories import create_execution, create_flow, create_user
 from tests.statements import count_statements
 from tests.steps import create_step
@@ -183,3 +191,49 @@ async def test_execution_ends_once_under_concurrency(live_database: Database) ->
     async with live_database.sessions() as session:
         ended = await stored(session, execution.id)
         assert ended.error_message == ended.status.value == ends[won.index(True)].value
+
+
+async def test_running_execution_is_cancelled_and_a_cancelled_one_stays_as_it_is(
+    session: AsyncSession, flow: FlowRecord
+) -> None:
+    execution = await create_execution(session, flow)
+    cancelled = await cancel_execution(session, flow.user_id, flow.id, execution.id)
+    assert (cancelled.status, cancelled.error_message) == (ExecutionStatus.CANCELLED, CANCELLED_BY_USER)
+    completed_at = cancelled.completed_at
+    assert completed_at is not None
+    again = await cancel_execution(session, flow.user_id, flow.id, execution.id)
+    assert (again.status, again.completed_at) == (ExecutionStatus.CANCELLED, completed_at)
+
+
+@pytest.mark.parametrize("status", [ExecutionStatus.SUCCESS, ExecutionStatus.ERROR, ExecutionStatus.TIMEOUT])
+async def test_cancelling_an_ended_execution_is_rejected(
+    session: AsyncSession, flow: FlowRecord, status: ExecutionStatus
+) -> None:
+    execution = await create_execution(session, flow, status=status)
+    with pytest.raises(BadRequest) as error:
+        await cancel_execution(session, flow.user_id, flow.id, execution.id)
+    assert (error.value.code, error.value.status) == ("execution_ended", 400)
+    assert (await stored(session, execution.id)).status is status
+
+
+async def test_execution_of_another_user_is_not_cancelled(session: AsyncSession, flow: FlowRecord) -> None:
+    execution, other = await create_execution(session, flow), await create_user(session)
+    with pytest.raises(NotFound) as error:
+        await cancel_execution(session, other.id, flow.id, execution.id)
+    assert (error.value.code, error.value.status) == ("execution_not_found", 404)
+    assert (await stored(session, execution.id)).status is ExecutionStatus.RUNNING
+
+
+async def test_running_executions_of_a_flow_are_cancelled_with_the_reason(
+    session: AsyncSession, flow: FlowRecord
+) -> None:
+    running = [await create_execution(session, flow) for _ in range(2)]
+    ended = await create_execution(session, flow, status=ExecutionStatus.SUCCESS)
+    unrelated = await create_execution(session, await create_flow(session, await create_user(session)))
+    assert await cancel_running(session, flow.id, "The flow was stopped.") == 2
+    assert await cancel_running(session, flow.id, "The flow was stopped.") == 0
+    for execution in running:
+        cancelled = await stored(session, execution.id)
+        assert (cancelled.status, cancelled.error_message) == (ExecutionStatus.CANCELLED, "The flow was stopped.")
+    assert (await stored(session, ended.id)).status is ExecutionStatus.SUCCESS
+    assert (await stored(session, unrelated.id)).status is ExecutionStatus.RUNNING
