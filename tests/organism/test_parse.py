@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from bloxserver.blocks import echo, greeting
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext
-from bloxserver.blocks.registry import BlockRegistry, get_registry
+from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism, Peer, UnknownListener
 from bloxserver.organism.parse import check, parse
@@ -375,27 +375,3 @@ class TestFailureNotifications:
             "https://x.example/{{ secrets.PATH }}", "{{ secrets.KEY }}", "a@b.example"
         )
         assert [need.name for need in organism.requirements if isinstance(need, SecretRequirement)] == ["PATH", "KEY"]
-
-
-class TestTemplates:
-    def test_secrets_are_allowed_only_in_templated_members(self) -> None:
-        request = (
-            "  - {name: a, description: d, handler: http.request, config: {url: 'https://x.example/{{ secrets.A }}'}}"
-        )
-        organism = parse(listeners(request), get_registry())
-        assert organism.listener("a").templates == {"url"}
-        assert organism.listener("a").secrets == {"A"}
-        [secret, *_] = organism.requirements
-        assert isinstance(secret, SecretRequirement)
-        assert (secret.name, secret.place) == ("A", (3, 87))
-        transform = "  - {name: a, description: d, handler: transform, config: {output: {x: '{{ secrets.A }}'}}}"
-        assert [problem.code for problem in check(listeners(transform), get_registry())] == ["secret_not_allowed"]
-
-    def test_unknown_setting_has_a_suggestion(self) -> None:
-        request = "  - {name: a, description: d, handler: http.request, config: {metod: GET}}"
-        assert [problem.hint for problem in check(listeners(request), get_registry())] == ['did you mean "method"?']
-
-    @pytest.mark.parametrize("text", ["{{ secrets }}", "{{ secrets.A.b }}", "{{ nope.x }}", "{{ payload.x"])
-    def test_invalid_placeholders_are_reported(self, text: str) -> None:
-        request = f"  - {{name: a, description: d, handler: http.request, config: {{url: 'https://x.example/{text}'}}}}"
-        assert [problem.code for problem in check(listeners(request), get_registry())] == ["invalid_template"]
