@@ -233,7 +233,7 @@ class _Parser:
         node = self._expression()
         self._expect(")")
         if type(node) is not nodes.Select:
-            raise _error("has needs a path to a field, like has(payload.name)", token)
+            raise _error("the argument of has must be a field, like has(payload.name)", token)
         return nodes.Has(node.operand, node.field)
 
     def _call(self, token: Token, name: str, arguments: list[Node]) -> Node:

@@ -87,7 +87,8 @@ async def end_attempt(
 ) -> None:
     """Record the result of an attempt.
 
-    Without `error`, the notification is delivered. Otherwise it is due again at `due_at`, or failed if that is None.
+    If `error` is None, the attempt succeeded. Otherwise the next attempt is at `due_at`. If `due_at` is also None, the
+    notification failed.
     """
     await session.execute(
         sa.update(FailureNotificationRecord)
