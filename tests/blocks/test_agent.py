@@ -50,11 +50,11 @@ async def test_agent_calls_tools_until_the_model_answers(context: BlockContext, 
 async def test_model_receives_tool_names_descriptions_and_schemas(context: BlockContext, provider: Api) -> None:
     async with language_models(says("Hello."), provider=provider) as (models, server):
         await answer_of(context, models, StoredConversation())
-    told = server.requests[0].json["tools"]
+    tools = server.requests[0].json["tools"]
     if provider == "openai":
-        shown = [(tool["function"]["name"], tool["function"]["parameters"]) for tool in told]
+        shown = [(tool["function"]["name"], tool["function"]["parameters"]) for tool in tools]
     else:
-        shown = [(tool["name"], tool["input_schema"]) for tool in told]
+        shown = [(tool["name"], tool["input_schema"]) for tool in tools]
     assert [name for name, _ in shown] == ["fetch_page", "shape"]
     assert [schema["required"] for _, schema in shown] == [["url"], ["input"]]
     assert "additionalProperties" not in shown[0][1]
@@ -75,7 +75,7 @@ async def test_tool_calls_of_one_answer_run_concurrently(context: BlockContext) 
 
 
 @pytest.mark.parametrize(
-    ("payload", "told"),
+    ("payload", "prompt"),
     [
         ("How are you?", "How are you?"),
         ({"text": "How are you?"}, "How are you?"),
@@ -86,10 +86,12 @@ async def test_tool_calls_of_one_answer_run_concurrently(context: BlockContext) 
     ],
     ids=str,
 )
-async def test_model_receives_the_message_as_user_prompt(context: BlockContext, payload: JsonValue, told: str) -> None:
+async def test_model_receives_the_message_as_user_prompt(
+    context: BlockContext, payload: JsonValue, prompt: str
+) -> None:
     async with language_models(says("Well.")) as (models, server):
         await answer_of(context, models, StoredConversation(), payload)
-    assert server.requests[0].texts == [PROMPT, told]
+    assert server.requests[0].texts == [PROMPT, prompt]
 
 
 SCRIPT = [
@@ -252,8 +254,8 @@ async def test_next_attempt_after_a_model_error_repeats_no_finished_request(
     assert [call for _, _, call in memory.called] == ["1.1"]
     # The tokens of an unusable answer are recorded too.
     assert len(memory.tokens) == (3 if code in ("llm_too_long", "llm_refused") else 2)
-    told = (error.message, caplog.text, str(memory.kept))
-    assert not [text for text in told if KEY in text]
+    outputs = (error.message, caplog.text, str(memory.kept))
+    assert not [text for text in outputs if KEY in text]
 
 
 async def test_agent_without_configured_model_reports_the_missing_setting(context: BlockContext) -> None:

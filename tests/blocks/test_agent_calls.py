@@ -32,11 +32,11 @@ async def test_tool_failure_is_reported_to_the_model(context: BlockContext, prov
     async with language_models(*script, provider=provider) as (models, server):
         assert await answer_of(context, models, StoredConversation({"fetch.page": refused})) == {"text": "It is gone."}
     reason = "http_error_status: example.com answered 404 Not Found"
-    told = server.requests[1].json["messages"][-1]
+    result = server.requests[1].json["messages"][-1]
     if provider == "openai":
-        assert json.loads(told["content"]) == {"error": reason}
+        assert json.loads(result["content"]) == {"error": reason}
     else:
-        assert told["content"][0]["is_error"]
+        assert result["content"][0]["is_error"]
         assert server.requests[1].texts[-1] == reason
 
 
@@ -52,7 +52,7 @@ GET = tool_of("get", "Gets.", http_request.block, http_request.HttpRequestConfig
 
 @both_providers
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "expected"),
     [
         (("fetch", {}), "the tools are: fetch_page, shape"),
         (("no such tool!", {}), "the tools are: fetch_page, shape"),
@@ -76,7 +76,7 @@ GET = tool_of("get", "Gets.", http_request.block, http_request.HttpRequestConfig
     ids=lambda value: str(value)[:40],
 )
 async def test_invalid_tool_call_is_reported_to_the_model(
-    context: BlockContext, provider: Api, wanted: tuple[str, dict[str, Any] | str], told: str
+    context: BlockContext, provider: Api, wanted: tuple[str, dict[str, Any] | str], expected: str
 ) -> None:
     memory = StoredConversation({"fetch.page": fetched})
     script = [calls(wanted, ("fetch_page", {"url": "a"})), calls(("fetch_page", {"url": "b"})), says("Done.")]
@@ -85,7 +85,7 @@ async def test_invalid_tool_call_is_reported_to_the_model(
     tools = (FETCH, SHAPE, POST, GET)
     async with language_models(*script, provider=provider) as (models, server):
         assert await answer_of(context, models, memory, tools=tools) == {"text": "Done."}
-    assert told in server.requests[1].texts[2]
+    assert expected in server.requests[1].texts[2]
     assert [call for _, _, call in memory.called] == ["1.2", "2.1"]
 
 
@@ -169,10 +169,10 @@ async def test_long_tool_result_is_truncated_with_a_note(context: BlockContext) 
 
     async with language_models(calls(("fetch_page", {})), says("Much.")) as (models, server):
         await answer_of(context, models, StoredConversation({"fetch.page": much}))
-    told = server.requests[1].texts[2]
-    assert told.startswith("ä" * (MAX_RESULT_BYTES // 2) + "\n[truncated")
-    assert f"of {2 * MAX_RESULT_BYTES} bytes" in told
-    assert len(told) < MAX_RESULT_BYTES
+    result = server.requests[1].texts[2]
+    assert result.startswith("ä" * (MAX_RESULT_BYTES // 2) + "\n[truncated")
+    assert f"of {2 * MAX_RESULT_BYTES} bytes" in result
+    assert len(result) < MAX_RESULT_BYTES
 
 
 async def test_nul_characters_are_replaced(context: BlockContext) -> None:

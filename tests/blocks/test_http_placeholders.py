@@ -29,7 +29,7 @@ def organism(config: dict[str, Any], handler: str = "http.request") -> str:
 
 class TestCheck:
     @pytest.mark.parametrize(
-        ("config", "told"),
+        ("config", "expected"),
         [
             ({"headers": {"X-A": ["1"]}}, "config.headers.X-A: must be text, a number or a boolean; null leaves"),
             ({"headers": {"X-A": {"a": 1}}}, "config.headers.X-A: must be text, a number or a boolean; null leaves"),
@@ -40,10 +40,10 @@ class TestCheck:
         ],
         ids=lambda value: str(value)[:50],
     )
-    def test_invalid_requests_are_reported(self, config: dict[str, Any], told: str) -> None:
+    def test_invalid_requests_are_reported(self, config: dict[str, Any], expected: str) -> None:
         problems = check(organism(config), get_registry())
         assert [problem.code for problem in problems] == ["invalid_config"]
-        assert problems[0].message.startswith(told)
+        assert problems[0].message.startswith(expected)
         assert problems[0].hint
 
     def test_form_content_type_of_a_webhook_is_reported(self) -> None:
