@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -142,6 +142,17 @@ def render_text(template: str, scope: dict[str, JsonValue]) -> str:
     return _renderer(template, scope).render_text(template)
 
 
+def insert_secrets(template: JsonValue, secrets: Mapping[str, str]) -> JsonValue:
+    """Return the template with `{{ secrets.NAME }}` replaced for these names only. Other placeholders are kept."""
+    if isinstance(template, str):
+        return PLACEHOLDER.sub(lambda found: _secret_value(found[0], secrets), template)
+    if isinstance(template, dict):
+        return {key: insert_secrets(value, secrets) for key, value in template.items()}
+    if isinstance(template, list):
+        return [insert_secrets(value, secrets) for value in template]
+    return template
+
+
 def _renderer(template: JsonValue, scope: dict[str, JsonValue]) -> _Renderer:
     try:
         check(template, frozenset(scope))
@@ -187,6 +198,11 @@ class _Renderer:
         if self._bytes_left < 0:
             raise _error("template_too_large", f"the result exceeds {MAX_OUTPUT_BYTES} bytes")
         return text
+
+
+def _secret_value(written: str, secrets: Mapping[str, str]) -> str:
+    root, _, name = written.removeprefix("{{").removesuffix("}}").strip().partition(".")
+    return secrets.get(name, written) if root == SECRETS else written
 
 
 def _problem(

@@ -14,7 +14,12 @@ from bloxserver.blocks.base import AnyBlock, BlockConfig, no_targets
 from bloxserver.clients.http import HEADER_VALUE, TOKEN
 from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import Path, quoted
-from bloxserver.organism.requirements import AddressRequirement, MailRequirement, ModelRequirement
+from bloxserver.organism.requirements import (
+    AddressRequirement,
+    MailRequirement,
+    ModelRequirement,
+    ValidityRequirement,
+)
 from bloxserver.organism.sections import Section, nearest_of
 
 MODEL_KEYS = ("prompt", "model", "temperature", "max_tokens")
@@ -207,6 +212,8 @@ def _add_requirements(section: Section, config: Config) -> None:
     if config.block.name == MAIL and given.get("server") is None:
         sender = given.get("from")
         path = config.paths["from"] if sender is not None else section.path_to("handler")
-        if sender is None or (isinstance(sender, str) and "{{" not in sender):
-            need = MailRequirement(report.document.place_of(path), path, sender if isinstance(sender, str) else None)
-            report.requirements.append(need)
+        need = MailRequirement(report.document.place_of(path), path, sender if isinstance(sender, str) else None)
+        report.requirements.append(need)
+    if config.secrets and config.valid is not None:
+        place, validate = report.document.place_of_key(config.base_path), config.block.config.model_validate
+        report.requirements.append(ValidityRequirement(place, config.base_path, {**given}, validate))

@@ -21,7 +21,7 @@ def check_limits(organism: Organism, report: ProblemReport) -> None:
     """
     _check_timeouts(organism, report)
     numbers = {listener.name: number for number, listener in enumerate(organism.listeners)}
-    peers = {listener.name: list(_unconditional_peers(listener)) for listener in organism.listeners}
+    peers = {listener.name: list(unconditional_peers(listener)) for listener in organism.listeners}
     cycles = list(_cycles(peers))
     for cycle in cycles:
         shown = " → ".join(cycle[:MAX_SHOWN]) + (" → …" if len(cycle) > MAX_SHOWN else f" → {cycle[0]}")
@@ -46,7 +46,7 @@ def _check_timeouts(organism: Organism, report: ProblemReport) -> None:
             report.warning(path, "unused_key", message, "reduce it, or increase execution.timeout_seconds")
 
 
-def _unconditional_peers(listener: Listener) -> Iterator[str]:
+def unconditional_peers(listener: Listener) -> Iterator[str]:
     """Yield the listeners that receive every answer of this listener."""
     if listener.block.targets is no_targets:
         yield from (peer.to for peer in listener.peers if peer.on == "answer" and peer.when is None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from bloxserver.blocks import templates
@@ -9,12 +11,13 @@ from bloxserver.blocks.http_request import check_url
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.clients.signatures import read_secret
+from bloxserver.organism.called_flows import require_called_flows
 from bloxserver.organism.limits import check_limits
 from bloxserver.organism.listeners import read_listeners
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism
 from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import OrganismError, Problem, quoted
-from bloxserver.organism.requirements import AddressRequirement, MailRequirement, Requirement
+from bloxserver.organism.requirements import AddressRequirement, MailRequirement, Requirement, ValidityRequirement
 from bloxserver.organism.sections import MAX_NAME, UNUSED_KEYS, ProblemReport, Section
 from bloxserver.organism.yaml_loader import load
 
@@ -67,11 +70,13 @@ def read(text: str, registry: BlockRegistry) -> Reading:
     listeners = read_listeners(top, registry)
     execution = top.section("execution")
     limits, on_failure = _read_limits(execution), _read_on_failure(execution)
-    requirements = tuple(report.requirements)
-    organism = Organism(name, listeners, description, limits, on_failure, requirements)
+    organism = Organism(name, listeners, description, limits, on_failure)
     valid = all(problem.severity != "error" for problem in report.problems)
     if valid:
         check_limits(organism, report)
+        require_called_flows(organism, report)
+    requirements = tuple(report.requirements)
+    organism = replace(organism, requirements=requirements)
     problems = sorted(report.problems, key=lambda problem: (problem.line, problem.column))
     return Reading(organism if valid else None, problems, requirements)
 
@@ -124,19 +129,25 @@ def _read_on_failure(execution: Section | None) -> FailureNotification | None:
 
 
 def _check_literal(section: Section, key: str, text: str) -> None:
-    """Report an invalid member of on_failure, and add its requirements. A text with placeholders is not validated,
-    except the beginning of a URL.
-    """
+    """Report an invalid member of on_failure, and add its requirements."""
     path, report = section.path_to(key), section.report
     place = report.document.place_of(path)
     if key == "email":
         report.requirements.append(MailRequirement(place, path, None))
     try:
-        if key == "url":
-            check_url(text)
-            report.requirements.append(AddressRequirement(place, path, text))
-        elif "{{" not in text:
-            read = read_mailbox if key == "email" else read_secret
-            read(text)
+        LITERALS[key](text)
     except ValueError as error:
         report.error(path, "invalid_config", f"{key}: {error}", LITERAL_HINTS[key])
+        return
+    if key == "url":
+        report.requirements.append(AddressRequirement(place, path, text))
+    report.requirements.append(ValidityRequirement(place, path, text, LITERALS[key]))
+
+
+def _unless_template(validate: Callable[[str], object]) -> Callable[[str], object]:
+    """Return a validator for texts without placeholders. It accepts every text with placeholders."""
+    return lambda text: None if "{{" in text else validate(text)
+
+
+LITERALS = {"url": check_url, "secret": _unless_template(read_secret), "email": _unless_template(read_mailbox)}
+"""Validators of the members of on_failure. They raise `ValueError`."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from pydantic import JsonValue
 
 from bloxserver.organism.problems import Path
 from bloxserver.organism.yaml_source import Place
@@ -45,4 +48,26 @@ class AddressRequirement(_Requirement):
     url: str
 
 
-Requirement: TypeAlias = SecretRequirement | ModelRequirement | MailRequirement | AddressRequirement
+@dataclass(frozen=True, slots=True)
+class ValidityRequirement(_Requirement):
+    """A value that names secrets must be valid with the values of these secrets."""
+
+    value: JsonValue
+    validate: Callable[[Any], object]
+    """Raises `ValueError`. Placeholders that are left in the value are valid."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRequirement(_Requirement):
+    """The owner must have one flow of this id or name."""
+
+    flow: str
+    repeats: bool
+    """Whether the call would be made again if the flow called itself: then it never ends."""
+    has_target: bool
+    """Whether this definition has the listener that the call names."""
+
+
+Requirement: TypeAlias = (
+    SecretRequirement | ModelRequirement | MailRequirement | AddressRequirement | ValidityRequirement | FlowRequirement
+)

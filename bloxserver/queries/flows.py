@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from uuid import UUID
 
@@ -8,9 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from bloxserver.errors import NotFound
+from bloxserver.ids import read_id
 from bloxserver.models.enums import ExecutionStatus, FlowStatus
 from bloxserver.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.queries.paging import Page, PageRequest
+from bloxserver.storable import storable_text
 
 
 def owned_by(user_id: UUID) -> sa.ColumnElement[bool]:
@@ -53,6 +56,25 @@ async def read_flows(session: AsyncSession, user_id: UUID, page: PageRequest) ->
         .offset(page.offset)
     )
     return Page(rows.all(), total, page.page, page.page_size)
+
+
+async def find_flows(session: AsyncSession, user_id: UUID, references: Collection[str]) -> dict[str, list[UUID]]:
+    """The ids of the user's flows that each reference, an id or a name, stands for. Unknown references are left out."""
+    ids = {reference: flow_id for reference in references if (flow_id := read_id(reference)) is not None}
+    names = [storable_text(reference) for reference in references if reference not in ids]
+    rows = await session.execute(
+        sa.select(FlowRecord.id, FlowRecord.name).where(
+            owned_by(user_id), sa.or_(FlowRecord.id.in_(ids.values()), FlowRecord.name.in_(names))
+        )
+    )
+    by_id: set[UUID] = set()
+    by_name: dict[str, list[UUID]] = {}
+    for flow_id, name in rows:
+        by_id.add(flow_id)
+        by_name.setdefault(name, []).append(flow_id)
+    called = {reference: [flow_id] for reference, flow_id in ids.items() if flow_id in by_id}
+    named = {reference: by_name.get(storable_text(reference), []) for reference in references if reference not in ids}
+    return called | {reference: found for reference, found in named.items() if found}
 
 
 async def count_flows(session: AsyncSession, user_id: UUID) -> int:

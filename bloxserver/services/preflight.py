@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 from uuid import UUID
 
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.http_request import COMPLETE_HOST
+from bloxserver.blocks.templates import insert_secrets
 from bloxserver.clients.addresses import read_address
 from bloxserver.clients.connections import check_addresses
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import PORTS, read_url
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail_headers import read_mailbox
-from bloxserver.encryption import get_cipher
+from bloxserver.encryption import get_cipher, redact
 from bloxserver.organism.problems import Problem, quoted
 from bloxserver.organism.requirements import (
     AddressRequirement,
+    FlowRequirement,
     MailRequirement,
     ModelRequirement,
     Requirement,
     SecretRequirement,
+    ValidityRequirement,
 )
-from bloxserver.services.secrets import missing_secrets
+from bloxserver.queries.flows import find_flows
+from bloxserver.services.secrets import SecretValues, read_values
 from bloxserver.settings import Settings
 
 
 async def installation_problems(
-    session: AsyncSession, settings: Settings, user_id: UUID, requirements: Sequence[Requirement]
+    session: AsyncSession,
+    settings: Settings,
+    user_id: UUID,
+    requirements: Sequence[Requirement],
+    flow_id: UUID | None = None,
 ) -> list[Problem]:
-    """Requirements that the settings do not meet, and secrets that do not exist, in the order of the text."""
-    problems = settings_problems(settings, requirements)
-    if get_cipher(settings) is None:
-        return problems
-    secrets = [requirement for requirement in requirements if isinstance(requirement, SecretRequirement)]
-    names = frozenset(requirement.name for requirement in secrets)
-    missing = await missing_secrets(session, user_id, names) if names else set()
-    for requirement in secrets:
-        if requirement.name in missing:
-            hint = f"store it: PUT /api/v1/secrets/{requirement.name}"
-            problems.append(
-                _problem(requirement, "missing_secret", f"there is no secret {quoted(requirement.name)}", hint)
-            )
+    """Requirements that the settings, the secrets or the flows of the owner do not meet, in the order of the text.
+
+    `flow_id` is the flow of the definition; None if it has none.
+    """
+    cipher = get_cipher(settings)
+    names = frozenset(requirement.name for requirement in requirements if isinstance(requirement, SecretRequirement))
+    secrets = await read_values(session, cipher, user_id, names) if cipher and names else SecretValues({}, set(), set())
+    problems = settings_problems(settings, [_with_secrets(requirement, secrets.values) for requirement in requirements])
+    problems = [_redacted(problem, secrets.values) for problem in problems]
+    problems += _secret_problems(secrets, requirements)
+    problems += await _flow_problems(session, user_id, requirements, flow_id)
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
 
 
@@ -59,6 +67,8 @@ def settings_problems(settings: Settings, requirements: Sequence[Requirement]) -
                 found.append(_mail_problem(settings, requirement))
             case AddressRequirement():
                 found.append(_address_problem(settings, requirement))
+            case ValidityRequirement():
+                found.append(_validity_problem(requirement))
             case SecretRequirement() if cipher is None:
                 message = f"the secret {quoted(requirement.name)} cannot be used: this server stores no secrets"
                 found.append(
@@ -66,6 +76,67 @@ def settings_problems(settings: Settings, requirements: Sequence[Requirement]) -
                 )
     problems = [problem for problem in found if problem is not None]
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
+
+
+def _with_secrets(requirement: Requirement, secrets: Mapping[str, str]) -> Requirement:
+    """The requirement with the values of these secrets inserted."""
+    match requirement:
+        case AddressRequirement(url=url):
+            return replace(requirement, url=str(insert_secrets(url, secrets)))
+        case MailRequirement(sender=str(sender)):
+            return replace(requirement, sender=str(insert_secrets(sender, secrets)))
+        case ValidityRequirement(value=value):
+            return replace(requirement, value=insert_secrets(value, secrets))
+    return requirement
+
+
+def _redacted(problem: Problem, secrets: Mapping[str, str]) -> Problem:
+    return replace(problem, message=str(redact(problem.message, secrets)))
+
+
+def _secret_problems(secrets: SecretValues, requirements: Sequence[Requirement]) -> list[Problem]:
+    problems: list[Problem] = []
+    for requirement in requirements:
+        if not isinstance(requirement, SecretRequirement):
+            continue
+        name = requirement.name
+        if name in secrets.missing:
+            hint = f"store it: PUT /api/v1/secrets/{name}"
+            problems.append(_problem(requirement, "missing_secret", f"there is no secret {quoted(name)}", hint))
+        elif name in secrets.unreadable:
+            message = f"no key in API_KEY_ENCRYPTION_KEY decrypts the secret {quoted(name)}"
+            hint = f"store it again: PUT /api/v1/secrets/{name}, or have the operator restore the key"
+            problems.append(_problem(requirement, "unreadable_secret", message, hint))
+    return problems
+
+
+async def _flow_problems(
+    session: AsyncSession, user_id: UUID, requirements: Sequence[Requirement], flow_id: UUID | None
+) -> list[Problem]:
+    """Warnings about called flows: they may be created or renamed before the call."""
+    called = [requirement for requirement in requirements if isinstance(requirement, FlowRequirement)]
+    flows = await find_flows(session, user_id, frozenset(requirement.flow for requirement in called)) if called else {}
+    problems: list[Problem] = []
+    for requirement in called:
+        found = flows.get(requirement.flow, [])
+        if len(found) != 1:
+            message = f"you have {'several flows' if found else 'no flow'} with the name {quoted(requirement.flow)}"
+            if not found:
+                message = f"you have no flow with the id or name {quoted(requirement.flow)}"
+            hint = "use the id of the flow" if found else "create the flow before this one runs"
+            problems.append(_warning(requirement, "unknown_flow", f"{message}; the call fails", hint))
+        elif found == [flow_id] and not requirement.has_target:
+            message = "this flow calls itself with a target that it does not have"
+            problems.append(_warning(requirement, "unknown_target", message, "name one of its listeners as the target"))
+        elif found == [flow_id] and requirement.repeats:
+            message = "this flow calls itself without a condition; the calls fail at the maximum depth"
+            hint = "put a condition before the call, or call another flow"
+            problems.append(_warning(requirement, "endless_call", message, hint))
+    return problems
+
+
+def _warning(requirement: Requirement, code: str, message: str, hint: str) -> Problem:
+    return Problem(*requirement.place, code, message, hint, "warning", requirement.path)
 
 
 def _problem(requirement: Requirement, code: str, message: str, hint: str) -> Problem:
@@ -99,6 +170,22 @@ def _mail_problem(settings: Settings, requirement: MailRequirement) -> Problem |
         return None
     message = f"this server sends mail from addresses at {own} only"
     return _problem(requirement, "missing_mail", message, "leave from out, or name a server in the listener")
+
+
+def _validity_problem(requirement: ValidityRequirement) -> Problem | None:
+    """The problem of a value with its secrets inserted. The definition itself was validated before."""
+    try:
+        requirement.validate(requirement.value)
+    except ValidationError as error:
+        reason = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        location = ".".join(map(str, reason["loc"]))
+        message = f"{location}: {reason['msg'].removeprefix('Value error, ')}" if location else reason["msg"]
+    except ValueError as error:
+        message = str(error)
+    else:
+        return None
+    message = f"invalid with the stored secrets: {message}"
+    return _problem(requirement, "invalid_secret", message, "correct the values of the secrets, or this value")
 
 
 def _address_problem(settings: Settings, requirement: AddressRequirement) -> Problem | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from bloxserver.queries.secrets import SHOWN, SecretRow, read_ciphertexts
 MAX_SECRETS = 100
 """Secrets that a user may have."""
 
-REASONS = {
+REASONS: Final = {
     "missing": "does not exist",
     "unreadable": "cannot be read: the server no longer has the key that encrypted it; set it again",
 }
@@ -90,23 +90,36 @@ async def decrypt_secrets(
 
     Raises `SecretUnavailable` for the first secret that does not exist or cannot be decrypted.
     """
+    read = await read_values(session, cipher, user_id, names)
+    for name in sorted({*read.missing, *read.unreadable}):
+        raise SecretUnavailable(name, "missing" if name in read.missing else "unreadable")
+    return read.values
+
+
+class SecretValues(NamedTuple):
+    """The secrets of a list of names."""
+
+    values: dict[str, str]
+    missing: set[str]
+    """The names for which the user has no secret."""
+    unreadable: set[str]
+    """The secrets that no configured key decrypts."""
+
+
+async def read_values(
+    session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, names: Collection[str]
+) -> SecretValues:
+    """The values of the user's secrets of these names, read in one statement."""
     stored = await read_ciphertexts(session, user_id, names)
-    values: dict[str, str] = {}
-    for name in sorted(names):
-        if name not in stored:
-            raise SecretUnavailable(name, "missing")
+    read = SecretValues({}, set(names) - stored.keys(), set())
+    for name, ciphertext in stored.items():
         try:
             if cipher is None:
                 raise DecryptionError
-            values[name] = cipher.decrypt(stored[name], owner=user_id, name=name)
+            read.values[name] = cipher.decrypt(ciphertext, owner=user_id, name=name)
         except DecryptionError:
-            raise SecretUnavailable(name, "unreadable") from None
-    return values
-
-
-async def missing_secrets(session: AsyncSession, user_id: UUID, names: Collection[str]) -> set[str]:
-    """The names for which the user has no secret."""
-    return set(names) - (await read_ciphertexts(session, user_id, names)).keys()
+            read.unreadable.add(name)
+    return read
 
 
 class RotatedBatch(NamedTuple):

@@ -35,13 +35,15 @@ async def parse_organism(text: str) -> Organism:
     return _parsed(text)
 
 
-async def validate(session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes) -> list[Problem]:
-    """All problems of a definition for this user, in the order of its text."""
+async def validate(
+    session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes, flow_id: UUID | None = None
+) -> list[Problem]:
+    """All problems of a definition for this user and this flow, in the order of its text."""
     if len(definition) > LARGE:
         problems, requirements = await asyncio.to_thread(read_all, definition)
     else:
         problems, requirements = read_all(definition)
-    problems = [*problems, *await installation_problems(session, settings, user_id, requirements)]
+    problems = [*problems, *await installation_problems(session, settings, user_id, requirements, flow_id)]
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
 
 
@@ -54,7 +56,7 @@ async def validate_flow(
         definition = flow.organism_yaml.encode(errors="surrogatepass")
     else:
         await require_flow(session, user_id, flow_id)
-    return await validate(session, settings, user_id, definition)
+    return await validate(session, settings, user_id, definition, flow_id)
 
 
 def read_all(definition: bytes) -> tuple[Sequence[Problem], Sequence[Requirement]]:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.encryption import get_cipher
-from bloxserver.models.tables import UserRecord
+from bloxserver.blocks.registry import get_registry
+from bloxserver.encryption import SecretCipher, get_cipher
+from bloxserver.models.tables import FlowRecord, UserRecord
+from bloxserver.organism.parse import read
 from bloxserver.organism.requirements import (
     AddressRequirement,
     MailRequirement,
@@ -20,10 +22,11 @@ from bloxserver.organism.yaml_source import Place
 from bloxserver.services.preflight import installation_problems, settings_problems
 from bloxserver.services.secrets import set_secret
 from bloxserver.settings import Settings
-from tests.factories import create_user
+from tests.factories import create_flow, create_user
 
 PATH = ("listeners", 0)
 MAIL = {"smtp_host": "mail.example.com", "smtp_from": "Flows <flows@example.com>"}
+SIGNING_KEY = "whsec_" + "A" * 32
 KEY = {"api_key_encryption_key": "new-key-of-an-operator-93d4a86b1f"}
 
 
@@ -148,3 +151,131 @@ async def test_problems_are_in_the_order_of_the_text(session: AsyncSession, user
 async def test_definition_without_requirements_has_no_problems(session: AsyncSession, user: UserRecord) -> None:
     for values in ({}, KEY):
         assert await installation_problems(session, settings(**values), user.id, []) == []
+
+
+@pytest.fixture
+def cipher() -> SecretCipher:
+    found = get_cipher(settings(**KEY))
+    assert found is not None
+    return found
+
+
+def definition(*listeners: str, rest: str = "") -> str:
+    return "organism: {name: n}\nlisteners:\n" + "".join(f"  - {each}\n" for each in listeners) + rest
+
+
+async def found(session: AsyncSession, user: UserRecord, text: str, flow: FlowRecord | None = None) -> list[str]:
+    """The codes of all problems of a definition that is valid by itself."""
+    organism, problems, _ = read(text, get_registry())
+    assert organism is not None, problems
+    flow_id = flow.id if flow else None
+    return [
+        problem.code
+        for problem in await installation_problems(
+            session, settings(**KEY, **MAIL), user.id, organism.requirements, flow_id
+        )
+    ]
+
+
+async def test_secret_that_no_configured_key_decrypts_is_a_problem(session: AsyncSession, user: UserRecord) -> None:
+    await set_secret(session, SecretCipher(["old-key-of-an-operator-7c1f0e5b2a"]), user.id, "TOKEN", "value")
+    [problem] = await installation_problems(session, settings(**KEY), user.id, [secret("TOKEN")])
+    assert (problem.code, problem.severity) == ("unreadable_secret", "error")
+    assert problem.message == 'no key in API_KEY_ENCRYPTION_KEY decrypts the secret "TOKEN"'
+
+
+@pytest.mark.parametrize(
+    ("block", "config", "valid", "invalid", "code"),
+    [
+        ("http.request", "{url: '{{ secrets.A }}'}", "https://example.com/", "example", "invalid_secret"),
+        ("http.request", "{url: '{{ secrets.A }}/{{ payload.x }}'}", "http://example.com", "ftp://x", "invalid_secret"),
+        ("http.request", "{url: 'http://{{secrets.A}}/'}", "93.184.216.34", "10.0.0.1", "address_refused"),
+        ("http.request", "{url: 'http://e.org', headers: {X: '{{ secrets.A }}'}}", "ab", "a\nb", "invalid_secret"),
+        ("webhook.send", "{url: 'http://e.org', secret: '{{ secrets.A }}'}", SIGNING_KEY, "abc", "invalid_secret"),
+        ("email.send", "{to: '{{ secrets.A }}', subject: s, text: t}", "a@example.com", "nobody", "invalid_secret"),
+        (
+            "email.send",
+            "{to: a@b.org, from: '{{secrets.A}}', subject: s, text: t}",
+            "a@example.com",
+            "a@b.org",
+            "missing_mail",
+        ),
+    ],
+)
+async def test_config_that_is_invalid_with_its_secrets_is_a_problem(
+    session: AsyncSession,
+    user: UserRecord,
+    cipher: SecretCipher,
+    block: str,
+    config: str,
+    valid: str,
+    invalid: str,
+    code: str,
+) -> None:
+    text = definition(f"{{name: a, description: d, handler: {block}, config: {config}}}")
+    await set_secret(session, cipher, user.id, "A", valid)
+    assert await found(session, user, text) == []
+    await set_secret(session, cipher, user.id, "A", invalid)
+    assert code in await found(session, user, text)
+
+
+async def test_failure_notification_that_is_invalid_with_its_secret_is_a_warning(
+    session: AsyncSession, user: UserRecord, cipher: SecretCipher
+) -> None:
+    listener = "{name: a, description: d, handler: echo}"
+    rest = "execution: {on_failure: {url: 'http://e.org', secret: '{{ secrets.A }}'}}"
+    organism, _, requirements = read(definition(listener, rest=rest), get_registry())
+    assert organism is not None
+    assert settings_problems(settings(**KEY), requirements) == []
+    await set_secret(session, cipher, user.id, "A", SIGNING_KEY)
+    assert await installation_problems(session, settings(**KEY), user.id, requirements) == []
+    await set_secret(session, cipher, user.id, "A", "abc")
+    [problem] = await installation_problems(session, settings(**KEY), user.id, requirements)
+    assert (problem.code, problem.severity) == ("invalid_secret", "warning")
+
+
+async def test_message_about_an_invalid_secret_does_not_quote_it(
+    session: AsyncSession, user: UserRecord, cipher: SecretCipher
+) -> None:
+    await set_secret(session, cipher, user.id, "A", "10.98.76.54")
+    text = definition("{name: a, description: d, handler: http.request, config: {url: 'http://{{ secrets.A }}/'}}")
+    _, _, requirements = read(text, get_registry())
+    [problem] = await installation_problems(session, settings(**KEY), user.id, requirements)
+    assert "10.98.76.54" not in problem.message
+    assert "[secret A]" in problem.message
+
+
+CALL = "{{name: call, description: d, handler: flow.call, config: {{flow: {}}}}}"
+
+
+async def test_call_of_a_flow_that_does_not_exist_is_a_warning(session: AsyncSession, user: UserRecord) -> None:
+    other = await create_user(session)
+    await create_flow(session, other, name="theirs")
+    await create_flow(session, user, name="mine")
+    for _ in range(2):
+        await create_flow(session, user, name="twice")
+    for flow, codes in (("mine", []), ("theirs", ["unknown_flow"]), ("twice", ["unknown_flow"])):
+        assert await found(session, user, definition(CALL.format(flow))) == codes
+    assert await found(session, user, definition(CALL.format("'{{ payload.flow }}'"))) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "config", "code"),
+    [
+        ("{name: a, description: d, handler: echo, peers: [call]}", "", "endless_call"),
+        ("{name: a, description: d, handler: echo, peers: [{to: call, when: payload.x}]}", "", None),
+        ("{name: a, description: d, handler: echo, peers: [call]}", ", target: call", "endless_call"),
+        ("{name: a, description: d, handler: echo, peers: [call]}", ", target: b", None),
+        ("{name: a, description: d, handler: echo, peers: [call]}", ", target: c", "unknown_target"),
+    ],
+)
+async def test_flow_that_always_calls_itself_is_a_warning(
+    session: AsyncSession, user: UserRecord, first: str, config: str, code: str | None
+) -> None:
+    flow = await create_flow(session, user, name="own")
+    last = "{name: b, description: d, handler: echo}"
+    for reference in ("own", str(flow.id)):
+        call = CALL.format(reference + config).removesuffix("}") + ", peers: [b]}"
+        text = definition(first, call, last)
+        assert await found(session, user, text, flow) == ([code] if code else [])
+        assert await found(session, user, text) == []

@@ -19,7 +19,7 @@ from bloxserver.services.secrets import (
     SecretUnavailable,
     create_secret,
     decrypt_secrets,
-    missing_secrets,
+    read_values,
     rotate_stale,
     set_secret,
 )
@@ -96,15 +96,17 @@ class TestOpen:
         with pytest.raises(SecretUnavailable, match="secret A cannot be read"):
             await decrypt_secrets(session, OLD, ada, ["A", "B"])
 
-    async def test_missing_secrets_are_listed(self, session: AsyncSession) -> None:
+    async def test_missing_and_unreadable_secrets_are_listed(self, session: AsyncSession) -> None:
         ada = (await factories.create_user(session)).id
         bob = (await factories.create_user(session)).id
         await set_secret(session, OLD, ada, "A", VALUE)
+        await set_secret(session, NEW, ada, "C", VALUE)
         await set_secret(session, OLD, bob, "B", VALUE)
-        assert await missing_secrets(session, ada, ["A", "B", "a"]) == {"B", "a"}
-        assert await missing_secrets(session, ada, []) == set()
+        assert await read_values(session, OLD, ada, ["A", "B", "C", "a"]) == ({"A": VALUE}, {"B", "a"}, {"C"})
+        assert await read_values(session, None, ada, ["A"]) == ({}, set(), {"A"})
+        assert await read_values(session, OLD, ada, []) == ({}, set(), set())
         impossible = ["", "a b", "\0", "\ud800", "x" * 100_000, "A\n"]
-        assert await missing_secrets(session, ada, impossible) == set(impossible)
+        assert (await read_values(session, OLD, ada, impossible)).missing == set(impossible)
 
 
 class TestLimit:

@@ -18,6 +18,7 @@ from bloxserver.engine.queue.leases import lock_lease
 from bloxserver.engine.queue.values import LeaseLost
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.errors import BadRequest, BloxError, Conflict
+from bloxserver.ids import read_id
 from bloxserver.models.database import Database
 from bloxserver.models.enums import FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, UserRecord
@@ -30,7 +31,6 @@ from bloxserver.storable import json_text, storable_text
 RETRYABLE = frozenset({"flow_not_running"})
 """A flow that is being restarted runs again soon. A wrong name or an exceeded limit stays."""
 MAX_NAME_LENGTH = 100
-UUID_LENGTH = 36
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _CalledFlow(NamedTuple):
 
 async def _find(session: AsyncSession, user_id: UUID, flow: str) -> list[_CalledFlow]:
     """The user's flow of this id, or up to two of this name, locked against deletion until the transaction ends."""
-    flow_id = _read_id(flow)
+    flow_id = read_id(flow)
     name = storable_text(flow)[: MAX_NAME_LENGTH + 1]  # a name that is cut is longer than all stored ones
     rows = await session.execute(
         sa.select(
@@ -128,16 +128,6 @@ def _only(found: Sequence[_CalledFlow]) -> _CalledFlow:
     if len(found) > 1:
         raise BadRequest("flow_ambiguous", "Several flows have this name: use the id")
     return found[0]
-
-
-def _read_id(text: str) -> UUID | None:
-    """The text as an id; None for other notations that Python accepts, since they may be names."""
-    if len(text) != UUID_LENGTH:
-        return None
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 class FlowCalls:
