@@ -136,7 +136,7 @@ async def _flow_problems(
 
 
 def _warning(requirement: Requirement, code: str, message: str, hint: str) -> Problem:
-    return Problem(*requirement.place, code, message, hint, "warning", requirement.path)
+    return Problem(*requirement.place, code, message, hint, severity="warning", path=requirement.path)
 
 
 def _problem(requirement: Requirement, code: str, message: str, hint: str) -> Problem:

@@ -182,7 +182,7 @@ class TestInstallation:
         assert all(one["hint"] for one in response.json()["problems"])
 
     async def test_existing_secrets_and_models_are_not_reported(
-        self, client: httpx.AsyncClient, dev_user: UserRecord, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LLM_API_KEY", "k")
         monkeypatch.setenv("LLM_MODEL", "m")
@@ -190,8 +190,7 @@ class TestInstallation:
         get_settings.cache_clear()
         try:
             assert rows(await client.post(VALIDATE, content=NEEDY)) == [(8, 40, "missing_secret")]
-            session.add(SecretRecord(user_id=dev_user.id, name="TOKEN", ciphertext="s"))
-            await session.commit()
+            assert (await client.put("/api/v1/secrets/TOKEN", json={"value": "s"})).is_success
             assert (await client.post(VALIDATE, content=NEEDY)).json() == {"valid": True, "problems": []}
         finally:
             get_settings.cache_clear()
