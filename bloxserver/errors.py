@@ -1,7 +1,7 @@
 """Errors of the domain, independent of the web framework. `api.errors` turns them into responses.
 
 BloxError
-├── BadRequest 400 · Unauthorized 401 · Forbidden 403 · NotFound 404 · Conflict 409
+├── BadRequest 400 · Unauthorized 401 · Forbidden 403 (LimitReached) · NotFound 404 · Conflict 409
 ├── Unprocessable 422
 └── Unavailable 503
 SettingsError: the process cannot start; never a response
@@ -52,6 +52,21 @@ class Unauthorized(BloxError):
 
 class Forbidden(BloxError):
     status = 403
+
+
+class LimitReached(Forbidden):
+    """A limit of the user's plan is reached: `name` is the attribute of `plans.Plan`.
+
+    The message has the limit, the current use and `hint`, which says what the user can do. `code` is for limits whose
+    errors have a code of their own.
+    """
+
+    def __init__(self, name: str, limit: float, used: float, hint: str, *, code: str | None = None) -> None:
+        words = name.replace("_", " ")
+        message = f"The limit of {limit:g} {words} is reached (in use: {used:g}). {hint}"
+        super().__init__(
+            code or f"{name}_limit_reached", message, details={"name": name, "limit": limit, "used": used}
+        )
 
 
 class NotFound(BloxError):

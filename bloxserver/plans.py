@@ -1,18 +1,60 @@
-"""The limits and prices of each tier. An unknown tier has the free plan."""
+"""The limits and prices of each tier. An unknown tier has the free plan.
+
+An operator can override single limits for a user: the column `users.limits` maps names of attributes to values.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+MEBIBYTE = 1024 * 1024
+GIBIBYTE = 1024 * MEBIBYTE
 
 
 @dataclass(frozen=True)
 class Plan:
+    """The limits of a tier. All are maximums; None is unlimited."""
+
     flows: int
-    """Maximum number of flows."""
+    """Number of flows."""
     runs: int | None
-    """Included runs per billing period; None is unlimited."""
+    """Included runs per billing period."""
     overage_usd_per_thousand: float | None = None
     """Price of 1,000 runs beyond `runs`, in USD; None makes `runs` a hard limit."""
+
+    triggers_per_flow: int = 20
+    trigger_config_bytes: int = 16 * 1024
+    """Size of one trigger's `config` as JSON."""
+    versions_per_flow: int = 100
+    """At this number, the oldest version that nothing refers to is deleted."""
+    secrets: int = 100
+    stored_bytes: int = GIBIBYTE
+    """Bytes in executions, steps, versions and key-value storage."""
+
+    streams: int = 10
+    """Concurrent Server-Sent Event streams and `?wait` requests."""
+    outgoing_requests: int = 20
+    """Concurrent outgoing HTTP requests on one worker."""
+    name_lookups: int = 10
+    """Concurrent DNS lookups on one worker."""
+    isolated_tasks: int = 2
+    """Concurrent tasks in the process pool of one process, among them Python snippets."""
+    emails_per_day: int = 100
+    """Emails from the operator's address."""
+
+    execution_cpu_seconds: float = 60
+    """CPU time of one execution."""
+    execution_memory_bytes: int = 64 * MEBIBYTE
+    """Memory of the values that one execution holds, estimated."""
+    cpu_share: float = 0.25
+    """CPU time on one worker, in seconds per second, while the user's executions run."""
+
+    requests_per_minute: int = 600
+    """API requests of the user."""
+    webhooks_per_minute: int = 600
+    """Requests to one webhook token."""
 
     @property
     def hard_run_limit(self) -> int | None:
@@ -21,14 +63,76 @@ class Plan:
 
 
 FREE = Plan(flows=1, runs=1_000)
+_PAID = Plan(
+    flows=1_000,
+    runs=None,
+    triggers_per_flow=100,
+    trigger_config_bytes=64 * 1024,
+    versions_per_flow=1_000,
+    secrets=1_000,
+    stored_bytes=1_000 * GIBIBYTE,
+    streams=500,
+    outgoing_requests=1_000,
+    name_lookups=100,
+    isolated_tasks=8,
+    emails_per_day=50_000,
+    execution_cpu_seconds=3_600,
+    execution_memory_bytes=256 * MEBIBYTE,
+    cpu_share=1.0,
+    requests_per_minute=12_000,
+    webhooks_per_minute=60_000,
+)
 
 PLANS = {
     "free": FREE,
-    "pro": Plan(flows=100, runs=100_000, overage_usd_per_thousand=0.50),
-    "enterprise": Plan(flows=1_000, runs=None),
-    "high_frequency": Plan(flows=1_000, runs=None),
+    "pro": Plan(
+        flows=100,
+        runs=100_000,
+        overage_usd_per_thousand=0.50,
+        triggers_per_flow=50,
+        trigger_config_bytes=64 * 1024,
+        versions_per_flow=500,
+        secrets=500,
+        stored_bytes=50 * GIBIBYTE,
+        streams=100,
+        outgoing_requests=200,
+        name_lookups=50,
+        isolated_tasks=4,
+        emails_per_day=5_000,
+        execution_cpu_seconds=600,
+        execution_memory_bytes=128 * MEBIBYTE,
+        cpu_share=0.5,
+        requests_per_minute=3_000,
+        webhooks_per_minute=6_000,
+    ),
+    "enterprise": _PAID,
+    "high_frequency": _PAID,
 }
 
+ADDRESS_REQUESTS_PER_MINUTE = 1_200
+"""Requests from one client address, signed in or not."""
+INVALID_TOKEN_COST = 20
+"""Requests that one with an unknown webhook token or an invalid sign-in counts as."""
 
-def get_plan(tier: str) -> Plan:
-    return PLANS.get(tier, FREE)
+
+def get_plan(tier: str, overrides: Mapping[str, object] | None = None) -> Plan:
+    """Return the plan of a tier, with the limits that an operator set for the user. Unusable overrides are ignored."""
+    plan = PLANS.get(tier, FREE)
+    return replace(plan, **usable_overrides(overrides)) if overrides else plan
+
+
+def usable_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
+    """Return the overrides whose names and values a plan can have: numbers that are not negative, or null for `runs`
+    and `overage_usd_per_thousand`.
+    """
+    usable: dict[str, Any] = {}
+    for field in fields(Plan):
+        if field.name not in overrides:
+            continue
+        value = overrides[field.name]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        if isinstance(value, int | float) and is_number:
+            usable[field.name] = value if "float" in str(field.type) else int(value)
+        elif value is None and "None" in str(field.type):
+            usable[field.name] = None
+    return usable
