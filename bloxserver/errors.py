@@ -64,9 +64,7 @@ class LimitReached(Forbidden):
     def __init__(self, name: str, limit: float, used: float, hint: str, *, code: str | None = None) -> None:
         words = name.replace("_", " ")
         message = f"The limit of {limit:g} {words} is reached (in use: {used:g}). {hint}"
-        super().__init__(
-            code or f"{name}_limit_reached", message, details={"name": name, "limit": limit, "used": used}
-        )
+        super().__init__(code or f"{name}_limit_reached", message, details={"name": name, "limit": limit, "used": used})
 
 
 class NotFound(BloxError):
