@@ -1,1 +1,1 @@
-"""Runs executions: the row is the job, a claimer takes it, a worker runs it, the pump brings its messages on."""
+"""Runs executions. A row is a job: the claimer claims it, the worker runs it, and the pump delivers its messages."""

@@ -12,7 +12,7 @@ def backoff_seconds(attempt: int, *, initial: float, maximum: float, factor: flo
     """Seconds to wait after `attempt` failures in a row, counted from 1.
 
     The wait starts at `initial` seconds, grows by `factor` and stays below `maximum`; up to `jitter` of it is added at
-    random, so that clients that failed together do not return together.
+    random, so that clients that failed together do not retry together.
     """
     seconds = min(initial * factor ** min(attempt - 1, MAX_EXPONENT), maximum)
     return seconds * random.uniform(1, 1 + jitter)  # noqa: S311

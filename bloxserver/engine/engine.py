@@ -72,7 +72,7 @@ class Engine:
         if self._run_worker:
             await self._heartbeat.start()
             if self._settings.uses_sqlite:
-                # Only one process uses the database: all existing claims are of an earlier process.
+                # Only one process uses the database: all existing claims belong to an earlier process.
                 await recover_all(self._database, self.worker_id)
             else:
                 self._loop(Recovery(self._settings, self._database, self._heartbeat, self.worker_id).run)

@@ -1,4 +1,4 @@
-"""The loops of the engine: how they wait, and that they continue after a failure."""
+"""The loops of the engine: polling, waiting, and restarts after failures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ RETRY_SECONDS = 1.0
 
 
 class PollLoop:
-    """Calls `poll` again and again: when woken, and after the seconds that the previous call returned.
+    """Calls `poll` repeatedly: when woken, and after the number of seconds that the previous call returned.
 
-    A call that fails is logged under `failure` and repeated after `retry_seconds`. The log has no entry where the
-    database is unavailable: `Database` logs that once for all loops.
+    A call that fails is logged as `failure` and repeated after `retry_seconds`. Transient errors are not logged here,
+    because `Database` logs a lost connection once for all loops.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class PollLoop:
         min_interval_seconds: float = 0.0,
         jitter: float = 0.0,
     ) -> None:
-        """Two calls start `min_interval_seconds` apart or more. `jitter` is the part of a pause that is random."""
+        """Calls start at least `min_interval_seconds` apart. `jitter` is the random fraction of a pause."""
         self._poll = poll
         self._failure = failure
         self._retry_seconds = retry_seconds
@@ -65,13 +65,13 @@ class PollLoop:
 
 
 async def run_forever(loop: Callable[[], Awaitable[None]], *, again_seconds: float = RETRY_SECONDS) -> None:
-    """Run `loop` until cancelled, and start it again whatever ended it: no part of the engine may stop unnoticed."""
+    """Run `loop` until cancelled. Restart it after any end, so that no part of the engine stops unnoticed."""
     while True:
         try:
             await loop()
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # panics of extensions in Rust are no Exceptions
+        except BaseException as error:  # panics of Rust extensions are not Exceptions
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
@@ -80,7 +80,7 @@ async def run_forever(loop: Callable[[], Awaitable[None]], *, again_seconds: flo
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]], *, again_seconds: float = RETRY_SECONDS) -> None:
-    """Cancel tasks and wait for their ends. A task that turned its cancellation into an error is cancelled again."""
+    """Cancel tasks and wait until they have ended. A task that still runs after `again_seconds` is cancelled again."""
     left = {task for task in tasks if not task.done()}
     while left:
         for task in left:
@@ -89,7 +89,7 @@ async def cancel(tasks: Iterable[asyncio.Task[Any]], *, again_seconds: float = R
 
 
 async def wait_for_wake(woken: asyncio.Event, seconds: float) -> bool:
-    """Wait until `woken` is set, at most so many seconds, and clear it; returns whether it was set."""
+    """Wait up to `seconds` until `woken` is set, and clear it. Returns whether it was set."""
     try:
         async with asyncio.timeout(seconds):
             await woken.wait()

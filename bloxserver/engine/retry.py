@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 INITIAL_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.5
 MAX_CONSECUTIVE_FAILURES = 3
-"""After so many failures in a row the database is taken to be unavailable, not a single row to be locked."""
+"""After this many consecutive failures, the cause is assumed to be the database and not a locked row."""
 
 
 async def retry_transaction(
@@ -28,8 +28,8 @@ async def retry_transaction(
 ) -> Result:
     """Run `work` in a transaction; retry with backoff after transient errors, without a limit.
 
-    A commit whose answer was lost may have taken effect: doing `work` twice must have the effect of doing it once.
-    Raises every error that is not transient.
+    `work` must be idempotent, because a commit whose answer was lost may have taken effect. Raises every error that
+    is not transient.
     """
     attempt = 0
     while True:
@@ -48,7 +48,7 @@ async def retry_transaction(
 
 
 async def process_each(items: Iterable[Item], work: Callable[[Item], Awaitable[bool]]) -> int:
-    """Call `work` for each item, in transactions of its own; returns for how many it returned true.
+    """Call `work` for each item, in transactions of its own; returns the number of calls that returned true.
 
     An item that fails with a transient error, such as a locked row, is skipped until the next call and does not block
     the others. Raises every other error, and the third transient error in a row.

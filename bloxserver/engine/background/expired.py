@@ -109,7 +109,7 @@ async def read_expired(
 ) -> list[Expired]:
     """Executions of the flow that may be deleted, the oldest first.
 
-    Executions with a running caller or a failure notification that is still to be sent are kept.
+    Executions with a running caller or a pending failure notification are kept.
     """
     surplus = await _position(session, flow.newest_surplus)
     wanted = _expired(flow.flow_id, limits, surplus)
@@ -193,7 +193,7 @@ async def count_steps(session: AsyncSession, execution_ids: Collection[UUID]) ->
 def spare_versions(flow: FlowExcess, limits: Limits) -> sa.Select[UUID]:
     """Versions of the flow that may be deleted: not active, not the latest, and used by no execution.
 
-    None if the flow was changed just now: a request that read the previous version may still start an execution of it.
+    None if the flow was changed recently: a request that read the previous version may still start an execution of it.
     """
     version = FlowVersionRecord
     ran = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_version_id == version.id).limit(1)

@@ -85,7 +85,7 @@ class Retention:
         return self._interval_seconds
 
     async def prune(self, *, dry_run: bool = False) -> PruneResult:
-        """Delete all expired rows; returns what was deleted, or would be."""
+        """Delete all expired rows, or only count them with `dry_run`."""
         pruned = PruneResult()
         limits = await self._limits()
         async for flow in self._flows(limits):

@@ -1,4 +1,4 @@
-"""Deletes executions with their steps in short transactions, however many and large they are."""
+"""Deletes any number of executions of any size, with their steps, in short transactions."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Batch:
 
 
 def batches_of(expired: Iterable[Expired], steps: Sequence[StepSize], *, complete: bool) -> Iterator[Batch]:
-    """Divide executions and their steps, as `read_step_sizes` gives them, into batches.
+    """Divide executions and their steps, as `read_step_sizes` returns them, into batches.
 
-    An execution is in one batch with its steps, unless they alone exceed a batch: then steps come first. If `steps` is
-    not `complete`, the execution of the last step and the executions after it are left out.
+    An execution is in one batch with its steps. If that exceeds a batch, its steps come first, in several batches. If
+    `steps` is not `complete`, the execution of the last step and the executions after it are left out.
     """
     steps_of = {execution_id: list(group) for execution_id, group in groupby(steps, lambda step: step.execution_id)}
     last = steps[-1].execution_id if steps and not complete else None
@@ -88,7 +88,7 @@ def batches_of(expired: Iterable[Expired], steps: Sequence[StepSize], *, complet
 
 @dataclass
 class PruneResult:
-    """Rows that were deleted, or would be."""
+    """The number of rows that were deleted, or that a dry run would delete."""
 
     executions: int = 0
     steps: int = 0
@@ -96,7 +96,7 @@ class PruneResult:
     others: int = 0
     """Rows of all other tables."""
     lock_busy: bool = False
-    """Whether the run ended early, since another process has the advisory lock."""
+    """Whether the run ended early, because another process has the advisory lock."""
 
     @property
     def rows(self) -> int:

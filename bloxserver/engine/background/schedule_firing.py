@@ -28,9 +28,9 @@ from bloxserver.services.triggers import NO_FAILURE
 log = structlog.stdlib.get_logger("bloxserver.schedules")
 
 ON_TIME_WINDOW = timedelta(minutes=2)
-"""A firing that is late by no more than this is on time. A sweep may delay a firing, also without downtime."""
+"""A firing with no more than this delay is on time. Sweeps can delay firings even without downtime."""
 CATCH_UP_WINDOW = timedelta(hours=1)
-"""The maximum age of a missed firing that is caught up, unless `catch_up` says otherwise."""
+"""The maximum age of a missed firing that is caught up, unless `catch_up` is set."""
 INITIAL_BACKOFF_SECONDS = 5
 MAX_BACKOFF_SECONDS = 600
 
@@ -82,7 +82,7 @@ async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetim
 
 
 def _is_to_be_made_up(due: DueSchedule, cron: Cron, moment: datetime) -> bool:
-    """Whether a schedule that is due fires now: always if it is on time, and if it is late, as `catch_up` says."""
+    """Whether a due schedule fires now: always if it is on time, else depending on `catch_up`."""
     missed = cron.last_before(moment)
     if missed is None or (due.next_fire_at is not None and moment - due.next_fire_at <= ON_TIME_WINDOW):
         return True
@@ -110,9 +110,9 @@ async def disable_schedule(
 
 
 async def postpone_schedule(session: AsyncSession, trigger_id: UUID, error: str, moment: datetime) -> datetime | None:
-    """Make the next attempt at a schedule later. Returns when, or None if the previous attempt had the same error.
+    """Postpone the next attempt at a schedule. Returns its time, or None if the previous attempt had the same error.
 
-    The firing time stays: an attempt that succeeds later is a late firing, for which `catch_up` applies.
+    The firing time does not change. A later attempt that succeeds is a late firing, to which `catch_up` applies.
     """
     rows = await session.execute(_lock(trigger_id, TriggerRecord.failed_attempts, TriggerRecord.last_error))
     for failed_attempts, last_error in rows:
@@ -124,7 +124,7 @@ async def postpone_schedule(session: AsyncSession, trigger_id: UUID, error: str,
 
 
 def retry_delay(failed_attempts: int) -> timedelta:
-    """The wait after a failed attempt that followed `failed_attempts` failed ones."""
+    """The delay after a failed attempt that `failed_attempts` failed attempts preceded."""
     seconds = backoff_seconds(failed_attempts + 1, initial=INITIAL_BACKOFF_SECONDS, maximum=MAX_BACKOFF_SECONDS)
     return timedelta(seconds=seconds)
 

@@ -43,7 +43,7 @@ async def fire_due_schedules(database: Database) -> None:
 
 
 async def _fire(database: Database, schedule: DueSchedule) -> bool:
-    """Fire one schedule. A failure disables it or makes its next attempt later, so that it blocks no other."""
+    """Fire one schedule. A failure disables it or postpones its next attempt, so that it blocks no other schedule."""
     try:
         try:
             about = {"bloxserver.flow.id": str(schedule.trigger.flow_id)}
@@ -90,7 +90,7 @@ async def _recipients(database: Database, invalid: InvalidSchedule) -> FailureNo
 
 
 async def _postpone(database: Database, schedule: DueSchedule, error: Exception) -> None:
-    """Make the next attempt later. Raises `error` if the database fails to store that, too."""
+    """Postpone the next attempt. Raises `error` if the database cannot store that either."""
     description = _describe(error)
     try:
         async with database.transaction() as session:

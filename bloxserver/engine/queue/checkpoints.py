@@ -58,11 +58,11 @@ class Checkpoint:
     execution: ClaimedExecution
     steps: Sequence[dict[str, Any]]
     output: str | None = None
-    """Set where the execution succeeds with these steps, and no other execution waits for it."""
+    """Set if the execution succeeds with these steps, and no other execution waits for it."""
 
     @property
     def made_progress(self) -> bool:
-        """Whether a step has ended of an execution with crashes: the execution may not be their cause."""
+        """Whether an execution with crashes has ended a step. It may then not be the cause of the crashes."""
         return self.execution.crash_count > 0 and any(step["status"] is not StepStatus.RUNNING for step in self.steps)
 
 
@@ -179,7 +179,7 @@ class CheckpointWriter:
         checkpoint, saved = entry
 
         async def write(session: AsyncSession) -> set[LeaseKey]:
-            # Held for one try only: a row that stays locked delays other single writes by no more than that.
+            # Held for a single try, so that a row that stays locked does not block other single writes.
             async with self._single_write_slots:
                 return await save_checkpoints(session, [checkpoint])
 

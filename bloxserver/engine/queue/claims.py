@@ -116,8 +116,8 @@ async def claim_executions(
 ) -> list[ClaimedExecution]:
     """Claim due executions: up to `slots` per tier, and at most `quarantined` from quarantine.
 
-    On PostgreSQL, with `heartbeat_timeout`, a worker whose stored heartbeat is older than that claims nothing: a lease
-    that recovery finds expired has expired while the worker held it. Raises `ClaimLockBusy`.
+    On PostgreSQL, with `heartbeat_timeout`, a worker whose stored heartbeat is older than that claims nothing, so that
+    a new lease is never expired from the start. Raises `ClaimLockBusy`.
     """
     is_postgres = session.get_bind().dialect.name == "postgresql"
     if is_postgres:
@@ -128,7 +128,7 @@ async def claim_executions(
     if not chosen:
         return []
     moment = now()  # read again: executions may have been accepted while the transaction waited
-    # A row that another transaction ends or deletes is skipped: a claim that never waits is part of no deadlock.
+    # A row that another transaction ends or deletes is skipped: a claim that never waits cannot cause a deadlock.
     unlocked = (
         sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(chosen), *_waits()).with_for_update(skip_locked=True)
     )

@@ -25,11 +25,11 @@ from bloxserver.settings import Settings
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 PROGRAM = f"import sys; sys.path[:] = sys.argv[1:]; from {heartbeat_process.__name__} import beat; beat()"
-"""It imports from the same places as this process, and not from the current directory."""
+"""Imports from the same paths as this process, and not from the current directory."""
 TURN_SECONDS = 1
 """How often the event loop reports to the heartbeat process."""
 RETRY_SECONDS = 1
-"""Pause before the process of the heartbeat is started again."""
+"""Pause before the heartbeat process is restarted."""
 END_SECONDS = 5
 
 

@@ -97,8 +97,8 @@ async def suspend(
     if written.first() is None:
         raise LeaseLost
     if called:
-        # After the update: an execution that ends from here on waits for this transaction, and then wakes the caller.
-        # One that ended before has found no suspended caller to wake.
+        # Read after the update. An execution that ends later waits for this transaction, and then wakes the caller.
+        # An execution that ended earlier woke no caller, because the caller was not suspended yet.
         running = await session.scalar(
             sa.select(sa.func.count()).where(
                 ExecutionRecord.id.in_(called), ExecutionRecord.status == ExecutionStatus.RUNNING

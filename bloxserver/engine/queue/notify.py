@@ -1,7 +1,7 @@
 """Wakes other processes with PostgreSQL's LISTEN and NOTIFY, so that they find work before their next poll.
 
-Messages may be lost without harm. One is sent after the commits that created the work, for all of them together: a
-NOTIFY within those transactions would make their commits wait for each other.
+A lost message only delays work until the next poll. One message is sent after several commits that created work,
+because a NOTIFY within their transactions would make the commits wait for each other.
 """
 
 from __future__ import annotations

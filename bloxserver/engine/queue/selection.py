@@ -1,6 +1,6 @@
 """Selection of the executions to claim next. An execution that is `running` and has no lease waits for a worker.
 
-The queue is read flow by flow, a few rows of each, so that a long backlog of one flow costs the others nothing.
+The queue is read flow by flow, a few rows of each, so that a long backlog of one flow does not delay other flows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_PER_FLOW = 25
 """Executions of one flow that a selection considers; there may be thousands of flows."""
 
 MAX_SELECTED = 500
-"""Executions that a selection considers; where more flows wait, it considers up to two of each."""
+"""Executions that a selection considers. If more flows wait, it considers up to two executions of each."""
 
 # A loose index scan: one step through the index of waiting executions for each flow.
 _WAITING = """
@@ -54,7 +54,7 @@ _DUE = {
 }
 _COLUMNS = {"postgresql": "id, since, fresh", "sqlite": "id"}
 _TIER_NAMES = ", ".join(f"'{tier.value}'" for tier in Tier)
-# A value that is no tier counts as free, and shares its slots.
+# An unknown tier counts as free, and shares its slots.
 _TIER = f"CASE WHEN u.tier IN ({_TIER_NAMES}) THEN u.tier ELSE '{Tier.FREE.value}' END"
 _WHEN_TIER = " ".join(f"WHEN '{tier.value}' THEN :{{0}}_{tier.value}" for tier in Tier)
 _BY_TIER = f"CASE {{1}} {_WHEN_TIER} ELSE :{{0}}_{Tier.FREE.value} END"
@@ -114,7 +114,7 @@ async def read_next_executions(
 
 
 async def read_next_resume(session: AsyncSession, moment: datetime) -> datetime | None:
-    """When the next execution resumes that is not due at `moment`; None where none waits for its time."""
+    """When the next execution that is not due at `moment` resumes; None if there is none."""
     resume_at: datetime | None = await session.scalar(_next_resume(), {"moment": moment})
     return resume_at
 

@@ -17,9 +17,9 @@ from bloxserver.engine.queue.values import CalledResult
 from bloxserver.models.database import Database
 
 MIN_INTERVAL_SECONDS = 0.02
-"""Between two reads: on a busy worker, one statement reads the calls that ended meanwhile."""
+"""Minimum time between two reads. On a busy worker, one statement reads all calls that ended in this time."""
 POLL_SECONDS = 1.0
-"""Between two reads if no wake-up arrives, as when NOTIFY fails."""
+"""Time between two reads if no wake-up arrives, for example because NOTIFY failed."""
 
 
 class Caller(Protocol):
@@ -30,7 +30,7 @@ class Caller(Protocol):
         """The called executions that it waits for."""
 
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
-        """Continue with these results; None means that the called execution is gone."""
+        """Continue with these results; None means that the called execution was deleted."""
 
 
 class CallResults:

@@ -22,9 +22,9 @@ from bloxserver.settings import Settings
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 MIN_INTERVAL_SECONDS = 0.01
-"""Between two claims: under load, executions that arrive meanwhile are claimed together."""
+"""Minimum time between two claims. Under load, executions that arrive in this time are claimed together."""
 CLAIM_LOCK_RETRY_SECONDS = 0.015
-"""Pause where another worker is claiming."""
+"""Pause if another worker is claiming."""
 
 
 class Claimer:
@@ -33,7 +33,7 @@ class Claimer:
     def __init__(
         self, settings: Settings, database: Database, worker: Worker, worker_id: str, is_alive: Callable[[], bool]
     ) -> None:
-        """`is_alive` says whether the heartbeat of this worker is fresh; nothing is claimed while it is not."""
+        """`is_alive` returns whether the heartbeat of this worker is fresh. Nothing is claimed while it is not."""
         self._poll_interval_seconds = settings.poll_interval_seconds
         self._slots_per_user = concurrency_by_tier(settings)
         self._heartbeat_timeout = timedelta(seconds=settings.heartbeat_timeout_seconds)
@@ -78,7 +78,7 @@ class Claimer:
         slots = self._worker.free_slots()
         if not self._may_claim() or not any(slots.values()):
             return self._poll_interval_seconds
-        before = now()  # includes what becomes due during the claim
+        before = now()  # before the claim, so that executions that become due during the claim are included
         claimed = await self._claim(slots)
         for execution in claimed:
             self._worker.begin(execution, self.wake)

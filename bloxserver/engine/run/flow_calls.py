@@ -29,7 +29,7 @@ from bloxserver.services.usage import count_run
 from bloxserver.storable import json_text, storable_text
 
 RETRYABLE = frozenset({"flow_not_running"})
-"""A flow that is being restarted runs again soon. A wrong name or an exceeded limit stays."""
+"""A flow that is being restarted runs again soon. Other errors, like a wrong name, do not disappear."""
 MAX_NAME_LENGTH = 100
 
 
@@ -102,7 +102,7 @@ class _CalledFlow(NamedTuple):
 async def _find(session: AsyncSession, user_id: UUID, flow: str) -> list[_CalledFlow]:
     """The user's flow of this id, or up to two of this name, locked against deletion until the transaction ends."""
     flow_id = read_id(flow)
-    name = storable_text(flow)[: MAX_NAME_LENGTH + 1]  # a name that is cut is longer than all stored ones
+    name = storable_text(flow)[: MAX_NAME_LENGTH + 1]  # a truncated name is longer than any stored name
     rows = await session.execute(
         sa.select(
             FlowRecord.id,

@@ -34,7 +34,7 @@ class Message:
 
 
 class Tokens(NamedTuple):
-    """Tokens that language models read and wrote."""
+    """Input and output tokens of language models."""
 
     input: int = 0
     output: int = 0
@@ -90,9 +90,9 @@ class Step:
 
 
 def interrupted_steps(steps: Collection[Step]) -> list[Step]:
-    """Those stored steps whose last try was interrupted, with that counted and the number of the next try.
+    """The stored steps whose last try was interrupted, with the interruption counted and the number of the next try.
 
-    A running step was interrupted, unless it is an agent's that waits for a call: a suspended execution leaves that.
+    Every running step was interrupted, except an agent's step that waits for a call in a suspended execution.
     """
     callers = {step.message.parent_id for step in steps if step.is_open and step.message.call is not None}
     return [

@@ -40,9 +40,9 @@ from bloxserver.organism.model import Organism
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 MAX_INLINE_WAIT = timedelta(seconds=2)
-"""A shorter wait keeps the worker slot: to suspend and resume the execution takes as long."""
+"""A shorter wait keeps the worker slot, because suspending and resuming the execution takes about as long."""
 VISIBLE_AFTER = timedelta(seconds=0.2)
-"""A step that takes longer is saved as running, to be visible; to save every start would cost a transaction."""
+"""A step that takes longer is saved as running, so that it is visible. Saving each start would cost a transaction."""
 CANCEL_GRACE_SECONDS = 2
 """How long the pump waits for a cancelled block to end."""
 CALL_CHECK = timedelta(minutes=5)
@@ -82,7 +82,7 @@ class Pump:
         self._tokens = {key: step.tokens for key, step in self._saved.items()}
         self._inbox: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
         self._queued = 0
-        """Steps in the inbox that no attempt of this run put there."""
+        """Steps in the inbox that did not come from an attempt of this run."""
         self._running: dict[UUID, asyncio.Task[None]] = {}
         """Tasks of attempts, by step."""
         self._attempts: dict[UUID, Attempt] = {}
@@ -91,7 +91,7 @@ class Pump:
         self._asked: dict[str, asyncio.Future[Step]] = {}
         """Tool calls that agents wait for, by the message's key."""
         self._calls: dict[str, Message] = {}
-        """Their messages."""
+        """The messages of the tool calls, by the same keys."""
         self._cancelled: list[asyncio.Task[None]] = []
         self._answered: dict[str, Step] = {}
         """Calls that were answered in this run: another attempt at the agent's message makes the same calls."""
@@ -126,7 +126,7 @@ class Pump:
         return frozenset(called_by(self._waiting.values()))
 
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
-        """Continue the steps whose called executions have ended; None means that the called execution is gone."""
+        """Continue the steps whose called executions have ended; None means that the called execution was deleted."""
         found = {called_id: result for called_id, result in results.items() if result is not None}
         for key, step in list(self._waiting.items()):
             if step.status is StepStatus.CALLING and step.called_id in results:
@@ -159,7 +159,7 @@ class Pump:
             await self._store(interrupted, None)
 
     async def _next_steps(self, until: datetime | None) -> list[Step]:
-        """Steps that have ended; none if it was the time or an agent's call that woke the pump."""
+        """Wait for the next steps that have ended; none if a timer or an agent's call woke the pump."""
         seconds = None if until is None else max(0.0, (until - now()).total_seconds())
         items: list[Step | BaseException | None] = []
         try:

@@ -1,4 +1,4 @@
-"""Quarantine of executions with many crashes in a row: one may cause the crashes of the worker that ran them all."""
+"""Quarantine of executions with many crashes in a row: one of them may have crashed the worker that ran them all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Quarantine:
             self._running.add(execution.lease_key)
 
     def clear(self, execution: ClaimedExecution) -> None:
-        """Note that the execution has made progress, or has left this worker."""
+        """Remove the execution, because it has made progress or no longer runs on this worker."""
         if execution.lease_key in self._running:
             self._running.remove(execution.lease_key)
             self._harmless += 1

@@ -33,9 +33,9 @@ FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value
 MAX_CRASHES = 10
 """Crashes in a row, without a completed step, after which an execution fails."""
 LEASE_RECHECK_SECONDS = 1.0
-"""An execution that starts later than this after its claim checks its lease: the worker may have been frozen."""
+"""A run that starts later than this after the claim checks its lease, because the worker may have been frozen."""
 MAX_CHARACTERS = 64 * 1024 * 1024
-"""In the inputs and outputs of all steps of an execution: a large answer to many listeners is stored for each."""
+"""Maximum size of the inputs and outputs of all steps. An answer to several listeners is stored for each of them."""
 LARGE_COLUMNS = ("input_payload", "output_payload", "state")
 
 
@@ -56,7 +56,7 @@ class ExecutionRunner:
         *,
         call_results: CallResults | None = None,
     ) -> None:
-        """`made_progress` is called when a step ends of an execution that workers have crashed with.
+        """`made_progress` is called when a step of an execution with crashes ends.
 
         Without `call_results`, the result of a called execution is read only when the execution is resumed.
         """

@@ -27,10 +27,10 @@ from bloxserver.models.enums import ExecutionStatus, Tier
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 RETRY_SECONDS = 5
-"""Pause before an execution is released that failed on a database error."""
+"""Pause before an execution that failed on a database error is released."""
 
 LEASE_CHECK_SECONDS = 0.5
-"""How often a worker checks whether it still has the leases of what it runs."""
+"""How often a worker checks whether it still has the leases of its executions."""
 
 RELEASE_SECONDS = 5
 """Time limit for releasing unfinished executions when the worker stops; after it, other workers recover them."""
@@ -58,12 +58,12 @@ class Worker:
         self._retry_seconds = retry_seconds
         self._event_loop_timeout_seconds = event_loop_timeout_seconds
         self._was_blocked_at = float("-inf")
-        """When the event loop was last blocked for so long, by the monotonic clock."""
+        """When the event loop was last blocked for `event_loop_timeout_seconds`, by the monotonic clock."""
         self._lost: list[ClaimedExecution] = []
         """Executions whose leases were lost since the last check."""
         self._checkpoints = CheckpointWriter(database)
         self.call_results = CallResults(database)
-        """Run it with the worker, and wake it when an execution has ended on any worker."""
+        """The caller runs it together with the worker, and wakes it when an execution has ended on any worker."""
         self._running: dict[asyncio.Task[Any], ClaimedExecution] = {}
         self._quarantine = Quarantine()
         self._draining = False
