@@ -36,22 +36,20 @@ EXAMPLES = {
     401: ("missing_token", "Missing authentication token"),
     403: ("run_limit_reached", "Run limit reached (1000). Upgrade to run more."),
     404: ("flow_not_found", "Flow not found"),
-    409: ("trigger_disabled", "Webhook is disabled"),
     408: ("request_timeout", "The request body did not arrive in time"),
     413: ("payload_too_large", "Request body is larger than 1048576 bytes"),
     422: ("validation_error", "Request validation failed"),
     503: ("database_unavailable", "The database cannot be reached, try again"),
 }
 DESCRIPTIONS = {
-    400: "The operation is not possible in the current state.",
+    400: "The flow is not running.",
     401: "The bearer token is missing, invalid or expired.",
-    403: "A limit of the plan is reached.",
+    403: "The user has reached the run limit of their plan.",
     404: "Not found.",
-    409: "Conflict: the resource is disabled, or a resource of this name exists.",
     408: "The request body did not arrive in time.",
     413: "The request body is too large.",
     422: "The request is invalid. `details` maps each invalid field to the reason.",
-    503: "The database or another dependency is unavailable. Retry after `Retry-After` seconds.",
+    503: "The database or another dependency is unavailable. `Retry-After` has the seconds to wait before a retry.",
 }
 EVENT_SCHEMAS = (ExecutionEvent, StepEvent)
 
@@ -92,8 +90,13 @@ def event_stream(description: str) -> Responses:
 
 
 def errors(*statuses: int) -> Responses:
-    """The error responses of a route, for its `responses`."""
-    return {status: _error(status) for status in statuses}
+    """Error responses of a route, for its `responses`, with the default description and example of each status."""
+    return {status: _error(status, DESCRIPTIONS[status], *EXAMPLES[status]) for status in statuses}
+
+
+def error_of(status: int, description: str, code: str, message: str) -> Responses:
+    """An error response of a route, for its `responses`, with its own description and example."""
+    return {status: _error(status, description, code, message)}
 
 
 def any_body(description: str) -> dict[str, Any]:
@@ -102,8 +105,7 @@ def any_body(description: str) -> dict[str, Any]:
     return {"requestBody": {"required": False, "description": description, "content": content}}
 
 
-def _error(status: int) -> dict[str, Any]:
-    code, message = EXAMPLES[status]
+def _error(status: int, description: str, code: str, message: str) -> dict[str, Any]:
     example = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -116,11 +118,11 @@ def _error(status: int) -> dict[str, Any]:
     }
     schema = {"$ref": "#/components/schemas/ApiError"}
     content = {"application/problem+json": {"schema": schema, "example": _encoded(example)}}
-    return {"description": DESCRIPTIONS[status], "content": content}
+    return {"description": description, "content": content}
 
 
 def _encoded(example: object) -> str:
-    """The example as JSON text, until `_decode_examples`: FastAPI removes nulls from the document that it generates."""
+    """The example as JSON text, because FastAPI removes nulls. `_decode_examples` replaces it by the value."""
     return json.dumps(example)
 
 
@@ -135,8 +137,8 @@ def _decode_examples(response: dict[str, Any]) -> None:
 
 
 def _errors_by_name(*statuses: int) -> dict[str, dict[str, Any]]:
-    """The same with the keys of the OpenAPI document."""
-    return {str(status): _error(status) for status in statuses}
+    """The responses of `errors`, with text as keys, as in the generated document."""
+    return {str(status): response for status, response in errors(*statuses).items()}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -182,7 +184,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _event_schemas() -> dict[str, Any]:
-    """The schemas of the events. Their `data` is a string with JSON, so the validation mode is the one to show."""
+    """The schemas of the events, in validation mode, in which `data` is a string that contains JSON."""
     _, definitions = models_json_schema(
         [(model, "validation") for model in EVENT_SCHEMAS], ref_template="#/components/schemas/{model}"
     )

@@ -17,7 +17,7 @@ from bloxserver.api.dependencies import (
     StepPage,
     WaitSeconds,
 )
-from bloxserver.api.openapi import AUTHENTICATED_PREFIX, errors, event_stream, response_of, still_running
+from bloxserver.api.openapi import AUTHENTICATED_PREFIX, error_of, errors, event_stream, response_of, still_running
 from bloxserver.api.schemas import (
     Execution,
     ExecutionStatus,
@@ -184,7 +184,14 @@ async def stream_execution(
     response_model=Execution,
     operation_id="cancelExecution",
     summary="Cancel an execution",
-    responses=response_of(200, "The cancelled execution.", examples.CANCELLED_EXECUTION) | errors(400, 404),
+    responses=response_of(200, "The cancelled execution.", examples.CANCELLED_EXECUTION)
+    | error_of(
+        400,
+        "The execution has ended, and was not cancelled.",
+        "execution_ended",
+        "Cannot cancel execution in success state",
+    )
+    | errors(404),
 )
 async def cancel_execution(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId
@@ -199,7 +206,14 @@ async def cancel_execution(
     response_model=Execution,
     operation_id="retryExecution",
     summary="Retry an execution",
-    responses=response_of(201, "The new execution.", examples.RETRIED_EXECUTION) | errors(400, 403, 404),
+    responses=response_of(201, "The new execution.", examples.RETRIED_EXECUTION)
+    | error_of(
+        400,
+        "The flow is not running, the execution is still running, or with `from=failed` it has not failed.",
+        "execution_running",
+        "Cannot retry execution in running state",
+    )
+    | errors(403, 404),
 )
 async def retry_execution(
     user: AuthenticatedUser,

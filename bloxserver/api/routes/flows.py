@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
-from bloxserver.api.openapi import errors, response_of
+from bloxserver.api.openapi import error_of, errors, response_of
 from bloxserver.api.schemas import CreateFlowRequest, Flow, FlowSummary, PaginatedResponse, UpdateFlowRequest
 from bloxserver.queries import flows as queries
 from bloxserver.services import deletions
@@ -31,7 +31,13 @@ async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage
     response_model=Flow,
     operation_id="createFlow",
     summary="Create a flow",
-    responses=response_of(201, "The created flow.", examples.CREATED_FLOW) | errors(403),
+    responses=response_of(201, "The created flow.", examples.CREATED_FLOW)
+    | error_of(
+        403,
+        "The user has reached the flow limit of their plan.",
+        "flow_limit_reached",
+        "Flow limit reached (1). Upgrade to create more flows.",
+    ),
 )
 async def create_flow(user: AuthenticatedUser, session: DbSession, body: CreateFlowRequest) -> object:
     """Create a stopped flow. Without a definition it gets the default definition."""
@@ -79,7 +85,14 @@ async def delete_flow(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     response_model=Flow,
     operation_id="startFlow",
     summary="Start a flow",
-    responses=response_of(200, "The flow, with the status `starting`.", examples.STARTING_FLOW) | errors(400, 404),
+    responses=response_of(200, "The flow, with the status `starting`.", examples.STARTING_FLOW)
+    | error_of(
+        400,
+        "The flow's status is neither `stopped` nor `error`.",
+        "flow_wrong_state",
+        "Cannot start flow in running state",
+    )
+    | errors(404),
 )
 async def start_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Start a flow. Its status is `starting`, then `running`, or `error` with the reason in `errorMessage`."""
@@ -91,7 +104,11 @@ async def start_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowI
     response_model=Flow,
     operation_id="stopFlow",
     summary="Stop a flow",
-    responses=response_of(200, "The flow, with the status `stopping`.", examples.STOPPING_FLOW) | errors(400, 404),
+    responses=response_of(200, "The flow, with the status `stopping`.", examples.STOPPING_FLOW)
+    | error_of(
+        400, "The flow's status is `stopped` or `stopping`.", "flow_wrong_state", "Cannot stop flow in stopped state"
+    )
+    | errors(404),
 )
 async def stop_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Stop a flow. Its status is `stopping`, then `stopped`. New runs are rejected at once."""

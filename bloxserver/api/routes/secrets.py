@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
-from bloxserver.api.openapi import errors, response_of
+from bloxserver.api.openapi import error_of, response_of
 from bloxserver.api.schemas import CreateSecretRequest, Secret, SetSecretRequest
 from bloxserver.encryption import SECRET_NAME, get_cipher
 from bloxserver.queries import secrets as queries
@@ -14,6 +14,13 @@ from bloxserver.services import secrets as services
 from bloxserver.settings import get_settings
 
 router = APIRouter(prefix="/secrets", tags=["secrets"])
+
+LIMIT_REACHED = error_of(
+    403,
+    "The user has reached the limit of secrets.",
+    "secret_limit_reached",
+    "Secret limit reached (100). Delete one that is no longer used.",
+)
 
 SecretName = Annotated[str, Path(pattern=f"^{SECRET_NAME}$", description="The secret's name.")]
 
@@ -36,10 +43,12 @@ async def list_secrets(user: AuthenticatedUser, session: DbSession) -> object:
     response_model=Secret,
     operation_id="createSecret",
     summary="Create a secret",
-    responses=response_of(201, "The created secret.", examples.SECRET) | errors(403, 409),
+    responses=response_of(201, "The created secret.", examples.SECRET)
+    | LIMIT_REACHED
+    | error_of(409, "A secret with this name exists.", "secret_exists", "There is a secret called SHOP_TOKEN already"),
 )
 async def create_secret(user: AuthenticatedUser, session: DbSession, body: CreateSecretRequest) -> object:
-    """Create a secret. If a secret of this name exists, it is not changed and the response is 409."""
+    """Create a secret. If a secret with this name exists, it is not changed and the response is 409."""
     cipher = get_cipher(get_settings())
     return await services.create_secret(session, cipher, user.id, body.name, body.value.get_secret_value())
 
@@ -49,7 +58,7 @@ async def create_secret(user: AuthenticatedUser, session: DbSession, body: Creat
     response_model=Secret,
     operation_id="setSecret",
     summary="Create or replace a secret",
-    responses=response_of(200, "The secret.", examples.SECRET) | errors(403),
+    responses=response_of(200, "The secret.", examples.SECRET) | LIMIT_REACHED,
 )
 async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretName, body: SetSecretRequest) -> object:
     """Create a secret or replace its value. Each attempt uses the current value."""
@@ -62,7 +71,8 @@ async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretNa
     status_code=204,
     operation_id="deleteSecret",
     summary="Delete a secret",
-    responses=response_of(204, "The secret is deleted.") | errors(404),
+    responses=response_of(204, "The secret is deleted.")
+    | error_of(404, "Not found.", "secret_not_found", "Secret not found"),
 )
 async def delete_secret(user: AuthenticatedUser, session: DbSession, name: SecretName) -> None:
     """Delete a secret. Flows that use it fail from then on."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, TriggerId
-from bloxserver.api.openapi import errors, response_of
+from bloxserver.api.openapi import error_of, errors, response_of
 from bloxserver.api.schemas import CreateTriggerRequest, Trigger, UpcomingFirings, UpdateTriggerRequest
 from bloxserver.queries import triggers as queries
 from bloxserver.services import deletions
@@ -75,7 +75,9 @@ async def update_trigger(
     response_model=UpcomingFirings,
     operation_id="listUpcomingFirings",
     summary="List upcoming firings",
-    responses=response_of(200, "The times, earliest first.", examples.UPCOMING) | errors(400, 404),
+    responses=response_of(200, "The times, earliest first.", examples.UPCOMING)
+    | error_of(400, "The trigger is not a schedule.", "trigger_not_a_schedule", "Only schedules have upcoming firings")
+    | errors(404),
 )
 async def get_upcoming(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId, n: UpcomingCount = 5
@@ -101,7 +103,14 @@ async def delete_trigger(user: AuthenticatedUser, session: DbSession, flow_id: F
     response_model=Trigger,
     operation_id="regenerateTriggerToken",
     summary="Regenerate a webhook's token",
-    responses=response_of(200, "The webhook with its new token and URL.", examples.TRIGGER) | errors(400, 404),
+    responses=response_of(200, "The webhook with its new token and URL.", examples.TRIGGER)
+    | error_of(
+        400,
+        "The trigger is not a webhook.",
+        "trigger_not_a_webhook",
+        "Can only regenerate token for webhook triggers",
+    )
+    | errors(404),
 )
 async def regenerate_token(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId

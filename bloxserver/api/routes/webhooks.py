@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import CallDepth, DbSession, ServerShutdown, Sessions, WaitSeconds, WebhookInput
-from bloxserver.api.openapi import any_body, errors, response_of, still_running
+from bloxserver.api.openapi import any_body, error_of, errors, response_of, still_running
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
 from bloxserver.api.streaming import WaitingResponse
 from bloxserver.queries.executions import find_execution
@@ -14,6 +14,8 @@ from bloxserver.queries.triggers import read_webhook
 from bloxserver.services.executions import receive_webhook
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+
+NOT_FOUND = ("webhook_not_found", "Webhook not found")
 
 WebhookToken = Annotated[str, Path(description="The secret token in the webhook's URL.")]
 
@@ -30,7 +32,15 @@ WebhookToken = Annotated[str, Path(description="The secret token in the webhook'
         ended=examples.ENDED_EXECUTION,
     )
     | still_running()
-    | errors(400, 403, 404, 409),
+    | errors(403)
+    | error_of(
+        400,
+        "The flow is not running, or the call depth is too large.",
+        "flow_not_running",
+        "Flow is not running (status: stopped)",
+    )
+    | error_of(404, "Not found.", *NOT_FOUND)
+    | error_of(409, "The webhook is disabled.", "trigger_disabled", "Webhook is disabled"),
     openapi_extra=any_body("The input of the execution, of any content type. It becomes `inputPayload`."),
 )
 async def receive(
@@ -57,7 +67,7 @@ async def receive(
     response_model=WebhookTest,
     operation_id="testWebhook",
     summary="Test a webhook",
-    responses=response_of(200, "The token is valid.", examples.WEBHOOK_TEST) | errors(404),
+    responses=response_of(200, "The token is valid.", examples.WEBHOOK_TEST) | error_of(404, "Not found.", *NOT_FOUND),
 )
 async def test(session: DbSession, webhook_token: WebhookToken) -> object:
     """Check a webhook's token. No execution is started."""
