@@ -77,12 +77,12 @@ class EmailConfig(BlockConfig):
     cc: Mailboxes = Field([], max_length=MAX_RECIPIENTS, description="Recipients of a copy, in the same form.")
     reply_to: OptionalMailbox = Field(None, description="Address for replies.")
     sender: OptionalMailbox = Field(
-        None, alias="from", description="Sender; SMTP_FROM unless set. Required if server is set."
+        None, alias="from", description="Sender. Default: SMTP_FROM. Required if server is set."
     )
     subject: Text = Field(max_length=1000, description="One line.")
     text: Text | None = Field(None, max_length=MAX_BODY_CHARACTERS, description="The body as plain text.")
     html: Text | None = Field(None, max_length=MAX_BODY_CHARACTERS, description="The body as HTML.")
-    server: EmailServer | None = Field(None, description="The mail server; the installation's unless set.")
+    server: EmailServer | None = Field(None, description="The mail server. Default: that of the installation.")
     timeout_seconds: float = Field(30, gt=0, le=MAX_TIMEOUT_SECONDS, description="Limit for the whole submission.")
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ MAX_NUMBER = 1e300
 
 MARK_LENGTH = 8
 MARKS_KEPT = 40
-"""The number of last writers recorded for a key. As many other writes may happen before a step is repeated."""
+"""The number of writers recorded for a key. A repeated step is detected unless this many other steps wrote since."""
 
 
 class _Entry(NamedTuple):
@@ -81,11 +81,11 @@ async def increment_value(session: AsyncSession, flow_id: UUID, key: str, by: fl
     Raises like `set_value`, and `BadRequest` (`key_value_no_number`) if the stored value is not a number.
     """
     if not _is_number(by):
-        raise BadRequest("key_value_no_number", "Only a number can be added to a number")
+        raise BadRequest("key_value_no_number", "The value to add must be a number")
     entry = await _lock(session, flow_id, key)
     current = 0 if entry is None else entry.value
     if not _is_number(current):
-        raise BadRequest("key_value_no_number", "The value is not a number that can be added to")
+        raise BadRequest("key_value_no_number", "The stored value is not a number")
     if entry is not None and _has_written(entry, step):
         return current
     total = current + by
@@ -162,9 +162,9 @@ def _stored(value: JsonValue) -> str:
         check_storable(value)
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except PydanticCustomError as error:
-        raise BadRequest("key_value_invalid", f"The value cannot be kept: {error.message()}") from None
+        raise BadRequest("key_value_invalid", f"The value cannot be stored: {error.message()}") from None
     except ValueError:
-        raise BadRequest("key_value_invalid", "The value cannot be kept: a number has too many digits") from None
+        raise BadRequest("key_value_invalid", "The value cannot be stored: a number has too many digits") from None
     if len(text.encode()) > MAX_VALUE_BYTES:
         raise _over_limit(f"a value may have {MAX_VALUE_BYTES} bytes of JSON", MAX_VALUE_BYTES)
     return text

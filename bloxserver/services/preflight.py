@@ -154,7 +154,7 @@ def _model_problem(models: LanguageModels, requirement: ModelRequirement) -> Pro
 
 
 def _mail_problem(settings: Settings, requirement: MailRequirement) -> Problem | None:
-    hint = "set it in the server's environment, or name a server and a from in the listener"
+    hint = "set it in the server's environment, or set server and from in the listener's config"
     sender = requirement.sender or settings.smtp_from
     missing = [name for name, value in (("SMTP_HOST", settings.smtp_host), ("SMTP_FROM", sender)) if value is None]
     if missing:
@@ -169,7 +169,7 @@ def _mail_problem(settings: Settings, requirement: MailRequirement) -> Problem |
     if given.lower() == own.lower():
         return None
     message = f"this server sends mail from addresses at {own} only"
-    return _problem(requirement, "missing_mail", message, "leave from out, or name a server in the listener")
+    return _problem(requirement, "missing_mail", message, "remove from, or set server in the listener's config")
 
 
 def _validity_problem(requirement: ValidityRequirement) -> Problem | None:
@@ -201,7 +201,7 @@ def _address_problem(settings: Settings, requirement: AddressRequirement) -> Pro
     except OutgoingRequestError as error:
         if error.code == "invalid_url":
             return None  # reported as a separate problem
-        hint = "use a public address and one of these ports, or have the operator allow it in SSRF_ALLOW_CIDRS"
+        hint = "use a public address and an allowed port, or ask the operator to allow the address in SSRF_ALLOW_CIDRS"
         return _problem(requirement, "address_refused", f"{error.message}: it would be refused", hint)
     except ValueError:
         return None

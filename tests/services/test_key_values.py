@@ -104,7 +104,7 @@ class TestValues:
         for work in (store.set("key", value), store.add("key", value)):
             code, message, retryable = await refusal(work)
             assert (code, retryable) == ("key_value_invalid", False)
-            assert message.startswith("The value cannot be kept: ")
+            assert message.startswith("The value cannot be stored: ")
         assert await rows(live_database) == []
 
     async def test_deeply_nested_value_is_refused(self, store: FlowStore) -> None:
@@ -254,7 +254,7 @@ class TestNumbers:
     @pytest.mark.parametrize("value", [None, True, "1", [], {"n": 1}])
     async def test_increment_of_a_non_number_is_refused(self, store: FlowStore, value: JsonValue) -> None:
         await store.set("n", value)
-        expected = ("key_value_no_number", "The value is not a number that can be added to", False)
+        expected = ("key_value_no_number", "The stored value is not a number", False)
         assert await refusal(store.increment("n", 1)) == expected
         assert await store.get("n") == (True, value)
 
@@ -262,7 +262,7 @@ class TestNumbers:
     async def test_increment_by_a_non_number_is_refused(
         self, live_database: Database, store: FlowStore, by: float
     ) -> None:
-        expected = ("key_value_no_number", "Only a number can be added to a number", False)
+        expected = ("key_value_no_number", "The value to add must be a number", False)
         assert await refusal(store.increment("n", by)) == expected
         assert await rows(live_database) == []
 
