@@ -18,15 +18,15 @@ from bloxserver.settings import Settings, get_settings
 log = structlog.stdlib.get_logger("bloxserver")
 
 STARTUP_FAILURE = 3
-"""The exit status of a server that does not start, as uvicorn's."""
+"""The exit status if the server does not start; uvicorn uses the same one."""
 STOP_SECONDS = 15
 """Seconds that open requests get when the server stops, in addition to the engine's shutdown."""
 LAST_REQUESTS_SECONDS = 0.5
-"""Seconds for which open connections accept requests: their clients cannot know yet that the server stops."""
+"""Seconds for which open connections still accept requests, because their clients do not detect a shutdown at once."""
 
 
 class Server(uvicorn.Server):
-    """Responds to requests that have arrived when the server stops. uvicorn would reset their connections."""
+    """Responds at shutdown to requests that have already arrived. uvicorn would reset their connections."""
 
     def run_or_exit(self) -> None:
         """Serve until a signal arrives. Exits the process with `STARTUP_FAILURE` if the server does not start."""

@@ -91,7 +91,7 @@ class Poller:
 
 
 class WaitingResponse(Response):
-    """The response to a request with `?wait`: the execution when it has ended, or 202 when the wait elapses."""
+    """The response to a request with `?wait`: the execution when it has ended, or 202 after the timeout."""
 
     def __init__(
         self,

@@ -44,8 +44,8 @@ def with_problem(error: ValidationError, problem: str) -> ValidationError:
 class BlockError(Exception):
     """The block failed to handle a message.
 
-    `code` is stable, in snake_case; the message is shown to the flow's owner. `retryable` says whether another attempt
-    at the same message may succeed, and `retry_after` is the minimum delay before it, in seconds.
+    `code` is stable and in snake_case. The message is shown to the flow's owner. If `retryable`, another attempt at the
+    same message may succeed. `retry_after` is the minimum delay before that attempt, in seconds.
     """
 
     def __init__(self, code: str, message: str, *, retryable: bool = True, retry_after: float | None = None) -> None:
@@ -170,9 +170,9 @@ class BlockContext:
     input: JsonValue = None
     """The input of the execution: the message of its first listener."""
     depth: int = 0
-    """The number of executions above this one. Requests carry it, so that a cycle through this server ends."""
+    """The number of ancestors of this execution. Requests contain it, so that a cycle through this server ends."""
     agent: AgentContext | None = None
-    """Null for all other blocks."""
+    """Null for all blocks but the agent."""
 
     def scope(self, payload: JsonValue) -> dict[str, JsonValue]:
         """Return the values that templates and expressions can refer to: the message and the execution's input."""

@@ -1,4 +1,4 @@
-"""`bloxserver migrate`: brings the database to the newest schema."""
+"""`bloxserver migrate`: migrates the database to the newest schema."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class Mailer:
         return [address for address in recipients if address not in refused]
 
     def _check_sender(self, sender: str) -> None:
-        """Through the server of the installation, users may send from its own domain only."""
+        """Reject other domains than that of SMTP_FROM, because the mail uses the server of the installation."""
         domain = self._own_mailbox().domain if self.sender else _domain(sender)
         if _domain(sender).lower() != domain.lower():
             message = f"this server sends only from {domain}; omit from, or set a server"

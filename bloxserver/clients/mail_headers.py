@@ -1,7 +1,7 @@
 """Header fields of a mail: addresses are validated and text is encoded here.
 
-`email.headerregistry` decodes encoded words (RFC 2047) in every value that it is given. On Python before 3.11.10, a
-line break inside such a word starts a header field of its own. The classes of this module take values as they are.
+`email.headerregistry` decodes encoded words (RFC 2047) in every value. On Python before 3.11.10, a
+line break inside such a word starts another header field. The classes of this module do not decode values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, valida
 
 Mailbox = Address
 
-# An installation may use the mail server of its own network, such as one for `.local`. The list has no other switch.
+# An installation may use a mail server of its own network, for example for `.local`. The library has no option for it.
 SPECIAL_USE_DOMAIN_NAMES.clear()
 
 MAX_MAILBOX_CHARACTERS = 320
@@ -33,7 +33,7 @@ QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
 FIELD_NAME = re.compile(r"[!-9;-~]+")
 NEW_FIELD = re.compile(r"\r\n(?![ \t])|\r(?!\n)|(?<!\r)\n(?![ \t])|\0")
-"""In a folded header field: what would begin another field."""
+"""Text in a folded header field that would begin another field."""
 
 
 def read_mailbox(text: str) -> Mailbox:

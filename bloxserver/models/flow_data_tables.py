@@ -32,7 +32,8 @@ class KeyValueRecord(Base):
 class FailureNotificationRecord(Base):
     """A message to be delivered to a flow's owner: about an execution that failed, or a schedule that was disabled.
 
-    It is written in the transaction that it tells of. Either `execution_id` or `trigger_id` is set.
+    It is written in the transaction that ends the execution or disables the schedule. Either `execution_id` or
+    `trigger_id` is set.
     """
 
     __tablename__ = "failure_notifications"

@@ -54,7 +54,7 @@ def connect_args(statement_seconds: float | None, timeouts: Timeouts) -> dict[st
     server_settings = {
         "application_name": APPLICATION_NAME if statement_seconds is not None else MIGRATION_NAME,
         "timezone": "UTC",
-        "jit": "off",  # compilation takes longer than any of our statements
+        "jit": "off",  # JIT compilation takes longer than any of our statements
         "lock_timeout": _milliseconds(timeouts.lock),
         # The server must detect dead clients too, to release their locks.
         "tcp_keepalives_idle": str(KEEPALIVE_SECONDS),
@@ -103,7 +103,7 @@ def _enable_keepalive(connection: Any, record: object) -> None:
 
 
 def _reject_closed(connection: Any, record: object, proxy: object) -> None:
-    # The driver knows that the server closed the connection. A query before each transaction costs three round trips.
+    # The driver has detected a close by the server. A test query before each transaction would cost three round trips.
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 

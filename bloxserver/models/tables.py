@@ -126,7 +126,7 @@ class FlowRecord(Base):
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
     deleted_at: Mapped[datetime | None]
-    """When it was deleted, while the background still deletes its executions: every read ignores the flow."""
+    """When the flow was deleted, if its rows are still being deleted in the background. Reads ignore such a flow."""
 
     user: Mapped[UserRecord] = relationship(back_populates="flows", lazy="raise")
     triggers: Mapped[list[TriggerRecord]] = relationship(
@@ -175,14 +175,14 @@ class TriggerRecord(Base):
     disabled_reason: Mapped[str | None] = mapped_column(sa.Text)
     """Why the server disabled a schedule; null for one that its owner disabled."""
     failed_attempts: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How many attempts to fire a schedule have failed in a row, for reasons that may pass."""
+    """The number of consecutive attempts to fire a schedule that failed with errors that a retry may resolve."""
     last_error: Mapped[str | None] = mapped_column(sa.String(255))
-    """The error of the newest of these attempts: its type and the place in the code."""
+    """The error of the last of these attempts: its type and its place in the code."""
     retry_at: Mapped[datetime | None]
-    """When the next attempt may be made."""
+    """The earliest time of the next attempt."""
     created_at: Mapped[CreatedAt]
     deleted_at: Mapped[datetime | None]
-    """When it was deleted, while executions still refer to it: every read ignores the trigger."""
+    """When the trigger was deleted, if executions still refer to it. Reads ignore such a trigger."""
 
     flow: Mapped[FlowRecord] = relationship(back_populates="triggers", lazy="raise")
     executions: Mapped[list[ExecutionRecord]] = relationship(
@@ -271,9 +271,9 @@ class ExecutionRecord(Base):
     worker_id: Mapped[str | None] = mapped_column(sa.String(64))
     """The worker that claimed it."""
     crash_count: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How many workers in a row crashed with it before another step was saved."""
+    """The number of consecutive crashes of its workers since it last made progress."""
     lost_lease: Mapped[uuid.UUID | None]
-    """The lease that the last recovery ended and counted as a crash; its worker takes that back if it did not crash."""
+    """The lease whose end the last recovery counted as a crash. If its worker did not crash, it reverts the count."""
     trace_parent: Mapped[str | None] = mapped_column(sa.String(55))
     """The trace context of its trigger, as a `traceparent` (W3C Trace Context)."""
 
@@ -303,7 +303,7 @@ class ExecutionStepRecord(Base):
     attempt: Mapped[int] = mapped_column(default=1, server_default="1")
     """Tries so far, including interrupted ones."""
     interruptions: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Tries that were interrupted, as by a crash of the worker; they are no retries."""
+    """Tries that were interrupted, for example by a crash of the worker. They do not count as retries."""
     input_payload: Mapped[str | None] = mapped_column(sa.Text)
     output_payload: Mapped[str | None] = mapped_column(sa.Text)
     error_message: Mapped[str | None] = mapped_column(sa.Text)

@@ -1,4 +1,4 @@
-"""Warnings about limits of an execution that its definition always reaches, or that never apply."""
+"""Warnings about execution limits that a definition always reaches, or that have no effect."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ MAX_QUOTE = 80
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error or a warning. `line` and `column` count from 1, columns in characters; `code` is stable, in snake_case.
+    """An error, which prevents the definition from running, or a warning.
 
-    A definition with an error does not run; a definition with warnings only does. `hint` says what to do.
+    `line` and `column` count from 1, columns in characters. `code` is stable and in snake_case. `hint` is the fix.
     """
 
     line: int

@@ -79,8 +79,8 @@ class Cron:
     def _times_of(self, local: datetime) -> list[datetime]:
         """The UTC times of `local`: two in a repeated hour, none in an omitted one.
 
-        An expression that is no interval fires once: in the first pass of a repeated hour, or right after an omitted
-        one.
+        An expression that is not an interval fires once: in the first pass of a repeated hour, or right after an
+        omitted one.
         """
         times: list[datetime] = []
         while not times:

@@ -127,7 +127,7 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
     columns = ExecutionRecord.__table__.c
     # One statement reads the status and locks the flow, so that a flow is `stopped` only after the executions that were
     # accepted before are visible: `reconcile_flow` waits for these locks. They do not conflict with a change of the
-    # flow's status: under a steady stream of webhooks, a stop that waited for stronger locks would wait for ever.
+    # flow's status: under a steady stream of webhooks, a stop that waited for stronger locks would wait forever.
     row = (
         sa.select(*(sa.literal(value, columns[name].type) for name, value in values.items()))
         .select_from(FlowRecord)

@@ -10,7 +10,7 @@ from bloxserver.json_models import CamelModel
 from bloxserver.organism.react_flow import CanvasState, StoredCanvas
 
 MAX_PATH = 400
-"""Approximate length of a path in characters: thousands of problems below one long key must not fill the memory."""
+"""Approximate maximum length of a path in characters. It limits the memory for many problems below a long key."""
 
 
 def _cut(path: list[str | int]) -> list[str | int]:
