@@ -1,7 +1,7 @@
-"""Fixtures. What takes a database runs on SQLite and on PostgreSQL; `--database sqlite` runs one of them alone.
+"""Fixtures. Tests with a database run on SQLite and on PostgreSQL; `--database sqlite` selects one of them.
 
-`client` drives the app as other people's tests do: no lifespan, `get_db` overridden, tables by `create_all`.
-`live_client` goes through our own sessions on a migrated database, for what needs many connections at once.
+`client` calls the app as third-party tests do: without a lifespan, with `get_db` overridden, and with tables of
+`create_all`. `live_client` uses the real sessions on a migrated database, for tests that need several connections.
 """
 
 from __future__ import annotations

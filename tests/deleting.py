@@ -20,7 +20,7 @@ LARGE = MAX_EXECUTIONS + 1
 async def add_executions(
     session: AsyncSession, flow: FlowRecord, number: int = LARGE, *, steps: int = 0, size: int = 10, **values: Any
 ) -> None:
-    """Add ended executions, each with so many steps, whose outputs have `size` bytes that no database compresses."""
+    """Add ended executions, each with `steps` steps, whose outputs are `size` incompressible bytes."""
     began = now() - timedelta(hours=1)
     defaults = {"trigger_type": TriggerType.MANUAL, "status": ExecutionStatus.SUCCESS, "started_at": began}
     executions = [{"id": new_id(), "flow_id": flow.id} | defaults | values for _ in range(number)]

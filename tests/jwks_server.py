@@ -39,9 +39,9 @@ class SigningKey:
         return members | {"use": "sig", "alg": "RS256", "kid": self.kid} | overrides
 
     def sign(self, payload: object, **header: object) -> str:
-        """A token over any payload, claims or not; `header` replaces members of the header, None leaves them out.
+        """Sign any payload. `header` replaces members of the header; a member that is None is omitted.
 
-        Whatever `alg` says is done: an HS algorithm takes the public key, as a PEM text, for its secret.
+        The algorithm is always `alg`. The secret of an HS algorithm is the public key in PEM format.
         """
         members = {"alg": "RS256", "typ": "JWT", "kid": self.kid} | header
         members = {name: value for name, value in members.items() if value is not None}
@@ -56,7 +56,7 @@ class SigningKey:
 
 
 def claims(issuer: str, *, now: float | None = None, **overrides: object) -> dict[str, object]:
-    """Claims of a session token of Clerk, issued at `now` and valid for a minute; None leaves a claim out."""
+    """Claims of a session token of Clerk, issued at `now` and valid for a minute. A claim that is None is omitted."""
     issued = int(time.time() if now is None else now)
     members: dict[str, object] = {
         "iss": issuer,

@@ -1,4 +1,4 @@
-"""A language model on loopback that says what a test wrote down, in the words of OpenAI's and of Anthropic's server.
+"""A language model server on loopback with scripted responses, in the formats of OpenAI and Anthropic.
 
 async with language_model([calls(("fetch", {"url": "…"})), says("Done.")]) as model:
     settings = Settings(llm_base_url=model.url, llm_model="any", …)
@@ -78,9 +78,9 @@ class LanguageModelServer:
 
 @asynccontextmanager
 async def language_model(script: Iterable[Reply] | Callable[[Asked], Reply]) -> AsyncIterator[LanguageModelServer]:
-    """The server; `script` has its replies in the order in which it is asked, or chooses one for each request.
+    """Run the server. `script` contains its replies in order, or is a function that chooses the reply to a request.
 
-    After the last it fails, with a status that is not worth another attempt.
+    Requests after the last reply fail with a status that is not retried.
     """
     if callable(script):
         choose = script
@@ -126,13 +126,13 @@ def page(html: str = "<!doctype html><h1>Welcome</h1>") -> Reply:
 
 
 def sends(body: str) -> Reply:
-    """This body with the content type of JSON."""
+    """A response with this body and the content type of JSON."""
     return lambda api: answer(body.encode(), headers={"Content-Type": "application/json"})
 
 
 def cut(reply: Reply, how: Literal["length", "chunked", "text"]) -> Reply:
-    """Half of a reply's body. By `length` and `chunked` the connection ends and the client can tell that there should
-    be more; by `text` nothing but the JSON tells.
+    """Half of a reply's body. With `length` and `chunked`, the connection closes early, which HTTP clients detect. With
+    `text`, the response is complete, and only its JSON is truncated.
     """
 
     def half(api: Api) -> Answer:

@@ -26,7 +26,7 @@ def postgres_server(directory: Path, *, durable: bool = False) -> Iterator[sa.UR
 
         server = get_server(directory, cleanup_mode="delete")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        # Nothing of a test is to outlive the machine: the server need not wait for the disk.
+        # Test data need not survive a crash of the machine, so the server does not sync to disk.
         for setting in () if durable else ("fsync", "synchronous_commit", "full_page_writes"):
             connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
         connection.execute("SELECT pg_reload_conf()")

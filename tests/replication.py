@@ -82,7 +82,7 @@ def replicated_servers() -> Iterator[Pair]:
         run("pg_basebackup", "--pgdata", standby, "--dbname", source, "--write-recovery-conf", "--checkpoint=fast")
         pair.standby.configure(standbys="")
         pair.standby.start()
-        # The last line of a name counts. A commit waits from here on until the standby has it.
+        # The last line for a name applies. From here on, a commit waits until the standby has received it.
         pair.primary.configure(standbys="*")
         pair.primary.control("reload")
         yield pair

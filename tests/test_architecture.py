@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 LONGEST = 400
 WEB_FREE = ("services", "queries", "blocks", "engine", "organism", "clients", "api/models")
 ENDS_TRANSACTIONS = {"models/database.py"}
-"""Where a transaction may be ended; `api.models.database` says why only there."""
+"""The modules that may commit or roll back; see the docstring of `bloxserver.models.database`."""
 
 
 def modules(*folders: str) -> dict[str, Path]:

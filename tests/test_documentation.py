@@ -179,7 +179,7 @@ class TestOrganisms:
             if isinstance(value, dict) and "organism" in value:
                 assert check(text, registry) == [], text
             elif isinstance(value, list) and all(isinstance(item, dict) and "description" in item for item in value):
-                # Some listeners of an organism: the others are not there to be peers.
+                # An excerpt with some listeners of an organism, whose peers may be missing.
                 problems = check(f"organism: {{name: shown}}\nlisteners:\n{text}", registry)
                 assert [problem for problem in problems if problem.code != "unknown_peer"] == [], text
 
@@ -282,5 +282,5 @@ class TestBlocks:
         codes = codes_in(sources, makers)
         assert {"http_error_status", "timeout", "llm_refused", "mail_refused", "key_value_limit"} <= codes
         told = words_of_code(read("docs/blocks.md") + read("docs/agents.md"))
-        # The first two are for the model alone to read.
+        # Only the model receives the first two.
         assert codes - {"unknown_tool", "invalid_arguments"} - told == set()

@@ -155,7 +155,7 @@ ENCODINGS: dict[str, Callable[[str], str]] = {
 
 
 NOT_TO_BE = [
-    ("short", "basic auth"),  # shorter pieces of base64 stand anywhere by chance
+    ("short", "basic auth"),  # shorter fragments of base64 occur by coincidence
     ("short", "user of basic auth"),
     ("lines", "raw query of httpx"),  # an address has no line breaks
 ]

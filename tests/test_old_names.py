@@ -38,7 +38,7 @@ IDENTIFIERS = frozenset(
     receivers
     """.split()  # noqa: SIM905
 )
-"""Also English words: searched among the identifiers of the package."""
+"""Names that are also English words. They are searched among the identifiers of the package only."""
 
 MODULES = frozenset(
     """

@@ -31,7 +31,7 @@ def parse_events(text: str) -> list[Event]:
 
 
 def validated(event: Event) -> ExecutionEvent | StepEvent:
-    """The event by its documented schema, which has neither more members nor other formats."""
+    """Validate the event with its documented schema. Additional members and other formats are errors."""
     model = EVENT.validate_python({"event": event.kind, "id": event.id, "data": json.dumps(event.data)})
     assert model.data.model_dump(mode="json", by_alias=True) == event.data
     return model

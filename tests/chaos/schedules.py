@@ -93,7 +93,7 @@ async def _start(run: ScenarioRun, schedules: int, cron: str) -> None:
 
 
 async def _make_due(database: Database) -> datetime:
-    """Make all schedules due now; reminute_starts the time."""
+    """Make all schedules due now; returns the time."""
     async with database.transaction() as session:
         moment = now()
         due = sa.update(TriggerRecord).where(TriggerRecord.type == TriggerType.SCHEDULE)

@@ -11,6 +11,6 @@ from tests.clients.network import Network
 
 @pytest.fixture
 async def network(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Network]:
-    # Undone here, not by pytest: the loop must be itself again when its fixtures end.
+    # Restored before pytest ends the fixtures of the event loop, which need the original methods.
     with monkeypatch.context() as patch:
         yield Network(patch)

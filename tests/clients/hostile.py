@@ -2,7 +2,7 @@
 
 PUBLIC = "93.184.216.34"
 PUBLIC_IPV6 = "2606:2800:220:1::1"
-# What a name resolves to: the first answer is for the first question, the last one for all that follow.
+# The results of lookups of each name, in order. The last result is repeated.
 NAMES: dict[str, list[list[str]]] = {
     "public.test": [[PUBLIC]],
     "public6.test": [[PUBLIC_IPV6, PUBLIC]],

@@ -1,4 +1,4 @@
-"""Header fields of mails: what users give arrives as it is, and never as another field."""
+"""Header fields of mails: user input arrives unchanged, and never as another field."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class TestAddresses:
 
 
 def ready(**fields: object) -> EmailMessage:
-    """A mail that a package composed by itself."""
+    """A mail that was composed without `compose`, as by a plugin."""
     message = EmailMessage()
     for name, value in ({"From": "me@example.org", "To": "ada@example.com"} | fields).items():
         message[name.replace("_", "-")] = value
@@ -209,7 +209,7 @@ class TestReadyMails:
         ids=ascii,
     )
     async def test_decoded_line_breaks_add_no_field(self, fields: dict[str, object]) -> None:
-        """Python from 3.11.10 encodes the line break, older versions write it. The mail is refused there."""
+        """Python 3.11.10 and later encode the line break. Older versions write it, so the mail is refused."""
         message = ready(**fields)
         async with running_smtp_server() as server:
             mailer = Mailer(None, None, [LOOPBACK])
@@ -225,7 +225,7 @@ class TestReadyMails:
                 assert received.recipients == ["ada@example.com"]
 
     def test_a_field_that_would_become_two_is_refused(self) -> None:
-        """Whatever the version of Python, a header class of its own can write anything."""
+        """A custom header class can write anything, on every version of Python."""
 
         class Field(str):
             name = "Subject"

@@ -82,7 +82,7 @@ class Installation:
         return notice
 
     async def change(self, **values: Any) -> None:
-        """Of all notices."""
+        """Set columns of all notifications."""
         async with self.database.transaction() as session:
             await session.execute(sa.update(FailureNotificationRecord).values(**values))
 

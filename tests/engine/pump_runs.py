@@ -63,7 +63,7 @@ class Log:
 
 
 class World:
-    """Nothing outside but loopback."""
+    """An execution context with the given clients and secrets, and without storage."""
 
     def __init__(
         self, http: GuardedClient, models: LanguageModels, secrets: Mapping[str, str], payload: JsonValue = None
@@ -112,7 +112,7 @@ def block(name: str, handle: Callable[[JsonValue, BlockContext], Awaitable[Resul
 
 
 def pump_of(organism: Organism, save: Save, **options: Any) -> Pump:
-    """A pump whose blocks reach nothing."""
+    """A pump whose blocks have no secrets, and no access to private networks or models."""
     return Pump(organism, [], World(GuardedClient(), LanguageModels(Settings()), {}), save, **options)
 
 

@@ -55,7 +55,7 @@ class World:
         return await self.retention(days, per_flow, versions).prune()
 
     async def execution(self, days: float = 0, *, flow: FlowRecord | None = None, **values: Any) -> UUID:
-        """Create an execution that started and ended this many days ago, unless `values` say otherwise."""
+        """Create an execution that started and ended this many days ago, unless `values` contains other times."""
         moment = now() - days * DAY
         defaults: dict[str, Any] = {"status": SUCCESS, "started_at": moment, "completed_at": moment}
         async with self.database.sessions() as session:

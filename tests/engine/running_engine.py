@@ -42,7 +42,7 @@ async def eventually(client: httpx.AsyncClient, path: str, wanted: set[str]) -> 
 async def started_flow(
     client: httpx.AsyncClient, organism: str | None, settled: str = "running", *, name: str = "A flow"
 ) -> str:
-    """The path of a new flow that has been started and has come to `settled`."""
+    """The path of a new flow that was started and now has the status `settled`."""
     created = await client.post("/api/v1/flows", json={"name": name, "organismYaml": organism})
     path = f"/api/v1/flows/{created.json()['id']}"
     assert (await client.post(f"{path}/start")).json()["status"] == "starting"

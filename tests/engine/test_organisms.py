@@ -1,4 +1,4 @@
-"""Organisms in a whole installation: conditions, retries, calls, control and secrets."""
+"""Organisms in a complete installation: conditions, retries, calls, control and secrets."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Silent:
         self.url = ""
         self.asked = asyncio.Event()
         self.left = asyncio.Event()
-        """Set when the client gives up."""
+        """Set when the client disconnects."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.asked.set()

@@ -21,12 +21,12 @@ ZONES = [
     "Australia/Sydney",
     "Europe/Dublin",
     "UTC",
-    # at midnight
+    # clocks change at midnight
     "Africa/Cairo",
     "America/Havana",
     "America/Santiago",
     "Asia/Beirut",
-    # by half an hour, by two hours, at a quarter to
+    # clocks change by half an hour, by two hours, or at 02:45; the others have unusual rules
     "Australia/Lord_Howe",
     "Antarctica/Troll",
     "Pacific/Chatham",
@@ -100,7 +100,7 @@ def test_firings_when_clocks_change(cron: str, spring: list[str], autumn: list[s
     [
         # either of two restricted days matches
         ("0 9 13 * 5", ["02", "09", "13", "16", "23", "30"]),
-        # a field that begins with * must match too
+        # if one of the fields begins with *, both must match
         ("0 9 */2 * 1", ["05", "19"]),
         ("0 9 1-7 * *", ["01", "02", "03", "04", "05", "06", "07"]),
         ("0 9 L * *", ["31"]),
@@ -165,7 +165,7 @@ def random_field(chance: random.Random, low: int, high: int) -> str:
 
 
 def random_cron(chance: random.Random, change: datetime, zone: str) -> str:
-    """With hours about the one at which clocks change."""
+    """A random expression with hours around the clock change."""
     near = str((change - timedelta(hours=chance.randrange(3))).astimezone(ZoneInfo(zone)).hour)
     hours = chance.choice([random_field(chance, 0, 23), random_field(chance, 0, 4), near, near])
     day, weekday = ("*" if chance.random() < 0.7 else random_field(chance, *span) for span in ((1, 28), (0, 6)))
@@ -246,13 +246,13 @@ def test_firings_match_the_documentation(zone: str) -> None:
     ("config", "after", "times"),
     [
         ({"cron": "* * * * *"}, "2026-01-01T00:00:30", ["2026-01-01T00:01:00", "2026-01-01T00:02:00"]),
-        # Berlin goes from 02:00 to 03:00 on 29 March: times in the gap fire right after it
+        # Berlin changes from 02:00 to 03:00 on 29 March. Times in the gap fire right after it.
         (
             {"cron": "30 2 * * *", "timezone": "Europe/Berlin"},
             "2026-03-28T12:00:00",
             ["2026-03-29T01:00:00", "2026-03-30T00:30:00"],
         ),
-        # and from 03:00 back to 02:00 on 25 October: repeated times fire once
+        # It changes from 03:00 to 02:00 on 25 October. Repeated times fire once.
         (
             {"cron": "30 2 * * *", "timezone": "Europe/Berlin"},
             "2026-10-24T12:00:00",

@@ -53,7 +53,7 @@ SCHEDULE = {"cron": "* * * * *"}
 
 
 class TestSize:
-    """Without an engine, as other people's tests run: `client` has no lifespan."""
+    """Without an engine, as in third-party tests: `client` has no lifespan."""
 
     @pytest.mark.parametrize(
         ("executions", "steps", "size", "small"),
@@ -179,7 +179,7 @@ class Deleted:
         await session.flush()
 
     async def delete(self, session: AsyncSession) -> None:
-        """As a request does with a large flow, but for the tokens of webhooks, so that tests can send them."""
+        """Mark the flow as deleted, like a request, but keep its webhook tokens, so that tests can use them."""
         await session.execute(sa.update(FlowRecord).where(FlowRecord.id == self.flow.id).values(deleted_at=now()))
         await session.commit()
 

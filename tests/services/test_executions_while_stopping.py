@@ -109,7 +109,7 @@ class Installation:
 
     @asynccontextmanager
     async def blocked(self, work: Awaitable[Any], waiting: int = 1) -> AsyncIterator[asyncio.Future[Any]]:
-        """The work has started, and waits for a lock, as `waiting` sessions do with it."""
+        """Start the work, and wait until `waiting` sessions, including its own, wait for a lock."""
         task = asyncio.ensure_future(work)
         async with asyncio.timeout(10):
             while await self.do(lambda session: session.scalar(BLOCKED)) < waiting:

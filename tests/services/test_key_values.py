@@ -31,12 +31,12 @@ async def new_flow(database: Database) -> UUID:
 
 @pytest.fixture
 def store(live_database: Database, flow: UUID) -> FlowStore:
-    """The store as one step uses it."""
+    """The store of a single step."""
     return FlowStore(live_database, flow, "execution:step")
 
 
 def stores(database: Database, flow: UUID, count: int) -> list[FlowStore]:
-    """The store as this many other steps use it."""
+    """The stores of `count` other steps of the same flow."""
     return [FlowStore(database, flow, f"{uuid4()}:step") for _ in range(count)]
 
 
@@ -168,7 +168,7 @@ class TestLimits:
         await store.set("key", 1)
 
     async def test_limit_is_exact_under_concurrency(self, live_database: Database, flow: UUID) -> None:
-        """Twenty new keys at once with three to go."""
+        """Twenty keys are added concurrently, and three more are allowed."""
         await fill(live_database, flow, keys=MAX_KEYS - 3)
 
         async def one(number: int, store: FlowStore) -> str:
@@ -214,7 +214,7 @@ class TestConcurrency:
 
 class TestOncePerStep:
     async def test_repeated_step_increments_once(self, live_database: Database, flow: UUID) -> None:
-        """As many other steps write in between as the key records."""
+        """In between, other steps write, as many as the key records."""
         step, *others = stores(live_database, flow, MARKS_KEPT)
         assert [await step.increment("n", 5) for _ in range(3)] == [5, 5, 5]
         for other in others:

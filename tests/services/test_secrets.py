@@ -112,7 +112,7 @@ class TestOpen:
 class TestLimit:
     @pytest.mark.parametrize("kind", ["set", "create"])
     async def test_limit_is_exact_under_concurrency(self, live_database: Database, kind: str) -> None:
-        """Twenty at once with three to go."""
+        """Twenty secrets are written concurrently, and three more are allowed."""
         ada, bob = await user(live_database), await user(live_database)
         write = set_secret if kind == "set" else create_secret
         async with live_database.transaction() as session:
@@ -179,7 +179,7 @@ async def test_no_secret_is_stored_without_a_key(session: AsyncSession) -> None:
 
 class TestReseal:
     async def test_rotation_encrypts_readable_secrets_with_the_first_key(self, live_database: Database) -> None:
-        """Also where a batch holds nothing that opens."""
+        """Also if a batch contains no secret that can be decrypted."""
         ada = await user(live_database)
         async with live_database.transaction() as session:
             session.add_all(

@@ -46,7 +46,7 @@ async def test_concurrent_token_counts_are_all_added(live_database: Database, ti
     if tier is Tier.FREE:
         assert slots == {0}
     else:
-        # so that they do not queue at one row
+        # Several slots, so that the counts do not wait for the same row lock.
         assert len(slots) > 1
         assert slots <= set(range(SLOTS))
 

@@ -1,1 +1,1 @@
-"""Tests that start processes, break things at length, or measure: `make test-slow` runs them, `make test` does not."""
+"""Slow tests: processes, fault injection and benchmarks. `make test-slow` runs them; `make test` does not."""

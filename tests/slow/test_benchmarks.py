@@ -25,7 +25,7 @@ def run_benchmarks(*arguments: str, **environment: str) -> subprocess.CompletedP
 
 
 def names_in(output: str, database: str) -> set[str]:
-    """The benchmarks that the table has a line of, for that database."""
+    """The benchmarks that have a row for this database in the table."""
     rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
     return {row[1] for row in rows if row[2] == database}
 

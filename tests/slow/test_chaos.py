@@ -22,7 +22,7 @@ def workspace(live_settings: Settings, live_database: Database, tmp_path: Path) 
 
 @pytest.fixture
 def shared_workspace(workspace: Workspace) -> Workspace:
-    """For what takes several processes that work."""
+    """The workspace for tests with several workers."""
     if workspace.backend == "sqlite":
         pytest.skip("SQLite has one process")
     return workspace

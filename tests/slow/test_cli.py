@@ -1,4 +1,4 @@
-"""The command line in a process of its own."""
+"""The command line in a separate process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_database_that_is_away_is_told_without_its_address() -> None:
 
 
 def test_what_is_wrong_with_the_database_is_told(live_settings: Settings, tmp_path: Path) -> None:
-    """`live_settings` alone: its database is empty."""
+    """The database of `live_settings` is empty without `live_database`."""
     url = sa.make_url(live_settings.database_url)
     if live_settings.uses_sqlite:
         reasons = {url.set(database=f"{tmp_path}/none/x.db"): "OperationalError"}
@@ -140,7 +140,7 @@ async def test_prune_finishes_deletions(live_settings: Settings, live_database: 
 async def test_prune_leaves_it_to_another_process(
     live_settings: Settings, live_database: Database, backend: str
 ) -> None:
-    """On PostgreSQL; on SQLite it would wait for it."""
+    """Only on PostgreSQL. On SQLite, the command waits for the other process."""
     if backend == "sqlite":
         pytest.skip("SQLite has one writer")
     async with live_database.sessions() as session:

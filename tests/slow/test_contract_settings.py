@@ -78,7 +78,7 @@ async def test_it_serves_and_runs_executions(module: str, tmp_path: Path) -> Non
 
 @asynccontextmanager
 async def served(module: str, directory: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app in a process of its own, started as a user would start it."""
+    """A client of the app in a separate process, started by the documented command."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     variables = {

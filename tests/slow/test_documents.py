@@ -18,7 +18,7 @@ LOG_SECONDS = 20
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where commands are run: there are the examples and the program, as in the root."""
+    """A working directory with the examples and the program, like the root of the repository."""
     (tmp_path / "examples").symlink_to(EXAMPLES)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/bloxserver").symlink_to(BLOXSERVER)
@@ -48,7 +48,7 @@ def test_the_commands_of_the_page_do_what_it_shows(directory: Path) -> None:
 
 
 def assert_logged(log: Path, text: str) -> None:
-    """A notice goes out when the execution has ended, not before it is said to have."""
+    """Wait for the log entry: a notification is sent after the end of its execution is visible."""
     deadline = time.monotonic() + LOG_SECONDS
     while text not in (logged := masked(log.read_text(encoding="utf-8"))):
         assert time.monotonic() < deadline, f"{text}\nis not in\n{logged}"

@@ -1,4 +1,4 @@
-"""`bloxserver migrate` in processes of its own: several at once, and from an installed wheel."""
+"""`bloxserver migrate` in separate processes: several at once, and from an installed wheel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def state(settings: Settings) -> SchemaState:
 
 
 async def test_five_processes_that_migrate_at_once_succeed(live_settings: Settings) -> None:
-    """All of them find the lock taken first, by a sixth that takes its time."""
+    """The test holds the migration lock until all processes wait for it."""
     holder = Database(live_settings)
     async with holder.migration_connection(print):
         processes = [

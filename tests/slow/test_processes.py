@@ -1,4 +1,4 @@
-"""Real processes, killed for real."""
+"""Processes that are killed or stopped during executions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ listeners:
 
 
 class Counter:
-    """A server on loopback that notes who calls what; the first call of /slow gets no answer."""
+    """A server on loopback that records the requested paths. The first request for /slow gets no response."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

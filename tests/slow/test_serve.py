@@ -1,4 +1,4 @@
-"""A server process: when it says that it is ready, and how it stops while responses are open."""
+"""A server process: when it logs `ready`, and how it stops while responses are open."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = {
     "uvicorn": ("uvicorn", "bloxserver.api.main:app", "--host", "127.0.0.1"),
 }
 STOP_SECONDS = 20
-"""Less than an open response may take."""
+"""Time limit for the stop, shorter than the maximum duration of an open response."""
 
 
 @asynccontextmanager

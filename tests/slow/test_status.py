@@ -1,4 +1,4 @@
-"""`bloxserver status` in a process of its own."""
+"""`bloxserver status` in a separate process."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class TestLocks:
     async def test_deletion_request_does_not_block_other_flows(
         self, world: World, live_client: httpx.AsyncClient
     ) -> None:
-        """Its transaction is open, and the same user's webhook and checkpoint are written."""
+        """While its transaction is open, a run and a checkpoint of another flow of the same user are written."""
         async with world.database.sessions() as session:
             webhook = await create_trigger(session, world.kept)
         async with world.database.transaction() as session:

@@ -145,7 +145,7 @@ class TestClaiming:
         assert await due_at(live_database, url.due_at - timedelta(microseconds=1)) == []
 
     async def test_due_notifications_rotate_between_users(self, live_database: Database) -> None:
-        """One user has many notifications, and the oldest."""
+        """One user has more notifications than the other, including the oldest ones."""
         async with live_database.sessions() as session:
             users = [await create_user(session), await create_user(session)]
         for user, count in zip(users, (5, 2), strict=True):
@@ -173,7 +173,7 @@ class TestClaiming:
             ClaimedNotification(due.id, execution.id, None, NotificationChannel.URL, 1, until)
         ]
         assert await due_at(live_database, now()) == []
-        # if the process that has claimed it stops
+        # The claiming process may have stopped, so the notification is due again.
         again = await due_at(live_database, until)
         assert again == [DueNotification(due.id, until)]
 

@@ -43,7 +43,7 @@ listeners: [{name: a, description: d, handler: delay, config: {seconds: 3600}}]
 
 
 class Gate:
-    """A server whose `/slow` answers once the gate is open; events tell which paths were requested."""
+    """A server whose `/slow` answers once the gate is open. Events show which paths were requested."""
 
     def __init__(self, server: LoopbackServer) -> None:
         self.url = server.url("")

@@ -1,4 +1,4 @@
-"""Quarantine: an execution that crashes workers fails, and executions beside it do not."""
+"""Quarantine: an execution that crashes workers fails, and executions on the same worker do not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def quarantined_of_a_new_user(session: AsyncSession, number: int, **values
 
 
 async def test_execution_beside_a_crashing_one_does_not_fail(session: AsyncSession) -> None:
-    """No step ends before the crash, so crashing executions cannot be told from the others."""
+    """No step ends before the crash, so crashing executions cannot be distinguished from others."""
     flow = await create_flow(session, await create_user(session, tier=Tier.ENTERPRISE))
     ids = [(await create_execution(session, flow)).id for _ in range(40)]
     killers = set(ids[3:36:8])

@@ -1,4 +1,4 @@
-"""The whole path of an execution: a request accepts it, a worker claims it, and it ends."""
+"""The complete path of an execution: a request accepts it, a worker claims it, and it ends."""
 
 from __future__ import annotations
 
