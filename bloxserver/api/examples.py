@@ -280,4 +280,4 @@ EVENTS = (
     f"event: step\ndata: {_outline(STEP)}\nid: 2\n\n"
     f"event: execution\ndata: {_outline(EXECUTION)}\nid: end\n\n"
 )
-"""A whole stream of Server-Sent Events, from the first to the last."""
+"""A complete stream of Server-Sent Events."""

@@ -277,7 +277,7 @@ def _sanitized(answer: ModelResponse) -> ModelResponse:
 
 
 def _sanitized_arguments(given: object) -> str | dict[str, Any]:
-    """Return valid arguments unchanged, and invalid ones as a text that is no JSON object."""
+    """Return valid arguments unchanged, and invalid ones as a text that is not a JSON object."""
     if isinstance(given, dict | str):
         text = given if isinstance(given, str) else json.dumps(given)
         if _is_strict(text) or (isinstance(given, str) and not _is_lenient(text)):

@@ -123,7 +123,7 @@ class Tool:
     listener: str
     description: str
     schema: JsonSchema
-    """JSON Schema of the arguments, an object. If the payload is no object, it is the member `input`."""
+    """JSON Schema of the arguments, an object. A payload that is not an object is the member `input`."""
     wrapped: bool
     """Whether the payload is the argument `input` and not the arguments themselves."""
 
@@ -195,7 +195,7 @@ def default_input_schema(config: Any) -> JsonSchema | None:
 @dataclass(frozen=True)
 class Block(Generic[Payload, Config]):
     """A handler with its schemas. `aliases` are other names that organisms can use as `handler`; an alias that ends in
-    `*` stands for all names with this prefix.
+    `*` matches all names with this prefix.
     """
 
     name: str

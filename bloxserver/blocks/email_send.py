@@ -35,7 +35,7 @@ def _entry(entry: object) -> list[object]:
         return []
     if not isinstance(entry, str):
         return [entry]
-    # A placeholder may contain commas of its own.
+    # The text of a placeholder may contain commas.
     return [entry] if "{{" in entry else [*split_addresses(entry)]
 
 

@@ -47,7 +47,7 @@ class Expression:
             raise self._error("expression_failed", f"the value cannot be stored: {error}") from None
 
     def holds(self, scope: Mapping[str, JsonValue]) -> bool:
-        """Return whether the expression is true for `scope`. Raises `BlockError`, also if the value is no boolean."""
+        """Return whether the expression is true for `scope`. Raises `BlockError`, also for other values."""
         value = self.evaluate(scope)
         if not isinstance(value, bool):
             raise self._error("expression_failed", "the value is neither true nor false")

@@ -33,7 +33,7 @@ MAX_TIMEOUT_SECONDS = 300
 SCHEMES = ("http://", "https://")
 COMPLETE_HOST = re.compile(r"https?://[^/?#]+[/?#]")
 BODY_METHODS = ("POST", "PUT", "PATCH")
-# Statuses below 500 that ask the client to retry.
+# Statuses below 500 after which a retry may succeed.
 TRANSIENT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 

@@ -72,7 +72,7 @@ def schema_without(model: type[BaseModel], fixed: Collection[str]) -> JsonSchema
 
 
 def schema_of_paths(paths: Iterable[Sequence[str]]) -> JsonSchema:
-    """Return the schema of a message with values at these paths. An empty path stands for any message."""
+    """Return the schema of a message with values at these paths. An empty path means any message."""
     schema: JsonSchema = {"type": "object", "properties": {}, "required": []}
     for path in paths:
         if not path:

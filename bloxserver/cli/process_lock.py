@@ -15,7 +15,7 @@ class DatabaseInUse(Exception):
 
 
 def lock_database(database_url: str) -> IO[str] | None:
-    """Lock the file `NAME.lock` beside the database until it is closed. Raises `DatabaseInUse`.
+    """Lock the file `NAME.lock` next to the database, until the file is closed. Raises `DatabaseInUse`.
 
     Returns None without a lock for PostgreSQL, for a database in memory, on Windows, and on a file system that is
     read-only or has no locks.

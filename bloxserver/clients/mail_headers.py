@@ -125,7 +125,7 @@ class AddressHeader(str):
         return header
 
     def fold(self, *, policy: Policy) -> str:
-        """The field as it is sent, each address on a line of its own."""
+        """The field as it is sent, with each address on a separate line."""
         separator = f",{policy.linesep} "
         addresses = separator.join(_encode_mailbox(each, self.name, policy.linesep) for each in self.addresses)
         return f"{self.name}: {addresses}{policy.linesep}"

@@ -1,4 +1,4 @@
-"""Resolves host names with a timeout, in threads of its own."""
+"""Resolves host names with a timeout, in separate threads."""
 
 from __future__ import annotations
 

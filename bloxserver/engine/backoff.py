@@ -9,7 +9,7 @@ MAX_EXPONENT = 64
 
 
 def backoff_seconds(attempt: int, *, initial: float, maximum: float, factor: float = 2.0, jitter: float = 0.1) -> float:
-    """Seconds to wait after `attempt` failures in a row, counted from 1.
+    """Seconds to wait after `attempt` consecutive failures, counted from 1.
 
     The wait starts at `initial` seconds, grows by `factor` and stays below `maximum`; up to `jitter` of it is added at
     random, so that clients that failed together do not retry together.

@@ -48,10 +48,10 @@ async def retry_transaction(
 
 
 async def process_each(items: Iterable[Item], work: Callable[[Item], Awaitable[bool]]) -> int:
-    """Call `work` for each item, in transactions of its own; returns the number of calls that returned true.
+    """Call `work` for each item, in separate transactions. Returns the number of calls that returned true.
 
     An item that fails with a transient error, such as a locked row, is skipped until the next call and does not block
-    the others. Raises every other error, and the third transient error in a row.
+    the others. Raises every other error, and the third consecutive transient error.
     """
     done = failures = 0
     for item in items:

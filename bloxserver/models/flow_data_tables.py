@@ -1,4 +1,4 @@
-"""Tables of data that belongs to a flow beside its executions: key-value storage and failure notifications."""
+"""Tables of data of a flow other than its executions: key-value storage and failure notifications."""
 
 from __future__ import annotations
 

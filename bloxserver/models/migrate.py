@@ -18,7 +18,7 @@ from bloxserver.models.base import Base
 
 
 def find_scripts(package: Path) -> Path:
-    """Return the folder of migration scripts: `migrations` in the package (wheel), or beside it (checkout).
+    """Return the folder of migration scripts: `migrations` in the package (wheel), or next to it (checkout).
 
     A folder is used only if it has an `env.py`, because git leaves a `__pycache__` in place of removed scripts.
     """

@@ -46,7 +46,7 @@ def enum_text(values: type[enum.StrEnum]) -> sa.Enum:
 
 
 class TierText(sa.types.TypeDecorator[Tier]):
-    """A tier, stored as text. A value that is no tier, which another program may have written, is read as `free`."""
+    """A tier, stored as text. An unknown value, which another program may have written, is read as `free`."""
 
     impl = sa.String(32)
     cache_ok = True

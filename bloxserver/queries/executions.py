@@ -61,7 +61,7 @@ async def read_execution(
 
 
 async def find_execution(session: AsyncSession, execution_id: UUID) -> ExecutionRecord | None:
-    """An execution of any user, as it is stored now; None if it is gone."""
+    """An execution of any user, as it is stored now; None if it was deleted."""
     return await _first(session, _with_trigger().where(ExecutionRecord.id == execution_id, flow_exists()))
 
 
@@ -90,7 +90,7 @@ async def _first(session: AsyncSession, wanted: sa.Select[ExecutionRecord, UUID 
 
 
 async def read_status(session: AsyncSession, execution_id: UUID) -> ExecutionStatus | None:
-    """The status of an execution of any user; None if it is gone."""
+    """The status of an execution of any user; None if it was deleted."""
     wanted = sa.select(ExecutionRecord.status).where(ExecutionRecord.id == execution_id, flow_exists())
     return await session.scalar(wanted)
 
@@ -107,7 +107,7 @@ async def require_execution(session: AsyncSession, user_id: UUID, flow_id: UUID,
 
 
 async def read_outline(session: AsyncSession, execution_id: UUID) -> sa.Row[Any] | None:
-    """An execution of any user, without its payloads; None if it is gone."""
+    """An execution of any user, without its payloads; None if it was deleted."""
     replaced = {"input_payload", "output_payload", "trigger_id"}
     columns = [column for column in ExecutionRecord.__table__.columns if column.name not in replaced]
     wanted = (

@@ -33,7 +33,7 @@ async def user_of_claims(session: AsyncSession, claims: dict[str, Any]) -> UserR
 
 
 def _profile(claims: dict[str, Any]) -> dict[str, Any]:
-    if claims == DEV_CLAIMS:  # compared as a whole: a real token has more claims, and may have the subject `dev`
+    if claims == DEV_CLAIMS:  # All claims are compared, because a real token may also have the subject `dev`.
         return {"email": "dev@localhost", "name": "Dev User", "tier": Tier.PRO}
     return {
         "email": _text(claims.get("email"), 320) or f"{claims['sub']}@unknown",

@@ -145,7 +145,7 @@ class BatchDeleter:
                 return
 
     async def in_transaction(self, delete: Delete, result: PruneResult) -> int:
-        """Delete in a transaction of its own, and pause; returns the number of rows."""
+        """Delete in a separate transaction, and pause. Returns the number of rows."""
         async with self._database.transaction() as session:
             deleted = await delete(session)
         result.add(deleted)

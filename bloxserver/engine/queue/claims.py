@@ -183,7 +183,7 @@ async def _with_details(
 
 
 async def with_steps(session: AsyncSession, execution: ClaimedExecution) -> ClaimedExecution:
-    """The execution with its steps. Read in a transaction of its own: an error must not undo the claim."""
+    """The execution with its steps, read in a separate transaction, because an error must not undo the claim."""
     query = sa.select(ExecutionStepRecord).where(ExecutionStepRecord.execution_id == execution.id)
     steps = (await session.scalars(query)).all()
     called = {step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id}

@@ -34,7 +34,7 @@ END_SECONDS = 5
 
 
 class Heartbeat:
-    """Sends heartbeats from a process with a connection of its own: a blocked worker does not delay them.
+    """Sends heartbeats from a separate process and connection, so that a blocked worker does not delay them.
 
     The heartbeats stop when the worker's event loop has been stuck for `EVENT_LOOP_TIMEOUT_SECONDS`; other workers then
     recover its executions. On SQLite there is one process only: there the heartbeat runs on the event loop.

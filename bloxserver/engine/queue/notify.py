@@ -27,7 +27,7 @@ RECONNECT_SECONDS = 1
 
 
 class WakeNotifier:
-    """Sends and receives notifications, on a connection of its own."""
+    """Sends and receives notifications on a separate connection."""
 
     def __init__(self, settings: Settings, heard: Callable[[frozenset[WakeReason]], None]) -> None:
         self._settings = settings

@@ -104,7 +104,7 @@ async def read_next_executions(
 
     Within a user, started executions come before new ones, and older before newer. `slots_per_user` limits the
     executions that a user of each tier runs at once on all workers together. At most `quarantined` of the result are
-    executions with `QUARANTINE_THRESHOLD` or more crashes in a row.
+    executions with `QUARANTINE_THRESHOLD` or more consecutive crashes.
     """
     values = {f"tier_{tier}": number for tier, number in slots.items()}
     values |= {f"user_{tier}": number for tier, number in slots_per_user.items()}

@@ -1,4 +1,4 @@
-"""Quarantine of executions with many crashes in a row: one of them may have crashed the worker that ran them all."""
+"""Quarantine of executions with many consecutive crashes, one of which may have crashed the worker of all."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from bloxserver.storable import json_text, storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
 MAX_CRASHES = 10
-"""Crashes in a row, without a completed step, after which an execution fails."""
+"""Consecutive crashes, without a completed step, after which an execution fails."""
 LEASE_RECHECK_SECONDS = 1.0
 """A run that starts later than this after the claim checks its lease, because the worker may have been frozen."""
 MAX_CHARACTERS = 64 * 1024 * 1024
