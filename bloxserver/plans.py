@@ -112,7 +112,7 @@ PLANS = {
 ADDRESS_REQUESTS_PER_MINUTE = 1_200
 """Requests from one client address, signed in or not."""
 INVALID_TOKEN_COST = 20
-"""Requests that one with an unknown webhook token or an invalid sign-in counts as."""
+"""The number of requests that a request with an unknown webhook token or an invalid sign-in counts as."""
 
 
 def get_plan(tier: str, overrides: Mapping[str, object] | None = None) -> Plan:

@@ -1,4 +1,4 @@
-"""Runs the migrations over the connection that `api.models.migrate` hands in, or over DATABASE_URL's."""
+"""Runs the migrations over the connection that `bloxserver.models.migrate` hands in, or over DATABASE_URL's."""
 
 import asyncio
 from typing import Any, Literal
