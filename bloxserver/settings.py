@@ -6,6 +6,7 @@ An invalid setting does not break an import: `get_settings` uses the default and
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
@@ -18,6 +19,7 @@ from bloxserver.errors import SettingsError
 from bloxserver.setting_names import find_misspelt
 
 MINIMUM_SECRET_BYTES = 32
+SYSTEM_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MONTY_BIN", "TMPDIR", "TZ")
 VALUE_ERROR_PREFIX = "Value error, "
 """Pydantic's prefix for the message of a `ValueError`."""
 
@@ -113,6 +115,13 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
         description="Port for health and metrics of a worker; 0 selects a free port; unset serves neither.",
+    )
+    isolated_processes: int = Field(
+        4,
+        ge=2,
+        le=64,
+        description="Maximum processes of an API or worker for Python snippets and for large definitions, expressions "
+        "and messages.",
     )
     poll_interval_seconds: float = Field(
         2, gt=0, le=60, description="How often processes poll the database for work that no notification announced."
@@ -314,6 +323,11 @@ def misspelt_settings() -> list[str]:
     given = {name.upper() for name in (*EnvSettingsSource(Settings).env_vars, *_names_in_file())}
     misspelt = find_misspelt(given, {name.upper() for name in Settings.model_fields})
     return [f"{name} is not a setting and has no effect; did you mean {meant}?" for name, meant in misspelt.items()]
+
+
+def environment_without_settings() -> dict[str, str]:
+    """Return the environment for processes that run work of users: what programs need to run, and no secrets."""
+    return {name: os.environ[name] for name in SYSTEM_VARIABLES if name in os.environ}
 
 
 def _names_in_file() -> list[str]:

@@ -1,0 +1,25 @@
+"""The functions that tasks can call, by name. Each takes the request's bytes and returns the response's bytes.
+
+They are named by text, because they belong to layers above this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+
+FUNCTIONS = {
+    "organism.check": "bloxserver.organism.isolated:check_definition",
+}
+
+PRELOADED = ("bloxserver.organism.isolated",)
+"""Modules that the fork server imports, so that the processes of tasks share their memory."""
+
+
+@lru_cache
+def find_function(name: str) -> Callable[[bytes], bytes]:
+    """Raises `KeyError` for an unknown name."""
+    module, _, attribute = FUNCTIONS[name].partition(":")
+    function: Callable[[bytes], bytes] = getattr(import_module(module), attribute)
+    return function
