@@ -18,7 +18,7 @@ listeners:
     handler: http.request
     config:
       url: "https://x.example/{{ payload.items[0].id }}/{{ payload.name | upper }}"
-      headers: {A: "{{ payload.x || 'y' }}", "{{ payload.h }}": b, C: "{{ secret.KEY }} {{ secrets.TOKEN }}"}
+      headers: {A: "{{ payload.x || 'y' }}", "{{ payload.h }}": b, C: "{{ secret.KEY }} {{ secrets.TOKEN }}", D E: f}
       body: {a: ["{{ steps.one }}", "{{ payload.a"], b: "{{ payload.ok }}"}
       metod: GET
       timeout_seconds: 0
@@ -82,6 +82,7 @@ PROBLEMS = [
     (*column(8, "{{"), "invalid_template"),
     (*column(8, '"{{', 1), "invalid_template"),
     (*column(8, "{{", 2), "invalid_template"),
+    (*column(8, "D E"), "invalid_config"),
     (*column(9, "{{"), "invalid_template"),
     (*column(9, "{{", 1), "invalid_template"),
     (*column(10, "metod"), "invalid_config"),

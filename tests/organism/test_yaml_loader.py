@@ -213,6 +213,8 @@ def test_places_count_characters_after_escapes_and_line_separators() -> None:
     document = load('a: {x: "\\ud83d\\ude00", y: "\u2028", z: 1}')
     assert document.keys["a", "y"] == Place(1, 24)
     assert document.keys["a", "z"] == Place(1, 32)
+    document = load('a: "\u2028\u2029\x85"\nb: "\u2028\u2029\x85 {{ x }}"')
+    assert document.place_within(("b",), "{{ x }}") == Place(2, 9)
 
 
 def test_tolerant_loading_continues_after_unsupported_syntax() -> None:

@@ -25,6 +25,7 @@ from bloxserver.engine.queue.selection import (
 from bloxserver.engine.queue.values import ClaimLockBusy
 from bloxserver.models.database import Database
 from bloxserver.models.tables import (
+    QUARANTINE_THRESHOLD,
     ExecutionRecord,
     ExecutionStatus,
     FlowRecord,
@@ -146,6 +147,18 @@ class TestOrder:
         assert len(await next_ids(session, slots)) == 2
         claimed = await claim_executions(session, "w", uuid4(), slots, OF_USER)
         assert [execution.tier for execution in claimed] == ["free", "free"]
+
+    async def test_quarantined_executions_of_unknown_tiers_use_the_slots_of_free_users(
+        self, session: AsyncSession
+    ) -> None:
+        flow = await flow_of(session)
+        await set_tiers(session, "platinum")
+        suspect = (await create_execution(session, flow, crash_count=QUARANTINE_THRESHOLD)).id
+        assert await next_ids(session) == [suspect]
+        for _ in range(2):
+            await create_execution(session, flow, lease=uuid4(), worker_id="w")
+        other = (await create_execution(session, await flow_of(session), crash_count=QUARANTINE_THRESHOLD)).id
+        assert await next_ids(session) == [other]
 
     async def test_query_plan_does_not_depend_on_the_backlog(self, session: AsyncSession) -> None:
         flow = await flow_of(session)
