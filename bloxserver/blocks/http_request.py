@@ -240,10 +240,11 @@ def _phrase(status: int) -> str:
 
 def _input_schema(config: HttpRequestConfig) -> JsonSchema | None:
     if config.url is not None:
-        if config.method in BODY_METHODS and config.body is None:
+        if config.method in BODY_METHODS and "body" not in config.model_fields_set:
             return any_schema("The body of the request: a text or any other JSON value.")
         return object_schema({}, ())
-    fixed = {name for name in ("method", "body") if getattr(config, name) is not None}
+    fixed = {"method"} if config.method is not None else set()
+    fixed |= {"body"} & config.model_fields_set
     return schema_without(RequestDescription, fixed) if fixed else None
 
 

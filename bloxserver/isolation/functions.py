@@ -10,7 +10,12 @@ from functools import lru_cache
 from importlib import import_module
 
 FUNCTIONS = {
+    "canvas.compare": "bloxserver.organism.isolated:compare_canvas",
+    "canvas.derive": "bloxserver.organism.isolated:derive_canvas",
     "organism.check": "bloxserver.organism.isolated:check_definition",
+    "organism.check_secrets": "bloxserver.organism.isolated:check_secret_values",
+    "organism.compile": "bloxserver.organism.isolated:compile_definition",
+    "organism.derive": "bloxserver.organism.isolated:derive_definition",
 }
 
 PRELOADED = ("bloxserver.organism.isolated",)

@@ -343,6 +343,14 @@ async def get_db() -> AsyncIterator[AsyncSession]:
         yield session
 
 
+async def release(session: AsyncSession) -> None:
+    """Commit, and return the connection to the pool, before work that does not need the database.
+
+    Later statements use a new transaction.
+    """
+    await session.commit()
+
+
 @asynccontextmanager
 async def get_db_context() -> AsyncIterator[AsyncSession]:
     """Open a session outside of a request, committed at the end of the block."""

@@ -1,8 +1,80 @@
-"""Work on definitions that runs in a process of its own."""
+"""Work on definitions for a process of its own: bytes to bytes. See `bloxserver.isolation`."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from bloxserver.blocks.registry import get_registry
+from bloxserver.organism.canvas import yaml_to_canvas
+from bloxserver.organism.canvas_to_yaml import canvas_to_yaml, changed_listeners
+from bloxserver.organism.compiled import compile_organism
+from bloxserver.organism.messages import problems_to_json, requirements_to_json
+from bloxserver.organism.parse import Reading, read
+from bloxserver.organism.problems import OrganismError
+from bloxserver.organism.secret_values import invalid_values
+from bloxserver.organism.yaml_loader import decode
+
 
 def check_definition(request: bytes) -> bytes:
-    """Not used yet."""
-    return request
+    """Read a definition. Return its problems, and its requirements on the installation."""
+    return _json(_checked(read_definition(request)))
+
+
+def check_secret_values(request: bytes) -> bytes:
+    """Return the problems of a definition's values with the values of its secrets."""
+    given = json.loads(request)
+    reading = read_definition(given["definition"].encode())
+    return _json({"problems": problems_to_json(invalid_values(reading.requirements, given["secrets"]))})
+
+
+def compile_definition(request: bytes) -> bytes:
+    """Return a valid definition in the form that executions load, or the problems of an invalid one."""
+    reading = read_definition(request)
+    if reading.organism is None:
+        return _json(_checked(reading))
+    return _json(_checked(reading) | {"organism": compile_organism(reading.organism)})
+
+
+def derive_canvas(request: bytes) -> bytes:
+    """Return the canvas of a definition."""
+    canvas, problems = yaml_to_canvas(request.decode(), get_registry())
+    return _json({"canvas": canvas, "problems": problems_to_json(problems)})
+
+
+def compare_canvas(request: bytes) -> bytes:
+    """Return the names of the listeners in which a canvas and a definition differ, or the definition's problems."""
+    given = json.loads(request)
+    try:
+        return _json({"names": changed_listeners(given["canvas"], given["definition"], get_registry()), "problems": []})
+    except OrganismError as error:
+        return _json({"names": [], "problems": problems_to_json(error.problems)})
+
+
+def derive_definition(request: bytes) -> bytes:
+    """Return the definition that a canvas describes. It keeps what the earlier definition has beyond the canvas."""
+    given, registry = json.loads(request), get_registry()
+    canvas = given["canvas"]
+    if canvas is None:
+        canvas, _ = yaml_to_canvas(given["definition"], registry)
+    text, problems = canvas_to_yaml(canvas, given["definition"], registry)
+    return _json({"definition": text, "problems": problems_to_json(problems)})
+
+
+def read_definition(definition: bytes) -> Reading:
+    """Read a definition. A text that is not YAML has no organism, and its problems."""
+    try:
+        return read(decode(definition), get_registry())
+    except OrganismError as error:
+        return Reading(None, error.problems, ())
+
+
+def _checked(reading: Reading) -> dict[str, Any]:
+    return {
+        "problems": problems_to_json(reading.problems),
+        "requirements": requirements_to_json(reading.requirements),
+    }
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -43,6 +43,11 @@ class OrganismError(Exception):
         rest = f" (and {more} more problem{'s' if more > 1 else ''})" if more else ""
         super().__init__(f"{problems[0]}{rest}")
         self.problems = list(problems)
+
+
+def errors_of(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems that prevent the definition from running."""
+    return [problem for problem in problems if problem.severity == "error"]
 
 
 def quoted(text: str) -> str:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-import asyncio
+import json
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.canvas import Canvas, yaml_to_canvas
-from bloxserver.organism.canvas_to_yaml import canvas_to_yaml, changed_listeners
-from bloxserver.organism.problems import OrganismError, Problem, quoted
+from bloxserver.models.database import release
+from bloxserver.organism.canvas import Canvas
+from bloxserver.organism.load import run_isolated
+from bloxserver.organism.messages import problems_of_json
+from bloxserver.organism.problems import Problem, quoted
 from bloxserver.queries.flows import read_flow
 
 MAX_NAMES = 5
@@ -31,20 +32,19 @@ class Derived(NamedTuple):
 
 
 async def read_canvas(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowCanvas:
-    """The flow's stored canvas, or one derived from its definition. Raises `NotFound`."""
+    """The flow's stored canvas, or one derived from its definition. Raises `NotFound` and `Unavailable`."""
     flow = await read_flow(session, user_id, flow_id)
-    if flow.canvas_state is None:
-        canvas, problems = await asyncio.to_thread(yaml_to_canvas, flow.organism_yaml, get_registry())
-        return FlowCanvas(canvas, True, problems)
-    problems = await asyncio.to_thread(_difference, flow.canvas_state, flow.organism_yaml)
-    return FlowCanvas(flow.canvas_state, False, problems)
+    canvas, definition = flow.canvas_state, flow.organism_yaml
+    await release(session)
+    if canvas is None:
+        derived = await run_isolated("canvas.derive", definition.encode(errors="surrogatepass"), user_id)
+        return FlowCanvas(derived["canvas"], True, problems_of_json(derived["problems"]))
+    request = json.dumps({"canvas": canvas, "definition": definition}).encode()
+    compared = await run_isolated("canvas.compare", request, user_id)
+    return FlowCanvas(canvas, False, problems_of_json(compared["problems"]) or _differences(compared["names"]))
 
 
-def _difference(canvas: dict[str, Any], text: str) -> list[Problem]:
-    try:
-        names = changed_listeners(canvas, text, get_registry())
-    except OrganismError as error:
-        return error.problems
+def _differences(names: list[str]) -> list[Problem]:
     if not names:
         return []
     shown = ", ".join(quoted(name) for name in names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
@@ -56,13 +56,9 @@ def _difference(canvas: dict[str, Any], text: str) -> list[Problem]:
 async def derive_definition(
     session: AsyncSession, user_id: UUID, flow_id: UUID, canvas: dict[str, Any] | None
 ) -> Derived:
-    """The definition of the given canvas, or of the flow's stored canvas. Raises `NotFound`."""
+    """The definition of the given canvas, or of the flow's stored canvas. Raises `NotFound` and `Unavailable`."""
     flow = await read_flow(session, user_id, flow_id)
-    return await asyncio.to_thread(_derive, canvas or flow.canvas_state, flow.organism_yaml)
-
-
-def _derive(canvas: dict[str, Any] | None, text: str) -> Derived:
-    registry = get_registry()
-    if canvas is None:
-        canvas, _ = yaml_to_canvas(text, registry)
-    return Derived(*canvas_to_yaml(canvas, text, registry))
+    request = json.dumps({"canvas": canvas or flow.canvas_state, "definition": flow.organism_yaml}).encode()
+    await release(session)
+    derived = await run_isolated("organism.derive", request, user_id)
+    return Derived(derived["definition"], problems_of_json(derived["problems"]))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import NamedTuple
 from uuid import UUID
 
-from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.http_request import COMPLETE_HOST
@@ -27,21 +26,28 @@ from bloxserver.organism.requirements import (
     ModelRequirement,
     Requirement,
     SecretRequirement,
-    ValidityRequirement,
 )
+from bloxserver.organism.secret_values import severity_of
 from bloxserver.queries.flows import find_flows
 from bloxserver.services.secrets import SecretValues, read_values
 from bloxserver.settings import Settings
 
 
-async def installation_problems(
+class InstallationCheck(NamedTuple):
+    """The requirements that are not met, in the order of the text, and the values of the secrets in the definition."""
+
+    problems: list[Problem]
+    secrets: dict[str, str]
+
+
+async def check_installation(
     session: AsyncSession,
     settings: Settings,
     user_id: UUID,
     requirements: Sequence[Requirement],
     flow_id: UUID | None = None,
-) -> list[Problem]:
-    """Requirements that the settings, the secrets or the flows of the owner do not meet, in the order of the text.
+) -> InstallationCheck:
+    """Check the requirements against the settings, and the secrets and flows of the owner.
 
     `flow_id` is the flow of the definition; None if it has none.
     """
@@ -52,7 +58,8 @@ async def installation_problems(
     problems = [_redacted(problem, secrets.values) for problem in problems]
     problems += _secret_problems(secrets, requirements)
     problems += await _flow_problems(session, user_id, requirements, flow_id)
-    return sorted(problems, key=lambda problem: (problem.line, problem.column))
+    problems.sort(key=lambda problem: (problem.line, problem.column))
+    return InstallationCheck(problems, secrets.values)
 
 
 def settings_problems(settings: Settings, requirements: Sequence[Requirement]) -> list[Problem]:
@@ -67,8 +74,6 @@ def settings_problems(settings: Settings, requirements: Sequence[Requirement]) -
                 found.append(_mail_problem(settings, requirement))
             case AddressRequirement():
                 found.append(_address_problem(settings, requirement))
-            case ValidityRequirement():
-                found.append(_validity_problem(requirement))
             case SecretRequirement() if cipher is None:
                 message = f"the secret {quoted(requirement.name)} cannot be used: this server stores no secrets"
                 found.append(
@@ -85,8 +90,6 @@ def _with_secrets(requirement: Requirement, secrets: Mapping[str, str]) -> Requi
             return replace(requirement, url=str(insert_secrets(url, secrets)))
         case MailRequirement(sender=str(sender)):
             return replace(requirement, sender=str(insert_secrets(sender, secrets)))
-        case ValidityRequirement(value=value):
-            return replace(requirement, value=insert_secrets(value, secrets))
     return requirement
 
 
@@ -140,9 +143,7 @@ def _warning(requirement: Requirement, code: str, message: str, hint: str) -> Pr
 
 
 def _problem(requirement: Requirement, code: str, message: str, hint: str) -> Problem:
-    # A missing failure notification does not change how an execution ends.
-    severity: Literal["error", "warning"] = "warning" if requirement.path[0] == "execution" else "error"
-    return Problem(*requirement.place, code, message, hint, severity, requirement.path)
+    return Problem(*requirement.place, code, message, hint, severity_of(requirement), requirement.path)
 
 
 def _model_problem(models: LanguageModels, requirement: ModelRequirement) -> Problem | None:
@@ -170,22 +171,6 @@ def _mail_problem(settings: Settings, requirement: MailRequirement) -> Problem |
         return None
     message = f"this server sends mail from addresses at {own} only"
     return _problem(requirement, "missing_mail", message, "remove from, or set server in the listener's config")
-
-
-def _validity_problem(requirement: ValidityRequirement) -> Problem | None:
-    """The problem of a value with its secrets inserted. The definition itself was validated before."""
-    try:
-        requirement.validate(requirement.value)
-    except ValidationError as error:
-        reason = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        location = ".".join(map(str, reason["loc"]))
-        message = f"{location}: {reason['msg'].removeprefix('Value error, ')}" if location else reason["msg"]
-    except ValueError as error:
-        message = str(error)
-    else:
-        return None
-    message = f"invalid with the stored secrets: {message}"
-    return _problem(requirement, "invalid_secret", message, "correct the values of the secrets, or this value")
 
 
 def _address_problem(settings: Settings, requirement: AddressRequirement) -> Problem | None:

@@ -1,56 +1,73 @@
-"""Parsing and checking of definitions."""
+"""Checks of definitions before a start."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from functools import lru_cache
+import json
+from collections.abc import Hashable
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.blocks.registry import get_registry
-from bloxserver.organism.model import Organism
-from bloxserver.organism.parse import parse, read
+from bloxserver.errors import Unavailable
+from bloxserver.isolation import IsolationUnavailable
+from bloxserver.models.database import release
+from bloxserver.organism.isolated import read_definition
+from bloxserver.organism.load import run_isolated
+from bloxserver.organism.messages import problems_of_json, requirements_of_json
 from bloxserver.organism.problems import OrganismError, Problem
 from bloxserver.organism.requirements import Requirement
-from bloxserver.organism.yaml_loader import decode
 from bloxserver.queries.flows import read_flow, require_flow
-from bloxserver.services.preflight import installation_problems, settings_problems
+from bloxserver.services.preflight import check_installation, settings_problems
 from bloxserver.settings import Settings
 
-LARGE = 32 * 1024
-"""Longer definitions are parsed in a thread: parsing them would block the event loop."""
+
+class Checked(NamedTuple):
+    """The problems of a definition, and its requirements on the installation."""
+
+    problems: list[Problem]
+    requirements: list[Requirement]
 
 
-@lru_cache(maxsize=256)
-def _parsed(text: str) -> Organism:
-    return parse(text, get_registry())
-
-
-async def parse_organism(text: str) -> Organism:
-    """The definition, parsed once per text. Raises `OrganismError`."""
-    if len(text) > LARGE:
-        return await asyncio.to_thread(_parsed, text)
-    return _parsed(text)
+async def check(definition: bytes, tenant: Hashable) -> Checked:
+    """Check a definition in another process. Raises `IsolationUnavailable`."""
+    try:
+        checked = await run_isolated("organism.check", definition, tenant)
+    except OrganismError as error:
+        return Checked(error.problems, [])
+    return Checked(problems_of_json(checked["problems"]), requirements_of_json(checked["requirements"]))
 
 
 async def validate(
     session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes, flow_id: UUID | None = None
 ) -> list[Problem]:
-    """All problems of a definition for this user and this flow, in the order of its text."""
-    if len(definition) > LARGE:
-        problems, requirements = await asyncio.to_thread(read_all, definition)
-    else:
-        problems, requirements = read_all(definition)
-    problems = [*problems, *await installation_problems(session, settings, user_id, requirements, flow_id)]
+    """All problems of a definition for this user and this flow, in the order of its text. Raises `Unavailable`."""
+    await release(session)
+    try:
+        checked = await check(definition, user_id)
+        found = await check_installation(session, settings, user_id, checked.requirements, flow_id)
+        problems = [*checked.problems, *found.problems]
+        if found.secrets:
+            await release(session)
+            problems += await check_secret_values(definition, found.secrets, user_id)
+    except IsolationUnavailable as error:
+        raise Unavailable("isolation_unavailable", f"The definition cannot be checked now: {error}") from None
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
+
+
+async def check_secret_values(definition: bytes, secrets: dict[str, str], tenant: Hashable) -> list[Problem]:
+    """The values that are invalid with these secrets. Raises `IsolationUnavailable`."""
+    request = json.dumps({"definition": definition.decode(errors="replace"), "secrets": secrets}).encode()
+    try:
+        return problems_of_json((await run_isolated("organism.check_secrets", request, tenant))["problems"])
+    except OrganismError as error:
+        return error.problems
 
 
 async def validate_flow(
     session: AsyncSession, settings: Settings, user_id: UUID, flow_id: UUID, definition: bytes | None
 ) -> list[Problem]:
-    """Validate the flow's definition, or another one for the flow. Raises `NotFound`."""
+    """Validate the flow's definition, or another one for the flow. Raises `NotFound` and `Unavailable`."""
     if definition is None:
         flow = await read_flow(session, user_id, flow_id)
         definition = flow.organism_yaml.encode(errors="surrogatepass")
@@ -59,17 +76,11 @@ async def validate_flow(
     return await validate(session, settings, user_id, definition, flow_id)
 
 
-def read_all(definition: bytes) -> tuple[Sequence[Problem], Sequence[Requirement]]:
-    """The problems of a definition, and its requirements on the installation."""
-    try:
-        _, problems, requirements = read(decode(definition), get_registry())
-    except OrganismError as error:
-        return error.problems, ()
-    return problems, requirements
-
-
 def check_definition(settings: Settings | None, definition: bytes) -> list[Problem]:
-    """All problems that are found without a database, in the order of the text. Without `settings`, skip preflight."""
-    problems, requirements = read_all(definition)
-    found = [*problems, *(settings_problems(settings, requirements) if settings is not None else ())]
-    return sorted(found, key=lambda problem: (problem.line, problem.column))
+    """All problems that are found without a database, in the order of the text. Without `settings`, skip preflight.
+
+    It runs in this process, and blocks it.
+    """
+    reading = read_definition(definition)
+    found = settings_problems(settings, reading.requirements) if settings is not None else []
+    return sorted([*reading.problems, *found], key=lambda problem: (problem.line, problem.column))

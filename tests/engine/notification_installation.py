@@ -18,9 +18,9 @@ from bloxserver.engine.background.notifications import NotificationSender
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, FailureNotificationRecord, UserRecord
+from bloxserver.organism.load import parse_organism
 from bloxserver.services.notifications import enqueue_failure_notification
 from bloxserver.services.secrets import set_secret
-from bloxserver.services.validation import parse_organism
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer
 from tests.factories import create_execution, create_flow
@@ -58,7 +58,7 @@ class Installation:
 
     async def fail(self, definition: str, **values: Any) -> ExecutionRecord:
         """An execution of this definition that has failed, as a worker leaves it."""
-        recipients = (await parse_organism(definition)).on_failure
+        recipients = (await parse_organism(definition, self.user.id)).on_failure
         assert recipients is not None
         defaults = {"status": ExecutionStatus.ERROR, "error_message": "a: it broke", "completed_at": now()}
         async with self.database.sessions() as session:

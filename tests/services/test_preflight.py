@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -11,6 +13,7 @@ from bloxserver.blocks.registry import get_registry
 from bloxserver.encryption import SecretCipher, get_cipher
 from bloxserver.models.tables import FlowRecord, UserRecord
 from bloxserver.organism.parse import read
+from bloxserver.organism.problems import Problem
 from bloxserver.organism.requirements import (
     AddressRequirement,
     MailRequirement,
@@ -18,8 +21,9 @@ from bloxserver.organism.requirements import (
     Requirement,
     SecretRequirement,
 )
+from bloxserver.organism.secret_values import invalid_values
 from bloxserver.organism.yaml_source import Place
-from bloxserver.services.preflight import installation_problems, settings_problems
+from bloxserver.services.preflight import check_installation, settings_problems
 from bloxserver.services.secrets import set_secret
 from bloxserver.settings import Settings
 from tests.factories import create_flow, create_user
@@ -48,6 +52,18 @@ def mail(sender: str | None) -> MailRequirement:
 
 def model(name: str | None) -> ModelRequirement:
     return ModelRequirement(Place(1, 1), PATH, "helper", name)
+
+
+async def installation_problems(
+    session: AsyncSession,
+    settings: Settings,
+    user_id: UUID,
+    requirements: Sequence[Requirement],
+    flow_id: UUID | None = None,
+) -> list[Problem]:
+    """The requirements that are not met, and the values that are invalid with their secrets."""
+    found = await check_installation(session, settings, user_id, requirements, flow_id)
+    return [*found.problems, *invalid_values(requirements, found.secrets)]
 
 
 @pytest.fixture

@@ -8,19 +8,13 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
+from bloxserver.encryption import get_cipher
 from bloxserver.errors import NotFound
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.tables import UserRecord
-from bloxserver.organism.problems import OrganismError
 from bloxserver.organism.requirements import ModelRequirement, SecretRequirement
-from bloxserver.services.validation import (
-    LARGE,
-    check_definition,
-    parse_organism,
-    read_all,
-    validate,
-    validate_flow,
-)
+from bloxserver.services.secrets import set_secret
+from bloxserver.services.validation import check, check_definition, validate, validate_flow
 from bloxserver.settings import Settings
 from tests.factories import create_flow, create_user
 
@@ -33,8 +27,6 @@ listeners:
 """
 """An agent needs a language model, which the settings do not have, and a handler is unknown."""
 AGENT_CODES = [(3, "missing_llm"), (4, "unknown_handler")]
-PADDING = "#" * LARGE
-"""A comment that makes a definition large enough to be parsed in a thread."""
 
 
 @pytest.fixture
@@ -42,26 +34,10 @@ async def user(session: AsyncSession) -> UserRecord:
     return await create_user(session)
 
 
-@pytest.mark.parametrize("padding", ["", PADDING], ids=["small", "large"])
-async def test_text_is_parsed_once(padding: str) -> None:
-    text = DEFAULT_ORGANISM + padding
-    organism = await parse_organism(text)
-    assert [listener.name for listener in organism.listeners] == ["greeter"]
-    assert await parse_organism(text) is organism
-
-
-@pytest.mark.parametrize("padding", ["", PADDING], ids=["small", "large"])
-async def test_invalid_text_raises_its_problems(padding: str) -> None:
-    with pytest.raises(OrganismError) as error:
-        await parse_organism(AGENT + padding)
-    assert [(problem.line, problem.code) for problem in error.value.problems] == [(4, "unknown_handler")]
-
-
-@pytest.mark.parametrize("padding", ["", PADDING], ids=["small", "large"])
 async def test_validation_merges_problems_of_text_and_installation_in_the_order_of_the_text(
-    session: AsyncSession, user: UserRecord, padding: str
+    session: AsyncSession, user: UserRecord
 ) -> None:
-    problems = await validate(session, SETTINGS, user.id, (AGENT + padding).encode())
+    problems = await validate(session, SETTINGS, user.id, AGENT.encode())
     assert [(problem.line, problem.code) for problem in problems] == AGENT_CODES
 
 
@@ -94,8 +70,8 @@ async def test_flow_is_validated_only_for_its_owner(
         assert (error.value.code, error.value.status) == ("flow_not_found", 404)
 
 
-def test_requirements_are_known_although_the_definition_has_errors() -> None:
-    problems, requirements = read_all(AGENT.encode())
+async def test_requirements_are_known_although_the_definition_has_errors() -> None:
+    problems, requirements = await check(AGENT.encode(), "tenant")
     assert [problem.code for problem in problems] == ["unknown_handler"]
     [requirement] = requirements
     assert isinstance(requirement, ModelRequirement)
@@ -117,7 +93,37 @@ async def test_only_validation_with_a_database_reports_secrets_that_are_not_stor
         database_url="sqlite+aiosqlite:///:memory:",
         api_key_encryption_key="new-key-of-an-operator-93d4a86b1f",  # type: ignore[arg-type]
     )
-    assert any(isinstance(requirement, SecretRequirement) for requirement in read_all(definition)[1])
+    assert any(
+        isinstance(requirement, SecretRequirement) for requirement in (await check(definition, user.id)).requirements
+    )
     assert check_definition(settings, definition) == []
     problems = await validate(session, settings, user.id, definition)
     assert [problem.code for problem in problems] == ["missing_secret"]
+
+
+async def test_value_that_is_invalid_with_its_secret_is_a_problem(session: AsyncSession, user: UserRecord) -> None:
+    config = "{url: 'https://example.com', secret: '{{ secrets.SIGNING }}'}"
+    listener = f"{{name: a, description: d, handler: webhook.send, config: {config}}}"
+    definition = f"organism: {{name: x}}\nlisteners:\n  - {listener}\n".encode()
+    settings = Settings(
+        database_url="sqlite+aiosqlite:///:memory:",
+        api_key_encryption_key="new-key-of-an-operator-93d4a86b1f",  # type: ignore[arg-type]
+    )
+    cipher = get_cipher(settings)
+    assert cipher is not None
+    for value, codes in (("abc", ["invalid_secret"]), ("whsec_" + "A" * 32, [])):
+        await set_secret(session, cipher, user.id, "SIGNING", value)
+        problems = await validate(session, settings, user.id, definition)
+        assert [problem.code for problem in problems] == codes
+
+
+async def test_definition_that_is_too_costly_to_read_is_refused(session: AsyncSession, user: UserRecord) -> None:
+    """The patterns take longer to compile than the CPU time of a task."""
+    pattern = "(?:" + "|".join(["a{900}"] * 100) + "){9}"
+    case = f"{{when: 'payload.x.matches(\"{pattern}\")', to: a}}"
+    cases = ", ".join([case] * 300)
+    listener = f"{{name: a, description: d, handler: branch, config: {{cases: [{cases}], otherwise: a}}}}"
+    definition = f"organism: {{name: x}}\nlisteners:\n  - {listener}\n".encode()
+    problems = await validate(session, SETTINGS, user.id, definition)
+    assert {problem.code for problem in problems} <= {"too_costly", "invalid_config"}
+    assert problems

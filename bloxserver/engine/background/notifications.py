@@ -37,9 +37,9 @@ from bloxserver.engine.loops import PollLoop
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
 from bloxserver.models.enums import NotificationChannel
+from bloxserver.organism.load import parse_organism
 from bloxserver.organism.problems import OrganismError
 from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
-from bloxserver.services.validation import parse_organism
 from bloxserver.settings import Settings
 
 log = structlog.stdlib.get_logger("bloxserver.notices")
@@ -164,7 +164,7 @@ class NotificationSender:
             raise DeliveryError("the server stopped during the last attempt", final=True)
         cause = await self._cause(notification)
         try:
-            organism = await parse_organism(cause.organism_yaml)
+            organism = await parse_organism(cause.organism_yaml, cause.user_id)
         except OrganismError:
             raise DeliveryError("the definition is no longer valid", final=True) from None
         recipients = organism.on_failure

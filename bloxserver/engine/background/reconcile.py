@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -17,12 +18,12 @@ from bloxserver.models.database import Database
 from bloxserver.models.enums import FlowStatus
 from bloxserver.models.tables import FlowRecord
 from bloxserver.models.transient_errors import is_transient
-from bloxserver.organism.problems import OrganismError
+from bloxserver.organism.problems import OrganismError, errors_of
 from bloxserver.queries.flows import has_running_executions, read_flows_to_reconcile
 from bloxserver.services.flows import transition_flow
-from bloxserver.services.preflight import installation_problems
+from bloxserver.services.preflight import check_installation
 from bloxserver.services.transitions import cancel_running
-from bloxserver.services.validation import parse_organism
+from bloxserver.services.validation import check, check_secret_values
 from bloxserver.services.versions import current_version
 from bloxserver.settings import Settings
 
@@ -38,8 +39,10 @@ async def reconcile_flows(database: Database, settings: Settings) -> None:
         grace_over = now() - timedelta(seconds=settings.stop_grace_seconds)
         async with database.transaction(read_only=True) as session:
             waiting = await read_flows_to_reconcile(session, BATCH, grace_over)
-        settled = await process_each(waiting, partial(_reconcile, database, settings, grace_over))
-        if len(waiting) < BATCH or settled == 0:
+        work = partial(_reconcile, database, settings, grace_over)
+        # Concurrently, since the check of a large definition takes seconds.
+        settled = await asyncio.gather(*(process_each([flow_id], work) for flow_id in waiting))
+        if len(waiting) < BATCH or sum(settled) == 0:
             return
 
 
@@ -78,7 +81,7 @@ async def reconcile_flow(database: Database, settings: Settings, flow_id: UUID, 
             if await transition_flow(session, flow_id, FlowStatus.STOPPED, ~has_running_executions()):
                 await disarm_schedules(session, flow_id)
     elif flow.status is FlowStatus.STARTING:
-        error = await _problem(database, settings, flow.user_id, flow.organism_yaml)
+        error = await _problem(database, settings, flow.user_id, flow_id, flow.organism_yaml)
         async with database.transaction() as session:
             await _end_start(session, flow_id, flow.organism_yaml, error)
 
@@ -91,15 +94,19 @@ async def _cancel_running_executions(database: Database, flow_id: UUID) -> None:
             cancelled = await cancel_running(session, flow_id, FLOW_STOPPED) > 0
 
 
-async def _problem(database: Database, settings: Settings, user_id: UUID, organism_yaml: str) -> str | None:
-    """Why the definition cannot run on this installation; None if it can."""
-    try:
-        organism = await parse_organism(organism_yaml)
-    except OrganismError as error:
-        return str(error)
-    async with database.transaction(read_only=True) as session:
-        problems = await installation_problems(session, settings, user_id, organism.requirements)
-    errors = [problem for problem in problems if problem.severity == "error"]
+async def _problem(
+    database: Database, settings: Settings, user_id: UUID, flow_id: UUID, organism_yaml: str
+) -> str | None:
+    """Why the definition cannot run on this installation; None if it can. Raises `IsolationUnavailable`."""
+    definition = organism_yaml.encode(errors="surrogatepass")
+    checked = await check(definition, user_id)
+    errors = errors_of(checked.problems)
+    if not errors:
+        async with database.transaction(read_only=True) as session:
+            found = await check_installation(session, settings, user_id, checked.requirements, flow_id)
+        errors = errors_of(found.problems)
+        if not errors and found.secrets:
+            errors = errors_of(await check_secret_values(definition, found.secrets, user_id))
     return str(OrganismError(errors)) if errors else None
 
 

@@ -19,11 +19,11 @@ from bloxserver.engine.retry import process_each
 from bloxserver.models.database import Database
 from bloxserver.models.transient_errors import describe_error, is_transient
 from bloxserver.observability import tracing
+from bloxserver.organism.load import parse_organism
 from bloxserver.organism.model import FailureNotification
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.triggers import DueSchedule, read_due_schedules, read_running_definition
 from bloxserver.services.executions import FlowNotRunning
-from bloxserver.services.validation import parse_organism
 
 log = structlog.stdlib.get_logger("bloxserver.schedules")
 
@@ -84,7 +84,7 @@ async def _recipients(database: Database, invalid: InvalidSchedule) -> FailureNo
     async with database.transaction(read_only=True) as session:
         definition = await read_running_definition(session, invalid.trigger.flow_id)
     try:
-        return None if definition is None else (await parse_organism(definition)).on_failure
+        return None if definition is None else (await parse_organism(definition, invalid.trigger.flow_id)).on_failure
     except OrganismError:
         return None
 

@@ -35,7 +35,7 @@ from bloxserver.engine.run.messages import (
 )
 from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.models.enums import StepStatus
-from bloxserver.organism.model import Organism
+from bloxserver.organism.load import RunnableOrganism
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
@@ -54,7 +54,7 @@ class Pump:
 
     def __init__(
         self,
-        organism: Organism,
+        organism: RunnableOrganism,
         saved: Iterable[Step],
         context: ExecutionContext,
         save: Save,

@@ -23,10 +23,10 @@ from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.observability import metrics
 from bloxserver.observability.tracing import NO_SPAN, continue_trace
-from bloxserver.organism.model import FailureNotification, Organism, UnknownListener
+from bloxserver.organism.load import RunnableOrganism, parse_organism
+from bloxserver.organism.model import FailureNotification, UnknownListener
 from bloxserver.organism.problems import OrganismError
 from bloxserver.services.notifications import enqueue_failure_notification
-from bloxserver.services.validation import parse_organism
 from bloxserver.storable import json_text, storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
@@ -96,7 +96,7 @@ class ExecutionRunner:
             await self._give_up()
             return
         try:
-            organism = await parse_organism(execution.organism_yaml)
+            organism = await parse_organism(execution.organism_yaml, execution.user_id)
             self._on_failure = organism.on_failure
             entry = Message(organism.entry(execution.target).name, payload_of(execution.input_payload))
         except (OrganismError, UnknownListener) as error:
@@ -112,7 +112,7 @@ class ExecutionRunner:
         await self.end(ExecutionStatus.ERROR, f"given up: {number} workers in a row crashed while they ran it")
         metrics.EXECUTIONS_ABANDONED.inc()
 
-    async def _pump(self, organism: Organism, entry: Message) -> None:
+    async def _pump(self, organism: RunnableOrganism, entry: Message) -> None:
         execution = self._execution
         saved = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
         context = ClaimedExecutionContext(self._database, self._clients, execution, entry.payload)

@@ -21,6 +21,7 @@ from bloxserver.engine.run.call_results import CallResults
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.quarantine import Quarantine
 from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
+from bloxserver.isolation import IsolationUnavailable
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, Tier
 
@@ -118,7 +119,11 @@ class Worker:
                 log.info("execution stopped: its lease was lost", execution_id=execution_id)
             raise
         except Exception as error:
-            log.error("execution failed on a database error; it is released", execution_id=execution_id, exc_info=error)
+            log.error(
+                "execution interrupted; it is released",
+                execution_id=execution_id,
+                exc_info=error,
+            )
             await self._release(execution)
 
     async def _run(self, execution: ClaimedExecution) -> None:
@@ -132,7 +137,7 @@ class Worker:
         )
         try:
             await running.run()
-        except LeaseLost:
+        except (LeaseLost, IsolationUnavailable):
             raise
         except Exception as bug:
             # Without an end the execution would stay `running`.

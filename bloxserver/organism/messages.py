@@ -1,0 +1,54 @@
+"""Problems and requirements as JSON, for processes that check definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bloxserver.organism.problems import Problem
+from bloxserver.organism.requirements import (
+    AddressRequirement,
+    FlowRequirement,
+    MailRequirement,
+    ModelRequirement,
+    Requirement,
+    SecretRequirement,
+    ValidityRequirement,
+)
+from bloxserver.organism.yaml_source import Place
+
+KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (SecretRequirement, ModelRequirement, MailRequirement, AddressRequirement, FlowRequirement)
+}
+
+
+def problems_to_json(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    return [{name: getattr(problem, name) for name in Problem.__slots__} for problem in problems]
+
+
+def problems_of_json(values: Iterable[dict[str, Any]]) -> list[Problem]:
+    return [Problem(**(value | {"path": tuple(value["path"])})) for value in values]
+
+
+def requirements_to_json(requirements: Iterable[Requirement]) -> list[dict[str, Any]]:
+    """Leave out the requirements that only the process can check that has read the definition."""
+    return [
+        {"kind": type(requirement).__name__} | {name: getattr(requirement, name) for name in _names(type(requirement))}
+        for requirement in requirements
+        if not isinstance(requirement, ValidityRequirement)
+    ]
+
+
+def requirements_of_json(values: Sequence[dict[str, Any]]) -> list[Requirement]:
+    return [
+        KINDS[value["kind"]](
+            **{name: value[name] for name in _names(KINDS[value["kind"]])}
+            | {"place": Place(*value["place"]), "path": tuple(value["path"])}
+        )
+        for value in values
+    ]
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [*kind.__dataclass_fields__]
