@@ -11,6 +11,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from bloxserver.blocks.raw_json import RawJson, Value
 from bloxserver.clients.http import GuardedClient
 
 if TYPE_CHECKING:
@@ -64,14 +65,14 @@ class Wait:
     """
 
     until: datetime
-    answer: JsonValue
+    answer: Value
 
 
 @dataclass(frozen=True)
 class Routed:
     """Returned by a handler to send its answer only to the peers that `to` names."""
 
-    answer: JsonValue
+    answer: Value
     to: tuple[str, ...]
 
 
@@ -83,7 +84,7 @@ class Called:
 
 
 JsonSchema = dict[str, Any]
-Result = JsonValue | Wait | Routed | Called
+Result = Value | Wait | Routed | Called
 
 
 class KeyValueStore(Protocol):
@@ -112,6 +113,13 @@ class FlowCaller(Protocol):
 
         `flow` is an id or a unique name. Raises `BlockError`.
         """
+
+
+class IsolatedTasks(Protocol):
+    """Runs work that is too large for the event loop in another process."""
+
+    async def run(self, function: str, request: bytes) -> bytes:
+        """Run a function of `isolation.functions`. Raises `BlockError`."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,8 @@ class BlockContext:
     store: KeyValueStore
     flows: FlowCaller
     mail: Mailer
-    input: JsonValue = None
+    isolated: IsolatedTasks
+    input: Value = None
     """The input of the execution: the message of its first listener."""
     depth: int = 0
     """The number of ancestors of this execution. Requests contain it, so that a cycle through this server ends."""
@@ -175,8 +184,11 @@ class BlockContext:
     """Null for all blocks but the agent."""
 
     def scope(self, payload: JsonValue) -> dict[str, JsonValue]:
-        """Return the values that templates and expressions can refer to: the message and the execution's input."""
-        return {"payload": payload, "input": self.input}
+        """Return the values that templates and expressions can refer to: the message and the execution's input.
+
+        A large input is null here: blocks that can use it run in another process, which has read it.
+        """
+        return {"payload": payload, "input": None if isinstance(self.input, RawJson) else self.input}
 
 
 Payload = TypeVar("Payload", bound=BaseModel)

@@ -11,10 +11,15 @@ from typing import Any
 from pydantic import JsonValue
 from pydantic_core import from_json
 
-from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.base import BlockError, IsolatedTasks
+from bloxserver.blocks.raw_json import Value, value_of_text
 from bloxserver.clients.charsets import REPLACEMENT, decode, parse_charset
+from bloxserver.isolation.parts import join_parts, split_parts
+from bloxserver.storable import json_text
 
 MAX_JSON_DEPTH = 64
+MAX_BYTES_ON_LOOP = 8 * 1024
+"""Larger bodies are read in another process, since they can have thousands of values."""
 MEDIA_TYPE = re.compile(r"[0-9a-z.+_-]+/[0-9a-z.+_-]+")
 TEXTUAL = re.compile(r"(text|message)/.*|.*[/+](json|xml)|application/(x-)?(javascript|ecmascript|www-form-urlencoded)")
 BINARY = re.compile(rf"[\x00-\x08\x0e-\x1f\x7f-\x9f{REPLACEMENT}]")
@@ -48,6 +53,20 @@ def encode_body(body: JsonValue) -> tuple[bytes | None, str | None]:
         return body.encode(), "text/plain; charset=utf-8"
     except UnicodeEncodeError:
         raise _invalid_body() from None
+
+
+async def read_response(isolated: IsolatedTasks, content: bytes, content_type: str) -> Value:
+    """As `read_body`; a large body is read in another process. Raises `BlockError`."""
+    if len(content) <= MAX_BYTES_ON_LOOP:
+        return read_body(content, content_type)
+    request = join_parts([content_type.encode(errors="surrogateescape"), content])
+    return value_of_text((await isolated.run("http.read_body", request)).decode())
+
+
+def read_body_request(request: bytes) -> bytes:
+    """`read_body` for another process: the parts of the request are the content type and the content."""
+    content_type, content = split_parts(request)
+    return json_text(read_body(content, content_type.decode(errors="surrogateescape"))).encode()
 
 
 def read_body(content: bytes, content_type: str) -> JsonValue:

@@ -24,8 +24,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
-from bloxserver.blocks.http_bodies import encode_body, read_body
+from bloxserver.blocks.http_bodies import encode_body, read_response
 from bloxserver.blocks.http_headers import ConfigHeaders, Headers, form_problem, merged, set_default
+from bloxserver.blocks.raw_json import Value, object_of
 from bloxserver.blocks.tools import any_schema, object_schema, schema_without
 from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
 
@@ -129,7 +130,7 @@ class HttpRequestConfig(BlockConfig):
         return body
 
 
-async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig, context: BlockContext) -> JsonValue:
+async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig, context: BlockContext) -> Value:
     description = _build_request(payload.root, config)
     method = description.method or "GET"
     headers = dict(description.headers or {})
@@ -151,8 +152,8 @@ async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig,
     )
     if response.status >= 400 and config.fail_on_error_status:
         raise status_error(response, context.clock())
-    body = read_body(content_of(response), response.headers.get("content-type", ""))
-    return {"status": response.status, "headers": _response_headers(response), "body": body}
+    body = await read_response(context.isolated, content_of(response), response.headers.get("content-type", ""))
+    return object_of({"status": response.status, "headers": _response_headers(response), "body": body})
 
 
 def _response_headers(response: HttpResponse) -> dict[str, JsonValue]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from codecs import BOM_UTF8
 from typing import Annotated
 
@@ -14,8 +13,6 @@ from bloxserver.blocks import templates
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.json_values import MAX_ANSWER_BYTES, storable, value_at
 from bloxserver.blocks.tools import schema_of_paths
-
-LARGE_CHARACTERS = 32 * 1024
 
 
 class JsonText(BaseModel):
@@ -44,10 +41,7 @@ class JsonParseConfig(BlockConfig):
 
 
 async def handle_json_parse(payload: JsonParsePayload, config: JsonParseConfig, context: BlockContext) -> JsonValue:
-    text = _text(payload.root, config.path)
-    if len(text) > LARGE_CHARACTERS:
-        return await asyncio.to_thread(_parsed, text)
-    return _parsed(text)
+    return _parsed(_text(payload.root, config.path))
 
 
 def _text(payload: JsonValue, path: str | None) -> str:

@@ -10,15 +10,20 @@ from functools import lru_cache
 from importlib import import_module
 
 FUNCTIONS = {
+    "attempt.conditions": "bloxserver.engine.run.isolated_attempt:evaluate_conditions",
+    "attempt.input": "bloxserver.engine.run.isolated_attempt:read_input",
+    "attempt.redact": "bloxserver.engine.run.isolated_attempt:redact_secrets",
+    "attempt.run": "bloxserver.engine.run.isolated_attempt:run_attempt",
     "canvas.compare": "bloxserver.organism.isolated:compare_canvas",
     "canvas.derive": "bloxserver.organism.isolated:derive_canvas",
+    "http.read_body": "bloxserver.blocks.http_bodies:read_body_request",
     "organism.check": "bloxserver.organism.isolated:check_definition",
     "organism.check_secrets": "bloxserver.organism.isolated:check_secret_values",
     "organism.compile": "bloxserver.organism.isolated:compile_definition",
     "organism.derive": "bloxserver.organism.isolated:derive_definition",
 }
 
-PRELOADED = ("bloxserver.organism.isolated",)
+PRELOADED = ("bloxserver.organism.isolated", "bloxserver.engine.run.isolated_attempt")
 """Modules that the fork server imports, so that the processes of tasks share their memory."""
 
 

@@ -38,12 +38,16 @@ async def isolated(
     tenant: Hashable,
     share: int = FREE.isolated_tasks,
     limits: TaskLimits = DEFAULT_LIMITS,
+    max_bytes: int | None = None,
 ) -> TaskResult:
     """Run a function of `functions.FUNCTIONS` in another process.
 
-    `share` is the number of tasks of this tenant that may run at once. A cancelled task is killed. Raises
-    `IsolationError`.
+    `share` is the number of tasks of this tenant that may run at once. `max_bytes` is the limit of the request's size;
+    None is `MAX_BODY_BYTES`. A cancelled task is killed. Raises `IsolationError`.
     """
+    limit = get_settings().max_body_bytes if max_bytes is None else max_bytes
+    if len(request) > limit:
+        raise RequestTooLarge(f"the request has more than {limit} bytes")
     task = _pool().submit(_Task(tenant, function, request, limits), share)
     try:
         return await asyncio.wrap_future(task.future)
@@ -54,8 +58,6 @@ async def isolated(
 
 class _Task:
     def __init__(self, tenant: Hashable, function: str, request: bytes, limits: TaskLimits) -> None:
-        if len(request) > get_settings().max_body_bytes:
-            raise RequestTooLarge(f"the request has more than {get_settings().max_body_bytes} bytes")
         self.tenant = tenant
         self.function = function
         self.request = request
@@ -110,7 +112,7 @@ class Pool:
                     self._changed.notify()
         finally:
             if process is not None:
-                process.kill()
+                process.close()
 
     def _take(self) -> tuple[Hashable, _Task] | None:
         """Wait for the next task. Return None if there is none for a while: then the thread must end."""

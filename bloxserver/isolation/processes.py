@@ -123,7 +123,7 @@ class TaskProcess:
             send_request(self._connection, function, limits, request)
             response = receive_response(self._connection)
         except TimeoutError:
-            self._end(wait=False)
+            self.close()
             raise ResourceExceeded("time") from None
         except (EOFError, OSError):
             raise _error_of(self._end(wait=True)) from None
@@ -138,6 +138,11 @@ class TaskProcess:
     def kill(self) -> None:
         """End the process, also while another thread waits for its response."""
         self._end(wait=False)
+
+    def close(self) -> None:
+        """End the process. No other thread uses it."""
+        self._end(wait=False)
+        self._connection.close()
 
     def _end(self, *, wait: bool) -> int:
         with self._lock:

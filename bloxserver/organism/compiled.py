@@ -31,13 +31,14 @@ def compile_organism(organism: Organism) -> dict[str, Any]:
     return {
         "name": organism.name,
         "entry": organism.entry().name,
-        "listeners": {listener.name: _compiled_listener(listener) for listener in organism.listeners},
+        "listeners": {listener.name: compiled_listener(listener) for listener in organism.listeners},
         "execution": asdict(organism.execution),
         "on_failure": organism.on_failure and asdict(organism.on_failure),
     }
 
 
-def _compiled_listener(listener: Listener) -> dict[str, Any]:
+def compiled_listener(listener: Listener) -> dict[str, Any]:
+    """Return a listener as a JSON value."""
     return {name: getattr(listener, name) for name in PLAIN} | {
         "block": listener.block.name,
         "templates": sorted(listener.templates),
@@ -66,7 +67,7 @@ class CompiledOrganism:
         if name not in self._listeners:
             if not self.has(name):
                 raise UnknownListener(name)
-            self._listeners[name] = _load(self._compiled["listeners"][name], self._registry)
+            self._listeners[name] = load_listener(self._compiled["listeners"][name], self._registry)
         return self._listeners[name]
 
     def entry(self, target: str | None = None) -> Listener:
@@ -74,7 +75,8 @@ class CompiledOrganism:
         return self.listener(self._compiled["entry"] if target is None else target)
 
 
-def _load(compiled: dict[str, Any], registry: BlockRegistry) -> Listener:
+def load_listener(compiled: dict[str, Any], registry: BlockRegistry) -> Listener:
+    """Return the listener that `compiled_listener` described. Raises UnknownListener if its block was removed."""
     block = agent if compiled["block"] == agent.name else registry.find(compiled["block"])
     if block is None:
         raise UnknownListener(compiled["name"])  # the package of the block was removed since

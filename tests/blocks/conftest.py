@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from ipaddress import ip_network
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic import JsonValue
@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from bloxserver.blocks.base import BlockContext
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.mail import Mailer
+from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from tests.clients.loopback import LoopbackServer, running_server
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -54,6 +55,7 @@ async def context() -> BlockContext:
         store=NoStore(),
         flows=NoFlows(),
         mail=Mailer(default=None, sender=None),
+        isolated=IsolatedTasks(uuid4(), "enterprise"),
     )
 
 

@@ -6,19 +6,22 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import JsonValue, RootModel
 
 from bloxserver.blocks.base import AgentContext, Block, BlockContext, NoConfig, Result
+from bloxserver.blocks.raw_json import Value
 from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
+from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Change, Message, Outcome, Save, Step, Tokens
 from bloxserver.engine.run.pump import Pump
+from bloxserver.engine.run.turns import Turns
 from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
 from bloxserver.settings import Settings
@@ -66,10 +69,12 @@ class World:
     """An execution context with the given clients and secrets, and without storage."""
 
     def __init__(
-        self, http: GuardedClient, models: LanguageModels, secrets: Mapping[str, str], payload: JsonValue = None
+        self, http: GuardedClient, models: LanguageModels, secrets: Mapping[str, str], payload: Value = None
     ) -> None:
         self.models = models
         self.input = payload
+        self.isolated = IsolatedTasks(uuid4(), "enterprise")
+        self._turns = Turns()
         self._http = http
         self._secrets = secrets
 
@@ -81,9 +86,13 @@ class World:
             store=NoStore(),
             flows=NoFlows(),
             mail=Mailer(default=None, sender=None),
+            isolated=self.isolated,
             agent=agent,
             input=self.input,
         )
+
+    async def turn(self) -> None:
+        await self._turns.take(self)
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         return {name: self._secrets[name] for name in names}
@@ -118,7 +127,7 @@ def pump_of(organism: Organism, save: Save, **options: Any) -> Pump:
 
 async def pump(
     text: str,
-    payload: JsonValue = None,
+    payload: Value = None,
     *,
     kept: Sequence[Step] = (),
     entry: str | None = None,

@@ -36,6 +36,28 @@ async def working(live_settings: Settings, live_database: Database) -> AsyncIter
         yield engine
 
 
+async def test_large_input_is_handled_outside_of_the_event_loop(
+    live_client: httpx.AsyncClient, working: Engine
+) -> None:
+    path = await started_flow(
+        live_client,
+        """\
+organism: {name: large}
+listeners:
+  - {name: first, description: d, handler: echo, peers: [{to: second, when: payload.last == 1}, other]}
+  - {name: second, description: d, handler: transform, config: {expression: payload.values.size()}}
+  - {name: other, description: d, handler: delay, config: {seconds: 2.5}}
+""",
+    )
+    payload = {"values": [1] * 9_000, "last": 1}
+    execution = await run(live_client, path, payload)
+    assert execution["status"] == "success", execution
+    assert json.loads(execution["outputPayload"]) == {"second": 9_000, "other": payload}
+    text = "no JSON " * 9_000
+    ended = await run(live_client, path, text)
+    assert (ended["status"], ended["errorMessage"][:20]) == ("error", "first: the condition")
+
+
 async def test_order_is_routed_and_its_error_is_handled(
     live_client: httpx.AsyncClient, working: Engine, server: LoopbackServer
 ) -> None:

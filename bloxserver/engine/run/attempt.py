@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from uuid import UUID
 
 import structlog
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
-from bloxserver.blocks import templates
 from bloxserver.blocks.base import (
     AgentContext,
-    BlockConfig,
     BlockContext,
     BlockError,
     Called,
     Conversation,
+    IsolatedTasks,
+    Result,
     Routed,
     Wait,
 )
-from bloxserver.blocks.json_values import MAX_ANSWER_BYTES
+from bloxserver.blocks.raw_json import RawJson, Value, plain, value_of_text
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clock import now
 from bloxserver.encryption import redact
 from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.engine.queue.values import CalledResult, LeaseLost
+from bloxserver.engine.run.blocks import checked_answer, rendered_config, validated_config, validated_payload
+from bloxserver.engine.run.large_messages import needs_process, redact_large, run_large
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.observability import metrics, tracing
@@ -40,18 +41,26 @@ log = structlog.stdlib.get_logger("bloxserver.engine")
 
 MAX_BACKOFF_SECONDS = 3600
 MAX_CODE = 64
-MAX_LOCATION = 200
 
 
 class ExecutionContext(Protocol):
     """The services and data that the blocks of one execution may use."""
 
     models: LanguageModels
-    input: JsonValue
-    """The input of the execution."""
+
+    @property
+    def input(self) -> Value:
+        """The input of the execution."""
+
+    @property
+    def isolated(self) -> IsolatedTasks:
+        """Runs what is too large for the event loop."""
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         """The context of one attempt. Interrupted tries do not count in `attempt`, so that a repetition is the same."""
+
+    async def turn(self) -> None:
+        """Wait until the owner's next step may begin on the event loop."""
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         """The values of the owner's secrets. Raises `BlockError`."""
@@ -112,7 +121,7 @@ class Attempt:
         if result.status is ExecutionStatus.RUNNING:
             return calling
         if result.status is ExecutionStatus.SUCCESS:
-            output = json.loads(result.output or "null")
+            output = value_of_text(result.output or "null")
             return self.step(StepStatus.SUCCESS, completed_at=now(), output=output, called_id=calling.called_id)
         reason = f"the called execution {calling.called_id} ended as {result.status.value}: {result.error or ''}"
         return self.failure(BlockError("call_failed", reason))
@@ -143,6 +152,7 @@ async def _handle(attempt: Attempt, context: ExecutionContext, conversation: Rec
     try:
         async with asyncio.timeout(listener.timeout_seconds) as limit:
             secrets = await context.secrets(listener.secrets) if listener.secrets else {}
+            await context.turn()
             step = await _call(attempt, context, conversation, secrets)
     except BlockError as refusal:
         step = attempt.failure(refusal)
@@ -166,68 +176,61 @@ async def _handle(attempt: Attempt, context: ExecutionContext, conversation: Rec
         step = replace(step, state=conversation.state)
     if secrets:
         error = redact(step.error, secrets)
-        step = replace(step, output=redact(step.output, secrets), error=None if error is None else str(error))
+        step = replace(step, error=None if error is None else str(error))
     return step
 
 
 async def _call(
-    attempt: Attempt, context: ExecutionContext, conversation: Conversation, secrets: Mapping[str, str]
+    attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, secrets: Mapping[str, str]
 ) -> Step:
     listener, message = attempt.listener, attempt.message
-    config = _rendered(listener, message.payload, context.input, secrets)
-    try:
-        payload = listener.block.payload.model_validate(message.payload)
-    except ValidationError as error:
-        raise BlockError("invalid_payload", f"invalid payload: {_first(error)}", retryable=False) from None
+    if needs_process(listener, message.payload, context.input):
+        return await _call_in_process(attempt, context, secrets)
+    payload, execution_input = plain(message.payload), plain(context.input)
+    config = rendered_config(listener, payload, execution_input, secrets)
+    validated = validated_payload(listener, payload)
     agent = AgentContext(context.models, listener.tools, conversation)
     block_context = context.context(message, attempt.counted_number, agent)
-    result = await listener.block.handler(payload, config, block_context)
+    result = await listener.block.handler(validated, config, block_context)
+    step = _step_of(attempt, result)
+    if not secrets:
+        return step
+    if isinstance(step.output, RawJson):
+        return replace(step, output=await redact_large(context.isolated, step.output, secrets))
+    return replace(step, output=redact(step.output, secrets))
+
+
+async def _call_in_process(attempt: Attempt, context: ExecutionContext, secrets: Mapping[str, str]) -> Step:
+    """Call the block in another process, because the message or the config is large."""
+    listener, message = attempt.listener, attempt.message
+    block_context = context.context(message, attempt.counted_number, None)
+    answer, described = await run_large(
+        context.isolated, listener, message.payload, block_context, context.input, secrets
+    )
+    if "only_config" in described:
+        config = validated_config(listener, cast(dict[str, JsonValue], plain(answer)))
+        result = await listener.block.handler(validated_payload(listener, None), config, block_context)
+        step = _step_of(attempt, result)
+        return replace(step, output=redact(plain(step.output), secrets))
+    if "until" in described:
+        return _step_of(attempt, Wait(datetime.fromisoformat(described["until"]), answer))
+    if "to" in described:
+        return _step_of(attempt, Routed(answer, tuple(described["to"])))
+    if "called" in described:
+        return _step_of(attempt, Called(UUID(described["called"])))
+    return _step_of(attempt, answer)
+
+
+def _step_of(attempt: Attempt, result: Result) -> Step:
+    """The step with the result of a handler. Raises `BlockError`."""
     match result:
         case Wait(until, answer):
             if not isinstance(until, datetime) or until.tzinfo is None:
                 raise BlockError("invalid_answer", "a wait needs a time with a time zone", retryable=False)
-            return attempt.step(StepStatus.WAITING, completed_at=until, output=_checked(answer))
+            return attempt.step(StepStatus.WAITING, completed_at=until, output=checked_answer(answer))
         case Routed(answer, to):
-            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=_checked(answer), routed_to=to)
+            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=checked_answer(answer), routed_to=to)
         case Called(execution_id):
             return attempt.step(StepStatus.CALLING, called_id=execution_id)
         case answer:
-            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=_checked(answer))
-
-
-def _checked(answer: JsonValue) -> JsonValue:
-    """The answer of a block, if it can be stored. Raises `BlockError`."""
-    try:
-        size = len(json.dumps(answer, allow_nan=False, ensure_ascii=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise BlockError("invalid_answer", f"the answer is not JSON: {reason}", retryable=False) from None
-    if size > MAX_ANSWER_BYTES:
-        message = f"the answer is larger than {MAX_ANSWER_BYTES} characters"
-        raise BlockError("invalid_answer", message, retryable=False)
-    return answer
-
-
-def _rendered(
-    listener: Listener, payload: JsonValue, execution_input: JsonValue, secrets: Mapping[str, str]
-) -> BlockConfig:
-    """The config with its placeholders replaced in one pass: inserted text is not rendered again."""
-    if not listener.templates:
-        return listener.config
-    scope: dict[str, JsonValue] = {"payload": payload, "input": execution_input, "secrets": dict(secrets)}
-    given = {
-        name: templates.render(value, scope) if name in listener.templates else value
-        for name, value in listener.given_config.items()
-    }
-    try:
-        config: BlockConfig = listener.block.config.model_validate(given)
-    except ValidationError as error:
-        message = f"invalid config after its placeholders were replaced: {_first(error)}"
-        raise BlockError("invalid_config", message, retryable=False) from None
-    return config
-
-
-def _first(error: ValidationError) -> str:
-    reason = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    location = ".".join(str(part) for part in reason["loc"])[:MAX_LOCATION] or "payload"
-    return f"{location}: {reason['msg'].removeprefix('Value error, ')}"
+            return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=checked_answer(answer))

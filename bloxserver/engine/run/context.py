@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError
+from bloxserver.blocks.raw_json import Value
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer, create_mailer
@@ -20,7 +21,9 @@ from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.engine.run.flow_calls import CallingExecution, FlowCalls
+from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Message
+from bloxserver.engine.run.turns import Turns
 from bloxserver.errors import BloxError
 from bloxserver.models.database import Database
 from bloxserver.services import key_values
@@ -38,6 +41,7 @@ class SharedClients:
     mail: Mailer
     models: LanguageModels
     cipher: SecretCipher | None
+    turns: Turns = field(default_factory=Turns)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -56,13 +60,14 @@ class ClaimedExecutionContext:
     """The context of an execution that this worker has claimed."""
 
     def __init__(
-        self, database: Database, clients: SharedClients, execution: ClaimedExecution, execution_input: JsonValue
+        self, database: Database, clients: SharedClients, execution: ClaimedExecution, execution_input: Value
     ) -> None:
         self._database = database
         self._clients = clients
         self._execution = execution
         self.models = clients.models
         self.input = execution_input
+        self.isolated = IsolatedTasks(execution.user_id, execution.tier)
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         execution = self._execution
@@ -88,10 +93,14 @@ class ClaimedExecutionContext:
                 ),
             ),
             mail=self._clients.mail,
+            isolated=self.isolated,
             input=self.input,
             depth=execution.depth,
             agent=agent,
         )
+
+    async def turn(self) -> None:
+        await self._clients.turns.take(self._execution.user_id)
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         cipher = self._clients.cipher

@@ -7,6 +7,7 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError, Tool
+from bloxserver.blocks.raw_json import plain
 from bloxserver.engine.run.attempt import Attempt
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
@@ -41,4 +42,4 @@ class StoredConversation:
         step = await self._run.call(self._attempt.message, tool.listener, payload, call)
         if step.status is StepStatus.ERROR:
             raise BlockError(step.error_code or "failed", step.error or "failed", retryable=False)
-        return step.output
+        return plain(step.output)

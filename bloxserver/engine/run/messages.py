@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import JsonValue
 
+from bloxserver.blocks.raw_json import Value, list_of, object_of
 from bloxserver.ids import new_id
 from bloxserver.models.enums import StepStatus
 
@@ -20,7 +21,7 @@ class Message:
     """A message to a listener. `key` identifies it within its execution, and is the same in every run."""
 
     listener: str
-    payload: JsonValue
+    payload: Value
     parent_id: UUID | None = None
     call: str | None = None
     """The id of an agent's call within its conversation: the answer goes to the agent, not to the listener's peers."""
@@ -58,7 +59,7 @@ class Step:
     status: StepStatus
     started_at: datetime
     completed_at: datetime | None = None
-    output: JsonValue = None
+    output: Value = None
     error: str | None = None
     error_code: str | None = None
     attempt: int = 1
@@ -106,7 +107,7 @@ def interrupted_steps(steps: Collection[Step]) -> list[Step]:
 class Finished:
     """All messages were handled; `output` holds the answers that no listener received."""
 
-    output: JsonValue
+    output: Value
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,14 @@ class Change:
 Save = Callable[[Change], Awaitable[None]]
 
 
-def output_of(leaves: Sequence[Step]) -> JsonValue:
+def output_of(leaves: Sequence[Step]) -> Value:
     """The answer of a single leaf; of several, an object by listener, with a list where one answered repeatedly."""
-    answers: dict[str, list[JsonValue]] = defaultdict(list)
+    answers: dict[str, list[Value]] = defaultdict(list)
     for step in sorted(leaves, key=lambda leaf: (leaf.started_at, leaf.id)):
         answers[step.message.listener].append(step.output)
     if len(leaves) == 1:
         return leaves[0].output
-    return {name: given[0] if len(given) == 1 else given for name, given in answers.items()}
+    return object_of({name: given[0] if len(given) == 1 else list_of(given) for name, given in answers.items()})
 
 
 def called_by(steps: Iterable[Step]) -> list[UUID]:

@@ -283,9 +283,7 @@ class Pump:
 
     async def _route(self, step: Step) -> list[Message]:
         listener = self._organism.listener(step.message.listener)
-        messages = [
-            Message(name, payload, step.id) for name, payload in await route(listener, step, self._context.input)
-        ]
+        messages = [Message(name, payload, step.id) for name, payload in await route(listener, step, self._context)]
         if not messages:
             self._leaves.append(step)
         return messages

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from pydantic import JsonValue
 
-from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.base import BlockError, IsolatedTasks
+from bloxserver.blocks.raw_json import RawJson, Value, object_of, plain
+from bloxserver.engine.run.large_messages import evaluate_large
 from bloxserver.engine.run.messages import Step
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.model import Listener, Peer
+
+
+class RoutingContext(Protocol):
+    """What conditions can refer to beside the answer, and where large values are evaluated."""
+
+    @property
+    def input(self) -> Value:
+        """The input of the execution."""
+
+    @property
+    def isolated(self) -> IsolatedTasks:
+        """Runs what is too large for the event loop."""
+
+    async def turn(self) -> None:
+        """Wait until the owner's next condition may be evaluated on the event loop."""
 
 
 class RoutingError(Exception):
     """An unhandled error, or a condition that cannot be evaluated: the execution has failed."""
 
 
-async def route(listener: Listener, step: Step, execution_input: JsonValue) -> list[tuple[str, JsonValue]]:
+async def route(listener: Listener, step: Step, context: RoutingContext) -> list[tuple[str, Value]]:
     """The listeners that receive the result of a step which has ended, with their messages. Raises `RoutingError`."""
     if step.status is StepStatus.SUCCESS:
-        scope: dict[str, JsonValue] = {"payload": step.output, "input": execution_input}
+        scope: dict[str, Value] = {"payload": step.output, "input": context.input}
         peers = [peer for peer in listener.peers if peer.on == "answer"]
         if step.routed_to is not None:
             peers = [peer for peer in peers if peer.to in step.routed_to]
-        return [(peer.to, step.output) for peer in peers if await _holds(listener, peer, scope)]
+        return [(peer.to, step.output) for peer in await _chosen(listener, peers, scope, context)]
     error: dict[str, JsonValue] = {
         "listener": listener.name,
         "code": step.error_code,
         "message": step.error,
         "attempt": step.attempt,
     }
-    scope = {"payload": step.message.payload, "input": execution_input, "error": error}
-    report: JsonValue = {"error": error, "input": step.message.payload}
-    handlers = [
-        (peer.to, report) for peer in listener.peers if peer.on == "error" and await _holds(listener, peer, scope)
-    ]
+    scope = {"payload": step.message.payload, "input": context.input, "error": error}
+    report = object_of({"error": error, "input": step.message.payload})
+    peers = [peer for peer in listener.peers if peer.on == "error"]
+    handlers = [(peer.to, report) for peer in await _chosen(listener, peers, scope, context)]
     if not handlers:
         raise RoutingError(failure_text(listener, step))
     return handlers
@@ -47,13 +64,40 @@ def failure_text(listener: Listener, step: Step) -> str:
     return f"{listener.name}{attempt}: {step.error}"
 
 
-async def _holds(listener: Listener, peer: Peer, scope: dict[str, JsonValue]) -> bool:
-    if peer.when is None:
-        return True
-    await asyncio.sleep(0)  # a thousand conditions must not block the event loop
-    try:
-        return peer.when.holds(scope)
-    except BlockError as error:
-        raise RoutingError(
-            f'{listener.name}: the condition for "{peer.to}" cannot be evaluated: {error.message}'
-        ) from None
+async def _chosen(
+    listener: Listener, peers: Sequence[Peer], scope: Mapping[str, Value], context: RoutingContext
+) -> list[Peer]:
+    """The peers without a condition, and those whose condition is true. Raises `RoutingError`."""
+    conditional = [peer for peer in peers if peer.when is not None]
+    if not conditional:
+        return [*peers]
+    holding = await _holding(listener, conditional, scope, context)
+    return [peer for peer in peers if peer.when is None or peer in holding]
+
+
+async def _holding(
+    listener: Listener, peers: Sequence[Peer], scope: Mapping[str, Value], context: RoutingContext
+) -> list[Peer]:
+    if any(isinstance(value, RawJson) for value in scope.values()):
+        conditions = [peer.when.text for peer in peers if peer.when is not None]
+        try:
+            results = await evaluate_large(context.isolated, conditions, peers[0].on, scope)
+        except BlockError as error:
+            raise _not_evaluated(listener, peers[0], error) from None
+        for peer, result in zip(peers, results, strict=True):
+            if isinstance(result, BlockError):
+                raise _not_evaluated(listener, peer, result)
+        return [peer for peer, result in zip(peers, results, strict=True) if result is True]
+    holding: list[Peer] = []
+    for peer in peers:
+        await context.turn()
+        try:
+            if peer.when is not None and peer.when.holds({name: plain(value) for name, value in scope.items()}):
+                holding.append(peer)
+        except BlockError as error:
+            raise _not_evaluated(listener, peer, error) from None
+    return holding
+
+
+def _not_evaluated(listener: Listener, peer: Peer, error: BlockError) -> RoutingError:
+    return RoutingError(f'{listener.name}: the condition for "{peer.to}" cannot be evaluated: {error.message}')

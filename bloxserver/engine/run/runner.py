@@ -9,6 +9,8 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.raw_json import Value, is_large
 from bloxserver.clock import now
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter, reset_crash_count, save_steps
@@ -16,9 +18,11 @@ from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.engine.run.call_results import CallResults
 from bloxserver.engine.run.context import ClaimedExecutionContext, SharedClients
+from bloxserver.engine.run.isolated_tasks import IsolatedTasks
+from bloxserver.engine.run.large_messages import read_large_input
 from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Outcome, Suspended, Tokens
 from bloxserver.engine.run.pump import Pump
-from bloxserver.engine.run.serialization import JsonTextCache, payload_of, step_of_row, step_row
+from bloxserver.engine.run.serialization import JsonTextCache, payload_of, step_of_row, step_row, text_of_output
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.observability import metrics
@@ -27,7 +31,7 @@ from bloxserver.organism.load import RunnableOrganism, parse_organism
 from bloxserver.organism.model import FailureNotification, UnknownListener
 from bloxserver.organism.problems import OrganismError
 from bloxserver.services.notifications import enqueue_failure_notification
-from bloxserver.storable import json_text, storable_text
+from bloxserver.storable import storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
 MAX_CRASHES = 10
@@ -98,14 +102,21 @@ class ExecutionRunner:
         try:
             organism = await parse_organism(execution.organism_yaml, execution.user_id)
             self._on_failure = organism.on_failure
-            entry = Message(organism.entry(execution.target).name, payload_of(execution.input_payload))
-        except (OrganismError, UnknownListener) as error:
+            entry = Message(organism.entry(execution.target).name, await self._payload())
+        except (OrganismError, UnknownListener, BlockError) as error:
             await self.end(ExecutionStatus.ERROR, str(error))
             return
         if execution.crash_count == MAX_CRASHES:
             await self._give_up()
             return
         await self._pump(organism, entry)
+
+    async def _payload(self) -> Value:
+        """The payload of the entry."""
+        text = self._execution.input_payload
+        if text is None or not is_large(text):
+            return payload_of(text)
+        return await read_large_input(IsolatedTasks(self._execution.user_id, self._execution.tier), text)
 
     async def _give_up(self) -> None:
         number = self._execution.crash_count
@@ -160,7 +171,7 @@ class ExecutionRunner:
             case None if self._tokens == self._saved_tokens:
                 await self._checkpoints.save(Checkpoint(self._execution, rows))
             case Finished(output) if self._tokens == self._saved_tokens and self._execution.parent_id is None:
-                await self._checkpoints.save(Checkpoint(self._execution, rows, json_text(output)))
+                await self._checkpoints.save(Checkpoint(self._execution, rows, text_of_output(output)))
             case _:
                 await self._save_alone(change, rows)
         self._stored |= {step.message.key for step in change.steps}
@@ -217,7 +228,7 @@ class ExecutionRunner:
             case None:
                 await leases.lock_lease(session, execution.lease_key)
             case Finished(output):
-                await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=json_text(output))
+                await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=text_of_output(output))
             case Failed(error):
                 await self._fail(session, ExecutionStatus.ERROR, error)
             case Suspended(until, called):

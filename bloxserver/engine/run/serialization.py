@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import JsonValue
 
+from bloxserver.blocks.raw_json import RawJson, Value, value_of_text
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionStepRecord
@@ -58,13 +59,20 @@ def _finite(number: str) -> float:
     return value
 
 
+def text_of_output(value: Value) -> str:
+    """The JSON text of an execution's output."""
+    return value.text if isinstance(value, RawJson) else json_text(value)
+
+
 class JsonTextCache:
     """JSON texts of values that appear in several rows, as an answer to several listeners does."""
 
     def __init__(self) -> None:
         self._texts: dict[int, tuple[JsonValue, str]] = {}
 
-    def of(self, value: JsonValue) -> str:
+    def of(self, value: Value) -> str:
+        if isinstance(value, RawJson):
+            return value.text
         if not isinstance(value, list | dict | str):
             return json_text(value)
         known = self._texts.get(id(value))
@@ -108,7 +116,7 @@ def step_of_row(record: ExecutionStepRecord) -> Step:
     prefix = f"{record.parent_id or ''}:{record.listener}"
     message = Message(
         record.listener,
-        json.loads(record.input_payload or "null"),
+        value_of_text(record.input_payload or "null"),
         record.parent_id,
         record.key[len(prefix) + 1 :] if len(record.key) > len(prefix) else None,
         record.id,
@@ -119,7 +127,7 @@ def step_of_row(record: ExecutionStepRecord) -> Step:
         status=record.status,
         started_at=record.started_at,
         completed_at=record.completed_at,
-        output=json.loads(record.output_payload or "null"),
+        output=value_of_text(record.output_payload or "null"),
         error=record.error_message,
         error_code=record.error_code,
         attempt=record.attempt,

@@ -1,0 +1,62 @@
+"""The process pool, as the blocks of one user use it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID
+
+from bloxserver.blocks.base import BlockError
+from bloxserver.errors import LimitReached
+from bloxserver.isolation import (
+    IsolationUnavailable,
+    RequestTooLarge,
+    ResourceExceeded,
+    TaskCrashed,
+    TaskLimits,
+    isolated,
+)
+from bloxserver.plans import get_plan
+
+MAX_REQUEST_BYTES = 32 * 1024 * 1024
+"""More than the message, the input and the responses of an attempt, each of which has a limit of its own."""
+LIMITS = TaskLimits(cpu_seconds=10, seconds=30)
+HINT = "Divide the work between several executions, or use smaller messages."
+
+
+class IsolatedTasks:
+    """Runs functions of one execution in other processes, within the user's share and the limit of CPU time."""
+
+    def __init__(self, user_id: UUID, tier: str) -> None:
+        self._user_id = user_id
+        self._plan = get_plan(tier)
+        self.cpu_seconds = 0.0
+        """The CPU time of the functions that this object has run."""
+
+    async def run(self, function: str, request: bytes, limits: TaskLimits = LIMITS) -> bytes:
+        """Run a function of `isolation.functions`. Raises `BlockError`."""
+        left = self._plan.execution_cpu_seconds - self.cpu_seconds
+        if left <= 0:
+            limit = LimitReached("execution_cpu_seconds", self._plan.execution_cpu_seconds, self.cpu_seconds, HINT)
+            raise BlockError(limit.code, limit.message, retryable=False)
+        limits = replace(limits, cpu_seconds=min(limits.cpu_seconds, left))
+        try:
+            result = await isolated(
+                function,
+                request,
+                tenant=self._user_id,
+                share=self._plan.isolated_tasks,
+                limits=limits,
+                max_bytes=MAX_REQUEST_BYTES,
+            )
+        except ResourceExceeded as error:
+            self.cpu_seconds += limits.cpu_seconds
+            message = f"the step exceeded its {error.resource} limit"
+            raise BlockError(f"{error.resource}_limit_exceeded", message, retryable=False) from None
+        except RequestTooLarge:
+            raise BlockError("payload_too_large", "the message and the input are too large", retryable=False) from None
+        except IsolationUnavailable as error:
+            raise BlockError("isolation_unavailable", str(error)) from None
+        except TaskCrashed:
+            raise BlockError("internal_error", "internal error") from None
+        self.cpu_seconds += result.cpu_seconds
+        return result.body
