@@ -224,6 +224,7 @@ STEP: Example = {
     "outputTokens": 0,
     "inputPayload": INPUT_PAYLOAD,
     "outputPayload": OUTPUT_PAYLOAD,
+    "payloadsOmitted": False,
 }
 
 SECRET = {
@@ -270,7 +271,7 @@ def page(item: Example, size: int = 20) -> Example:
 
 def _outline(body: Example) -> str:
     """The JSON of an execution or a step without its payloads."""
-    names = body.keys() - {"inputPayload", "outputPayload"}
+    names = body.keys() - {"inputPayload", "outputPayload", "payloadsOmitted"}
     return json.dumps({name: value for name, value in body.items() if name in names}, separators=(",", ":"))
 
 

@@ -81,6 +81,13 @@ class stored_bytes(expression.FunctionElement[int]):  # noqa: N801
     inherit_cache = True
 
 
+class text_bytes(expression.FunctionElement[int]):  # noqa: N801
+    """The bytes of a text as it is sent, not as it is compressed in the database; null for null."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
 @compiles(database_now, "postgresql")
 def _(element: Any, compiler: Any, **options: Any) -> str:
     return "clock_timestamp()"
@@ -106,6 +113,12 @@ def _(element: Any, compiler: Any, **options: Any) -> str:
     return f"pg_column_size({compiler.process(element.clauses, **options)})"  # does not read the text itself
 
 
+@compiles(text_bytes, "postgresql")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"  # does not read the text itself
+
+
+@compiles(text_bytes, "sqlite")
 @compiles(stored_bytes, "sqlite")
 def _(element: Any, compiler: Any, **options: Any) -> str:
     return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"

@@ -6,14 +6,18 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
+from bloxserver.models.types import text_bytes
 from bloxserver.queries.flows import owned_by
 from bloxserver.queries.paging import Page, PageRequest
 
 WAITING = (StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
+MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
+"""Of all payloads on one page of steps: a thousand large steps would be gigabytes."""
 ENDED = (StepStatus.SUCCESS, StepStatus.ERROR, StepStatus.CANCELLED)
 
 
@@ -31,14 +35,46 @@ async def read_steps(
     )
     if total is None:
         raise NotFound("Execution")
-    rows = await session.execute(
-        sa.select(*_outline(), ExecutionStepRecord.input_payload, ExecutionStepRecord.output_payload)
+    rows = await session.execute(_page_of_steps(of_execution, page))
+    return Page(rows.all(), total, page.page, page.page_size)
+
+
+def _page_of_steps(of_execution: sa.ColumnElement[bool], page: PageRequest) -> sa.Select[Any]:
+    """The steps of a page. Beyond `MAX_PAYLOAD_BYTES`, the payloads of all steps but the first are left out."""
+    step = ExecutionStepRecord
+    order = (step.started_at, step.id)
+    of_page = (
+        sa.select(step.id, (_bytes(step.input_payload) + _bytes(step.output_payload)).label("size"))
         .where(of_execution)
-        .order_by(ExecutionStepRecord.started_at, ExecutionStepRecord.id)
+        .order_by(*order)
         .limit(page.page_size)
         .offset(page.offset)
+        .subquery()
     )
-    return Page(rows.all(), total, page.page, page.page_size)
+    sized = (
+        sa.select(
+            step.id,
+            sa.func.sum(of_page.c.size).over(order_by=order).label("bytes"),
+            sa.func.row_number().over(order_by=order).label("place"),
+        )
+        .join(of_page, of_page.c.id == step.id)
+        .subquery()
+    )
+    is_shown = sa.or_(sized.c.bytes <= MAX_PAYLOAD_BYTES, sized.c.place == 1)
+    return (
+        sa.select(
+            *_outline(),
+            sa.case((is_shown, step.input_payload)).label("input_payload"),
+            sa.case((is_shown, step.output_payload)).label("output_payload"),
+            sa.type_coerce(sa.not_(is_shown), sa.Boolean()).label("payloads_omitted"),
+        )
+        .join(sized, sized.c.id == step.id)
+        .order_by(*order)
+    )
+
+
+def _bytes(column: InstrumentedAttribute[str | None]) -> sa.ColumnElement[int]:
+    return sa.func.coalesce(text_bytes(column), 0)
 
 
 class StepPosition(NamedTuple):

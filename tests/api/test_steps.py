@@ -72,6 +72,7 @@ async def test_response_has_every_member(client: httpx.AsyncClient, flow: FlowRe
         "durationMs": 1000,
         "inputTokens": 5,
         "outputTokens": 7,
+        "payloadsOmitted": False,
     }
     assert first.keys() == second.keys()
     assert (first["status"], first["attempt"], first["copied"], first["parentId"]) == ("success", 1, False, None)

@@ -15,6 +15,7 @@ from bloxserver.models.tables import ExecutionRecord, FlowRecord, UserRecord
 from bloxserver.queries.paging import PageRequest
 from bloxserver.queries.steps import (
     ENDED,
+    MAX_PAYLOAD_BYTES,
     WAITING,
     StepLink,
     StepPosition,
@@ -61,6 +62,32 @@ async def test_steps_are_listed_in_pages_from_the_oldest_with_payloads(
     assert [row.listener for row in second.items] == ["third"]
     assert (first.total, first.has_more, second.has_more) == (3, True, False)
     assert (first.items[0].input_payload, first.items[0].output_payload) == ("in", "out")
+
+
+async def test_payloads_beyond_the_limit_of_a_page_are_left_out(
+    session: AsyncSession, user: UserRecord, flow: FlowRecord, execution: ExecutionRecord
+) -> None:
+    moment, half = now(), "x" * (MAX_PAYLOAD_BYTES // 2)
+    for number, payloads in enumerate([(half, None), (None, half), ("1", None), (half + half, "2"), ("3", "4")]):
+        await create_step(
+            session,
+            execution,
+            f"step {number}",
+            started_at=moment + number * SECOND,
+            input_payload=payloads[0],
+            output_payload=payloads[1],
+        )
+
+    async def omitted(page: int, page_size: int) -> list[bool]:
+        found = await read_steps(session, user.id, flow.id, execution.id, PageRequest(page, page_size))
+        for row in found.items:
+            payloads = (row.input_payload, row.output_payload)
+            assert (payloads == (None, None)) is row.payloads_omitted
+        return [row.payloads_omitted for row in found.items]
+
+    assert await omitted(1, 10) == [False, False, True, True, True]
+    assert await omitted(2, 3) == [False, True]
+    assert await omitted(4, 1) == [False]
 
 
 async def test_steps_are_found_only_in_their_flow_and_for_its_owner(

@@ -85,6 +85,10 @@ class Step(StepOutline):
 
     input_payload: str | None = Field(description="The message, as JSON.")
     output_payload: str | None = Field(description="The answer, as JSON.")
+    payloads_omitted: bool = Field(
+        description="Whether both payloads were left out, because the payloads of the page would exceed 4 MiB. "
+        "The first step of a page has its payloads: request it with `page_size=1`."
+    )
 
 
 class ExecutionEvent(CamelModel):
