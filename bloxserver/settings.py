@@ -130,11 +130,11 @@ class Settings(BaseSettings):
     heartbeat_timeout_seconds: float = Field(
         20, gt=0, le=600, description="Time without a heartbeat after which a worker's executions are recovered."
     )
-    event_loop_timeout_seconds: float = Field(
-        300,
-        gt=0,
+    event_loop_timeout: float = Field(
+        30,
+        ge=0,
         le=86_400,
-        description="Time for which a worker's event loop may be blocked before its heartbeat stops.",
+        description="Seconds after which a process whose event loop is blocked is killed; 0 disables this.",
     )
     shutdown_grace_seconds: float = Field(
         10, ge=0, le=600, description="Time that running executions get to end when a worker shuts down."

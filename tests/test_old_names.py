@@ -16,6 +16,7 @@ HISTORY = ("CHANGELOG.md", "docs/decisions/", "migrations/versions/", "tests/tes
 SYMBOLS = frozenset(
     """
     SWEEP_SECONDS DEAD_AFTER_SECONDS STUCK_AFTER_SECONDS DRAIN_SECONDS HEARTBEAT_SECONDS CALL_DEPTH
+    EVENT_LOOP_TIMEOUT_SECONDS event_loop_timeout_seconds
     sweep_seconds dead_after_seconds stuck_after_seconds drain_seconds heartbeat_seconds
     bloxserver_executions_reconciled_total bloxserver_takeovers_total bloxserver_claim_size
     bloxserver_checkpoint_size bloxserver_dispatch_latency_seconds executor_id beat_at takeovers worked_ms

@@ -46,6 +46,8 @@ def create_app() -> FastAPI:
         authenticated.include_router(router)
     app.include_router(authenticated)
     app.state.shutdown = Shutdown()
+    app.state.kill_when_blocked = False
+    """Whether this process is killed if its event loop is blocked. `bloxserver serve` sets it."""
     install_error_handlers(app)
     install_openapi(app)
     # The middleware that is added last is the outermost.
@@ -73,7 +75,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     start_tracing(settings)
     database = models_database.database
     await prepare_database(settings, database)
-    engine = Engine(settings, database, run_worker=settings.run_worker)
+    engine = Engine(settings, database, run_worker=settings.run_worker, kill_when_blocked=app.state.kill_when_blocked)
     app.state.engine = engine if settings.run_worker else None
     await engine.start()
     log.info("application started", version=__version__, env=settings.env, worker=settings.run_worker)

@@ -41,13 +41,15 @@ def serve(
         os.environ["WEBHOOK_BASE_URL"] = f"http://{public_host}:{port}/webhooks"
     get_settings.cache_clear()
 
+    from bloxserver.api.main import app
     from bloxserver.api.server import serving
 
+    app.state.kill_when_blocked = True
     lock = _lock(settings)
     run(_prepare_database(settings))
     # After a graceful shutdown uvicorn raises the signal that stopped it again. The exit status must be 0 nevertheless.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    serving("bloxserver.api.main:app", host, port).run_or_exit()
+    serving(app, host, port).run_or_exit()
     if lock is not None:
         lock.close()
 

@@ -41,7 +41,7 @@ async def _work(settings: Settings) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    engine = Engine(settings, database, run_worker=True)
+    engine = Engine(settings, database, run_worker=True, kill_when_blocked=True)
     freeze_heap()
     async with serve_worker_endpoints(settings, engine):
         await engine.start()

@@ -21,6 +21,7 @@ from bloxserver.engine.queue.recovery import Recovery, recover_all
 from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.worker import Worker
+from bloxserver.engine.watchdog import watchdog
 from bloxserver.models.database import Database, WakeReason
 from bloxserver.settings import Settings
 
@@ -36,7 +37,10 @@ class _State(enum.Enum):
 class Engine:
     """The background tasks of a process. Start and stop it once, on one event loop."""
 
-    def __init__(self, settings: Settings, database: Database, *, run_worker: bool) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, *, run_worker: bool, kill_when_blocked: bool = False
+    ) -> None:
+        """With `kill_when_blocked`, a process whose event loop is blocked for `EVENT_LOOP_TIMEOUT` is killed."""
         self._settings = settings
         self._database = database
         self._run_worker = run_worker
@@ -48,9 +52,16 @@ class Engine:
             database,
             self._clients,
             concurrency=settings.worker_concurrency,
-            event_loop_timeout_seconds=settings.event_loop_timeout_seconds,
+            # If the process survives such a pause, it was suspended, so no execution has blocked it.
+            event_loop_timeout=0 if kill_when_blocked else settings.event_loop_timeout,
         )
-        self._heartbeat = Heartbeat(settings, database, self.worker_id)
+        self._heartbeat = Heartbeat(settings, database, self.worker_id, kill_when_blocked=kill_when_blocked)
+        has_heartbeat_process = run_worker and not settings.uses_sqlite
+        self._watchdog = (
+            None
+            if has_heartbeat_process
+            else watchdog(settings, self.worker_id if run_worker else None, kill=kill_when_blocked)
+        )
         self._claimer = Claimer(
             settings, database, self._worker, self.worker_id, is_alive=lambda: self._heartbeat.is_fresh
         )
@@ -65,6 +76,8 @@ class Engine:
 
     async def start(self) -> None:
         """Start all tasks. Returns when the process is ready to run executions."""
+        if self._watchdog is not None:
+            await self._watchdog.start()
         self._unlisten.append(self._database.on_commit(self._wake))
         if self._notify is not None:
             self._unlisten.append(self._database.on_commit(self._notify.notify))
@@ -112,6 +125,8 @@ class Engine:
         if self._run_worker:
             await self._leave()
         await self._clients.aclose()
+        if self._watchdog is not None:
+            await self._watchdog.end()
 
     async def _leave(self) -> None:
         for leave in (self._release, self._heartbeat.end):

@@ -6,8 +6,6 @@ import asyncio
 import json
 import sys
 import time
-from asyncio.subprocess import PIPE, Process
-from contextlib import suppress
 
 import sqlalchemy as sa
 import structlog
@@ -16,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver import __version__
 from bloxserver.engine.queue import heartbeat_process
 from bloxserver.engine.retry import retry_transaction
+from bloxserver.engine.watchdog import RETRY_SECONDS, ObserverProcess, check_config
 from bloxserver.models.database import Database
 from bloxserver.models.tables import WorkerRecord
 from bloxserver.models.types import database_now
@@ -26,18 +25,14 @@ log = structlog.stdlib.get_logger("bloxserver.engine")
 
 PROGRAM = f"import sys; sys.path[:] = sys.argv[1:]; from {heartbeat_process.__name__} import beat; beat()"
 """Imports from the same paths as this process, and not from the current directory."""
-TURN_SECONDS = 1
-"""How often the event loop reports to the heartbeat process."""
-RETRY_SECONDS = 1
-"""Pause before the heartbeat process is restarted."""
-END_SECONDS = 5
 
 
 class Heartbeat:
     """Sends heartbeats from a separate process and connection, so that a blocked worker does not delay them.
 
-    The heartbeats stop when the worker's event loop has been stuck for `EVENT_LOOP_TIMEOUT_SECONDS`; other workers then
-    recover its executions. On SQLite there is one process only: there the heartbeat runs on the event loop.
+    The process also checks the worker's event loop. When the loop has been blocked for `EVENT_LOOP_TIMEOUT`, it kills
+    the worker, or only stops the heartbeats; other workers then recover its executions. On SQLite there is one process
+    only: there the heartbeat runs on the event loop.
     """
 
     def __init__(
@@ -46,17 +41,18 @@ class Heartbeat:
         database: Database,
         worker_id: str,
         *,
-        turn_seconds: float = TURN_SECONDS,
-        again_seconds: float = RETRY_SECONDS,
+        kill_when_blocked: bool = False,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._settings = settings
-        self._turn_seconds = turn_seconds
-        self._again_seconds = again_seconds
+        self._kill_when_blocked = kill_when_blocked
+        self._retry_seconds = retry_seconds
         self._database = database
         self._worker_id = worker_id
         self._beat_at: float | None = None
         self._can_declare_dead_from = 0.0
         self._beating: asyncio.Task[None] | None = None
+        self._process: ObserverProcess | None = None
 
     @property
     def is_fresh(self) -> bool:
@@ -75,15 +71,19 @@ class Heartbeat:
         """Return after the first heartbeat: a worker without one claims nothing."""
         await retry_transaction(self._database, self._beat)
         self._beat_at = time.monotonic()
-        self._beating = asyncio.create_task(
-            self._beat_on_loop() if self._settings.uses_sqlite else self._keep_process(self._config())
-        )
+        if self._settings.uses_sqlite:
+            self._beating = asyncio.create_task(self._beat_on_loop())
+        else:
+            self._process = self._heartbeat_process()
+            await self._process.start()
 
     async def end(self) -> None:
         """Stop the heartbeat and delete the worker's row: other workers recover its executions at once."""
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
+        if self._process is not None:
+            await self._process.end()
         async with self._database.transaction() as session:
             await session.execute(sa.delete(WorkerRecord).where(WorkerRecord.worker_id == self._worker_id))
 
@@ -97,7 +97,8 @@ class Heartbeat:
             except Exception as error:
                 log.warning("heartbeat failed", error=type(error).__name__)
 
-    def _config(self) -> bytes:
+    def _heartbeat_process(self) -> ObserverProcess:
+        check = check_config(self._settings, self._worker_id, kill=self._kill_when_blocked)
         config: heartbeat_process.HeartbeatConfig = {
             "connection": self._database.driver_arguments(),
             "worker_id": self._worker_id,
@@ -106,37 +107,16 @@ class Heartbeat:
             "log_as_json": self._settings.is_production,
             "interval_seconds": self._settings.heartbeat_interval_seconds,
             "timeout_seconds": self._settings.heartbeat_timeout_seconds,
-            "event_loop_timeout_seconds": self._settings.event_loop_timeout_seconds,
+            "check": check,
         }
-        return json.dumps(config).encode()
-
-    async def _keep_process(self, config: bytes) -> None:
-        while True:
-            try:
-                await self._run_process(config)
-            except Exception as error:
-                log.warning("heartbeat process not started", error=type(error).__name__)
-            else:
-                log.warning("heartbeat process ended; restarting it")
-            await asyncio.sleep(self._again_seconds)
-
-    async def _run_process(self, config: bytes) -> None:
-        """Run the heartbeat process; returns if it ends unexpectedly."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-c", PROGRAM, *sys.path, stdin=PIPE, stdout=PIPE
+        return ObserverProcess(
+            "heartbeat",
+            (sys.executable, "-P", "-c", PROGRAM, *sys.path),
+            check,
+            first_line=json.dumps(config).encode(),
+            on_output=self._note_beat,
+            retry_seconds=self._retry_seconds,
         )
-        turns, beats = process.stdin, process.stdout
-        assert turns is not None  # noqa: S101
-        assert beats is not None  # noqa: S101
-        reporting = asyncio.create_task(_report_turns(turns, config, self._turn_seconds))
-        try:
-            async for _ in beats:
-                self._note_beat()
-        finally:
-            reporting.cancel()
-            await asyncio.gather(reporting, return_exceptions=True)
-            turns.close()  # ends the process
-            await _end(process)
 
     def _note_beat(self) -> None:
         moment = time.monotonic()
@@ -150,22 +130,3 @@ class Heartbeat:
             .values(worker_id=self._worker_id, last_heartbeat_at=database_now(), version=__version__)
             .on_conflict_do_update(index_elements=[WorkerRecord.worker_id], set_={"last_heartbeat_at": database_now()})
         )
-
-
-async def _report_turns(turns: asyncio.StreamWriter, config: bytes, seconds: float) -> None:
-    """Send the configuration, and then a line for each turn of the event loop, `seconds` apart."""
-    turns.write(config)
-    while True:
-        turns.write(b"\n")
-        await turns.drain()
-        await asyncio.sleep(seconds)
-
-
-async def _end(process: Process) -> None:
-    try:
-        async with asyncio.timeout(END_SECONDS):
-            await process.wait()
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

@@ -1,8 +1,8 @@
 """The heartbeat process of a worker. It keeps sending heartbeats while a block holds the worker's interpreter lock.
 
 It reads one line of JSON (`HeartbeatConfig`), then one line for each turn of the worker's event loop. It writes one
-line for each heartbeat. It ends when its input closes, which happens when the worker ends. It imports few modules,
-since each worker has one.
+line for each heartbeat, and kills the worker if its event loop is blocked. It ends when its input closes, which happens
+when the worker ends. It imports few modules, since each worker has one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import json
 import os
 import signal
 import sys
-import time
-from pathlib import Path
 from typing import Any, TypedDict
 
 import asyncpg
 import structlog
 
+from bloxserver.engine.watchdog_process import EventLoopCheck, EventLoopCheckConfig, is_stopped
 from bloxserver.models.postgres_connect import connect
 from bloxserver.observability.log import configure_logging
 
@@ -40,7 +39,7 @@ class HeartbeatConfig(TypedDict):
     log_as_json: bool
     interval_seconds: float
     timeout_seconds: float
-    event_loop_timeout_seconds: float
+    check: EventLoopCheckConfig
 
 
 class HeartbeatProcess:
@@ -48,27 +47,29 @@ class HeartbeatProcess:
 
     def __init__(self, config: HeartbeatConfig) -> None:
         self._config = config
-        self._turned_at = time.monotonic()
+        self._check = EventLoopCheck(**config["check"])
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
 
     async def run(self, turns: asyncio.StreamReader) -> None:
         """Send heartbeats until the input ends."""
-        beating = asyncio.create_task(self._beat_on())
+        tasks = [asyncio.create_task(self._check_on()), asyncio.create_task(self._beat_on())]
         while await turns.readline():
-            self._turned_at = time.monotonic()
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
+            self._check.note_turn()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._connection is not None:
             self._connection.terminate()
+
+    async def _check_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._check.interval_seconds)
+            self._check.check()
 
     async def _beat_on(self) -> None:
         while True:
             await asyncio.sleep(self._config["interval_seconds"])
-            silent = time.monotonic() - self._turned_at
-            if is_stopped(os.getppid()):
-                continue
-            if silent > self._config["event_loop_timeout_seconds"]:
-                log.error("event loop blocked; heartbeat stopped", seconds=round(silent))
+            if self._check.is_blocked or is_stopped(os.getppid()):
                 continue
             try:
                 async with asyncio.timeout(self._config["timeout_seconds"]):
@@ -86,14 +87,6 @@ class HeartbeatProcess:
         if self._connection is None:
             self._connection = await connect(**self._config["connection"], statement_cache_size=0)
         await self._connection.execute(BEAT, self._config["worker_id"], self._config["version"])
-
-
-def is_stopped(process_id: int) -> bool:
-    """Whether a signal has stopped the process. On other systems than Linux the answer is always no."""
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
-    except OSError:
-        return False
 
 
 async def main() -> None:

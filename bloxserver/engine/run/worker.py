@@ -47,19 +47,19 @@ class Worker:
         *,
         concurrency: int = 50,
         retry_seconds: float = RETRY_SECONDS,
-        event_loop_timeout_seconds: float = 300.0,
+        event_loop_timeout: float = 30,
     ) -> None:
         """`concurrency` executions of each tier run at once.
 
-        A worker whose event loop was blocked for `event_loop_timeout_seconds` counts as crashed.
+        A worker whose event loop was blocked for `event_loop_timeout` seconds counts as crashed; 0 disables this.
         """
         self._database = database
         self._clients = clients
         self._concurrency = concurrency
         self._retry_seconds = retry_seconds
-        self._event_loop_timeout_seconds = event_loop_timeout_seconds
+        self._event_loop_timeout = event_loop_timeout or float("inf")
         self._was_blocked_at = float("-inf")
-        """When the event loop was last blocked for `event_loop_timeout_seconds`, by the monotonic clock."""
+        """When the event loop was last blocked for `event_loop_timeout`, by the monotonic clock."""
         self._lost: list[ClaimedExecution] = []
         """Executions whose leases were lost since the last check."""
         self._checkpoints = CheckpointWriter(database)
@@ -175,7 +175,7 @@ class Worker:
         while True:
             started = time.monotonic()
             await asyncio.sleep(LEASE_CHECK_SECONDS)
-            if time.monotonic() - started > self._event_loop_timeout_seconds:
+            if time.monotonic() - started > self._event_loop_timeout:
                 self._was_blocked_at = time.monotonic()
 
     async def _check_leases(self) -> float:

@@ -37,7 +37,7 @@ def quick(live_settings: Settings) -> Settings:
         update={
             "heartbeat_interval_seconds": 0.05,
             "heartbeat_timeout_seconds": 1.0,
-            "event_loop_timeout_seconds": 60.0,
+            "event_loop_timeout": 60.0,
         }
     )
 
@@ -97,7 +97,7 @@ async def test_blocked_worker_keeps_its_heartbeat(
 async def test_killed_heartbeat_process_is_restarted(live_database: Database, quick: Settings) -> None:
     if quick.uses_sqlite or sys.platform != "linux":
         pytest.skip("SQLite has one process, or the system has no /proc")
-    heartbeat = Heartbeat(quick, live_database, "w-1", again_seconds=0.05)
+    heartbeat = Heartbeat(quick, live_database, "w-1", retry_seconds=0.05)
     await heartbeat.start()
     await later_beat(live_database, await last_heartbeat_at(live_database))
     (process_id,) = pulses()
@@ -139,8 +139,8 @@ async def test_heartbeat_process_accepts_a_pooler_url(live_database: Database, q
 async def test_worker_with_a_blocked_event_loop_expires(live_database: Database, quick: Settings) -> None:
     if quick.uses_sqlite:
         pytest.skip("SQLite has one process")
-    settings = quick.model_copy(update={"event_loop_timeout_seconds": 0.5})
-    heartbeat = Heartbeat(settings, live_database, "w-1", turn_seconds=0.05)
+    settings = quick.model_copy(update={"event_loop_timeout": 0.5})
+    heartbeat = Heartbeat(settings, live_database, "w-1")
     await heartbeat.start()
     await later_beat(live_database, await last_heartbeat_at(live_database))
     began = now()

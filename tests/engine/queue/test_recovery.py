@@ -209,7 +209,7 @@ class TestCrashCount:
 
     async def test_a_blocked_event_loop_is_a_crash(self, live_database: Database, clients: SharedClients) -> None:
         """An execution that blocks every worker that runs it has to fail eventually."""
-        worker = Worker(live_database, clients, event_loop_timeout_seconds=0.8)
+        worker = Worker(live_database, clients, event_loop_timeout=0.8)
         async with silent_server() as url:
             execution = await accepted(live_database, ORGANISM % url)
             worker.begin(await take(live_database, execution), lambda: None)
