@@ -44,6 +44,10 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
+    def poll(self) -> int | None:
+        """Return the exit status; None while the process runs."""
+        return self._process.poll()
+
     def wait(self) -> int:
         """Wait for the process to exit; returns its status."""
         return self._process.wait(30)

@@ -106,9 +106,12 @@ def run_hostile(backend: Backend, executions: int) -> bool:
 
 
 def run_deadly(backend: Backend, executions: int) -> bool:
-    return run(
-        backend, lambda workspace: deadly.deadly(workspace, executions=executions, every=30, seconds=3, timing=SHORT)
-    )
+    def executions_that(how: str) -> Scenario:
+        return lambda workspace: deadly.deadly(
+            workspace, how=how, executions=executions, every=30, seconds=3, timing=SHORT
+        )
+
+    return run(backend, executions_that("kills"), executions_that("sleeps"), executions_that("holds"))
 
 
 def exit_with(passed: bool) -> None:
@@ -159,7 +162,7 @@ def hostile_command(executions: Count = 4, database: On = Backend.POSTGRESQL) ->
 
 @app.command("deadly")
 def deadly_command(executions: Count = 60, database: On = Backend.POSTGRESQL) -> None:
-    """Run executions that kill their worker, together with healthy ones."""
+    """Run executions that kill or block their worker forever, together with healthy ones."""
     exit_with(run_deadly(database, executions))
 
 

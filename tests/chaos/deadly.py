@@ -1,4 +1,4 @@
-"""Executions that kill every worker that runs them, together with healthy executions."""
+"""Executions that kill every worker that runs them, or block it until it is killed, together with healthy ones."""
 
 from __future__ import annotations
 
@@ -13,16 +13,27 @@ from tests.chaos.report import Report
 from tests.chaos.scenario import run_scenario
 from tests.chaos.workspace import Workspace
 
+EVENT_LOOP_TIMEOUT = 4
+RESTART_SECONDS = 5
 POLL_SECONDS = 0.1
 
 
-async def deadly(workspace: Workspace, *, executions: int, every: int, seconds: float, timing: Timing) -> Report:
-    """One in `every` executions kills its worker. The second step of the others takes `seconds`."""
-    report = Report(f"1 in {every} executions kills its worker, {workspace.backend}, the others take {seconds:g} s")
+async def deadly(
+    workspace: Workspace, *, how: str, executions: int, every: int, seconds: float, timing: Timing
+) -> Report:
+    """One in `every` executions ends its worker: it `kills` it, or it `sleeps` or `holds` the interpreter lock forever.
+
+    The second step of the others takes `seconds`.
+    """
+    report = Report(f"1 in {every} executions {how} its worker, {workspace.backend}, the others take {seconds:g} s")
     install_plugin(workspace.directory)
     runs = workspace.directory / "runs"
-    environment = {"PYTHONPATH": str(workspace.directory), "CHAOS_RUNS": str(runs)}
-    second = {"handler": "chaos.stubborn", "config": {"how": "kills", "seconds": seconds, "every": every}}
+    environment = {
+        "PYTHONPATH": str(workspace.directory),
+        "CHAOS_RUNS": str(runs),
+        "EVENT_LOOP_TIMEOUT": str(EVENT_LOOP_TIMEOUT),
+    }
+    second = {"handler": "chaos.stubborn", "config": {"how": how, "every": every, "harmless_seconds": seconds}}
 
     def is_deadly(number: int) -> bool:
         return number % every == 0
@@ -34,7 +45,8 @@ async def deadly(workspace: Workspace, *, executions: int, every: int, seconds: 
         load = run.load(per_second=50, count=executions)
         await load.finish(60 + executions)
         killers = sum(map(is_deadly, load.responses.acknowledged.values()))
-        timeout_seconds = 60 + killers * MAX_CRASHES * (timing.heartbeat_timeout * 2 + seconds)
+        per_crash = timing.heartbeat_timeout * 2 + EVENT_LOOP_TIMEOUT + RESTART_SECONDS + seconds
+        timeout_seconds = 60 + killers * MAX_CRASHES * per_crash
         report.record("all executions ended after (s)", await wait_for_all_ends(run.database, timeout_seconds))
         supervisor.cancel()
         with suppress(asyncio.CancelledError):

@@ -38,18 +38,19 @@ class Anything(BaseModel):
 
 class BlockingConfig(BlockConfig):
     how: str
-    seconds: float
+    seconds: float = 3600
     every: int = 1
+    harmless_seconds: float = 0
 
 
 async def work(payload: Anything, config: BlockingConfig, context: BlockContext) -> JsonValue:
     with open(os.environ["CHAOS_RUNS"], "a") as runs:
         runs.write(f"{context.idempotency_key}\\n")
-    if config.how == "kills":
-        if payload.body.number % config.every == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        await asyncio.sleep(config.seconds)
+    if payload.body.number % config.every:
+        await asyncio.sleep(config.harmless_seconds)
         return "done"
+    if config.how == "kills":
+        os.kill(os.getpid(), signal.SIGKILL)
     if config.how == "holds":
         # Holds the interpreter lock, like a C extension that computes: no other thread of the process runs.
         ctypes.PyDLL(None).sleep(int(config.seconds))
