@@ -105,6 +105,15 @@ class TestCompose:
             assert "SHUTDOWN_GRACE_SECONDS" not in services[name]["environment"]
             assert seconds(services[name]["stop_grace_period"]) >= drain + MARGIN_SECONDS
 
+    def test_health_checks_of_a_blocked_process_fail(self) -> None:
+        """It accepts the connection and does not answer, so the check has to end by itself."""
+        for name in ("api", "worker"):
+            healthcheck = compose("docker-compose.yml")[name].get("healthcheck")
+            text = " ".join(healthcheck["test"]) if healthcheck else (ROOT / "Dockerfile").read_text()
+            limit = healthcheck["timeout"] if healthcheck else re.findall(r"--timeout=(\d+s)", text)[0]
+            [request] = re.findall(r"timeout=(\d+)\)", text)
+            assert 0 < int(request) < seconds(limit), name
+
     def test_proxy_configuration_refers_to_existing_services(self) -> None:
         [mount] = compose("docker-compose.replicas.yml")["proxy"]["volumes"]
         text = (ROOT / mount.partition(":")[0]).read_text()
@@ -164,6 +173,14 @@ class TestKubernetes:
             "liveness": "/health/live",
         }
         assert {probe["port"] for probe in probes.values()} == {port["name"]}
+
+    @pytest.mark.parametrize("name", ["api", "worker"])
+    def test_probes_of_a_blocked_process_fail_after_it_is_killed(self, name: str) -> None:
+        probes = [container(pods()[name])[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
+        assert all(probe["timeoutSeconds"] > 0 for probe in probes)
+        liveness = probes[-1]
+        restart = liveness["periodSeconds"] * (liveness["failureThreshold"] - 1) + liveness["timeoutSeconds"]
+        assert restart > Settings.model_fields["event_loop_timeout"].default
 
     @pytest.mark.parametrize("name", ["api", "worker"])
     def test_pods_have_a_sufficient_termination_grace_period(self, name: str) -> None:
