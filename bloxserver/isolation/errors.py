@@ -8,6 +8,9 @@ from typing import Literal
 class IsolationError(Exception):
     """The task has no result."""
 
+    cpu_seconds = 0.0
+    """The CPU time of the task until it ended."""
+
 
 class ResourceExceeded(IsolationError):
     """The task exceeded one of its limits, and was ended."""
@@ -18,7 +21,7 @@ class ResourceExceeded(IsolationError):
 
 
 class RequestTooLarge(IsolationError):
-    """The request has more bytes than `MAX_BODY_BYTES`."""
+    """The request has more bytes than allowed."""
 
 
 class TaskCrashed(IsolationError):

@@ -22,6 +22,7 @@ class Status(IntEnum):
     FAILED = 1
     """It raised an exception; the body is the name of the exception's type."""
     OUT_OF_MEMORY = 2
+    """It needs more memory than allowed, or its response is too large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ def send_request(connection: socket.socket, function: str, limits: TaskLimits, b
 def receive_request(connection: socket.socket) -> tuple[str, TaskLimits, bytes] | None:
     """Return the next request; None if the other side has closed the connection."""
     try:
-        header_length, length = _LENGTHS.unpack(_receive(connection, _LENGTHS.size))
-        header = json.loads(_receive(connection, header_length))
-        return header["function"], TaskLimits(**header["limits"]), _receive(connection, length)
+        header_length, length = _LENGTHS.unpack(receive(connection, _LENGTHS.size))
+        header = json.loads(receive(connection, header_length))
+        return header["function"], TaskLimits(**header["limits"]), receive(connection, length)
     except (EOFError, ConnectionError):
         return None
 
@@ -57,13 +58,14 @@ def send_response(connection: socket.socket, response: Response) -> None:
 
 def receive_response(connection: socket.socket) -> Response:
     """Raises `EOFError` or `OSError` if the process has ended, and `TimeoutError` after the socket's timeout."""
-    status, is_last, cpu_seconds, length = _RESULT.unpack(_receive(connection, _RESULT.size))
+    status, is_last, cpu_seconds, length = _RESULT.unpack(receive(connection, _RESULT.size))
     if length > MAX_RESPONSE_BYTES:
         raise EOFError
-    return Response(Status(status), bool(is_last), cpu_seconds, _receive(connection, length))
+    return Response(Status(status), bool(is_last), cpu_seconds, receive(connection, length))
 
 
-def _receive(connection: socket.socket, length: int) -> bytes:
+def receive(connection: socket.socket, length: int) -> bytes:
+    """Return exactly this number of bytes. Raises `EOFError` if the other side closes the connection before."""
     received = bytearray(length)
     view, position = memoryview(received), 0
     while position < length:

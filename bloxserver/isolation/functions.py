@@ -23,13 +23,25 @@ FUNCTIONS = {
     "organism.derive": "bloxserver.organism.isolated:derive_definition",
 }
 
-PRELOADED = ("bloxserver.organism.isolated", "bloxserver.engine.run.isolated_attempt")
+PRELOADED = (
+    "bloxserver.organism.isolated",
+    "bloxserver.engine.run.isolated_attempt",
+)
 """Modules that the fork server imports, so that the processes of tasks share their memory."""
+REHEARSED = {"bloxserver.organism.isolated:check_definition": b"{}"}
+"""Calls that the fork server makes once, so that the processes share what these import and cache. They must not start a
+thread.
+"""
+
+
+def find_function(name: str) -> Callable[[bytes], bytes]:
+    """Raises `KeyError` for an unknown name."""
+    return load(FUNCTIONS[name])
 
 
 @lru_cache
-def find_function(name: str) -> Callable[[bytes], bytes]:
-    """Raises `KeyError` for an unknown name."""
-    module, _, attribute = FUNCTIONS[name].partition(":")
-    function: Callable[[bytes], bytes] = getattr(import_module(module), attribute)
-    return function
+def load(function: str) -> Callable[[bytes], bytes]:
+    """Return the function that a value of `FUNCTIONS` names."""
+    module, _, attribute = function.partition(":")
+    loaded: Callable[[bytes], bytes] = getattr(import_module(module), attribute)
+    return loaded

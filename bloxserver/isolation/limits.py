@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,11 @@ class TaskLimits:
     """The limits of one task. The operating system enforces them."""
 
     cpu_seconds: float = 5.0
+    """CPU time of the task's process, without processes that the task starts."""
     seconds: float = 10.0
     """Wall-clock time, without the time for which the task waits for a process."""
     memory_bytes: int = 256 * MEBIBYTE
-    """Memory in addition to that of an idle process."""
+    """Memory in addition to that of an idle process. Enforced on Linux only."""
 
 
 def address_space() -> int | None:
@@ -33,18 +35,23 @@ def address_space() -> int | None:
 def apply_limits(limits: TaskLimits, idle_address_space: int | None) -> None:
     """Limit this process from now on. A process that exceeds its time is ended by SIGPROF (CPU) or SIGALRM."""
     if idle_address_space is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (idle_address_space + limits.memory_bytes, hard))
+        _limit_address_space(idle_address_space + limits.memory_bytes)
     signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
     signal.setitimer(signal.ITIMER_REAL, limits.seconds)
 
 
-def lift_limits() -> None:
+def lift_limits(idle_address_space: int | None) -> None:
     """End the limits of the last task."""
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    if idle_address_space is not None:
+        _limit_address_space(resource.RLIM_INFINITY)
+
+
+def disable_core_dumps() -> None:
+    # 0 would not stop a core dump that the system pipes to a program.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def cpu_seconds() -> float:
@@ -53,3 +60,11 @@ def cpu_seconds() -> float:
         usage.ru_utime + usage.ru_stime
         for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     )
+
+
+def _limit_address_space(size: int) -> None:
+    """Set the soft limit, at most to the hard limit. Only the soft limit can be lifted again."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY and (size == resource.RLIM_INFINITY or size > hard):
+        size = hard
+    resource.setrlimit(resource.RLIMIT_AS, (size, hard))

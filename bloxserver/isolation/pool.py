@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
-from bloxserver.isolation.errors import IsolationError, IsolationUnavailable, RequestTooLarge
+import structlog
+
+from bloxserver.isolation.errors import IsolationError, IsolationUnavailable, RequestTooLarge, TaskCrashed
+from bloxserver.isolation.functions import FUNCTIONS, PRELOADED, REHEARSED
 from bloxserver.isolation.limits import TaskLimits
 from bloxserver.isolation.processes import ForkServer, TaskProcess
 from bloxserver.isolation.shares import FairQueue
 from bloxserver.plans import FREE
 from bloxserver.settings import get_settings
 
+log = structlog.stdlib.get_logger("bloxserver.isolation")
+
 MAX_WAITING = 1_000
 """The maximum number of waiting tasks of a tenant."""
 DEFAULT_LIMITS = TaskLimits()
 IDLE_SECONDS = 60.0
 """The time after which a process without a task ends."""
+CLOSE_SECONDS = 5.0
+"""The time for the threads to end."""
 
 
 class TaskResult(NamedTuple):
@@ -42,18 +49,13 @@ async def isolated(
 ) -> TaskResult:
     """Run a function of `functions.FUNCTIONS` in another process.
 
-    `share` is the number of tasks of this tenant that may run at once. `max_bytes` is the limit of the request's size;
-    None is `MAX_BODY_BYTES`. A cancelled task is killed. Raises `IsolationError`.
+    `share` is the number of tasks of this tenant that may run at once. `max_bytes` is the maximum size of the request;
+    by default `MAX_BODY_BYTES`. A cancelled task is killed. Raises `IsolationError`.
     """
-    limit = get_settings().max_body_bytes if max_bytes is None else max_bytes
-    if len(request) > limit:
-        raise RequestTooLarge(f"the request has more than {limit} bytes")
-    task = _pool().submit(_Task(tenant, function, request, limits), share)
-    try:
-        return await asyncio.wrap_future(task.future)
-    finally:
-        if not task.future.done() or task.future.cancelled():
-            _pool().cancel(task)
+    allowed = get_settings().max_body_bytes if max_bytes is None else max_bytes
+    if len(request) > allowed:
+        raise RequestTooLarge(f"the request has more than {allowed} bytes")
+    return await _pool().run(function, request, tenant=tenant, share=share, limits=limits)
 
 
 class _Task:
@@ -70,87 +72,174 @@ class _Task:
 class Pool:
     """Runs tasks in up to `size` processes. One thread for each process waits for its responses."""
 
-    def __init__(self, size: int, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        functions: Mapping[str, str] = FUNCTIONS,
+        preloaded: Sequence[str] = PRELOADED,
+        rehearsed: Mapping[str, bytes] = REHEARSED,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
         self._size = size
+        self._functions = functions
+        self._preloaded = preloaded
+        self._rehearsed = rehearsed
         self._idle_seconds = idle_seconds
-        self._server = ForkServer()
+        self._server: ForkServer | None = None
+        self._server_lock = threading.Lock()
         self._queue: FairQueue[_Task] = FairQueue(size)
+        # This lock is held for microseconds only, because the event loop takes it.
         self._changed = threading.Condition()
-        self._threads = 0
+        self._threads: set[threading.Thread] = set()
+        self._running: set[_Task] = set()
         self._idle = 0
+        self._is_closed = False
 
-    def submit(self, task: _Task, share: int) -> _Task:
-        """Queue a task. Raises `IsolationUnavailable` if too many tasks of the tenant wait."""
+    async def run(
+        self, function: str, request: bytes, *, tenant: Hashable, share: int, limits: TaskLimits = DEFAULT_LIMITS
+    ) -> TaskResult:
+        """See `isolated`."""
+        task = _Task(tenant, self._functions[function], request, limits)
+        self._submit(task, share)
+        try:
+            return await asyncio.wrap_future(task.future)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._cancel(task)
+            raise
+
+    def close(self) -> None:
+        """End all processes. Running and waiting tasks fail."""
         with self._changed:
+            self._is_closed = True
+            for task in self._running:
+                if task.process is not None:
+                    task.process.kill()
+            self._changed.notify_all()
+            threads = [*self._threads]
+        for thread in threads:
+            thread.join(CLOSE_SECONDS)
+        with self._server_lock:
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+
+    def _submit(self, task: _Task, share: int) -> None:
+        with self._changed:
+            if self._is_closed:
+                raise IsolationUnavailable("the process pool is closed")
             if self._queue.waiting(task.tenant) >= MAX_WAITING:
                 raise IsolationUnavailable(f"{MAX_WAITING} tasks wait already: run fewer at once")
             self._queue.put(task.tenant, task, share)
             self._changed.notify()
-            if len(self._queue) > self._idle and self._threads < self._size:
-                self._threads += 1
-                threading.Thread(target=self._serve, name="isolation", daemon=True).start()
-        return task
+            if len(self._queue) > self._idle and len(self._threads) < self._size:
+                self._start_thread(task)
 
-    def cancel(self, task: _Task) -> None:
+    def _start_thread(self, task: _Task) -> None:
+        thread = threading.Thread(target=self._serve, name="isolation", daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.discard(thread)
+            if not self._threads:
+                self._queue.remove(task.tenant, task)
+                raise IsolationUnavailable("no thread can be started now") from None
+
+    def _cancel(self, task: _Task) -> None:
         """Remove a waiting task, or kill the process of a running one."""
         with self._changed:
             task.is_cancelled = True
-            was_waiting = self._queue.remove(task.tenant, task)
-            process = task.process
-        if not was_waiting and process is not None:
-            process.kill()
+            if not self._queue.remove(task.tenant, task) and task.process is not None:
+                task.process.kill()
 
     def _serve(self) -> None:
         """Run tasks in one process until there are none for a while."""
         process: TaskProcess | None = None
         try:
-            while (taken := self._take()) is not None:
-                tenant, task = taken
-                process = self._run(task, process)
-                with self._changed:
-                    self._queue.done(tenant)
-                    self._changed.notify()
+            while (task := self._take()) is not None:
+                try:
+                    process = self._run(task, process)
+                finally:
+                    with self._changed:
+                        self._running.discard(task)
+                        self._queue.done(task.tenant)
+                        self._changed.notify()
         finally:
             if process is not None:
-                process.close()
+                process.end()
+            with self._changed:
+                self._threads.discard(threading.current_thread())
 
-    def _take(self) -> tuple[Hashable, _Task] | None:
+    def _take(self) -> _Task | None:
         """Wait for the next task. Return None if there is none for a while: then the thread must end."""
         with self._changed:
+            is_late = False
             while (taken := self._queue.take()) is None:
-                self._idle += 1
-                was_notified = self._changed.wait(self._idle_seconds)
-                self._idle -= 1
-                if not was_notified:
-                    self._threads -= 1
+                if is_late or self._is_closed:
+                    # No other thread may count on this one from now on.
+                    self._threads.discard(threading.current_thread())
                     return None
-            return taken
+                self._idle += 1
+                is_late = not self._changed.wait(self._idle_seconds)
+                self._idle -= 1
+            self._running.add(taken[1])
+            return taken[1]
 
     def _run(self, task: _Task, process: TaskProcess | None) -> TaskProcess | None:
         """Run a task in this process, or in a new one. Return the process if it can run another task."""
         try:
-            if process is None:
-                process = self._server.fork()
+            if process is None or process.has_ended():
+                if process is not None:
+                    process.end()
+                process = self._fork()
             with self._changed:
                 task.process = process
-                if task.is_cancelled:
-                    return process
+                if task.is_cancelled or self._is_closed:
+                    raise IsolationUnavailable("the process pool is closed")
             response = process.run(task.function, task.limits, task.request)
         except IsolationError as error:
             _resolve(task.future, error)
-        except BaseException as error:
-            _resolve(task.future, error)
-            raise
+        except Exception as error:
+            log.exception("task of the process pool failed unexpectedly")
+            _resolve(task.future, TaskCrashed(f"the task failed: {type(error).__name__}"))
         else:
             _resolve(task.future, TaskResult(response.body, response.cpu_seconds))
-        finally:
-            with self._changed:
-                task.process = None
-        return process if process is not None and process.is_usable else None
+        with self._changed:
+            task.process = None
+            if process is None or process.is_usable:
+                return process
+        process.end()
+        return None
 
-    def close(self) -> None:
-        """End all processes. Running tasks fail."""
-        self._server.close()
+    def _fork(self) -> TaskProcess:
+        """Start a task process, and the fork server if it has not started or has ended."""
+        for _ in range(2):
+            server = self._running_server()
+            try:
+                return server.fork()
+            except (EOFError, OSError):
+                self._discard(server)
+        raise IsolationUnavailable("no process can be started now")
+
+    def _running_server(self) -> ForkServer:
+        with self._server_lock:
+            if self._is_closed:
+                raise IsolationUnavailable("the process pool is closed")
+            if self._server is None:
+                try:
+                    self._server = ForkServer(self._preloaded, self._rehearsed)
+                except OSError:
+                    raise IsolationUnavailable("no process can be started now") from None
+            return self._server
+
+    def _discard(self, server: ForkServer) -> None:
+        with self._server_lock:
+            if self._server is not server:
+                return
+            self._server = None
+        log.warning("fork server ended unexpectedly", pid=server.pid)
+        server.close()
 
 
 def _resolve(future: Future[TaskResult], result: TaskResult | BaseException) -> None:

@@ -12,45 +12,40 @@ Task = TypeVar("Task")
 class FairQueue(Generic[Task]):
     """Waiting tasks by tenant. The tenant with the fewest running tasks is next; among equals, the tenants take turns.
 
-    Not safe for threads: its user holds a lock.
+    The last free process is left for tenants without a running task. Not safe for threads: its user holds a lock.
     """
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._waiting: OrderedDict[Hashable, deque[tuple[Task, int]]] = OrderedDict()
         self._running: Counter[Hashable] = Counter()
+        self._waiting_count = 0
 
     def __len__(self) -> int:
         """The number of waiting tasks."""
-        return sum(map(len, self._waiting.values()))
+        return self._waiting_count
 
     def waiting(self, tenant: Hashable) -> int:
         return len(self._waiting.get(tenant, ()))
 
     def put(self, tenant: Hashable, task: Task, share: int) -> None:
-        """Add a task of a tenant of whom `share` tasks may run at once. One process is always left for others."""
-        allowed = max(1, min(share, self._slots - 1))
-        self._waiting.setdefault(tenant, deque()).append((task, allowed))
+        """Add a task of a tenant of whom `share` tasks may run at once, but at least one."""
+        self._waiting.setdefault(tenant, deque()).append((task, share))
+        self._waiting_count += 1
 
     def take(self) -> tuple[Hashable, Task] | None:
         """Remove and return the next task; None if no task may run now. Call `done` when it has ended."""
-        best: Hashable = None
-        fewest: int | None = None
-        for tenant, tasks in self._waiting.items():
-            running = self._running.get(tenant, 0)
-            if running < tasks[0][1] and (fewest is None or running < fewest):
-                best, fewest = tenant, running
-                if running == 0:
-                    break
-        if fewest is None:
+        tenant = self._next_tenant()
+        if tenant is None:
             return None
-        tasks = self._waiting[best]
+        tasks = self._waiting[tenant]
         task, _ = tasks.popleft()
-        self._waiting.move_to_end(best)
+        self._waiting_count -= 1
+        self._waiting.move_to_end(tenant)
         if not tasks:
-            del self._waiting[best]
-        self._running[best] += 1
-        return best, task
+            del self._waiting[tenant]
+        self._running[tenant] += 1
+        return tenant, task
 
     def done(self, tenant: Hashable) -> None:
         """A task of this tenant has ended."""
@@ -64,7 +59,20 @@ class FairQueue(Generic[Task]):
         for each in tasks:
             if each[0] is task:
                 tasks.remove(each)
+                self._waiting_count -= 1
                 if not tasks:
                     del self._waiting[tenant]
                 return True
         return False
+
+    def _next_tenant(self) -> Hashable | None:
+        free = self._slots - self._running.total()
+        best: Hashable | None = None
+        fewest = 0
+        for tenant, tasks in self._waiting.items() if free else ():
+            running = self._running.get(tenant, 0)
+            if running == 0:
+                return tenant
+            if free > 1 and running < tasks[0][1] and (best is None or running < fewest):
+                best, fewest = tenant, running
+        return best
