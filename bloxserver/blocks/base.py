@@ -13,6 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bloxserver.blocks.raw_json import RawJson, Value
 from bloxserver.clients.http import GuardedClient
+from bloxserver.isolation.limits import TaskLimits
 
 if TYPE_CHECKING:
     from bloxserver.clients.llm import LanguageModels
@@ -118,7 +119,7 @@ class FlowCaller(Protocol):
 class IsolatedTasks(Protocol):
     """Runs work that is too large for the event loop in another process."""
 
-    async def run(self, function: str, request: bytes) -> bytes:
+    async def run(self, function: str, request: bytes, limits: TaskLimits | None = None) -> bytes:
         """Run a function of `isolation.functions`. Raises `BlockError`."""
 
 

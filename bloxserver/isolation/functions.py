@@ -21,11 +21,13 @@ FUNCTIONS = {
     "organism.check_secrets": "bloxserver.organism.isolated:check_secret_values",
     "organism.compile": "bloxserver.organism.isolated:compile_definition",
     "organism.derive": "bloxserver.organism.isolated:derive_definition",
+    "python.run": "bloxserver.blocks.python_snippets:run_snippet",
 }
 
 PRELOADED = (
     "bloxserver.organism.isolated",
     "bloxserver.engine.run.isolated_attempt",
+    "bloxserver.blocks.python_snippets",
 )
 """Modules that the fork server imports, so that the processes of tasks share their memory."""
 REHEARSED = {"bloxserver.organism.isolated:check_definition": b"{}"}

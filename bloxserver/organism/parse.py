@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bloxserver.blocks import templates
+from bloxserver.blocks.checking import checking
 from bloxserver.blocks.http_request import check_url
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.mail_headers import read_mailbox
@@ -46,8 +47,11 @@ class Reading(NamedTuple):
 
 
 def parse(text: str, registry: BlockRegistry) -> Organism:
-    """Return the organism that a definition describes. Raises OrganismError with all errors."""
-    organism, problems, _ = read(text, registry)
+    """Return the organism that a definition describes, for an execution: the definition has been checked before.
+
+    Raises OrganismError with all errors except for those that are found only by a complete validation of configs.
+    """
+    organism, problems, _ = _read(text, registry)
     if organism is None:
         raise OrganismError([problem for problem in problems if problem.severity == "error"])
     return organism
@@ -63,6 +67,11 @@ def check(text: str, registry: BlockRegistry) -> list[Problem]:
 
 def read(text: str, registry: BlockRegistry) -> Reading:
     """Return the organism and all its problems. Raises OrganismError if the text is not YAML or exceeds a limit."""
+    with checking():
+        return _read(text, registry)
+
+
+def _read(text: str, registry: BlockRegistry) -> Reading:
     report = ProblemReport(load(text, tolerant=True))
     top = Section(report.document.value, (), report)
     top.report_unknown_keys(TOP_KEYS, UNUSED_KEYS)

@@ -9,11 +9,9 @@ import pytest
 from pydantic import JsonValue, ValidationError
 
 from bloxserver.blocks.base import BlockContext, BlockError
-from bloxserver.blocks.python import (
-    MAX_ANSWER_BYTES,
-    MAX_CODE_BYTES,
-    block,
-)
+from bloxserver.blocks.checking import checking
+from bloxserver.blocks.python import MAX_CODE_BYTES, PythonConfig
+from bloxserver.blocks.python_snippets import MAX_ANSWER_BYTES
 from tests.blocks.snippets import LOOP, failure, run
 
 MODULES = """
@@ -179,13 +177,13 @@ class TestErrors:
     )
     def test_syntax_errors_are_reported_by_the_config(self, code: str, told: str) -> None:
         with pytest.raises(ValidationError) as caught:
-            block.config.model_validate({"code": code})
+            check({"code": code})
         [error] = caught.value.errors()
         assert (error["loc"], error["msg"].startswith(f"Value error, {told}")) == (("code",), True)
 
     @pytest.mark.parametrize("code", [LOOP, "1 / 0", "'a' * 10**9", "'" + "x" * (MAX_CODE_BYTES - 2) + "'", "# x"])
     def test_runtime_errors_are_not_reported_by_the_config(self, code: str) -> None:
-        assert block.config.model_validate({"code": code}).code == code
+        assert check({"code": code}).code == code
 
     @pytest.mark.parametrize(
         ("code", "told"),
@@ -214,7 +212,7 @@ class TestErrors:
     )
     def test_unknown_names_are_reported_by_the_config(self, code: str, told: str) -> None:
         with pytest.raises(ValidationError) as caught:
-            block.config.model_validate({"code": code})
+            check({"code": code})
         [error] = caught.value.errors()
         assert error["msg"].startswith(f"Value error, {told}")
 
@@ -240,7 +238,7 @@ class TestErrors:
         ids=lambda value: ascii(value)[:40],
     )
     def test_known_names_are_accepted(self, code: str) -> None:
-        assert block.config.model_validate({"code": code}).code == code
+        assert check({"code": code}).code == code
 
     @pytest.mark.parametrize(
         "config",
@@ -260,7 +258,7 @@ class TestErrors:
     )
     def test_invalid_python_configs_are_rejected(self, config: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
-            block.config.model_validate(config)
+            check(config)
 
 
 class TestSandbox:
@@ -290,6 +288,12 @@ class TestSandbox:
         await run(context, "left = 1\ndef len(x):\n    return -1\n1")
         assert (await failure(context, "left")).message == "line 1: NameError: name 'left' is not defined"
         assert await run(context, "len('abc')") == 3
+
+
+def check(config: dict[str, Any]) -> PythonConfig:
+    """Validate a config completely, as for a definition that is being checked."""
+    with checking():
+        return PythonConfig.model_validate(config)
 
 
 async def _outcome(context: BlockContext, code: str) -> JsonValue:

@@ -7,36 +7,42 @@ import os
 import select
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockContext, BlockError
-from bloxserver.blocks.python import (
-    PROCESSES,
-)
+from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from tests.blocks.snippets import LOOP, run
 
 
-def workers(parent: int, ticks: int = 0) -> set[int]:
-    """Return the snippet processes of a parent process that have used at least `ticks` of CPU time."""
-    found = set()
+def workers(ancestor: int, ticks: int = 0) -> set[int]:
+    """Return the interpreters that descendants of a process have started and that have used at least `ticks` of CPU
+    time.
+    """
+    names, parents, used = {}, {}, {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
-            name, _, rest = status.read_text().partition(") ")
+            start, _, rest = status.read_text().rpartition(") ")
         except OSError:
             continue  # the process has just ended
-        fields = rest.split()
-        if name.endswith("(monty") and int(fields[1]) == parent and int(fields[11]) >= ticks:
-            found.add(int(status.parent.name))
-    return found
+        pid, fields = int(status.parent.name), rest.split()
+        names[pid], parents[pid], used[pid] = start.partition("(")[2], int(fields[1]), int(fields[11])
+
+    def is_descendant(pid: int) -> bool:
+        parent = parents.get(pid, 0)
+        return parent == ancestor or (parent != 0 and is_descendant(parent))
+
+    return {pid for pid, name in names.items() if name == "monty" and used[pid] >= ticks and is_descendant(pid)}
 
 
-async def worker(parent: int) -> int:
-    """Return the process of a looping snippet. The process that validated the snippet ends at once."""
-    async with asyncio.timeout(10):
-        while not (found := workers(parent, ticks=10)):  # noqa: ASYNC110  # nothing tells us
+async def worker(ancestor: int) -> int:
+    """Return the interpreter of a looping snippet."""
+    async with asyncio.timeout(20):
+        while not (found := workers(ancestor, ticks=5)):  # noqa: ASYNC110  # nothing tells us
             await asyncio.sleep(0.01)
     [pid] = found
     return pid
@@ -60,13 +66,24 @@ class TestProcesses:
         with pytest.raises(asyncio.CancelledError):
             await looping
 
+    async def test_endless_snippets_do_not_delay_those_of_another_user(self, context: BlockContext) -> None:
+        looping = [asyncio.create_task(run(context, LOOP, timeout_seconds=30)) for _ in range(100)]
+        await worker_count(2)
+        other = replace(context, isolated=IsolatedTasks(uuid4(), "free"))
+        for number in range(3):
+            assert await run(other, "payload + 1", number) == number + 1
+        assert not any(task.done() for task in looping)
+        for task in looping:
+            task.cancel()
+        await asyncio.wait(looping)
+
     async def test_cancellation_kills_the_process(self, context: BlockContext) -> None:
         looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
         pidfd = os.pidfd_open(await worker(os.getpid()))
         looping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await looping
-        assert ends_within(pidfd, 5)
+        assert await asyncio.to_thread(ends_within, pidfd, 5)
         os.close(pidfd)
 
     async def test_killed_process_is_a_retryable_error_and_is_replaced(self, context: BlockContext) -> None:
@@ -77,42 +94,57 @@ class TestProcesses:
         assert (caught.value.code, caught.value.retryable) == ("python_failed", True)
         assert await run(context, "'next'") == "next"
 
-    async def test_snippets_over_the_process_limit_wait(self, context: BlockContext) -> None:
-        numbers: list[JsonValue] = list(range(3 * PROCESSES))
+    async def test_snippets_over_the_share_of_their_user_wait(self, context: BlockContext) -> None:
+        numbers: list[JsonValue] = list(range(20))
         answers = await asyncio.gather(*(run(context, "payload", number) for number in numbers))
         assert answers == numbers
 
     async def test_finished_snippets_leave_no_process(self, context: BlockContext) -> None:
         assert await run(context, "1") == 1
-        # The pool reaps a process in a separate thread after the answer.
-        async with asyncio.timeout(10):
-            while workers(os.getpid()):  # noqa: ASYNC110  # nothing tells us
-                await asyncio.sleep(0.01)
+        assert workers(os.getpid()) == set()
 
-    async def test_processes_end_at_their_limit_after_the_server_is_killed(self) -> None:
-        with subprocess.Popen([sys.executable, "-c", SERVER, LOOP, "2"]) as server:  # noqa: ASYNC220
+    async def test_cpu_time_of_snippets_is_counted(self, context: BlockContext) -> None:
+        used = []
+        for code in ("1", "n = 0\nwhile n < 2_000_000:\n    n += 1"):
+            tasks = IsolatedTasks(uuid4(), "free")
+            await run(replace(context, isolated=tasks), code, timeout_seconds=30)
+            used.append(tasks.cpu_seconds)
+        assert 0 < 5 * used[0] < used[1]
+
+    async def test_processes_end_after_the_server_is_killed(self) -> None:
+        with subprocess.Popen([sys.executable, "-c", SERVER, LOOP, "30"]) as server:  # noqa: ASYNC220
             try:
                 pidfd = os.pidfd_open(await worker(server.pid))
             finally:
                 server.kill()
-        assert ends_within(pidfd, 15)
+        assert await asyncio.to_thread(ends_within, pidfd, 15)
         os.close(pidfd)
 
     @pytest.mark.parametrize("code", ["print('x' * 10000)", "open('/x')", LOOP])
     def test_server_exits_cleanly_after_snippets(self, code: str) -> None:
         served = subprocess.run([sys.executable, "-c", SERVER, code, "0.1"], capture_output=True, timeout=30)
-        assert (served.returncode, served.stdout) == (0, b"")
+        assert (served.returncode, served.stdout, served.stderr) == (0, b"", b"")
+
+
+async def worker_count(count: int) -> None:
+    """Wait until this number of interpreters is running."""
+    async with asyncio.timeout(20):
+        while len(workers(os.getpid())) < count:  # noqa: ASYNC110  # nothing tells us
+            await asyncio.sleep(0.01)
 
 
 SERVER = """
 import asyncio, sys
+from types import SimpleNamespace
+from uuid import uuid4
 from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.python import block
+from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 
 async def main():
     config = block.config.model_construct(code=sys.argv[1], timeout_seconds=float(sys.argv[2]))
     try:
-        await block.handler(block.payload(None), config, None)
+        await block.handler(block.payload(None), config, SimpleNamespace(isolated=IsolatedTasks(uuid4(), "free")))
     except BlockError:
         pass
 

@@ -19,6 +19,7 @@ from bloxserver.engine.run.blocks import checked_answer, filled_config, rendered
 from bloxserver.engine.run.effects import EffectNeeded, EffectResult, RecordedEffects
 from bloxserver.engine.run.serialization import payload_of
 from bloxserver.isolation.functions import find_function
+from bloxserver.isolation.limits import TaskLimits
 from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.organism.compiled import load_listener
 from bloxserver.organism.model import Listener
@@ -29,7 +30,7 @@ from bloxserver.storable import json_text
 class DirectCalls:
     """Calls functions directly, since this process is isolated already."""
 
-    async def run(self, function: str, request: bytes) -> bytes:
+    async def run(self, function: str, request: bytes, limits: TaskLimits | None = None) -> bytes:
         return find_function(function)(request)
 
 

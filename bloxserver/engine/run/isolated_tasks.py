@@ -8,10 +8,10 @@ from uuid import UUID
 from bloxserver.blocks.base import BlockError
 from bloxserver.errors import LimitReached
 from bloxserver.isolation import (
+    IsolationError,
     IsolationUnavailable,
     RequestTooLarge,
     ResourceExceeded,
-    TaskCrashed,
     TaskLimits,
     isolated,
 )
@@ -30,33 +30,42 @@ class IsolatedTasks:
         self._user_id = user_id
         self._plan = get_plan(tier)
         self.cpu_seconds = 0.0
-        """The CPU time of the functions that this object has run."""
+        """The CPU time of the functions that this object has run, also of those that failed."""
 
-    async def run(self, function: str, request: bytes, limits: TaskLimits = LIMITS) -> bytes:
+    async def run(self, function: str, request: bytes, limits: TaskLimits | None = None) -> bytes:
         """Run a function of `isolation.functions`. Raises `BlockError`."""
+        try:
+            return await self._run(function, request, limits or LIMITS)
+        except IsolationError as error:
+            self.cpu_seconds += error.cpu_seconds
+            raise _block_error(error) from None
+
+    async def _run(self, function: str, request: bytes, limits: TaskLimits) -> bytes:
         left = self._plan.execution_cpu_seconds - self.cpu_seconds
         if left <= 0:
             limit = LimitReached("execution_cpu_seconds", self._plan.execution_cpu_seconds, self.cpu_seconds, HINT)
             raise BlockError(limit.code, limit.message, retryable=False)
         limits = replace(limits, cpu_seconds=min(limits.cpu_seconds, left))
-        try:
-            result = await isolated(
-                function,
-                request,
-                tenant=self._user_id,
-                share=self._plan.isolated_tasks,
-                limits=limits,
-                max_bytes=MAX_REQUEST_BYTES,
-            )
-        except ResourceExceeded as error:
-            self.cpu_seconds += limits.cpu_seconds
-            message = f"the step exceeded its {error.resource} limit"
-            raise BlockError(f"{error.resource}_limit_exceeded", message, retryable=False) from None
-        except RequestTooLarge:
-            raise BlockError("payload_too_large", "the message and the input are too large", retryable=False) from None
-        except IsolationUnavailable as error:
-            raise BlockError("isolation_unavailable", str(error)) from None
-        except TaskCrashed:
-            raise BlockError("internal_error", "internal error") from None
+        result = await isolated(
+            function,
+            request,
+            tenant=self._user_id,
+            share=self._plan.isolated_tasks,
+            limits=limits,
+            max_bytes=MAX_REQUEST_BYTES,
+        )
         self.cpu_seconds += result.cpu_seconds
         return result.body
+
+
+def _block_error(error: IsolationError) -> BlockError:
+    match error:
+        case ResourceExceeded():
+            message = f"the step exceeded its {error.resource} limit"
+            return BlockError(f"{error.resource}_limit_exceeded", message, retryable=False)
+        case RequestTooLarge():
+            return BlockError("payload_too_large", "the message and the input are too large", retryable=False)
+        case IsolationUnavailable():
+            return BlockError("isolation_unavailable", str(error))
+        case _:
+            return BlockError("internal_error", "internal error")

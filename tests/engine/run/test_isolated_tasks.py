@@ -9,6 +9,7 @@ import pytest
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.engine.run.isolated_tasks import MAX_REQUEST_BYTES, IsolatedTasks
+from bloxserver.isolation import TaskLimits
 from bloxserver.isolation.parts import join_parts
 from bloxserver.plans import FREE
 
@@ -35,3 +36,12 @@ async def test_function_that_fails_unexpectedly_is_an_internal_error() -> None:
     with pytest.raises(BlockError) as error:
         await IsolatedTasks(uuid4(), "free").run("attempt.run", b"")
     assert (error.value.code, error.value.retryable) == ("internal_error", True)
+
+
+async def test_cpu_time_of_a_task_that_was_ended_is_added_with_that_of_its_processes() -> None:
+    tasks = IsolatedTasks(uuid4(), "free")
+    request = {"code": "while True:\n    pass", "payload": None, "timeout_seconds": 30, "memory_mb": 64}
+    with pytest.raises(BlockError) as error:
+        await tasks.run("python.run", json.dumps(request).encode(), TaskLimits(seconds=1))
+    assert error.value.code == "time_limit_exceeded"
+    assert tasks.cpu_seconds > 0.05
