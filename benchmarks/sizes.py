@@ -24,6 +24,8 @@ class Sizes:
     many_users: int = 1_000
     claims: int = 20
     bare: int = 5_000
+    tasks: int = 500
+    """Tasks of the isolation benchmark, for each size of a request."""
 
 
 SMALL = Sizes(
@@ -41,5 +43,6 @@ SMALL = Sizes(
     many_users=10,
     claims=2,
     bare=30,
+    tasks=3,
 )
 """Minimal sizes, to check that the benchmarks run. Their results are meaningless."""

@@ -31,7 +31,7 @@ def names_in(output: str, database: str) -> set[str]:
 
 
 def test_benchmarks_run_on_sqlite() -> None:
-    names = {"latency", "idle", "waiting", "fairness", "bare"}
+    names = {"latency", "idle", "waiting", "fairness", "bare", "isolation"}
     ended = run_benchmarks(*names, "--database", "sqlite")
     assert ended.returncode == 0, ended.stderr
     assert names_in(ended.stdout, "SQLite") == names
