@@ -56,6 +56,28 @@ def test_only_the_database_module_commits() -> None:
     assert ending == ENDS_TRANSACTIONS
 
 
+THREADS = {
+    "cli/startup.py": "joins a thread",
+    "clients/llm.py": "imports a library",
+    "observability/tracing.py": "joins a thread",
+}
+"""The modules that move work to a thread, and the work. A thread holds the interpreter, so that the work of users in it
+delays the event loop: see docs/security.md, "Work of users".
+"""
+
+
+def test_work_of_users_does_not_run_in_threads() -> None:
+    names = {"to_thread", "run_in_executor", "ThreadPoolExecutor", "ProcessPoolExecutor"}
+    moving = {
+        name
+        for name, path in modules().items()
+        for node in nodes(path)
+        if (isinstance(node, ast.Attribute) and node.attr in names)
+        or (isinstance(node, ast.alias) and node.name in names)
+    }
+    assert moving == set(THREADS)
+
+
 STATUS_WRITERS = {"services/transitions.py": "ExecutionRecord", "services/flows.py": "FlowRecord"}
 """The only module that changes the status of an execution, and the only one that changes that of a flow."""
 
