@@ -11,6 +11,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from bloxserver.blocks.cel.values import MAX_STEPS, Budget
 from bloxserver.blocks.raw_json import RawJson, Value
 from bloxserver.clients.http import GuardedClient
 from bloxserver.isolation.limits import TaskLimits
@@ -24,6 +25,12 @@ class BlockConfig(BaseModel):
     """Base class of every block's `config`. Unknown members are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+CHECKED = "checked"
+"""The validation context of a config that was valid before. Its expressions and templates are not checked again,
+because that takes long.
+"""
 
 
 class NoConfig(BlockConfig):
@@ -181,6 +188,10 @@ class BlockContext:
     """The input of the execution: the message of its first listener."""
     depth: int = 0
     """The number of ancestors of this execution. Requests contain it, so that a cycle through this server ends."""
+    budget: Budget = field(default_factory=lambda: Budget(MAX_STEPS))
+    """The steps that all expressions and templates of this attempt can take. Beyond it, `CostLimitExceeded` ends the
+    attempt on the event loop, and the block is called again in another process: use it before the first effect.
+    """
     agent: AgentContext | None = None
     """Null for all blocks but the agent."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from pydantic import Field, JsonValue, RootModel, StringConstraints
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, Routed
-from bloxserver.blocks.expressions import ConditionText, compile_expression
+from bloxserver.blocks.expressions import ConditionText, holds
 
 MAX_CASES = 100
 
@@ -35,9 +34,9 @@ class BranchConfig(BlockConfig):
 
 
 async def handle_branch(payload: BranchPayload, config: BranchConfig, context: BlockContext) -> Routed:
+    scope = context.scope(payload.root)
     for case in config.cases:
-        await asyncio.sleep(0)  # many conditions must not block the event loop
-        if compile_expression(case.when).holds(context.scope(payload.root)):
+        if holds(case.when, scope, context.budget):
             return Routed(payload.root, (case.to,))
     return Routed(payload.root, () if config.otherwise is None else (config.otherwise,))
 

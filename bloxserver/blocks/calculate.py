@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from itertools import islice
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, GetJsonSchemaHandler, JsonValue, RootModel, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    RootModel,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
+from bloxserver.blocks.base import CHECKED, Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.cel import type_check
 from bloxserver.blocks.cel.functions import FUNCTIONS, NUMBER, Function
-from bloxserver.blocks.cel.syntax import KEYWORDS, NAME, parse
+from bloxserver.blocks.cel.syntax import KEYWORDS, NAME
 from bloxserver.blocks.cel.values import EvaluationError, Run, bounded, power
-from bloxserver.blocks.expressions import Expression
+from bloxserver.blocks.expressions import Language, compile_expression, evaluate
 from bloxserver.blocks.tools import any_schema
 
 MAX_VARIABLES = 100
@@ -81,13 +90,13 @@ class CalculatePayload(RootModel[JsonValue]):
         return handler.resolve_ref_schema(handler(Calculation.__pydantic_core_schema__))
 
 
-@lru_cache(maxsize=256)
-def _compiled(text: str, names: frozenset[str]) -> Expression:
-    return Expression(text, parse(text, names | CONSTANTS.keys(), CALCULATIONS, arithmetic=True), real=True)
+CALCULATION = Language("calculation", CALCULATIONS, is_arithmetic=True)
+PAYLOAD = frozenset({"payload", *CONSTANTS})
 
 
-def _checked(text: str) -> str:
-    type_check.check(_compiled(text, frozenset({"payload"})).program, real=True)
+def _checked(text: str, info: ValidationInfo) -> str:
+    if info.context != CHECKED:
+        type_check.check(compile_expression(text, PAYLOAD, CALCULATION).program, real=True)
     return text
 
 
@@ -104,29 +113,34 @@ async def handle_calculate(payload: CalculatePayload, config: CalculateConfig, c
     if config.expression is not None:
         text, scope = config.expression, {"payload": payload.root}
     else:
-        calculation = _calculation(payload.root)
-        text, scope = calculation.expression, calculation.variables
-    try:
-        expression = _compiled(text, frozenset(scope))
-    except ValueError as error:
-        raise BlockError("expression_failed", f"{text[:200]}: {error}", retryable=False) from None
-    return {"result": _rounded(expression.evaluate({**CONSTANTS, **scope}))}
+        text, scope = _calculation(payload.root)
+    names = frozenset({*CONSTANTS, *scope})
+    result = evaluate(text, {**CONSTANTS, **scope}, context.budget, names, CALCULATION)
+    return {"result": _rounded(result)}
 
 
-def _calculation(payload: JsonValue) -> Calculation:
+def _calculation(payload: JsonValue) -> tuple[str, dict[str, JsonValue]]:
+    """Return the expression and the variables of a message."""
+    given, variables = payload, dict[str, JsonValue]()
+    if isinstance(payload, dict):
+        given = {name: payload[name] for name in Calculation.model_fields if name in payload}
+        if isinstance(values := payload.get("variables"), dict):
+            variables = values
+            # The values are not validated: they are JSON already, and can be large.
+            given["variables"] = dict.fromkeys(islice(values, MAX_VARIABLES + 1))
     try:
-        calculation = Calculation.model_validate(payload)
+        calculation = Calculation.model_validate(given)
     except ValidationError as error:
         reason = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in reason["loc"])[:100] or "message"
         raise BlockError(
             "invalid_payload", f"the message is not a calculation: {where}: {reason['msg']}", retryable=False
         ) from None
-    for name in calculation.variables:
+    for name in variables:
         if not NAME.fullmatch(name) or name in KEYWORDS or name == "in":
             message = f"{name[:100]!r} is not a valid name for a variable; use letters, digits and _"
             raise BlockError("invalid_payload", message, retryable=False)
-    return calculation
+    return calculation.expression, variables
 
 
 def _rounded(result: JsonValue) -> JsonValue:

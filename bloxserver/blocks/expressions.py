@@ -3,78 +3,137 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import AfterValidator, JsonValue
+from pydantic import AfterValidator, JsonValue, ValidationInfo
 
-from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.base import CHECKED, BlockError
 from bloxserver.blocks.cel import type_check
+from bloxserver.blocks.cel.functions import FUNCTIONS, Function
 from bloxserver.blocks.cel.nodes import Node
-from bloxserver.blocks.cel.syntax import parse
-from bloxserver.blocks.cel.values import Budget, CostLimitExceeded, EvaluationError, Run, to_json_value
+from bloxserver.blocks.cel.syntax import MAX_CHARACTERS, parse
+from bloxserver.blocks.cel.values import Budget, EvaluationError, Run, to_json_value
 from bloxserver.blocks.json_values import storable
 from bloxserver.blocks.templates import ROOTS
 
-MAX_STEPS = 300_000
 MAX_QUOTED = 200
+MAX_COMPILED = 512
+STEPS_PER_EVALUATION = 50
+STEPS_PER_CHARACTER = 6
+"""The steps to compile a character."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """The functions that an expression can call, and whether it can have `**`, `^` and `//` as operators.
+
+    The evaluation of arithmetic is `real`, see `Run`.
+    """
+
+    name: str
+    functions: Mapping[str, Function] = field(repr=False, compare=False)
+    is_arithmetic: bool = False
+
+
+CEL = Language("cel", FUNCTIONS)
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A compiled expression. `text` is its source; `real` is as in `Run`."""
+    """A compiled expression. `text` is its source, `names` are the names that it can refer to."""
 
     text: str
+    names: frozenset[str]
     program: Node
-    real: bool = False
+    language: Language = CEL
 
-    def evaluate(self, scope: Mapping[str, JsonValue]) -> JsonValue:
+    def evaluate(self, scope: Mapping[str, JsonValue], budget: Budget) -> JsonValue:
         """Return the value for `scope`: storable JSON of at most 1 MiB. Timestamps become ISO 8601 text, durations
         become seconds, and types become their names.
 
-        Raises `BlockError`, which is not retryable: `expression_failed`, or after about 0.2 seconds
-        `expression_too_costly`, because long evaluations delay other executions.
+        Raises `BlockError` (`expression_failed`), which is not retryable, and `CostLimitExceeded`.
         """
-        run = Run(dict(scope), Budget(MAX_STEPS), self.real)
+        budget.consume(STEPS_PER_EVALUATION + self.program.size)
+        run = Run(dict(scope), budget, self.language.is_arithmetic)
         try:
-            return storable(self.program.evaluate(run), convert=to_json_value)
+            return storable(self.program.evaluate(run), convert=to_json_value, budget=budget)
         except EvaluationError as failure:
-            raise self._error("expression_failed", str(failure)) from None
-        except CostLimitExceeded:
-            raise self._error("expression_too_costly", "the evaluation takes too many steps") from None
+            raise _error(self.text, str(failure)) from None
         except ValueError as error:
-            raise self._error("expression_failed", f"the value cannot be stored: {error}") from None
+            raise _error(self.text, f"the value cannot be stored: {error}") from None
 
-    def holds(self, scope: Mapping[str, JsonValue]) -> bool:
-        """Return whether the expression is true for `scope`. Raises `BlockError`, also for other values."""
-        value = self.evaluate(scope)
+    def holds(self, scope: Mapping[str, JsonValue], budget: Budget) -> bool:
+        """Return whether the expression is true for `scope`. Raises like `evaluate`, also for other values."""
+        value = self.evaluate(scope, budget)
         if not isinstance(value, bool):
-            raise self._error("expression_failed", "the value is neither true nor false")
+            raise _error(self.text, "the value is neither true nor false")
         return value
 
-    def _error(self, code: str, reason: str) -> BlockError:
-        text = self.text if len(self.text) <= MAX_QUOTED else f"{self.text[:MAX_QUOTED]}…"
-        return BlockError(code, f"{text}: {reason}", retryable=False)
+
+_compiled: dict[tuple[str, frozenset[str], Language], Expression] = {}
+"""The expressions that were compiled last."""
 
 
-@lru_cache(maxsize=256)
-def compile_expression(text: str, names: frozenset[str] = ROOTS) -> Expression:
+def compile_expression(
+    text: str, names: frozenset[str] = ROOTS, language: Language = CEL, budget: Budget | None = None
+) -> Expression:
     """Compile an expression over `names`. Compiled expressions are cached, so that blocks can call this per message.
 
     Raises `ValueError` for a syntax error, an unknown name or function, and for an expression that is too long or too
-    deeply nested.
+    deeply nested; with `budget`, `CostLimitExceeded`.
     """
-    return Expression(text, parse(text, names))
+    key = (text, names, language)
+    if known := _compiled.get(key):
+        return known
+    if budget is not None:
+        budget.consume(STEPS_PER_CHARACTER * min(len(text), MAX_CHARACTERS))
+    program = parse(text, names, language.functions, arithmetic=language.is_arithmetic, budget=budget)
+    if len(_compiled) >= MAX_COMPILED:
+        _compiled.pop(next(iter(_compiled)), None)
+    _compiled[key] = compiled = Expression(text, names, program, language)
+    return compiled
 
 
-def _checked(text: str) -> str:
-    type_check.check(compile_expression(text).program)
+def evaluate(
+    text: str,
+    scope: Mapping[str, JsonValue],
+    budget: Budget,
+    names: frozenset[str] = ROOTS,
+    language: Language = CEL,
+) -> JsonValue:
+    """Compile an expression and return its value. Raises `BlockError` (`expression_failed`), which is not retryable,
+    and `CostLimitExceeded`.
+    """
+    return _compile(text, names, language, budget).evaluate(scope, budget)
+
+
+def holds(text: str, scope: Mapping[str, JsonValue], budget: Budget, names: frozenset[str] = ROOTS) -> bool:
+    """Compile a condition and return whether it is true. Raises like `evaluate`."""
+    return _compile(text, names, CEL, budget).holds(scope, budget)
+
+
+def _compile(text: str, names: frozenset[str], language: Language, budget: Budget) -> Expression:
+    try:
+        return compile_expression(text, names, language, budget)
+    except ValueError as error:
+        raise _error(text, str(error)) from None
+
+
+def _error(text: str, reason: str) -> BlockError:
+    shown = text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
+    return BlockError("expression_failed", f"{shown}: {reason}", retryable=False)
+
+
+def _checked(text: str, info: ValidationInfo) -> str:
+    if info.context != CHECKED:
+        type_check.check(compile_expression(text).program)
     return text
 
 
-def _checked_condition(text: str) -> str:
-    type_check.check_condition(compile_expression(text).program)
+def _checked_condition(text: str, info: ValidationInfo) -> str:
+    if info.context != CHECKED:
+        type_check.check_condition(compile_expression(text).program)
     return text
 
 

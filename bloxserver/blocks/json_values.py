@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.cel.values import CHARACTERS_PER_STEP, Budget, CostLimitExceeded
 
 MAX_BYTES = 1024 * 1024
 MAX_ANSWER_BYTES = 8 * MAX_BYTES
@@ -17,26 +18,53 @@ MAX_DEPTH = 64
 MIN_INT = -(2**63)
 MAX_INT = 2**64 - 1
 MAX_INDEX_DIGITS = 9
+STEPS_PER_VALUE = 4
+"""The steps to copy a value, without its members."""
 
 
 def storable(
-    value: Any, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, convert: Callable[[Any], Any] | None = None
+    value: Any,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_depth: int = MAX_DEPTH,
+    convert: Callable[[Any], Any] | None = None,
+    budget: Budget | None = None,
 ) -> JsonValue:
     """Return a copy of the value that consists of JSON types only.
 
     `convert` returns a replacement for a value of another type. Raises `ValueError` with the path of the invalid part:
     text with a NUL character or half of a surrogate pair, a number that is not finite or exceeds 64 bits, a value that
-    is too large or too deeply nested. A `ValueError` of `convert` is passed on.
+    is too large or too deeply nested. A `ValueError` of `convert` is passed on. With `budget`, raises
+    `CostLimitExceeded`.
     """
-    return _Copier(max_bytes, max_depth, convert).copy(value)
+    return _Copier(max_bytes, max_depth, convert, budget).copy(value)
 
 
-def answer(value: Any) -> JsonValue:
-    """Return a block's answer if it can be stored. Raises `BlockError` (`invalid_answer`), which is not retryable."""
+def answer(value: Any, budget: Budget | None = None) -> JsonValue:
+    """Return a block's answer if it can be stored. Raises `BlockError` (`invalid_answer`), which is not retryable, and
+    `CostLimitExceeded`.
+    """
     try:
-        return storable(value, max_bytes=MAX_ANSWER_BYTES)
+        return storable(value, max_bytes=MAX_ANSWER_BYTES, budget=budget)
     except ValueError as error:
         raise BlockError("invalid_answer", f"the answer cannot be stored: {error}", retryable=False) from None
+
+
+def consume_values(value: JsonValue, budget: Budget, steps_per_value: int = STEPS_PER_VALUE) -> None:
+    """Consume the steps for work with each value in a value. Raises `CostLimitExceeded`."""
+    waiting = [value]
+    budget.consume(steps_per_value)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            budget.consume(len(value) // CHARACTERS_PER_STEP)
+        elif isinstance(value, dict):
+            budget.consume(steps_per_value * len(value))
+            budget.consume(sum(map(len, value)) // CHARACTERS_PER_STEP)
+            waiting += value.values()
+        elif isinstance(value, list):
+            budget.consume(steps_per_value * len(value))
+            waiting += value
 
 
 def value_at(path: Sequence[str], value: JsonValue) -> JsonValue:
@@ -69,10 +97,13 @@ class _InvalidValue(ValueError):
 
 
 class _Copier:
-    def __init__(self, max_bytes: int, max_depth: int, convert: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self, max_bytes: int, max_depth: int, convert: Callable[[Any], Any] | None, budget: Budget | None
+    ) -> None:
         self._max_bytes = self._bytes_left = max_bytes
         self._max_depth = max_depth
         self._convert = convert
+        self._budget = budget
 
     def copy(self, value: Any, depth: int = 1) -> JsonValue:
         """Copy a value. `depth` is its depth if it is a list or an object."""
@@ -118,6 +149,10 @@ class _Copier:
         self._bytes_left -= size
         if self._bytes_left < 0:
             raise ValueError(f"it is larger than {self._max_bytes} bytes")
+        if (budget := self._budget) is not None:
+            budget.left -= STEPS_PER_VALUE + size // CHARACTERS_PER_STEP  # a call of `consume` is slower
+            if budget.left < 0:
+                raise CostLimitExceeded
 
 
 def _checked(number: int | float) -> int | float:

@@ -133,7 +133,7 @@ def _invalid(reason: str) -> BlockError:
 
 
 def _render(template: JsonValue, payload: JsonValue, context: BlockContext) -> JsonValue:
-    return templates.render(template, context.scope(payload))
+    return templates.render(template, context.scope(payload), context.budget)
 
 
 def _key(payload: JsonValue, config: KeyValueConfig, context: BlockContext) -> str:

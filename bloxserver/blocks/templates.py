@@ -15,11 +15,15 @@ from difflib import get_close_matches
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
-from bloxserver.blocks.json_values import value_at
+from bloxserver.blocks.cel.values import Budget
+from bloxserver.blocks.json_values import consume_values, value_at
 
 MAX_PLACEHOLDERS = 100
 MAX_OUTPUT_BYTES = 1024 * 1024
 MAX_DEPTH = 64
+STEPS_PER_TEMPLATE_VALUE = 12
+STEPS_PER_PLACEHOLDER = 120
+CHARACTERS_PER_REGEX_STEP = 8
 ROOTS = frozenset({"payload", "input"})
 SECRETS = "secrets"
 SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -59,16 +63,16 @@ class _InvalidPlaceholder(ValueError):
         self.hint = hint
 
 
-def check(template: JsonValue, roots: frozenset[str] = ROOTS) -> None:
+def check(template: JsonValue, roots: frozenset[str] = ROOTS, budget: Budget | None = None) -> None:
     """Raise `ValueError` for a template that is invalid for every scope with these names.
 
-    If `secrets` is one of them, the only path to a secret is `secrets.NAME`.
+    If `secrets` is one of them, the only path to a secret is `secrets.NAME`. With `budget`, raises `CostLimitExceeded`.
     """
-    for problem in problems(template, roots):
+    for problem in problems(template, roots, budget):
         raise ValueError(f"{problem.message}; {problem.hint}")
 
 
-def problems(template: JsonValue, roots: frozenset[str] = ROOTS) -> list[TemplateProblem]:
+def problems(template: JsonValue, roots: frozenset[str] = ROOTS, budget: Budget | None = None) -> list[TemplateProblem]:
     """Return all reasons for which `check` rejects the template, in the order of its texts."""
     found: list[TemplateProblem] = []
     placeholders = 0
@@ -79,6 +83,8 @@ def problems(template: JsonValue, roots: frozenset[str] = ROOTS) -> list[Templat
             continue
         for written, part in _pieces(text):
             placeholders += 1
+            if budget is not None:
+                budget.consume(STEPS_PER_PLACEHOLDER + len(written) // CHARACTERS_PER_REGEX_STEP)
             problem = _problem(path, written, part, roots, is_key=is_key)
             if problem is not None:
                 found.append(problem)
@@ -127,19 +133,19 @@ def check_path(path: str) -> tuple[str, ...]:
     return names
 
 
-def render(template: JsonValue, scope: dict[str, JsonValue]) -> JsonValue:
+def render(template: JsonValue, scope: dict[str, JsonValue], budget: Budget) -> JsonValue:
     """Return the template with its placeholders replaced.
 
     A text that is a single placeholder becomes the value itself, with its type. Within other text, a value that is not
-    text becomes compact JSON. Raises `BlockError`, which is not retryable: `template_invalid`,
+    text becomes compact JSON. Raises `CostLimitExceeded`, and `BlockError`, which is not retryable: `template_invalid`,
     `template_missing_value`, `template_invalid_value`, `template_too_large`. The messages contain paths, never values.
     """
-    return _renderer(template, scope).render(template)
+    return _renderer(template, scope, budget).render(template)
 
 
-def render_text(template: str, scope: dict[str, JsonValue]) -> str:
+def render_text(template: str, scope: dict[str, JsonValue], budget: Budget) -> str:
     """Like `render`, but a text that is a single placeholder becomes text too."""
-    return _renderer(template, scope).render_text(template)
+    return _renderer(template, scope, budget).render_text(template)
 
 
 def insert_secrets(template: JsonValue, secrets: Mapping[str, str]) -> JsonValue:
@@ -153,19 +159,21 @@ def insert_secrets(template: JsonValue, secrets: Mapping[str, str]) -> JsonValue
     return template
 
 
-def _renderer(template: JsonValue, scope: dict[str, JsonValue]) -> _Renderer:
+def _renderer(template: JsonValue, scope: dict[str, JsonValue], budget: Budget) -> _Renderer:
+    consume_values(template, budget, STEPS_PER_TEMPLATE_VALUE)
     try:
-        check(template, frozenset(scope))
+        check(template, frozenset(scope), budget)
     except ValueError as error:
         raise _error("template_invalid", str(error)) from None
-    return _Renderer(scope)
+    return _Renderer(scope, budget)
 
 
 class _Renderer:
     """Renders a checked template, and stops if the output becomes too large."""
 
-    def __init__(self, scope: dict[str, JsonValue]) -> None:
+    def __init__(self, scope: dict[str, JsonValue], budget: Budget) -> None:
         self._scope = scope
+        self._budget = budget
         self._bytes_left = MAX_OUTPUT_BYTES
 
     def render(self, template: JsonValue) -> JsonValue:
@@ -186,12 +194,16 @@ class _Renderer:
         parts = _parse(text)
         if len(parts) == 1 and isinstance(parts[0], Placeholder):
             value = _look_up(parts[0], self._scope)
-            self._consume(_as_text(value, parts[0]))
+            self._consume(self._text_of(value, parts[0]))
             return value
         return self.render_text(text)
 
     def _interpolated(self, placeholder: Placeholder) -> str:
-        return _as_text(_look_up(placeholder, self._scope), placeholder)
+        return self._text_of(_look_up(placeholder, self._scope), placeholder)
+
+    def _text_of(self, value: JsonValue, placeholder: Placeholder) -> str:
+        consume_values(value, self._budget)
+        return _as_text(value, placeholder)
 
     def _consume(self, text: str) -> str:
         self._bytes_left -= len(text.encode(errors="surrogatepass"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, JsonValue, RootModel
+from pydantic import AfterValidator, Field, JsonValue, RootModel, ValidationInfo
 
 from bloxserver.blocks import templates
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext
+from bloxserver.blocks.base import CHECKED, Block, BlockConfig, BlockContext
 from bloxserver.blocks.json_values import answer
 
 
@@ -15,8 +15,9 @@ class TextTemplatePayload(RootModel[JsonValue]):
     """Any JSON value."""
 
 
-def _checked(template: str) -> str:
-    templates.check(template)
+def _checked(template: str, info: ValidationInfo) -> str:
+    if info.context != CHECKED:
+        templates.check(template)
     return template
 
 
@@ -29,7 +30,8 @@ class TextTemplateConfig(BlockConfig):
 async def handle_text_template(
     payload: TextTemplatePayload, config: TextTemplateConfig, context: BlockContext
 ) -> JsonValue:
-    return answer({"text": templates.render_text(config.template, context.scope(payload.root))})
+    text = templates.render_text(config.template, context.scope(payload.root), context.budget)
+    return answer({"text": text}, context.budget)
 
 
 block = Block(

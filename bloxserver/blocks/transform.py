@@ -11,16 +11,19 @@ from pydantic import (
     ModelWrapValidatorHandler,
     RootModel,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
 from bloxserver.blocks import templates
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema, with_problem
-from bloxserver.blocks.expressions import ExpressionText, compile_expression
+from bloxserver.blocks.base import CHECKED, Block, BlockConfig, BlockContext, BlockError, JsonSchema, with_problem
+from bloxserver.blocks.cel.values import Budget
+from bloxserver.blocks.expressions import ExpressionText, evaluate
 from bloxserver.blocks.json_values import MAX_DEPTH, answer, value_at
 from bloxserver.blocks.tools import schema_of_paths
 
 MAX_PATHS = 500
+STEPS_PER_PATH = 8
 WHOLE_MESSAGE = "."
 MODES = ("output", "expression", "mapping")
 
@@ -29,8 +32,9 @@ class TransformPayload(RootModel[JsonValue]):
     """Any JSON value."""
 
 
-def _checked_template(template: JsonValue) -> JsonValue:
-    templates.check(template)
+def _checked_template(template: JsonValue, info: ValidationInfo) -> JsonValue:
+    if info.context != CHECKED:
+        templates.check(template)
     return template
 
 
@@ -100,16 +104,18 @@ def _mode_problem(config: dict[str, Any]) -> str | None:
 
 
 async def handle_transform(payload: TransformPayload, config: TransformConfig, context: BlockContext) -> JsonValue:
+    scope, budget = context.scope(payload.root), context.budget
     if config.expression is not None:
-        return compile_expression(config.expression).evaluate(context.scope(payload.root))
+        return evaluate(config.expression, scope, budget)
     if config.mapping is not None:
-        return answer(_mapped(config.mapping, payload.root, skip_missing=config.skip_missing))
-    return answer(templates.render(config.output, context.scope(payload.root)))
+        return answer(_mapped(config.mapping, payload.root, budget, skip_missing=config.skip_missing), budget)
+    return answer(templates.render(config.output, scope, budget), budget)
 
 
-def _mapped(mapping: dict[str, str], payload: JsonValue, *, skip_missing: bool) -> JsonValue:
+def _mapped(mapping: dict[str, str], payload: JsonValue, budget: Budget, *, skip_missing: bool) -> JsonValue:
     mapped: dict[str, Any] = {}
     for target, source in mapping.items():
+        budget.consume(STEPS_PER_PATH + len(target) + len(source))
         try:
             value = payload if source == WHOLE_MESSAGE else value_at(_path(source), payload)
         except LookupError:

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bloxserver.blocks.agent import agent
-from bloxserver.blocks.base import Tool
-from bloxserver.blocks.expressions import compile_expression
+from bloxserver.blocks.base import CHECKED, Tool
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.organism.model import (
     ExecutionLimits,
@@ -17,7 +16,6 @@ from bloxserver.organism.model import (
     Peer,
     UnknownListener,
 )
-from bloxserver.organism.peers import NAMES
 
 PLAIN = (
     *("name", "description", "handler", "given_config", "payload_class"),
@@ -43,7 +41,7 @@ def compiled_listener(listener: Listener) -> dict[str, Any]:
         "block": listener.block.name,
         "templates": sorted(listener.templates),
         "secrets": sorted(listener.secrets),
-        "peers": [[peer.to, peer.on, peer.when and peer.when.text] for peer in listener.peers],
+        "peers": [[peer.to, peer.on, peer.when] for peer in listener.peers],
         "tools": [asdict(tool) for tool in listener.tools],
     }
 
@@ -82,13 +80,10 @@ def load_listener(compiled: dict[str, Any], registry: BlockRegistry) -> Listener
         raise UnknownListener(compiled["name"])  # the package of the block was removed since
     return Listener(
         block=block,
-        config=block.config.model_validate(compiled["given_config"]),
+        config=block.config.model_validate(compiled["given_config"], context=CHECKED),
         templates=frozenset(compiled["templates"]),
         secrets=frozenset(compiled["secrets"]),
-        peers=tuple(
-            Peer(to, on, None if when is None else compile_expression(when, NAMES[on]))
-            for to, on, when in compiled["peers"]
-        ),
+        peers=tuple(Peer(to, on, when) for to, on, when in compiled["peers"]),
         tools=tuple(Tool(**tool) for tool in compiled["tools"]),
         **{name: compiled[name] for name in PLAIN},
     )

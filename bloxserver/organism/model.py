@@ -9,7 +9,6 @@ from typing import Literal
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import AnyBlock, BlockConfig, Tool
-from bloxserver.blocks.expressions import Expression
 from bloxserver.organism.requirements import Requirement
 
 
@@ -27,7 +26,7 @@ class Peer:
 
     to: str
     on: Literal["answer", "error"] = "answer"
-    when: Expression | None = None
+    when: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

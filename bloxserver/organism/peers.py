@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import JsonValue
 
 from bloxserver.blocks.cel.type_check import Members, check_condition
-from bloxserver.blocks.expressions import Expression, compile_expression
+from bloxserver.blocks.expressions import compile_expression
 from bloxserver.organism.model import Peer
 from bloxserver.organism.problems import Path, quoted
 from bloxserver.organism.sections import Section, nearest_of
@@ -72,29 +72,26 @@ class _PeerReader:
             hint = "remove it for the answer, or write on: error"
             item.report.error(item.path_to("on"), "wrong_type", f'"on" cannot be {quoted(on)}', hint)
             on = None
-            condition = self._compile_condition(item, when, "error")
+            self._check_condition(item, when, "error")
         else:
-            condition = self._compile_condition(item, when, on or "answer")
+            self._check_condition(item, when, on or "answer")
             if self._is_agent and item.values.get("on") is None and when is not None:
                 hint = "add on: answer if the peer is to receive the agent's answer"
                 message = "a peer that an agent can call as a tool cannot have a condition"
                 item.report.error(item.path_to("when"), "unsupported", message, hint, at_key=True)
         if to is None or not self._is_known(to, item.path_to("to")) or len(self._report.problems) > before:
             return
-        peer = Peer(to, "error" if on == "error" else "answer", condition)
+        peer = Peer(to, "error" if on == "error" else "answer", when)
         self._add(peer, item.path_to("to"), is_tool=self._is_agent and on is None)
 
-    def _compile_condition(self, item: Section, when: str | None, on: str) -> Expression | None:
+    def _check_condition(self, item: Section, when: str | None, on: str) -> None:
         if when is None:
-            return None
+            return
         try:
-            expression = compile_expression(when, NAMES[on])
-            check_condition(expression.program, MEMBERS[on])
-            return expression
+            check_condition(compile_expression(when, NAMES[on]).program, MEMBERS[on])
         except ValueError as error:
             hint = "write a CEL expression over payload, like payload.score > 3"
             item.report.error(item.path_to("when"), "invalid_expression", str(error), hint)
-            return None
 
     def _is_known(self, name: str, path: Path) -> bool:
         if name in self._names:

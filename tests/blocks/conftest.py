@@ -11,6 +11,7 @@ import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockContext
+from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.mail import Mailer
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
@@ -56,6 +57,7 @@ async def context() -> BlockContext:
         flows=NoFlows(),
         mail=Mailer(default=None, sender=None),
         isolated=IsolatedTasks(uuid4(), "enterprise"),
+        budget=Budget(MAX_ISOLATED_STEPS),
     )
 
 

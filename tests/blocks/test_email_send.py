@@ -147,7 +147,9 @@ class TestMail:
         }
         assert set(written) <= block.templates
         block.config.model_validate(written)
-        rendered = {name: templates.render(value, {"payload": payload}) for name, value in written.items()}
+        rendered = {
+            name: templates.render(value, {"payload": payload}, context.budget) for name, value in written.items()
+        }
         await run(context, **rendered)
         [received] = server.received
         assert (received.sender, received.recipients) == ("ada@example.org", payload["to"])  # type: ignore[call-overload, index]

@@ -9,6 +9,7 @@ import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget
 from bloxserver.blocks.expressions import compile_expression
 
 PAYLOAD: JsonValue = {
@@ -216,7 +217,7 @@ FAILURES = {
     "{1: 2}": "key of an object must be a text",
     "{'a': 1, 'a': 2}": "the key a twice",
     "'a\\u0000b'": "contains a NUL",
-    "payload.name.matches(payload.user.name + '(')": "unclosed group",
+    "payload.name.matches(payload.user.name + '(')": "missing )",
     "payload.name.matches('\\\\w{10}' + '{100}{100}')": "matches cannot use",
 }
 
@@ -266,14 +267,19 @@ INVALID = {
     "9223372036854775809": "too large",
     "2 ** 3": "unexpected *",
     "payload #": "# is not supported",
-    "payload.name.matches('(')": "unclosed group",
+    "payload.name.matches('(')": "missing )",
     "payload.name.matches(r'\\w{100}{100}')": "matches cannot use",
     "1" * 2001: "at most 2000 characters",
 }
 
 
+def budget() -> Budget:
+    """Return the budget of an isolated process."""
+    return Budget(MAX_ISOLATED_STEPS, isolated=True)
+
+
 def value(text: str, payload: JsonValue = PAYLOAD) -> JsonValue:
-    return compile_expression(text).evaluate({"payload": payload})
+    return compile_expression(text).evaluate({"payload": payload}, budget())
 
 
 def refused(text: str, payload: JsonValue = PAYLOAD) -> BlockError:
@@ -316,19 +322,19 @@ def test_invalid_expressions_fail_to_compile(text: str, reason: str) -> None:
 
 def test_expression_sees_only_the_given_names() -> None:
     names = frozenset({"payload", "error"})
-    assert compile_expression("error.code == payload", names).holds({"error": {"code": "x"}, "payload": "x"})
+    assert compile_expression("error.code == payload", names).holds({"error": {"code": "x"}, "payload": "x"}, budget())
     with pytest.raises(ValueError, match="secrets is not defined; defined are error, payload"):
         compile_expression("secrets.key", names)
     with pytest.raises(BlockError, match="error is not defined"):
-        compile_expression("error.code == 1", names).evaluate({"payload": 1})
+        compile_expression("error.code == 1", names).evaluate({"payload": 1}, budget())
 
 
 def test_holds_accepts_booleans_only() -> None:
     scope: dict[str, JsonValue] = {"payload": PAYLOAD}
-    assert compile_expression("payload.count == 7").holds(scope) is True
-    assert compile_expression("payload.count == 8").holds(scope) is False
+    assert compile_expression("payload.count == 7").holds(scope, budget()) is True
+    assert compile_expression("payload.count == 8").holds(scope, budget()) is False
     with pytest.raises(BlockError, match="neither true nor false") as caught:
-        compile_expression("payload.count").holds(scope)
+        compile_expression("payload.count").holds(scope, budget())
     assert (caught.value.code, caught.value.retryable) == ("expression_failed", False)
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import pytest
 from pydantic import JsonValue
 
+from bloxserver.blocks import templates
 from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget
 from bloxserver.blocks.templates import (
     MAX_OUTPUT_BYTES,
     MAX_PLACEHOLDERS,
     ROOTS,
     check,
     problems,
-    render,
-    render_text,
     secret_names,
     used_roots,
 )
@@ -102,6 +102,14 @@ INVALID = [
     "{{ $json.name }}",
     "{{\npayload.\nname }}",
 ]
+
+
+def render(template: JsonValue, scope: dict[str, JsonValue]) -> JsonValue:
+    return templates.render(template, scope, Budget(MAX_ISOLATED_STEPS))
+
+
+def render_text(template: str, scope: dict[str, JsonValue]) -> str:
+    return templates.render_text(template, scope, Budget(MAX_ISOLATED_STEPS))
 
 
 def refused(template: JsonValue, payload: JsonValue = PAYLOAD) -> BlockError:

@@ -100,7 +100,7 @@ VALID = DEFINITIONS | FILES
 def meaning(text: str) -> list[tuple[Listener, list[tuple[str, str, str | None]]]]:
     """Return the listeners of a definition in a comparable form, with the text of compiled conditions."""
     return [
-        (replace(one, peers=()), [(peer.to, peer.on, peer.when.text if peer.when else None) for peer in one.peers])
+        (replace(one, peers=()), [(peer.to, peer.on, peer.when) for peer in one.peers])
         for one in parse(text, REGISTRY).listeners
     ]
 

@@ -37,7 +37,7 @@ listeners:
 def values(listener: Listener) -> dict[str, Any]:
     """The attributes of a listener; conditions by their text, since syntax trees are not compared."""
     attributes = {field.name: getattr(listener, field.name) for field in fields(listener)}
-    peers = [(peer.to, peer.on, peer.when and peer.when.text) for peer in listener.peers]
+    peers = [(peer.to, peer.on, peer.when) for peer in listener.peers]
     return attributes | {"peers": peers}
 
 

@@ -48,7 +48,7 @@ def to_int(run: Run, value: Any) -> int:
     number = _parsed("int", value) if isinstance(value, str) else value
     if isinstance(value, str) and isinstance(number, float):
         raise EvaluationError(f"int cannot convert {value!r}, which is not an integer")
-    whole: int = trunc(number)
+    whole: int = in_range(lambda: trunc(number), "an integer exceeds 64 bits")
     if not MIN_INT <= whole <= MAX_INT:
         raise EvaluationError("an integer exceeds 64 bits")
     return whole
@@ -116,7 +116,8 @@ def to_duration(run: Run, value: Any) -> timedelta:
     if isinstance(value, timedelta):
         return value
     if isinstance(value, str):
-        found = DURATION.fullmatch(value[: MAX_CHARACTERS + 1]) if len(value) <= MAX_CHARACTERS else None
+        run.budget.consume(min(len(value), MAX_CHARACTERS))
+        found = DURATION.fullmatch(value) if len(value) <= MAX_CHARACTERS else None
         if found is None:
             raise EvaluationError(f"duration cannot convert {value[:MAX_CHARACTERS]!r}; write 1h30m or 1.5s")
         parts = DURATION_PART.findall(found[2])

@@ -6,9 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from bloxserver.blocks.cel.functions import Function
-from bloxserver.blocks.cel.values import OPERATORS, EvaluationError, Run, kind_of, negative
+from bloxserver.blocks.cel.values import (
+    ERROR_STEPS,
+    OPERATORS,
+    EvaluationError,
+    Run,
+    has_key,
+    kind_of,
+    negative,
+)
 
 Item = TypeVar("Item")
+INNER_STEPS = 4
+NAMES_PER_STEP = 8
+"""The names of the scope that a macro copies in a step."""
 
 
 class Node:
@@ -83,9 +94,11 @@ class Index(Node):
     def evaluate(self, run: Run) -> Any:
         operand, index = self.operand.evaluate(run), self.index.evaluate(run)
         if isinstance(operand, dict):
-            if isinstance(index, str) and index in operand:
+            if not isinstance(index, str):
+                raise EvaluationError(f"the key of an object must be a text, not {kind_of(index)}")
+            if has_key(operand, index, run):
                 return operand[index]
-            raise EvaluationError(f"no such field: {str(index)[:200]}")
+            raise EvaluationError(f"no such field: {index[:200]}")
         if isinstance(operand, list):
             if isinstance(index, float) and index.is_integer():
                 index = int(index)
@@ -117,7 +130,7 @@ class MapOf(Node):
             key = key_node.evaluate(run)
             if not isinstance(key, str):
                 raise EvaluationError(f"the key of an object must be a text, not {kind_of(key)}")
-            if key in result:
+            if has_key(result, key, run):
                 raise EvaluationError(f"an object has the key {key[:200]} twice")
             result[key] = value.evaluate(run)
         return result
@@ -164,7 +177,7 @@ class Logic(Node):
         self.operands = operands
 
     def evaluate(self, run: Run) -> bool:
-        return _short_circuit(self.sign, self.sign == "||", self.operands, lambda operand: operand.evaluate(run))
+        return _short_circuit(run, self.sign, self.sign == "||", self.operands, lambda operand: operand.evaluate(run))
 
 
 class Conditional(Node):
@@ -211,6 +224,7 @@ class Macro(Node):
             yield item
 
     def inner(self, run: Run) -> Run:
+        run.budget.consume(INNER_STEPS + len(run.names) // NAMES_PER_STEP)
         return Run({**run.names, self.variable: None}, run.budget, run.real)
 
 
@@ -228,7 +242,7 @@ class Quantifier(Macro):
             inner.names[self.variable] = item
             return self.condition.evaluate(inner)
 
-        return _short_circuit(self.macro, self.macro == "exists", self.items(run), predicate)
+        return _short_circuit(run, self.macro, self.macro == "exists", self.items(run), predicate)
 
 
 class Collection(Macro):
@@ -261,7 +275,9 @@ class ExistsOne(Collection):
         return len(self.collected(run)) == 1
 
 
-def _short_circuit(sign: str, decisive: bool, items: Iterable[Item], predicate: Callable[[Item], Any]) -> bool:
+def _short_circuit(
+    run: Run, sign: str, decisive: bool, items: Iterable[Item], predicate: Callable[[Item], Any]
+) -> bool:
     """Return `decisive` if the predicate has this value for an item, even if it fails for others; else the opposite.
 
     Raises the first `EvaluationError` if no item is decisive.
@@ -272,6 +288,7 @@ def _short_circuit(sign: str, decisive: bool, items: Iterable[Item], predicate: 
             if _boolean(sign, predicate(item)) is decisive:
                 return decisive
         except EvaluationError as error:
+            run.budget.consume(ERROR_STEPS)
             failure = failure or error
     if failure is not None:
         raise failure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from math import isfinite
 from typing import NamedTuple
@@ -13,13 +13,17 @@ from bloxserver.blocks.cel.conversions import TYPE_NAMES
 from bloxserver.blocks.cel.functions import FUNCTIONS, Function
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.patterns import check_pattern
-from bloxserver.blocks.cel.values import TypeName
+from bloxserver.blocks.cel.values import Budget, TypeName
 
 MAX_CHARACTERS = 2_000
 MAX_NESTING = 32
 MAX_DEPTH = 100
-MAX_SUGGESTED = 64
+MAX_SHOWN = 64
+MAX_SUGGESTED = 32
+"""The time of the search for a similar name grows with the square of its length."""
 MAX_LISTED = 5
+MAX_PATTERN_STEPS = 10_000
+"""The limit for the check of its regular expressions, if there is no other budget."""
 
 _TOKENS = r"""
     |(?P<raw>[rR](?:\"\"\"[\s\S]*?\"\"\"|'''[\s\S]*?'''|"[^"\n]*"|'[^'\n]*'))
@@ -53,19 +57,28 @@ def parse(
     functions: Mapping[str, Function] = FUNCTIONS,
     *,
     arithmetic: bool = False,
+    budget: Budget | None = None,
 ) -> Node:
     """Return the tree of an expression over the names. With `arithmetic`, it can have `**`, `^` and, instead of
-    comments, `//`.
+    comments, `//`. The check of its regular expressions consumes steps of the budget.
 
     Raises `ValueError` with the reason and the position for an expression that is invalid, too long or too deep.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"an expression must have at most {MAX_CHARACTERS} characters")
-    return _Parser(text, names, functions, arithmetic).parse()
+    parser = _Parser(text, names, functions, arithmetic, budget or Budget(MAX_PATTERN_STEPS))
+    return parser.parse()
 
 
 class _Parser:
-    def __init__(self, text: str, names: Collection[str], functions: Mapping[str, Function], arithmetic: bool) -> None:
+    def __init__(
+        self,
+        text: str,
+        names: Collection[str],
+        functions: Mapping[str, Function],
+        arithmetic: bool,
+        budget: Budget,
+    ) -> None:
         self._tokens = _tokens(text, ARITHMETIC_TOKEN if arithmetic else TOKEN)
         self._at = 0
         self._names = names
@@ -73,6 +86,7 @@ class _Parser:
         self._arithmetic = arithmetic
         self._variables: list[str] = []
         self._nesting = 0
+        self._budget = budget
 
     def parse(self) -> Node:
         if self._token.kind == "end":
@@ -133,12 +147,15 @@ class _Parser:
             sign = self._next().text
             right = self._binary(precedence + 1)
             if sign in ("&&", "||"):
-                before = left.operands if isinstance(left, nodes.Logic) and left.sign == sign else [left]
-                left = nodes.Logic(sign, [*before, right])
+                left = nodes.Logic(sign, [left, right, *self._operands(sign, precedence)])
             else:
                 left = nodes.Operation(sign, left, right)
             self._checked(left)
         return left
+
+    def _operands(self, sign: str, precedence: int) -> Iterator[Node]:
+        while self._accept(sign):
+            yield self._binary(precedence + 1)
 
     def _unary(self) -> Node:
         signs = []
@@ -245,7 +262,7 @@ class _Parser:
         if not function.accepts(len(arguments)):
             raise _error(f"wrong number of arguments; use {function.signature(name)}", token)
         if name == "matches" and isinstance(arguments[1], nodes.Constant) and isinstance(arguments[1].value, str):
-            check_pattern(arguments[1].value)
+            check_pattern(arguments[1].value, self._budget)
         return self._checked(nodes.Call(name, function, arguments))
 
     def _macro(self, macro: str, over: Node) -> Node:
@@ -346,7 +363,7 @@ def _nearest(name: str, known: Collection[str]) -> str:
 
 
 def _shown(text: str) -> str:
-    return text[:MAX_SUGGESTED] if text.isprintable() else ascii(text[:MAX_SUGGESTED])
+    return text[:MAX_SHOWN] if text.isprintable() else ascii(text[:MAX_SHOWN])
 
 
 def _error(reason: str, token: Token) -> ValueError:

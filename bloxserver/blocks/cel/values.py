@@ -12,7 +12,25 @@ from typing import Any
 
 MIN_INT = -(2**63)
 MAX_INT = 2**63 - 1
+NANOSECONDS_PER_STEP = 250
+"""The most time that a step takes on the machine that docs/performance.md describes. `python -m benchmarks expressions`
+measures it for each function and operator.
+"""
+MAX_STEPS = 15_000
+"""The budget of an attempt or a routing decision on the event loop: less than 5 ms."""
+MAX_ISOLATED_STEPS = 1_500_000
+"""The budget in a process of its own: less than half a second."""
 CHARACTERS_PER_STEP = 64
+COMPARISONS_PER_STEP = 256
+"""The characters that a search compares in a step, if its time is a product of two lengths."""
+PAIR_STEPS = 4
+"""The steps to compare two members of lists or objects."""
+TIME_STEPS = 10
+"""The steps for arithmetic with timestamps and durations."""
+REMAINDER_STEPS = 20
+"""The steps for a remainder or a rounded quotient, which take longer if the numbers differ much in size."""
+ERROR_STEPS = 12
+"""The steps for an error that does not end the evaluation."""
 
 
 class EvaluationError(Exception):
@@ -24,15 +42,19 @@ class CostLimitExceeded(Exception):
 
 
 class Budget:
-    """The number of steps that an evaluation can still take. A step takes well below a microsecond."""
+    """The number of steps that an evaluation can still take. The time is at most proportional to the steps.
 
-    def __init__(self, steps: int) -> None:
-        self._left = steps
+    `isolated`: the evaluation runs in a process whose time and memory the operating system limits.
+    """
+
+    def __init__(self, steps: int, *, isolated: bool = False) -> None:
+        self.left = steps
+        self.isolated = isolated
 
     def consume(self, steps: int) -> None:
-        """Subtract steps. Call this before memory is used. Raises `CostLimitExceeded`."""
-        self._left -= steps
-        if self._left < 0:
+        """Subtract steps. Call this before the work and before memory is used. Raises `CostLimitExceeded`."""
+        self.left -= steps
+        if self.left < 0:
             raise CostLimitExceeded
 
 
@@ -78,19 +100,29 @@ def equal(left: Any, right: Any, run: Run) -> bool:
     """Compare two values. Values of different kinds are not equal; numbers are compared by value, lists and objects by
     content.
     """
+    if kind_of(left) != kind_of(right):
+        return False
+    if isinstance(left, str):
+        run.budget.consume(len(left) // CHARACTERS_PER_STEP)
+    return _equal_content(left, right, run) if isinstance(left, list | dict) else bool(left == right)
+
+
+def _equal_content(left: Any, right: Any, run: Run) -> bool:
     pairs = [(left, right)]
     while pairs:
         one, other = pairs.pop()
-        run.budget.consume(1)
         if kind_of(one) != kind_of(other):
             return False
         if isinstance(one, list):
             if len(one) != len(other):
                 return False
-            run.budget.consume(len(one))
+            run.budget.consume(1 + PAIR_STEPS * len(one))
             pairs.extend(zip(one, other, strict=True))
         elif isinstance(one, dict):
-            run.budget.consume(min(len(one), len(other)))
+            if len(one) != len(other):
+                return False
+            run.budget.consume(1 + PAIR_STEPS * len(one))
+            run.budget.consume(sum(map(len, one)) // CHARACTERS_PER_STEP)
             if one.keys() != other.keys():
                 return False
             pairs.extend((value, other[key]) for key, value in one.items())
@@ -109,12 +141,23 @@ def not_equal(left: Any, right: Any, run: Run) -> bool:
 def contains(left: Any, right: Any, run: Run) -> bool:
     """Return whether a list contains the value, or an object the key."""
     if isinstance(right, dict):
-        return isinstance(left, str) and left in right
+        return isinstance(left, str) and has_key(right, left, run)
     if isinstance(right, list):
-        return any(equal(left, item, run) for item in right)
+        return contains_item(right, left, run)
     if isinstance(right, str):
         raise EvaluationError("in needs a list or an object; for a text write text.contains(part)")
     raise EvaluationError(f"in needs a list or an object, not {kind_of(right)}")
+
+
+def contains_item(items: list[Any], wanted: Any, run: Run) -> bool:
+    run.budget.consume(PAIR_STEPS * len(items))
+    return any(equal(wanted, item, run) for item in items)
+
+
+def has_key(members: dict[str, Any], key: str, run: Run) -> bool:
+    """Return whether an object has a member. The time depends on the key: it is hashed and compared."""
+    run.budget.consume(len(key) // CHARACTERS_PER_STEP)
+    return key in members
 
 
 def ordering(operator: str, compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any, Run], bool]:
@@ -140,6 +183,7 @@ def add(left: Any, right: Any, run: Run) -> Any:
         return left + right
     times = (isinstance(left, datetime), isinstance(right, datetime))
     if _are_times(left, right) and times != (True, True):
+        run.budget.consume(TIME_STEPS)
         return in_range(lambda: left + right)
     if isinstance(left, str) or isinstance(right, str):
         other = right if isinstance(left, str) else left
@@ -151,6 +195,7 @@ def subtract(left: Any, right: Any, run: Run) -> Any:
     if _are_numbers(left, right):
         return bounded(left - right, run)
     if _are_times(left, right) and not (isinstance(left, timedelta) and isinstance(right, datetime)):
+        run.budget.consume(TIME_STEPS)
         return in_range(lambda: left - right)
     raise _mismatch("-", left, right)
 
@@ -181,6 +226,7 @@ def divide_down(left: Any, right: Any, run: Run) -> Any:
         raise _mismatch("//", left, right)
     if right == 0:
         raise EvaluationError("division by zero")
+    run.budget.consume(REMAINDER_STEPS)
     return bounded(left // right, run)
 
 
@@ -191,6 +237,7 @@ def remainder(left: Any, right: Any, run: Run) -> Any:
     if right == 0:
         raise EvaluationError("division by zero")
     if isinstance(left, float) or isinstance(right, float):
+        run.budget.consume(REMAINDER_STEPS)
         return bounded(fmod(left, right), run)
     rest = abs(left) % abs(right)
     return -rest if left < 0 else rest
@@ -228,18 +275,19 @@ def bounded(number: int | float, run: Run) -> int | float:
             return number
         if not run.real:
             raise EvaluationError("an integer exceeds 64 bits")
-        number = float(number)
+        # An integer with hundreds of digits is not a float.
+        number = in_range(lambda: float(number), "a number is too large")
     if not isfinite(number):
         raise EvaluationError("a number is too large")
     return number
 
 
-def in_range(calculate: Callable[[], Any]) -> Any:
-    """Return the calculated time. Raises `EvaluationError` if it is before the year 1 or after the year 9999."""
+def in_range(calculate: Callable[[], Any], otherwise: str = "a time is out of range") -> Any:
+    """Return the result. Raises `EvaluationError` if it is out of range, as a time after the year 9999 is."""
     try:
         return calculate()
     except (OverflowError, ValueError):
-        raise EvaluationError("a time is out of range") from None
+        raise EvaluationError(otherwise) from None
 
 
 def to_json_value(value: Any) -> Any:

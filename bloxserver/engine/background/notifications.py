@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
 from bloxserver.clients.http import DEPTH_HEADER, GuardedClient, OutgoingRequestError
 from bloxserver.clients.mail import Mailer, MailError
 from bloxserver.clients.signatures import identify, sign
@@ -203,9 +204,12 @@ class NotificationSender:
         except SecretUnavailable as error:
             raise DeliveryError(error.message) from None
         try:
-            return [str(templates.render(text, {"secrets": dict(secrets)})) for text in texts]
+            budget = Budget(MAX_STEPS)
+            return [str(templates.render(text, {"secrets": dict(secrets)}, budget)) for text in texts]
         except BlockError as error:
             raise DeliveryError(f"execution.on_failure cannot be filled in ({error.code})", final=True) from None
+        except CostLimitExceeded:
+            raise DeliveryError("execution.on_failure is too long", final=True) from None
 
     async def _post(self, notification_id: UUID, cause: Failure | DisabledSchedule, url: str, secret: str) -> None:
         body, moment = event_of(cause), now()

@@ -24,6 +24,7 @@ from bloxserver.blocks.base import (
     Routed,
     Wait,
 )
+from bloxserver.blocks.cel.values import CostLimitExceeded
 from bloxserver.blocks.raw_json import RawJson, Value, plain, value_of_text
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clock import now
@@ -187,11 +188,14 @@ async def _call(
     if needs_process(listener, message.payload, context.input):
         return await _call_in_process(attempt, context, secrets)
     payload, execution_input = plain(message.payload), plain(context.input)
-    config = rendered_config(listener, payload, execution_input, secrets)
-    validated = validated_payload(listener, payload)
     agent = AgentContext(context.models, listener.tools, conversation)
     block_context = context.context(message, attempt.counted_number, agent)
-    result = await listener.block.handler(validated, config, block_context)
+    try:
+        config = rendered_config(listener, payload, execution_input, secrets, block_context.budget)
+        validated = validated_payload(listener, payload)
+        result = await listener.block.handler(validated, config, block_context)
+    except CostLimitExceeded:
+        return await _call_in_process(attempt, context, secrets)
     step = _step_of(attempt, result)
     if not secrets:
         return step
@@ -201,7 +205,7 @@ async def _call(
 
 
 async def _call_in_process(attempt: Attempt, context: ExecutionContext, secrets: Mapping[str, str]) -> Step:
-    """Call the block in another process, because the message or the config is large."""
+    """Call the block in another process, because the message, the config or the cost of an expression is large."""
     listener, message = attempt.listener, attempt.message
     block_context = context.context(message, attempt.counted_number, None)
     answer, described = await run_large(

@@ -11,7 +11,8 @@ from typing import Any, cast
 from pydantic import BaseModel, JsonValue
 
 from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Wait
-from bloxserver.blocks.expressions import compile_expression
+from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.expressions import holds
 from bloxserver.blocks.raw_json import Value, plain, text_of_value
 from bloxserver.blocks.registry import get_registry
 from bloxserver.encryption import redact
@@ -25,6 +26,8 @@ from bloxserver.organism.compiled import load_listener
 from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import NAMES
 from bloxserver.storable import json_text
+
+TOO_COSTLY = {"code": "expression_too_costly", "message": "the expressions and templates take too many steps"}
 
 
 class DirectCalls:
@@ -43,6 +46,8 @@ def run_attempt(request: bytes) -> bytes:
         answer, described = _run(given, json.loads(payload), json.loads(execution_input), contents)
     except EffectNeeded as needed:
         return _response({"effect": needed.effect.kind, "arguments": needed.effect.arguments}, needed.effect.content)
+    except CostLimitExceeded:
+        return _response({"error": TOO_COSTLY | {"retryable": False}})
     except BlockError as error:
         message = str(redact(error.message, secrets))
         described = {"code": error.code, "message": message, "retryable": error.retryable}
@@ -56,8 +61,9 @@ def _run(
     given: dict[str, Any], payload: JsonValue, execution_input: JsonValue, contents: list[bytes]
 ) -> tuple[Value, dict[str, Any]]:
     listener = load_listener(given["listener"], get_registry())
+    budget = Budget(MAX_ISOLATED_STEPS, isolated=True)
     if given["only_config"]:
-        return filled_config(listener, payload, execution_input, given["secrets"]), {"only_config": True}
+        return filled_config(listener, payload, execution_input, given["secrets"], budget), {"only_config": True}
     results = [
         EffectResult(**result, content=content) for result, content in zip(given["results"], contents, strict=True)
     ]
@@ -73,8 +79,9 @@ def _run(
         isolated=DirectCalls(),
         input=execution_input,
         depth=given["depth"],
+        budget=budget,
     )
-    config = rendered_config(listener, payload, execution_input, given["secrets"])
+    config = rendered_config(listener, payload, execution_input, given["secrets"], budget)
     match asyncio.run(_handled(listener, validated_payload(listener, payload), config, context)):
         case Wait(until, answer):
             return answer, {"until": until.isoformat()}
@@ -95,10 +102,13 @@ def evaluate_conditions(request: bytes) -> bytes:
     header, *values = split_parts(request)
     given = json.loads(header)
     scope = {name: json.loads(value) for name, value in zip(given["names"], values, strict=True)}
+    budget = Budget(MAX_ISOLATED_STEPS, isolated=True)
     results: list[Any] = []
     for text in given["conditions"]:
         try:
-            results.append(compile_expression(text, NAMES[given["on"]]).holds(scope))
+            results.append(holds(text, scope, budget, NAMES[given["on"]]))
+        except CostLimitExceeded:
+            results.append(TOO_COSTLY)
         except BlockError as error:
             results.append({"code": error.code, "message": error.message})
     return json.dumps(results).encode()

@@ -8,6 +8,8 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError, IsolatedTasks
+from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.expressions import holds
 from bloxserver.blocks.raw_json import RawJson, Value, object_of, plain
 from bloxserver.engine.run.large_messages import evaluate_large
 from bloxserver.engine.run.messages import Step
@@ -78,21 +80,30 @@ async def _chosen(
 async def _holding(
     listener: Listener, peers: Sequence[Peer], scope: Mapping[str, Value], context: RoutingContext
 ) -> list[Peer]:
-    if any(isinstance(value, RawJson) for value in scope.values()):
-        conditions = [peer.when.text for peer in peers if peer.when is not None]
-        try:
-            results = await evaluate_large(context.isolated, conditions, peers[0].on, scope)
-        except BlockError as error:
-            raise _not_evaluated(listener, peers[0], error) from None
-        for peer, result in zip(peers, results, strict=True):
-            if isinstance(result, BlockError):
-                raise _not_evaluated(listener, peer, result)
-        return [peer for peer, result in zip(peers, results, strict=True) if result is True]
-    holding: list[Peer] = []
-    for peer in peers:
+    if not any(isinstance(value, RawJson) for value in scope.values()):
         await context.turn()
         try:
-            if peer.when is not None and peer.when.holds({name: plain(value) for name, value in scope.items()}):
+            return _holding_here(listener, peers, {name: plain(value) for name, value in scope.items()})
+        except CostLimitExceeded:
+            pass
+    conditions = [peer.when for peer in peers if peer.when is not None]
+    try:
+        results = await evaluate_large(context.isolated, conditions, peers[0].on, scope)
+    except BlockError as error:
+        raise _not_evaluated(listener, peers[0], error) from None
+    for peer, result in zip(peers, results, strict=True):
+        if isinstance(result, BlockError):
+            raise _not_evaluated(listener, peer, result)
+    return [peer for peer, result in zip(peers, results, strict=True) if result is True]
+
+
+def _holding_here(listener: Listener, peers: Sequence[Peer], scope: dict[str, JsonValue]) -> list[Peer]:
+    """Raises `CostLimitExceeded` if the conditions together exceed the budget of the event loop."""
+    budget = Budget(MAX_STEPS)
+    holding: list[Peer] = []
+    for peer in peers:
+        try:
+            if peer.when is not None and holds(peer.when, scope, budget, frozenset(scope)):
                 holding.append(peer)
         except BlockError as error:
             raise _not_evaluated(listener, peer, error) from None

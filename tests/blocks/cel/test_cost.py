@@ -1,0 +1,97 @@
+"""Steps are consumed before the work, in proportion to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import JsonValue
+
+from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.expressions import compile_expression
+
+LONG = "a" * 1_000_000
+NUMBERS: JsonValue = [*range(200_000)]
+OBJECT: JsonValue = {"name" + "k" * 500_000: 1}
+TOO_COSTLY: dict[str, tuple[str, JsonValue]] = {
+    "lastIndexOf": ("payload.t.lastIndexOf(payload.p)", {"t": LONG, "p": "b" + "a" * 500_000}),
+    "indexOf of a long part in a short text": (
+        "payload.t.indexOf(payload.p)",
+        {"t": "a" * 29_000, "p": "a" * 14_000 + "b"},
+    ),
+    "contains": ("payload.t.contains(payload.p)", {"t": "a" * 29_000, "p": "b" + "a" * 14_000}),
+    "split": ("payload.t.split(payload.p)", {"t": "a" * 29_000, "p": "b" + "a" * 14_000}),
+    "replace": ("payload.t.replace(payload.p, '')", {"t": "a" * 29_000, "p": "b" + "a" * 14_000}),
+    "lowerAscii": ("payload.lowerAscii()", "é" * 1_000_000),
+    "sort": ("payload.sort()", NUMBERS),
+    "sort of texts": ("[payload + 'a', payload + 'b', payload + 'c', payload + 'd'].sort()", "x" * 200_000),
+    "distinct": ("payload.distinct()", NUMBERS),
+    "in": ("-1 in payload", NUMBERS),
+    "equal": ("payload == payload", NUMBERS),
+    "long keys": (
+        "payload.keys.all(x, x in payload.object)",
+        {"object": OBJECT, "keys": ["name" + "k" * 500_000] * 50},
+    ),
+    "objects with long keys": ("payload.list.all(x, x == payload.list[0])", {"list": [OBJECT] * 50}),
+    "errors": ("payload.exists(x, x.missing)", NUMBERS),
+    "conversions": ("payload.map(x, duration('1h30m'))", NUMBERS),
+    "copy": ("payload", NUMBERS),
+    "text": ("[" + ", ".join(["payload"] * 2) + "]", "x" * 500_000),
+}
+
+
+@pytest.mark.parametrize(("text", "payload"), TOO_COSTLY.values(), ids=TOO_COSTLY)
+def test_work_for_more_than_milliseconds_exceeds_the_budget(text: str, payload: JsonValue) -> None:
+    with pytest.raises(CostLimitExceeded):
+        compile_expression(text).evaluate({"payload": payload}, Budget(MAX_STEPS))
+
+
+AFFORDABLE: dict[str, tuple[str, JsonValue, JsonValue]] = {
+    "lastIndexOf": ("payload.lastIndexOf('/')", "a/" * 50_000, 99_999),
+    "indexOf": ("payload.indexOf('zz')", "az" * 50_000, -1),
+    "contains": ("payload.contains('b')", "a" * 200_000, False),
+    "replace": ("size(payload.replace('a', 'bb'))", "a" * 3_000, 6_000),
+    "filter": ("size(payload.filter(x, x % 2 == 0))", [*range(1_500)], 750),
+    "distinct": ("size(payload.distinct())", [*range(1_000)] * 2, 1_000),
+    "sort": ("payload.sort()[0]", [*range(500, 0, -1)], 1),
+    "member of a large message": ("payload.a", {"a": 1, "b": NUMBERS}, 1),
+}
+
+
+@pytest.mark.parametrize(("text", "payload", "expected"), AFFORDABLE.values(), ids=AFFORDABLE)
+def test_ordinary_work_is_within_the_budget(text: str, payload: JsonValue, expected: JsonValue) -> None:
+    assert compile_expression(text).evaluate({"payload": payload}, Budget(MAX_STEPS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("abcabc", "c"), ("abc", ""), ("", ""), ("", "a"), ("aaa", "aa"), ("abc", "abcd"), ("x😀é😀", "😀"), ("ab", "b")],
+)
+def test_last_index_of_equals_the_search_from_the_end(text: str, part: str) -> None:
+    payload: JsonValue = {"text": text, "part": part}
+    found = compile_expression("payload.text.lastIndexOf(payload.part)").evaluate({"payload": payload}, Budget(1_000))
+    assert found == text.rfind(part)
+
+
+@pytest.mark.parametrize(("name", "change"), [("lowerAscii", str.lower), ("upperAscii", str.upper)])
+def test_only_ascii_letters_change_case(name: str, change: Callable[[str], str]) -> None:
+    text = "aZ[`@{é\u212aÉß😀\ud800"  # lower and upper change most of these letters
+    expected = "".join(change(letter) if letter.isascii() else letter for letter in text)
+    scope: dict[str, JsonValue] = {"payload": text, "input": expected}
+    assert compile_expression(f"payload.{name}() == input").evaluate(scope, Budget(1_000)) is True
+
+
+def test_error_does_not_contain_the_operand() -> None:
+    with pytest.raises(BlockError) as caught:
+        compile_expression("{'a': 1}[payload]").evaluate({"payload": NUMBERS}, Budget(MAX_STEPS))
+    assert "the key of an object must be a text, not a list" in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["math.sqrt(payload)", "math.floor(payload)", "payload.map(x, x)", "-payload"])
+@pytest.mark.parametrize("payload", [10**400, -(10**400), float("inf"), float("nan")], ids=str)
+def test_extreme_numbers_are_errors_of_the_expression(text: str, payload: JsonValue) -> None:
+    with pytest.raises(BlockError) as caught:
+        compile_expression(text).evaluate({"payload": payload}, Budget(MAX_STEPS))
+    assert caught.value.code == "expression_failed"
+    assert len(caught.value.message) < 200
