@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import bare, claim, fairness, idle, isolation, latency, scaling, throughput, waiting
+from benchmarks import bare, claim, expressions, fairness, idle, isolation, latency, scaling, throughput, waiting
 from benchmarks.installation import POSTGRESQL, SQLITE, BenchmarkEnvironment, create_environment
 from benchmarks.results import Result, format_table
 from benchmarks.sizes import SMALL, Sizes
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Measure] = {
     "claim": claim.measure,
     "bare": bare.measure,
     "isolation": isolation.measure,
+    "expressions": expressions.measure,
 }
 
 

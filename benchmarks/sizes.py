@@ -26,6 +26,9 @@ class Sizes:
     bare: int = 5_000
     tasks: int = 500
     """Tasks of the isolation benchmark, for each size of a request."""
+    expression_sizes: tuple[int, ...] = (1_000, 30_000, 1_000_000)
+    """Characters of the texts in expressions."""
+    random_expressions: int = 10_000
 
 
 SMALL = Sizes(
@@ -44,5 +47,7 @@ SMALL = Sizes(
     claims=2,
     bare=30,
     tasks=3,
+    expression_sizes=(1_000,),
+    random_expressions=30,
 )
 """Minimal sizes, to check that the benchmarks run. Their results are meaningless."""

@@ -46,6 +46,12 @@ def test_benchmarks_run_on_postgresql(postgres: sa.URL) -> None:
     assert names_in(ended.stdout, "PostgreSQL") == names
 
 
+def test_benchmark_of_expressions_runs_without_a_database() -> None:
+    ended = run_benchmarks("expressions", "--database", "sqlite")
+    assert ended.returncode == 0, ended.stderr
+    assert names_in(ended.stdout, "") == {"expressions"}
+
+
 def test_unknown_benchmark_is_rejected() -> None:
     ended = run_benchmarks("speed", "--database", "sqlite")
     assert ended.returncode == 2
