@@ -73,8 +73,7 @@ class ObserverProcess:
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        if self._process is not None:
-            await _end(self._process)
+        await self._end_process()  # again, because a task that was cancelled before it began has done nothing
 
     async def _launch(self) -> None:
         self._process = None
@@ -87,12 +86,15 @@ class ObserverProcess:
             self._process.stdin.write(self._first_line + b"\n")
 
     async def _run(self) -> None:
-        while True:
-            if self._process is not None:
-                await self._attend(self._process)
-                log.warning("child process ended; restarting it", program=self._name)
-            await asyncio.sleep(self._retry_seconds)
-            await self._launch()
+        try:
+            while True:
+                if self._process is not None:
+                    await self._attend(self._process)
+                    log.warning("child process ended; restarting it", program=self._name)
+                await asyncio.sleep(self._retry_seconds)
+                await self._launch()
+        finally:
+            await self._end_process()
 
     async def _attend(self, process: Process) -> None:
         """Report turns to the child and receive its output; returns when it has ended."""
@@ -105,7 +107,20 @@ class ObserverProcess:
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
-        await _end(process)
+        await self._end_process()
+
+    async def _end_process(self) -> None:
+        if self._process is None:
+            return
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
 
 
 def watchdog(settings: Settings, worker_id: str | None, *, kill: bool) -> ObserverProcess | None:
@@ -136,15 +151,3 @@ async def _report_turns(turns: asyncio.StreamWriter, seconds: float) -> None:
         await asyncio.sleep(seconds)
         turns.write(b"\n")
         await turns.drain()
-
-
-async def _end(process: Process) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    try:
-        async with asyncio.timeout(END_SECONDS):
-            await process.wait()
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

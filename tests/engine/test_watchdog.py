@@ -49,6 +49,7 @@ class Echo:
             await self._answered.wait()
 
 
+@linux_only
 async def test_each_turn_is_reported_until_the_end() -> None:
     echo = Echo()
     await echo.process.start()
@@ -59,6 +60,17 @@ async def test_each_turn_is_reported_until_the_end() -> None:
     assert children("-c", ECHO) == {}
 
 
+@linux_only
+def test_a_process_ends_with_the_event_loop() -> None:
+    async def start_only() -> None:
+        await Echo().process.start()
+        await asyncio.sleep(0)
+
+    asyncio.run(start_only())
+    assert children("-c", ECHO) == {}
+
+
+@linux_only
 async def test_a_process_that_ends_is_restarted() -> None:
     echo = Echo()
     await echo.process.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -162,13 +163,19 @@ def output(process: subprocess.Popen[str]) -> IO[str]:
 
 def wait_for_all_ends(process: subprocess.Popen[str]) -> None:
     """Wait until the process and its watchdog process have ended."""
-    assert output(process).read() == ""
+    assert next_line(output(process)) == ""
 
 
 def logged(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stderr is not None
-    fields: dict[str, Any] = json.loads(process.stderr.readline())
+    fields: dict[str, Any] = json.loads(next_line(process.stderr))
     return fields
+
+
+def next_line(pipe: IO[str]) -> str:
+    """The next line, or an empty text at the end; fails after a time instead of waiting for ever."""
+    assert select.select([pipe], [], [], 20)[0]
+    return pipe.readline()
 
 
 class TestProcess:

@@ -207,9 +207,12 @@ class TestCrashCount:
             assert (await stored(live_database, execution.id)).crash_count == 0
             await worker.drain(0)
 
-    async def test_a_blocked_event_loop_is_a_crash(self, live_database: Database, clients: SharedClients) -> None:
+    @pytest.mark.parametrize(("loop_timeout", "crashes"), [(0.8, 1), (0, 0)])
+    async def test_a_blocked_event_loop_is_a_crash_unless_that_is_disabled(
+        self, live_database: Database, clients: SharedClients, loop_timeout: float, crashes: int
+    ) -> None:
         """An execution that blocks every worker that runs it has to fail eventually."""
-        worker = Worker(live_database, clients, event_loop_timeout=0.8)
+        worker = Worker(live_database, clients, event_loop_timeout=loop_timeout)
         async with silent_server() as url:
             execution = await accepted(live_database, ORGANISM % url)
             worker.begin(await take(live_database, execution), lambda: None)
@@ -224,7 +227,7 @@ class TestCrashCount:
             await eventually(is_idle)
             watching.cancel()
             await asyncio.wait([watching])
-        assert (await stored(live_database, execution.id)).crash_count == 1
+        assert (await stored(live_database, execution.id)).crash_count == crashes
 
     async def test_a_cancelled_execution_is_no_crash_and_no_refund(
         self, live_database: Database, clients: SharedClients
