@@ -10,6 +10,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from bloxserver.clock import now
 from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
+from bloxserver.models.maintained import create_with
+from bloxserver.models.stored_bytes import create_triggers
 from bloxserver.models.types import database_now
 
 
@@ -33,6 +35,24 @@ class UsageRecord(Base):
     last_synced_runs: Mapped[Counter]
     last_synced_at: Mapped[datetime | None]
     created_at: Mapped[CreatedAt]
+
+
+class StoredBytesRecord(Base):
+    """The bytes that a user's rows in one table take. Triggers of the database maintain it.
+
+    The sum of the slots counts; one slot may be negative.
+    """
+
+    __tablename__ = "stored_bytes"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    source: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    """The table whose rows are counted."""
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    bytes: Mapped[Counter]
+
+
+create_with(StoredBytesRecord.__table__, create_triggers)
 
 
 class UserApiKeyRecord(Base):

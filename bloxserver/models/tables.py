@@ -15,6 +15,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 from bloxserver.clock import now
 from bloxserver.models.account_tables import (
     SecretRecord,
+    StoredBytesRecord,
     StripeEventRecord,
     UsageRecord,
     UserApiKeyRecord,
@@ -50,6 +51,7 @@ __all__ = [
     "NotificationChannel",
     "SecretRecord",
     "StepStatus",
+    "StoredBytesRecord",
     "StripeEventRecord",
     "Tier",
     "TriggerRecord",
@@ -86,6 +88,8 @@ class UserRecord(Base):
     trial_ends_at: Mapped[datetime | None]
     current_period_start: Mapped[datetime | None]
     current_period_end: Mapped[datetime | None]
+    limits: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """Limits that an operator set for this user: names of attributes of `plans.Plan`, and their values."""
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
 

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import aliased
@@ -54,20 +55,26 @@ async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], trig
     """
     moment = now()
     row = ExecutionRecord.metadata.tables[ExecutionRecord.__tablename__]
-    await session.execute(
-        sa.update(row)
-        .where(row.c.id == sa.bindparam("of"))
-        .values(
-            status=ExecutionStatus.SUCCESS,
-            completed_at=moment,
-            duration_ms=elapsed_ms(row.c.started_at, _instant(moment)),
-            output_payload=sa.bindparam("output"),
-            resume_at=None,
-            lease=None,
-            worker_id=None,
-        ),
-        [{"of": execution_id, "output": output} for execution_id, output in outputs.items()],
+    update = sa.update(row).values(
+        status=ExecutionStatus.SUCCESS,
+        completed_at=moment,
+        duration_ms=elapsed_ms(row.c.started_at, _instant(moment)),
+        resume_at=None,
+        lease=None,
+        worker_id=None,
     )
+    if session.get_bind().dialect.name == "postgresql":
+        # One statement for all executions, so that triggers run once.
+        arrays = sa.func.unnest(
+            sa.bindparam("ids", type_=postgresql.ARRAY(row.c.id.type)),
+            sa.bindparam("outputs", type_=postgresql.ARRAY(row.c.output_payload.type)),
+        )
+        ended = arrays.table_valued("id", "output").render_derived()
+        update = update.where(row.c.id == ended.c.id).values(output_payload=ended.c.output)
+        await session.execute(update, {"ids": list(outputs), "outputs": list(outputs.values())})
+    else:
+        update = update.where(row.c.id == sa.bindparam("of")).values(output_payload=sa.bindparam("output"))
+        await session.execute(update, [{"of": id, "output": output} for id, output in outputs.items()])
     _count(session, ExecutionStatus.SUCCESS, triggers)
     wake_engine_after_commit(session, WakeReason.EXECUTION)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bloxserver.ids import new_id
 from bloxserver.models import migrate, tables
 from bloxserver.models.database import Base, Database
 from bloxserver.models.migrate import SchemaState, schema_state
+from bloxserver.models.stored_bytes import ROW_BYTES, SOURCES
 from bloxserver.models.types import TierText, UtcDateTime
 from bloxserver.settings import Settings
 from tests.factories import create_execution, create_flow, create_trigger, create_user
@@ -86,6 +87,7 @@ async def fill(session: AsyncSession) -> None:
         "stripe_events": {},
         "workers": {},
         "secrets": {"user_id": user},
+        "stored_bytes": {"user_id": user},
         "key_values": {"flow_id": flow},
         "failure_notifications": {"execution_id": execution, "trigger_id": trigger},
     }
@@ -123,8 +125,9 @@ async def test_migrations_run_up_down_and_up_with_data(database: Database) -> No
         async with database.transaction() as session:
             await fill(session)
         before = await contents(database)
-        assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(before, 1)
-        assert len(before) == 13
+        of_triggers = {"stored_bytes": 1 + len(SOURCES)}
+        assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(before, 1) | of_triggers
+        assert len(before) == 14
         await database.migrate()
         assert await contents(database) == before, "a second migration changes nothing"
         await downgrade(database)
@@ -180,6 +183,43 @@ async def insert_by_hand(session: AsyncSession, table: str, **values: Any) -> No
         sa.column(name, sa.Uuid) if isinstance(value, UUID) else sa.column(name) for name, value in values.items()
     )
     await session.execute(sa.insert(sa.table(table, *columns)).values(values))
+
+
+async def test_0011_counts_the_bytes_of_existing_rows(database: Database) -> None:
+    user, other, flow, execution = (new_id() for _ in range(4))
+
+    async def migrated(change: Callable[[sa.Connection, str], None], revision: str) -> None:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(change, revision)
+
+    await migrated(migrate.upgrade, "0010")
+    async with database.transaction() as session:
+        for id in (user, other):
+            await insert_by_hand(session, "users", id=id, clerk_id=id.hex)
+        await insert_by_hand(session, "flows", id=flow, user_id=user, name="f", organism_yaml="x")
+        await insert_by_hand(session, "flow_versions", id=new_id(), flow_id=flow, number=1, organism_yaml="xyz")
+        await insert_by_hand(
+            session, "executions", id=execution, flow_id=flow, trigger_type="manual", input_payload="\u20ac"
+        )
+        for key in ("1", "2"):
+            await insert_by_hand(
+                session, "execution_steps", id=new_id(), execution_id=execution, key=key, listener="a", state="12"
+            )
+        await insert_by_hand(session, "key_values", flow_id=flow, key="k", value="1")
+    await migrated(migrate.upgrade, "0011")
+    sizes = {"flow_versions": 3, "executions": 3, "execution_steps": ROW_BYTES + 4, "key_values": 2}
+    record = tables.StoredBytesRecord
+    counts = sa.select(record.user_id, record.source, record.bytes)
+    async with database.transaction() as session:
+        rows = [tuple(row) for row in await session.execute(counts)]
+        assert sorted(rows) == sorted((user, source, ROW_BYTES + size) for source, size in sizes.items())
+        await session.execute(sa.text("DELETE FROM execution_steps"))
+        steps = counts.where(record.source == "execution_steps")
+        assert [row.bytes for row in await session.execute(steps)] == [0]
+    await migrated(migrate.downgrade, "0010")
+    async with database.transaction() as session:
+        await insert_by_hand(session, "key_values", flow_id=flow, key="other", value="1")
+        assert await session.scalar(sa.text("SELECT count(*) FROM executions")) == 1
 
 
 OF_FLOW = (

@@ -1,0 +1,70 @@
+"""count stored bytes
+
+Triggers count the bytes of each user's executions, steps, versions and values. Users get a column for their own limits.
+
+On PostgreSQL, the migration reads the counted tables once, and until it ends other processes cannot write to them or
+read the users.
+
+Revision ID: 0011
+Revises: 0010
+"""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.exc import DBAPIError
+
+from bloxserver.models import stored_bytes
+from bloxserver.models.maintained import execute_statements
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+LOCKS = (
+    "LOCK TABLE users IN ACCESS EXCLUSIVE MODE",
+    "LOCK TABLE flows, executions, execution_steps, flow_versions, key_values IN SHARE ROW EXCLUSIVE MODE",
+)
+LOCK_TIMEOUT = "400ms"
+"""Shorter than PostgreSQL's `deadlock_timeout`: in a deadlock, this transaction tries again and others do not fail."""
+ATTEMPTS = 100
+
+
+def upgrade() -> None:
+    connection = op.get_bind()
+    if connection.dialect.name == "postgresql":
+        _lock_tables(connection)
+    op.add_column("users", sa.Column("limits", sa.JSON(), nullable=True))
+    op.create_table(
+        "stored_bytes",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("source", sa.String(length=32), nullable=False),
+        sa.Column("slot", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("bytes", sa.BigInteger(), server_default="0", nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_stored_bytes_user_id_users"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", "source", "slot", name=op.f("pk_stored_bytes")),
+    )
+    execute_statements(connection, stored_bytes.count_anew)
+    execute_statements(connection, stored_bytes.create_triggers)
+
+
+def downgrade() -> None:
+    execute_statements(op.get_bind(), stored_bytes.drop_triggers)
+    op.drop_table("stored_bytes")
+    op.drop_column("users", "limits")
+
+
+def _lock_tables(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with connection.begin_nested():
+                for lock in LOCKS:
+                    connection.exec_driver_sql(lock)
+            break
+        except DBAPIError:
+            if attempt == ATTEMPTS:
+                raise
+    connection.exec_driver_sql("SET LOCAL lock_timeout = DEFAULT")
