@@ -63,7 +63,8 @@ class LimitReached(Forbidden):
 
     def __init__(self, name: str, limit: float, used: float, hint: str, *, code: str | None = None) -> None:
         words = name.replace("_", " ")
-        message = f"The limit of {limit:g} {words} is reached (in use: {used:g}). {hint}"
+        limit_text, used_text = (str(number) if isinstance(number, int) else f"{number:g}" for number in (limit, used))
+        message = f"The limit of {limit_text} {words} is reached (in use: {used_text}). {hint}"
         super().__init__(code or f"{name}_limit_reached", message, details={"name": name, "limit": limit, "used": used})
 
 

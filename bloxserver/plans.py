@@ -118,7 +118,8 @@ INVALID_TOKEN_COST = 20
 def get_plan(tier: str, overrides: Mapping[str, object] | None = None) -> Plan:
     """Return the plan of a tier, with the limits that an operator set for the user. Unusable overrides are ignored."""
     plan = PLANS.get(tier, FREE)
-    return replace(plan, **usable_overrides(overrides)) if overrides else plan
+    # Another program may have stored any JSON value.
+    return replace(plan, **usable_overrides(overrides)) if overrides and isinstance(overrides, Mapping) else plan
 
 
 def usable_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from bloxserver.clients.clerk import get_verifier
 from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.database import get_db, read_only_request
 from bloxserver.models.tables import Tier, UserRecord
+from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.paging import PageRequest
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.executions import Input, input_of_body
@@ -133,6 +134,11 @@ class CurrentUser:
     @property
     def tier(self) -> str:
         return str(self._loaded("tier") or Tier.FREE.value)
+
+    @property
+    def plan(self) -> Plan:
+        """The limits of the tier, with those that an operator set for this user."""
+        return get_plan(self.tier, self._loaded("limits"))
 
     @property
     def billing_status(self) -> str:

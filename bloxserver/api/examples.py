@@ -66,6 +66,15 @@ USAGE = {
     "tokensUsed": 48200,
     "estimatedOverage": 0.0,
     "daysRemaining": 30,
+    "storedBytes": 18350080,
+    "storedBytesLimit": 53687091200,
+    "limits": [
+        {"name": "runs", "used": 1250, "limit": 100000},
+        {"name": "flows", "used": 4, "limit": 100},
+        {"name": "triggers_per_flow", "used": 2, "limit": 50},
+        {"name": "secrets", "used": 3, "limit": 500},
+        {"name": "stored_bytes", "used": 18350080, "limit": 53687091200},
+    ],
 }
 
 CANVAS = {

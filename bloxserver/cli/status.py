@@ -14,7 +14,8 @@ from bloxserver.settings import Settings
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
 ) -> None:
-    """Print the workers, the queue of each tier, the executions that ended in the last hour, and the schedules.
+    """Print the workers, the queue of each tier, the executions that ended in the last hour, the schedules, and the
+    users who are at a limit of their plan or near it.
 
     Exits with status 1 if the database cannot be used, if its schema is too old, or if there are waiting or running
     executions and no live worker.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from bloxserver import __version__
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.migrate import SchemaState, schema_state
+from bloxserver.queries.limits import LimitState, read_limits
 from bloxserver.queries.overview import Overview, read_overview
 from bloxserver.settings import Settings
 
@@ -25,6 +26,7 @@ class Status:
     schema: SchemaState
     overview: Overview | None
     """None if this version cannot read the schema."""
+    limits: Sequence[LimitState] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -43,10 +45,10 @@ async def read_status(settings: Settings, database: Database) -> Status:
     async with database.transaction(read_only=True) as session:
         connection = await session.connection()
         schema = await connection.run_sync(schema_state)
-        overview = None
-        if schema in READABLE_STATES:
-            overview = await read_overview(session, timedelta(seconds=settings.heartbeat_timeout_seconds))
-        return Status(connection.dialect.name, schema, overview)
+        if schema not in READABLE_STATES:
+            return Status(connection.dialect.name, schema, None)
+        overview = await read_overview(session, timedelta(seconds=settings.heartbeat_timeout_seconds))
+        return Status(connection.dialect.name, schema, overview, await read_limits(session, overview.moment))
 
 
 def format_lines(status: Status) -> Iterator[str]:
@@ -55,6 +57,7 @@ def format_lines(status: Status) -> Iterator[str]:
     yield f"database   {status.backend}, schema {status.schema.value}"
     if status.overview is not None:
         yield from _format_overview(status.overview)
+        yield from _format_limits(status.limits)
     for problem in status.problems:
         yield f"problem    {problem}"
 
@@ -80,11 +83,27 @@ def _format_overview(overview: Overview) -> Iterator[str]:
     yield f"schedules  {schedules.armed} armed, {schedules.due} due{late}"
 
 
+def _format_limits(limits: Sequence[LimitState]) -> Iterator[str]:
+    yield f"{'limits':<18} {'at limit':>9} {'near it':>8}"
+    for state in limits:
+        yield f"  {state.name:<17} {state.at:>8} {state.near:>8}"
+        for user in state.users:
+            yield f"    {user.clerk_id} ({user.tier})  {user.used} of {user.limit}"
+
+
 def to_json(status: Status) -> dict[str, Any]:
     """Return the report as a JSON object."""
     overview = {} if status.overview is None else _overview_to_json(status.overview)
     database = {"backend": status.backend, "schema": status.schema.value}
-    return {"version": __version__, "database": database, **overview, "problems": status.problems}
+    limits = {} if status.overview is None else {"limits": [_limit_to_json(state) for state in status.limits]}
+    return {"version": __version__, "database": database, **overview, **limits, "problems": status.problems}
+
+
+def _limit_to_json(state: LimitState) -> dict[str, Any]:
+    users = [
+        {"clerkId": user.clerk_id, "tier": user.tier, "used": user.used, "limit": user.limit} for user in state.users
+    ]
+    return {"name": state.name, "atLimit": state.at, "nearLimit": state.near, "users": users}
 
 
 def _overview_to_json(overview: Overview) -> dict[str, Any]:

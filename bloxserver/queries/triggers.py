@@ -11,7 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import FlowRecord, FlowVersionRecord, TriggerRecord, UserRecord
+from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.flows import owned_by, require_flow
+from bloxserver.queries.usage import stored_bytes_of
 
 MAX_TOKEN_LENGTH = 255
 
@@ -58,12 +60,18 @@ class TriggerRow(NamedTuple):
     flow_id: UUID
     flow_name: str
     flow_status: FlowStatus
-    active_version_id: UUID | None
-    active_version: int | None
     user_id: UUID
     tier: Tier | None
+    limits: dict[str, Any] | None
+    stored_bytes: int
+    """The bytes that the owner stores."""
     current_period_start: datetime | None
     current_period_end: datetime | None
+
+    @property
+    def plan(self) -> Plan:
+        """The owner's plan."""
+        return get_plan(self.tier or Tier.FREE, self.limits)
 
 
 def _trigger_rows() -> sa.Select[Any]:
@@ -77,10 +85,10 @@ def _trigger_rows() -> sa.Select[Any]:
             FlowRecord.id,
             FlowRecord.name,
             FlowRecord.status,
-            FlowRecord.active_version_id,
-            FlowRecord.active_version,
             FlowRecord.user_id,
             UserRecord.tier,
+            UserRecord.limits,
+            stored_bytes_of(FlowRecord.user_id),
             UserRecord.current_period_start,
             UserRecord.current_period_end,
         )

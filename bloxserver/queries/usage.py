@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import as_utc
-from bloxserver.models.tables import UsageRecord
-from bloxserver.plans import get_plan
+from bloxserver.models.tables import FlowRecord, SecretRecord, StoredBytesRecord, TriggerRecord, UsageRecord
+from bloxserver.plans import Plan
+from bloxserver.queries.flows import owned_by
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ def period_at(now: datetime, known_start: datetime | None, known_end: datetime |
     return Period(start, (start + timedelta(days=32)).replace(day=1))
 
 
+class LimitUse(NamedTuple):
+    """A limit of the plan. `name` is the attribute of `Plan`."""
+
+    name: str
+    used: int
+    limit: int | None
+    """None if unlimited."""
+
+
 @dataclass(frozen=True)
 class Usage:
     """The usage that the dashboard shows."""
@@ -43,20 +55,53 @@ class Usage:
     tokens_used: int
     estimated_overage: float
     days_remaining: int
+    stored_bytes: int
+    stored_bytes_limit: int
+    limits: Sequence[LimitUse]
 
 
-async def read_usage(session: AsyncSession, user_id: UUID, tier: str, period: Period, now: datetime) -> Usage:
+def stored_bytes_of(user_id: UUID | sa.SQLColumnExpression[UUID]) -> sa.ScalarSelect[int]:
+    """The bytes that a user stores, for use in another statement."""
+    total = sa.func.coalesce(sa.func.sum(StoredBytesRecord.bytes), 0)
+    return sa.select(sa.cast(total, sa.BigInteger)).where(StoredBytesRecord.user_id == user_id).scalar_subquery()
+
+
+async def read_stored_bytes(session: AsyncSession, user_id: UUID) -> int:
+    return (await session.execute(sa.select(stored_bytes_of(user_id)))).scalar_one()
+
+
+def _counts(user_id: UUID) -> dict[str, sa.ScalarSelect[int]]:
+    """What the user has of each limit that counts rows. Triggers are those of the flow that has most of them."""
+    flows = sa.select(sa.func.count()).select_from(FlowRecord).where(owned_by(user_id))
+    secrets = sa.select(sa.func.count()).select_from(SecretRecord).where(SecretRecord.user_id == user_id)
+    triggers = (
+        sa.select(sa.func.count().label("number"))
+        .select_from(TriggerRecord)
+        .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
+        .where(owned_by(user_id), TriggerRecord.deleted_at.is_(None))
+        .group_by(TriggerRecord.flow_id)
+        .subquery()
+    )
+    return {
+        "flows": flows.scalar_subquery(),
+        "triggers_per_flow": sa.select(sa.func.coalesce(sa.func.max(triggers.c.number), 0)).scalar_subquery(),
+        "secrets": secrets.scalar_subquery(),
+        "stored_bytes": stored_bytes_of(user_id),
+    }
+
+
+async def read_usage(session: AsyncSession, user_id: UUID, plan: Plan, period: Period, now: datetime) -> Usage:
     """The user's usage in `period`, in one statement; `estimated_overage` is in USD."""
     row = (
         await session.execute(
             sa.select(
                 sa.func.coalesce(sa.func.sum(UsageRecord.workflow_runs), 0),
                 sa.func.coalesce(sa.func.sum(UsageRecord.llm_tokens_in + UsageRecord.llm_tokens_out), 0),
+                *(count.label(name) for name, count in _counts(user_id).items()),
             ).where(UsageRecord.user_id == user_id, UsageRecord.period_start == period.start)
         )
     ).one()
     runs, tokens = int(row[0]), int(row[1])
-    plan = get_plan(tier)
     over = max(0, runs - plan.runs) if plan.runs is not None else 0
     return Usage(
         period_start=period.start,
@@ -67,4 +112,10 @@ async def read_usage(session: AsyncSession, user_id: UUID, tier: str, period: Pe
         tokens_used=tokens,
         estimated_overage=round(over * (plan.overage_usd_per_thousand or 0) / 1000, 4),
         days_remaining=max(0, math.ceil((period.end - now) / timedelta(days=1))),
+        stored_bytes=row.stored_bytes,
+        stored_bytes_limit=plan.stored_bytes,
+        limits=[
+            LimitUse("runs", runs, plan.runs),
+            *(LimitUse(name, getattr(row, name), getattr(plan, name)) for name in _counts(user_id)),
+        ],
     )

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import NotFound
-from bloxserver.models.tables import FlowRecord, FlowVersionRecord
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, FlowVersionRecord
 from bloxserver.queries.flows import owned_by
 from bloxserver.queries.paging import Page, PageRequest
 
@@ -50,6 +50,22 @@ async def read_version(session: AsyncSession, user_id: UUID, flow_id: UUID, numb
     if version is None:
         raise NotFound("Version")
     return version
+
+
+def spare_versions(flow_id: UUID) -> sa.Select[UUID]:
+    """The versions of the flow that nothing refers to: not active, not the latest, and used by no execution."""
+    version = FlowVersionRecord
+    ran = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_version_id == version.id).limit(1)
+    return (
+        sa.select(version.id)
+        .join(FlowRecord, FlowRecord.id == version.flow_id)
+        .where(
+            version.flow_id == flow_id,
+            version.id.is_distinct_from(FlowRecord.active_version_id),
+            version.number.is_distinct_from(FlowRecord.latest_version),
+            ran.scalar_subquery().is_(None),
+        )
+    )
 
 
 def _marks() -> tuple[sa.ColumnElement[bool], ...]:

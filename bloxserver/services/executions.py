@@ -18,10 +18,11 @@ from bloxserver.models.enums import FlowStatus, InputEncoding, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.observability import metrics
 from bloxserver.observability.tracing import current_traceparent
+from bloxserver.plans import Plan
 from bloxserver.queries.flows import owned_by
 from bloxserver.queries.triggers import TriggerRow, read_webhook
-from bloxserver.queries.usage import Period, period_at
-from bloxserver.services.usage import count_run
+from bloxserver.queries.usage import Period, period_at, stored_bytes_of
+from bloxserver.services.usage import count_run, require_storage
 from bloxserver.settings import get_settings
 
 MAX_TARGET_LENGTH = 255
@@ -43,12 +44,12 @@ class Input(NamedTuple):
 
 
 async def run_flow(
-    session: AsyncSession, user_id: UUID, tier: str, period: Period, flow_id: UUID, given: Input
+    session: AsyncSession, user_id: UUID, plan: Plan, period: Period, flow_id: UUID, given: Input
 ) -> ExecutionRecord:
-    """Accept a manual run; raises `NotFound`, `BadRequest` if the flow does not run, `Forbidden` at the run limit."""
+    """Accept a manual run; raises `NotFound`, `BadRequest` if the flow does not run, `Forbidden` at a limit."""
     flow = (
         await session.execute(
-            sa.select(FlowRecord.status, FlowRecord.active_version_id, FlowRecord.active_version).where(
+            sa.select(FlowRecord.status, stored_bytes_of(user_id).label("stored_bytes")).where(
                 owned_by(user_id), FlowRecord.id == flow_id
             )
         )
@@ -57,15 +58,9 @@ async def run_flow(
         raise NotFound("Flow")
     if flow.status is not FlowStatus.RUNNING:
         raise BadRequest("flow_not_running", f"Flow must be running to execute (current: {flow.status.value})")
-    await count_run(session, user_id, tier, period, now())
-    return await accept(
-        session,
-        flow_id=flow_id,
-        flow_version_id=flow.active_version_id,
-        flow_version=flow.active_version,
-        trigger_type=TriggerType.MANUAL,
-        given=given,
-    )
+    require_storage(plan, flow.stored_bytes)
+    await count_run(session, user_id, plan, period, now())
+    return await accept(session, flow_id=flow_id, trigger_type=TriggerType.MANUAL, given=given)
 
 
 async def receive_webhook(session: AsyncSession, token: str, given: Input, depth: int = 0) -> UUID:
@@ -93,16 +88,15 @@ def require_depth(depth: int) -> None:
 async def accept_for_trigger(
     session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input, depth: int = 0
 ) -> ExecutionRecord:
-    """Count and accept a run for a trigger. Raises `Forbidden` at the run limit, and the errors of `accept`."""
+    """Count and accept a run for a trigger. Raises `Forbidden` at a limit, and the errors of `accept`."""
     moment = now()
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
-    await count_run(session, trigger.user_id, trigger.tier or "free", period, moment)
+    require_storage(trigger.plan, trigger.stored_bytes)
+    await count_run(session, trigger.user_id, trigger.plan, period, moment)
     target = trigger.config.get("target")
     return await accept(
         session,
         flow_id=trigger.flow_id,
-        flow_version_id=trigger.active_version_id,
-        flow_version=trigger.active_version,
         trigger_id=trigger.trigger_id,
         trigger_type=kind,
         target=target[:MAX_TARGET_LENGTH] if isinstance(target, str) else None,
@@ -112,8 +106,9 @@ async def accept_for_trigger(
 
 
 async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values: Any) -> ExecutionRecord:
-    """Insert an execution of a running flow. The caller checks limits and counts the run.
+    """Insert an execution of a running flow: of its active version, unless `values` has another one.
 
+    The caller checks limits and counts the run.
     Raises `FlowNotRunning` or `NotFound` if the flow was stopped or deleted since the caller read it.
     """
     values |= {
@@ -125,16 +120,21 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
         "trace_parent": current_traceparent(),
     }
     columns = ExecutionRecord.__table__.c
+    chosen: dict[str, Any] = {
+        "flow_version_id": FlowRecord.active_version_id,
+        "flow_version": FlowRecord.active_version,
+    }
+    chosen |= {name: sa.literal(value, columns[name].type) for name, value in values.items()}
     # One statement reads the status and locks the flow, so that a flow is `stopped` only after the executions that were
     # accepted before are visible: `reconcile_flow` waits for these locks. They do not conflict with a change of the
     # flow's status: under a steady stream of webhooks, a stop that waited for stronger locks would wait forever.
     row = (
-        sa.select(*(sa.literal(value, columns[name].type) for name, value in values.items()))
+        sa.select(*chosen.values())
         .select_from(FlowRecord)
         .where(FlowRecord.id == flow_id, FlowRecord.status == FlowStatus.RUNNING, FlowRecord.deleted_at.is_(None))
         .with_for_update(read=True, key_share=True)
     )
-    insert = sa.insert(ExecutionRecord).from_select(list(values), row).returning(ExecutionRecord)
+    insert = sa.insert(ExecutionRecord).from_select(list(chosen), row).returning(ExecutionRecord)
     execution = await session.scalar(insert)
     if execution is None:
         exists = FlowRecord.id == flow_id, FlowRecord.deleted_at.is_(None)

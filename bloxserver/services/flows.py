@@ -16,9 +16,11 @@ from bloxserver.models.tables import (
     FlowVersionRecord,
     UserRecord,
 )
-from bloxserver.plans import get_plan
+from bloxserver.plans import Plan
 from bloxserver.queries.flows import count_flows, read_flow
+from bloxserver.queries.usage import stored_bytes_of
 from bloxserver.queries.versions import read_version
+from bloxserver.services.usage import require_storage
 from bloxserver.services.versions import current_version, is_same_definition
 
 TRANSITIONS = {
@@ -34,18 +36,20 @@ DEFINITION = ("organism_yaml", "canvas_state")
 
 
 async def create_flow(
-    session: AsyncSession, user_id: UUID, tier: str, name: str, description: str | None, organism_yaml: str | None
+    session: AsyncSession, user_id: UUID, plan: Plan, name: str, description: str | None, organism_yaml: str | None
 ) -> FlowRecord:
-    """Create a stopped flow. Raises `Forbidden` at the tier's limit, which is exact under concurrency."""
-    limit = get_plan(tier).flows
+    """Create a stopped flow. Raises `Forbidden` at a limit. The number of flows is exact under concurrency."""
     # The lock of the user's row makes the count exact. SQLite has one writer, so it needs no lock.
-    await session.execute(sa.select(UserRecord.id).where(UserRecord.id == user_id).with_for_update(key_share=True))
-    if await count_flows(session, user_id) >= limit:
+    stored = await session.scalar(
+        sa.select(stored_bytes_of(user_id)).where(UserRecord.id == user_id).with_for_update(key_share=True)
+    )
+    if await count_flows(session, user_id) >= plan.flows:
         raise Forbidden(
             "flow_limit_reached",
-            f"Flow limit reached ({limit}). Upgrade to create more flows.",
-            details={"limit": limit},
+            f"Flow limit reached ({plan.flows}). Upgrade to create more flows.",
+            details={"limit": plan.flows},
         )
+    require_storage(plan, stored or 0)
     flow = FlowRecord(
         user_id=user_id,
         name=name,
@@ -60,23 +64,25 @@ async def create_flow(
     return flow
 
 
-async def update_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, changes: dict[str, Any]) -> FlowRecord:
-    """Set the columns in `changes`. A changed definition makes a new version. Raises `NotFound`."""
+async def update_flow(
+    session: AsyncSession, user_id: UUID, plan: Plan, flow_id: UUID, changes: dict[str, Any]
+) -> FlowRecord:
+    """Set the columns in `changes`. A changed definition makes a new version. Raises `NotFound`, `LimitReached`."""
     flow = await read_flow(session, user_id, flow_id, lock=not changes.keys().isdisjoint(DEFINITION))
     if changes:
-        await _change(session, flow, changes)
+        await _change(session, plan, flow, changes)
     return flow
 
 
-async def restore_version(session: AsyncSession, user_id: UUID, flow_id: UUID, number: int) -> FlowRecord:
-    """Give the flow the definition of an earlier version, as a new version; raises `NotFound`."""
+async def restore_version(session: AsyncSession, user_id: UUID, plan: Plan, flow_id: UUID, number: int) -> FlowRecord:
+    """Give the flow the definition of an earlier version, as a new version. Raises `NotFound`, `LimitReached`."""
     flow = await read_flow(session, user_id, flow_id, lock=True)
     version = await read_version(session, user_id, flow_id, number)
-    await _change(session, flow, {name: getattr(version, name) for name in DEFINITION})
+    await _change(session, plan, flow, {name: getattr(version, name) for name in DEFINITION})
     return flow
 
 
-async def _change(session: AsyncSession, flow: FlowRecord, changes: dict[str, Any]) -> None:
+async def _change(session: AsyncSession, plan: Plan, flow: FlowRecord, changes: dict[str, Any]) -> None:
     organism_yaml, canvas_state = (changes.get(name, getattr(flow, name)) for name in DEFINITION)
     redefined = not is_same_definition(flow, organism_yaml, canvas_state)
     if redefined and flow.latest_version is None:
@@ -85,7 +91,7 @@ async def _change(session: AsyncSession, flow: FlowRecord, changes: dict[str, An
         setattr(flow, name, value)
     flow.updated_at = now()
     if redefined:
-        await current_version(session, flow)
+        await current_version(session, flow, plan)
     await session.flush()
 
 

@@ -16,12 +16,13 @@ from bloxserver.errors import BadRequest
 from bloxserver.ids import new_id
 from bloxserver.models.enums import ExecutionStatus, FlowStatus, StepStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
+from bloxserver.plans import Plan
 from bloxserver.queries.executions import read_execution, require_execution
 from bloxserver.queries.flows import read_flow
 from bloxserver.queries.steps import StepLink, read_step_links
-from bloxserver.queries.usage import Period
+from bloxserver.queries.usage import Period, read_stored_bytes
 from bloxserver.services.executions import Input, accept
-from bloxserver.services.usage import count_run
+from bloxserver.services.usage import count_run, require_storage
 from bloxserver.services.versions import current_version
 
 ROWS_PER_INSERT = 500
@@ -43,7 +44,7 @@ class RetryVersion(StrEnum):
 async def retry_execution(
     session: AsyncSession,
     user_id: UUID,
-    tier: str,
+    plan: Plan,
     period: Period,
     flow_id: UUID,
     execution_id: UUID,
@@ -64,8 +65,9 @@ async def retry_execution(
         raise BadRequest("execution_running", "Cannot retry execution in running state")
     if begin is RetryFrom.FAILED and original.status not in FAILED:
         raise BadRequest("nothing_failed", f"Nothing failed: the execution is in {original.status.value} state")
-    await count_run(session, user_id, tier, period, now())
-    version_id, number = await _version(session, flow, original, version)
+    require_storage(plan, await read_stored_bytes(session, user_id))
+    await count_run(session, user_id, plan, period, now())
+    version_id, number = await _version(session, plan, flow, original, version)
     execution = await accept(
         session,
         flow_id=flow_id,
@@ -82,10 +84,10 @@ async def retry_execution(
 
 
 async def _version(
-    session: AsyncSession, flow: FlowRecord, original: ExecutionRecord, wanted: RetryVersion
+    session: AsyncSession, plan: Plan, flow: FlowRecord, original: ExecutionRecord, wanted: RetryVersion
 ) -> tuple[UUID | None, int | None]:
     if wanted is RetryVersion.LATEST:
-        latest = await current_version(session, flow)
+        latest = await current_version(session, flow, plan)
         return latest.id, latest.number
     if original.flow_version_id is None:
         return flow.active_version_id, flow.active_version

@@ -11,13 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.encryption import DecryptionError, SecretCipher
-from bloxserver.errors import Conflict, Forbidden, NotFound, Unavailable
+from bloxserver.errors import Conflict, LimitReached, NotFound, Unavailable
+from bloxserver.models.enums import Tier
 from bloxserver.models.tables import SecretRecord, UserRecord
 from bloxserver.models.upsert import insert_into
+from bloxserver.plans import FREE, get_plan
 from bloxserver.queries.secrets import SHOWN, SecretRow, read_ciphertexts
-
-MAX_SECRETS = 100
-"""Secrets that a user may have."""
 
 REASONS: Final = {
     "missing": "does not exist",
@@ -37,7 +36,7 @@ class SecretUnavailable(Conflict):
 async def set_secret(
     session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, name: str, value: str
 ) -> SecretRow:
-    """Create the secret or replace its value. Raises `Unavailable` without a cipher, `Forbidden` at the limit."""
+    """Create the secret or replace its value. Raises `Unavailable` without a cipher, `LimitReached`."""
     ciphertext = _ciphertext(cipher, user_id, name, value)
     await _lock_user(session, user_id, name)
     moment = now()
@@ -56,7 +55,7 @@ async def set_secret(
 async def create_secret(
     session: AsyncSession, cipher: SecretCipher | None, user_id: UUID, name: str, value: str
 ) -> SecretRow:
-    """Create a secret. Raises `Conflict` if it exists, `Unavailable` without a cipher, `Forbidden` at the limit."""
+    """Create a secret. Raises `Conflict` if it exists, `Unavailable` without a cipher, `LimitReached`."""
     ciphertext = _ciphertext(cipher, user_id, name, value)
     await _lock_user(session, user_id, name)
     moment = now()
@@ -174,12 +173,12 @@ def _ciphertext(cipher: SecretCipher | None, user_id: UUID, name: str, value: st
 
 
 async def _lock_user(session: AsyncSession, user_id: UUID, name: str) -> None:
-    """Lock the user's row, so that the limit is exact. Raises `Forbidden` at the limit."""
-    await session.execute(sa.select(UserRecord.id).where(UserRecord.id == user_id).with_for_update(key_share=True))
+    """Lock the user's row, so that the limit is exact. Raises `LimitReached`."""
+    user = sa.select(UserRecord.tier, UserRecord.limits).where(UserRecord.id == user_id)
+    row = (await session.execute(user.with_for_update(key_share=True))).first()
+    plan = FREE if row is None else get_plan(row.tier or Tier.FREE, row.limits)
     others = sa.select(sa.func.count()).where(SecretRecord.user_id == user_id, SecretRecord.name != name)
-    if (await session.scalar(others) or 0) >= MAX_SECRETS:
-        raise Forbidden(
-            "secret_limit_reached",
-            f"Secret limit reached ({MAX_SECRETS}). Delete one that is no longer used.",
-            details={"limit": MAX_SECRETS},
-        )
+    number = await session.scalar(others) or 0
+    if number >= plan.secrets:
+        hint = "Delete one that is no longer used, or upgrade."
+        raise LimitReached("secrets", plan.secrets, number, hint, code="secret_limit_reached")

@@ -9,20 +9,20 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.errors import Forbidden
+from bloxserver.errors import Forbidden, LimitReached
 from bloxserver.ids import new_id
 from bloxserver.models.tables import UsageRecord, UserRecord
 from bloxserver.models.upsert import insert_into
-from bloxserver.plans import PLANS, get_plan
+from bloxserver.plans import PLANS, Plan
 from bloxserver.queries.usage import Period, read_usage
 
 SLOTS = 16
 """Counter rows per user without a hard limit, so that concurrent runs do not wait for the lock of one row."""
 
 
-async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Period, now: datetime) -> None:
+async def count_run(session: AsyncSession, user_id: UUID, plan: Plan, period: Period, now: datetime) -> None:
     """Count one run, in one statement; raises `Forbidden` (`run_limit_reached`) at a hard limit."""
-    limit = get_plan(tier).hard_run_limit
+    limit = plan.hard_run_limit
     slot = 0 if limit is not None else _any_slot()
     values = {
         "id": new_id(),
@@ -59,13 +59,24 @@ async def count_run(session: AsyncSession, user_id: UUID, tier: str, period: Per
         .returning(UsageRecord.workflow_runs)
     )
     if (await session.execute(limited)).first() is None:
-        used = (await read_usage(session, user_id, tier, period, now)).runs_used
+        used = (await read_usage(session, user_id, plan, period, now)).runs_used
         resets_at = period.end.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         raise Forbidden(
             "run_limit_reached",
             f"Run limit reached ({limit}). Upgrade to run more.",
             details={"limit": limit, "used": used, "resetsAt": resets_at},
         )
+
+
+def require_storage(plan: Plan, stored_bytes: int) -> None:
+    """Raise `LimitReached` if the user stores as many bytes as the plan allows."""
+    if stored_bytes >= plan.stored_bytes:
+        raise storage_limit_reached(plan, stored_bytes)
+
+
+def storage_limit_reached(plan: Plan, stored_bytes: int) -> LimitReached:
+    hint = "Delete flows that are no longer needed, wait until old executions expire, or upgrade."
+    return LimitReached("stored_bytes", plan.stored_bytes, stored_bytes, hint)
 
 
 async def count_tokens(

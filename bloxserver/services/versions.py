@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from bloxserver.models.tables import FlowRecord, FlowVersionRecord
 from bloxserver.organism.react_flow import CanvasState
+from bloxserver.plans import Plan
+from bloxserver.queries.usage import stored_bytes_of
+from bloxserver.queries.versions import spare_versions
+from bloxserver.services.usage import require_storage
+
+MAX_SURPLUS = 10
+"""Versions that one change deletes. A definition may be as large as a request."""
 
 
-async def current_version(session: AsyncSession, flow: FlowRecord) -> FlowVersionRecord:
+async def current_version(session: AsyncSession, flow: FlowRecord, plan: Plan | None = None) -> FlowVersionRecord:
     """The version of the flow's current definition. It is created if the newest version differs.
+
+    With `plan`, the limits of the plan apply to a new version: it may delete old versions. Raises `LimitReached` if the
+    user stores too many bytes.
 
     The caller has written or locked the flow's row in this transaction, so no other transaction creates a version
     concurrently.
     """
-    newest = (
-        sa.select(FlowVersionRecord)
-        .where(FlowVersionRecord.flow_id == flow.id)
-        .order_by(FlowVersionRecord.number.desc())
-        .limit(1)
-    )
+    of_flow = FlowVersionRecord.flow_id == flow.id
+    newest = sa.select(FlowVersionRecord, _count(flow.id), stored_bytes_of(flow.user_id)).where(of_flow)
     with session.no_autoflush:  # the flow's change and its version are flushed together
-        version = await session.scalar(newest)
+        row = (await session.execute(newest.order_by(FlowVersionRecord.number.desc()).limit(1))).first()
+    version, number, stored = row or (None, 0, 0)
     if version is None or not is_same_definition(version, flow.organism_yaml, flow.canvas_state):
+        if plan is not None:
+            require_storage(plan, stored)
         version = FlowVersionRecord(
             flow_id=flow.id,
             number=1 if version is None else version.number + 1,
@@ -34,9 +45,27 @@ async def current_version(session: AsyncSession, flow: FlowRecord) -> FlowVersio
             canvas_state=flow.canvas_state,
         )
         session.add(version)
+        number += 1
     flow.latest_version = version.number
     await session.flush()
+    if plan is not None and number > plan.versions_per_flow:
+        await _delete_surplus(session, flow.id, number - plan.versions_per_flow)
     return version
+
+
+def _count(flow_id: UUID) -> sa.ScalarSelect[int]:
+    version = aliased(FlowVersionRecord)
+    return sa.select(sa.func.count()).select_from(version).where(version.flow_id == flow_id).scalar_subquery()
+
+
+async def _delete_surplus(session: AsyncSession, flow_id: UUID, number: int) -> None:
+    """Delete the oldest versions that are not in use."""
+    oldest = spare_versions(flow_id).order_by(FlowVersionRecord.number).limit(min(number, MAX_SURPLUS))
+    await session.execute(
+        sa.delete(FlowVersionRecord)
+        .where(FlowVersionRecord.id.in_(oldest))
+        .execution_options(synchronize_session=False)
+    )
 
 
 def is_same_definition(

@@ -17,7 +17,7 @@ from bloxserver.api.schemas import CreateSecretRequest, SetSecretRequest
 from bloxserver.encryption import SecretCipher, get_cipher
 from bloxserver.models.database import Database
 from bloxserver.models.tables import SecretRecord, UserRecord
-from bloxserver.services.secrets import MAX_SECRETS
+from bloxserver.plans import PLANS
 from bloxserver.settings import get_settings
 from tests import factories
 from tests.api.contract import API, UTC_TIME, assert_invalid, assert_problem, covers
@@ -130,15 +130,17 @@ class TestWrite:
     async def test_number_of_secrets_is_limited(
         self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
     ) -> None:
-        session.add_all(SecretRecord(user_id=dev_user.id, name=f"S{number}") for number in range(MAX_SECRETS))
+        limit = PLANS["pro"].secrets
+        session.add_all(SecretRecord(user_id=dev_user.id, name=f"S{number}") for number in range(limit))
         await session.commit()
-        message = "Secret limit reached (100). Delete one that is no longer used."
+        message = "The limit of 500 secrets is reached (in use: 500). Delete one that is no longer used, or upgrade."
+        details = {"name": "secrets", "limit": 500, "used": 500}
         for refused in (
             await client.put(f"{SECRETS}/MORE", json={"value": "x"}),
             await client.post(SECRETS, json={"name": "MORE", "value": "x"}),
         ):
-            assert_problem(refused, 403, "secret_limit_reached", message, {"limit": 100})
-        assert len(await stored(session)) == MAX_SECRETS
+            assert_problem(refused, 403, "secret_limit_reached", message, details)
+        assert len(await stored(session)) == limit
         assert (await client.put(f"{SECRETS}/S7", json={"value": "x"})).status_code == 200
         assert (await client.post(SECRETS, json={"name": "S7", "value": "x"})).status_code == 409
         assert (await client.delete(f"{SECRETS}/S8")).status_code == 204

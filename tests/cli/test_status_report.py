@@ -56,13 +56,22 @@ async def test_report_as_text(live_settings: Settings, live_database: Database) 
     ]
     assert lines[9] == "ended      2 success, 0 error, 1 timeout, 0 cancelled in the last hour"
     assert lines[10].startswith("schedules  1 armed, 1 due, the oldest 9")
-    assert len(lines) == 11
+    assert lines[11].split() == ["limits", "at", "limit", "near", "it"]
+    assert [line.split() for line in lines[12:]] == [
+        ["runs", "0", "0"],
+        ["flows", "1", "0"],
+        [lines[14].split()[0], "(free)", "1", "of", "1"],
+        ["triggers_per_flow", "0", "0"],
+        ["secrets", "0", "0"],
+        ["stored_bytes", "0", "0"],
+    ]
 
 
 @pytest.mark.usefixtures("installation")
 async def test_report_as_json(live_settings: Settings, live_database: Database) -> None:
     found = json.loads(json.dumps(to_json(await read_status(live_settings, live_database))))
-    assert found.keys() == {"version", "database", "workers", "queue", "endedInLastHour", "schedules", "problems"}
+    parts = {"workers", "queue", "endedInLastHour", "schedules", "limits"}
+    assert found.keys() == {"version", "database", *parts, "problems"}
     (worker,) = found["workers"]
     assert (worker["name"], worker["version"], worker["running"]) == ("w-living", "1.2.3", 2)
     assert worker["startedAt"].endswith("+00:00")
@@ -70,6 +79,12 @@ async def test_report_as_json(live_settings: Settings, live_database: Database) 
     assert found["queue"]["free"] == {"waiting": 1, "running": 0, "suspended": 1}
     assert found["queue"]["enterprise"] == {"waiting": 0, "running": 0, "suspended": 0, "oldestSeconds": None}
     assert found["endedInLastHour"] == {"success": 2, "error": 0, "timeout": 1, "cancelled": 0}
+    limits = {limit.pop("name"): limit for limit in found["limits"]}
+    assert list(limits) == ["runs", "flows", "triggers_per_flow", "secrets", "stored_bytes"]
+    (user,) = limits["flows"].pop("users")
+    assert user.pop("clerkId").startswith("user_")
+    assert (user, limits["flows"]) == ({"tier": "free", "used": 1, "limit": 1}, {"atLimit": 1, "nearLimit": 0})
+    assert limits["stored_bytes"] == {"atLimit": 0, "nearLimit": 0, "users": []}
     assert found["problems"] == []
 
 

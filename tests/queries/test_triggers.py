@@ -21,6 +21,7 @@ from bloxserver.models.tables import (
     TriggerType,
     UserRecord,
 )
+from bloxserver.plans import PLANS
 from bloxserver.queries.triggers import (
     MAX_TOKEN_LENGTH,
     lock_due_schedule,
@@ -87,8 +88,7 @@ async def test_trigger_is_found_only_in_its_flow_and_for_its_owner(
 
 
 async def test_webhook_is_read_with_its_flow_and_owner(session: AsyncSession, user: UserRecord) -> None:
-    version_id = uuid4()
-    flow = await create_flow(session, user, name="Orders", active_version_id=version_id, active_version=3)
+    flow = await create_flow(session, user, name="Orders")
     webhook = await create_trigger(session, flow, webhook_token="the-token", config={"target": "a"}, enabled=False)
     row = await read_webhook(session, "the-token")
     assert (row.trigger_id, row.trigger_name, row.config, row.enabled) == (
@@ -98,8 +98,7 @@ async def test_webhook_is_read_with_its_flow_and_owner(session: AsyncSession, us
         False,
     )
     assert (row.flow_id, row.flow_name, row.flow_status) == (flow.id, "Orders", FlowStatus.RUNNING)
-    assert (row.active_version_id, row.active_version) == (version_id, 3)
-    assert (row.user_id, row.tier) == (user.id, Tier.PRO)
+    assert (row.user_id, row.tier, row.plan) == (user.id, Tier.PRO, PLANS["pro"])
 
 
 async def test_webhook_that_was_deleted_or_whose_flow_was_deleted_is_not_found(

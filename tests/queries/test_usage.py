@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import UsageRecord
-from bloxserver.plans import FREE
+from bloxserver.plans import FREE, get_plan
 from bloxserver.queries.usage import Period, period_at, read_usage
 from tests.factories import create_user
 
@@ -20,7 +20,7 @@ async def test_user_without_counts_has_used_nothing(session: AsyncSession) -> No
     user, other = await create_user(session), await create_user(session)
     session.add(UsageRecord(user_id=other.id, period_start=PERIOD.start, workflow_runs=7, llm_tokens_in=8))
     await session.commit()
-    usage = await read_usage(session, user.id, "free", PERIOD, TODAY)
+    usage = await read_usage(session, user.id, FREE, PERIOD, TODAY)
     assert (usage.runs_used, usage.tokens_used, usage.runs_percentage, usage.estimated_overage) == (0, 0, 0, 0)
 
 
@@ -32,7 +32,7 @@ async def test_remaining_days_are_rounded_up_and_never_negative(
     session: AsyncSession, remaining: timedelta, days: int
 ) -> None:
     user = await create_user(session)
-    usage = await read_usage(session, user.id, "free", PERIOD, PERIOD.end - remaining)
+    usage = await read_usage(session, user.id, FREE, PERIOD, PERIOD.end - remaining)
     assert usage.days_remaining == days
 
 
@@ -59,7 +59,7 @@ async def test_usage_sums_the_slots_of_the_period_and_compares_them_with_the_pla
         tokens = {"llm_tokens_in": 3, "llm_tokens_out": 4}
         session.add(UsageRecord(user_id=user.id, period_start=start, slot=slot, workflow_runs=count, **tokens))
     await session.commit()
-    usage = await read_usage(session, user.id, tier, PERIOD, TODAY + timedelta(hours=5))
+    usage = await read_usage(session, user.id, get_plan(tier), PERIOD, TODAY + timedelta(hours=5))
     assert (usage.runs_used, usage.runs_limit) == (runs, limit)
     assert (usage.runs_percentage, usage.estimated_overage) == (percentage, overage)
     assert (usage.tokens_used, usage.days_remaining) == (14, 20)

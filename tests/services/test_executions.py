@@ -21,6 +21,7 @@ from bloxserver.models.tables import (
     TriggerType,
     UsageRecord,
 )
+from bloxserver.plans import FREE
 from bloxserver.queries.triggers import read_webhook
 from bloxserver.queries.usage import period_at
 from bloxserver.services.executions import (
@@ -57,7 +58,7 @@ async def stored(session: AsyncSession, execution_id: UUID) -> ExecutionRecord:
 async def test_manual_run_has_the_active_version_of_its_flow(session: AsyncSession) -> None:
     trigger = await webhook(session)
     flow = await session.get_one(FlowRecord, trigger.flow_id)
-    accepted = await run_flow(session, flow.user_id, "free", PERIOD, flow.id, GIVEN)
+    accepted = await run_flow(session, flow.user_id, FREE, PERIOD, flow.id, GIVEN)
     execution = await stored(session, accepted.id)
     assert (execution.flow_version_id, execution.flow_version) == (flow.active_version_id, 4)
     assert (execution.depth, execution.parent_id, execution.input_payload) == (0, None, "hello")
@@ -97,7 +98,7 @@ async def test_manual_run_of_another_users_or_deleted_flow_is_not_found(session:
     flow, deleted = await create_flow(session, user), await create_flow(session, user, deleted_at=now())
     for user_id, flow_id in ((other.id, flow.id), (user.id, deleted.id)):
         with pytest.raises(NotFound) as error:
-            await run_flow(session, user_id, "free", PERIOD, flow_id, GIVEN)
+            await run_flow(session, user_id, FREE, PERIOD, flow_id, GIVEN)
         assert (error.value.code, error.value.status) == ("flow_not_found", 404)
 
 
@@ -110,7 +111,7 @@ async def test_run_of_a_flow_that_is_not_running_is_rejected_and_not_counted(
     trigger = await create_trigger(session, flow)
     for call, message in (
         (
-            run_flow(session, user.id, "free", PERIOD, flow.id, GIVEN),
+            run_flow(session, user.id, FREE, PERIOD, flow.id, GIVEN),
             f"Flow must be running to execute (current: {status.value})",
         ),
         (receive_webhook(session, trigger.webhook_token or "", GIVEN), f"Flow is not running (status: {status.value})"),
@@ -129,7 +130,7 @@ async def test_run_at_the_limit_of_the_plan_is_rejected(session: AsyncSession) -
     session.add(UsageRecord(user_id=user.id, period_start=PERIOD.start, workflow_runs=1_000))
     await session.commit()
     for call in (
-        run_flow(session, user.id, "free", PERIOD, flow.id, GIVEN),
+        run_flow(session, user.id, FREE, PERIOD, flow.id, GIVEN),
         receive_webhook(session, trigger.webhook_token or "", GIVEN),
     ):
         with pytest.raises(Forbidden) as error:

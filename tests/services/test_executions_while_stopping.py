@@ -21,6 +21,7 @@ from bloxserver.errors import BadRequest, NotFound
 from bloxserver.models.database import Database
 from bloxserver.models.enums import FlowStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UsageRecord, UserRecord
+from bloxserver.plans import FREE
 from bloxserver.queries.triggers import read_due_schedules, read_webhook
 from bloxserver.queries.usage import period_at
 from bloxserver.services.deletions import delete_flow
@@ -71,7 +72,7 @@ class Installation:
             return await change(session)
 
     async def run(self, session: AsyncSession) -> None:
-        await run_flow(session, self.user.id, "free", PERIOD, self.flow.id, Input("x"))
+        await run_flow(session, self.user.id, FREE, PERIOD, self.flow.id, Input("x"))
 
     async def receive(self, session: AsyncSession) -> None:
         await receive_webhook(session, self.webhook.webhook_token or "", Input("x"))
@@ -87,7 +88,7 @@ class Installation:
     async def retry(self, session: AsyncSession) -> None:
         ids = self.flow.id, self.failed.id
         await retry_execution(
-            session, self.user.id, "free", PERIOD, *ids, begin=RetryFrom.START, version=RetryVersion.SAME
+            session, self.user.id, FREE, PERIOD, *ids, begin=RetryFrom.START, version=RetryVersion.SAME
         )
 
     async def stop(self, session: AsyncSession) -> None:

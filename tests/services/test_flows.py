@@ -13,6 +13,7 @@ from bloxserver.clock import now
 from bloxserver.errors import BadRequest, Forbidden, NotFound
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.tables import FlowRecord, FlowStatus, FlowVersionRecord, UserRecord
+from bloxserver.plans import FREE, PLANS
 from bloxserver.services import flows
 from bloxserver.services.flows import (
     TRANSITIONS,
@@ -46,7 +47,7 @@ async def versions(session: AsyncSession, flow: FlowRecord) -> list[tuple[int, s
 async def test_new_flow_is_stopped_and_has_its_first_version(
     session: AsyncSession, user: UserRecord, given: str | None, text: str
 ) -> None:
-    flow = await flows.create_flow(session, user.id, "free", "Orders", "All orders", given)
+    flow = await flows.create_flow(session, user.id, FREE, "Orders", "All orders", given)
     assert (flow.user_id, flow.name, flow.description) == (user.id, "Orders", "All orders")
     assert (flow.status, flow.organism_yaml, flow.latest_version) == (FlowStatus.STOPPED, text, 1)
     assert await versions(session, flow) == [(1, text)]
@@ -55,23 +56,23 @@ async def test_new_flow_is_stopped_and_has_its_first_version(
 async def test_flow_beyond_the_limit_of_the_tier_is_rejected(session: AsyncSession, user: UserRecord) -> None:
     await create_flow(session, await create_user(session))
     await create_flow(session, user, deleted_at=now())
-    await flows.create_flow(session, user.id, "free", "First", None, None)
+    await flows.create_flow(session, user.id, FREE, "First", None, None)
     with pytest.raises(Forbidden) as error:
-        await flows.create_flow(session, user.id, "free", "Second", None, None)
+        await flows.create_flow(session, user.id, FREE, "Second", None, None)
     assert (error.value.code, error.value.status) == ("flow_limit_reached", 403)
     assert error.value.details == {"limit": 1}
-    assert (await flows.create_flow(session, user.id, "pro", "Second", None, None)).name == "Second"
+    assert (await flows.create_flow(session, user.id, PLANS["pro"], "Second", None, None)).name == "Second"
 
 
 async def test_changed_definition_creates_a_version_and_other_changes_do_not(
     session: AsyncSession, user: UserRecord
 ) -> None:
-    flow = await flows.create_flow(session, user.id, "free", "Orders", None, "first")
-    updated = await update_flow(session, user.id, flow.id, {"name": "Renamed", "organism_yaml": "first"})
+    flow = await flows.create_flow(session, user.id, FREE, "Orders", None, "first")
+    updated = await update_flow(session, user.id, FREE, flow.id, {"name": "Renamed", "organism_yaml": "first"})
     assert (updated.name, await versions(session, flow)) == ("Renamed", [(1, "first")])
-    updated = await update_flow(session, user.id, flow.id, {"organism_yaml": "second"})
+    updated = await update_flow(session, user.id, FREE, flow.id, {"organism_yaml": "second"})
     assert (updated.latest_version, await versions(session, flow)) == (2, [(1, "first"), (2, "second")])
-    updated = await update_flow(session, user.id, flow.id, {"canvas_state": CANVAS})
+    updated = await update_flow(session, user.id, FREE, flow.id, {"canvas_state": CANVAS})
     assert (updated.canvas_state, updated.latest_version) == (CANVAS, 3)
 
 
@@ -80,27 +81,27 @@ async def test_update_without_changes_keeps_the_time_of_the_last_change(
 ) -> None:
     flow = await create_flow(session, user)
     changed_at = flow.updated_at
-    assert (await update_flow(session, user.id, flow.id, {})).updated_at == changed_at
-    assert (await update_flow(session, user.id, flow.id, {"name": "A flow"})).updated_at > changed_at
+    assert (await update_flow(session, user.id, FREE, flow.id, {})).updated_at == changed_at
+    assert (await update_flow(session, user.id, FREE, flow.id, {"name": "A flow"})).updated_at > changed_at
 
 
 async def test_definition_of_a_flow_without_versions_is_kept_as_the_first_version(
     session: AsyncSession, user: UserRecord
 ) -> None:
     flow = await create_flow(session, user, organism_yaml="inserted by another program")
-    await update_flow(session, user.id, flow.id, {"organism_yaml": "changed"})
+    await update_flow(session, user.id, FREE, flow.id, {"organism_yaml": "changed"})
     assert await versions(session, flow) == [(1, "inserted by another program"), (2, "changed")]
 
 
 async def test_restored_version_is_the_newest_version(session: AsyncSession, user: UserRecord) -> None:
-    flow = await flows.create_flow(session, user.id, "free", "Orders", None, "first")
-    await update_flow(session, user.id, flow.id, {"organism_yaml": "second", "canvas_state": CANVAS})
-    restored = await restore_version(session, user.id, flow.id, 1)
+    flow = await flows.create_flow(session, user.id, FREE, "Orders", None, "first")
+    await update_flow(session, user.id, FREE, flow.id, {"organism_yaml": "second", "canvas_state": CANVAS})
+    restored = await restore_version(session, user.id, FREE, flow.id, 1)
     assert (restored.organism_yaml, restored.canvas_state, restored.latest_version) == ("first", None, 3)
-    await restore_version(session, user.id, flow.id, 3)
+    await restore_version(session, user.id, FREE, flow.id, 3)
     assert await versions(session, flow) == [(1, "first"), (2, "second"), (3, "first")]
     with pytest.raises(NotFound) as error:
-        await restore_version(session, user.id, flow.id, 4)
+        await restore_version(session, user.id, FREE, flow.id, 4)
     assert (error.value.code, error.value.status) == ("version_not_found", 404)
 
 
@@ -111,9 +112,9 @@ async def test_flow_of_another_user_is_neither_changed_nor_started_nor_stopped(
 
     def calls(user_id: UUID, flow_id: UUID) -> list[Any]:
         return [
-            update_flow(session, user_id, flow_id, {"name": "Renamed"}),
-            update_flow(session, user_id, flow_id, {"organism_yaml": "changed"}),
-            restore_version(session, user_id, flow_id, 1),
+            update_flow(session, user_id, FREE, flow_id, {"name": "Renamed"}),
+            update_flow(session, user_id, FREE, flow_id, {"organism_yaml": "changed"}),
+            restore_version(session, user_id, FREE, flow_id, 1),
             start_flow(session, user_id, flow_id),
             stop_flow(session, user_id, flow_id),
         ]

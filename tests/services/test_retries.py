@@ -23,6 +23,7 @@ from bloxserver.models.tables import (
     UsageRecord,
     UserRecord,
 )
+from bloxserver.plans import PLANS
 from bloxserver.queries.usage import period_at
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
 from tests.factories import create_execution, create_flow, create_user
@@ -54,7 +55,7 @@ async def retried(session: AsyncSession, flow: FlowRecord, execution: ExecutionR
     retry = await retry_execution(
         session,
         flow.user_id,
-        "pro",
+        PLANS["pro"],
         period,
         flow.id,
         execution.id,
@@ -180,7 +181,7 @@ async def test_ten_thousand_steps_take_few_statements(
 async def retry(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID, **options: Any) -> Any:
     choices = {"begin": RetryFrom.START, "version": RetryVersion.SAME} | options
     period = period_at(now(), None, None)
-    return await retry_execution(session, user_id, "pro", period, flow_id, execution_id, **choices)
+    return await retry_execution(session, user_id, PLANS["pro"], period, flow_id, execution_id, **choices)
 
 
 @pytest.mark.parametrize("version", RetryVersion)

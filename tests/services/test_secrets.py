@@ -13,8 +13,8 @@ from bloxserver.encryption import SecretCipher
 from bloxserver.errors import BloxError, Conflict, Forbidden, Unavailable
 from bloxserver.models.database import Database
 from bloxserver.models.tables import SecretRecord
+from bloxserver.plans import FREE
 from bloxserver.services.secrets import (
-    MAX_SECRETS,
     RotatedBatch,
     SecretUnavailable,
     create_secret,
@@ -116,7 +116,7 @@ class TestLimit:
         ada, bob = await user(live_database), await user(live_database)
         write = set_secret if kind == "set" else create_secret
         async with live_database.transaction() as session:
-            session.add_all(SecretRecord(user_id=ada, name=f"S{number}") for number in range(MAX_SECRETS - 3))
+            session.add_all(SecretRecord(user_id=ada, name=f"S{number}") for number in range(FREE.secrets - 3))
             session.add(SecretRecord(user_id=bob, name="S0"))
 
         async def one(number: int) -> BloxError | None:
@@ -130,9 +130,10 @@ class TestLimit:
         refusals = [error for error in await asyncio.gather(*map(one, range(20))) if error is not None]
         assert len(refusals) == 17
         assert all(isinstance(error, Forbidden) for error in refusals)
-        assert (refusals[0].code, refusals[0].details) == ("secret_limit_reached", {"limit": 100})
+        details = {"name": "secrets", "limit": 100, "used": 100}
+        assert (refusals[0].code, refusals[0].details) == ("secret_limit_reached", details)
         async with live_database.transaction() as session:
-            assert len([row for row in await rows(session) if row.user_id == ada]) == MAX_SECRETS
+            assert len([row for row in await rows(session) if row.user_id == ada]) == FREE.secrets
             await set_secret(session, OLD, ada, "S0", "replaced")
             assert await decrypt_secrets(session, OLD, ada, ["S0"]) == {"S0": "replaced"}
             with pytest.raises(Conflict):

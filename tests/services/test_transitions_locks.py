@@ -20,6 +20,7 @@ from bloxserver.ids import new_id
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord
+from bloxserver.plans import FREE
 from bloxserver.queries.executions import read_execution
 from bloxserver.queries.usage import period_at
 from bloxserver.services.deletions import delete_flow, delete_trigger
@@ -118,7 +119,7 @@ async def test_a_flow_is_locked_before_its_executions(world: World) -> None:
     def retry(session: AsyncSession) -> Awaitable[ExecutionRecord]:
         ids = world.flow.id, ended.id
         return retry_execution(
-            session, world.user.id, "free", PERIOD, *ids, begin=RetryFrom.FAILED, version=RetryVersion.SAME
+            session, world.user.id, FREE, PERIOD, *ids, begin=RetryFrom.FAILED, version=RetryVersion.SAME
         )
 
     for change in (world.call, retry):

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from bloxserver.clock import now
 from bloxserver.models.database import Database
 from bloxserver.models.tables import Tier, UsageRecord, UserRecord
+from bloxserver.plans import FREE
 from bloxserver.queries.usage import Period, read_usage
 from bloxserver.services.usage import SLOTS, count_run, count_tokens
 from tests.factories import create_user
@@ -54,12 +55,12 @@ async def test_concurrent_token_counts_are_all_added(live_database: Database, ti
 async def test_runs_and_tokens_share_rows_and_periods_do_not(live_database: Database) -> None:
     user, other = await a_user(live_database, Tier.FREE), await a_user(live_database, Tier.FREE)
     async with live_database.transaction() as session:
-        await count_run(session, user.id, "free", PERIOD, START)
+        await count_run(session, user.id, FREE, PERIOD, START)
     await count(live_database, user, 3, 4)
     await count(live_database, user, 10, 20, Period(PERIOD.end, PERIOD.end + timedelta(days=28)))
     await count(live_database, other, 100, 200)
     async with live_database.transaction() as session:
-        usage = await read_usage(session, user.id, "free", PERIOD, START)
+        usage = await read_usage(session, user.id, FREE, PERIOD, START)
     assert (usage.runs_used, usage.tokens_used) == (1, 7)
     counted = [(row.workflow_runs, row.llm_tokens_in, row.llm_tokens_out) for row in await rows(live_database)]
     assert sorted(counted) == [(0, 10, 20), (0, 100, 200), (1, 3, 4)]

@@ -99,7 +99,7 @@ async def run_flow(
     """Start an execution manually. Its status is `running` until it ends."""
     payload = input_payload if input_payload is not None else body and body.input_payload
     period = user.period_at(now())
-    execution = await services.run_flow(session, user.id, user.tier, period, flow_id, services.input_of_json(payload))
+    execution = await services.run_flow(session, user.id, user.plan, period, flow_id, services.input_of_json(payload))
     if wait is None:
         return execution
     accepted = Execution.model_validate(execution)
@@ -225,4 +225,4 @@ async def retry_execution(
 ) -> object:
     """Start a new execution with the input of an execution that has ended. It counts as a run."""
     period = user.period_at(now())
-    return await retries.retry_execution(session, user.id, user.tier, period, flow_id, execution_id, begin, version)
+    return await retries.retry_execution(session, user.id, user.plan, period, flow_id, execution_id, begin, version)

@@ -41,7 +41,7 @@ async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage
 )
 async def create_flow(user: AuthenticatedUser, session: DbSession, body: CreateFlowRequest) -> object:
     """Create a stopped flow. Without a definition it gets the default definition."""
-    return await services.create_flow(session, user.id, user.tier, body.name, body.description, body.organism_yaml)
+    return await services.create_flow(session, user.id, user.plan, body.name, body.description, body.organism_yaml)
 
 
 @router.get(
@@ -65,7 +65,7 @@ async def get_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId)
 )
 async def update_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: UpdateFlowRequest) -> object:
     """Change the members in the body. A running flow continues with the version that its last start activated."""
-    return await services.update_flow(session, user.id, flow_id, body.changes())
+    return await services.update_flow(session, user.id, user.plan, flow_id, body.changes())
 
 
 @router.delete(

@@ -19,7 +19,7 @@ LIMIT_REACHED = error_of(
     403,
     "The user has reached the limit of secrets.",
     "secret_limit_reached",
-    "Secret limit reached (100). Delete one that is no longer used.",
+    "The limit of 100 secrets is reached (in use: 100). Delete one that is no longer used, or upgrade.",
 )
 
 SecretName = Annotated[str, Path(pattern=f"^{SECRET_NAME}$", description="The secret's name.")]

@@ -34,4 +34,4 @@ async def get_current_user(user: AuthenticatedUser) -> object:
 async def get_usage(user: AuthenticatedUser, session: DbSession) -> object:
     """Return the user's usage in the current billing period and the limits of their plan."""
     moment = now()
-    return await read_usage(session, user.id, user.tier, user.period_at(moment), moment)
+    return await read_usage(session, user.id, user.plan, user.period_at(moment), moment)

@@ -47,4 +47,4 @@ async def restore_version(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, number: VersionNumber
 ) -> object:
     """Save an earlier definition as the flow's newest version. A running flow continues with its active version."""
-    return await services.restore_version(session, user.id, flow_id, number)
+    return await services.restore_version(session, user.id, user.plan, flow_id, number)

@@ -33,7 +33,7 @@ from bloxserver.api.schemas.triggers import (
     WebhookAccepted,
     WebhookTest,
 )
-from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, UsageDashboard, User
+from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, LimitUse, UsageDashboard, User
 from bloxserver.api.schemas.versions import FlowVersion, FlowVersionSummary
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import (
@@ -78,6 +78,7 @@ __all__ = [
     "FlowVersionSummary",
     "Health",
     "InputEncoding",
+    "LimitUse",
     "Liveness",
     "PaginatedResponse",
     "Readiness",

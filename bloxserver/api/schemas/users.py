@@ -25,6 +25,17 @@ class User(CamelModel):
     created_at: UtcTime | None
 
 
+class LimitUse(CamelModel):
+    """A limit of the user's plan, and how much of it is used."""
+
+    name: str = Field(
+        description="runs: in this billing period; flows; triggers_per_flow: the flow with the most triggers; secrets;"
+        " stored_bytes."
+    )
+    used: int
+    limit: int | None = Field(description="The maximum; null if unlimited.")
+
+
 class UsageDashboard(CamelModel):
     """The user's usage in the current billing period."""
 
@@ -36,6 +47,9 @@ class UsageDashboard(CamelModel):
     tokens_used: int = Field(description="Input and output tokens of language models.")
     estimated_overage: float = Field(description="Price of the runs beyond the limit, in USD.")
     days_remaining: int = Field(description="Whole days until the period ends, rounded up.")
+    stored_bytes: int = Field(description="Bytes in executions, steps, versions and key-value storage.")
+    stored_bytes_limit: int = Field(description="Stored bytes that the plan allows.")
+    limits: list[LimitUse] = Field(description="The limits of the plan that count something.")
 
 
 class ApiKeyInfo(CamelModel):

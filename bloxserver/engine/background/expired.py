@@ -24,6 +24,7 @@ from bloxserver.models.tables import (
     FlowVersionRecord,
 )
 from bloxserver.models.types import UtcDateTime, size_of
+from bloxserver.queries import versions as queries
 
 PLACE = (ExecutionRecord.started_at, ExecutionRecord.id)
 DELIVERED = timedelta(minutes=1)
@@ -191,24 +192,13 @@ async def count_steps(session: AsyncSession, execution_ids: Collection[UUID]) ->
 
 
 def spare_versions(flow: FlowExcess, limits: Limits) -> sa.Select[UUID]:
-    """Versions of the flow that may be deleted: not active, not the latest, and used by no execution.
-
-    None if the flow was changed recently: a request that read the previous version may still start an execution of it.
-    """
-    version = FlowVersionRecord
-    ran = sa.select(ExecutionRecord.id).where(ExecutionRecord.flow_version_id == version.id).limit(1)
+    """Versions of the flow that may be deleted, the oldest first. None if the flow was changed recently."""
     return (
-        sa.select(version.id)
-        .join(FlowRecord, FlowRecord.id == version.flow_id)
+        queries.spare_versions(flow.flow_id)
         .where(
-            version.flow_id == flow.flow_id,
-            version.number <= flow.newest_surplus_version,
-            version.id.is_distinct_from(FlowRecord.active_version_id),
-            version.number.is_distinct_from(FlowRecord.latest_version),
-            FlowRecord.updated_at < limits.moment - DELIVERED,
-            ran.scalar_subquery().is_(None),
+            FlowVersionRecord.number <= flow.newest_surplus_version, FlowRecord.updated_at < limits.moment - DELIVERED
         )
-        .order_by(version.number)
+        .order_by(FlowVersionRecord.number)
     )
 
 

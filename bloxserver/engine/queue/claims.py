@@ -26,8 +26,9 @@ from bloxserver.models.tables import (
     WorkerRecord,
 )
 from bloxserver.models.types import database_now
+from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.flows import flow_exists
-from bloxserver.queries.usage import Period, period_at
+from bloxserver.queries.usage import Period, period_at, stored_bytes_of
 
 CLAIM_LOCK = 0x626C6F78_636C61
 """Advisory lock: workers claim one after the other, so that the running executions of a user are counted exactly."""
@@ -66,6 +67,10 @@ class ClaimedExecution:
     user_id: UUID
     tier: str
     """The owner's tier."""
+    plan: Plan
+    """The owner's plan."""
+    stored_bytes: int
+    """The bytes that the owner stored when this worker claimed the execution."""
     period: Period
     """The owner's billing period."""
     parent_id: UUID | None
@@ -160,7 +165,9 @@ async def _with_details(
                 lease=lease,
                 flow_id=row.flow_id,
                 user_id=flow.user_id,
-                tier=(flow.tier or Tier.FREE).value,
+                tier=(tier := flow.tier or Tier.FREE).value,
+                plan=get_plan(tier, flow.limits),
+                stored_bytes=flow.stored_bytes,
                 period=period_at(now(), flow.current_period_start, flow.current_period_end),
                 parent_id=row.parent_id,
                 depth=row.depth,
@@ -232,6 +239,8 @@ async def _flows(session: AsyncSession, flow_ids: Collection[UUID]) -> dict[UUID
             FlowRecord.organism_yaml,
             FlowRecord.user_id,
             UserRecord.tier,
+            UserRecord.limits,
+            stored_bytes_of(FlowRecord.user_id).label("stored_bytes"),
             UserRecord.current_period_start,
             UserRecord.current_period_end,
         )

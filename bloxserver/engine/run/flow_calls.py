@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -22,10 +22,11 @@ from bloxserver.ids import read_id
 from bloxserver.models.database import Database
 from bloxserver.models.enums import FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, UserRecord
+from bloxserver.plans import get_plan
 from bloxserver.queries.flows import owned_by
-from bloxserver.queries.usage import period_at
+from bloxserver.queries.usage import period_at, stored_bytes_of
 from bloxserver.services.executions import MAX_TARGET_LENGTH, Input, accept, require_depth
-from bloxserver.services.usage import count_run
+from bloxserver.services.usage import count_run, require_storage
 from bloxserver.storable import json_text, storable_text
 
 RETRYABLE = frozenset({"flow_not_running"})
@@ -52,7 +53,7 @@ async def call_flow(
     """Accept an execution of the user's flow of this id or name, and count it; returns its id.
 
     Raises `Conflict` if the caller has ended or was claimed by another worker, `BadRequest` (`flow_not_found`,
-    `flow_ambiguous`, `flow_not_running`, `call_depth_exceeded`), `Forbidden` at the run limit. No message quotes
+    `flow_ambiguous`, `flow_not_running`, `call_depth_exceeded`), `Forbidden` at a limit. No message quotes
     `flow`, which may come from a secret.
     """
     found = await _find(session, caller.user_id, flow)
@@ -73,12 +74,12 @@ async def call_flow(
         raise BadRequest("flow_not_running", f"The called flow is not running (status: {called.status.value})")
     moment = now()
     period = period_at(moment, called.current_period_start, called.current_period_end)
-    await count_run(session, caller.user_id, called.tier or "free", period, moment)
+    plan = get_plan(called.tier or Tier.FREE, called.limits)
+    require_storage(plan, called.stored_bytes)
+    await count_run(session, caller.user_id, plan, period, moment)
     execution = await accept(
         session,
         flow_id=called.id,
-        flow_version_id=called.active_version_id,
-        flow_version=called.active_version,
         trigger_type=TriggerType.MANUAL,
         target=None if target is None else storable_text(target[:MAX_TARGET_LENGTH]),
         given=Input(json_text(payload)),
@@ -92,9 +93,10 @@ async def call_flow(
 class _CalledFlow(NamedTuple):
     id: UUID
     status: FlowStatus
-    active_version_id: UUID | None
-    active_version: int | None
     tier: Tier | None
+    limits: dict[str, Any] | None
+    stored_bytes: int
+    """The bytes that the owner stores."""
     current_period_start: datetime | None
     current_period_end: datetime | None
 
@@ -107,9 +109,9 @@ async def _find(session: AsyncSession, user_id: UUID, flow: str) -> list[_Called
         sa.select(
             FlowRecord.id,
             FlowRecord.status,
-            FlowRecord.active_version_id,
-            FlowRecord.active_version,
             UserRecord.tier,
+            UserRecord.limits,
+            stored_bytes_of(FlowRecord.user_id),
             UserRecord.current_period_start,
             UserRecord.current_period_end,
         )

@@ -23,6 +23,8 @@ from bloxserver.engine.run.large_messages import read_large_input
 from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Outcome, Suspended, Tokens
 from bloxserver.engine.run.pump import Pump
 from bloxserver.engine.run.serialization import JsonTextCache, payload_of, step_of_row, step_row, text_of_output
+from bloxserver.engine.run.storage import StorageCheck
+from bloxserver.errors import LimitReached
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.observability import metrics
@@ -79,6 +81,7 @@ class ExecutionRunner:
             step.key: sum(len(getattr(step, name) or "") for name in LARGE_COLUMNS) for step in execution.steps
         }
         self._characters = sum(self._sizes.values())
+        self._storage = StorageCheck(database, execution)
 
     async def run(self) -> None:
         """Run the execution until it ends or suspends. Raises `LeaseLost`."""
@@ -147,6 +150,8 @@ class ExecutionRunner:
         except ExecutionTooLarge:
             error = f"the inputs and outputs of its steps are larger than {MAX_CHARACTERS // 1024**2} MiB"
             await self.end(ExecutionStatus.ERROR, error)
+        except LimitReached as full:
+            await self.end(ExecutionStatus.ERROR, full.message)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -166,7 +171,9 @@ class ExecutionRunner:
 
     async def _save(self, change: Change) -> None:
         self._tokens = self._tokens.plus(change.used)
+        before = self._characters
         rows = self._rows(change)
+        await self._storage.before_saving(self._characters - before)
         match change.outcome:
             case None if self._tokens == self._saved_tokens:
                 await self._checkpoints.save(Checkpoint(self._execution, rows))

@@ -1,0 +1,112 @@
+"""Which users are at a limit, and which are near it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.models.tables import SecretRecord, StoredBytesRecord, Tier, UsageRecord
+from bloxserver.plans import get_plan
+from bloxserver.queries.limits import MAX_USERS, LimitState, read_limits
+from tests.factories import create_flow, create_trigger, create_user
+
+MOMENT = datetime(2026, 6, 15, tzinfo=UTC)
+
+
+async def states(session: AsyncSession) -> dict[str, LimitState]:
+    return {state.name: state for state in await read_limits(session, MOMENT)}
+
+
+async def store(session: AsyncSession, size: int, **values: Any) -> None:
+    """Create a user who stores this many bytes, in two slots."""
+    user = await create_user(session, **values)
+    for slot, part in enumerate((size + 5, -5)):
+        session.add(StoredBytesRecord(user_id=user.id, source="executions", slot=slot, bytes=part))
+    await session.commit()
+
+
+async def test_without_users_no_limit_is_reached(session: AsyncSession) -> None:
+    assert {name: tuple(state)[1:] for name, state in (await states(session)).items()} == dict.fromkeys(
+        ("runs", "flows", "triggers_per_flow", "secrets", "stored_bytes"), (0, 0, [])
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "used", "at", "near"),
+    [
+        ({"stored_bytes": 100}, 79, 0, 0),
+        ({"stored_bytes": 100}, 80, 0, 1),
+        ({"stored_bytes": 100}, 99, 0, 1),
+        ({"stored_bytes": 100}, 100, 1, 0),
+        ({"stored_bytes": 100}, 101, 1, 0),
+        ({"stored_bytes": 100.9}, 100, 1, 0),
+        ({"stored_bytes": 0}, 1, 1, 0),
+        ({"stored_bytes": "100"}, 100, 0, 0),
+        ({"stored_bytes": -1}, 100, 0, 0),
+        ({"stored_bytes": True}, 100, 0, 0),
+        ({"stored_bytes": None}, 2**30, 1, 0),
+        ([1], 2**30, 1, 0),
+        (None, 2**30 - 1, 0, 1),
+        (None, 2**30, 1, 0),
+    ],
+)
+async def test_users_are_compared_with_the_limits_of_their_plan_and_their_own(
+    session: AsyncSession, limits: Any, used: int, at: int, near: int
+) -> None:
+    await store(session, used, clerk_id="ada", limits=limits)
+    state = (await states(session))["stored_bytes"]
+    assert (state.at, state.near) == (at, near)
+    expected = [("ada", "free", used, get_plan("free", limits).stored_bytes)] if at or near else []
+    assert [tuple(user) for user in state.users] == expected
+
+
+async def test_limits_depend_on_the_tier_and_null_is_unlimited(session: AsyncSession) -> None:
+    period = {"period_start": MOMENT - timedelta(days=5), "period_end": MOMENT + timedelta(days=5)}
+    for name, tier, limits in (
+        ("free", Tier.FREE, None),
+        ("pro", Tier.PRO, None),
+        ("enterprise", Tier.ENTERPRISE, None),
+        ("unlimited", Tier.FREE, {"runs": None}),
+    ):
+        user = await create_user(session, clerk_id=name, tier=tier, limits=limits)
+        session.add_all(UsageRecord(user_id=user.id, workflow_runs=500, slot=slot, **period) for slot in range(2))
+        earlier = {"period_start": MOMENT - timedelta(days=35), "period_end": MOMENT - timedelta(days=5)}
+        session.add(UsageRecord(user_id=user.id, workflow_runs=10**9, **earlier))
+    await session.commit()
+    runs = (await states(session))["runs"]
+    assert (runs.at, runs.near, [tuple(user) for user in runs.users]) == (1, 0, [("free", "free", 1_000, 1_000)])
+
+
+async def test_flows_triggers_and_secrets_are_counted(session: AsyncSession) -> None:
+    user = await create_user(session, clerk_id="ada", limits={"triggers_per_flow": 2, "secrets": 1, "flows": 3})
+    flows = [await create_flow(session, user) for _ in range(2)]
+    await create_flow(session, user, deleted_at=MOMENT)
+    for flow in (flows[0], flows[0], flows[1]):
+        await create_trigger(session, flow)
+    await create_trigger(session, flows[1], deleted_at=MOMENT)
+    session.add(SecretRecord(user_id=user.id, name="A"))
+    await session.commit()
+    found = await states(session)
+    assert [(user.used, user.limit) for user in found["triggers_per_flow"].users] == [(2, 2)]
+    assert [(user.used, user.limit) for user in found["secrets"].users] == [(1, 1)]
+    assert found["flows"].users == []
+    await create_flow(session, user)
+    assert [(user.used, user.limit) for user in (await states(session))["flows"].users] == [(3, 3)]
+
+
+async def test_list_is_bounded_and_has_the_largest_shares_first(session: AsyncSession) -> None:
+    for number in range(MAX_USERS + 5):
+        await store(session, 90 + number, clerk_id=f"user {number:02}", limits={"stored_bytes": 100})
+    state = (await states(session))["stored_bytes"]
+    assert (state.at, state.near, len(state.users)) == (5, 10, MAX_USERS)
+    assert [user.used for user in state.users] == list(range(104, 94, -1))
+
+
+async def test_unknown_tier_has_the_free_limits(session: AsyncSession) -> None:
+    await store(session, 2**30, clerk_id="ada")
+    await session.execute(sa.text("UPDATE users SET tier = 'platinum'"))
+    assert (await states(session))["stored_bytes"].at == 1
