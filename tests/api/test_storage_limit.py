@@ -28,7 +28,7 @@ from bloxserver.models.tables import (
 from bloxserver.plans import PLANS
 from bloxserver.queries.triggers import read_due_schedules
 from bloxserver.queries.usage import read_stored_bytes
-from tests.api.contract import API, assert_problem, path_of
+from tests.api.contract import API, assert_problem, covers, path_of
 from tests.clerk import override_settings
 from tests.factories import create_execution, create_flow, create_trigger
 
@@ -88,6 +88,7 @@ async def world(client: httpx.AsyncClient, session: AsyncSession, dev_user: User
     return world
 
 
+@covers("limits.stored-bytes")
 @pytest.mark.parametrize(("offset", "accepted"), OFFSETS)
 @pytest.mark.parametrize("name", ["run", "webhook", "retry", "create", "change"])
 async def test_request_that_stores_more_is_refused_at_the_users_own_limit(
@@ -165,6 +166,7 @@ async def change(world: World, times: int) -> None:
         assert (await world.client.patch(path_of(world.flow), json=body)).status_code == 200
 
 
+@covers("versions.limit")
 async def test_oldest_version_is_deleted_beyond_the_number_of_versions(world: World) -> None:
     await world.limit(versions_per_flow=3)
     await change(world, 1)
@@ -207,6 +209,7 @@ async def test_number_of_versions_follows_the_tier_by_default(world: World) -> N
     assert await versions(world.session) == list(range(2, limit + 2))
 
 
+@covers("limits.own")
 @pytest.mark.parametrize(("limit", "status"), [(2, 201), (1, 403), (0, 403)])
 async def test_own_limit_of_flows_replaces_that_of_the_tier(world: World, limit: int, status: int) -> None:
     await world.limit(flows=limit)
@@ -232,6 +235,7 @@ async def test_own_limit_of_secrets_replaces_that_of_the_tier(world: World) -> N
     assert statuses == [201, 201, 403]
 
 
+@covers("usage.limits")
 async def test_usage_lists_the_limits(world: World) -> None:
     await create_trigger(world.session, world.flow)
     await world.limit(secrets=7, stored_bytes=10**12)
