@@ -37,6 +37,13 @@ def _networks(value: object) -> object:
     return tuple(map(_network, _split_commas(value))) if isinstance(value, str) else value
 
 
+def _proxies(value: object) -> object:
+    networks = _networks(value)
+    if isinstance(networks, tuple) and not all(network.prefixlen for network in networks):
+        raise ValueError("a network that contains every address would let clients choose their own address")
+    return networks
+
+
 def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         return ip_network(text)
@@ -55,6 +62,7 @@ def _blank_as_none(value: object) -> object:
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
+Proxies = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_proxies)]
 OptionalText = Annotated[str | None, BeforeValidator(_blank_as_none)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_blank_as_none)]
 
@@ -77,7 +85,18 @@ class Settings(BaseSettings):
     )
     webhook_base_url: str = Field("https://api.openblox.ai/webhooks", description="Public base URL of webhooks.")
     max_body_bytes: int = Field(1024 * 1024, ge=1, description="Maximum size of a request body, in bytes.")
+    header_timeout_seconds: float = Field(10, gt=0, description="Maximum time for a client to send a request's head.")
     body_timeout_seconds: float = Field(30, gt=0, description="Maximum time for a client to send a request body.")
+    write_timeout_seconds: float = Field(
+        30, gt=0, description="Time in which a client must read 64 KiB of a response, or the rest of it."
+    )
+    max_connections: int = Field(2_000, ge=16, le=1_000_000, description="Maximum connections of clients to a process.")
+    max_connections_per_address: int = Field(
+        200, ge=1, description="Maximum connections from one client address; does not apply to FORWARDED_ALLOW_IPS."
+    )
+    forwarded_allow_ips: Proxies = Field(
+        (), description="Addresses and networks of the proxies whose X-Forwarded-* headers are used, comma-separated."
+    )
 
     database_url: str = Field(
         "sqlite+aiosqlite:///./bloxserver.db",

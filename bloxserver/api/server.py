@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from bloxserver import __version__
+from bloxserver.api.connections import limited_protocol
 from bloxserver.gc_tuning import freeze_heap
 from bloxserver.settings import Settings, get_settings
 
@@ -74,12 +75,17 @@ class Server(uvicorn.Server):
 
 def serving(app: str | FastAPI, host: str, port: int) -> Server:
     """The server of the API on this address; `app` is the application or its import path."""
+    settings = get_settings()
+    proxies = [str(network) for network in settings.forwarded_allow_ips]
     return Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
-            http="httptools",
+            http=limited_protocol(settings),
+            ws="none",
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
             log_config=None,
             access_log=False,
             server_header=False,

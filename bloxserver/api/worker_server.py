@@ -12,6 +12,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from bloxserver.api.connections import limited_protocol
 from bloxserver.api.dependencies import EngineHealth
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
@@ -52,7 +53,9 @@ async def serve_worker_endpoints(settings: Settings, engine: EngineHealth) -> As
         return
     config = uvicorn.Config(
         create_worker_app(engine),
-        http="httptools",
+        http=limited_protocol(settings),
+        ws="none",
+        proxy_headers=False,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -51,6 +51,12 @@ REQUEST_SECONDS = Histogram(
     buckets=REQUEST_BUCKETS,
     registry=REGISTRY,
 )
+CONNECTIONS_CLOSED = Counter(
+    "bloxserver_connections_closed_total",
+    "Connections that were closed because of a limit or a timeout.",
+    ["reason"],
+    registry=REGISTRY,
+)
 
 # --- Executions ---
 

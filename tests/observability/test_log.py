@@ -81,6 +81,7 @@ async def test_request_is_logged_once_without_its_path(live_client: httpx.AsyncC
         "method": "GET",
         "route": "/webhooks/{webhook_token}/test",
         "status": 404,
+        "client": "127.0.0.1",
         "request_id": response.headers["X-Request-Id"],
     }
 

@@ -1,0 +1,264 @@
+"""Timeouts and limits of connections, which uvicorn does not have.
+
+A connection waits for a request until it has received a complete one. While it waits, it can be closed in favour of a
+new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from bloxserver.api.addresses import address_key, parse_address
+from bloxserver.observability import metrics
+from bloxserver.settings import Settings
+
+log = structlog.stdlib.get_logger("bloxserver")
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes of a request's head, and of the trailer or the chunk extensions of a body, beyond which it is refused."""
+PROGRESS_BYTES = 64 * 1024
+"""Bytes of a response that a client must read in each `WRITE_TIMEOUT_SECONDS`, or all that are left."""
+RESERVED_FILES = 512
+"""Open files of a process that are not connections of clients: database, outgoing requests, files."""
+MIN_CONNECTIONS = 16
+
+
+class ConnectionLimits:
+    """The connections of one server, and their limits."""
+
+    def __init__(self, settings: Settings, max_connections: int) -> None:
+        self.header_timeout = settings.header_timeout_seconds
+        self.write_timeout = settings.write_timeout_seconds
+        self.max_connections = max_connections
+        self._per_address = settings.max_connections_per_address
+        self._proxies = settings.forwarded_allow_ips
+        self._open: dict[LimitedProtocol, str] = {}
+        self._by_address: dict[str, int] = {}
+        self._waiting: dict[LimitedProtocol, None] = {}
+
+    def admit(self, connection: LimitedProtocol, host: str | None) -> HTTPStatus | None:
+        """Count a new connection, or return the status with which to refuse it.
+
+        If the server has its maximum of connections, the one that has waited the longest is closed.
+        """
+        key = address_key(host)
+        if self._by_address.get(key, 0) >= self._per_address and not self._is_proxy(host):
+            return HTTPStatus.TOO_MANY_REQUESTS
+        if len(self._open) >= self.max_connections:
+            oldest = next(iter(self._waiting), None)
+            if oldest is None:
+                return HTTPStatus.SERVICE_UNAVAILABLE
+            self.release(oldest)
+            oldest.drop("evicted")
+        self._open[connection] = key
+        self._by_address[key] = self._by_address.get(key, 0) + 1
+        self._waiting[connection] = None
+        return None
+
+    def release(self, connection: LimitedProtocol) -> None:
+        """Stop counting a connection. Does nothing if it is not counted."""
+        key = self._open.pop(connection, None)
+        if key is None:
+            return
+        self._waiting.pop(connection, None)
+        self._by_address[key] -= 1
+        if not self._by_address[key]:
+            del self._by_address[key]
+
+    def set_waiting(self, connection: LimitedProtocol, waiting: bool) -> None:
+        """Record whether the connection waits for a complete request."""
+        if not waiting:
+            self._waiting.pop(connection, None)
+        elif connection in self._open:
+            self._waiting[connection] = None
+
+    def _is_proxy(self, host: str | None) -> bool:
+        address = parse_address(host)
+        return address is not None and any(address in network for network in self._proxies)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with timeouts and limits."""
+
+    def __init__(self, *, limits: ConnectionLimits, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._limits = limits
+        self._dropped = False
+        self._unparsed = 0
+        """Bytes received since the last complete head or piece of a body."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unwritten = 0
+
+    @property
+    def _responding(self) -> bool:
+        """Whether a response is not complete."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        refused = self._limits.admit(self, self.client[0] if self.client else None)
+        if refused is not None:
+            self._refuse(refused, "The server has too many connections", "refused")
+            return
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._limits.release(self)
+        self._stop_head_timer()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._dropped:
+            return
+        self._unparsed += len(data)
+        super().data_received(data)
+        # uvicorn has stopped its keep-alive timer. A complete head and a piece of a body have set `_unparsed` to 0.
+        if (self._unparsed or not self._responding) and not self.transport.is_closing():
+            if self._unparsed > MAX_HEAD_BYTES:
+                status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+                self._refuse(status, "The head of the request is too large", "head_too_large")
+            elif self._head_timer is None:
+                self._start_head_timer()
+
+    def on_headers_complete(self) -> None:
+        self._unparsed = 0
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        if self._responding:
+            self._stop_head_timer()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unparsed = 0
+        self._stop_head_timer()
+        super().on_message_complete()
+        if self._responding:
+            self._limits.set_waiting(self, False)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._responding:
+            self._limits.set_waiting(self, True)
+        if self._write_timer is None and self.transport.get_write_buffer_size():
+            self._start_write_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._write_timer is None:
+            self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def drop(self, reason: str) -> None:
+        """Close the connection at once, without a response."""
+        metrics.CONNECTIONS_CLOSED.labels(reason).inc()
+        self._dropped = True
+        self.transport.abort()
+
+    def _refuse(self, status: HTTPStatus, message: str, reason: str) -> None:
+        """Close the connection after an error response. If another response has started, close it without one."""
+        if self._responding:
+            self.drop(reason)
+            return
+        metrics.CONNECTIONS_CLOSED.labels(reason).inc()
+        self._dropped = True
+        self.transport.write(_error(status, message))
+        self.transport.close()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self._limits.header_timeout, self._head_timed_out)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_timed_out(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing():
+            return
+        if self._unparsed:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "The head of the request did not arrive in time", "head_timeout")
+        else:
+            self.transport.close()  # an unused connection, or the rest of a body that nothing reads
+
+    def _start_write_timer(self) -> None:
+        self._unwritten = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self._limits.write_timeout, self._check_progress)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _check_progress(self) -> None:
+        """Drop the connection if the client has read too little since the timer started."""
+        self._write_timer = None
+        left = self.transport.get_write_buffer_size()
+        if left and self._unwritten - left < PROGRESS_BYTES:
+            self.drop("write_timeout")
+        elif left:
+            self._start_write_timer()
+
+
+def limited_protocol(settings: Settings) -> Any:
+    """The `http` argument of `uvicorn.Config`: the protocol class with the limits of one server."""
+    return partial(LimitedProtocol, limits=ConnectionLimits(settings, _available_connections(settings.max_connections)))
+
+
+def _available_connections(wanted: int) -> int:
+    """The connections that the limit of open files allows, at most `wanted`. Raises that limit as far as possible."""
+    available = _open_files(wanted + RESERVED_FILES) - RESERVED_FILES
+    if available >= wanted:
+        return wanted
+    available = max(MIN_CONNECTIONS, available)
+    log.warning("the limit of open files (ulimit -n) reduces MAX_CONNECTIONS", connections=available)
+    return available
+
+
+def _open_files(wanted: int) -> int:
+    """Raise the process's limit of open files to `wanted`, or as far as the system allows. Returns the limit."""
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
+
+
+def _error(status: HTTPStatus, message: str) -> bytes:
+    """A complete response: a problem as in `api.errors`, but without a request id."""
+    problem = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "detail": message,
+        "code": status.name.lower(),
+        "message": message,
+        "details": None,
+    }
+    body = json.dumps(problem).encode()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\nretry-after: 5\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
