@@ -2,7 +2,7 @@
 
 BloxError
 ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 (LimitReached) · NotFound 404 · Conflict 409
-├── Unprocessable 422
+├── Unprocessable 422 · RateLimited 429
 └── Unavailable 503
 SettingsError: the process cannot start; never a response
 """
@@ -86,6 +86,20 @@ class Unprocessable(BloxError):
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
         super().__init__("validation_error", "Request validation failed", details=dict(reasons))
+
+
+class RateLimited(BloxError):
+    """Too many requests. `name` is the limit, `retry_after` the seconds until its counter is reset."""
+
+    status = 429
+
+    def __init__(self, name: str, limit: int, used: int, retry_after: int, hint: str) -> None:
+        message = (
+            f"The limit of {limit} {name.replace('_', ' ')} is reached (used: {used}). "
+            f"Try again in {retry_after} seconds. {hint}"
+        )
+        details = {"name": name, "limit": limit, "used": used}
+        super().__init__("rate_limited", message, details=details, headers={"Retry-After": str(retry_after)})
 
 
 class Unavailable(BloxError):

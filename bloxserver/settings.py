@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     forwarded_allow_ips: Proxies = Field(
         (), description="Addresses and networks of the proxies whose X-Forwarded-* headers are used, comma-separated."
     )
+    rate_limits: Annotated[bool | None, BeforeValidator(_blank_as_none)] = Field(
+        None, description="Limit the rates of requests; if unset, only with ENV=staging and production."
+    )
 
     database_url: str = Field(
         "sqlite+aiosqlite:///./bloxserver.db",
@@ -223,7 +226,9 @@ class Settings(BaseSettings):
         None, description="Full URL for traces, if it is not OTEL_EXPORTER_OTLP_ENDPOINT/v1/traces."
     )
 
-    redis_url: OptionalText = Field(None, description="Accepted for compatibility; Redis is not used.")
+    redis_url: OptionalText = Field(
+        None, description="Redis through which processes share the counts of rate limits; if unset, the database."
+    )
     stripe_secret_key: OptionalSecret = Field(None, description="Secret key of the Stripe account.")
     stripe_webhook_secret: OptionalSecret = Field(None, description="Signing secret of the Stripe webhook.")
     api_key_encryption_key: OptionalSecret = Field(
@@ -260,6 +265,11 @@ class Settings(BaseSettings):
         return self.env == "development" and self.clerk_issuer is None
 
     @property
+    def limits_rates(self) -> bool:
+        """Whether the rates of requests are limited."""
+        return self.env in ("staging", "production") if self.rate_limits is None else self.rate_limits
+
+    @property
     def uses_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite")
 
@@ -278,7 +288,7 @@ class Settings(BaseSettings):
     def check_startup(self) -> None:
         """Raise `SettingsError` if a setting keeps this process from starting. The message names all such variables.
 
-        It contains no values, except those of `SSRF_ALLOW_CIDRS`.
+        It contains no values, except networks.
         """
         problems = [*self.problems]
         if self.heartbeat_timeout_seconds < 2 * self.heartbeat_interval_seconds:

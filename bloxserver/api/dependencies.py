@@ -23,6 +23,7 @@ from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.paging import PageRequest
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.executions import Input, input_of_body
+from bloxserver.services.rate_limits import UNLIMITED, Admission
 from bloxserver.services.users import DEV_CLAIMS, user_of_claims
 from bloxserver.settings import get_settings
 
@@ -180,17 +181,41 @@ async def validate_clerk_token(token: str) -> dict[str, Any]:
     return await get_verifier(get_settings()).verify(token)
 
 
-async def get_current_user(session: DbSession, authorization: Authorization = None) -> CurrentUser:
-    """The signed-in user. The first valid token creates the user. Raises `Unauthorized`."""
+def request_admission(request: Request) -> Admission:
+    """The rate limits of the request."""
+    admission: Admission = request.scope.get("state", {}).get("admission", UNLIMITED)
+    return admission
+
+
+RequestAdmission = Annotated[Admission, Depends(request_admission)]
+
+
+async def get_current_user(
+    session: DbSession, authorization: Authorization = None, admission: RequestAdmission = UNLIMITED
+) -> CurrentUser:
+    """The signed-in user. The first valid token creates the user. Raises `Unauthorized` and `RateLimited`."""
     # The session opens a connection at its first statement, so none is held while keys are fetched.
-    claims = DEV_CLAIMS if get_settings().dev_bypass else await validate_clerk_token(bearer_token(authorization))
-    return CurrentUser(await user_of_claims(session, claims), claims)
+    claims = DEV_CLAIMS if get_settings().dev_bypass else await _claims(bearer_token(authorization), admission)
+    admission.refuse_exceeded("user", claims["sub"])
+    user = CurrentUser(await user_of_claims(session, claims), claims)
+    admission.count("user", claims["sub"], get_plan(user.tier).requests_per_minute)
+    return user
 
 
-async def get_optional_user(session: DbSession, authorization: Authorization = None) -> CurrentUser | None:
+async def _claims(token: str, admission: Admission) -> dict[str, Any]:
+    try:
+        return await validate_clerk_token(token)
+    except Unauthorized:
+        admission.charge_invalid_token()
+        raise
+
+
+async def get_optional_user(
+    session: DbSession, authorization: Authorization = None, admission: RequestAdmission = UNLIMITED
+) -> CurrentUser | None:
     """The signed-in user, or None without a valid token."""
     try:
-        return await get_current_user(session, authorization)
+        return await get_current_user(session, authorization, admission)
     except Unauthorized:
         return None
 
@@ -244,6 +269,14 @@ WaitSeconds = Annotated[
         description="Seconds to wait for the end of the execution. If it is still running then, the response is 202.",
     ),
 ]
+
+
+def refuse_exceeded_webhook(
+    webhook_token: Annotated[str, Path(description="The secret token in the webhook's URL.")],
+    admission: RequestAdmission,
+) -> None:
+    """Raise `RateLimited` before the body is read, if the webhook has exceeded its limit."""
+    admission.refuse_exceeded("webhook", webhook_token)
 
 
 async def webhook_input(request: Request) -> Input:

@@ -50,12 +50,16 @@ def problem(
     return JSONResponse(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
+def error_response(request: Request, error: BloxError) -> JSONResponse:
+    return problem(request, error.status, error.code, error.message, error.details, error.headers)
+
+
 def unexpected_error_response(request: Request, error: Exception) -> JSONResponse:
     """The response to an exception that no handler caught: an error of the database, or a bug."""
     known = _of_database(error)
     if known is not None:
         log.warning("database error", code=known.code, error=type(error).__name__, sqlstate=_sqlstate(error))
-        return _respond(request, known)
+        return error_response(request, known)
     # As text: if logging is not configured, as in third-party tests, structlog would print all local variables.
     log.error("unhandled exception", exception="".join(traceback.format_exception(error)))
     return problem(request, 500, "internal_error", "Internal server error")
@@ -63,11 +67,7 @@ def unexpected_error_response(request: Request, error: Exception) -> JSONRespons
 
 async def _blox_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, BloxError)  # noqa: S101
-    return _respond(request, error)
-
-
-def _respond(request: Request, error: BloxError) -> JSONResponse:
-    return problem(request, error.status, error.code, error.message, error.details, error.headers)
+    return error_response(request, error)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -76,14 +76,14 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     for item in error.errors():
         field = ".".join(_printable(part) for part in item["loc"])
         reasons.setdefault(field, _printable(item["msg"]))
-    return _respond(request, Unprocessable(reasons))
+    return error_response(request, Unprocessable(reasons))
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     """Errors of the framework: no such route, wrong method, invalid JSON."""
     assert isinstance(error, StarletteHTTPException)  # noqa: S101
     if isinstance(error.__cause__, ValueError | RecursionError):  # raised by the JSON parser
-        return _respond(request, Unprocessable({"body": "The body is not valid JSON"}))
+        return error_response(request, Unprocessable({"body": "The body is not valid JSON"}))
     phrase = HTTPStatus(error.status_code).phrase  # the phrase of 413 depends on the version of Python
     code = "payload_too_large" if error.status_code == 413 else phrase.lower().replace(" ", "_")
     return problem(request, error.status_code, code, error.detail or phrase, headers=error.headers)

@@ -13,6 +13,7 @@ from bloxserver import __version__
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, install_openapi
+from bloxserver.api.rate_limits import HEADERS, RateLimits, sharing_counters
 from bloxserver.api.routes import AUTHENTICATED, PUBLIC
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.blocks.registry import get_registry
@@ -23,6 +24,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.migrate import SchemaState, schema_state
 from bloxserver.observability.log import configure_logging
 from bloxserver.observability.tracing import start_tracing, stop_tracing
+from bloxserver.services.rate_limits import RateLimiter
 from bloxserver.settings import Settings, get_settings, misspelt_settings
 
 log = structlog.stdlib.get_logger("bloxserver")
@@ -53,13 +55,16 @@ def create_app() -> FastAPI:
     # The middleware that is added last is the outermost.
     app.add_middleware(BodyLimit)
     app.add_middleware(ErrorMiddleware)
+    app.state.rate_limiter = RateLimiter() if settings.limits_rates else None
+    if app.state.rate_limiter is not None:
+        app.add_middleware(RateLimits, limiter=app.state.rate_limiter)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=list(settings.cors_origins),
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["X-Request-Id", "Retry-After"],
+        expose_headers=["X-Request-Id", "Retry-After", *HEADERS],
     )
     app.add_middleware(RequestContext)
     return app
@@ -82,7 +87,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.shutdown = Shutdown()
     try:
         with app.state.shutdown.on_signals():
-            yield
+            async with sharing_counters(app.state.rate_limiter, settings, database):
+                yield
     finally:
         await engine.stop()
         app.state.engine = None

@@ -39,6 +39,11 @@ EXAMPLES = {
     408: ("request_timeout", "The request body did not arrive in time"),
     413: ("payload_too_large", "Request body is larger than 1048576 bytes"),
     422: ("validation_error", "Request validation failed"),
+    429: (
+        "rate_limited",
+        "The limit of 600 requests per minute is reached (used: 601). Try again in 31 seconds. Send fewer requests, or "
+        "ask the operator to raise the limit of your plan.",
+    ),
     503: ("database_unavailable", "The database cannot be reached, try again"),
 }
 DESCRIPTIONS = {
@@ -49,6 +54,8 @@ DESCRIPTIONS = {
     408: "The request body did not arrive in time.",
     413: "The request body is too large.",
     422: "The request is invalid. `details` maps each invalid field to the reason.",
+    429: "A rate limit of the client's address, the user or the webhook is reached. `RateLimit` and `RateLimit-Policy` "
+    "describe the limits of the request, and `Retry-After` has the seconds to wait.",
     503: "The database or another dependency is unavailable. `Retry-After` has the seconds to wait before a retry.",
 }
 EVENT_SCHEMAS = (ExecutionEvent, StepEvent)
@@ -172,6 +179,8 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
                 responses |= _errors_by_name(422)
             if "requestBody" in operation:
                 responses |= _errors_by_name(408, 413)
+            if not path.startswith("/health"):
+                responses |= _errors_by_name(429)
             if not path.startswith("/health") and path != "/":
                 responses |= _errors_by_name(503)
             if path.startswith(AUTHENTICATED_PREFIX):

@@ -107,3 +107,15 @@ class WorkerRecord(Base):
     last_heartbeat_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
     started_at: Mapped[CreatedAt]
     version: Mapped[str | None] = mapped_column(sa.String(32))
+
+
+class RateCounterRecord(Base):
+    """Requests that all processes have counted for a rate limit in one minute. `services.rate_counters` deletes it."""
+
+    __tablename__ = "rate_counters"
+
+    minute: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    """Minutes since 1970."""
+    key: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
+    """The limit and a hash of what it limits. No token or address can be read from it."""
+    count: Mapped[Counter]

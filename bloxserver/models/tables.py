@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from bloxserver.clock import now
 from bloxserver.models.account_tables import (
+    RateCounterRecord,
     SecretRecord,
     StoredBytesRecord,
     StripeEventRecord,
@@ -49,6 +50,7 @@ __all__ = [
     "InputEncoding",
     "KeyValueRecord",
     "NotificationChannel",
+    "RateCounterRecord",
     "SecretRecord",
     "StepStatus",
     "StoredBytesRecord",

@@ -57,6 +57,9 @@ CONNECTIONS_CLOSED = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+RATE_LIMITED = Counter(
+    "bloxserver_rate_limited_total", "Requests that exceeded a rate limit.", ["limit"], registry=REGISTRY
+)
 
 # --- Executions ---
 

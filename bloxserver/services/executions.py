@@ -20,8 +20,9 @@ from bloxserver.observability import metrics
 from bloxserver.observability.tracing import current_traceparent
 from bloxserver.plans import Plan
 from bloxserver.queries.flows import owned_by
-from bloxserver.queries.triggers import TriggerRow, read_webhook
+from bloxserver.queries.triggers import TriggerRow
 from bloxserver.queries.usage import Period, period_at, stored_bytes_of
+from bloxserver.services.rate_limits import UNLIMITED, Admission, read_admitted_webhook
 from bloxserver.services.usage import count_run, require_storage
 from bloxserver.settings import get_settings
 
@@ -63,12 +64,14 @@ async def run_flow(
     return await accept(session, flow_id=flow_id, trigger_type=TriggerType.MANUAL, given=given)
 
 
-async def receive_webhook(session: AsyncSession, token: str, given: Input, depth: int = 0) -> UUID:
+async def receive_webhook(
+    session: AsyncSession, token: str, given: Input, depth: int = 0, admission: Admission = UNLIMITED
+) -> UUID:
     """Accept a run by webhook and return its id; raises as `run_flow` does, and `Conflict` for a disabled webhook.
 
-    `depth` is the call depth that the sender reports. Raises `BadRequest` if it is too large.
+    `depth` is the call depth that the sender reports. Raises `BadRequest` if it is too large, and `RateLimited`.
     """
-    webhook = await read_webhook(session, token)
+    webhook = await read_admitted_webhook(session, token, admission)
     if webhook.flow_status is not FlowStatus.RUNNING:
         raise FlowNotRunning(webhook.flow_status)
     if not webhook.enabled:

@@ -86,6 +86,7 @@ async def fill(session: AsyncSession) -> None:
         "user_api_keys": {"user_id": user},
         "stripe_events": {},
         "workers": {},
+        "rate_counters": {},
         "secrets": {"user_id": user},
         "stored_bytes": {"user_id": user},
         "key_values": {"flow_id": flow},
@@ -127,7 +128,7 @@ async def test_migrations_run_up_down_and_up_with_data(database: Database) -> No
         before = await contents(database)
         of_triggers = {"stored_bytes": 1 + len(SOURCES)}
         assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(before, 1) | of_triggers
-        assert len(before) == 14
+        assert len(before) == 15
         await database.migrate()
         assert await contents(database) == before, "a second migration changes nothing"
         await downgrade(database)

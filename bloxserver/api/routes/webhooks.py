@@ -2,18 +2,27 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Depends, Path
 
 from bloxserver.api import examples
-from bloxserver.api.dependencies import CallDepth, DbSession, ServerShutdown, Sessions, WaitSeconds, WebhookInput
+from bloxserver.api.dependencies import (
+    CallDepth,
+    DbSession,
+    RequestAdmission,
+    ServerShutdown,
+    Sessions,
+    WaitSeconds,
+    WebhookInput,
+    refuse_exceeded_webhook,
+)
 from bloxserver.api.openapi import any_body, error_of, errors, response_of, still_running
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
 from bloxserver.api.streaming import WaitingResponse
 from bloxserver.queries.executions import find_execution
-from bloxserver.queries.triggers import read_webhook
 from bloxserver.services.executions import receive_webhook
+from bloxserver.services.rate_limits import read_admitted_webhook
 
-router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], dependencies=[Depends(refuse_exceeded_webhook)])
 
 NOT_FOUND = ("webhook_not_found", "Webhook not found")
 
@@ -50,10 +59,11 @@ async def receive(
     webhook_token: WebhookToken,
     webhook_input: WebhookInput,
     depth: CallDepth,
+    admission: RequestAdmission,
     wait: WaitSeconds = None,
 ) -> object:
     """Start an execution of the webhook's flow. The body is its input; it may have any content type or be empty."""
-    execution_id = await receive_webhook(session, webhook_token, webhook_input, depth)
+    execution_id = await receive_webhook(session, webhook_token, webhook_input, depth, admission)
     if wait is None:
         return WebhookAccepted(
             status="accepted", execution_id=execution_id, message="Webhook received and execution started"
@@ -69,9 +79,9 @@ async def receive(
     summary="Test a webhook",
     responses=response_of(200, "The token is valid.", examples.WEBHOOK_TEST) | error_of(404, "Not found.", *NOT_FOUND),
 )
-async def test(session: DbSession, webhook_token: WebhookToken) -> object:
+async def test(session: DbSession, webhook_token: WebhookToken, admission: RequestAdmission) -> object:
     """Check a webhook's token. No execution is started."""
-    webhook = await read_webhook(session, webhook_token)
+    webhook = await read_admitted_webhook(session, webhook_token, admission)
     return WebhookTest(
         valid=True,
         trigger_name=webhook.trigger_name,
