@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import JsonValue
 
-from bloxserver.settings import MINIMUM_SECRET_BYTES, Settings
+from bloxserver.production_checks import MINIMUM_SECRET_BYTES
+from bloxserver.settings import Settings
 
 SECRET_NAME = "[A-Za-z_][A-Za-z0-9_]{0,63}"  # noqa: S105
 """The pattern of a valid secret name."""

@@ -7,6 +7,7 @@ An invalid setting does not break an import: `get_settings` uses the default and
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
@@ -16,10 +17,11 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 
 from bloxserver.database_url import normalised_database_url
 from bloxserver.errors import SettingsError
+from bloxserver.production_checks import production_problems, production_warnings
 from bloxserver.setting_names import find_misspelt
 
-MINIMUM_SECRET_BYTES = 32
 SYSTEM_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MONTY_BIN", "TMPDIR", "TZ")
+HOST_PATTERN = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
 VALUE_ERROR_PREFIX = "Value error, "
 """Pydantic's prefix for the message of a `ValueError`."""
 
@@ -56,6 +58,16 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     raise ValueError(f"{text[:50]!r} is not a network like 10.0.0.0/8 or fd00::/8{meant}")
 
 
+def _host_patterns(value: object) -> object:
+    return tuple(map(_host_pattern, _split_commas(value))) if isinstance(value, str) else value
+
+
+def _host_pattern(text: str) -> str:
+    if not HOST_PATTERN.fullmatch(text):
+        raise ValueError(f"{text[:50]!r} is not a host like api.example.com or *.example.com, without scheme and port")
+    return text.lower()
+
+
 def _blank_as_none(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
 
@@ -63,6 +75,7 @@ def _blank_as_none(value: object) -> object:
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
 Proxies = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_proxies)]
+HostPatterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_patterns)]
 OptionalText = Annotated[str | None, BeforeValidator(_blank_as_none)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_blank_as_none)]
 
@@ -82,6 +95,9 @@ class Settings(BaseSettings):
     cors_origins: CommaSeparated = Field(
         ("http://localhost:3000", "https://app.openblox.ai"),
         description="Browser origins that may call the API, comma-separated.",
+    )
+    trusted_hosts: HostPatterns = Field(
+        (), description="Names under which clients reach the API, comma-separated; *.example.com stands for subdomains."
     )
     webhook_base_url: str = Field("https://api.openblox.ai/webhooks", description="Public base URL of webhooks.")
     max_body_bytes: int = Field(1024 * 1024, ge=1, description="Maximum size of a request body, in bytes.")
@@ -288,7 +304,7 @@ class Settings(BaseSettings):
     def check_startup(self) -> None:
         """Raise `SettingsError` if a setting keeps this process from starting. The message names all such variables.
 
-        It contains no values, except networks.
+        It contains no values, except networks and names of hosts.
         """
         problems = [*self.problems]
         if self.heartbeat_timeout_seconds < 2 * self.heartbeat_interval_seconds:
@@ -297,30 +313,13 @@ class Settings(BaseSettings):
                 "live workers would be declared dead"
             )
         if self.is_production:
-            problems += self._production_problems()
+            problems += production_problems(self)
         if problems:
             raise SettingsError(problems)
 
-    def _production_problems(self) -> list[str]:
-        """Return the problems that keep a process from starting in production."""
-        checks = {
-            "CLERK_ISSUER must be an https address in production": not (self.clerk_issuer or "").startswith("https://"),
-            "DATABASE_URL must be PostgreSQL in production (or set ALLOW_SQLITE=1)": self.uses_sqlite
-            and not self.allow_sqlite,
-            "CORS_ORIGINS must be set in production: its default contains domains that are not yours": "cors_origins"
-            not in self.model_fields_set,
-            "CORS_ORIGINS must not contain * in production": any("*" in origin for origin in self.cors_origins),
-            "WEBHOOK_BASE_URL must be set in production to the address of this installation's webhooks, "
-            "for example https://flows.example.com/webhooks": "webhook_base_url" not in self.model_fields_set
-            or not self.webhook_base_url.startswith(("http://", "https://")),
-            "ENABLE_DOCS must be false in production": self.enable_docs,
-            f"API_KEY_ENCRYPTION_KEY must be set in production; each key needs {MINIMUM_SECRET_BYTES} bytes or more "
-            "and must not be a placeholder": not self.encryption_keys or any(map(_is_weak_key, self.encryption_keys)),
-            "STRIPE_SECRET_KEY must not be a test key in production": _is_test_key(self.stripe_secret_key),
-            "STRIPE_WEBHOOK_SECRET must be set when STRIPE_SECRET_KEY is": self.stripe_secret_key is not None
-            and self.stripe_webhook_secret is None,
-        }
-        return [problem for problem, holds in checks.items() if holds]
+    def warnings(self) -> list[str]:
+        """Return a line for each setting that is unsafe in most installations of production."""
+        return production_warnings(self) if self.is_production else []
 
     @classmethod
     def load(cls) -> Self:
@@ -362,15 +361,6 @@ def environment_without_settings() -> dict[str, str]:
 def _names_in_file() -> list[str]:
     """Return the names of the variables in `.env`. Raises `UnicodeDecodeError`."""
     return list(DotEnvSettingsSource(Settings).env_vars)
-
-
-def _is_weak_key(key: str) -> bool:
-    size = len(key.encode(errors="surrogatepass"))
-    return size < MINIMUM_SECRET_BYTES or len(set(key)) < 8 or "change" in key.lower()
-
-
-def _is_test_key(secret: SecretStr | None) -> bool:
-    return secret is not None and secret.get_secret_value().startswith(("sk_test_", "rk_test_"))
 
 
 @lru_cache

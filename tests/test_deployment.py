@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -137,7 +138,8 @@ class TestKubernetes:
     def test_values_are_valid_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in SETTINGS:
             monkeypatch.delenv(name, raising=False)
-        secret = of_kind("Secret")["bloxserver"]["stringData"] | {"API_KEY_ENCRYPTION_KEY": "0123456789abcdef" * 2}
+        generated = {"API_KEY_ENCRYPTION_KEY": token_hex(32), "METRICS_TOKEN": token_hex(32)}
+        secret = of_kind("Secret")["bloxserver"]["stringData"] | generated
         for name, value in {**of_kind("ConfigMap")["bloxserver"]["data"], **secret}.items():
             assert isinstance(value, str), name
             monkeypatch.setenv(name, value)

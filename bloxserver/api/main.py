@@ -111,12 +111,10 @@ async def prepare_database(settings: Settings, database: Database) -> None:
 
 
 def _warn(settings: Settings) -> None:
-    for line in misspelt_settings():
+    for line in [*misspelt_settings(), *settings.warnings()]:
         log.warning(line)
     if settings.dev_bypass:
         log.warning("authentication disabled: every request is the development user", clerk_issuer=None)
-    elif settings.is_production and not settings.clerk_authorized_parties:
-        log.warning("CLERK_AUTHORIZED_PARTIES is empty: tokens issued to any origin are accepted")
 
 
 app = create_app()

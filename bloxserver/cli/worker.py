@@ -34,7 +34,7 @@ async def _work(settings: Settings) -> None:
     from bloxserver.models.database import database
     from bloxserver.observability.tracing import start_tracing, stop_tracing
 
-    for line in misspelt_settings():
+    for line in [*misspelt_settings(), *settings.warnings()]:
         log.warning(line)
     start_tracing(settings)
     await prepare_database(settings, database)

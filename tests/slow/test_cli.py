@@ -68,7 +68,7 @@ PRODUCTION = {
     "CORS_ORIGINS": "https://app.example.com",
     "WEBHOOK_BASE_URL": "https://flows.example.com/webhooks",
     "ENABLE_DOCS": "false",
-    "API_KEY_ENCRYPTION_KEY": "0123456789abcdef0123456789abcdef",
+    "API_KEY_ENCRYPTION_KEY": "kJ8s0-fQz2Lw7Xv5Nn1Bb6Mm9Rr3Tt4Yy",
 }
 
 
