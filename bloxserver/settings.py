@@ -286,6 +286,11 @@ class Settings(BaseSettings):
         return self.env in ("staging", "production") if self.rate_limits is None else self.rate_limits
 
     @property
+    def uses_https(self) -> bool:
+        """Whether browsers are told to use only https. Not outside production, where the host may be localhost."""
+        return self.is_production and self.webhook_base_url.startswith("https://")
+
+    @property
     def uses_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite")
 

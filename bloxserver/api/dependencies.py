@@ -14,6 +14,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.api.hosts import check_bypass
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.clients.clerk import get_verifier
 from bloxserver.errors import Forbidden, Unauthorized
@@ -166,6 +167,8 @@ class CurrentUser:
 
 
 Authorization = Annotated[str | None, Header(include_in_schema=False)]
+BypassCheck = Annotated[None, Depends(check_bypass)]
+"""A dependency of the sign-in, not of the routes, so that it does not apply if a test overrides the sign-in."""
 
 
 def bearer_token(authorization: str | None) -> str:
@@ -191,7 +194,10 @@ RequestAdmission = Annotated[Admission, Depends(request_admission)]
 
 
 async def get_current_user(
-    session: DbSession, authorization: Authorization = None, admission: RequestAdmission = UNLIMITED
+    session: DbSession,
+    authorization: Authorization = None,
+    admission: RequestAdmission = UNLIMITED,
+    _: BypassCheck = None,
 ) -> CurrentUser:
     """The signed-in user. The first valid token creates the user. Raises `Unauthorized` and `RateLimited`."""
     # The session opens a connection at its first statement, so none is held while keys are fetched.
@@ -211,7 +217,10 @@ async def _claims(token: str, admission: Admission) -> dict[str, Any]:
 
 
 async def get_optional_user(
-    session: DbSession, authorization: Authorization = None, admission: RequestAdmission = UNLIMITED
+    session: DbSession,
+    authorization: Authorization = None,
+    admission: RequestAdmission = UNLIMITED,
+    _: BypassCheck = None,
 ) -> CurrentUser | None:
     """The signed-in user, or None without a valid token."""
     try:

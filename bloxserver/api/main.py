@@ -11,10 +11,12 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from bloxserver import __version__
 from bloxserver.api.errors import install_error_handlers
+from bloxserver.api.hosts import TrustedHosts
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, install_openapi
+from bloxserver.api.paths import PathMethods, PathTable
 from bloxserver.api.rate_limits import HEADERS, RateLimits, sharing_counters
-from bloxserver.api.routes import AUTHENTICATED, PUBLIC
+from bloxserver.api.routes import AUTHENTICATED, DOCUMENTATION, PUBLIC
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.engine import Engine
@@ -36,24 +38,31 @@ def create_app() -> FastAPI:
     app = FastAPI(
         title="BloxServer API",
         version=__version__,
-        docs_url="/docs" if settings.enable_docs else None,
-        redoc_url="/redoc" if settings.enable_docs else None,
+        docs_url=None,
+        redoc_url=None,
         openapi_url="/openapi.json" if settings.enable_docs else None,
+        redirect_slashes=False,
         lifespan=_lifespan,
     )
-    for router in PUBLIC:
+    public = [*PUBLIC, *(DOCUMENTATION if settings.enable_docs else [])]
+    for router in public:
         app.include_router(router)
     authenticated = APIRouter(prefix=AUTHENTICATED_PREFIX)
     for router in AUTHENTICATED:
         authenticated.include_router(router)
     app.include_router(authenticated)
+    table = PathTable()
+    table.add(public)
+    table.add(AUTHENTICATED, AUTHENTICATED_PREFIX)
     app.state.shutdown = Shutdown()
     app.state.kill_when_blocked = False
     """Whether this process is killed if its event loop is blocked. `bloxserver serve` sets it."""
     install_error_handlers(app)
     install_openapi(app)
     # The middleware that is added last is the outermost.
+    app.add_middleware(PathMethods, table=table)
     app.add_middleware(BodyLimit)
+    app.add_middleware(TrustedHosts)
     app.add_middleware(ErrorMiddleware)
     app.state.rate_limiter = RateLimiter() if settings.limits_rates else None
     if app.state.rate_limiter is not None:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bloxserver.api.addresses import parse_address
 from bloxserver.api.errors import unexpected_error_response
+from bloxserver.api.hosts import PROBES
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX
 from bloxserver.models.database import read_only_request
 from bloxserver.observability import metrics, tracing
@@ -37,9 +38,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-PROBES = ("/health", "/metrics")
-PAGES = ("/docs", "/redoc")
-"""Pages that load scripts. They get no `Content-Security-Policy`."""
+HSTS = "max-age=31536000"
 
 
 class RequestContext:
@@ -75,8 +74,9 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 for name, value in SECURITY_HEADERS.items():
-                    if not (name == "Content-Security-Policy" and scope["path"].startswith(PAGES)):
-                        headers.setdefault(name, value)
+                    headers.setdefault(name, value)
+                if get_settings().uses_https:
+                    headers["Strict-Transport-Security"] = HSTS
             await send(message)
 
         try:

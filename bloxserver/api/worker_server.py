@@ -16,6 +16,7 @@ from bloxserver.api.connections import limited_protocol
 from bloxserver.api.dependencies import EngineHealth
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
+from bloxserver.api.paths import PathMethods, PathTable
 from bloxserver.api.routes import health, metrics
 from bloxserver.errors import SettingsError
 from bloxserver.settings import Settings
@@ -35,11 +36,14 @@ class _Server(uvicorn.Server):
 
 def create_worker_app(engine: EngineHealth) -> FastAPI:
     """Create the app with the routes of a worker."""
-    app = FastAPI(title="BloxServer worker", openapi_url=None)
+    app = FastAPI(title="BloxServer worker", openapi_url=None, redirect_slashes=False)
     app.state.engine = engine
     app.include_router(health.router)
     app.include_router(metrics.router)
     install_error_handlers(app)
+    table = PathTable()
+    table.add([health.router, metrics.router])
+    app.add_middleware(PathMethods, table=table)
     for middleware in (BodyLimit, ErrorMiddleware, RequestContext):
         app.add_middleware(middleware)
     return app

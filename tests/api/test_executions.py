@@ -157,7 +157,7 @@ class TestGetExecution:
         for execution_id in (uuid4(), elsewhere.id):
             response = await client.get(f"{path_of(flow)}/executions/{execution_id}")
             assert_problem(response, 404, "execution_not_found", "Execution not found")
-        for text in ("7", "run", "STATS", "%00"):
+        for text in ("7", "RUN", "STATS", "%00"):
             assert_invalid(await client.get(f"{path_of(flow)}/executions/{text}"), "path.execution_id")
         found = await client.get(f"{path_of(other)}/executions/{elsewhere.id}")
         assert found.json()["id"] == str(elsewhere.id)

@@ -291,7 +291,7 @@ def test_document_is_valid() -> None:
 @pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
 def test_schema_is_in_camel_case_and_has_titles(name: str) -> None:
     schema = DOCUMENT["components"]["schemas"][name]
-    assert schema["type"] in ("object", "string")
+    assert name == "JsonValue" or schema["type"] in ("object", "string")
     properties = schema.get("properties", {})
     assert all(re.fullmatch("[a-z][a-zA-Z]*", one) for one in properties)
     assert set(schema.get("required", [])) <= set(properties)
@@ -308,13 +308,8 @@ def test_schema_is_in_camel_case_and_has_titles(name: str) -> None:
         assert set(schema["required"]) == set(properties), "every member of a response is always present"
 
 
-async def test_document_and_its_pages_are_served(client: httpx.AsyncClient) -> None:
+async def test_document_is_served(client: httpx.AsyncClient) -> None:
     assert (await client.get("/openapi.json")).json() == json.loads(json.dumps(DOCUMENT))
-    for page in ("/docs", "/redoc"):
-        response = await client.get(page)
-        assert response.status_code == 200
-        assert "text/html" in response.headers["Content-Type"]
-        assert "/openapi.json" in response.text
 
 
 def test_client_packages_have_no_registry_and_are_pinned() -> None:

@@ -1,7 +1,11 @@
-"""All routes. Those in `PUBLIC` need no authentication; those in `AUTHENTICATED` respond with 401 without it."""
+"""All routes. Those in `PUBLIC` need no authentication; those in `AUTHENTICATED` respond with 401 without it.
+
+Those in `DOCUMENTATION` need none either, and exist only with `ENABLE_DOCS`.
+"""
 
 from bloxserver.api.routes import (
     canvas,
+    documentation,
     executions,
     flows,
     health,
@@ -15,6 +19,7 @@ from bloxserver.api.routes import (
 )
 
 PUBLIC = [health.router, metrics.router, webhooks.router]
+DOCUMENTATION = [documentation.router]
 AUTHENTICATED = [
     users.router,
     flows.router,
@@ -26,4 +31,4 @@ AUTHENTICATED = [
     canvas.router,
 ]
 
-__all__ = ["AUTHENTICATED", "PUBLIC"]
+__all__ = ["AUTHENTICATED", "DOCUMENTATION", "PUBLIC"]
