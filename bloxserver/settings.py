@@ -22,6 +22,7 @@ from bloxserver.setting_names import find_misspelt
 
 SYSTEM_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MONTY_BIN", "TMPDIR", "TZ")
 HOST_PATTERN = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
+MIN_OPERATOR_SECRET_LENGTH = 12
 VALUE_ERROR_PREFIX = "Value error, "
 """Pydantic's prefix for the message of a `ValueError`."""
 
@@ -305,6 +306,19 @@ class Settings(BaseSettings):
         """The keys in `API_KEY_ENCRYPTION_KEY`, in order; empty if it is not set."""
         given = self.api_key_encryption_key
         return () if given is None else tuple(_split_commas(given.get_secret_value()))
+
+    @property
+    def operator_secrets(self) -> list[tuple[str, str]]:
+        """Pairs of the mark that replaces a secret of the operator, and the secret.
+
+        Short secrets are omitted: other texts contain them by coincidence, and users could guess them by observing
+        what is replaced.
+        """
+        values = {name.upper(): getattr(self, name) for name in type(self).model_fields}
+        secrets = [(name, value.get_secret_value()) for name, value in values.items() if isinstance(value, SecretStr)]
+        secrets += [("API_KEY_ENCRYPTION_KEY", key) for key in self.encryption_keys]
+        secrets.append(("DATABASE_URL", normalised_database_url(self.database_url).password or ""))
+        return [(f"[setting {name}]", text) for name, text in secrets if len(text) >= MIN_OPERATOR_SECRET_LENGTH]
 
     def check_startup(self) -> None:
         """Raise `SettingsError` if a setting keeps this process from starting. The message names all such variables.

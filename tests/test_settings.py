@@ -250,3 +250,21 @@ def test_secrets_are_not_in_the_representation(monkeypatch: pytest.MonkeyPatch) 
 def test_encryption_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, {"API_KEY_ENCRYPTION_KEY": f" {KEY} ,, second "}).encryption_keys == (KEY, "second")
     assert load(monkeypatch, {"API_KEY_ENCRYPTION_KEY": " "}).encryption_keys == ()
+
+
+def test_secrets_of_the_operator_have_marks_unless_they_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "DATABASE_URL": f"postgresql://blox:{SECRET}%2F1@db.example.com/blox",
+        "API_KEY_ENCRYPTION_KEY": f"{KEY}, {KEY}-2",
+        "LLM_API_KEY": f"{SECRET}-3",
+        "SMTP_PASSWORD": "elevenchars",
+        "METRICS_TOKEN": f"{SECRET}-4",
+    }
+    marks = [(mark, text) for mark, text in load(monkeypatch, given).operator_secrets if "," not in text]
+    assert sorted(marks) == [
+        ("[setting API_KEY_ENCRYPTION_KEY]", KEY),
+        ("[setting API_KEY_ENCRYPTION_KEY]", f"{KEY}-2"),
+        ("[setting DATABASE_URL]", f"{SECRET}/1"),
+        ("[setting LLM_API_KEY]", f"{SECRET}-3"),
+        ("[setting METRICS_TOKEN]", f"{SECRET}-4"),
+    ]

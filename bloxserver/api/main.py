@@ -82,7 +82,7 @@ def create_app() -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = get_settings()
-    configure_logging(level=settings.log_level, as_json=settings.is_production)
+    configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=settings.operator_secrets)
     settings.check_startup()
     get_registry()  # an unusable block of an installed package must stop the start of the server, not fail flows later
     _warn(settings)

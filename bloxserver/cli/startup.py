@@ -27,7 +27,7 @@ def load_checked_settings() -> Settings:
         get_registry()
     except SettingsError as error:
         fail(str(error))
-    configure_logging(level=settings.log_level, as_json=settings.is_production)
+    configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=settings.operator_secrets)
     return settings
 
 
@@ -42,7 +42,7 @@ def load_settings() -> Settings:
     for line in misspelt_settings():
         typer.echo(f"bloxserver: warning: {line}", err=True)
     # The command prints its own failures.
-    configure_logging(level="ERROR", as_json=False)
+    configure_logging(level="ERROR", as_json=False, secrets=settings.operator_secrets)
     return settings
 
 

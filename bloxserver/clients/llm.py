@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from bloxserver.redaction import Redactor
 from bloxserver.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class LanguageModels:
         self._provider = settings.llm_provider
         self._base_url = settings.llm_base_url
         self._key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
+        self._redactor = Redactor(settings.operator_secrets)
+        """Servers can quote the request, with the key in its header, also in a response without an error."""
         self._default_model = settings.llm_model
         self._timeout_seconds = settings.llm_timeout_seconds
         self._http: AsyncClient | None = None
@@ -140,7 +143,18 @@ class LanguageModels:
             raise _timeout(self._timeout_seconds) from None
         except Exception as error:
             raise self._to_model_error(error, name, messages) from None
-        return _check_finish_reason(response)
+        return self._without_secrets(_check_finish_reason(response))
+
+    def _without_secrets(self, response: ModelResponse) -> ModelResponse:
+        """Replace the operator's secrets in the texts and the arguments of tool calls."""
+        parts: list[Any] = []
+        for part in response.parts:
+            values = {name: getattr(part, name, None) for name in ("content", "args")}
+            changes: dict[str, Any] = {
+                name: self._redactor.redact(value) for name, value in values.items() if isinstance(value, str | dict)
+            }
+            parts.append(dataclasses.replace(part, **changes))
+        return dataclasses.replace(response, parts=parts)
 
     async def aclose(self) -> None:
         """Close the connections. The instance cannot be used afterwards."""
@@ -223,7 +237,7 @@ class LanguageModels:
         if error.status_code >= 500 or error.status_code == 408:
             message = f"the language model's server failed {status}"
             return ModelError("llm_unavailable", message, retryable=True, retry_after=error.retry_after)
-        reason = _reason(error.body, [*_texts(messages), self._key or NO_KEY])
+        reason = self._redactor.redact_text(_reason(error.body, [*_texts(messages), self._key or NO_KEY]))
         message = f"the language model's server rejected the request {status}{reason}"
         return ModelError("llm_rejected", message, retryable=False)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
+
+from bloxserver.redaction import Redactor
 
 QUIET_LOGGERS = (
     "httpx",
@@ -24,8 +27,12 @@ QUIET_LOGGERS = (
 """Loggers that log URLs with credentials, or every operation. Only their warnings are logged."""
 
 
-def configure_logging(*, level: str, as_json: bool) -> None:
-    """Send the logs of BloxServer and of libraries to standard error in one format."""
+def configure_logging(*, level: str, as_json: bool, secrets: Iterable[tuple[str, str]] = ()) -> None:
+    """Send the logs of BloxServer and of libraries to standard error in one format.
+
+    `secrets` are pairs of a mark and a secret that it replaces in every line.
+    """
+    redactor = Redactor(secrets)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -45,6 +52,7 @@ def configure_logging(*, level: str, as_json: bool) -> None:
     ending: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if as_json else [console]
     )
+    ending.append(lambda _, __, line: redactor.redact_text(line))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from bloxserver.blocks.templates import insert_secrets
-from bloxserver.encryption import redact
 from bloxserver.organism.problems import Problem
 from bloxserver.organism.requirements import Requirement, ValidityRequirement
+from bloxserver.redaction import redact
 
 
 def invalid_values(requirements: Iterable[Requirement], secrets: Mapping[str, str]) -> list[Problem]:

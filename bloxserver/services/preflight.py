@@ -17,7 +17,7 @@ from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import PORTS, read_url
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail_headers import read_mailbox
-from bloxserver.encryption import get_cipher, redact
+from bloxserver.encryption import get_cipher
 from bloxserver.organism.problems import Problem, quoted
 from bloxserver.organism.requirements import (
     AddressRequirement,
@@ -29,6 +29,7 @@ from bloxserver.organism.requirements import (
 )
 from bloxserver.organism.secret_values import severity_of
 from bloxserver.queries.flows import find_flows
+from bloxserver.redaction import redact
 from bloxserver.services.secrets import SecretValues, read_values
 from bloxserver.settings import Settings
 

@@ -326,3 +326,18 @@ async def test_logs_do_not_contain_the_key(provider: Api, caplog: pytest.LogCapt
                 await models.request(MESSAGES)
     assert len(server.requests) == 3
     assert KEY not in caplog.text
+
+
+@both_providers
+async def test_key_that_the_server_repeats_is_replaced(provider: Api) -> None:
+    told = f"You sent Bearer {KEY.upper()}."
+    script = (says(told), calls(("save", {"text": told, "list": [KEY.encode().hex()]})), fails(400, f"no: {KEY[::-1]}"))
+    async with models_with(*script, provider=provider) as (models, _):
+        assert (await models.request(MESSAGES)).text == "You sent Bearer [setting LLM_API_KEY]."
+        tools = [ToolDefinition(name="save", parameters_json_schema={"type": "object"})]
+        (call,) = (await models.request(MESSAGES, tools=tools)).tool_calls
+        mark = "[setting LLM_API_KEY]"
+        assert call.args_as_dict() == {"text": f"You sent Bearer {mark}.", "list": [mark]}
+        with pytest.raises(ModelError) as caught:
+            await models.request(MESSAGES)
+        assert caught.value.message.endswith(f": no: {mark}")

@@ -203,3 +203,25 @@ async def test_disconnected_client_is_not_logged_as_an_error(
                 lines += logs()
     assert {line["level"] for line in lines} == {"info"}
     assert [status for _, _, status in requests_of(lines)] == [400]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_secrets_of_the_operator_are_replaced_in_every_line(monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+    root = logging.getLogger()
+    level, handlers, configuration = root.level, root.handlers[:], structlog.get_config()
+    stream = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        configure_logging(level="INFO", as_json=as_json, secrets=[("[setting KEY]", CANARY)])
+        structlog.stdlib.get_logger("test").info("answer", text=f"Bearer {CANARY.upper()}")
+        logging.getLogger("library").error("failed: %s", CANARY)
+        try:
+            raise ValueError(CANARY)
+        except ValueError:
+            logging.getLogger("library").exception("failed")
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**configuration)
+    text = stream.getvalue()
+    assert CANARY not in text.lower()
+    assert text.count("[setting KEY]") >= 3

@@ -28,7 +28,6 @@ from bloxserver.blocks.cel.values import CostLimitExceeded
 from bloxserver.blocks.raw_json import RawJson, Value, plain, value_of_text
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clock import now
-from bloxserver.encryption import redact
 from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.engine.queue.values import CalledResult, LeaseLost
 from bloxserver.engine.run.blocks import checked_answer, rendered_config, validated_config, validated_payload
@@ -37,6 +36,7 @@ from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.observability import metrics, tracing
 from bloxserver.organism.model import Listener
+from bloxserver.redaction import redact
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 

@@ -15,7 +15,6 @@ from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitEx
 from bloxserver.blocks.expressions import holds
 from bloxserver.blocks.raw_json import Value, plain, text_of_value
 from bloxserver.blocks.registry import get_registry
-from bloxserver.encryption import redact
 from bloxserver.engine.run.blocks import checked_answer, filled_config, rendered_config, validated_payload
 from bloxserver.engine.run.effects import EffectNeeded, EffectResult, RecordedEffects
 from bloxserver.engine.run.serialization import payload_of
@@ -25,6 +24,7 @@ from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.organism.compiled import load_listener
 from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import NAMES
+from bloxserver.redaction import redact
 from bloxserver.storable import json_text
 
 TOO_COSTLY = {"code": "expression_too_costly", "message": "the expressions and templates take too many steps"}
