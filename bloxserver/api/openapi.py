@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from bloxserver.api.examples import EVENTS, STILL_RUNNING
+from bloxserver.api.request_schemas import complete_request_schemas
 from bloxserver.api.schemas import ApiError, AwaitedExecution, ExecutionEvent, StepEvent
 
 Responses = dict[int | str, dict[str, Any]]
@@ -189,6 +190,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
             operation["responses"] = dict(sorted(responses.items()))
             for response in responses.values():
                 _decode_examples(response)
+    complete_request_schemas(document)
     return document
 
 

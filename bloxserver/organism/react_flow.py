@@ -11,7 +11,8 @@ from typing_extensions import TypedDict
 
 from bloxserver.json_models import CamelModel
 
-Coordinate = Annotated[float, Field(allow_inf_nan=False)]
+Coordinate = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+"""A JSON number. Not strict, it would also accept true, false and texts."""
 
 
 class CanvasPosition(TypedDict, total=False):

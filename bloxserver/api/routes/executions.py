@@ -18,6 +18,7 @@ from bloxserver.api.dependencies import (
     WaitSeconds,
 )
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, error_of, errors, event_stream, response_of, still_running
+from bloxserver.api.request_schemas import WITHOUT_NUL
 from bloxserver.api.schemas import (
     Execution,
     ExecutionStatus,
@@ -40,7 +41,7 @@ router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"])
 StatusFilter = Annotated[ExecutionStatus | None, Query(description="Return only executions with this status.")]
 InputPayload = Annotated[
     str | None,
-    Query(description="The input as text. Takes precedence over the body."),
+    Query(description="The input as text. Takes precedence over the body.", json_schema_extra={"pattern": WITHOUT_NUL}),
     AfterValidator(lambda text: text and check_text(text)),
 ]
 LastEventId = Annotated[

@@ -58,9 +58,10 @@ DefinitionInBody = Annotated[bytes | None, Depends(definition_in_body)]
 
 
 def _body(description: str, *, required: bool) -> dict[str, Any]:
-    as_json = {"type": "object", "properties": {"organismYaml": {"type": "string"}}}
+    # JSON without this member is a definition too, because JSON is YAML.
+    as_json = {"properties": {"organismYaml": {"type": ["string", "null"]}}}
     content = {
-        "application/yaml": {"schema": {"type": "string"}, "example": examples.ORGANISM_YAML},
+        "application/yaml": {"schema": {}, "example": examples.ORGANISM_YAML},
         "application/json": {"schema": as_json, "example": {"organismYaml": examples.ORGANISM_YAML}},
         "*/*": {"schema": {}},
     }
@@ -77,7 +78,7 @@ def _validation(problems: Sequence[Problem]) -> dict[str, Any]:
     operation_id="validateOrganism",
     summary="Validate a definition",
     responses=response_of(200, "All problems of the definition.", examples.VALIDATION),
-    openapi_extra=_body("The definition, or a JSON object with the member `organismYaml`.", required=True),
+    openapi_extra=_body("The definition, or a JSON object with the member `organismYaml`.", required=False),
 )
 async def validate_organism(definition: DefinitionInBody, user: AuthenticatedUser, session: DbSession) -> object:
     """Return all problems that a start of a flow with this definition would report. Nothing is stored."""

@@ -11,14 +11,16 @@ from bloxserver.storable import check_storable
 
 
 class RequestModel(CamelModel):
-    """Base of request bodies. Rejects text that the database cannot store. Unknown members are ignored, because clients
-    send whole objects back.
+    """Base of request bodies. Rejects text that the database cannot store. Unknown members are ignored, whatever they
+    contain, because clients send whole objects back.
     """
 
     @model_validator(mode="before")
     @classmethod
     def _storable(cls, value: Any) -> Any:
-        check_storable(value)
+        if isinstance(value, dict):
+            names = {*cls.model_fields, *(field.alias for field in cls.model_fields.values())}
+            check_storable([value[name] for name in names if name in value])
         return value
 
 

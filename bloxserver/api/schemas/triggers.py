@@ -3,12 +3,14 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import FlowStatus, TriggerType
+from bloxserver.services.cron import CATCH_UP, MAX_CRON_LENGTH
 
 
 class Trigger(CamelModel):
@@ -30,8 +32,24 @@ class Trigger(CamelModel):
     created_at: UtcTime
 
 
+SCHEDULE_CONFIG: JsonDict = {
+    "properties": {
+        "cron": {"type": "string", "format": "cron", "maxLength": MAX_CRON_LENGTH},
+        "timezone": {"type": "string", "format": "timezone"},
+        "catch_up": {"enum": [*CATCH_UP]},
+    },
+    "required": ["cron"],
+}
+CONFIG_BY_TYPE: JsonDict = {
+    "if": {"properties": {"type": {"const": TriggerType.SCHEDULE.value}}},
+    "then": {"properties": {"config": SCHEDULE_CONFIG}},
+}
+
+
 class CreateTriggerRequest(RequestModel):
     """A new trigger."""
+
+    model_config = ConfigDict(json_schema_extra=CONFIG_BY_TYPE)
 
     type: TriggerType
     name: str = Field(min_length=1, max_length=100, examples=["Orders from the shop"])

@@ -1,0 +1,36 @@
+"""The server accepts and rejects what the OpenAPI document says: requests that schemathesis generates from it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from bloxserver.api.main import app
+from bloxserver.models.database import Database
+from bloxserver.models.tables import Tier, UserRecord
+from tests.clerk import clerk_authentication, override_settings
+from tests.database_override import override_database
+from tests.schemathesis import Result, run_schemathesis
+from tests.server import run_server
+
+KEY = "kJ8s0-fQz2Lw7Xv5Nn1Bb6Mm9Rr3Tt4Yy"
+HOUR = 3600
+
+
+async def send_generated(database: Database, directory: Path, phases: str, examples: int) -> Result:
+    """Send generated requests to a server, as a user without narrow limits."""
+    with override_settings(API_KEY_ENCRYPTION_KEY=KEY), override_database(app, database):
+        async with database.transaction() as session:
+            session.add(UserRecord(clerk_id="ada", tier=Tier.ENTERPRISE))
+        async with clerk_authentication() as clerk, run_server() as port:
+            authorization = clerk.headers("ada", exp=int(time.time()) + HOUR)["Authorization"]
+            return await run_schemathesis(port, authorization, directory, phases=phases, examples=examples)
+
+
+@pytest.mark.usefixtures("engine")
+async def test_document_and_server_agree(live_database: Database, tmp_path: Path) -> None:
+    result = await send_generated(live_database, tmp_path, "examples,fuzzing", examples=6)
+    assert not result.failed, result.output
+    assert result.cases >= 300
