@@ -57,6 +57,11 @@ class Plan:
     """Requests to one webhook token."""
 
     @property
+    def worker_memory_bytes(self) -> int:
+        """Memory of the values that all executions of the user on one worker hold, estimated."""
+        return 2 * self.execution_memory_bytes
+
+    @property
     def hard_run_limit(self) -> int | None:
         """The number of runs after which the next run is rejected; None if there is no limit."""
         return self.runs if self.overage_usd_per_thousand is None else None

@@ -230,7 +230,12 @@ class Settings(BaseSettings):
     )
     smtp_username: OptionalText = Field(None, description="User name for the mail server.")
     smtp_password: OptionalSecret = Field(None, description="Password for the mail server.")
-    smtp_from: OptionalText = Field(None, description="Default sender of emails.")
+    smtp_from: OptionalText = Field(None, description="Sender of emails through the mail server.")
+    smtp_senders: Literal["fixed", "name", "domain"] = Field(
+        "fixed",
+        description="Which `from` of users the mail server accepts: `fixed` is SMTP_FROM only, `name` is its address "
+        "with any display name, `domain` is any address of its domain.",
+    )
 
     metrics_token: OptionalSecret = Field(
         None, description="Bearer token for /metrics; if unset, /metrics is disabled."

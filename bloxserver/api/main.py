@@ -18,6 +18,8 @@ from bloxserver.api.paths import PathMethods, PathTable
 from bloxserver.api.rate_limits import HEADERS, RateLimits, sharing_counters
 from bloxserver.api.routes import AUTHENTICATED, DOCUMENTATION, PUBLIC
 from bloxserver.api.shutdown import Shutdown
+from bloxserver.api.stream_slots import StreamSlots
+from bloxserver.api.watching import ExecutionWatcher
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.engine import Engine
 from bloxserver.errors import SettingsError
@@ -57,6 +59,8 @@ def create_app() -> FastAPI:
     app.state.shutdown = Shutdown()
     app.state.kill_when_blocked = False
     """Whether this process is killed if its event loop is blocked. `bloxserver serve` sets it."""
+    app.state.watcher = ExecutionWatcher()
+    app.state.stream_slots = StreamSlots()
     install_error_handlers(app)
     install_openapi(app)
     # The middleware that is added last is the outermost.
@@ -73,7 +77,7 @@ def create_app() -> FastAPI:
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["X-Request-Id", "Retry-After", *HEADERS],
+        expose_headers=["Link", "X-Request-Id", "Retry-After", *HEADERS],
     )
     app.add_middleware(RequestContext)
     return app
@@ -89,7 +93,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     start_tracing(settings)
     database = models_database.database
     await prepare_database(settings, database)
-    engine = Engine(settings, database, run_worker=settings.run_worker, kill_when_blocked=app.state.kill_when_blocked)
+    engine = Engine(
+        settings,
+        database,
+        run_worker=settings.run_worker,
+        kill_when_blocked=app.state.kill_when_blocked,
+        woken=app.state.watcher.wake,
+    )
     app.state.engine = engine if settings.run_worker else None
     await engine.start()
     log.info("application started", version=__version__, env=settings.env, worker=settings.run_worker)

@@ -1,7 +1,7 @@
 """Responses that stay open while an execution runs: `?wait` and Server-Sent Events.
 
-They are sent after the request's session has ended. They poll the database with short sessions, so that an open
-response holds no connection.
+They are sent after the request's session has ended. They read the database with short sessions when the process's
+`ExecutionWatcher` reports a change, so that an open response holds no connection.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 import structlog
-from fastapi import Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.types import Receive, Scope, Send
 
-from bloxserver.api.dependencies import SessionSource
 from bloxserver.api.schemas import AwaitedExecution, Execution, ExecutionOutline, StepOutline
-from bloxserver.api.shutdown import Shutdown
+from bloxserver.api.watching import ExecutionWatcher, Watch
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
-from bloxserver.queries.executions import find_execution, read_outline, read_status
+from bloxserver.queries.executions import find_execution, read_outline
 from bloxserver.queries.steps import StepPosition, read_step_changes
 
 log = structlog.stdlib.get_logger("bloxserver.request")
@@ -37,28 +36,36 @@ MAX_STREAM_SECONDS = 3600.0
 """A stream is closed after this time; the client reconnects and continues."""
 KEEPALIVE_SECONDS = 15.0
 """An idle stream sends a comment after this time, so that proxies keep the connection and dead clients are detected."""
+WRITE_SECONDS = 30.0
+"""A stream whose client reads nothing for this time is closed."""
 RECONNECT_MS = 1000
 STEP_BATCH_SIZE = 500
-"""The maximum number of steps per poll."""
+"""The maximum number of steps in one read."""
 BEFORE_FIRST_SEQUENCE = -1
 MAX_ID = UUID(int=2**128 - 1)
 MAX_SEQUENCE = 2**31 - 1
 
 
-class Poller:
-    """The waits of a response between its reads of the database, with exponential backoff.
+def _watcher(request: Request) -> ExecutionWatcher:
+    watcher: ExecutionWatcher = request.app.state.watcher
+    return watcher
 
-    Polling ends after `timeout` seconds, when the client disconnects, and when the server shuts down.
+
+Watcher = Annotated[ExecutionWatcher, Depends(_watcher)]
+
+
+class Waiter:
+    """The waits of a response for changes of its execution.
+
+    They end after `timeout` seconds, when the client disconnects, and when the server shuts down.
     """
 
-    def __init__(
-        self, receive: Receive, shutdown: Shutdown, min_interval: float, max_interval: float, timeout: float
-    ) -> None:
+    def __init__(self, receive: Receive, watcher: ExecutionWatcher, watch: Watch, timeout: float) -> None:
         self._receive = receive
-        self._shutdown = shutdown
-        self._min_interval, self._max_interval = min_interval, max_interval
-        self._interval = min_interval
-        self._deadline = asyncio.get_running_loop().time() + timeout
+        self._watcher = watcher
+        self._watch = watch
+        self._clock = asyncio.get_running_loop().time
+        self._deadline = self._clock() + timeout
 
     async def __aenter__(self) -> Self:
         self._disconnect = asyncio.create_task(self._wait_for_disconnect())
@@ -68,26 +75,23 @@ class Poller:
         self._disconnect.cancel()
         with suppress(asyncio.CancelledError):
             await self._disconnect
+        await self._watcher.end(self._watch)
 
     async def _wait_for_disconnect(self) -> None:
         with suppress(Exception):
             while (await self._receive())["type"] != "http.disconnect":
                 pass
+        self._watch.changed.set()
 
-    def reset_interval(self) -> None:
-        """Make the next wait the shortest again."""
-        self._interval = self._min_interval
-
-    async def wait(self) -> bool:
-        """Wait until the next poll. Returns False at once when polling has ended."""
-        remaining = self._deadline - asyncio.get_running_loop().time()
+    async def wait(self, seconds: float = float("inf")) -> bool:
+        """Wait for a change, at most for `seconds`. Returns False at once when waiting has ended."""
+        remaining = self._deadline - self._clock()
         if remaining > 0 and not self._has_ended():
-            await asyncio.wait({self._disconnect}, timeout=min(self._interval, remaining))
-            self._interval = min(self._interval * 1.5, self._max_interval)
-        return remaining > 0 and not self._has_ended()
+            await self._watcher.wait(self._watch, min(seconds, remaining))
+        return self._deadline > self._clock() and not self._has_ended()
 
     def _has_ended(self) -> bool:
-        return self._disconnect.done() or self._shutdown.requested
+        return self._disconnect.done() or self._watch.shutdown.requested
 
 
 class WaitingResponse(Response):
@@ -95,8 +99,8 @@ class WaitingResponse(Response):
 
     def __init__(
         self,
-        sessions: SessionSource,
-        shutdown: Shutdown,
+        watcher: ExecutionWatcher,
+        watch: Watch,
         accepted: Execution,
         seconds: float,
         *,
@@ -106,8 +110,8 @@ class WaitingResponse(Response):
     ) -> None:
         """`status_code` and `body` are used if the execution has ended."""
         super().__init__(status_code=status_code)
-        self._sessions = sessions
-        self._shutdown = shutdown
+        self._watcher = watcher
+        self._watch = watch
         self._accepted = accepted
         self._seconds = seconds
         self._body = body
@@ -115,9 +119,9 @@ class WaitingResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ended = None
-        async with Poller(receive, self._shutdown, 0.02, 0.25, self._seconds) as poller:
-            while ended is None and await poller.wait():
-                ended = await self._poll()
+        async with Waiter(receive, self._watcher, self._watch, self._seconds) as waiter:
+            while ended is None and await waiter.wait():
+                ended = await self._read()
         if ended is None:
             headers = {"Location": self._location} if self._location else None
             content = _content(AwaitedExecution, self._accepted, "Execution is still running")
@@ -126,21 +130,22 @@ class WaitingResponse(Response):
             response = JSONResponse(_content(self._body, ended, "Execution has ended"), self.status_code)
         await response(scope, receive, send)
 
-    async def _poll(self) -> Execution | None:
+    async def _read(self) -> Execution | None:
         """The execution if it has ended. Raises `NotFound` if it was deleted."""
         try:
-            async with self._sessions.reading() as session:
-                if await read_status(session, self._accepted.id) is ExecutionStatus.RUNNING:
-                    return None
+            async with self._watch.sessions.reading() as session:
                 execution = await find_execution(session, self._accepted.id)
                 if execution is None:
                     raise NotFound("Execution")
+                if execution.status is ExecutionStatus.RUNNING:
+                    return None
                 return Execution.model_validate(execution)
         except NotFound:
             raise
         except Exception as error:
             # An error response would mean that the execution was not accepted.
             log.warning("execution poll failed", error=type(error).__name__)
+            self._watch.forget()
             return None
 
 
@@ -158,29 +163,32 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, sessions: SessionSource, shutdown: Shutdown, execution_id: UUID, last_event_id: str | None
-    ) -> None:
+    def __init__(self, watcher: ExecutionWatcher, watch: Watch, last_event_id: str | None) -> None:
         super().__init__(headers=STREAM_HEADERS)
         del self.headers["Content-Length"]
-        self._sessions = sessions
-        self._shutdown = shutdown
-        self._execution_id = execution_id
+        self._watcher = watcher
+        self._watch = watch
         self._position = StepPosition(_sequence(last_event_id), MAX_ID)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with Poller(receive, self._shutdown, 0.1, 0.5, MAX_STREAM_SECONDS) as poller:
-            async for chunk in self._chunks(poller):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        try:
+            async with Waiter(receive, self._watcher, self._watch, MAX_STREAM_SECONDS) as waiter:
+                async for chunk in self._chunks(waiter):
+                    # `send` waits while the client has not read 64 KiB that were sent before.
+                    async with asyncio.timeout(WRITE_SECONDS):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TimeoutError:
+            log.info("stream closed: the client does not read")
+            return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _chunks(self, poller: Poller) -> AsyncIterator[bytes]:
+    async def _chunks(self, waiter: Waiter) -> AsyncIterator[bytes]:
         clock = asyncio.get_running_loop().time
         yield format_sse_event(retry=RECONNECT_MS)
         sent_at: float | None = None
         while True:
-            execution, steps = await self._poll()
+            execution, steps = await self._read()
             if execution is None:
                 return
             if sent_at is None:
@@ -189,7 +197,6 @@ class EventStream(Response):
                 yield event
             if sent_at is None or steps:
                 sent_at = clock()
-                poller.reset_interval()
             elif clock() - sent_at >= KEEPALIVE_SECONDS:
                 yield KEEPALIVE_COMMENT
                 sent_at = clock()
@@ -198,18 +205,18 @@ class EventStream(Response):
             if execution.status is not ExecutionStatus.RUNNING:
                 yield _event("execution", execution, END_EVENT_ID)
                 return
-            if not await poller.wait():
+            if not await waiter.wait(sent_at + KEEPALIVE_SECONDS - clock()):
                 return
 
-    async def _poll(self) -> tuple[ExecutionOutline | None, Sequence[Any]]:
+    async def _read(self) -> tuple[ExecutionOutline | None, Sequence[Any]]:
         """The execution and its changed steps, read in this order, so that an ended execution has all its steps.
 
         The execution is null if it was deleted or could not be read.
         """
         try:
-            async with self._sessions.reading() as session:
-                execution = await read_outline(session, self._execution_id)
-                steps = await read_step_changes(session, self._execution_id, self._position, STEP_BATCH_SIZE)
+            async with self._watch.sessions.reading() as session:
+                execution = await read_outline(session, self._watch.execution_id)
+                steps = await read_step_changes(session, self._watch.execution_id, self._position, STEP_BATCH_SIZE)
         except Exception as error:
             # The stream ends. The client reconnects, and gets an error response if the database is still unavailable.
             log.warning("execution poll failed", error=type(error).__name__)

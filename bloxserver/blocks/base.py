@@ -14,6 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget
 from bloxserver.blocks.raw_json import RawJson, Value
 from bloxserver.clients.http import GuardedClient
+from bloxserver.clients.memory import MemoryBudget
 from bloxserver.isolation.limits import TaskLimits
 
 if TYPE_CHECKING:
@@ -194,6 +195,10 @@ class BlockContext:
     """
     agent: AgentContext | None = None
     """Null for all blocks but the agent."""
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    """The memory that the handler's values may take. Responses of `http` are charged to it. What is charged is released
+    when the handler returns.
+    """
 
     def scope(self, payload: JsonValue) -> dict[str, JsonValue]:
         """Return the values that templates and expressions can refer to: the message and the execution's input.

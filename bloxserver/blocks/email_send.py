@@ -77,7 +77,9 @@ class EmailConfig(BlockConfig):
     cc: Mailboxes = Field([], max_length=MAX_RECIPIENTS, description="Recipients of a copy, in the same form.")
     reply_to: OptionalMailbox = Field(None, description="Address for replies.")
     sender: OptionalMailbox = Field(
-        None, alias="from", description="Sender. Default: SMTP_FROM. Required if server is set."
+        None,
+        alias="from",
+        description="Sender. Default: SMTP_FROM; SMTP_SENDERS limits others. Required if server is set.",
     )
     subject: Text = Field(max_length=1000, description="One line.")
     text: Text | None = Field(None, max_length=MAX_BODY_CHARACTERS, description="The body as plain text.")

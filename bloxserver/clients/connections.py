@@ -11,6 +11,7 @@ import httpx
 from bloxserver.clients.addresses import Address, Network, is_public, is_within
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.resolver import Resolver
+from bloxserver.clients.shares import Share
 
 CONNECT_SECONDS = 5.0
 
@@ -32,13 +33,13 @@ class Connector:
         self._tls.set_alpn_protocols(["http/1.1"])
 
     @asynccontextmanager
-    async def connect(self, origin: httpcore.Origin) -> AsyncIterator[httpcore.AsyncHTTP11Connection]:
-        """Open a connection to the origin, closed at the end of the block.
+    async def connect(self, origin: httpcore.Origin, share: Share) -> AsyncIterator[httpcore.AsyncHTTP11Connection]:
+        """Open a connection to the origin, closed at the end of the block. The lookup of its name counts in `share`.
 
         Raises `OutgoingRequestError`, `httpcore.ConnectError`, `httpcore.ConnectTimeout`.
         """
         host = origin.host.decode("ascii")
-        stream = await self._open(host, origin.port)
+        stream = await self._open(host, origin.port, share)
         try:
             if origin.scheme == b"https":
                 stream = await stream.start_tls(self._tls, server_hostname=host)
@@ -46,8 +47,8 @@ class Connector:
         finally:
             await stream.aclose()
 
-    async def _open(self, host: str, port: int) -> httpcore.AsyncNetworkStream:
-        addresses = await self._resolver.resolve(host)
+    async def _open(self, host: str, port: int, share: Share) -> httpcore.AsyncNetworkStream:
+        addresses = await self._resolver.resolve(host, share)
         check_addresses(addresses, host, port, self._allow, self._ports)
         failure: Exception | None = None
         for address in addresses:

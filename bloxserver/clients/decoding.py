@@ -44,6 +44,11 @@ class BodyReader:
         self._members = 0
         self._pending = b""
 
+    @property
+    def size(self) -> int:
+        """Bytes of the decoded body so far."""
+        return len(self._content)
+
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes of the body. Raises `ContentEncodingError`, `ResponseTooLarge`."""
         self._received_bytes += len(chunk)

@@ -10,7 +10,7 @@ class OutgoingRequestError(Exception):
 
     Codes: `invalid_url`, `invalid_header`, `invalid_request`, `address_refused`, `port_refused`,
     `name_not_resolved`, `connection_failed`, `tls_failed`, `timeout`, `invalid_response`, `response_not_decodable`,
-    `response_too_large`, `redirect_refused`, `too_many_redirects`.
+    `response_too_large`, `memory_limit_reached`, `redirect_refused`, `too_many_redirects`.
     """
 
     def __init__(self, code: str, message: str) -> None:

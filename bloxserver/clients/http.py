@@ -7,13 +7,14 @@ connection uses one of them. URLs and redirects cannot bypass the check.
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import httpcore
 import httpx
@@ -22,7 +23,9 @@ from bloxserver.clients.addresses import Network
 from bloxserver.clients.connections import Connector
 from bloxserver.clients.decoding import BodyReader, ContentEncodingError, ResponseTooLarge
 from bloxserver.clients.errors import OutgoingRequestError
+from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clients.resolver import Resolver
+from bloxserver.clients.shares import UNLIMITED, Share
 from bloxserver.observability.tracing import HEADER as TRACE_HEADER
 from bloxserver.observability.tracing import current_traceparent
 
@@ -77,7 +80,10 @@ class HttpResponse:
 
     @property
     def content(self) -> bytes:
-        """The decoded body. Raises `OutgoingRequestError` (`response_not_decodable`, `response_too_large`)."""
+        """The decoded body. Raises `OutgoingRequestError` (a code below).
+
+        `response_not_decodable`, `response_too_large`, `memory_limit_reached`.
+        """
         if isinstance(self.body, OutgoingRequestError):
             raise self.body
         return self.body
@@ -124,6 +130,18 @@ class GuardedClient:
         self._max_response_bytes = max_response_bytes
         self._total_timeout_seconds = total_timeout_seconds
         self._connector = Connector(allow, ports, resolver or Resolver())
+        self._share = UNLIMITED
+        self._memory = MemoryBudget()
+
+    def limited_to(self, share: Share, memory: MemoryBudget | None = None) -> Self:
+        """Return this client with the limits of one user: requests wait for a slot, responses are charged to `memory`.
+
+        The wait counts towards the time limit of a request.
+        """
+        client = copy.copy(self)
+        client._share = share
+        client._memory = memory or MemoryBudget()
+        return client
 
     async def request(
         self,
@@ -146,7 +164,7 @@ class GuardedClient:
         request = _Request(method, read_url(url), _prepare_headers(headers or {}), content)
         seconds = self._total_timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds), self._share.request():
                 return await self._send_and_follow(request, MAX_REDIRECTS if follow_redirects else None)
         except OutgoingRequestError:
             raise
@@ -178,29 +196,32 @@ class GuardedClient:
             *request.headers.items(),
         ]
         async with (
-            self._connector.connect(url.origin) as connection,
+            self._connector.connect(url.origin, self._share) as connection,
             connection.stream(request.method, url, headers=sent, content=request.content) as response,
         ):
             received = [(name.decode("ascii").lower(), _header_text(value)) for name, value in response.headers]
             headers = _join_repeated((name, value) for name, value in received if name != "set-cookie")
             cookies = [value for name, value in received if name == "set-cookie"]
-            body = await _read_body(response, headers.get("content-encoding", ""), self._max_response_bytes, url.host)
+            reader = BodyReader(headers.get("content-encoding", ""), self._max_response_bytes)
+            body = await _read_body(response, reader, self._memory, url.host.decode("ascii"))
             return HttpResponse(response.status, headers, cookies, body, str(request.url))
 
 
 async def _read_body(
-    response: httpcore.Response, encoding: str, limit: int, host: bytes
+    response: httpcore.Response, reader: BodyReader, memory: MemoryBudget, host: str
 ) -> bytes | OutgoingRequestError:
-    reader = BodyReader(encoding, limit)
-    name = host.decode("ascii")
     try:
         async for chunk in response.aiter_stream():
+            size = reader.size
             reader.feed(chunk)
+            memory.reserve(reader.size - size)
         return reader.finish()
     except ContentEncodingError as error:
-        return OutgoingRequestError("response_not_decodable", f"the response of {name} {error}")
+        return OutgoingRequestError("response_not_decodable", f"the response of {host} {error}")
     except ResponseTooLarge:
-        return OutgoingRequestError("response_too_large", f"the response of {name} is too large")
+        return OutgoingRequestError("response_too_large", f"the response of {host} is too large")
+    except MemoryLimitReached as error:
+        return OutgoingRequestError("memory_limit_reached", f"the response of {host} was not read: {error}")
 
 
 def read_url(text: str) -> httpx.URL:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +15,7 @@ from email.message import EmailMessage
 from email.utils import localtime, make_msgid
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, Self
 
 import httpx
 from aiosmtplib import (
@@ -33,18 +33,23 @@ from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.mail_headers import (
     AddressHeader,
     Mailbox,
+    Senders,
     TextHeader,
     check_headers,
     read_mailbox,
     read_mailboxes,
+    sender_problem,
 )
 from bloxserver.clients.resolver import Resolver
+from bloxserver.clients.shares import UNLIMITED, Share
 from bloxserver.settings import Settings
 
 PORTS = frozenset({25, 465, 587, 2525})
 QUIT_TIMEOUT_SECONDS = 2.0
 
 Security = Literal["starttls", "tls", "none"]
+CountRecipients = Callable[[int], Awaitable[None]]
+"""Counts the recipients of a mail before it is submitted. Raises `MailError` if the user may not send that many."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class MailError(Exception):
 
     Codes: `mail_not_configured`, `invalid_address`, `invalid_mail`, `address_refused`, `port_refused`,
     `name_not_resolved`, `connection_failed`, `tls_failed`, `timeout`, `invalid_response`, `authentication_failed`,
-    `recipients_refused`, `sender_refused`, `mail_refused`.
+    `recipients_refused`, `sender_refused`, `mail_refused`, `emails_per_day_limit_reached`.
     """
 
     def __init__(self, code: str, message: str, retryable: bool) -> None:
@@ -135,6 +140,7 @@ class Mailer:
         sender: str | None,
         allow: Sequence[Network] = (),
         *,
+        senders: Senders = "fixed",
         tls: ssl.SSLContext | None = None,
         resolver: Resolver | None = None,
     ) -> None:
@@ -142,7 +148,17 @@ class Mailer:
         self.sender = sender
         self._allow = tuple(allow)
         self._given_tls = tls
+        self._senders = senders
         self._resolver = resolver or Resolver()
+        self._share = UNLIMITED
+        self._count: CountRecipients | None = None
+
+    def limited_to(self, share: Share, count: CountRecipients | None = None) -> Self:
+        """Return this mailer with the limits of one user. `count` is called for mails to the installation's server."""
+        mailer = copy.copy(self)
+        mailer._share = share
+        mailer._count = count
+        return mailer
 
     async def send(
         self, message: EmailMessage, server: MailServer | None = None, *, timeout_seconds: float = 30
@@ -159,30 +175,28 @@ class Mailer:
             )
         complete, sender, recipients = self._add_headers(message)
         if server is None:
-            self._check_sender(sender)
+            self._check_sender(complete["From"].addresses[0])
         try:
-            async with (
-                asyncio.timeout(timeout_seconds) as deadline,
-                self._session(chosen, guarded=server is not None, name=_domain(sender)) as session,
-            ):
-                refused, _ = await session.send_message(complete, sender=sender, recipients=recipients)
-                # The server has accepted the mail. A later failure must not cause a second submission.
-                deadline.reschedule(None)
-                with suppress(Exception):
-                    async with asyncio.timeout(QUIT_TIMEOUT_SECONDS):
-                        await session.quit()
+            async with asyncio.timeout(timeout_seconds) as deadline, self._share.request():
+                if server is None and self._count is not None:
+                    await self._count(len(recipients))
+                async with self._session(chosen, guarded=server is not None, name=_domain(sender)) as session:
+                    refused, _ = await session.send_message(complete, sender=sender, recipients=recipients)
+                    # The server has accepted the mail. A later failure must not cause a second submission.
+                    deadline.reschedule(None)
+                    with suppress(Exception):
+                        async with asyncio.timeout(QUIT_TIMEOUT_SECONDS):
+                            await session.quit()
         except MailError:
             raise
         except Exception as error:
             raise _to_mail_error(error, chosen.host) from None
         return [address for address in recipients if address not in refused]
 
-    def _check_sender(self, sender: str) -> None:
-        """Reject other domains than that of SMTP_FROM, because the mail uses the server of the installation."""
-        domain = self._own_mailbox().domain if self.sender else _domain(sender)
-        if _domain(sender).lower() != domain.lower():
-            message = f"this server sends only from {domain}; omit from, or set a server"
-            raise MailError("sender_refused", message, retryable=False)
+    def _check_sender(self, sender: Mailbox) -> None:
+        problem = sender_problem(sender, self._own_mailbox(), self._senders)
+        if problem is not None:
+            raise MailError("sender_refused", f"{problem}; omit from, or set a server", retryable=False)
 
     def _own_mailbox(self) -> Mailbox:
         """The address in SMTP_FROM."""
@@ -219,7 +233,7 @@ class Mailer:
     @asynccontextmanager
     async def _session(self, server: MailServer, *, guarded: bool, name: str) -> AsyncIterator[SMTP]:
         """An authenticated session. `name` is the host name that the client announces."""
-        addresses = await self._resolver.resolve(server.host)
+        addresses = await self._resolver.resolve(server.host, self._share)
         if guarded:
             check_addresses(addresses, server.host, server.port, self._allow, PORTS)
         client = SMTP(
@@ -262,7 +276,7 @@ def create_mailer(settings: Settings) -> Mailer:
             username=settings.smtp_username,
             password=None if password is None else password.get_secret_value(),
         )
-    return Mailer(server, settings.smtp_from, settings.ssrf_allow_cidrs)
+    return Mailer(server, settings.smtp_from, settings.ssrf_allow_cidrs, senders=settings.smtp_senders)
 
 
 def _addresses(message: EmailMessage, header: str) -> list[str]:

@@ -13,10 +13,13 @@ from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, Policy
+from typing import Literal
 
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
 
 Mailbox = Address
+Senders = Literal["fixed", "name", "domain"]
+"""The senders that the installation's mail server accepts from users; see `Settings.smtp_senders`."""
 
 # An installation may use a mail server of its own network, for example for `.local`. The library has no option for it.
 SPECIAL_USE_DOMAIN_NAMES.clear()
@@ -53,6 +56,22 @@ def read_mailbox(text: str) -> Mailbox:
     except EmailNotValidError as error:
         raise _invalid(str(error)) from None
     return Mailbox(name, valid.ascii_local_part or "", valid.ascii_domain or "")
+
+
+def sender_problem(sender: Mailbox, own: Mailbox, allowed: Senders) -> str | None:
+    """Why a user may not send as `sender` through the server of the installation; None if they may.
+
+    The address is always accepted without a display name.
+    """
+    if sender.domain.lower() != own.domain.lower():
+        return f"this server sends only from {own.domain if allowed == 'domain' else own.addr_spec}"
+    if allowed == "domain":
+        return None
+    if sender.username != own.username:
+        return f"this server sends only from {own.addr_spec}"
+    if allowed == "fixed" and sender.display_name not in ("", own.display_name):
+        return f"this server sends only as {own}"
+    return None
 
 
 def read_mailboxes(text: str) -> list[Mailbox]:

@@ -38,12 +38,22 @@ class Engine:
     """The background tasks of a process. Start and stop it once, on one event loop."""
 
     def __init__(
-        self, settings: Settings, database: Database, *, run_worker: bool, kill_when_blocked: bool = False
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        run_worker: bool,
+        kill_when_blocked: bool = False,
+        woken: Callable[[], None] = lambda: None,
     ) -> None:
-        """With `kill_when_blocked`, a process whose event loop is blocked for `EVENT_LOOP_TIMEOUT` is killed."""
+        """With `kill_when_blocked`, a process whose event loop is blocked for `EVENT_LOOP_TIMEOUT` is killed.
+
+        `woken` is called when an execution may have changed: after a commit of this or another process.
+        """
         self._settings = settings
         self._database = database
         self._run_worker = run_worker
+        self._woken = woken
         self.worker_id = f"w-{uuid4().hex[:12]}"
         """The id of this worker in `bloxserver status`."""
         self._clients = SharedClients.of(settings)
@@ -65,7 +75,9 @@ class Engine:
         self._claimer = Claimer(
             settings, database, self._worker, self.worker_id, is_alive=lambda: self._heartbeat.is_fresh
         )
-        self._notifier = NotificationSender(database, self._clients.http, self._clients.mail, settings)
+        self._notifier = NotificationSender(
+            database, self._clients.http, self._clients.mail, settings, self._clients.shares
+        )
         self._deletions = Deletions(database)
         self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake)
         self._state = _State.STARTING
@@ -142,6 +154,8 @@ class Engine:
 
     def _wake(self, work: frozenset[WakeReason]) -> None:
         self._sweeper.wake(work)
+        if work & {WakeReason.EXECUTION, WakeReason.CANCELLATION}:
+            self._woken()
         if not self._run_worker:
             return
         if WakeReason.EXECUTION in work:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from datetime import date, datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
@@ -53,6 +53,17 @@ class StoredBytesRecord(Base):
 
 
 create_with(StoredBytesRecord.__table__, create_triggers)
+
+
+class EmailCountRecord(Base):
+    """The emails that a user sent through the installation's mail server on the last day with emails, in UTC."""
+
+    __tablename__ = "email_counts"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    day: Mapped[date]
+    emails: Mapped[Counter]
+    """One for each recipient."""
 
 
 class UserApiKeyRecord(Base):

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from bloxserver.clock import now
 from bloxserver.models.account_tables import (
+    EmailCountRecord,
     RateCounterRecord,
     SecretRecord,
     StoredBytesRecord,
@@ -40,6 +41,7 @@ from bloxserver.settings import get_settings
 
 __all__ = [
     "BillingStatus",
+    "EmailCountRecord",
     "ExecutionRecord",
     "ExecutionStatus",
     "ExecutionStepRecord",

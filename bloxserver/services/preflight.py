@@ -16,7 +16,7 @@ from bloxserver.clients.connections import check_addresses
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import PORTS, read_url
 from bloxserver.clients.llm import LanguageModels
-from bloxserver.clients.mail_headers import read_mailbox
+from bloxserver.clients.mail_headers import read_mailbox, sender_problem
 from bloxserver.encryption import get_cipher
 from bloxserver.organism.problems import Problem, quoted
 from bloxserver.organism.requirements import (
@@ -157,21 +157,20 @@ def _model_problem(models: LanguageModels, requirement: ModelRequirement) -> Pro
 
 def _mail_problem(settings: Settings, requirement: MailRequirement) -> Problem | None:
     hint = "set it in the server's environment, or set server and from in the listener's config"
-    sender = requirement.sender or settings.smtp_from
-    missing = [name for name, value in (("SMTP_HOST", settings.smtp_host), ("SMTP_FROM", sender)) if value is None]
+    required = (("SMTP_HOST", settings.smtp_host), ("SMTP_FROM", settings.smtp_from))
+    missing = [name for name, value in required if value is None]
     if missing:
         message = f"this server sends no mail: {' and '.join(missing)} must be set"
         return _problem(requirement, "missing_mail", message, hint)
     if requirement.sender is None or settings.smtp_from is None:
         return None
     try:
-        given, own = read_mailbox(requirement.sender).domain, read_mailbox(settings.smtp_from).domain
+        sender, own = read_mailbox(requirement.sender), read_mailbox(settings.smtp_from)
     except ValueError:
         return None  # reported as a separate problem
-    if given.lower() == own.lower():
-        return None
-    message = f"this server sends mail from addresses at {own} only"
-    return _problem(requirement, "missing_mail", message, "remove from, or set server in the listener's config")
+    problem = sender_problem(sender, own, settings.smtp_senders)
+    hint = "remove from, or set server in the listener's config"
+    return _problem(requirement, "missing_mail", problem, hint) if problem else None
 
 
 def _address_problem(settings: Settings, requirement: AddressRequirement) -> Problem | None:

@@ -3,7 +3,7 @@
 Processes share the counters of rate limits through this table. A row is deleted some minutes after its window.
 
 Revision ID: 0012
-Revises: 0010
+Revises: 0011
 """
 
 import sqlalchemy as sa

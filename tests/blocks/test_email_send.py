@@ -54,12 +54,12 @@ class TestMail:
             subject="Grüße",
             text="Hi",
             html="<p>Hi</p>",
-            **{"from": "Shop <shop@example.org>"},
+            **{"from": "blox@example.org"},
         )
         [received] = server.received
         assert received.recipients == ["ada@example.com", "grace@example.com", "joan@example.com"]
         assert {name: received.message[name] for name in ("From", "To", "Cc", "Reply-To", "Subject", "Date")} == {
-            "From": "Shop <shop@example.org>",
+            "From": "blox@example.org",
             "To": "Ada <ada@example.com>, grace@example.com",
             "Cc": "joan@example.com",
             "Reply-To": "answers@example.org",
@@ -138,7 +138,7 @@ class TestMail:
         assert b"\nBcc" not in received.content
 
     async def test_placeholders_are_replaced(self, context: BlockContext, server: SmtpServer) -> None:
-        payload: JsonValue = {"to": ["ada@example.org", "grace@example.com"], "n": 17, "items": [1, "é"]}
+        payload: JsonValue = {"to": ["blox@example.org", "grace@example.com"], "n": 17, "items": [1, "é"]}
         written: dict[str, JsonValue] = {
             "to": "{{ payload.to }}",
             "from": "{{ payload.to.0 }}",
@@ -152,7 +152,7 @@ class TestMail:
         }
         await run(context, **rendered)
         [received] = server.received
-        assert (received.sender, received.recipients) == ("ada@example.org", payload["to"])  # type: ignore[call-overload, index]
+        assert (received.sender, received.recipients) == ("blox@example.org", payload["to"])  # type: ignore[call-overload, index]
         assert received.message["Subject"] == "17"
         assert received.message.get_content().strip() == '[1,"é"]'
 

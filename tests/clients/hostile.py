@@ -6,8 +6,7 @@ PUBLIC_IPV6 = "2606:2800:220:1::1"
 NAMES: dict[str, list[list[str]]] = {
     "public.test": [[PUBLIC]],
     "public6.test": [[PUBLIC_IPV6, PUBLIC]],
-    "localhost": [["127.0.0.1", "::1"]],
-    "localhost.": [["127.0.0.1"]],
+    "loopback.test": [["127.0.0.1", "::1"]],
     "metadata.google.internal": [["169.254.169.254"]],
     "private.test": [["10.0.0.5"]],
     "mixed.test": [[PUBLIC, "127.0.0.1"]],
@@ -88,7 +87,7 @@ HOSTILE_URLS = [
 ]
 HOSTILE_LOCATIONS = {
     "http://127.0.0.2/": "address_refused",
-    "http://localhost:22/": "address_refused",
+    "http://loopback.test:22/": "address_refused",
     "http://[::1]/": "address_refused",
     "//169.254.169.254/latest/": "address_refused",
     "http://2130706434/": "address_refused",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from types import SimpleNamespace
 from typing import Any
 
+import dns.asyncresolver
+import dns.resolver
 import pytest
 
 from tests.clients.hostile import NAMES
@@ -23,18 +26,16 @@ class Network:
         self.ports: list[int] = []
         self.questions: list[str] = []
         self._connect = loop.sock_connect
-        self._system_getaddrinfo = socket.getaddrinfo
-        monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
+        monkeypatch.setattr(dns.asyncresolver.Resolver, "resolve", self._resolve)
         monkeypatch.setattr(loop, "sock_connect", self._sock_connect)
 
-    def _getaddrinfo(self, host: str, port: int | None, **options: Any) -> list[Any]:
-        if options.get("flags") == socket.AI_NUMERICHOST:
-            return self._system_getaddrinfo(host, port, **options)
-        self.questions.append(host)
+    async def _resolve(self, host: str, kind: str, **options: Any) -> list[SimpleNamespace]:
+        if kind == "AAAA":  # the first of the two questions of a lookup
+            self.questions.append(host)
         if host not in NAMES:
-            raise socket.gaierror(socket.EAI_NONAME, "unknown name")
+            raise dns.resolver.NXDOMAIN
         answers = NAMES[host][min(self.questions.count(host), len(NAMES[host])) - 1]
-        return [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
+        return [SimpleNamespace(address=address) for address in answers if (":" in address) == (kind == "AAAA")]
 
     async def _sock_connect(self, sock: socket.socket, address: tuple[str, int]) -> None:
         self.dialled.append(address[0])

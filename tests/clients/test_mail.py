@@ -8,8 +8,9 @@ from email.message import EmailMessage
 import pytest
 from pydantic import SecretStr
 
-from bloxserver.clients.mail import Mailer, MailServer, create_mailer
-from bloxserver.clients.mail_headers import read_mailbox
+from bloxserver.clients.mail import Mailer, MailError, MailServer, create_mailer
+from bloxserver.clients.mail_headers import Senders, read_mailbox
+from bloxserver.clients.shares import UNLIMITED
 from bloxserver.settings import Settings
 from tests.clients.mailing import LOOPBACK, failure, mail, plain
 from tests.smtp_server import SmtpServer, running_smtp_server
@@ -222,18 +223,56 @@ class TestRefusals:
         assert (error.code, error.message) == ("mail_not_configured", "no sender is configured: SMTP_FROM is not set")
 
 
+class TestCounts:
+    async def test_recipients_are_counted_before_the_email_is_submitted(self, server: SmtpServer) -> None:
+        counted: list[int] = []
+
+        async def count(recipients: int) -> None:
+            assert server.sessions == 0
+            counted.append(recipients)
+
+        mailer = Mailer(plain(server), "me@example.org", [LOOPBACK]).limited_to(UNLIMITED, count)
+        await mailer.send(mail(to=["ada@example.com", "grace@example.com"], cc=["ada@example.com"]))
+        assert (counted, len(server.received)) == ([2], 1)
+        await mailer.send(mail(), plain(server))
+        assert (counted, len(server.received)) == ([2], 2), "the user's own server is not counted"
+
+    async def test_email_over_the_limit_is_not_submitted(self, server: SmtpServer) -> None:
+        async def refuse(recipients: int) -> None:
+            raise MailError("emails_per_day_limit_reached", "no more", retryable=True)
+
+        mailer = Mailer(plain(server), "me@example.org").limited_to(UNLIMITED, refuse)
+        assert (await failure(mailer)).code == "emails_per_day_limit_reached"
+        assert server.sessions == 0
+
+
 class TestSettings:
-    @pytest.mark.parametrize(("sender", "accepted"), [("a@Example.org", True), ("a@bank.example", False)])
-    async def test_default_server_sends_only_from_its_own_domain(
-        self, server: SmtpServer, sender: str, accepted: bool
+    @pytest.mark.parametrize(
+        ("senders", "sender", "accepted"),
+        [
+            ("fixed", "Blox <blox@Example.org>", True),
+            ("fixed", "blox@example.org", True),
+            ("fixed", "Bank <blox@example.org>", False),
+            ("name", "Bank <blox@example.org>", True),
+            ("name", "Blox <bank@example.org>", False),
+            ("domain", "Bank <bank@Example.org>", True),
+            ("domain", "a@bank.example", False),
+        ],
+    )
+    async def test_default_server_sends_only_as_the_operator_allows(
+        self, server: SmtpServer, senders: Senders, sender: str, accepted: bool
     ) -> None:
-        mailer = Mailer(plain(server), "Blox <blox@example.org>", [LOOPBACK])
+        mailer = Mailer(plain(server), "Blox <blox@example.org>", [LOOPBACK], senders=senders)
         if accepted:
             assert await mailer.send(mail(sender=sender)) == ["ada@example.com"]
         else:
             error = await failure(mailer, mail(sender=sender))
             assert (error.code, error.retryable, server.received) == ("sender_refused", False, [])
         assert await mailer.send(mail(sender=sender), plain(server)) == ["ada@example.com"], "another server may"
+
+    async def test_default_server_without_a_sender_sends_nothing(self, server: SmtpServer) -> None:
+        error = await failure(Mailer(plain(server), None), mail(sender="a@bank.example"))
+        assert (error.code, server.received) == ("mail_not_configured", [])
 
     def test_no_server_is_configured_without_a_host(self) -> None:
         mailer = create_mailer(Settings())

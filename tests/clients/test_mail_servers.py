@@ -104,7 +104,7 @@ class TestEncryption:
         self, server: SmtpServer, security: Literal["starttls", "tls"]
     ) -> None:
         default = MailServer("good.test", server.port, security, "ada", "secret")
-        assert (await failure(Mailer(default, None))).code == "tls_failed"
+        assert (await failure(Mailer(default, "me@example.org"))).code == "tls_failed"
 
     async def test_missing_starttls_is_an_error(self, mailer: Mailer) -> None:
         async with smtp_script(b"220 hi\r\n", b"250 mail.test\r\n") as port:
@@ -148,7 +148,7 @@ class TestGuard:
         assert (network.dialled, network.ports) == (["127.0.0.1"], [server.port])
 
     async def test_default_server_is_not_restricted(self, network: Network, server: SmtpServer) -> None:
-        assert await Mailer(plain(server, host="localhost"), None).send(mail()) == ["ada@example.com"]
+        assert await Mailer(plain(server, host="localhost"), "me@example.org").send(mail()) == ["ada@example.com"]
 
     async def test_unresolved_name_is_retryable(self, network: Network, mailer: Mailer) -> None:
         error = await failure(mailer, server=MailServer("nobody.test", 25))

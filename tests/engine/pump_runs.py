@@ -16,6 +16,7 @@ from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer
+from bloxserver.clients.memory import MemoryBudget
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
@@ -75,6 +76,7 @@ class World:
         self.input = payload
         self.isolated = IsolatedTasks(uuid4(), "enterprise")
         self._turns = Turns()
+        self.memory = MemoryBudget()
         self._http = http
         self._secrets = secrets
 

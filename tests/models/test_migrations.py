@@ -88,6 +88,7 @@ async def fill(session: AsyncSession) -> None:
         "workers": {},
         "rate_counters": {},
         "secrets": {"user_id": user},
+        "email_counts": {"user_id": user},
         "stored_bytes": {"user_id": user},
         "key_values": {"flow_id": flow},
         "failure_notifications": {"execution_id": execution, "trigger_id": trigger},
@@ -101,6 +102,7 @@ async def fill(session: AsyncSession) -> None:
         UtcDateTime: MOMENT,
         TierText: "pro",
         sa.Uuid: user,
+        sa.Date: MOMENT.date(),
     }
     for table in Base.metadata.sorted_tables:
         values: dict[str, Any] = {}
@@ -128,7 +130,7 @@ async def test_migrations_run_up_down_and_up_with_data(database: Database) -> No
         before = await contents(database)
         of_triggers = {"stored_bytes": 1 + len(SOURCES)}
         assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(before, 1) | of_triggers
-        assert len(before) == 15
+        assert len(before) == 16
         await database.migrate()
         assert await contents(database) == before, "a second migration changes nothing"
         await downgrade(database)

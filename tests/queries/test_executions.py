@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.errors import NotFound
@@ -17,12 +17,14 @@ from bloxserver.queries.executions import (
     read_execution,
     read_executions,
     read_outline,
+    read_progress,
     read_statistics,
-    read_status,
     require_execution,
 )
 from bloxserver.queries.paging import PageRequest
 from tests.factories import create_execution, create_flow, create_trigger, create_user
+from tests.statements import count_statements
+from tests.steps import create_step
 
 MINUTE = timedelta(minutes=1)
 PAGE = PageRequest(1, 10)
@@ -134,7 +136,6 @@ async def test_reads_without_a_user_return_executions_of_every_user(session: Asy
     assert outline is not None
     assert (outline.id, outline.status, outline.flow_id) == (execution.id, ExecutionStatus.SUCCESS, flow.id)
     assert {"input_payload", "output_payload"}.isdisjoint(outline._mapping.keys())
-    assert await read_status(session, execution.id) is ExecutionStatus.SUCCESS
 
 
 async def test_reads_without_a_user_return_none_for_deleted_flows_and_unknown_ids(
@@ -143,7 +144,7 @@ async def test_reads_without_a_user_return_none_for_deleted_flows_and_unknown_id
     execution = await create_execution(session, await create_flow(session, user, deleted_at=now()))
     for execution_id in (execution.id, uuid4()):
         assert await find_execution(session, execution_id) is None
-        assert await read_status(session, execution_id) is None
+        assert await read_progress(session, [execution_id]) == {}
         assert await read_outline(session, execution_id) is None
 
 
@@ -170,3 +171,22 @@ async def test_statistics_of_a_flow_without_executions_are_zero(
     row = await read_statistics(session, user.id, flow.id)
     assert (row.executions_total, row.executions_success, row.executions_error, row.avg_duration_ms) == (0, 0, 0, 0)
     assert row.last_executed_at is None
+
+
+async def test_progress_of_several_executions_is_read_in_one_statement(
+    session: AsyncSession, flow: FlowRecord, database_engine: AsyncEngine
+) -> None:
+    running = await create_execution(session, flow)
+    ended = await create_execution(session, flow, status=ExecutionStatus.ERROR)
+    without_steps = await create_execution(session, flow)
+    for execution, sequence in ((running, 1), (running, 7), (ended, 2)):
+        await create_step(session, execution, f"l{sequence}", sequence=sequence)
+    ids = [running.id, ended.id, without_steps.id, uuid4(), running.id]
+    with count_statements(database_engine) as statements:
+        progress = await read_progress(session, ids)
+    assert progress == {
+        running.id: (ExecutionStatus.RUNNING, 7),
+        ended.id: (ExecutionStatus.ERROR, 2),
+        without_steps.id: (ExecutionStatus.RUNNING, None),
+    }
+    assert len(statements) == 1

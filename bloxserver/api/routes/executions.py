@@ -28,7 +28,9 @@ from bloxserver.api.schemas import (
     RunRequest,
     Step,
 )
-from bloxserver.api.streaming import END_EVENT_ID, EventStream, WaitingResponse
+from bloxserver.api.stream_slots import StreamSlot, WaitSlot
+from bloxserver.api.streaming import END_EVENT_ID, EventStream, WaitingResponse, Watcher
+from bloxserver.api.watching import Watch
 from bloxserver.clock import now
 from bloxserver.queries import executions as queries
 from bloxserver.queries.steps import read_steps
@@ -92,6 +94,8 @@ async def run_flow(
     session: DbSession,
     sessions: Sessions,
     shutdown: ServerShutdown,
+    watcher: Watcher,
+    slot: WaitSlot,
     flow_id: FlowId,
     input_payload: InputPayload = None,
     wait: WaitSeconds = None,
@@ -105,7 +109,8 @@ async def run_flow(
         return execution
     accepted = Execution.model_validate(execution)
     location = f"{AUTHENTICATED_PREFIX}/flows/{flow_id}/executions/{accepted.id}"
-    return WaitingResponse(sessions, shutdown, accepted, wait, status_code=201, body=Execution, location=location)
+    watch = Watch(sessions, shutdown, accepted.id)
+    return WaitingResponse(watcher, watch, accepted, wait, status_code=201, body=Execution, location=location)
 
 
 # Before `/{execution_id}`, which would match this path.
@@ -157,13 +162,15 @@ async def list_steps(
     summary="Stream an execution",
     responses=event_stream("A stream of `execution` and `step` events.")
     | response_of(204, "The client has received all events: `Last-Event-ID` is `end`.")
-    | errors(404),
+    | errors(403, 404),
 )
 async def stream_execution(
     user: AuthenticatedUser,
     session: DbSession,
     sessions: Sessions,
     shutdown: ServerShutdown,
+    watcher: Watcher,
+    slot: StreamSlot,
     flow_id: FlowId,
     execution_id: ExecutionId,
     last_event_id: Annotated[str | None, Query(description="For clients that cannot send `Last-Event-ID`.")] = None,
@@ -177,7 +184,9 @@ async def stream_execution(
     """
     await queries.require_execution(session, user.id, flow_id, execution_id)
     last = last_event_id_header if last_event_id_header is not None else last_event_id
-    return Response(status_code=204) if last == END_EVENT_ID else EventStream(sessions, shutdown, execution_id, last)
+    if last == END_EVENT_ID:
+        return Response(status_code=204)
+    return EventStream(watcher, Watch(sessions, shutdown, execution_id, with_steps=True), last)
 
 
 @router.post(

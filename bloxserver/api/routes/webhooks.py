@@ -17,7 +17,9 @@ from bloxserver.api.dependencies import (
 )
 from bloxserver.api.openapi import any_body, error_of, errors, response_of, still_running
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
-from bloxserver.api.streaming import WaitingResponse
+from bloxserver.api.stream_slots import WebhookWaitSlot
+from bloxserver.api.streaming import WaitingResponse, Watcher
+from bloxserver.api.watching import Watch
 from bloxserver.queries.executions import find_execution
 from bloxserver.services.executions import receive_webhook
 from bloxserver.services.rate_limits import read_admitted_webhook
@@ -56,6 +58,8 @@ async def receive(
     session: DbSession,
     sessions: Sessions,
     shutdown: ServerShutdown,
+    watcher: Watcher,
+    slot: WebhookWaitSlot,
     webhook_token: WebhookToken,
     webhook_input: WebhookInput,
     depth: CallDepth,
@@ -69,7 +73,8 @@ async def receive(
             status="accepted", execution_id=execution_id, message="Webhook received and execution started"
         )
     accepted = Execution.model_validate(await find_execution(session, execution_id))
-    return WaitingResponse(sessions, shutdown, accepted, wait, status_code=200, body=AwaitedExecution)
+    watch = Watch(sessions, shutdown, accepted.id)
+    return WaitingResponse(watcher, watch, accepted, wait, status_code=200, body=AwaitedExecution)
 
 
 @router.get(

@@ -17,6 +17,7 @@ from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
 from bloxserver.clients.http import DEPTH_HEADER, GuardedClient, OutgoingRequestError
 from bloxserver.clients.mail import Mailer, MailError
+from bloxserver.clients.shares import OutgoingShares, Share
 from bloxserver.clients.signatures import identify, sign
 from bloxserver.clock import now
 from bloxserver.encryption import get_cipher
@@ -34,12 +35,14 @@ from bloxserver.engine.background.notification_rows import (
     read_failure,
 )
 from bloxserver.engine.backoff import backoff_seconds
+from bloxserver.engine.emails import EmailCounter
 from bloxserver.engine.loops import PollLoop
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.database import Database
 from bloxserver.models.enums import NotificationChannel
 from bloxserver.organism.load import parse_organism
 from bloxserver.organism.problems import OrganismError
+from bloxserver.queries.users import read_plan
 from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
 from bloxserver.settings import Settings
 
@@ -69,10 +72,19 @@ class DeliveryError(Exception):
 class NotificationSender:
     """Sends due notifications. It runs on every worker; each notification is claimed by one of them."""
 
-    def __init__(self, database: Database, http: GuardedClient, mailer: Mailer, settings: Settings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        http: GuardedClient,
+        mailer: Mailer,
+        settings: Settings,
+        shares: OutgoingShares | None = None,
+    ) -> None:
+        """`shares` are those of the worker's executions."""
         self._database = database
         self._http = http
         self._mailer = mailer
+        self._shares = shares or OutgoingShares()
         self._cipher = get_cipher(settings)
         self._poll_interval_seconds = settings.poll_interval_seconds
         self._loop = PollLoop(
@@ -214,7 +226,7 @@ class NotificationSender:
     async def _post(self, notification_id: UUID, cause: Failure | DisabledSchedule, url: str, secret: str) -> None:
         body, moment = event_of(cause), now()
         try:
-            response = await self._http.request(
+            response = await self._http.limited_to(await self._share(cause.user_id)).request(
                 "POST",
                 url,
                 headers={
@@ -232,6 +244,10 @@ class NotificationSender:
             gone = response.status == HTTPStatus.GONE
             raise DeliveryError(f"the server answered {response.status}", final=gone)
 
+    async def _share(self, user_id: UUID) -> Share:
+        async with self._database.transaction(read_only=True) as session:
+            return self._shares.of(user_id, await read_plan(session, user_id))
+
     async def _mail(self, notification_id: UUID, cause: Failure | DisabledSchedule, address: str) -> None:
         sender = self._mailer.sender
         if self._mailer.default is None or not sender:
@@ -243,7 +259,10 @@ class NotificationSender:
                 "execution.on_failure.email is no address that mail can be sent to", final=True
             ) from None
         try:
-            await self._mailer.send(mail)
+            mailer = self._mailer.limited_to(
+                await self._share(cause.user_id), EmailCounter(self._database, cause.user_id)
+            )
+            await mailer.send(mail)
         except MailError as error:
             raise DeliveryError(f"the mail was not sent ({error.code})", final=not error.retryable) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol, cast
@@ -27,6 +28,7 @@ from bloxserver.blocks.base import (
 from bloxserver.blocks.cel.values import CostLimitExceeded
 from bloxserver.blocks.raw_json import RawJson, Value, plain, value_of_text
 from bloxserver.clients.llm import LanguageModels
+from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.engine.queue.values import CalledResult, LeaseLost
@@ -56,6 +58,10 @@ class ExecutionContext(Protocol):
     @property
     def isolated(self) -> IsolatedTasks:
         """Runs what is too large for the event loop."""
+
+    @property
+    def memory(self) -> MemoryBudget:
+        """The memory of the execution's values."""
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         """The context of one attempt. Interrupted tries do not count in `attempt`, so that a repetition is the same."""
@@ -157,6 +163,8 @@ async def _handle(attempt: Attempt, context: ExecutionContext, conversation: Rec
             step = await _call(attempt, context, conversation, secrets)
     except BlockError as refusal:
         step = attempt.failure(refusal)
+    except MemoryLimitReached as reached:
+        step = attempt.failure(BlockError("memory_limit_reached", str(reached), retryable=False))
     except LeaseLost:
         raise
     except KeyboardInterrupt:
@@ -191,12 +199,15 @@ async def _call(
     agent = AgentContext(context.models, listener.tools, conversation)
     block_context = context.context(message, attempt.counted_number, agent)
     try:
-        config = rendered_config(listener, payload, execution_input, secrets, block_context.budget)
-        validated = validated_payload(listener, payload)
-        result = await listener.block.handler(validated, config, block_context)
+        with closing(block_context.memory):
+            config = rendered_config(listener, payload, execution_input, secrets, block_context.budget)
+            validated = validated_payload(listener, payload)
+            result = await listener.block.handler(validated, config, block_context)
     except CostLimitExceeded:
         return await _call_in_process(attempt, context, secrets)
     step = _step_of(attempt, result)
+    if isinstance(step.output, RawJson):
+        context.memory.reserve(len(step.output.text))
     if not secrets:
         return step
     if isinstance(step.output, RawJson):
@@ -206,8 +217,18 @@ async def _call(
 
 async def _call_in_process(attempt: Attempt, context: ExecutionContext, secrets: Mapping[str, str]) -> Step:
     """Call the block in another process, because the message, the config or the cost of an expression is large."""
+    block_context = context.context(attempt.message, attempt.counted_number, None)
+    with closing(block_context.memory):
+        step = await _step_in_process(attempt, context, block_context, secrets)
+    if isinstance(step.output, RawJson):
+        context.memory.reserve(len(step.output.text))
+    return step
+
+
+async def _step_in_process(
+    attempt: Attempt, context: ExecutionContext, block_context: BlockContext, secrets: Mapping[str, str]
+) -> Step:
     listener, message = attempt.listener, attempt.message
-    block_context = context.context(message, attempt.counted_number, None)
     answer, described = await run_large(
         context.isolated, listener, message.payload, block_context, context.input, secrets
     )

@@ -15,8 +15,11 @@ from bloxserver.blocks.raw_json import Value
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer, create_mailer
+from bloxserver.clients.memory import MemoryBudget, UserMemory
+from bloxserver.clients.shares import OutgoingShares
 from bloxserver.clock import now
 from bloxserver.encryption import SecretCipher, get_cipher
+from bloxserver.engine.emails import EmailCounter
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
@@ -41,6 +44,8 @@ class SharedClients:
     mail: Mailer
     models: LanguageModels
     cipher: SecretCipher | None
+    shares: OutgoingShares
+    memory: UserMemory
     turns: Turns = field(default_factory=Turns)
 
     @classmethod
@@ -50,6 +55,8 @@ class SharedClients:
             mail=create_mailer(settings),
             models=LanguageModels(settings),
             cipher=get_cipher(settings),
+            shares=OutgoingShares(),
+            memory=UserMemory(),
         )
 
     async def aclose(self) -> None:
@@ -60,7 +67,12 @@ class ClaimedExecutionContext:
     """The context of an execution that this worker has claimed."""
 
     def __init__(
-        self, database: Database, clients: SharedClients, execution: ClaimedExecution, execution_input: Value
+        self,
+        database: Database,
+        clients: SharedClients,
+        execution: ClaimedExecution,
+        execution_input: Value,
+        memory: MemoryBudget,
     ) -> None:
         self._database = database
         self._clients = clients
@@ -68,12 +80,15 @@ class ClaimedExecutionContext:
         self.models = clients.models
         self.input = execution_input
         self.isolated = IsolatedTasks(execution.user_id, execution.tier)
+        self.memory = memory
+        self._share = clients.shares.of(execution.user_id, execution.plan)
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         execution = self._execution
         key = f"{execution.id}:{message.key}"
+        memory = self.memory.child()
         return BlockContext(
-            http=self._clients.http,
+            http=self._clients.http.limited_to(self._share, memory),
             clock=now,
             idempotency_key=key,
             store=FlowStore(
@@ -92,11 +107,12 @@ class ClaimedExecutionContext:
                     lease=execution.lease,
                 ),
             ),
-            mail=self._clients.mail,
+            mail=self._clients.mail.limited_to(self._share, EmailCounter(self._database, execution.user_id)),
             isolated=self.isolated,
             input=self.input,
             depth=execution.depth,
             agent=agent,
+            memory=memory,
         )
 
     async def turn(self) -> None:

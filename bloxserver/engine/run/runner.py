@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.raw_json import Value, is_large
+from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter, reset_crash_count, save_steps
@@ -95,6 +97,13 @@ class ExecutionRunner:
             await self._run()
 
     async def _run(self) -> None:
+        with closing(self._clients.memory.of_execution(self._execution.user_id, self._execution.plan)) as memory:
+            try:
+                await self._run_within(memory)
+            except MemoryLimitReached as error:
+                await self.end(ExecutionStatus.ERROR, str(error))
+
+    async def _run_within(self, memory: MemoryBudget) -> None:
         execution = self._execution
         if time.monotonic() - execution.claimed_at > LEASE_RECHECK_SECONDS:
             await retry_transaction(self._database, lambda session: leases.lock_lease(session, execution.lease_key))
@@ -102,6 +111,8 @@ class ExecutionRunner:
             # The definition is not read, since reading it may cause the crashes.
             await self._give_up()
             return
+        for text in (execution.input_payload, *(step.output_payload for step in execution.steps)):
+            memory.reserve(len(text or ""))
         try:
             organism = await parse_organism(execution.organism_yaml, execution.user_id)
             self._on_failure = organism.on_failure
@@ -112,7 +123,7 @@ class ExecutionRunner:
         if execution.crash_count == MAX_CRASHES:
             await self._give_up()
             return
-        await self._pump(organism, entry)
+        await self._pump(organism, entry, memory)
 
     async def _payload(self) -> Value:
         """The payload of the entry."""
@@ -126,10 +137,10 @@ class ExecutionRunner:
         await self.end(ExecutionStatus.ERROR, f"given up: {number} workers in a row crashed while they ran it")
         metrics.EXECUTIONS_ABANDONED.inc()
 
-    async def _pump(self, organism: RunnableOrganism, entry: Message) -> None:
+    async def _pump(self, organism: RunnableOrganism, entry: Message, memory: MemoryBudget) -> None:
         execution = self._execution
         saved = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
-        context = ClaimedExecutionContext(self._database, self._clients, execution, entry.payload)
+        context = ClaimedExecutionContext(self._database, self._clients, execution, entry.payload, memory)
         sequence = max((step.sequence for step in execution.steps), default=0)
         pump = Pump(
             organism,

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.blocks.base import KeyValueStore
+from bloxserver.clients.memory import MemoryBudget
 from bloxserver.engine.queue.checkpoints import CheckpointWriter
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.queue.recovery import reclaim_all
@@ -94,7 +95,8 @@ async def test_execution_claimed_long_ago_starts_only_with_a_valid_lease(
 
 def store(database: Database, clients: SharedClients, execution: ClaimedExecution) -> KeyValueStore:
     """The key-value store, as a step of the execution uses it."""
-    return ClaimedExecutionContext(database, clients, execution, None).context(Message("a", None), 1, None).store
+    context = ClaimedExecutionContext(database, clients, execution, None, MemoryBudget())
+    return context.context(Message("a", None), 1, None).store
 
 
 async def test_key_values_are_written_only_with_a_valid_lease(live_database: Database, clients: SharedClients) -> None:
