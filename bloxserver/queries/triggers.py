@@ -18,15 +18,47 @@ from bloxserver.queries.usage import stored_bytes_of
 MAX_TOKEN_LENGTH = 255
 
 
-async def read_triggers(session: AsyncSession, user_id: UUID, flow_id: UUID) -> Sequence[TriggerRecord]:
-    """All triggers of the user's flow, the oldest first; raises `NotFound` for the flow."""
+class TriggerCursor(NamedTuple):
+    """A position in the list of a flow's triggers: that of the last trigger of a page."""
+
+    created_at: datetime
+    id: UUID
+
+
+class TriggerPage(NamedTuple):
+    """Triggers of a flow, and the position after which the next page begins; None after the last page."""
+
+    triggers: Sequence[TriggerRecord]
+    next: TriggerCursor | None
+
+
+async def read_triggers(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, limit: int | None = None, after: TriggerCursor | None = None
+) -> TriggerPage:
+    """The triggers of the user's flow, the oldest first: all, or at most `limit`. Raises `NotFound` for the flow."""
     await require_flow(session, user_id, flow_id)
-    triggers = await session.scalars(
+    created_at = TriggerRecord.created_at
+    wanted = (
         sa.select(TriggerRecord)
         .where(TriggerRecord.flow_id == flow_id, TriggerRecord.deleted_at.is_(None))
-        .order_by(TriggerRecord.created_at, TriggerRecord.id)
+        .order_by(created_at, TriggerRecord.id)
     )
-    return triggers.all()
+    if after is not None:
+        is_later = sa.or_(created_at > after.created_at, TriggerRecord.id > after.id)
+        wanted = wanted.where(created_at >= after.created_at, is_later)
+    if limit is None:
+        return TriggerPage((await session.scalars(wanted)).all(), None)
+    found = (await session.scalars(wanted.limit(limit + 1))).all()
+    if len(found) <= limit:
+        return TriggerPage(found, None)
+    last = found[limit - 1]
+    return TriggerPage(found[:limit], TriggerCursor(last.created_at, last.id))
+
+
+async def count_triggers(session: AsyncSession, flow_id: UUID) -> int:
+    """The number of triggers of a flow."""
+    wanted = sa.select(sa.func.count()).where(TriggerRecord.flow_id == flow_id, TriggerRecord.deleted_at.is_(None))
+    return await session.scalar(wanted) or 0
 
 
 async def read_trigger(

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import json
 import secrets
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
-from bloxserver.errors import BadRequest
+from bloxserver.errors import BadRequest, LimitReached
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import TriggerType
-from bloxserver.models.tables import TriggerRecord
+from bloxserver.models.tables import FlowRecord, TriggerRecord
+from bloxserver.plans import Plan
 from bloxserver.queries.flows import require_flow
-from bloxserver.queries.triggers import read_trigger
+from bloxserver.queries.triggers import count_triggers, read_trigger
+from bloxserver.queries.users import read_plan
 from bloxserver.services.cron import check_schedule, upcoming
 
 TOKEN_BYTES = 32
@@ -24,8 +28,14 @@ NO_FAILURE = {"failed_attempts": 0, "last_error": None, "retry_at": None}
 async def create_trigger(
     session: AsyncSession, user_id: UUID, flow_id: UUID, kind: TriggerType, name: str, config: dict[str, Any]
 ) -> TriggerRecord:
-    """Create a trigger of the user's flow. Raises `NotFound`, and `Unprocessable` for a schedule that never fires."""
+    """Create a trigger of the user's flow.
+
+    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires.
+    """
+    plan = await read_plan(session, user_id)
     await require_flow(session, user_id, flow_id)
+    _check_size(config, plan)
+    await _check_count(session, flow_id, plan)
     if kind is TriggerType.SCHEDULE:
         check_schedule(config)
     trigger = TriggerRecord(
@@ -44,9 +54,14 @@ async def create_trigger(
 async def update_trigger(
     session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID, changes: dict[str, Any]
 ) -> TriggerRecord:
-    """Change the columns in `changes`. Raises `NotFound`, and `Unprocessable` for a schedule that never fires."""
+    """Change the columns in `changes`.
+
+    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires.
+    """
     # Locked: a sweep that arms the schedule meanwhile would keep the firing time of the previous config.
     trigger = await read_trigger(session, user_id, flow_id, trigger_id, lock=bool(changes))
+    if "config" in changes:
+        _check_size(changes["config"], await read_plan(session, user_id))
     if trigger.type is TriggerType.SCHEDULE:
         changes = changes | _schedule_changes(trigger, changes)
     for name, value in changes.items():
@@ -54,6 +69,21 @@ async def update_trigger(
     await session.flush()
     wake_engine_after_commit(session, WakeReason.FLOW)
     return trigger
+
+
+def _check_size(config: dict[str, Any], plan: Plan) -> None:
+    size = len(json.dumps(config, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > plan.trigger_config_bytes:
+        raise LimitReached("trigger_config_bytes", plan.trigger_config_bytes, size, "Send a smaller config.")
+
+
+async def _check_count(session: AsyncSession, flow_id: UUID, plan: Plan) -> None:
+    # The lock of the flow's row makes the count exact.
+    await session.execute(sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update(key_share=True))
+    used = await count_triggers(session, flow_id)
+    if used >= plan.triggers_per_flow:
+        hint = "Delete a trigger that is no longer used, or upgrade your plan."
+        raise LimitReached("triggers_per_flow", plan.triggers_per_flow, used, hint)
 
 
 def _schedule_changes(trigger: TriggerRecord, changes: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, TriggerType, UserRecord
+from bloxserver.clock import now
+from bloxserver.models.database import Database
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, Tier, TriggerRecord, TriggerType, UserRecord
+from bloxserver.plans import FREE, PLANS
 from tests import factories
-from tests.api.contract import assert_invalid, assert_problem, covers, path_of
+from tests.api.contract import assert_invalid, assert_problem, covers, path_of, running_flow
 from tests.clerk import override_settings
 
 TRIGGER = {"id", "flowId", "type", "name", "config", "webhookToken", "webhookUrl", "createdAt"}
@@ -241,3 +245,106 @@ class TestRegenerateToken:
         message = "Can only regenerate token for webhook triggers"
         assert_problem(response, 400, "trigger_not_a_webhook", message)
         assert (await triggers(session))[0].webhook_token is None
+
+
+def schedule_of(size: int) -> dict[str, str]:
+    """A config that is `size` bytes long as JSON."""
+    return {"note": "é" * ((size - 11) // 2) + "a" * ((size - 11) % 2)}
+
+
+class TestLimits:
+    @pytest.fixture(autouse=True)
+    async def _free_user(self, dev_user: UserRecord, session: AsyncSession) -> None:
+        dev_user.tier = Tier.FREE
+        await session.commit()
+
+    @pytest.mark.parametrize(("existing", "status"), [(FREE.triggers_per_flow - 1, 201), (FREE.triggers_per_flow, 403)])
+    async def test_number_of_triggers_of_a_flow_is_limited(
+        self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord, existing: int, status: int
+    ) -> None:
+        flow, other = await factories.create_flow(session, dev_user), await factories.create_flow(session, dev_user)
+        for _ in range(existing):
+            await factories.create_trigger(session, flow)
+        await factories.create_trigger(session, flow, deleted_at=now())
+        body = {"type": "webhook", "name": "n", "config": {}}
+        response = await client.post(f"{path_of(flow)}/triggers", json=body)
+        assert response.status_code == status
+        if status == 403:
+            details = {"name": "triggers_per_flow", "limit": 20, "used": 20}
+            message = (
+                "The limit of 20 triggers per flow is reached (in use: 20). "
+                "Delete a trigger that is no longer used, or upgrade your plan."
+            )
+            assert_problem(response, 403, "triggers_per_flow_limit_reached", message, details)
+        assert (await client.post(f"{path_of(other)}/triggers", json=body)).status_code == 201
+        assert len((await client.get(f"{path_of(flow)}/triggers")).json()) == 20
+
+    async def test_triggers_in_the_database_over_the_limit_are_listed(
+        self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
+    ) -> None:
+        flow = await factories.create_flow(session, dev_user)
+        for _ in range(30):
+            await factories.create_trigger(session, flow, config=schedule_of(FREE.trigger_config_bytes + 1))
+        assert len((await client.get(f"{path_of(flow)}/triggers")).json()) == 30
+
+    @pytest.mark.parametrize("difference", [-1, 0, 1])
+    async def test_size_of_a_config_is_limited(
+        self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord, difference: int
+    ) -> None:
+        flow = await factories.create_flow(session, dev_user)
+        trigger = await factories.create_trigger(session, flow)
+        config = schedule_of(FREE.trigger_config_bytes + difference)
+        body = {"type": "webhook", "name": "n", "config": config}
+        created = await client.post(f"{path_of(flow)}/triggers", json=body)
+        changed = await client.patch(f"{path_of(flow)}/triggers/{trigger.id}", json={"config": config})
+        if difference <= 0:
+            assert (created.json()["config"], changed.json()["config"]) == (config, config)
+            return
+        details = {"name": "trigger_config_bytes", "limit": 16384, "used": 16385}
+        for refused in (created, changed):
+            message = "The limit of 16384 trigger config bytes is reached (in use: 16385). Send a smaller config."
+            assert_problem(refused, 403, "trigger_config_bytes_limit_reached", message, details)
+        [listed] = (await client.get(f"{path_of(flow)}/triggers")).json()
+        assert listed["config"] != config
+
+
+async def test_concurrent_requests_create_no_more_triggers_than_the_limit(
+    live_client: httpx.AsyncClient, live_database: Database
+) -> None:
+    path = await running_flow(live_client)
+    limit = PLANS["pro"].triggers_per_flow
+    async with live_database.sessions() as session:
+        flow = (await session.scalars(sa.select(FlowRecord))).one()
+        for _ in range(limit - 2):
+            await factories.create_trigger(session, flow)
+    body = {"type": "webhook", "name": "n", "config": {}}
+    responses = await asyncio.gather(*(live_client.post(f"{path}/triggers", json=body) for _ in range(5)))
+    assert sorted(response.status_code for response in responses) == [201] * 2 + [403] * 3
+
+
+class TestPages:
+    @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
+    async def test_pages_have_every_trigger_once_in_the_order_of_the_list(
+        self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord, limit: int
+    ) -> None:
+        flow = await factories.create_flow(session, dev_user)
+        for number in range(7):
+            await factories.create_trigger(session, flow, created_at=now() - timedelta(hours=number // 3))
+        path = f"{path_of(flow)}/triggers"
+        listed = [trigger["id"] for trigger in (await client.get(path)).json()]
+        paged, sizes, following = [], [], f"?limit={limit}"
+        while following:
+            response = await client.get(f"{path}{following}")
+            paged += [trigger["id"] for trigger in response.json()]
+            sizes.append(len(response.json()))
+            following = response.links["next"]["url"] if "Link" in response.headers else ""
+        assert paged == listed
+        assert sizes == [limit] * (7 // limit) + ([7 % limit] if 7 % limit else [])
+
+    @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "limit=5&cursor=x", "limit=5&cursor=1~2"])
+    async def test_invalid_page_is_rejected(
+        self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord, query: str
+    ) -> None:
+        flow = await factories.create_flow(session, dev_user)
+        name = "cursor" if "cursor" in query else "limit"
+        assert_invalid(await client.get(f"{path_of(flow)}/triggers?{query}"), f"query.{name}")

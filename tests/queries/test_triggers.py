@@ -59,7 +59,7 @@ async def test_triggers_of_a_flow_are_listed_from_the_oldest(
     older = await create_schedule(session, flow, created_at=moment - MINUTE)
     await create_trigger(session, flow, deleted_at=moment)
     await create_trigger(session, await create_flow(session, user))
-    assert [trigger.id for trigger in await read_triggers(session, user.id, flow.id)] == [older.id, newer.id]
+    assert [trigger.id for trigger in (await read_triggers(session, user.id, flow.id)).triggers] == [older.id, newer.id]
 
 
 async def test_triggers_of_another_users_flow_are_not_found(session: AsyncSession, flow: FlowRecord) -> None:

@@ -1,18 +1,46 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
+from urllib.parse import urlencode
+from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, TriggerId
 from bloxserver.api.openapi import error_of, errors, response_of
 from bloxserver.api.schemas import CreateTriggerRequest, Trigger, UpcomingFirings, UpdateTriggerRequest
+from bloxserver.clock import as_utc
+from bloxserver.errors import Unprocessable
 from bloxserver.queries import triggers as queries
 from bloxserver.services import deletions
 from bloxserver.services import triggers as services
 
 router = APIRouter(prefix="/flows/{flow_id}/triggers", tags=["triggers"])
+
+TriggerLimit = Annotated[
+    int | None, Query(ge=1, le=100, description="The maximum number of triggers in a page; all triggers without it.")
+]
+Cursor = Annotated[
+    str | None,
+    Query(description="The position in the list, from the `Link` header of the previous page."),
+]
+
+
+def cursor_text(cursor: queries.TriggerCursor) -> str:
+    return f"{as_utc(cursor.created_at).isoformat()}~{cursor.id}"
+
+
+def read_cursor(text: str) -> queries.TriggerCursor:
+    """Raises `Unprocessable`."""
+    created_at, _, trigger_id = text.partition("~")
+    try:
+        moment = datetime.fromisoformat(created_at)
+        return queries.TriggerCursor(moment.astimezone(UTC), UUID(trigger_id))
+    except (ValueError, OverflowError):
+        raise Unprocessable({"query.cursor": "not a cursor of this list"}) from None
+
 
 UpcomingCount = Annotated[int, Query(ge=1, le=100, description="The number of times to return.")]
 
@@ -24,9 +52,25 @@ UpcomingCount = Annotated[int, Query(ge=1, le=100, description="The number of ti
     summary="List triggers",
     responses=response_of(200, "The triggers, oldest first.", [examples.TRIGGER, examples.SCHEDULE]) | errors(404),
 )
-async def list_triggers(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
-    """Return all triggers of a flow, oldest first."""
-    return await queries.read_triggers(session, user.id, flow_id)
+async def list_triggers(
+    user: AuthenticatedUser,
+    session: DbSession,
+    response: Response,
+    flow_id: FlowId,
+    limit: TriggerLimit = None,
+    cursor: Cursor = None,
+) -> object:
+    """Return all triggers of a flow, oldest first. With `limit`, return a page.
+
+    If there are more triggers, the response has a `Link` header with the relation `next` (RFC 8288).
+    """
+    page = await queries.read_triggers(
+        session, user.id, flow_id, limit, None if cursor is None else read_cursor(cursor)
+    )
+    if page.next is not None:
+        query = urlencode({"limit": limit, "cursor": cursor_text(page.next)})
+        response.headers["Link"] = f'<?{query}>; rel="next"'
+    return page.triggers
 
 
 @router.post(
@@ -35,7 +79,7 @@ async def list_triggers(user: AuthenticatedUser, session: DbSession, flow_id: Fl
     response_model=Trigger,
     operation_id="createTrigger",
     summary="Create a trigger",
-    responses=response_of(201, "The created trigger.", examples.SCHEDULE) | errors(404),
+    responses=response_of(201, "The created trigger.", examples.SCHEDULE) | errors(403, 404),
 )
 async def create_trigger(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: CreateTriggerRequest
@@ -61,7 +105,7 @@ async def get_trigger(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     response_model=Trigger,
     operation_id="updateTrigger",
     summary="Update a trigger",
-    responses=response_of(200, "The updated trigger.", examples.UPDATED_TRIGGER) | errors(404),
+    responses=response_of(200, "The updated trigger.", examples.UPDATED_TRIGGER) | errors(403, 404),
 )
 async def update_trigger(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId, body: UpdateTriggerRequest

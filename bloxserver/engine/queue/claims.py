@@ -101,11 +101,6 @@ class ClaimedExecution:
     """By the monotonic clock of this process."""
 
     @property
-    def plan(self) -> Plan:
-        """The limits of the owner."""
-        return get_plan(self.tier)
-
-    @property
     def lease_key(self) -> LeaseKey:
         return self.id, self.lease
 
