@@ -14,6 +14,9 @@ import typer
 
 from benchmarks import bare, claim, expressions, fairness, idle, isolation, latency, scaling, throughput, waiting
 from benchmarks.installation import POSTGRESQL, SQLITE, BenchmarkEnvironment, create_environment
+from benchmarks.neighbours.cases import CASES
+from benchmarks.neighbours.measurement import Outcome, measure_case
+from benchmarks.neighbours.table import cells, format_rows
 from benchmarks.results import Result, format_table
 from benchmarks.sizes import SMALL, Sizes
 
@@ -33,6 +36,9 @@ BENCHMARKS: dict[str, Measure] = {
 }
 
 
+NEIGHBOURS = "neighbours"
+
+
 class Databases(StrEnum):
     SQLITE = "sqlite"
     POSTGRESQL = "postgresql"
@@ -48,22 +54,33 @@ KINDS = {
 
 def main(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME…", help=f"all, or names of benchmarks: {', '.join(BENCHMARKS)}")
+        list[str],
+        typer.Argument(metavar="NAME…", help=f"all, or names of benchmarks: {', '.join(BENCHMARKS)}; or {NEIGHBOURS}"),
     ],
     database: Annotated[Databases, typer.Option(help="The databases to measure.")] = Databases.BOTH,
     small: Annotated[bool, typer.Option(help="Only check that the benchmarks run; results are meaningless.")] = False,
     setting: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting for the measured processes.")
     ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help=f"A case of {NEIGHBOURS}; all if not set.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help=f"Seconds of each attack of {NEIGHBOURS}.")] = 8,
 ) -> None:
-    """Measure real processes on new databases, and print one Markdown table.
+    """Measure real processes on new databases, and print one Markdown table; `neighbours` prints one per database.
 
     PostgreSQL is the server at TEST_POSTGRES_URL, or else a temporary server.
     """
+    settings = dict(pair.split("=", 1) for pair in setting or [])
+    if names == [NEIGHBOURS]:
+        if unknown := [name for name in case or [] if name not in CASES]:
+            raise typer.BadParameter(f"unknown case: {', '.join(unknown)}; the cases are {', '.join(CASES)}")
+        with create_environment(KINDS[database], settings) as environment:
+            asyncio.run(_measure_neighbours(environment, case or list(CASES), seconds))
+        return
     chosen = list(BENCHMARKS) if "all" in names else names
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         raise typer.BadParameter(f"unknown benchmark: {', '.join(unknown)}")
-    settings = dict(pair.split("=", 1) for pair in setting or [])
     load = _load()
     with create_environment(KINDS[database], settings) as environment:
         results = asyncio.run(_measure(environment, chosen, SMALL if small else Sizes()))
@@ -81,6 +98,16 @@ async def _measure(environment: BenchmarkEnvironment, names: list[str], sizes: S
                 typer.echo(f"  {result.measured}: {result.value}", err=True)
             results += found
     return results
+
+
+async def _measure_neighbours(environment: BenchmarkEnvironment, names: list[str], seconds: float) -> None:
+    for kind in environment.kinds:
+        outcomes: list[Outcome] = []
+        load = _load()
+        for name in names:
+            outcomes.append(await measure_case(environment, kind, CASES[name], seconds))
+            typer.echo(f"{kind}: {' | '.join(cells(outcomes[-1]))}", err=True)
+        typer.echo(f"{_machine()}; load average before {load}, after {_load()}; {kind}\n\n{format_rows(outcomes)}\n")
 
 
 def _machine() -> str:

@@ -110,15 +110,16 @@ class BenchmarkEnvironment:
         self._count = 0
 
     @asynccontextmanager
-    async def installation(self, kind: str) -> AsyncIterator[Installation]:
-        """Create an installation with a migrated, empty database."""
+    async def installation(self, kind: str, *, migrate: bool = True) -> AsyncIterator[Installation]:
+        """Create an installation with an empty database. `bloxserver serve` migrates it if `migrate` is false."""
         self._count += 1
         directory = self._directory / str(self._count)
         directory.mkdir()
         with self._database(kind, directory) as url:
             installation = Installation(kind, url, directory, self._settings)
             try:
-                await installation.database.migrate()
+                if migrate:
+                    await installation.database.migrate()
                 yield installation
             finally:
                 await installation.database.dispose()

@@ -18,8 +18,11 @@ from benchmarks import cpu_time
 
 READY_SECONDS = 60
 STOP_SECONDS = 60
-INHERITED_VARIABLES = ("PATH", "HOME", "LANG", "TMPDIR")
+INHERITED_VARIABLES = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
 """Environment variables that processes inherit. Settings are not inherited."""
+
+PYTHON_VARIABLE = "BENCHMARK_PYTHON"
+"""Names the interpreter of another installation of BloxServer to measure, for example of an earlier version."""
 
 
 class Process:
@@ -30,7 +33,7 @@ class Process:
         self.log = directory / "processes.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "bloxserver", *arguments],
+                [os.environ.get(PYTHON_VARIABLE, sys.executable), "-m", "bloxserver", *arguments],
                 env=environment | {"LOG_LEVEL": "WARNING"} | dict(settings),
                 cwd=directory,
                 stdout=log,
@@ -49,6 +52,13 @@ class Process:
         """Raise `RuntimeError` with the end of the log if the process has exited."""
         if self._process.poll() is not None:
             raise RuntimeError(f"the process exited: {self.log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
+
+    @property
+    def exited(self) -> bool:
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        self._process.kill()
 
     async def stop(self) -> None:
         """Send SIGTERM and wait; kill the process if it does not exit in time."""
@@ -76,7 +86,7 @@ async def serving(
     directory: Path, settings: Mapping[str, str], *arguments: str
 ) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
     """Run `bloxserver serve` and wait until it is ready. Yields the process and a client for it."""
-    port = _free_port()
+    port = free_port()
     async with (
         running(directory, settings, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments) as process,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
@@ -95,7 +105,7 @@ async def _is_ready(client: httpx.AsyncClient) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
