@@ -204,7 +204,7 @@ async def get_current_user(
     claims = DEV_CLAIMS if get_settings().dev_bypass else await _claims(bearer_token(authorization), admission)
     admission.refuse_exceeded("user", claims["sub"])
     user = CurrentUser(await user_of_claims(session, claims), claims)
-    admission.count("user", claims["sub"], get_plan(user.tier).requests_per_minute)
+    admission.count("user", claims["sub"], user.plan.requests_per_minute)
     return user
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import NotFound, RateLimited
 from bloxserver.observability import metrics
-from bloxserver.plans import ADDRESS_REQUESTS_PER_MINUTE, INVALID_TOKEN_COST, get_plan
+from bloxserver.plans import ADDRESS_REQUESTS_PER_MINUTE, INVALID_TOKEN_COST
 from bloxserver.queries.triggers import TriggerRow, read_webhook
 
 WINDOW_SECONDS = 60
@@ -220,5 +220,5 @@ async def read_admitted_webhook(session: AsyncSession, token: str, admission: Ad
     except NotFound:
         admission.charge_invalid_token()
         raise
-    admission.count("webhook", token, get_plan(str(webhook.tier or "")).webhooks_per_minute)
+    admission.count("webhook", token, webhook.plan.webhooks_per_minute)
     return webhook

@@ -15,6 +15,7 @@ from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.mail import Mailer
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
+from bloxserver.plans import PLANS
 from tests.clients.loopback import LoopbackServer, running_server
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -56,7 +57,7 @@ async def context() -> BlockContext:
         store=NoStore(),
         flows=NoFlows(),
         mail=Mailer(default=None, sender=None),
-        isolated=IsolatedTasks(uuid4(), "enterprise"),
+        isolated=IsolatedTasks(uuid4(), PLANS["enterprise"]),
         budget=Budget(MAX_ISOLATED_STEPS),
     )
 

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockContext, BlockError
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
+from bloxserver.plans import PLANS
 from tests.blocks.snippets import LOOP, run
 
 
@@ -69,7 +70,7 @@ class TestProcesses:
     async def test_endless_snippets_do_not_delay_those_of_another_user(self, context: BlockContext) -> None:
         looping = [asyncio.create_task(run(context, LOOP, timeout_seconds=30)) for _ in range(100)]
         await worker_count(2)
-        other = replace(context, isolated=IsolatedTasks(uuid4(), "free"))
+        other = replace(context, isolated=IsolatedTasks(uuid4(), PLANS["free"]))
         for number in range(3):
             assert await run(other, "payload + 1", number) == number + 1
         assert not any(task.done() for task in looping)
@@ -106,7 +107,7 @@ class TestProcesses:
     async def test_cpu_time_of_snippets_is_counted(self, context: BlockContext) -> None:
         used = []
         for code in ("1", "n = 0\nwhile n < 2_000_000:\n    n += 1"):
-            tasks = IsolatedTasks(uuid4(), "free")
+            tasks = IsolatedTasks(uuid4(), PLANS["free"])
             await run(replace(context, isolated=tasks), code, timeout_seconds=30)
             used.append(tasks.cpu_seconds)
         assert 0 < 5 * used[0] < used[1]
@@ -140,11 +141,13 @@ from uuid import uuid4
 from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.python import block
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
+from bloxserver.plans import FREE
 
 async def main():
     config = block.config.model_construct(code=sys.argv[1], timeout_seconds=float(sys.argv[2]))
+    context = SimpleNamespace(isolated=IsolatedTasks(uuid4(), FREE))
     try:
-        await block.handler(block.payload(None), config, SimpleNamespace(isolated=IsolatedTasks(uuid4(), "free")))
+        await block.handler(block.payload(None), config, context)
     except BlockError:
         pass
 

@@ -25,6 +25,7 @@ from bloxserver.engine.run.pump import Pump
 from bloxserver.engine.run.turns import Turns
 from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
+from bloxserver.plans import PLANS
 from bloxserver.settings import Settings
 from tests.blocks.conftest import NoFlows, NoStore
 
@@ -74,7 +75,7 @@ class World:
     ) -> None:
         self.models = models
         self.input = payload
-        self.isolated = IsolatedTasks(uuid4(), "enterprise")
+        self.isolated = IsolatedTasks(uuid4(), PLANS["enterprise"])
         self._turns = Turns()
         self.memory = MemoryBudget()
         self._http = http

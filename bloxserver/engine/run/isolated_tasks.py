@@ -15,7 +15,7 @@ from bloxserver.isolation import (
     TaskLimits,
     isolated,
 )
-from bloxserver.plans import get_plan
+from bloxserver.plans import Plan
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """More than the message, the input and the responses of an attempt, each of which has a limit of its own."""
@@ -26,9 +26,9 @@ HINT = "Divide the work between several executions, or use smaller messages."
 class IsolatedTasks:
     """Runs functions of one execution in other processes, within the user's share and the limit of CPU time."""
 
-    def __init__(self, user_id: UUID, tier: str) -> None:
+    def __init__(self, user_id: UUID, plan: Plan) -> None:
         self._user_id = user_id
-        self._plan = get_plan(tier)
+        self._plan = plan
         self.cpu_seconds = 0.0
         """The CPU time of the functions that this object has run, also of those that failed."""
 

@@ -130,7 +130,7 @@ class ExecutionRunner:
         text = self._execution.input_payload
         if text is None or not is_large(text):
             return payload_of(text)
-        return await read_large_input(IsolatedTasks(self._execution.user_id, self._execution.tier), text)
+        return await read_large_input(IsolatedTasks(self._execution.user_id, self._execution.plan), text)
 
     async def _give_up(self) -> None:
         number = self._execution.crash_count
