@@ -213,9 +213,19 @@ class TestCrashCount:
     ) -> None:
         """An execution that blocks every worker that runs it has to fail eventually."""
         worker = Worker(live_database, clients, event_loop_timeout=loop_timeout)
-        async with silent_server() as url:
+        requested = asyncio.Event()
+
+        async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            requested.set()
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
             execution = await accepted(live_database, ORGANISM % url)
             worker.begin(await take(live_database, execution), lambda: None)
+            async with asyncio.timeout(30):
+                await requested.wait()
             watching = asyncio.create_task(worker.watch())
             await asyncio.sleep(0)
             await reclaim(live_database)
