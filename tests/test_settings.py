@@ -119,6 +119,18 @@ def test_networks_of_both_families_and_single_addresses_are_accepted(monkeypatch
     assert [str(network) for network in settings.ssrf_allow_cidrs] == ["10.0.0.0/8", "192.168.1.7/32", "fd00::/8"]
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("*", "'*' is not a network like 10.0.0.0/8 or fd00::/8"),
+        ("10.0.0.1, 0.0.0.0/0", "a network that contains every address would let clients choose their own address"),
+        ("::/0", "a network that contains every address would let clients choose their own address"),
+    ],
+)
+def test_proxies_must_be_named(monkeypatch: pytest.MonkeyPatch, given: str, problem: str) -> None:
+    assert problems(monkeypatch, {"FORWARDED_ALLOW_IPS": given}) == (f"FORWARDED_ALLOW_IPS: {problem}",)
+
+
 def test_variable_named_problems_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(monkeypatch, {"PROBLEMS": "nonsense"}) == ()
 
