@@ -138,6 +138,14 @@ async def test_users_have_limits_of_their_own_plans(
     assert [(await list_flows("b")).status_code for _ in range(4)] == [200, 200, 200, 200]
 
 
+async def test_overrides_of_a_user_apply(limited: httpx.AsyncClient, webhook: str, live_database: Database) -> None:
+    async with live_database.transaction() as session:
+        overrides = {"requests_per_minute": 7, "webhooks_per_minute": 1}
+        await session.execute(sa.update(UserRecord).values(limits=overrides))
+    assert '"user";q=7;' in (await limited.get("/api/v1/flows")).headers["RateLimit-Policy"]
+    assert [(await limited.post(webhook)).status_code for _ in range(2)] == [200, 429]
+
+
 async def test_webhook_over_the_limit_is_refused_before_its_body_is_read(
     app: FastAPI, limited: httpx.AsyncClient, webhook: str, live_database: Database
 ) -> None:
