@@ -8,8 +8,9 @@ import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.calculate import CALCULATION
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
-from bloxserver.blocks.expressions import compile_expression
+from bloxserver.blocks.expressions import compile_expression, evaluate
 
 LONG = "a" * 1_000_000
 NUMBERS: JsonValue = [*range(200_000)]
@@ -23,19 +24,19 @@ TOO_COSTLY: dict[str, tuple[str, JsonValue]] = {
     "contains": ("payload.t.contains(payload.p)", {"t": "a" * 29_000, "p": "b" + "a" * 14_000}),
     "split": ("payload.t.split(payload.p)", {"t": "a" * 29_000, "p": "b" + "a" * 14_000}),
     "replace": ("payload.t.replace(payload.p, '')", {"t": "a" * 29_000, "p": "b" + "a" * 14_000}),
-    "lowerAscii": ("payload.lowerAscii()", "é" * 1_000_000),
-    "sort": ("payload.sort()", NUMBERS),
+    "lowerAscii": ("payload.lowerAscii() == ''", "é" * 500_000),
+    "sort": ("payload.sort()[0]", [*range(2_000)]),
     "sort of texts": ("[payload + 'a', payload + 'b', payload + 'c', payload + 'd'].sort()", "x" * 200_000),
     "distinct": ("payload.distinct()", NUMBERS),
-    "in": ("-1 in payload", NUMBERS),
-    "equal": ("payload == payload", NUMBERS),
+    "in": ("-1 in payload", [*range(4_000)]),
+    "equal": ("payload == payload", [*range(4_000)]),
     "long keys": (
         "payload.keys.all(x, x in payload.object)",
         {"object": OBJECT, "keys": ["name" + "k" * 500_000] * 50},
     ),
     "objects with long keys": ("payload.list.all(x, x == payload.list[0])", {"list": [OBJECT] * 50}),
-    "errors": ("payload.exists(x, x.missing)", NUMBERS),
-    "conversions": ("payload.map(x, duration('1h30m'))", NUMBERS),
+    "errors": ("payload.exists(x, x.missing)", [*range(3_000)]),
+    "conversions": ("payload.exists(x, duration('1h30m') == x)", [*range(800)]),
     "copy": ("payload", NUMBERS),
     "text": ("[" + ", ".join(["payload"] * 2) + "]", "x" * 500_000),
 }
@@ -95,3 +96,10 @@ def test_extreme_numbers_are_errors_of_the_expression(text: str, payload: JsonVa
         compile_expression(text).evaluate({"payload": payload}, Budget(MAX_STEPS))
     assert caught.value.code == "expression_failed"
     assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("text", ["-payload", "abs(payload)", "payload ** 2", "payload * 1.5", "sum([payload])"])
+def test_extreme_integer_in_a_calculation_is_an_error(text: str) -> None:
+    with pytest.raises(BlockError) as caught:
+        evaluate(text, {"payload": 10**400}, Budget(MAX_STEPS), language=CALCULATION)
+    assert caught.value.code == "expression_failed"
