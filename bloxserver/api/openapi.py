@@ -50,7 +50,7 @@ EXAMPLES = {
 DESCRIPTIONS = {
     400: "The flow is not running.",
     401: "The bearer token is missing, invalid or expired.",
-    403: "The user has reached the run limit of their plan.",
+    403: "The user has reached the limit of runs or of stored bytes of their plan.",
     404: "Not found.",
     408: "The request body did not arrive in time.",
     413: "The request body is too large.",
@@ -105,6 +105,17 @@ def errors(*statuses: int) -> Responses:
 def error_of(status: int, description: str, code: str, message: str) -> Responses:
     """An error response of a route, for its `responses`, with its own description and example."""
     return {status: _error(status, description, code, message)}
+
+
+def storage_limit_reached() -> Responses:
+    """The error response of a route that stores a version."""
+    return error_of(
+        403,
+        "The definition changes, and the user has reached the limit of stored bytes of their plan.",
+        "stored_bytes_limit_reached",
+        "The limit of 1073741824 stored bytes is reached (in use: 1073741830). Delete flows that are no longer needed,"
+        " wait until old executions expire, or upgrade.",
+    )
 
 
 def any_body(description: str) -> dict[str, Any]:

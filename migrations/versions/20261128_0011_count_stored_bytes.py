@@ -3,7 +3,8 @@
 Triggers count the bytes of each user's executions, steps, versions and values. Users get a column for their own limits.
 
 On PostgreSQL, the migration reads the counted tables once, and until it ends other processes cannot write to them or
-read the users.
+read the users. With 1,000,000 steps and 333,000 executions of 0.3 to 0.6 KB, it took 28 s on PostgreSQL and 5 s on SQLite,
+on two cores that other programs used too.
 
 Revision ID: 0011
 Revises: 0010

@@ -48,7 +48,7 @@ GET /health getHealth 200
 GET /health/live getLiveness 200
 GET /health/ready getReadiness 200 503
 GET /webhooks/{webhook_token}/test testWebhook 200 404 422 429 503
-PATCH /api/v1/flows/{flow_id} updateFlow 200 401 404 408 413 422 429 503
+PATCH /api/v1/flows/{flow_id} updateFlow 200 401 403 404 408 413 422 429 503
 PATCH /api/v1/flows/{flow_id}/triggers/{trigger_id} updateTrigger 200 401 404 408 413 422 429 503
 POST /api/v1/flows createFlow 201 401 403 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/canvas/derive deriveOrganism 200 401 404 408 413 422 429 503
@@ -60,7 +60,7 @@ POST /api/v1/flows/{flow_id}/stop stopFlow 200 400 401 404 422 429 503
 POST /api/v1/flows/{flow_id}/triggers createTrigger 201 401 404 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/regenerate-token regenerateTriggerToken 200 400 401 404 422 429 503
 POST /api/v1/flows/{flow_id}/validate validateFlow 200 401 404 408 413 422 429 503
-POST /api/v1/flows/{flow_id}/versions/{number}/restore restoreFlowVersion 200 401 404 422 429 503
+POST /api/v1/flows/{flow_id}/versions/{number}/restore restoreFlowVersion 200 401 403 404 422 429 503
 POST /api/v1/organisms/validate validateOrganism 200 401 408 413 422 429 503
 POST /api/v1/secrets createSecret 201 401 403 408 409 413 422 429 503
 POST /webhooks/{webhook_token} receiveWebhook 200 202 400 403 404 408 409 413 422 429 503

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
-from bloxserver.api.openapi import error_of, errors, response_of
+from bloxserver.api.openapi import error_of, errors, response_of, storage_limit_reached
 from bloxserver.api.schemas import CreateFlowRequest, Flow, FlowSummary, PaginatedResponse, UpdateFlowRequest
 from bloxserver.queries import flows as queries
 from bloxserver.services import deletions
@@ -34,7 +34,7 @@ async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage
     responses=response_of(201, "The created flow.", examples.CREATED_FLOW)
     | error_of(
         403,
-        "The user has reached the flow limit of their plan.",
+        "The user has reached the limit of flows or of stored bytes of their plan.",
         "flow_limit_reached",
         "Flow limit reached (1). Upgrade to create more flows.",
     ),
@@ -61,7 +61,7 @@ async def get_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId)
     response_model=Flow,
     operation_id="updateFlow",
     summary="Update a flow",
-    responses=response_of(200, "The updated flow.", examples.UPDATED_FLOW) | errors(404),
+    responses=response_of(200, "The updated flow.", examples.UPDATED_FLOW) | storage_limit_reached() | errors(404),
 )
 async def update_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: UpdateFlowRequest) -> object:
     """Change the members in the body. A running flow continues with the version that its last start activated."""

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, VersionNumber, VersionPage
-from bloxserver.api.openapi import errors, response_of
+from bloxserver.api.openapi import errors, response_of, storage_limit_reached
 from bloxserver.api.schemas import Flow, FlowVersion, FlowVersionSummary, PaginatedResponse
 from bloxserver.queries import versions as queries
 from bloxserver.services import flows as services
@@ -41,7 +41,9 @@ async def get_version(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     response_model=Flow,
     operation_id="restoreFlowVersion",
     summary="Restore a version",
-    responses=response_of(200, "The flow with the restored definition.", examples.RESTORED_FLOW) | errors(404),
+    responses=response_of(200, "The flow with the restored definition.", examples.RESTORED_FLOW)
+    | storage_limit_reached()
+    | errors(404),
 )
 async def restore_version(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, number: VersionNumber
