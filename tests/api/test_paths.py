@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID
 
 import httpx
 import pytest
+from fastapi import APIRouter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import app
+from bloxserver.api.paths import PathTable
 from bloxserver.api.worker_server import create_worker_app
 from bloxserver.models.tables import UserRecord
 from tests.api.contract import API, assert_problem, covers
@@ -75,6 +78,16 @@ async def test_unknown_path_is_not_found_with_every_method(plain_client: httpx.A
             assert "Allow" not in answer.headers
 
 
+def test_path_with_the_fewest_parameters_is_meant_whatever_the_order() -> None:
+    router = APIRouter()
+    router.add_api_route("/things/{name}", lambda: None, methods=["GET"])
+    router.add_api_route("/things/new", lambda: None, methods=["POST"])
+    table = PathTable()
+    table.add([router], "/api")
+    found = [table.find(path) for path in ("/api/things/new", "/api/things/old", "/api/things", "/things/new")]
+    assert [path and path.allow for path in found] == ["OPTIONS, POST", "GET, HEAD, OPTIONS", None, None]
+
+
 @covers("methods.head")
 async def test_head_has_the_headers_of_get_and_no_body(
     client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
@@ -89,7 +102,8 @@ async def test_head_has_the_headers_of_get_and_no_body(
 
 async def test_head_of_a_stream_ends(client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord) -> None:
     execution = await create_execution(session, await create_flow(session, dev_user))
-    answer = await client.head(f"{API}/flows/{execution.flow_id}/executions/{execution.id}/events")
+    async with asyncio.timeout(20):
+        answer = await client.head(f"{API}/flows/{execution.flow_id}/executions/{execution.id}/events")
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["Content-Type"].startswith("text/event-stream")
 
