@@ -18,7 +18,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, Tier, TriggerRecord, TriggerType, UserRecord
 from bloxserver.plans import FREE, PLANS
 from tests import factories
-from tests.api.contract import assert_invalid, assert_problem, covers, path_of, running_flow
+from tests.api.contract import API, assert_invalid, assert_problem, covers, path_of
 from tests.clerk import override_settings
 
 TRIGGER = {"id", "flowId", "type", "name", "config", "webhookToken", "webhookUrl", "createdAt"}
@@ -311,14 +311,14 @@ class TestLimits:
 async def test_concurrent_requests_create_no_more_triggers_than_the_limit(
     live_client: httpx.AsyncClient, live_database: Database
 ) -> None:
-    path = await running_flow(live_client)
+    await live_client.post(f"{API}/flows", json={"name": "n"})
     limit = PLANS["pro"].triggers_per_flow
     async with live_database.sessions() as session:
         flow = (await session.scalars(sa.select(FlowRecord))).one()
         for _ in range(limit - 2):
             await factories.create_trigger(session, flow)
     body = {"type": "webhook", "name": "n", "config": {}}
-    responses = await asyncio.gather(*(live_client.post(f"{path}/triggers", json=body) for _ in range(5)))
+    responses = await asyncio.gather(*(live_client.post(f"{path_of(flow)}/triggers", json=body) for _ in range(5)))
     assert sorted(response.status_code for response in responses) == [201] * 2 + [403] * 3
 
 
