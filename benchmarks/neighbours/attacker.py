@@ -21,6 +21,7 @@ ADDRESS = "127.0.0.2"
 """The address of the attacker. It differs from the victim's, as limits by address require."""
 SETUP_SECONDS = 60
 REQUEST_SECONDS = 30
+MAX_MESSAGE = 300
 
 
 class Attacker:
@@ -53,7 +54,7 @@ class Attacker:
         while True:
             flow = (await self.client.request("GET", self.flow)).json()
             if flow["status"] == "error":
-                self.messages[f"start: {flow['errorMessage']}"[:300]] += 1
+                self.messages[f"start: {flow['errorMessage']}"[:MAX_MESSAGE]] += 1
             if flow["status"] != "starting":
                 return
             await asyncio.sleep(0.1)
@@ -64,6 +65,8 @@ class Attacker:
         async with asyncio.timeout(REQUEST_SECONDS):
             answer = await self.client.request(method, path, data, **options)
         self.outcomes[answer.outcome] += 1
+        if answer.status >= 400 and answer.outcome.endswith("validation_error"):
+            self.messages[str(answer.json()["details"])[:MAX_MESSAGE]] += 1
         return answer
 
     async def trigger(self, body: bytes, query: str = "") -> Answer:
@@ -104,7 +107,7 @@ async def main(instructions: dict[str, Any]) -> dict[str, Any]:
                 await asyncio.Event().wait()
         except TimeoutError:
             pass
-        except OSError as error:
+        except (OSError, KeyError) as error:  # a refused request has no member that the attack needs
             attacker.outcomes[type(error).__name__] += 1
     return {"outcomes": attacker.outcomes, "messages": attacker.messages, "flow": attacker.flow}
 

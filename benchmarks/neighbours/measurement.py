@@ -35,7 +35,6 @@ SETTINGS = {
     "ENV": "test",
     "SSRF_ALLOW_CIDRS": "127.0.0.0/8",
     "SHUTDOWN_GRACE_SECONDS": "0",
-    "RATE_LIMITS": "off",
     "API_KEY_ENCRYPTION_KEY": "bmVpZ2hib3VycyBuZWlnaGJvdXJzIG5laWdoYm91cnM=",
 }
 
@@ -74,7 +73,8 @@ async def measure_case(
         tokens = [
             key.sign(claims(issuer.issuer, sub=name, exp=int(time.time()) + 3600)) for name in ("victim", "attacker")
         ]
-        async with _server(installation, SETTINGS | {"CLERK_ISSUER": issuer.issuer}) as server:
+        settings = {"CLERK_ISSUER": issuer.issuer, "RATE_LIMITS": str(case.rate_limits).lower()}
+        async with _server(installation, SETTINGS | settings) as server:
             victim_client, attacker_client = (Client(server.url, token) for token in tokens)
             flow_id, webhook_token = await create_flow(victim_client, "victim", THREE_ECHOES)
             victim = Victim(victim_client, server.probed, flow_id, webhook_token, pace)

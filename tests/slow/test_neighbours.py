@@ -18,7 +18,7 @@ CHEAP = {
     "deep-json": "422 ",
     "gzip-bombs": "execution error",
     "small-webhooks": "200",
-    "tokens": "404 webhook_not_found",
+    "tokens": "429 ",
 }
 """Cases, and the beginning of what the attacker is told."""
 

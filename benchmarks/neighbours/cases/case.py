@@ -26,6 +26,8 @@ class Case:
     """The number of executions that the attacker's flow has before the attack."""
     steps: int = 0
     """The number of steps of each of them."""
+    rate_limits: bool = False
+    """Whether the rates of requests are limited. Elsewhere they are not, since they would hide other weaknesses."""
 
 
 def listener(handler: str, config: object = None, *, name: str = "a", peers: list[object] | None = None) -> str:

@@ -136,5 +136,5 @@ CASES = [
     Case("large-webhooks", "new", "webhooks with 1 MB of text", webhooks(b"a" * 1_000_000, 16)),
     Case("reconnecting", "new", "event streams that are opened and closed", _reconnecting, SLOW),
     Case("pipelining", "new", "requests without reading the responses", _pipelining),
-    Case("tokens", "M2", "guessed webhook tokens, and sign-ins with an unknown key", _tokens),
+    Case("tokens", "M2", "guessed webhook tokens, and sign-ins with an unknown key", _tokens, rate_limits=True),
 ]

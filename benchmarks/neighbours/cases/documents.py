@@ -32,9 +32,9 @@ COMMENTS = organism(listener("echo")) + "# comment\n" * 25_000
 CANVAS = {
     "nodes": [
         {"id": f"n{n}", "type": "block", "position": {"x": n, "y": n}, "data": {"handler": "echo", "description": "d"}}
-        for n in range(5_000)
+        for n in range(2_000)
     ],
-    "edges": [{"id": f"e{n}", "source": f"n{n}", "target": f"n{(n * 7) % 5_000}"} for n in range(5_000)],
+    "edges": [{"id": f"e{n}", "source": f"n{n}", "target": f"n{(n * 7) % 2_000}"} for n in range(2_000)],
     "viewport": {"x": 0, "y": 0, "zoom": 1},
 }
 EXTRA_MEMBERS: dict[str, object] = {"nodes": [], "edges": [], "extra": [[] for _ in range(230_000)]}
@@ -75,7 +75,7 @@ async def _changing_definitions(attacker: Attacker) -> None:
 
 
 async def _canvases(attacker: Attacker) -> None:
-    """Store a canvas of 5,000 nodes, derive the definition from it and compare both."""
+    """Store a canvas of 2,000 nodes, derive the definition from it and compare both."""
 
     async def one() -> None:
         await attacker.send("PATCH", attacker.flow, body)
@@ -119,7 +119,7 @@ CASES = [
     ),
     Case("deep-json", "new", "JSON with 200 and with 150,000 levels to nine routes", _deep_json),
     Case("definitions", "new", "a new definition of 250 KB with each PATCH", _changing_definitions),
-    Case("canvases", "new", "canvases of 5,000 nodes: PATCH, compare, derive", _canvases),
+    Case("canvases", "new", "canvases of 2,000 nodes: PATCH, compare, derive", _canvases),
     Case(
         "canvas-members",
         "new",

@@ -6,7 +6,7 @@ import asyncio
 import json
 
 from benchmarks.neighbours.attacker import Attacker
-from benchmarks.neighbours.cases.case import ECHO, Case, fan_out, requests, webhooks
+from benchmarks.neighbours.cases.case import ECHO, Case, fan_out, listener, organism, requests, webhooks
 
 MEGABYTE = b'{"text": "' + b"a" * 1_000_000 + b'"}'
 SECRETS = 100
@@ -78,8 +78,11 @@ USES_SECRETS = fan_out(
     "webhook.send",
     {"url": "URL/ok", "headers": {f"x-{n}": "{{ secrets.S" + str(n) + " }}" for n in range(SECRETS)}},
 )
-FAILS_LAST = fan_out(60, "transform", {"expression": "payload.text.size() > 0 ? payload : payload.missing"}).replace(
-    '"b59", "description": "d", "handler": "transform"', '"b59", "description": "d", "handler": "json.parse"'
+FAILS_LAST = organism(
+    listener("echo", peers=[*(f"b{number}" for number in range(57)), "c"]),
+    *(listener("echo", name=f"b{number}") for number in range(57)),
+    listener("echo", name="c", peers=["d"]),
+    listener("json.parse", name="d"),
 )
 
 CASES = [
