@@ -83,3 +83,11 @@ async def test_limit_depends_on_the_tier(live_database: Database) -> None:
     user = await a_user(live_database, Tier.PRO)
     assert await count(live_database, user, PLANS["pro"].emails_per_day)
     assert not await count(live_database, user, 1)
+
+
+async def test_operator_may_set_another_limit(live_database: Database) -> None:
+    user = await a_user(live_database)
+    async with live_database.transaction() as session:
+        await session.execute(sa.update(UserRecord).values(limits={"emails_per_day": 2}))
+    assert await count(live_database, user, 2)
+    assert not await count(live_database, user, 1)
