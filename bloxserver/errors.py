@@ -68,6 +68,10 @@ class LimitReached(Forbidden):
         super().__init__(code or f"{name}_limit_reached", message, details={"name": name, "limit": limit, "used": used})
 
 
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 class NotFound(BloxError):
     status = 404
 
