@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from contextlib import suppress
 from functools import lru_cache
 from math import isfinite
@@ -142,15 +141,12 @@ def _pool(processes: int, turn_seconds: float, wait_seconds: float | None) -> Mo
 
 
 def _reap(process: int | None) -> None:
-    """Wait until the process is reaped: only then does its CPU time count as that of a child.
+    """Wait for the end of the process: only then does its CPU time count as that of a child.
 
-    The pool reaps it in a thread, but sometimes only when its next process ends. It ignores processes that are gone.
+    The pool would reap it too, but sometimes only when its next process ends. It ignores processes that are gone.
     """
     if process is not None:
         with suppress(ChildProcessError):
-            for _ in range(10):
-                os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
-                time.sleep(0.0005)
             os.waitpid(process, 0)
 
 

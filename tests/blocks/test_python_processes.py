@@ -40,10 +40,14 @@ def workers(ancestor: int, ticks: int = 0) -> set[int]:
     return {pid for pid, name in names.items() if name == "monty" and used[pid] >= ticks and is_descendant(pid)}
 
 
-async def worker(ancestor: int) -> int:
-    """Return the interpreter of a looping snippet."""
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+async def worker(ancestor: int, ticks: int = 5) -> int:
+    """Return the interpreter of a looping snippet that has used at least `ticks` of CPU time."""
     async with asyncio.timeout(20):
-        while not (found := workers(ancestor, ticks=5)):  # noqa: ASYNC110  # nothing tells us
+        while not (found := workers(ancestor, ticks)):  # noqa: ASYNC110  # nothing tells us
             await asyncio.sleep(0.01)
     [pid] = found
     return pid
@@ -111,6 +115,18 @@ class TestProcesses:
             await run(replace(context, isolated=tasks), code, timeout_seconds=30)
             used.append(tasks.cpu_seconds)
         assert 0 < 5 * used[0] < used[1]
+
+    async def test_cpu_time_of_an_interpreter_that_was_killed_with_its_task_is_counted(
+        self, context: BlockContext
+    ) -> None:
+        tasks = IsolatedTasks(uuid4(), "free")
+        looping = asyncio.create_task(run(replace(context, isolated=tasks), LOOP, timeout_seconds=30))
+        pid = await worker(os.getpid(), ticks=20)
+        os.kill(parent_of(pid), 9)
+        with pytest.raises(BlockError) as caught:
+            await looping
+        assert (caught.value.code, caught.value.retryable) == ("python_failed", True)
+        assert tasks.cpu_seconds >= 20 / os.sysconf("SC_CLK_TCK")
 
     async def test_processes_end_after_the_server_is_killed(self) -> None:
         with subprocess.Popen([sys.executable, "-c", SERVER, LOOP, "30"]) as server:  # noqa: ASYNC220

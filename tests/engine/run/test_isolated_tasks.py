@@ -44,4 +44,4 @@ async def test_cpu_time_of_a_task_that_was_ended_is_added_with_that_of_its_proce
     with pytest.raises(BlockError) as error:
         await tasks.run("python.run", json.dumps(request).encode(), TaskLimits(seconds=1))
     assert error.value.code == "time_limit_exceeded"
-    assert tasks.cpu_seconds > 0.05
+    assert tasks.cpu_seconds > 0
