@@ -119,7 +119,7 @@ class TestProcesses:
     async def test_cpu_time_of_an_interpreter_that_was_killed_with_its_task_is_counted(
         self, context: BlockContext
     ) -> None:
-        tasks = IsolatedTasks(uuid4(), "free")
+        tasks = IsolatedTasks(uuid4(), PLANS["free"])
         looping = asyncio.create_task(run(replace(context, isolated=tasks), LOOP, timeout_seconds=30))
         pid = await worker(os.getpid(), ticks=20)
         os.kill(parent_of(pid), 9)
