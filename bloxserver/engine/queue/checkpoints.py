@@ -108,7 +108,9 @@ def _upsert_of_steps(dialect: str, names: Sequence[str]) -> sa.Executable:
     table = ExecutionStepRecord.metadata.tables[ExecutionStepRecord.__tablename__]
     statement: Any = sqlite.insert(table)
     if dialect == "postgresql":
-        arrays = [sa.bindparam(name, type_=postgresql.ARRAY(_type_in_array(table.c[name].type))) for name in names]
+        # With one dimension, a list in a JSON column is a value and not a nested array.
+        kinds = {name: postgresql.ARRAY(_type_in_array(table.c[name].type), dimensions=1) for name in names}
+        arrays = [sa.bindparam(name, type_=kinds[name]) for name in names]
         rows = sa.func.unnest(*arrays).table_valued(*names).render_derived()
         statement = postgresql.insert(table).from_select(names, sa.select(*rows.c))
     new = statement.excluded

@@ -64,6 +64,21 @@ async def test_a_group_costs_as_many_statements_as_one_checkpoint(live_database:
     assert await count_steps(live_database) == NUMBER
 
 
+async def test_a_group_keeps_the_selected_listeners_of_each_step(live_database: Database) -> None:
+    executions = await claimed_executions(live_database)
+    routes: list[list[str] | None] = [["b"], None, ["b", "c"], []]
+    saved = []
+    for execution, routed_to in zip(executions, routes, strict=False):
+        saved.append(checkpoint(execution))
+        saved[-1].steps[0]["routed_to"] = routed_to
+    checkpoints = CheckpointWriter(live_database)
+    await asyncio.gather(*(checkpoints.save(each) for each in saved))
+    async with live_database.sessions() as session:
+        statement = sa.select(ExecutionStepRecord.execution_id, ExecutionStepRecord.routed_to)
+        stored = {row.execution_id: row.routed_to for row in await session.execute(statement)}
+    assert [stored[each.execution.id] for each in saved] == routes
+
+
 async def test_a_lost_lease_affects_its_execution_alone(live_database: Database) -> None:
     executions = await claimed_executions(live_database)
     async with live_database.transaction() as session:
