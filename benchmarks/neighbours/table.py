@@ -68,7 +68,7 @@ def cells(outcome: Outcome) -> list[str]:
     return [
         case.name,
         case.finding,
-        case.description,
+        _cell(case.description),
         _summary(samples.lists),
         _summary(samples.runs),
         f"{max(samples.probes):.0f}",
