@@ -97,6 +97,7 @@ LocalEngine = Annotated[EngineHealth | None, Depends(local_engine)]
 FlowId = Annotated[UUID, Path(description="The flow's id.")]
 TriggerId = Annotated[UUID, Path(description="The trigger's id.")]
 ExecutionId = Annotated[UUID, Path(description="The execution's id.")]
+WebhookToken = Annotated[str, Path(description="The secret token in the webhook's URL.")]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.")]
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 
-from bloxserver.api.dependencies import AuthenticatedUser, Sessions, WaitSeconds, WebhookInput
+from bloxserver.api.dependencies import AuthenticatedUser, Sessions, WaitSeconds, WebhookInput, WebhookToken
 from bloxserver.errors import LimitReached, Unavailable
 from bloxserver.plans import Plan
 from bloxserver.queries.triggers import read_webhook
@@ -71,7 +71,7 @@ async def _wait_slot(user: AuthenticatedUser, slots: Slots, wait: WaitSeconds = 
 
 
 async def _webhook_wait_slot(
-    webhook_token: str, body: WebhookInput, sessions: Sessions, slots: Slots, wait: WaitSeconds = None
+    webhook_token: WebhookToken, body: WebhookInput, sessions: Sessions, slots: Slots, wait: WaitSeconds = None
 ) -> AsyncIterator[None]:
     """Counted for the owner of the webhook. `body` is received before a session opens a connection."""
     if wait is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bloxserver.organism.problems import Problem
+from bloxserver.organism.problems import Problem, shortened_path
 from bloxserver.organism.requirements import (
     AddressRequirement,
     FlowRequirement,
@@ -24,7 +24,10 @@ KINDS: dict[str, type[Any]] = {
 
 
 def problems_to_json(problems: Iterable[Problem]) -> list[dict[str, Any]]:
-    return [{name: getattr(problem, name) for name in Problem.__slots__} for problem in problems]
+    return [
+        {name: getattr(problem, name) for name in Problem.__slots__} | {"path": shortened_path(problem.path)}
+        for problem in problems
+    ]
 
 
 def problems_of_json(values: Iterable[dict[str, Any]]) -> list[Problem]:
@@ -34,7 +37,9 @@ def problems_of_json(values: Iterable[dict[str, Any]]) -> list[Problem]:
 def requirements_to_json(requirements: Iterable[Requirement]) -> list[dict[str, Any]]:
     """Leave out the requirements that only the process can check that has read the definition."""
     return [
-        {"kind": type(requirement).__name__} | {name: getattr(requirement, name) for name in _names(type(requirement))}
+        {"kind": type(requirement).__name__}
+        | {name: getattr(requirement, name) for name in _names(type(requirement))}
+        | {"path": shortened_path(requirement.path)}
         for requirement in requirements
         if not isinstance(requirement, ValidityRequirement)
     ]

@@ -11,6 +11,8 @@ Path: TypeAlias = tuple[str | int, ...]
 """The path from the top of a document to a value: keys of mappings and indexes of lists."""
 
 MAX_QUOTE = 80
+MAX_PATH = 400
+"""Approximate maximum length of a shortened path in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ class OrganismError(Exception):
 def errors_of(problems: Iterable[Problem]) -> list[Problem]:
     """Return the problems that prevent the definition from running."""
     return [problem for problem in problems if problem.severity == "error"]
+
+
+def shortened_path(path: Iterable[str | int]) -> list[str | int]:
+    """Return a path with short keys. Thousands of problems below a long key would take much memory."""
+    parts = [*path]
+    longest = max(MAX_PATH // max(len(parts), 1), 16)
+    return [f"{key[:longest]}…" if isinstance(key, str) and len(key) > longest else key for key in parts]
 
 
 def quoted(text: str) -> str:

@@ -6,16 +6,15 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest, LimitReached
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import TriggerType
-from bloxserver.models.tables import FlowRecord, TriggerRecord
+from bloxserver.models.tables import TriggerRecord
 from bloxserver.plans import Plan
-from bloxserver.queries.flows import require_flow
+from bloxserver.queries.flows import read_flow
 from bloxserver.queries.triggers import count_triggers, read_trigger
 from bloxserver.queries.users import read_plan
 from bloxserver.services.cron import check_schedule, upcoming
@@ -33,7 +32,7 @@ async def create_trigger(
     Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires.
     """
     plan = await read_plan(session, user_id)
-    await require_flow(session, user_id, flow_id)
+    await read_flow(session, user_id, flow_id, lock=True)  # the lock makes the count of triggers exact
     _check_size(config, plan)
     await _check_count(session, flow_id, plan)
     if kind is TriggerType.SCHEDULE:
@@ -78,8 +77,6 @@ def _check_size(config: dict[str, Any], plan: Plan) -> None:
 
 
 async def _check_count(session: AsyncSession, flow_id: UUID, plan: Plan) -> None:
-    # The lock of the flow's row makes the count exact.
-    await session.execute(sa.select(FlowRecord.id).where(FlowRecord.id == flow_id).with_for_update(key_share=True))
     used = await count_triggers(session, flow_id)
     if used >= plan.triggers_per_flow:
         hint = "Delete a trigger that is no longer used, or upgrade your plan."

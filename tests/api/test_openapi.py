@@ -34,7 +34,7 @@ GET /api/v1/flows/{flow_id}/canvas getFlowCanvas 200 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions listExecutions 200 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions/stats getFlowStats 200 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions/{execution_id} getExecution 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/executions/{execution_id}/events streamExecution 200 204 401 404 422 429 503
+GET /api/v1/flows/{flow_id}/executions/{execution_id}/events streamExecution 200 204 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions/{execution_id}/steps listSteps 200 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/triggers listTriggers 200 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/triggers/{trigger_id} getTrigger 200 401 404 422 429 503
@@ -49,7 +49,7 @@ GET /health/live getLiveness 200
 GET /health/ready getReadiness 200 503
 GET /webhooks/{webhook_token}/test testWebhook 200 404 422 429 503
 PATCH /api/v1/flows/{flow_id} updateFlow 200 401 403 404 408 413 422 429 503
-PATCH /api/v1/flows/{flow_id}/triggers/{trigger_id} updateTrigger 200 401 404 408 413 422 429 503
+PATCH /api/v1/flows/{flow_id}/triggers/{trigger_id} updateTrigger 200 401 403 404 408 413 422 429 503
 POST /api/v1/flows createFlow 201 401 403 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/canvas/derive deriveOrganism 200 401 404 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/executions/run runFlow 201 202 400 401 403 404 408 413 422 429 503
@@ -57,7 +57,7 @@ POST /api/v1/flows/{flow_id}/executions/{execution_id}/cancel cancelExecution 20
 POST /api/v1/flows/{flow_id}/executions/{execution_id}/retry retryExecution 201 400 401 403 404 422 429 503
 POST /api/v1/flows/{flow_id}/start startFlow 200 400 401 404 422 429 503
 POST /api/v1/flows/{flow_id}/stop stopFlow 200 400 401 404 422 429 503
-POST /api/v1/flows/{flow_id}/triggers createTrigger 201 401 404 408 413 422 429 503
+POST /api/v1/flows/{flow_id}/triggers createTrigger 201 401 403 404 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/regenerate-token regenerateTriggerToken 200 400 401 404 422 429 503
 POST /api/v1/flows/{flow_id}/validate validateFlow 200 401 404 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/versions/{number}/restore restoreFlowVersion 200 401 403 404 422 429 503

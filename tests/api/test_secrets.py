@@ -107,7 +107,7 @@ class TestWrite:
             ({"value": [CANARY]}, "body.value"),
             ({"value": f"{CANARY}\0"}, "body"),
             ({"value": f"{CANARY}\ud800"}, "body"),
-            ({CANARY: f"{CANARY}\0"}, "body"),
+            ({CANARY: f"{CANARY}\0"}, "body.value"),
             (CANARY, "body"),
             ([CANARY], "body"),
         ],

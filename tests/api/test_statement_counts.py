@@ -49,7 +49,7 @@ COSTS = {
     "delete a flow": Cost(13, "DELETE", "/api/v1/flows/{running}", 204),
     "list triggers": Cost(3, "GET", "/api/v1/flows/{running}/triggers"),
     "create a trigger": Cost(
-        3, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
+        5, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
     ),
     "list executions": Cost(3, "GET", "/api/v1/flows/{running}/executions"),
     "list executions of a status": Cost(3, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),

@@ -16,6 +16,7 @@ import pytest
 
 from bloxserver.engine import watchdog_process
 from bloxserver.engine.engine import Engine
+from bloxserver.engine.queue.heartbeat import PROGRAM
 from bloxserver.engine.watchdog import ObserverProcess, check_config, watchdog
 from bloxserver.models.database import Database
 from bloxserver.settings import Settings
@@ -105,10 +106,10 @@ async def test_every_engine_has_one_process_that_checks_its_event_loop(
 ) -> None:
     engine = Engine(live_settings, live_database, run_worker=run_worker, kill_when_blocked=kill)
     await engine.start()
-    heartbeats = children("-P", "-c")
+    heartbeats = children("-c", PROGRAM)
     watchdogs = [json.loads(arguments[-1]) for arguments in children(watchdog_process.__file__).values()]
     await engine.stop()
-    assert {*children(watchdog_process.__file__), *children("-P", "-c")} == set()
+    assert {*children(watchdog_process.__file__), *children("-c", PROGRAM)} == set()
     if run_worker and not live_settings.uses_sqlite:
         assert (len(heartbeats), watchdogs) == (1, [])
     else:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import (
@@ -13,6 +11,7 @@ from bloxserver.api.dependencies import (
     Sessions,
     WaitSeconds,
     WebhookInput,
+    WebhookToken,
     refuse_exceeded_webhook,
 )
 from bloxserver.api.openapi import any_body, error_of, errors, response_of, still_running
@@ -27,8 +26,6 @@ from bloxserver.services.rate_limits import read_admitted_webhook
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], dependencies=[Depends(refuse_exceeded_webhook)])
 
 NOT_FOUND = ("webhook_not_found", "Webhook not found")
-
-WebhookToken = Annotated[str, Path(description="The secret token in the webhook's URL.")]
 
 
 @router.post(

@@ -7,15 +7,8 @@ from pydantic import AfterValidator, Field
 from bloxserver.api.examples import CANVAS
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.json_models import CamelModel
+from bloxserver.organism.problems import shortened_path
 from bloxserver.organism.react_flow import CanvasState, StoredCanvas
-
-MAX_PATH = 400
-"""Approximate maximum length of a path in characters. It limits the memory for many problems below a long key."""
-
-
-def _cut(path: list[str | int]) -> list[str | int]:
-    longest = max(MAX_PATH // max(len(path), 1), 16)
-    return [f"{key[:longest]}…" if isinstance(key, str) and len(key) > longest else key for key in path]
 
 
 class DefinitionProblem(CamelModel):
@@ -27,7 +20,7 @@ class DefinitionProblem(CamelModel):
     severity: Literal["error", "warning"]
     message: str = Field(description="What is wrong.", examples=['unknown handler "text.templat"'])
     hint: str = Field(description="How to fix it.", examples=['did you mean "text.template"?'])
-    path: Annotated[list[str | int], AfterValidator(_cut)] = Field(
+    path: Annotated[list[str | int], AfterValidator(shortened_path)] = Field(
         description="The path to the value: keys and indexes. On a canvas: `nodes` or `edges`, and an id.",
         examples=[["listeners", 0, "handler"]],
     )
