@@ -127,8 +127,8 @@ class FlowCaller(Protocol):
 class IsolatedTasks(Protocol):
     """Runs work that is too large for the event loop in another process."""
 
-    async def run(self, function: str, request: bytes, limits: TaskLimits | None = None) -> bytes:
-        """Run a function of `isolation.functions`. Raises `BlockError`."""
+    async def run(self, function: str, request: bytes | Callable[[], bytes], limits: TaskLimits | None = None) -> bytes:
+        """Run a function of `isolation.functions`. A large request is a function. Raises `BlockError`."""
 
 
 @dataclass(frozen=True)

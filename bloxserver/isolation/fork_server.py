@@ -15,10 +15,11 @@ import struct
 import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from bloxserver.isolation.functions import load
-from bloxserver.isolation.task_process import serve
+from bloxserver.isolation.task_process import NICENESS, serve
 
 FORK, END = b"F", b"E"
 NUMBER = struct.Struct("!q")
@@ -43,9 +44,16 @@ def main(preloaded: list[str], rehearsed: dict[str, str]) -> None:
     if sys.platform == "linux":
         # Processes that a task starts are reaped here if the process of the task ends before them.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    _lower_priority_of_session()
     gc.collect()
     gc.freeze()
     _answer_commands(connection)
+
+
+def _lower_priority_of_session() -> None:
+    """Give event loops precedence where the kernel schedules by session (autogroups), within which niceness counts."""
+    with suppress(OSError):  # only on Linux, and only if the kernel has autogroups
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _reset_signals() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bloxserver.engine import watchdog_process
 from bloxserver.engine.engine import Engine
@@ -87,11 +88,12 @@ async def test_a_process_that_ends_is_restarted() -> None:
     await echo.process.end()
 
 
-async def test_a_process_that_cannot_be_started_stops_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_a_process_that_cannot_be_started_stops_nothing() -> None:
     process = ObserverProcess("x", ("/no/such/program",), check_config(settings_with(1), None, kill=False))
-    await process.start()
-    await process.end()
-    assert "child process not started" in capfd.readouterr().out
+    with capture_logs() as logs:
+        await process.start()
+        await process.end()
+    assert "child process not started" in [line["event"] for line in logs]
 
 
 async def test_a_timeout_of_zero_starts_no_process() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, cast
 
@@ -33,8 +33,8 @@ TOO_COSTLY = {"code": "expression_too_costly", "message": "the expressions and t
 class DirectCalls:
     """Calls functions directly, since this process is isolated already."""
 
-    async def run(self, function: str, request: bytes, limits: TaskLimits | None = None) -> bytes:
-        return find_function(function)(request)
+    async def run(self, function: str, request: bytes | Callable[[], bytes], limits: TaskLimits | None = None) -> bytes:
+        return find_function(function)(request() if callable(request) else request)
 
 
 def run_attempt(request: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID
 
@@ -29,13 +31,19 @@ class IsolatedTasks:
     def __init__(self, user_id: UUID, plan: Plan) -> None:
         self._user_id = user_id
         self._plan = plan
+        self._slots = asyncio.Semaphore(plan.isolated_tasks)
         self.cpu_seconds = 0.0
         """The CPU time of the functions that this object has run, also of those that failed."""
 
-    async def run(self, function: str, request: bytes, limits: TaskLimits | None = None) -> bytes:
-        """Run a function of `isolation.functions`. Raises `BlockError`."""
+    async def run(self, function: str, request: bytes | Callable[[], bytes], limits: TaskLimits | None = None) -> bytes:
+        """Run a function of `isolation.functions`. Raises `BlockError`.
+
+        A request that is a function is called when a process may be used: many waiting requests take no memory.
+        """
         try:
-            return await self._run(function, request, limits or LIMITS)
+            async with self._slots:
+                content = request() if callable(request) else request
+                return await self._run(function, content, limits or LIMITS)
         except IsolationError as error:
             self.cpu_seconds += error.cpu_seconds
             raise _block_error(error) from None

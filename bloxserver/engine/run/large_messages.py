@@ -60,10 +60,13 @@ async def run_large(
         "only_config": listener.block.name in RENDERED_ONLY,
         "results": [],
     }
-    values = [text_of_value(payload).encode(), text_of_value(execution_input).encode()]
     contents: list[bytes] = []
+
+    def request() -> bytes:
+        values = (text_of_value(value).encode() for value in (payload, execution_input))
+        return join_parts([json.dumps(header).encode(), *values, *contents])
+
     for _ in range(MAX_EFFECTS):
-        request = join_parts([json.dumps(header).encode(), *values, *contents])
         written, content = split_parts(await isolated.run("attempt.run", request))
         described: dict[str, Any] = json.loads(written)
         if "error" in described:
@@ -81,8 +84,11 @@ async def evaluate_large(
 ) -> list[bool | BlockError]:
     """The values of conditions, or the errors of those that cannot be evaluated. Raises `BlockError`."""
     header = {"conditions": [*conditions], "on": on, "names": [*scope]}
-    parts = [json.dumps(header).encode(), *(text_of_value(value).encode() for value in scope.values())]
-    results = json.loads(await isolated.run("attempt.conditions", join_parts(parts)))
+
+    def request() -> bytes:
+        return join_parts([json.dumps(header).encode(), *(text_of_value(value).encode() for value in scope.values())])
+
+    results = json.loads(await isolated.run("attempt.conditions", request))
     return [
         result if isinstance(result, bool) else BlockError(result["code"], result["message"], retryable=False)
         for result in results
@@ -91,7 +97,10 @@ async def evaluate_large(
 
 async def redact_large(isolated: IsolatedTasks, value: RawJson, secrets: Mapping[str, str]) -> Value:
     """The value without its secrets. Raises `BlockError`."""
-    request = join_parts([json.dumps(dict(secrets)).encode(), value.text.encode()])
+
+    def request() -> bytes:
+        return join_parts([json.dumps(dict(secrets)).encode(), value.text.encode()])
+
     return value_of_text((await isolated.run("attempt.redact", request)).decode())
 
 
