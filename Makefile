@@ -17,7 +17,7 @@ UV_COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hash
 	--quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) demo serve test test-slow coverage benchmark chaos client check format format-check lint types imports lock upgrade clean FORCE
+.PHONY: help $(VENV) demo serve test test-slow requests coverage benchmark chaos client check format format-check lint types imports lock upgrade clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -38,6 +38,9 @@ test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL, except those in te
 
 test-slow: $(INSTALLED) ## Run the tests in tests/slow, which start processes
 	@$(RUN) pytest -n auto --dist worksteal tests/slow
+
+requests: $(INSTALLED) ## Send 2,400 generated requests to a server on each database; takes five minutes
+	@$(RUN) pytest -n auto tests/schemathesis/all_phases.py
 
 coverage: $(INSTALLED) ## Run make test and list uncovered lines; needs Python 3.12 or later
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { echo "coverage needs Python 3.12 or later: make PYTHON=python3.13 VENV=.venv-coverage coverage" >&2; exit 1; }

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
@@ -12,7 +12,6 @@ from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, Tr
 from bloxserver.api.openapi import error_of, errors, response_of
 from bloxserver.api.schemas import CreateTriggerRequest, Trigger, UpcomingFirings, UpdateTriggerRequest
 from bloxserver.clock import as_utc
-from bloxserver.errors import Unprocessable
 from bloxserver.queries import triggers as queries
 from bloxserver.services import deletions
 from bloxserver.services import triggers as services
@@ -22,24 +21,23 @@ router = APIRouter(prefix="/flows/{flow_id}/triggers", tags=["triggers"])
 TriggerLimit = Annotated[
     int | None, Query(ge=1, le=100, description="The maximum number of triggers in a page; all triggers without it.")
 ]
+EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+CURSOR = "^-?[0-9]{1,16}~[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+"""Microseconds since 1970, which are always a valid time, and an id."""
 Cursor = Annotated[
     str | None,
-    Query(description="The position in the list, from the `Link` header of the previous page."),
+    Query(pattern=CURSOR, description="The position in the list, from the `Link` header of the previous page."),
 ]
 
 
 def cursor_text(cursor: queries.TriggerCursor) -> str:
-    return f"{as_utc(cursor.created_at).isoformat()}~{cursor.id}"
+    return f"{(as_utc(cursor.created_at) - EPOCH) // MICROSECOND}~{cursor.id}"
 
 
 def read_cursor(text: str) -> queries.TriggerCursor:
-    """Raises `Unprocessable`."""
-    created_at, _, trigger_id = text.partition("~")
-    try:
-        moment = datetime.fromisoformat(created_at)
-        return queries.TriggerCursor(moment.astimezone(UTC), UUID(trigger_id))
-    except (ValueError, OverflowError):
-        raise Unprocessable({"query.cursor": "not a cursor of this list"}) from None
+    """Return the position of a text that matches `CURSOR`."""
+    microseconds, _, trigger_id = text.partition("~")
+    return queries.TriggerCursor(EPOCH + int(microseconds) * MICROSECOND, UUID(trigger_id))
 
 
 UpcomingCount = Annotated[int, Query(ge=1, le=100, description="The number of times to return.")]
