@@ -48,8 +48,6 @@ class Plan:
     """CPU time of one execution."""
     execution_memory_bytes: int = 64 * MEBIBYTE
     """Memory of the values that one execution holds, estimated."""
-    cpu_share: float = 0.25
-    """CPU time on one worker, in seconds per second, while the user's executions run."""
 
     requests_per_minute: int = 600
     """API requests of the user."""
@@ -83,7 +81,6 @@ _PAID = Plan(
     emails_per_day=50_000,
     execution_cpu_seconds=3_600,
     execution_memory_bytes=256 * MEBIBYTE,
-    cpu_share=1.0,
     requests_per_minute=12_000,
     webhooks_per_minute=60_000,
 )
@@ -106,7 +103,6 @@ PLANS = {
         emails_per_day=5_000,
         execution_cpu_seconds=600,
         execution_memory_bytes=128 * MEBIBYTE,
-        cpu_share=0.5,
         requests_per_minute=3_000,
         webhooks_per_minute=6_000,
     ),

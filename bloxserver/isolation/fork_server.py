@@ -121,6 +121,7 @@ def _run_child(connection: socket.socket, descriptor: int, parent: int) -> NoRet
         os.setpgid(0, 0)
         _end_with_parent(parent)
         _redirect_to_null(1, 2)  # messages of libraries can contain data of users
+        os.set_inheritable(descriptor, False)  # a process that the task starts must not keep the connection open
         serve(socket.socket(fileno=descriptor))
         status = 0
     finally:

@@ -45,14 +45,16 @@ def parent_of(pid: int) -> int:
 
 
 async def worker(ancestor: int, ticks: int = 5) -> int:
-    """Return the only interpreter of a looping snippet, when it has used at least `ticks` of CPU time.
+    """Return the interpreter of a looping snippet, when it has used at least `ticks` of CPU time.
 
-    The interpreter of an earlier test may still be ending.
+    In this process, the task of the snippet must not have run yet: interpreters of earlier tests may still be ending.
     """
+    earlier = workers(ancestor) if ancestor == os.getpid() else set()
     async with asyncio.timeout(20):
-        while len(found := workers(ancestor, ticks)) != 1:  # noqa: ASYNC110  # nothing tells us
+        while not (found := workers(ancestor, ticks) - earlier):  # noqa: ASYNC110  # nothing tells us
             await asyncio.sleep(0.01)
-    return found.pop()
+    [pid] = found
+    return pid
 
 
 def ends_within(pidfd: int, seconds: float) -> bool:
@@ -83,6 +85,15 @@ class TestProcesses:
         for task in looping:
             task.cancel()
         await asyncio.wait(looping)
+
+    async def test_interpreter_has_no_connection_to_the_pool(self, context: BlockContext) -> None:
+        looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
+        pid = await worker(os.getpid())
+        opened = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        assert opened
+        assert not [target for target in opened if target.startswith("socket:")]
+        looping.cancel()
+        await asyncio.gather(looping, return_exceptions=True)
 
     async def test_cancellation_kills_the_process(self, context: BlockContext) -> None:
         looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))

@@ -33,7 +33,7 @@ from bloxserver.engine.run.messages import (
     interrupted_steps,
     output_of,
 )
-from bloxserver.engine.run.routing import RoutingError, route
+from bloxserver.engine.run.routing import RoutingError, route, rows_after
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.load import RunnableOrganism
 
@@ -45,6 +45,8 @@ VISIBLE_AFTER = timedelta(seconds=0.2)
 """A step that takes longer is saved as running, so that it is visible. Saving each start would cost a transaction."""
 CANCEL_GRACE_SECONDS = 2
 """How long the pump waits for a cancelled block to end."""
+BATCH_MESSAGES = 100
+"""About as many messages are created and saved at once: more would delay the executions of others."""
 CALL_CHECK = timedelta(minutes=5)
 """How often a suspended execution checks the executions that it called, in case a wake-up was lost."""
 
@@ -109,8 +111,7 @@ class Pump:
         try:
             return await self._run(entry)
         finally:
-            tasks = [*self._running.values(), *self._cancelled]
-            for task in tasks:
+            for task in (tasks := [*self._running.values(), *self._cancelled]):
                 task.cancel()
             if tasks and (await asyncio.wait(tasks, timeout=self._cancel_grace_seconds))[1]:
                 log.error("cancelled block still running", listeners=self.unfinished)
@@ -128,12 +129,11 @@ class Pump:
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
         """Continue the steps whose called executions have ended; None means that the called execution was deleted."""
         found = {called_id: result for called_id, result in results.items() if result is not None}
-        for key, step in list(self._waiting.items()):
-            if step.status is StepStatus.CALLING and step.called_id in results:
-                resolved = self._resolve(step, found)
-                if resolved is not step:
-                    del self._waiting[key]
-                    self._enqueue(resolved)
+        calling = [(key, step) for key, step in self._waiting.items() if step.status is StepStatus.CALLING]
+        for key, step in calling:
+            if step.called_id in results and (resolved := self._resolve(step, found)) is not step:
+                del self._waiting[key]
+                self._enqueue(resolved)
 
     async def _run(self, entry: Message) -> Outcome:
         await self._count_interruptions()
@@ -167,12 +167,13 @@ class Pump:
                 items.append(await self._inbox.get())
         except TimeoutError:
             return []
-        while not self._inbox.empty():
+        messages = rows_after(items[0], self._organism)
+        while not self._inbox.empty() and messages < BATCH_MESSAGES:
             items.append(self._inbox.get_nowait())
-        self._queued = 0
-        for item in items:
-            if isinstance(item, BaseException):
-                raise item
+            messages += rows_after(items[-1], self._organism)
+        self._queued = self._inbox.qsize()
+        if (error := next((item for item in items if isinstance(item, BaseException)), None)) is not None:
+            raise error
         return [item for item in items if isinstance(item, Step)]
 
     async def _due_steps(self) -> list[Step]:
