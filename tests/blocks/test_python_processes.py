@@ -89,7 +89,7 @@ class TestProcesses:
     async def test_interpreter_has_no_connection_to_the_pool(self, context: BlockContext) -> None:
         looping = asyncio.create_task(run(context, LOOP, timeout_seconds=30))
         pid = await worker(os.getpid())
-        opened = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        opened = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
         assert opened
         assert not [target for target in opened if target.startswith("socket:")]
         looping.cancel()
