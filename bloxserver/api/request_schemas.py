@@ -6,18 +6,30 @@ from typing import Any
 
 PREFIX = "#/components/schemas/"
 WITHOUT_NUL = r"^[^\u0000]*$"
+NESTING = 3
+"""Levels of nesting that are described. TypeScript clients that are generated from recursive schemas do not compile."""
 ANY_JSON = {"$ref": f"{PREFIX}JsonValue"}
+
+
+def _json_value(levels: int) -> dict[str, Any]:
+    """Return the schema of any JSON value whose texts have no NUL character, up to this level."""
+    inner = _json_value(levels - 1) if levels else {}
+    return {
+        "anyOf": [
+            {"type": "null"},
+            {"type": "boolean"},
+            {"type": "number"},
+            {"type": "string", "pattern": WITHOUT_NUL},
+            {"type": "array", "items": inner},
+            {"type": "object", "additionalProperties": inner, "propertyNames": {"pattern": WITHOUT_NUL}},
+        ]
+    }
+
+
 JSON_VALUE = {
     "title": "JsonValue",
     "description": "Any JSON value. Texts and names of members contain no NUL character.",
-    "anyOf": [
-        {"type": "null"},
-        {"type": "boolean"},
-        {"type": "number"},
-        {"type": "string", "pattern": WITHOUT_NUL},
-        {"type": "array", "items": ANY_JSON},
-        {"type": "object", "additionalProperties": ANY_JSON, "propertyNames": {"pattern": WITHOUT_NUL}},
-    ],
+    **_json_value(NESTING),
 }
 KEYWORDS = frozenset({"title", "description", "default", "examples"})
 """Keywords that allow every value."""
