@@ -293,7 +293,7 @@ class Settings(BaseSettings):
 
     @property
     def uses_https(self) -> bool:
-        """Whether browsers are told to use only https. Not outside production, where the host may be localhost."""
+        """Whether responses have HSTS. Only in production: elsewhere the host may be localhost, which has no https."""
         return self.is_production and self.webhook_base_url.startswith("https://")
 
     @property

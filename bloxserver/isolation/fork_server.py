@@ -109,7 +109,7 @@ def _fork(connection: socket.socket, descriptors: list[int], children: set[int])
     if child < 0:
         return 0
     with suppress(OSError):
-        os.setpgid(child, child)  # the child does it too; nobody knows which of them is first
+        os.setpgid(child, child)  # the child does it too: either of them may run first
     children.add(child)
     return child
 

@@ -1,4 +1,4 @@
-"""Tables that triggers of the database maintain, so that rows count whoever writes them.
+"""Tables that triggers of the database maintain, so that rows of every program are counted.
 
 `create_all` and the migrations create the triggers from the same statements.
 """

@@ -1,4 +1,4 @@
-"""The triggers that maintain `stored_bytes`, and the statements that count the same bytes anew.
+"""The triggers that maintain `stored_bytes`, and the statements that count these bytes from all rows.
 
 Only rows that belong to a user count. When a flow or an execution is deleted, its trigger first subtracts what is
 stored below it. The rows below are then deleted by a cascade, and their triggers find no owner and change nothing.
