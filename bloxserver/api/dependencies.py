@@ -18,6 +18,7 @@ from bloxserver.api.hosts import check_bypass
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.clients.clerk import get_verifier
 from bloxserver.errors import Forbidden, Unauthorized
+from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import get_db, read_only_request
 from bloxserver.models.tables import Tier, UserRecord
 from bloxserver.plans import Plan, get_plan
@@ -203,6 +204,7 @@ async def get_current_user(
     """The signed-in user. The first valid token creates the user. Raises `Unauthorized` and `RateLimited`."""
     # The session opens a connection at its first statement, so none is held while keys are fetched.
     claims = DEV_CLAIMS if get_settings().dev_bypass else await _claims(bearer_token(authorization), admission)
+    current_tenant.set(claims["sub"])
     admission.refuse_exceeded("user", claims["sub"])
     user = CurrentUser(await user_of_claims(session, claims), claims)
     admission.count("user", claims["sub"], user.plan.requests_per_minute)
@@ -281,11 +283,12 @@ WaitSeconds = Annotated[
 ]
 
 
-def refuse_exceeded_webhook(
+async def refuse_exceeded_webhook(
     webhook_token: Annotated[str, Path(description="The secret token in the webhook's URL.")],
     admission: RequestAdmission,
 ) -> None:
     """Raise `RateLimited` before the body is read, if the webhook has exceeded its limit."""
+    current_tenant.set(webhook_token)
     admission.refuse_exceeded("webhook", webhook_token)
 
 

@@ -74,7 +74,9 @@ def _pools() -> Iterator[Metric]:
         "bloxserver_database_pool_size", "Maximum number of connections in the pool.", labels=["pool"]
     )
     used = GaugeMetricFamily("bloxserver_database_pool_checked_out", "Connections in use.", labels=["pool"])
+    waiting = GaugeMetricFamily("bloxserver_database_pool_waiting", "Tasks that wait for one.", labels=["pool"])
     for name, pool in models_database.database.pools().items():
         size.add_metric([name], pool.size())
         used.add_metric([name], pool.checkedout())
-    return iter((size, used))
+        waiting.add_metric([name], pool.waiting())
+    return iter((size, used, waiting))

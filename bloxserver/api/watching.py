@@ -15,6 +15,7 @@ import structlog
 
 from bloxserver.api.dependencies import SessionSource
 from bloxserver.api.shutdown import Shutdown
+from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.queries.executions import Progress, read_progress
 
@@ -96,6 +97,7 @@ class ExecutionWatcher:
                 pass
 
     async def _run(self) -> None:
+        current_tenant.set(None)  # not the tenant whose request started this task
         clock = asyncio.get_running_loop().time
         interval = MIN_INTERVAL_SECONDS
         while self._watches:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import structlog
 
+from bloxserver.fair_queue import FairQueue
 from bloxserver.isolation.errors import IsolationError, IsolationUnavailable, RequestTooLarge, TaskCrashed
 from bloxserver.isolation.functions import FUNCTIONS, PRELOADED, REHEARSED
 from bloxserver.isolation.limits import TaskLimits
 from bloxserver.isolation.processes import ForkServer, TaskProcess
-from bloxserver.isolation.shares import FairQueue
 from bloxserver.plans import FREE
 from bloxserver.settings import get_settings
 

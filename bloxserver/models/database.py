@@ -20,12 +20,11 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
 
 from bloxserver.models import migrate, postgres, postgres_connect
 from bloxserver.models.base import Base
+from bloxserver.models.connection_pool import ConnectionPool
 from bloxserver.models.transient_errors import describe_error, is_connection_error
-from bloxserver.observability import metrics
 from bloxserver.settings import Settings, get_settings
 
 log = structlog.stdlib.get_logger("bloxserver.database")
@@ -60,17 +59,6 @@ class WakeReason(enum.StrEnum):
     """A failure notification is due."""
     DELETION = "deletion"
     """A flow or a trigger was deleted, and its rows are still to be deleted or changed."""
-
-
-class InstrumentedPool(AsyncAdaptedQueuePool):
-    """A connection pool that measures the wait for a connection."""
-
-    def connect(self) -> PoolProxiedConnection:
-        started = time.perf_counter()
-        try:
-            return super().connect()
-        finally:
-            metrics.POOL_WAIT_SECONDS.labels(self.logging_name).observe(time.perf_counter() - started)
 
 
 class _Availability:
@@ -116,10 +104,10 @@ class Database:
         """Return the arguments of a PostgreSQL connection, for a process without SQLAlchemy."""
         return postgres.driver_arguments(self.engine, self._settings.database_statement_timeout_seconds, self._timeouts)
 
-    def pools(self) -> Mapping[str, QueuePool]:
+    def pools(self) -> Mapping[str, ConnectionPool]:
         """Return the connection pools by their names in metrics."""
         pools = (self.engine.pool, self._reading_engine.pool)
-        return {str(pool.logging_name): pool for pool in pools if isinstance(pool, QueuePool)}
+        return {str(pool.logging_name): pool for pool in pools if isinstance(pool, ConnectionPool)}
 
     async def dispose(self) -> None:
         """Close all connections. Abandons connections to a server that does not respond in time."""
@@ -275,7 +263,7 @@ def _create_postgres_engine(
         settings.database_url,
         echo=settings.sql_echo,
         hide_parameters=True,
-        poolclass=InstrumentedPool,
+        poolclass=ConnectionPool,
         pool_logging_name=WRITING,
         pool_size=settings.database_pool_size,
         max_overflow=0,
@@ -302,7 +290,7 @@ def _create_sqlite_engine(
         settings.database_url,
         echo=settings.sql_echo,
         hide_parameters=True,
-        poolclass=InstrumentedPool,
+        poolclass=ConnectionPool,
         pool_logging_name=WRITING if writes else READING,
         pool_size=pool_size,
         max_overflow=0,

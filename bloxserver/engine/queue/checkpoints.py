@@ -18,6 +18,7 @@ from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.queue.leases import lock_leases
 from bloxserver.engine.queue.values import LeaseKey, LeaseLost
 from bloxserver.engine.retry import retry_transaction
+from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
@@ -164,6 +165,7 @@ class CheckpointWriter:
         await saved
 
     async def _write(self) -> None:
+        current_tenant.set(None)  # not the tenant whose checkpoint started this task
         while self._entries:
             entries = [entry for entry in self._entries[:MAX_BATCH] if not entry[1].done()]
             del self._entries[:MAX_BATCH]

@@ -22,6 +22,7 @@ from bloxserver.engine.run.context import SharedClients
 from bloxserver.engine.run.quarantine import Quarantine
 from bloxserver.engine.run.runner import MAX_CRASHES, ExecutionRunner
 from bloxserver.isolation import IsolationUnavailable
+from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, Tier
 
@@ -127,6 +128,7 @@ class Worker:
             await self._release(execution)
 
     async def _run(self, execution: ClaimedExecution) -> None:
+        current_tenant.set(execution.user_id)
         running = ExecutionRunner(
             self._database,
             self._checkpoints,

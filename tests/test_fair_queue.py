@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bloxserver.isolation.shares import FairQueue
+from bloxserver.fair_queue import FairQueue
 
 
 def queue_of(slots: int, *tasks: str, share: int = 10) -> FairQueue[str]:

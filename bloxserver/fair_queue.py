@@ -1,4 +1,4 @@
-"""Which task runs next: tenants take turns, and each has a share of the processes."""
+"""Which task is next to use one of a few slots: tenants take turns, and each has a share of the slots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Task = TypeVar("Task")
 class FairQueue(Generic[Task]):
     """Waiting tasks by tenant. The tenant with the fewest running tasks is next; among equals, the tenants take turns.
 
-    The last free process is left for tenants without a running task. Not safe for threads: its user holds a lock.
+    The last free slot is left for tenants without a running task. Not safe for threads: its user holds a lock.
     """
 
     def __init__(self, slots: int) -> None:
