@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,8 +47,13 @@ CHANGING = (
 )
 """The columns of a step that change while its message is handled."""
 
-MAX_BATCH = 100
+LARGE_COLUMNS = ("input_payload", "output_payload", "state")
+"""The columns of a step whose size users control."""
+
+MAX_GROUP = 100
 """Checkpoints in one transaction."""
+MAX_GROUP_CHARACTERS = 1024 * 1024
+"""The size from which a transaction gets no more checkpoints, so that small ones do not wait for large ones."""
 MAX_SINGLE_WRITES = 4
 """Checkpoints that are written alone at the same time. Each may wait for a lock, and occupies a connection."""
 
@@ -60,6 +66,11 @@ class Checkpoint:
     steps: Sequence[dict[str, Any]]
     output: str | None = None
     """Set if the execution succeeds with these steps, and no other execution waits for it."""
+
+    @property
+    def characters(self) -> int:
+        """The size of its large columns."""
+        return sum(len(step[name] or "") for step in self.steps for name in LARGE_COLUMNS)
 
     @property
     def made_progress(self) -> bool:
@@ -146,12 +157,15 @@ Entry = tuple[Checkpoint, asyncio.Future[None]]
 class CheckpointWriter:
     """Group commit: checkpoints that arrive during a transaction are written together in the next one.
 
+    The users take turns for the places in a group.
+
     The group never waits for a lock. A checkpoint whose row is locked is written alone, while others are committed.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._entries: list[Entry] = []
+        self._entries: dict[UUID, deque[Entry]] = {}
+        """By user, in the order of their turns."""
         self._writing: asyncio.Task[None] | None = None
         self._single_writes: set[asyncio.Task[None]] = set()
         self._single_write_slots = asyncio.Semaphore(MAX_SINGLE_WRITES)
@@ -159,7 +173,7 @@ class CheckpointWriter:
     async def save(self, checkpoint: Checkpoint) -> None:
         """Return when the checkpoint is committed; raises `LeaseLost`, and database errors that are not transient."""
         saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._entries.append((checkpoint, saved))
+        self._entries.setdefault(checkpoint.execution.user_id, deque()).append((checkpoint, saved))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
         await saved
@@ -167,8 +181,7 @@ class CheckpointWriter:
     async def _write(self) -> None:
         current_tenant.set(None)  # not the tenant whose checkpoint started this task
         while self._entries:
-            entries = [entry for entry in self._entries[:MAX_BATCH] if not entry[1].done()]
-            del self._entries[:MAX_BATCH]
+            entries = self._next_group()
             try:
                 remaining = await self._write_group(entries)
             except Exception as error:
@@ -180,6 +193,21 @@ class CheckpointWriter:
             for entry in remaining:
                 self._single_writes.add(task := asyncio.create_task(self._write_alone(entry)))
                 task.add_done_callback(self._single_writes.discard)
+
+    def _next_group(self) -> list[Entry]:
+        """Remove and return the checkpoints of the next transaction."""
+        group: list[Entry] = []
+        characters = 0
+        while self._entries and len(group) < MAX_GROUP and characters < MAX_GROUP_CHARACTERS:
+            user_id, entries = next(iter(self._entries.items()))
+            del self._entries[user_id]
+            checkpoint, saved = entries.popleft()
+            if entries:
+                self._entries[user_id] = entries
+            if not saved.done():
+                group.append((checkpoint, saved))
+                characters += checkpoint.characters
+        return group
 
     async def _write_group(self, entries: Sequence[Entry]) -> list[Entry]:
         """Write entries in one transaction; returns those that were not written, whose leases may be lost."""

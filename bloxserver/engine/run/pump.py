@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
+from bloxserver.engine.run.batches import Batch, divide
 from bloxserver.engine.run.conversation import StoredConversation
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
@@ -33,7 +34,7 @@ from bloxserver.engine.run.messages import (
     interrupted_steps,
     output_of,
 )
-from bloxserver.engine.run.routing import RoutingError, route, rows_after
+from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.load import RunnableOrganism
 
@@ -45,8 +46,6 @@ VISIBLE_AFTER = timedelta(seconds=0.2)
 """A step that takes longer is saved as running, so that it is visible. Saving each start would cost a transaction."""
 CANCEL_GRACE_SECONDS = 2
 """How long the pump waits for a cancelled block to end."""
-BATCH_MESSAGES = 100
-"""About as many messages are created and saved at once: more would delay the executions of others."""
 CALL_CHECK = timedelta(minutes=5)
 """How often a suspended execution checks the executions that it called, in case a wake-up was lost."""
 
@@ -167,10 +166,11 @@ class Pump:
                 items.append(await self._inbox.get())
         except TimeoutError:
             return []
-        messages = rows_after(items[0], self._organism)
-        while not self._inbox.empty() and messages < BATCH_MESSAGES:
+        batch = Batch(self._organism)
+        batch.add(items[0])
+        while not self._inbox.empty() and not batch.is_full:
             items.append(self._inbox.get_nowait())
-            messages += rows_after(items[-1], self._organism)
+            batch.add(items[-1])
         self._queued = self._inbox.qsize()
         if (error := next((item for item in items if isinstance(item, BaseException)), None)) is not None:
             raise error
@@ -251,7 +251,8 @@ class Pump:
         if outcome is None and not (messages or answers or self._running or self._waiting or self._queued):
             outcome = Finished(output_of(self._leaves))
         # Saved before the answers are sent: a crash must not undo what a listener has received.
-        begun = [self._begun(message) for message in messages if message.key not in self._saved] if not outcome else []
+        first, *later = divide(messages)
+        begun = self._new(first) if outcome is None else []
         ended = [step for step in steps if self._saved.get(step.message.key) is not step]
         keys = {step.message.key for step in steps}  # a call that has ended is saved, although its agent ended too
         abandoned = [step for step in abandoned if step.message.key not in keys]
@@ -259,7 +260,11 @@ class Pump:
             await self._store([*ended, *abandoned, *begun], outcome)
         if outcome is None:
             self._answer(answers)
-            self._send(messages)
+            self._send(first)
+            for batch in later:
+                if begun := self._new(batch):
+                    await self._store(begun, None)
+                self._send(batch)
             if any(step.status is StepStatus.CALLING for step in steps):
                 self._on_call()
         return outcome
@@ -295,6 +300,10 @@ class Pump:
         if self._handled <= limit:
             return None
         return Failed(f"{messages[-1].listener}: more than {limit} messages (execution.max_iterations)")
+
+    def _new(self, messages: Sequence[Message]) -> list[Step]:
+        """The steps of messages that were not saved before."""
+        return [self._begun(message) for message in messages if message.key not in self._saved]
 
     def _begun(self, message: Message) -> Step:
         """The step of a message before its first try."""

@@ -14,7 +14,6 @@ from bloxserver.blocks.raw_json import RawJson, Value, object_of, plain
 from bloxserver.engine.run.large_messages import evaluate_large
 from bloxserver.engine.run.messages import Step
 from bloxserver.models.enums import StepStatus
-from bloxserver.organism.load import RunnableOrganism
 from bloxserver.organism.model import Listener, Peer
 
 
@@ -58,11 +57,6 @@ async def route(listener: Listener, step: Step, context: RoutingContext) -> list
     if not handlers:
         raise RoutingError(failure_text(listener, step))
     return handlers
-
-
-def rows_after(item: object, organism: RunnableOrganism) -> int:
-    """How many rows a step that has ended leads to at most: its own, and one for each peer. Other items count 1."""
-    return 1 + len(organism.listener(item.message.listener).peers) if isinstance(item, Step) else 1
 
 
 def failure_text(listener: Listener, step: Step) -> str:

@@ -15,7 +15,12 @@ from bloxserver.blocks.raw_json import Value, is_large
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.queue import leases
-from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter, reset_crash_count, save_steps
+from bloxserver.engine.queue.checkpoints import (
+    Checkpoint,
+    CheckpointWriter,
+    reset_crash_count,
+    save_steps,
+)
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
 from bloxserver.engine.run.call_results import CallResults
@@ -44,7 +49,6 @@ LEASE_RECHECK_SECONDS = 1.0
 """A run that starts later than this after the claim checks its lease, because the worker may have been frozen."""
 MAX_CHARACTERS = 64 * 1024 * 1024
 """Maximum size of the inputs and outputs of all steps. An answer to several listeners is stored for each of them."""
-LARGE_COLUMNS = ("input_payload", "output_payload", "state")
 
 
 class ExecutionTooLarge(Exception):
@@ -79,10 +83,9 @@ class ExecutionRunner:
         self._stored = {step.key for step in execution.steps}
         self._on_failure: FailureNotification | None = None
         self._span = NO_SPAN
-        self._sizes = {
-            step.key: sum(len(getattr(step, name) or "") for name in LARGE_COLUMNS) for step in execution.steps
-        }
-        self._characters = sum(self._sizes.values())
+        self._sizes = {step.key: len(step.output_payload or "") + len(step.state or "") for step in execution.steps}
+        """The size of what can still change, by step."""
+        self._characters = sum(self._sizes.values()) + sum(len(step.input_payload or "") for step in execution.steps)
         self._storage = StorageCheck(database, execution)
 
     async def run(self) -> None:
@@ -214,9 +217,10 @@ class ExecutionRunner:
         rows: list[dict[str, Any]] = []
         for step in change.steps:
             row = step_row(step, self._execution.id, texts, known=step.message.key in self._stored)
-            new = sum(len(row[name] or "") for name in LARGE_COLUMNS)
-            self._characters += new - self._sizes.get(step.message.key, 0)
-            self._sizes[step.message.key] = new
+            size = len(row["output_payload"] or "") + len(row["state"] or "")
+            # The input is null if it was saved before.
+            self._characters += len(row["input_payload"] or "") + size - self._sizes.get(step.message.key, 0)
+            self._sizes[step.message.key] = size
             if self._characters > MAX_CHARACTERS:
                 raise ExecutionTooLarge
             rows.append(row)

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.clock import now
-from bloxserver.engine.queue.checkpoints import Checkpoint, CheckpointWriter
+from bloxserver.engine.queue.checkpoints import MAX_GROUP_CHARACTERS, Checkpoint, CheckpointWriter
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.queue.recovery import reclaim_all
 from bloxserver.engine.queue.values import LeaseLost
@@ -204,3 +204,23 @@ async def test_a_cancelled_save_does_not_block_others(live_database: Database) -
     await checkpoints.save(checkpoint(executions[1]))
     assert stopped.cancelled()
     assert await count_steps(live_database) in (1, 2)
+
+
+async def test_users_take_turns_in_groups_of_limited_size(live_database: Database) -> None:
+    many = await claimed_executions(live_database)
+    other = await claimed_executions(live_database)
+    checkpoints = CheckpointWriter(live_database)
+    order: list[UUID] = []
+
+    async def save(saved: Checkpoint) -> None:
+        await checkpoints.save(saved)
+        order.append(saved.execution.user_id)
+
+    large = [checkpoint(execution) for execution in many[:6]]
+    for each in large:
+        each.steps[0]["output_payload"] = "x" * (MAX_GROUP_CHARACTERS // 2)
+    with count_statements(live_database.engine) as statements:
+        await asyncio.gather(*map(save, [*large, checkpoint(other[0])]))
+    assert len(statements) == 3 * 2, "three groups: lock, steps"
+    assert order.index(other[0].user_id) < 3
+    assert order.count(many[0].user_id) == 6
