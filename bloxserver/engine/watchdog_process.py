@@ -111,27 +111,30 @@ class EventLoopCheck:
             kill_parent(self._process_id)
 
     def _log(self, seconds: float) -> None:
-        """Log one line to standard error, unless that would block: a full pipe may be what blocks the parent."""
         event = "event loop blocked; killing the process" if self._kill else "event loop blocked"
         fields: dict[str, object] = {"seconds": round(seconds), "process": self._process_id}
         if self._worker_id is not None:
             fields["worker"] = self._worker_id
-        text = format_line(event, fields, as_json=self._log_as_json)
-        with suppress(OSError):
-            if select.select([], [2], [], 0)[1]:
-                os.write(2, text.encode())
+        log_line("error", event, fields, as_json=self._log_as_json)
 
 
-def format_line(event: str, fields: dict[str, object], *, as_json: bool) -> str:
-    """Return an error in the format of the other logs."""
+def log_line(level: str, event: str, fields: dict[str, object], *, as_json: bool) -> None:
+    """Log one line to standard error, unless that would block: a full pipe may be what blocks the parent."""
+    with suppress(OSError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, format_line(level, event, fields, as_json=as_json).encode())
+
+
+def format_line(level: str, event: str, fields: dict[str, object], *, as_json: bool) -> str:
+    """Return a line in the format of the other logs, without the libraries that write those."""
     moment = time.time()
     timestamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment % 1 * 1_000_000):06}Z"
     logger = "bloxserver.engine"
     if as_json:
-        line = {**fields, "event": event, "level": "error", "logger": logger, "timestamp": timestamp}
+        line = {**fields, "event": event, "level": level, "logger": logger, "timestamp": timestamp}
         return json.dumps(line) + "\n"
     details = " ".join(f"{name}={value}" for name, value in sorted(fields.items()))
-    return f"{timestamp} [error    ] {event:30} [{logger}] {details}\n"
+    return f"{timestamp} [{level:9}] {event:30} [{logger}] {details}\n"
 
 
 def is_stopped(process_id: int) -> bool:

@@ -101,7 +101,7 @@ def step(check: EventLoopCheck, clock: Clock) -> bool:
 
 
 def test_lines_in_production_are_json() -> None:
-    line = format_line("event loop blocked", {"seconds": 30, "process": 1}, as_json=True)
+    line = format_line("error", "event loop blocked", {"seconds": 30, "process": 1}, as_json=True)
     assert line.endswith("\n")
     fields = json.loads(line)
     assert fields.pop("timestamp").endswith("Z")

@@ -12,16 +12,12 @@ import json
 import os
 import signal
 import sys
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import asyncpg
-import structlog
+from bloxserver.engine.watchdog_process import EventLoopCheck, EventLoopCheckConfig, is_stopped, log_line
 
-from bloxserver.engine.watchdog_process import EventLoopCheck, EventLoopCheckConfig, is_stopped
-from bloxserver.models.postgres_connect import connect
-from bloxserver.observability.log import configure_logging
-
-log = structlog.stdlib.get_logger("bloxserver.engine")
+if TYPE_CHECKING:
+    import asyncpg
 
 BEAT = """
 INSERT INTO workers (worker_id, version, last_heartbeat_at) VALUES ($1, $2, clock_timestamp())
@@ -35,8 +31,7 @@ class HeartbeatConfig(TypedDict):
     """Arguments of the driver. They are sent on the input, since arguments of a process are visible to others."""
     worker_id: str
     version: str
-    log_level: str
-    log_as_json: bool
+    log_warnings: bool
     interval_seconds: float
     timeout_seconds: float
     check: EventLoopCheckConfig
@@ -78,15 +73,23 @@ class HeartbeatProcess:
                 if self._connection is not None:
                     self._connection.terminate()
                 self._connection = None
-                log.warning("heartbeat failed", error=type(error).__name__)
+                self._warn(error)
             else:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
 
     async def _beat(self) -> None:
+        # Imported when the first heartbeat is due, so that a worker that ends before does not wait for it.
+        from bloxserver.models.postgres_connect import connect
+
         if self._connection is None:
             self._connection = await connect(**self._config["connection"], statement_cache_size=0)
         await self._connection.execute(BEAT, self._config["worker_id"], self._config["version"])
+
+    def _warn(self, error: Exception) -> None:
+        if self._config["log_warnings"]:
+            as_json = self._config["check"]["log_as_json"]
+            log_line("warning", "heartbeat failed", {"error": type(error).__name__}, as_json=as_json)
 
 
 async def main() -> None:
@@ -98,7 +101,6 @@ async def main() -> None:
     line = await turns.readline()
     if line:
         config: HeartbeatConfig = json.loads(line)
-        configure_logging(level=config["log_level"], as_json=config["log_as_json"])
         await HeartbeatProcess(config).run(turns)
 
 

@@ -188,6 +188,24 @@ async def test_no_worker_is_declared_dead_right_after_an_outage(live_database: D
     await heartbeat.end()
 
 
+@pytest.mark.parametrize(("level", "is_logged"), [("WARNING", True), ("ERROR", False)])
+async def test_failed_heartbeats_of_the_process_are_logged(
+    live_database: Database, quick: Settings, capfd: pytest.CaptureFixture[str], level: str, is_logged: bool
+) -> None:
+    if quick.uses_sqlite:
+        pytest.skip("SQLite has one process")
+    heartbeat = Heartbeat(quick.model_copy(update={"log_level": level}), live_database, "w-1")
+    await heartbeat.start()
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE workers RENAME TO elsewhere"))
+    await until(lambda: not heartbeat.is_fresh)
+    async with live_database.transaction() as session:
+        await session.execute(sa.text("ALTER TABLE elsewhere RENAME TO workers"))
+    await heartbeat.end()
+    lines = capfd.readouterr().err.splitlines()
+    assert any("heartbeat failed" in line and "error=UndefinedTableError" in line for line in lines) is is_logged
+
+
 async def test_new_work_wakes_another_process_at_once(live_database: Database, live_settings: Settings) -> None:
     """By polling alone, the process would find the work after a minute."""
     if live_settings.uses_sqlite:
