@@ -18,6 +18,7 @@ import dns.rdatatype
 import dns.rrset
 
 from bloxserver.clients.names import Names
+from tests.listening import listening
 
 Records = dict[str, dict[str, list[str]]]
 
@@ -92,16 +93,12 @@ async def running_dns_server() -> AsyncIterator[DnsServer]:
         if response is not None:
             writer.write(len(response).to_bytes(2, "big") + response)
             await writer.drain()
-        writer.close()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    server.port = listener.sockets[0].getsockname()[1]
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: _Datagrams(server), ("127.0.0.1", server.port)
-    )
-    try:
-        yield server
-    finally:
-        transport.close()
-        listener.close()
-        await listener.wait_closed()
+    async with listening(serve) as server.port:
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: _Datagrams(server), ("127.0.0.1", server.port)
+        )
+        try:
+            yield server
+        finally:
+            transport.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,6 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.listening import listening
 
 
 @dataclass(frozen=True)
@@ -127,36 +129,6 @@ async def running_smtp_server(
         await listener.wait_closed()
 
 
-Conversation = Callable[[StreamReader, StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def raw_server(talk: Conversation) -> AsyncIterator[int]:
-    """Run a server with a custom handler; yields its port."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    def accept(reader: StreamReader, writer: StreamWriter) -> None:
-        async def serve() -> None:
-            try:
-                await talk(reader, writer)
-            except ConnectionError:
-                pass
-            finally:
-                writer.close()
-
-        task = asyncio.create_task(serve())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        yield listener.sockets[0].getsockname()[1]
-    finally:
-        listener.close()
-        await asyncio.gather(*tasks)
-        await listener.wait_closed()
-
-
 @asynccontextmanager
 async def smtp_script(*lines: bytes, hangs: bool = False) -> AsyncIterator[int]:
     """Run a server that sends one of its lines per command, and then closes the connection or stops responding."""
@@ -172,7 +144,7 @@ async def smtp_script(*lines: bytes, hangs: bool = False) -> AsyncIterator[int]:
         if hangs:
             await reader.read()
 
-    async with raw_server(talk) as port:
+    async with listening(talk) as port:
         yield port
 
 

@@ -7,6 +7,9 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from tests.listening import listening
 
 Answer = bytes | Callable[[StreamWriter], Awaitable[None]]
 
@@ -29,23 +32,16 @@ class LoopbackServer:
     answers: dict[str, Answer] = field(default_factory=dict)
     received: list[Received] = field(default_factory=list)
     connections: int = 0
-    serving: dict[asyncio.Task[None], StreamWriter] = field(default_factory=dict)
+    serving: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
 
-    def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+    async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.create_task(self._serve(reader, writer))
-        self.serving[task] = writer
-        task.add_done_callback(self.serving.pop)
-
-    async def aclose(self) -> None:
-        for writer in self.serving.values():
-            writer.close()
-        await asyncio.gather(*self.serving)
-
-    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
         try:
             while True:
                 request = await _read_request(reader)
@@ -56,10 +52,8 @@ class LoopbackServer:
                 else:
                     await answer(writer)
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
         finally:
-            writer.close()
+            self.serving.discard(task)
 
 
 def answer(
@@ -74,14 +68,8 @@ def answer(
 @asynccontextmanager
 async def running_server() -> AsyncIterator[LoopbackServer]:
     server = LoopbackServer()
-    listener = await asyncio.start_server(server.accept, "127.0.0.1", 0, backlog=2000)
-    server.port = listener.sockets[0].getsockname()[1]
-    try:
+    async with listening(server.serve, backlog=2000) as server.port:
         yield server
-    finally:
-        listener.close()
-        await server.aclose()
-        await listener.wait_closed()
 
 
 async def _read_request(reader: StreamReader) -> Received:

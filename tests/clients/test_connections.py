@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from ipaddress import ip_network
 
 import pytest
 
 from bloxserver.clients.http import GuardedClient
 from tests.clients.loopback import LoopbackServer, answer, running_server
+from tests.listening import listening
 
 LOOPBACK = ip_network("127.0.0.1/32")
 FOREIGN = answer(b"foreign")
@@ -143,22 +143,3 @@ class TestConnections:
             await asyncio.wait([request])
             assert request.cancelled()
             await ended.wait()
-
-
-@asynccontextmanager
-async def listening(
-    serve: Callable[[StreamReader, StreamWriter], Awaitable[None]],
-) -> AsyncIterator[int]:
-    """Run a server that calls `serve` for each connection and then closes it; yields its port."""
-
-    async def accept(reader: StreamReader, writer: StreamWriter) -> None:
-        try:
-            await serve(reader, writer)
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
-    async with listener:
-        yield listener.sockets[0].getsockname()[1]

@@ -14,7 +14,8 @@ from bloxserver.clients.mail import QUIT_TIMEOUT_SECONDS, Mailer, MailServer
 from tests.clients.hostile import NAMES, PUBLIC
 from tests.clients.mailing import LOOPBACK, failure, mail, plain
 from tests.clients.network import Network
-from tests.smtp_server import Certificate, SmtpServer, raw_server, running_smtp_server, smtp_script
+from tests.listening import listening
+from tests.smtp_server import Certificate, SmtpServer, running_smtp_server, smtp_script
 
 
 @pytest.fixture
@@ -187,7 +188,7 @@ class TestHostileServers:
                 await writer.drain()
                 await asyncio.sleep(0.01)
 
-        async with raw_server(drip) as port:
+        async with listening(drip) as port:
             error = await failure(mailer, server=MailServer("127.0.0.1", port, "none"), timeout_seconds=0.2)
         assert (error.code, error.retryable) in {("timeout", True), ("invalid_response", True)}
 
@@ -206,7 +207,7 @@ class TestHostileServers:
             await reader.read()
             gone.set()
 
-        async with raw_server(wait) as port, asyncio.timeout(10):
+        async with listening(wait) as port, asyncio.timeout(10):
             sending = asyncio.create_task(mailer.send(mail(), MailServer("127.0.0.1", port, "none")))
             await arrived.wait()
             sending.cancel()

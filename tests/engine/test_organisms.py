@@ -18,6 +18,7 @@ from bloxserver.models.database import Base, Database
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.engine.running_engine import ENDED, accept, eventually, run, running_engine, started_flow, steps_of
+from tests.listening import listening
 from tests.llm_server import calls, language_model, says
 
 SEALING_KEY = "a key of these tests: 0123456789abcdef"
@@ -183,14 +184,13 @@ class Silent:
         self.asked.set()
         await reader.read()
         self.left.set()
-        writer.close()
 
 
 @pytest.fixture
 async def silent() -> AsyncIterator[Silent]:
     server = Silent()
-    async with await asyncio.start_server(server.serve, "127.0.0.1", 0) as listener:
-        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+    async with listening(server.serve) as port:
+        server.url = f"http://127.0.0.1:{port}/"
         yield server
 
 

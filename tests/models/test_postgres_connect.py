@@ -14,6 +14,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.postgres_connect import NoUsableServer, connect
 from bloxserver.models.transient_errors import is_transient
 from bloxserver.settings import Settings
+from tests.listening import listening
 
 
 @pytest.fixture
@@ -33,14 +34,12 @@ class Silent:
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         await reader.read()
-        writer.close()
 
 
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[Silent]:
     silent = Silent()
-    async with await asyncio.start_server(silent.accept, "127.0.0.1", 0) as server:
-        silent.port = server.sockets[0].getsockname()[1]
+    async with listening(silent.accept) as silent.port:
         yield silent
 
 

@@ -34,14 +34,15 @@ from bloxserver.models.tables import ExecutionRecord, WorkerRecord
 from bloxserver.settings import Settings
 from tests.engine.queue.test_heartbeat import pulses
 from tests.engine.queue_claims import PLENTY, claim, take
-from tests.engine.run.test_worker import silent_server
 from tests.engine.running_engine import running_engine
 from tests.factories import create_execution, create_flow, create_user
+from tests.listening import listening, never_answer
 
 TIMEOUT = timedelta(seconds=20)
 ORGANISM = """\
 organism: {name: slow}
-listeners: [{name: a, description: d, handler: http.request, config: {url: '%s'}, timeout_seconds: 600}]
+listeners:
+  - {name: a, description: d, handler: http.request, config: {url: 'http://127.0.0.1:%s/'}, timeout_seconds: 600}
 """
 
 
@@ -95,21 +96,29 @@ class TestClaims:
         settings = live_settings.model_copy(
             update={
                 "heartbeat_interval_seconds": 0.2,
-                "heartbeat_timeout_seconds": 3.0,
+                "heartbeat_timeout_seconds": 60.0,
                 "poll_interval_seconds": 0.1,
                 "worker_concurrency": 1,
             }
         )
-        async with silent_server() as url, engine_with_heartbeat_process(settings, live_database) as (cut_off, process):
-            first = await accepted(live_database, ORGANISM % url)
+        async with (
+            listening(never_answer) as port,
+            engine_with_heartbeat_process(settings, live_database) as (cut_off, process),
+        ):
+            first = await accepted(live_database, ORGANISM % port)
             await eventually(lambda: is_claimed_by(live_database, first.id, cut_off))
             with capture_logs() as logs:
                 async with running_engine(settings, live_database) as healthy:
                     with stopped(process):
-                        await eventually(lambda: is_claimed_by(live_database, first.id, healthy))
+
+                        async def is_recovered() -> bool:
+                            await expire(live_database, cut_off, settings.heartbeat_timeout_seconds)
+                            return await is_claimed_by(live_database, first.id, healthy)
+
+                        await eventually(is_recovered)
                         await eventually(lambda: has_crashes(live_database, first.id, 0))
                         # The healthy worker has no free slot, and the other one has: its claims find nothing.
-                        second = await accepted(live_database, ORGANISM % url)
+                        second = await accepted(live_database, ORGANISM % port)
                         for _ in range(3):
                             await cut_off._claimer._claim_due()
                             assert (await stored(live_database, second.id)).lease is None
@@ -147,6 +156,17 @@ def stopped(process: int) -> Iterator[None]:
         yield
     finally:
         os.kill(process, signal.SIGCONT)
+
+
+async def expire(database: Database, engine: Engine, timeout_seconds: float) -> None:
+    """Let the last heartbeat of an engine be older than the timeout, without the wait."""
+    engine._heartbeat._beat_at = time.monotonic() - timeout_seconds
+    async with database.transaction() as session:
+        await session.execute(
+            sa.update(WorkerRecord)
+            .where(WorkerRecord.worker_id == engine.worker_id)
+            .values(last_heartbeat_at=now() - timedelta(seconds=timeout_seconds + 1))
+        )
 
 
 async def is_claimed_by(database: Database, execution_id: UUID, engine: Engine) -> bool:
@@ -191,8 +211,8 @@ class TestCrashCount:
         self, live_database: Database, clients: SharedClients, way: str
     ) -> None:
         worker = Worker(live_database, clients)
-        async with silent_server() as url:
-            execution = await accepted(live_database, ORGANISM % url)
+        async with listening(never_answer) as port:
+            execution = await accepted(live_database, ORGANISM % port)
             claimed = await take(live_database, execution)
             if way == "checkpoint":
                 await reclaim(live_database)
@@ -215,14 +235,12 @@ class TestCrashCount:
         worker = Worker(live_database, clients, event_loop_timeout=loop_timeout)
         requested = asyncio.Event()
 
-        async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def note_and_wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             requested.set()
-            await reader.read()
-            writer.close()
+            await never_answer(reader, writer)
 
-        async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
-            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-            execution = await accepted(live_database, ORGANISM % url)
+        async with listening(note_and_wait) as port:
+            execution = await accepted(live_database, ORGANISM % port)
             worker.begin(await take(live_database, execution), lambda: None)
             async with asyncio.timeout(30):
                 await requested.wait()
@@ -243,8 +261,8 @@ class TestCrashCount:
         self, live_database: Database, clients: SharedClients
     ) -> None:
         worker = Worker(live_database, clients)
-        async with silent_server() as url:
-            execution = await accepted(live_database, ORGANISM % url, crash_count=2)
+        async with listening(never_answer) as port:
+            execution = await accepted(live_database, ORGANISM % port, crash_count=2)
             worker.begin(await take(live_database, execution), lambda: None)
             async with live_database.transaction() as session:
                 await session.execute(sa.update(ExecutionRecord).values(lease=None))

@@ -25,6 +25,7 @@ from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from tests.engine.pump_runs import organism
 from tests.engine.queue_claims import take
 from tests.factories import create_execution, create_flow, create_user
+from tests.listening import listening
 
 
 @asynccontextmanager
@@ -35,10 +36,9 @@ async def refusing_server() -> AsyncIterator[tuple[str, list[bytes]]]:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         requests.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        writer.close()
 
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", requests
+    async with listening(refuse) as port:
+        yield f"http://127.0.0.1:{port}/", requests
 
 
 async def accepted(database: Database, url: str) -> ExecutionRecord:

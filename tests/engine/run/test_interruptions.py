@@ -26,6 +26,7 @@ from tests.engine.pump_runs import Log, block, echo, organism, pump
 from tests.engine.queue_claims import take
 from tests.engine.run.test_agents import AGENT, settings_of
 from tests.factories import create_execution, create_flow, create_user
+from tests.listening import listening
 from tests.llm_server import calls, language_model, says
 from tests.steps import create_step
 
@@ -154,10 +155,9 @@ async def server() -> AsyncIterator[tuple[str, list[bytes], asyncio.Event]]:
         requests.append(await reader.readuntil(b"\r\n\r\n"))
         await may_answer.wait()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
-        writer.close()
 
-    async with await asyncio.start_server(respond, "127.0.0.1", 0) as listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/", requests, may_answer
+    async with listening(respond) as port:
+        yield f"http://127.0.0.1:{port}/", requests, may_answer
         may_answer.set()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -33,6 +31,7 @@ from bloxserver.models.tables import (
 from bloxserver.settings import Settings
 from tests.engine.queue_claims import claimer_of, ended, take
 from tests.factories import create_execution, create_flow, create_user
+from tests.listening import listening, never_answer
 
 
 @pytest.fixture
@@ -60,18 +59,6 @@ async def steps_of(database: Database, execution: ExecutionRecord) -> list[Execu
             .order_by(ExecutionStepRecord.id)
         )
         return list(steps)
-
-
-@asynccontextmanager
-async def silent_server() -> AsyncIterator[str]:
-    """The address of a server that never answers."""
-
-    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
 DELAYED = """\
@@ -137,8 +124,8 @@ async def test_an_unknown_target_ends_in_error(live_database: Database, worker: 
 
 
 async def test_execution_exceeding_its_timeout_ends_as_timeout(live_database: Database, worker: Worker) -> None:
-    async with silent_server() as url:
-        slow = f"handler: http.request, config: {{url: '{url}'}}"
+    async with listening(never_answer) as port:
+        slow = f"handler: http.request, config: {{url: 'http://127.0.0.1:{port}/'}}"
         text = DELAYED.replace("handler: delay, config: {seconds: 3600}", slow)
         execution = await accepted(live_database, text + "execution: {timeout_seconds: 0.3}\n")
         await worker.run(await take(live_database, execution))
@@ -314,22 +301,20 @@ async def test_deleted_flow_ends_its_execution_without_an_error(live_database: D
 
 
 async def test_drain_releases_unfinished_executions(live_database: Database, worker: Worker) -> None:
-    listening = asyncio.Event()
+    requested = asyncio.Event()
 
-    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        listening.set()
-        await reader.read()
-        writer.close()
+    async def note_and_wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requested.set()
+        await never_answer(reader, writer)
 
-    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with listening(note_and_wait) as port:
         text = DELAYED.replace(
             "handler: delay, config: {seconds: 3600}",
             f"handler: http.request, config: {{url: 'http://127.0.0.1:{port}/'}}",
         )
         execution = await accepted(live_database, text)
         worker.begin(await take(live_database, execution), lambda: None)
-        await listening.wait()
+        await requested.wait()
         assert {execution_id for execution_id, _ in worker.lease_keys} == {execution.id}
         assert worker.free_slots()["free"] == 49
         await worker.drain(0)
