@@ -47,7 +47,7 @@ async def proxy(url: str) -> AsyncIterator[Proxy]:
 def settings(url: str, proxy: Proxy) -> Settings:
     return Settings(
         database_url=proxy.url(url),
-        database_pool_size=3,
+        database_pool_size=2,
         database_pool_timeout_seconds=1,
         database_statement_timeout_seconds=STATEMENT_SECONDS,
     )
@@ -88,11 +88,11 @@ async def test_unresponsive_connection_is_closed_after_the_timeout(proxy: Proxy,
 
 async def test_pool_is_invalidated_after_a_timeout(database: Database, proxy: Proxy) -> None:
     """Otherwise each pooled connection would time out separately, for example after a failover of the address."""
-    await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
+    await asyncio.gather(*(number(database, wanted) for wanted in range(2)))
     proxy.abandon_connections()
     async with asyncio.timeout(DEADLINE_SECONDS):
-        assert is_transient(await failure(number(database, 3)))
-        assert [await number(database, wanted) for wanted in range(9)] == list(range(9))
+        assert is_transient(await failure(number(database, 2)))
+        assert [await number(database, wanted) for wanted in range(5)] == list(range(5))
 
 
 async def test_commit_without_a_response_times_out(database: Database, proxy: Proxy) -> None:
@@ -151,7 +151,7 @@ async def test_readiness_check_has_a_shorter_timeout_than_statements(settings: S
 
 async def test_dispose_does_not_wait_for_an_unresponsive_server(settings: Settings, proxy: Proxy) -> None:
     database = Database(settings, Timeouts(close=0.2))
-    await asyncio.gather(*(number(database, wanted) for wanted in range(3)))
+    await asyncio.gather(*(number(database, wanted) for wanted in range(2)))
     proxy.stop_traffic()
     async with asyncio.timeout(1):
         await database.dispose()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 DIRECTORY = Path(__file__).parent
 ROOT = DIRECTORY.parents[1]
-SEED = 1
 ALL_PHASES = "examples,coverage,fuzzing,stateful"
 
 
@@ -24,16 +23,16 @@ class Result:
 
 
 async def run_schemathesis(
-    port: int, authorization: str, directory: Path, *, phases: str = ALL_PHASES, examples: int
+    port: int, authorization: str, directory: Path, *, phases: str, examples: int, seed: int
 ) -> Result:
     """Send the requests of the phases with all checks. `examples` is their number in phases with random requests.
 
-    The requests are the same in each run.
+    The requests are the same in each run with this seed.
     """
     report = directory / "report.json"
     arguments = [
         *("--config-file", str(DIRECTORY / "schemathesis.toml"), "run", f"http://127.0.0.1:{port}/openapi.json"),
-        *("--header", f"Authorization: {authorization}", "--seed", str(SEED), "--max-examples", str(examples)),
+        *("--header", f"Authorization: {authorization}", "--seed", str(seed), "--max-examples", str(examples)),
         *(
             "--phases",
             phases,

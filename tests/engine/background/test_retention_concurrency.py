@@ -221,11 +221,12 @@ async def test_no_statement_scans_a_whole_table(world: World) -> None:
     engines = {engine, world.database.reading_sessions.kw["bind"].sync_engine}
     for each in engines:
         event.listen(each, "before_cursor_execute", note)
-    pruned = await world.prune(days=30, per_flow=2, versions=5)
-    assert (pruned.executions, pruned.versions) == (3 + OTHERS * (EXECUTIONS_OF_OTHERS - 2), 24)
+    limits = {"per_flow": EXECUTIONS_OF_OTHERS, "versions": EXECUTIONS_OF_OTHERS}
+    pruned = await world.prune(days=30, **limits)
+    assert (pruned.executions, pruned.versions) == (3 + OTHERS_WITH_EXCESS, 29 - EXECUTIONS_OF_OTHERS)
     await world.add_versions(range(30, 40))
     await world.execution(40)
-    await world.retention(30, 2, 5).prune(dry_run=True)
+    await world.retention(30, **limits).prune(dry_run=True)
     for each in engines:
         event.remove(each, "before_cursor_execute", note)
     tables = {table for statement in seen for table in re.findall(r"(?:FROM|JOIN) (\w+)", statement)}
@@ -236,7 +237,8 @@ async def test_no_statement_scans_a_whole_table(world: World) -> None:
 
 
 OTHERS = 200
-EXECUTIONS_OF_OTHERS = 20
+OTHERS_WITH_EXCESS = 10
+EXECUTIONS_OF_OTHERS = 10
 
 
 async def fill(world: World) -> None:
@@ -246,11 +248,10 @@ async def fill(world: World) -> None:
         flows = [{"id": new_id(), "user_id": world.user.id, "name": "A"} for _ in range(OTHERS)]
         await session.execute(sa.insert(FlowRecord), flows)
         values = {"trigger_type": "manual", "status": SUCCESS, "started_at": moment, "completed_at": moment}
-        numbers = range(EXECUTIONS_OF_OTHERS)
         versions = [
             {"id": new_id(), "flow_id": flow["id"], "number": number, "organism_yaml": "x"}
-            for flow in flows
-            for number in numbers
+            for index, flow in enumerate(flows)
+            for number in range(EXECUTIONS_OF_OTHERS + (index < OTHERS_WITH_EXCESS))
         ]
         await session.execute(sa.insert(FlowVersionRecord), versions)
         executions = [
