@@ -172,6 +172,10 @@ class AgentContext:
     conversation: Conversation
 
 
+async def no_turn() -> None:
+    """Do not wait."""
+
+
 @dataclass(frozen=True)
 class BlockContext:
     """The services and data that a handler can use."""
@@ -199,6 +203,8 @@ class BlockContext:
     """The memory that the handler's values may take. Responses of `http` are charged to it. What is charged is released
     when the handler returns.
     """
+    turn: Callable[[], Awaitable[None]] = no_turn
+    """Waits for the user's next turn on the event loop. Await it after each wait, before work of more than 1 ms."""
 
     def scope(self, payload: JsonValue) -> dict[str, JsonValue]:
         """Return the values that templates and expressions can refer to: the message and the execution's input.

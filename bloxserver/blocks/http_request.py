@@ -152,7 +152,7 @@ async def handle_request(payload: HttpRequestPayload, config: HttpRequestConfig,
     )
     if response.status >= 400 and config.fail_on_error_status:
         raise status_error(response, context.clock())
-    body = await read_response(context.isolated, content_of(response), response.headers.get("content-type", ""))
+    body = await read_response(response, context)
     return object_of({"status": response.status, "headers": _response_headers(response), "body": body})
 
 
@@ -176,7 +176,7 @@ async def send_request(
 ) -> HttpResponse:
     """Send a request with the depth of this execution, and return the response, whatever its status is.
 
-    Read its body with `content_of`. Raises `BlockError`.
+    Read its body with `read_response`. Raises `BlockError`.
     """
     try:
         return await context.http.request(
@@ -187,14 +187,6 @@ async def send_request(
             timeout_seconds=timeout_seconds,
             follow_redirects=follow_redirects,
         )
-    except OutgoingRequestError as error:
-        raise BlockError(error.code, error.message, retryable=error.retryable) from None
-
-
-def content_of(response: HttpResponse) -> bytes:
-    """Return the body of a response. Raises `BlockError` if it is too large or cannot be decoded."""
-    try:
-        return response.content
     except OutgoingRequestError as error:
         raise BlockError(error.code, error.message, retryable=error.retryable) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpcore
 import httpx
@@ -14,6 +15,56 @@ from bloxserver.clients.resolver import Resolver
 from bloxserver.clients.shares import Share
 
 CONNECT_SECONDS = 5.0
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_LINES = 256
+"""Of all heads of a response: a server can send any number of informational ones."""
+HEAD_READ_BYTES = 2 * 1024
+
+
+class HeadStream(httpcore.AsyncNetworkStream):
+    """A stream whose reads are small, and limited in total, until `head_ended` is called.
+
+    What is read at once is parsed at once: a header takes 3 microseconds, an informational response 10.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, host: str) -> None:
+        self._stream = stream
+        self._host = host
+        self._is_head = True
+        self._bytes = self._lines = 0
+
+    def head_ended(self) -> None:
+        self._is_head = False
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        """Raises `OutgoingRequestError` if the head is too large."""
+        if not self._is_head:
+            return await self._stream.read(max_bytes, timeout)
+        if self._bytes > MAX_HEAD_BYTES or self._lines > MAX_HEAD_LINES:
+            limits = f"{MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines"
+            raise OutgoingRequestError("invalid_response", f"the headers of {self._host} have more than {limits}")
+        data = await self._stream.read(min(max_bytes, HEAD_READ_BYTES), timeout)
+        self._bytes += len(data)
+        self._lines += data.count(b"\n")
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class Connection(httpcore.AsyncHTTP11Connection):
+    """A connection that limits the head of the response."""
+
+    def __init__(self, origin: httpcore.Origin, stream: HeadStream) -> None:
+        super().__init__(origin, stream)
+        self.head_ended = stream.head_ended
+        """To be called when the response is there, before its body is read."""
 
 
 class Connector:
@@ -33,7 +84,7 @@ class Connector:
         self._tls.set_alpn_protocols(["http/1.1"])
 
     @asynccontextmanager
-    async def connect(self, origin: httpcore.Origin, share: Share) -> AsyncIterator[httpcore.AsyncHTTP11Connection]:
+    async def connect(self, origin: httpcore.Origin, share: Share) -> AsyncIterator[Connection]:
         """Open a connection to the origin, closed at the end of the block. The lookup of its name counts in `share`.
 
         Raises `OutgoingRequestError`, `httpcore.ConnectError`, `httpcore.ConnectTimeout`.
@@ -43,7 +94,7 @@ class Connector:
         try:
             if origin.scheme == b"https":
                 stream = await stream.start_tls(self._tls, server_hostname=host)
-            yield httpcore.AsyncHTTP11Connection(origin, stream)
+            yield Connection(origin, HeadStream(stream, host))
         finally:
             await stream.aclose()
 

@@ -1,4 +1,4 @@
-"""Reads and decompresses response bodies up to a size limit."""
+"""Decompresses response bodies up to a size limit."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ class ResponseTooLarge(Exception):
 
 class ContentEncodingError(Exception):
     """The body cannot be decoded. The message completes the sentence "the response of HOST …"."""
+
+
+def decompress(content: bytes, encoding: str, limit: int) -> bytes:
+    """Return the body that `content` is with this Content-Encoding, at most `limit` bytes.
+
+    Takes time in proportion to `limit` and the size of `content`. Raises `ContentEncodingError`, `ResponseTooLarge`,
+    and `ValueError` if the body is incomplete.
+    """
+    reader = BodyReader(encoding, limit)
+    reader.feed(content)
+    return reader.finish()
 
 
 class BodyReader:

@@ -21,7 +21,7 @@ import httpx
 
 from bloxserver.clients.addresses import Network
 from bloxserver.clients.connections import Connector
-from bloxserver.clients.decoding import BodyReader, ContentEncodingError, ResponseTooLarge
+from bloxserver.clients.decoding import ContentEncodingError, ResponseTooLarge, decompress
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clients.resolver import Resolver
@@ -32,6 +32,10 @@ from bloxserver.observability.tracing import current_traceparent
 __all__ = ["DEPTH_HEADER", "GuardedClient", "HttpResponse", "OutgoingRequestError", "check_header", "read_url"]
 
 MEBIBYTE = 1024 * 1024
+MAX_RESPONSE_BYTES = 5 * MEBIBYTE
+MAX_CHUNKS = 50_000
+"""The maximum number of chunks of a body. Each takes 20 microseconds on the event loop, however small it is."""
+CHUNKS_PER_TURN = 16
 MAX_REDIRECTS = 3
 MAX_RETRY_AFTER_SECONDS = 3600.0
 PORTS = frozenset({80, 443, 8080, 8443})
@@ -74,19 +78,36 @@ class HttpResponse:
     cookies: Sequence[str]
     """The values of `Set-Cookie`, which cannot be joined because their dates contain commas."""
     body: bytes | OutgoingRequestError
-    """The decoded body, or the error that occurred when reading it; the status is valid in both cases."""
+    """The body as it was received, or the error that occurred when reading it; the status is valid in both cases."""
     url: str
     """Of the last hop."""
+    max_bytes: int = MAX_RESPONSE_BYTES
+    """The maximum size of the body, before and after decompression."""
 
     @property
-    def content(self) -> bytes:
-        """The decoded body. Raises `OutgoingRequestError` (a code below).
+    def received(self) -> bytes:
+        """The body as it was received, maybe compressed.
 
-        `response_not_decodable`, `response_too_large`, `memory_limit_reached`.
+        Raises `OutgoingRequestError`: `response_too_large`, `memory_limit_reached`.
         """
         if isinstance(self.body, OutgoingRequestError):
             raise self.body
         return self.body
+
+    @property
+    def encoding(self) -> str:
+        """The Content-Encoding of the body."""
+        return self.headers.get("content-encoding", "")
+
+    @property
+    def content(self) -> bytes:
+        """The decompressed body. This takes time in proportion to `max_bytes`, which is too long for the event loop.
+
+        Raises `OutgoingRequestError` (a code below).
+
+        `invalid_response`, `response_not_decodable`, `response_too_large`, `memory_limit_reached`.
+        """
+        return decompressed(self.received, self.encoding, self.max_bytes, self.host)
 
     @property
     def host(self) -> str:
@@ -122,7 +143,7 @@ class GuardedClient:
         self,
         *,
         allow: Sequence[Network] = (),
-        max_response_bytes: int = 5 * MEBIBYTE,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         total_timeout_seconds: float = 30,
         ports: frozenset[int] = PORTS,
         resolver: Resolver | None = None,
@@ -199,29 +220,49 @@ class GuardedClient:
             self._connector.connect(url.origin, self._share) as connection,
             connection.stream(request.method, url, headers=sent, content=request.content) as response,
         ):
+            connection.head_ended()
             received = [(name.decode("ascii").lower(), _header_text(value)) for name, value in response.headers]
             headers = _join_repeated((name, value) for name, value in received if name != "set-cookie")
             cookies = [value for name, value in received if name == "set-cookie"]
-            reader = BodyReader(headers.get("content-encoding", ""), self._max_response_bytes)
-            body = await _read_body(response, reader, self._memory, url.host.decode("ascii"))
-            return HttpResponse(response.status, headers, cookies, body, str(request.url))
+            body = await self._read_body(response, url.host.decode("ascii"))
+            return HttpResponse(response.status, headers, cookies, body, str(request.url), self._max_response_bytes)
+
+    async def _read_body(self, response: httpcore.Response, host: str) -> bytes | OutgoingRequestError:
+        """Read the body. It is not decompressed: a few kilobytes may become megabytes."""
+        content = bytearray()
+        chunks = 0
+        try:
+            async for chunk in response.aiter_stream():
+                chunks += 1
+                if len(content) + len(chunk) > self._max_response_bytes:
+                    return _too_large(host, self._max_response_bytes)
+                if chunks > MAX_CHUNKS:
+                    message = f"the response of {host} has more than {MAX_CHUNKS} chunks"
+                    return OutgoingRequestError("response_too_large", message)
+                self._memory.reserve(len(chunk))
+                content += chunk
+                if chunks % CHUNKS_PER_TURN == 0:
+                    await asyncio.sleep(0)  # many small chunks arrive at once
+        except MemoryLimitReached as error:
+            return OutgoingRequestError("memory_limit_reached", f"the response of {host} was not read: {error}")
+        return bytes(content)
 
 
-async def _read_body(
-    response: httpcore.Response, reader: BodyReader, memory: MemoryBudget, host: str
-) -> bytes | OutgoingRequestError:
+def decompressed(content: bytes, encoding: str, max_bytes: int, host: str) -> bytes:
+    """Return the decompressed body of a response. Raises `OutgoingRequestError`."""
     try:
-        async for chunk in response.aiter_stream():
-            size = reader.size
-            reader.feed(chunk)
-            memory.reserve(reader.size - size)
-        return reader.finish()
+        return decompress(content, encoding, max_bytes)
     except ContentEncodingError as error:
-        return OutgoingRequestError("response_not_decodable", f"the response of {host} {error}")
+        raise OutgoingRequestError("response_not_decodable", f"the response of {host} {error}") from None
     except ResponseTooLarge:
-        return OutgoingRequestError("response_too_large", f"the response of {host} is too large")
-    except MemoryLimitReached as error:
-        return OutgoingRequestError("memory_limit_reached", f"the response of {host} was not read: {error}")
+        raise _too_large(host, max_bytes) from None
+    except ValueError:
+        raise OutgoingRequestError("invalid_response", f"the response of {host} cannot be read") from None
+
+
+def _too_large(host: str, max_bytes: int) -> OutgoingRequestError:
+    message = f"the response of {host} is too large: at most {max_bytes} bytes are read, also after decompression"
+    return OutgoingRequestError("response_too_large", message)
 
 
 def read_url(text: str) -> httpx.URL:
@@ -298,10 +339,10 @@ def _header_text(value: bytes) -> str:
 
 
 def _join_repeated(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    joined: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
     for name, value in headers:
-        joined[name] = f"{joined[name]}, {value}" if name in joined else value
-    return joined
+        values.setdefault(name, []).append(value)
+    return {name: ", ".join(given) for name, given in values.items()}
 
 
 def _read_date(text: str) -> datetime:

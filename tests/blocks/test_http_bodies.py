@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 from pydantic import JsonValue
 
-from bloxserver.blocks.http_bodies import read_body
+from bloxserver.blocks.base import BlockContext, BlockError
+from bloxserver.blocks.http_bodies import MAX_BYTES_ON_LOOP, read_body, read_response
+from bloxserver.blocks.raw_json import text_of_value
+from bloxserver.clients.http import HttpResponse
+from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
+from bloxserver.engine.run.isolated_tasks import IsolatedTasks
+from bloxserver.plans import FREE
 
 
 @pytest.mark.parametrize(
@@ -79,3 +88,62 @@ def test_text_body_is_decoded(content_type: str, sent: bytes, text: str) -> None
 )
 def test_binary_body_becomes_a_data_url(content_type: str, sent: bytes, url: str) -> None:
     assert read_body(sent, content_type) == f"data:{url}"
+
+
+def response(body: bytes, encoding: str = "gzip", max_bytes: int = 5_000_000) -> HttpResponse:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    return HttpResponse(200, headers, (), body, "http://example.com/", max_bytes)
+
+
+class TestResponses:
+    """The CPU time of `isolated` shows where a body was read: it is that of other processes."""
+
+    @pytest.fixture
+    def isolated(self) -> IsolatedTasks:
+        return IsolatedTasks(uuid4(), FREE)
+
+    @pytest.fixture
+    def reading(self, context: BlockContext, isolated: IsolatedTasks) -> BlockContext:
+        return replace(context, isolated=isolated)
+
+    @pytest.mark.parametrize(
+        ("size", "in_process"), [(MAX_BYTES_ON_LOOP - 2, True), (MAX_BYTES_ON_LOOP - 1, False), (1_000_000, False)]
+    )
+    async def test_small_body_is_read_in_process_by_its_decompressed_size(
+        self, reading: BlockContext, isolated: IsolatedTasks, size: int, in_process: bool
+    ) -> None:
+        text = json.dumps("a" * size)
+        value = await read_response(response(gzip.compress(text.encode())), reading)
+        assert text_of_value(value) == text
+        assert (isolated.cpu_seconds == 0) == in_process
+
+    async def test_small_body_waits_for_the_turn_of_its_user(self, reading: BlockContext) -> None:
+        turns: list[str] = []
+
+        async def turn() -> None:
+            turns.append("taken")
+
+        await read_response(response(b"[]", ""), replace(reading, turn=turn))
+        assert turns == ["taken"]
+
+    @pytest.mark.parametrize(
+        ("body", "encoding", "code"),
+        [
+            (gzip.compress(bytes(1_000_000)), "gzip", "response_too_large"),
+            (b"?", "br", "response_not_decodable"),
+            (gzip.compress(b"[]")[:-4], "gzip", "invalid_response"),
+        ],
+        ids=["bomb", "unknown encoding", "incomplete"],
+    )
+    async def test_body_that_cannot_be_decompressed_is_an_error_of_another_process(
+        self, reading: BlockContext, isolated: IsolatedTasks, body: bytes, encoding: str, code: str
+    ) -> None:
+        with pytest.raises(BlockError, match=r"the response of example\.com") as caught:
+            await read_response(response(body, encoding, 999_999), reading)
+        assert caught.value.code == code
+        assert isolated.cpu_seconds > 0
+
+    async def test_decompressed_body_is_charged(self, reading: BlockContext) -> None:
+        budget = MemoryBudget(1_000_000, of="an execution")
+        with pytest.raises(MemoryLimitReached, match="the memory limit of an execution"):
+            await read_response(response(gzip.compress(b"9" * 1_000_001)), replace(reading, memory=budget))

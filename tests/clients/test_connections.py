@@ -9,6 +9,8 @@ from ipaddress import ip_network
 
 import pytest
 
+from bloxserver.clients.connections import MAX_HEAD_BYTES, MAX_HEAD_LINES
+from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import GuardedClient
 from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.listening import listening
@@ -143,3 +145,26 @@ class TestConnections:
             await asyncio.wait([request])
             assert request.cancelled()
             await ended.wait()
+
+
+class TestHeads:
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000,
+            b"HTTP/1.1 200 OK\r\n" + b"a:\r\n" * 20_000,
+            b"HTTP/1.1 200 OK\r\na: " + b"b" * 2 * MAX_HEAD_BYTES,
+        ],
+        ids=["informational responses", "headers", "a header"],
+    )
+    async def test_long_head_is_rejected(self, client: GuardedClient, server: LoopbackServer, sent: bytes) -> None:
+        server.answers["/"] = sent + answer(b"late")
+        with pytest.raises(OutgoingRequestError, match=f"more than {MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines"):
+            await client.request("GET", server.url("/"))
+
+    async def test_head_within_the_limits_is_read(self, client: GuardedClient, server: LoopbackServer) -> None:
+        headers = {f"name-{number}": "a" * 250 for number in range(MAX_HEAD_LINES - 10)}
+        server.answers["/"] = answer(b"\n" * 1000, headers=headers)
+        response = await client.request("GET", server.url("/"))
+        assert response.content == b"\n" * 1000
+        assert len(response.headers) == len(headers) + 1

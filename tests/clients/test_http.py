@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bloxserver.clients.http import GuardedClient, OutgoingRequestError
+from bloxserver.clients.http import MAX_CHUNKS, GuardedClient, OutgoingRequestError
 from tests.clients.hostile import HOSTILE_LOCATIONS, HOSTILE_URLS, NAMES, PUBLIC, PUBLIC_IPV6
 from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.clients.network import Network
@@ -311,6 +311,27 @@ class TestResponses:
         assert (response.status, response.headers["retry-after"]) == (503, "7")
         with pytest.raises(OutgoingRequestError):
             _ = response.content
+
+    async def test_body_is_not_decompressed_when_it_is_received(
+        self, client: GuardedClient, server: LoopbackServer
+    ) -> None:
+        server.answers["/"] = answer(gzip.compress(bytes(1_000_000), mtime=0), headers=GZIP)
+        response = await client.request("GET", server.url("/"))
+        assert response.received == gzip.compress(bytes(1_000_000), mtime=0)
+        with pytest.raises(OutgoingRequestError, match="too large"):
+            _ = response.content
+
+    @pytest.mark.parametrize(("chunks", "accepted"), [(MAX_CHUNKS, True), (MAX_CHUNKS + 1, False)])
+    async def test_number_of_chunks_is_limited(
+        self, client: GuardedClient, server: LoopbackServer, chunks: int, accepted: bool
+    ) -> None:
+        server.answers["/"] = CHUNKED_HEAD + b"1\r\na\r\n" * chunks + b"0\r\n\r\n"
+        response = await client.request("GET", server.url("/"))
+        if accepted:
+            assert response.content == b"a" * chunks
+        else:
+            with pytest.raises(OutgoingRequestError, match=f"more than {MAX_CHUNKS} chunks"):
+                _ = response.content
 
     async def test_response_to_head_has_no_body(self, client: GuardedClient, server: LoopbackServer) -> None:
         server.answers["/"] = answer(headers={"Content-Encoding": "br"}, length=10_000_000)

@@ -113,6 +113,7 @@ class ClaimedExecutionContext:
             depth=execution.depth,
             agent=agent,
             memory=memory,
+            turn=self.turn,
         )
 
     async def turn(self) -> None:

@@ -136,10 +136,11 @@ async def _send_request(effect: Effect, context: BlockContext) -> EffectResult:
         "headers": dict(response.headers),
         "cookies": [*response.cookies],
         "url": response.url,
+        "max_bytes": response.max_bytes,
         "body_error": None,
     }
     try:
-        return EffectResult(value, response.content)
+        return EffectResult(value, response.received)
     except OutgoingRequestError as error:
         return EffectResult(value | {"body_error": _error(error)})
 
