@@ -1,4 +1,6 @@
-"""The process that attacks: `python -m benchmarks.neighbours.attacker` with its instructions as JSON on stdin.
+"""The process that attacks: `python -m benchmarks.neighbours.attacker` with a line of instructions on stdin.
+
+After the attack, it prints its report, and continues to answer the requests of its executions until stdin ends.
 
 It has the lowest priority, so that the measurement shows the load on the server and not that of the load generator.
 """
@@ -92,8 +94,8 @@ class Attacker:
             await asyncio.sleep(pause)
 
 
-async def main(instructions: dict[str, Any]) -> dict[str, Any]:
-    """Set up and attack for the time of the instructions. Returns the counted outcomes."""
+async def main(instructions: dict[str, Any]) -> None:
+    """Set up and attack for the time of the instructions. Prints the counted outcomes."""
     from benchmarks.neighbours.cases import CASES  # the cases need this module
 
     case = CASES[instructions["case"]]
@@ -109,11 +111,13 @@ async def main(instructions: dict[str, Any]) -> dict[str, Any]:
             pass
         except (OSError, KeyError) as error:  # a refused request has no member that the attack needs
             attacker.outcomes[type(error).__name__] += 1
-    return {"outcomes": attacker.outcomes, "messages": attacker.messages, "flow": attacker.flow}
+        report = {"outcomes": attacker.outcomes, "messages": attacker.messages, "flow": attacker.flow}
+        print(json.dumps(report), flush=True)  # noqa: T201
+        await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":
     os.nice(19)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    print(json.dumps(asyncio.run(main(json.load(sys.stdin)))))  # noqa: T201
+    asyncio.run(main(json.loads(sys.stdin.readline())))

@@ -7,18 +7,20 @@ import json
 import resource
 import sys
 import time
+from asyncio import StreamReader, StreamWriter
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.installation import BenchmarkEnvironment, Installation
 from benchmarks.neighbours.cases.case import Case
 from benchmarks.neighbours.connections import Client
 from benchmarks.neighbours.history import insert_history
 from benchmarks.neighbours.memory import PeakMemory
+from benchmarks.neighbours.names import silent_name_server
 from benchmarks.neighbours.victim import MEASURING, Pace, Samples, Victim
 from benchmarks.processes import Process, free_port, running, serving
 from benchmarks.workload import THREE_ECHOES
@@ -31,6 +33,7 @@ ATTACKER_SECONDS = 180
 KILLED = b'{"outcomes": {"attacker was killed": 1}, "messages": {}, "flow": ""}'
 MEMORY_INTERVAL = 0.1
 MAX_MESSAGES = 40
+Attacker = asyncio.subprocess.Process
 SETTINGS = {
     "ENV": "test",
     "SSRF_ALLOW_CIDRS": "127.0.0.0/8",
@@ -74,7 +77,10 @@ async def measure_case(
             key.sign(claims(issuer.issuer, sub=name, exp=int(time.time()) + 3600)) for name in ("victim", "attacker")
         ]
         settings = {"CLERK_ISSUER": issuer.issuer, "RATE_LIMITS": str(case.rate_limits).lower()}
-        async with _server(installation, SETTINGS | settings) as server:
+        async with AsyncExitStack() as stack:
+            if case.silent_names:
+                settings |= await stack.enter_async_context(silent_name_server(installation.directory))
+            server = await stack.enter_async_context(_server(installation, SETTINGS | settings))
             victim_client, attacker_client = (Client(server.url, token) for token in tokens)
             flow_id, webhook_token = await create_flow(victim_client, "victim", THREE_ECHOES)
             victim = Victim(victim_client, server.probed, flow_id, webhook_token, pace)
@@ -84,7 +90,9 @@ async def measure_case(
                 await insert_history(installation, case.executions, case.steps)
             memory = PeakMemory(process.pid for process in server.processes)
             await victim.warm_up()
-            report = await _attacked(victim, memory, case, seconds, server.url, tokens[1], token)
+            instructions = {"case": case.name, "seconds": seconds, "url": server.url, "token": tokens[1]}
+            attacker = await stack.enter_async_context(_attacker())
+            report = await _attacked(victim, memory, attacker, instructions | {"webhook_token": token})
             await asyncio.sleep(pace.recovery_seconds)
             outcome = Outcome(
                 case,
@@ -121,11 +129,9 @@ async def create_flow(client: Client, name: str, organism: str) -> tuple[str, st
     return flow_id, token
 
 
-async def _attacked(
-    victim: Victim, memory: PeakMemory, case: Case, seconds: float, url: str, token: str, webhook_token: str | None
-) -> dict[str, Any]:
-    """Attack while the victim sends requests. Returns the report of the attacker."""
-    instructions = {"case": case.name, "seconds": seconds, "url": url, "token": token, "webhook_token": webhook_token}
+@asynccontextmanager
+async def _attacker() -> AsyncIterator[Attacker]:
+    """Run the process of the attacker, which waits for its instructions."""
     attacker = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -134,15 +140,28 @@ async def _attacked(
         stdout=asyncio.subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     )
+    try:
+        yield attacker
+    finally:
+        with suppress(ProcessLookupError):
+            attacker.kill()
+        await attacker.communicate()
+
+
+async def _attacked(
+    victim: Victim, memory: PeakMemory, attacker: Attacker, instructions: dict[str, Any]
+) -> dict[str, Any]:
+    """Attack while the victim sends requests. Returns the report of the attacker."""
+    to_attacker, from_attacker = cast(StreamWriter, attacker.stdin), cast(StreamReader, attacker.stdout)
+    to_attacker.write(json.dumps(instructions).encode() + b"\n")
     ended = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(victim.run_until(ended))
         sampling = group.create_task(_sample(memory))
         try:
             async with asyncio.timeout(ATTACKER_SECONDS):
-                output, _ = await attacker.communicate(json.dumps(instructions).encode())
+                output = await from_attacker.readline()
         except TimeoutError:
-            attacker.kill()
             output = b""
         ended.set()
         await asyncio.sleep(0.5)

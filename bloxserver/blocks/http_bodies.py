@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -75,7 +76,7 @@ async def read_response(response: HttpResponse, context: BlockContext) -> Value:
             except (ResponseTooLarge, ContentEncodingError, ValueError):
                 pass  # read in the other process, which knows the error for it
         header = json.dumps([content_type, response.encoding, response.max_bytes, response.host])
-        request = join_parts([header.encode(), content])
+        request = partial(join_parts, [header.encode(), content])
         failure, text = split_parts(await context.isolated.run("http.read_body", request))
         if failure:
             raise OutgoingRequestError(*json.loads(failure))

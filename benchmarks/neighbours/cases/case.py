@@ -28,6 +28,8 @@ class Case:
     """The number of steps of each of them."""
     rate_limits: bool = False
     """Whether the rates of requests are limited. Elsewhere they are not, since they would hide other weaknesses."""
+    silent_names: bool = False
+    """Whether the name server of the measured processes never answers."""
 
 
 def listener(handler: str, config: object = None, *, name: str = "a", peers: list[object] | None = None) -> str:

@@ -18,4 +18,12 @@ CASES = [
     Case(
         "slow-responses", "new", "100 responses that never end, in each execution", webhooks(b"{}"), _get("/drip", 100)
     ),
+    Case(
+        "slow-dns",
+        "H5",
+        "40 names that no name server answers for, in each execution",
+        webhooks(b"{}"),
+        fan_out(40, "http.request", {"url": "http://silent.example/", "timeout_seconds": 60}),
+        silent_names=True,
+    ),
 ]
