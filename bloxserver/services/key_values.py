@@ -19,8 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest, Forbidden, NotFound
-from bloxserver.models.tables import FlowRecord, KeyValueRecord
+from bloxserver.models.enums import Tier
+from bloxserver.models.tables import FlowRecord, KeyValueRecord, UserRecord
 from bloxserver.models.upsert import insert_into
+from bloxserver.plans import get_plan
+from bloxserver.queries.usage import stored_bytes_of
+from bloxserver.services.usage import require_storage
 from bloxserver.storable import check_storable
 
 MAX_KEY_LENGTH = 255
@@ -49,7 +53,10 @@ async def get_value(session: AsyncSession, flow_id: UUID, key: str) -> tuple[boo
 
 
 async def set_value(session: AsyncSession, flow_id: UUID, key: str, value: JsonValue, step: str) -> None:
-    """Create or replace a value. Raises `BadRequest`, `Forbidden` (`key_value_limit`), and `NotFound` for the flow."""
+    """Create or replace a value.
+
+    Raises `BadRequest`, `Forbidden` (`key_value_limit`, `stored_bytes_limit_reached`), and `NotFound` for the flow.
+    """
     entry = await _lock(session, flow_id, key)
     await _write(session, flow_id, key, entry, value, step)
 
@@ -133,16 +140,26 @@ async def _write(
 
 
 async def _require_room(session: AsyncSession, flow_id: UUID, more: int, *, is_new: bool) -> None:
-    count, size = (
-        await session.execute(
-            sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(KeyValueRecord.size), 0)).where(
-                KeyValueRecord.flow_id == flow_id
-            )
+    """Raise `Forbidden` if the flow or its owner has no room for `more` bytes."""
+    room = (
+        sa.select(
+            sa.func.count(KeyValueRecord.key).label("keys"),
+            sa.func.coalesce(sa.func.sum(KeyValueRecord.size), 0).label("size"),
+            UserRecord.tier,
+            UserRecord.limits,
+            stored_bytes_of(UserRecord.id).label("stored_bytes"),
         )
-    ).one()
-    if is_new and count >= MAX_KEYS:
+        .select_from(FlowRecord)
+        .join(UserRecord, UserRecord.id == FlowRecord.user_id)
+        .outerjoin(KeyValueRecord, KeyValueRecord.flow_id == FlowRecord.id)
+        .where(FlowRecord.id == flow_id)
+        .group_by(UserRecord.id)
+    )
+    used = (await session.execute(room)).one()
+    require_storage(get_plan(used.tier or Tier.FREE, used.limits), used.stored_bytes)
+    if is_new and used.keys >= MAX_KEYS:
         raise _over_limit(f"a flow may have {MAX_KEYS} keys", MAX_KEYS)
-    if size + more > MAX_BYTES:
+    if used.size + more > MAX_BYTES:
         raise _over_limit(f"the keys and values of a flow may have {MAX_BYTES} bytes", MAX_BYTES)
 
 

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from bloxserver.blocks.base import BlockError
 from bloxserver.engine.run.context import FlowStore
 from bloxserver.models.database import Database
-from bloxserver.models.tables import FlowRecord, KeyValueRecord
+from bloxserver.models.tables import FlowRecord, KeyValueRecord, StoredBytesRecord, UserRecord
 from bloxserver.services.key_values import MARKS_KEPT, MAX_BYTES, MAX_KEYS, MAX_VALUE_BYTES
 from tests import factories
 
@@ -161,6 +161,24 @@ class TestLimits:
         await store.set("key", "x" * 94)
         assert await store.delete("filled 0")
         await store.set("key", "x" * 1000)
+
+    async def test_no_value_is_added_or_made_longer_at_the_limit_of_stored_bytes(
+        self, live_database: Database, store: FlowStore
+    ) -> None:
+        await store.set("key", "long")
+        async with live_database.transaction() as session:
+            stored = int(await session.scalar(sa.select(sa.func.sum(StoredBytesRecord.bytes))) or 0)
+            await session.execute(sa.update(UserRecord).values(limits={"stored_bytes": stored}))
+        before = [(row.key, row.value) for row in await rows(live_database)]
+        for work in (store.set("key", "longer"), store.add("other", 1), store.increment("other", 1)):
+            code, message, retryable = await refusal(work)
+            assert (code, retryable) == ("stored_bytes_limit_reached", False)
+            assert message.startswith(f"The limit of {stored} stored bytes is reached (in use: {stored}). Delete flows")
+        assert [(row.key, row.value) for row in await rows(live_database)] == before
+        await store.set("key", "new!")
+        await store.set("key", "")
+        await store.set("key", "long")
+        assert await store.delete("key")
 
     async def test_limits_do_not_count_other_flows(self, live_database: Database, flow: UUID, store: FlowStore) -> None:
         other = await new_flow(live_database)
