@@ -11,10 +11,11 @@ from bloxserver.isolation.errors import (
     ResourceExceeded,
     TaskCrashed,
 )
-from bloxserver.isolation.limits import TaskLimits
+from bloxserver.isolation.limits import CpuTime, TaskLimits
 from bloxserver.isolation.pool import TaskResult, isolated
 
 __all__ = [
+    "CpuTime",
     "IsolationError",
     "IsolationUnavailable",
     "RequestTooLarge",

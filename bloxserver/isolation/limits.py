@@ -23,6 +23,13 @@ class TaskLimits:
     """Memory in addition to that of an idle process. Enforced on Linux only."""
 
 
+@dataclass(slots=True)
+class CpuTime:
+    """The CPU time of several tasks, also of those that failed or were cancelled."""
+
+    seconds: float = 0.0
+
+
 def address_space() -> int | None:
     """Return the size of the address space of this process in bytes; None if the system does not report it."""
     try:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import structlog
@@ -16,7 +16,7 @@ import structlog
 from bloxserver.fair_queue import FairQueue
 from bloxserver.isolation.errors import IsolationError, IsolationUnavailable, RequestTooLarge, TaskCrashed
 from bloxserver.isolation.functions import FUNCTIONS, PRELOADED, REHEARSED
-from bloxserver.isolation.limits import TaskLimits
+from bloxserver.isolation.limits import CpuTime, TaskLimits
 from bloxserver.isolation.processes import ForkServer, TaskProcess
 from bloxserver.plans import FREE
 from bloxserver.settings import get_settings
@@ -30,6 +30,8 @@ IDLE_SECONDS = 60.0
 """The time after which a process without a task ends."""
 CLOSE_SECONDS = 5.0
 """The time for the threads to end."""
+KILL_SECONDS = 1.0
+"""The time for the process of a cancelled task to end. Then its CPU time is known."""
 
 
 class TaskResult(NamedTuple):
@@ -46,16 +48,18 @@ async def isolated(
     share: int = FREE.isolated_tasks,
     limits: TaskLimits = DEFAULT_LIMITS,
     max_bytes: int | None = None,
+    cpu: CpuTime | None = None,
 ) -> TaskResult:
     """Run a function of `functions.FUNCTIONS` in another process.
 
     `share` is the number of tasks of this tenant that may run at once. `max_bytes` is the maximum size of the request;
-    by default `MAX_BODY_BYTES`. A cancelled task is killed. Raises `IsolationError`.
+    by default `MAX_BODY_BYTES`. The CPU time of the task is added to `cpu`. A cancelled task is killed. Raises
+    `IsolationError`.
     """
     allowed = get_settings().max_body_bytes if max_bytes is None else max_bytes
     if len(request) > allowed:
         raise RequestTooLarge(f"the request has more than {allowed} bytes")
-    return await _pool().run(function, request, tenant=tenant, share=share, limits=limits)
+    return await _pool().run(function, request, tenant=tenant, share=share, limits=limits, cpu=cpu)
 
 
 class _Task:
@@ -97,14 +101,27 @@ class Pool:
         self._is_closed = False
 
     async def run(
-        self, function: str, request: bytes, *, tenant: Hashable, share: int, limits: TaskLimits = DEFAULT_LIMITS
+        self,
+        function: str,
+        request: bytes,
+        *,
+        tenant: Hashable,
+        share: int,
+        limits: TaskLimits = DEFAULT_LIMITS,
+        cpu: CpuTime | None = None,
     ) -> TaskResult:
         """See `isolated`."""
         task = _Task(tenant, self._functions[function], request, limits)
         self._submit(task, share)
+        ended = asyncio.wrap_future(task.future)
+        ended.add_done_callback(partial(_add_cpu_time, cpu or CpuTime()))
         try:
-            return await asyncio.wrap_future(task.future)
-        except (asyncio.CancelledError, GeneratorExit):
+            return await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            self._cancel(task)
+            await asyncio.wait([ended], timeout=KILL_SECONDS)
+            raise
+        except GeneratorExit:
             self._cancel(task)
             raise
 
@@ -150,7 +167,9 @@ class Pool:
         """Remove a waiting task, or kill the process of a running one."""
         with self._changed:
             task.is_cancelled = True
-            if not self._queue.remove(task.tenant, task) and task.process is not None:
+            if self._queue.remove(task.tenant, task):
+                task.future.cancel()
+            elif task.process is not None:
                 task.process.kill()
 
     def _serve(self) -> None:
@@ -240,6 +259,15 @@ class Pool:
             self._server = None
         log.warning("fork server ended unexpectedly", pid=server.pid)
         server.close()
+
+
+def _add_cpu_time(total: CpuTime, ended: asyncio.Future[TaskResult]) -> None:
+    if not ended.cancelled():
+        error = ended.exception()
+        if error is None:
+            total.seconds += ended.result().cpu_seconds
+        elif isinstance(error, IsolationError):
+            total.seconds += error.cpu_seconds
 
 
 def _resolve(future: Future[TaskResult], result: TaskResult | BaseException) -> None:

@@ -271,6 +271,8 @@ class ExecutionRecord(Base):
     """The number of ancestors, through flow calls and through webhooks that flows sent."""
     active_ms: Mapped[Counter]
     """Milliseconds for which it ran until it was last suspended. They count against its time limit."""
+    cpu_ms: Mapped[Counter]
+    """Milliseconds of CPU time in other processes until it was last suspended. The plan limits them."""
 
     resume_at: Mapped[datetime | None]
     """The earliest time at which a worker may claim it; null if it was never suspended."""

@@ -29,6 +29,7 @@ FUNCTIONS = {
         "sleep",
         "start_child",
         "use_cpu",
+        "use_cpu_and_wait",
         "wait_for_pipe",
         "write_file",
     )
@@ -106,6 +107,13 @@ def use_cpu(request: bytes) -> bytes:
 def write_file(request: bytes) -> bytes:
     Path(request.decode()).touch()
     return b""
+
+
+def use_cpu_and_wait(request: bytes) -> bytes:
+    """Use 0.2 seconds, then write into the named pipe in the request."""
+    use_cpu(b"0.2")
+    Path(request.decode()).write_text("1")
+    return sleep(b"")
 
 
 def wait_for_pipe(request: bytes) -> bytes:

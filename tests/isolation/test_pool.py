@@ -22,7 +22,7 @@ from bloxserver.isolation.errors import (
     ResourceExceeded,
     TaskCrashed,
 )
-from bloxserver.isolation.limits import MEBIBYTE, TaskLimits
+from bloxserver.isolation.limits import MEBIBYTE, CpuTime, TaskLimits
 from bloxserver.isolation.pool import MAX_WAITING, Pool, TaskResult, isolated
 from bloxserver.settings import get_settings
 from tests.isolation.tasks import FUNCTIONS
@@ -170,6 +170,16 @@ class TestCancellation:
             assert await has_ended(pidfd)
             os.close(pidfd)
         assert (await run(pool, "echo", b"next")).body == b"next"
+
+    async def test_cpu_time_of_a_cancelled_task_is_counted(self, pool: Pool, pipe: Pipe) -> None:
+        used, cpu = pipe(), CpuTime()
+        work = pool.run("use_cpu_and_wait", used.request, tenant="a", share=8, limits=LONG, cpu=cpu)
+        task = asyncio.create_task(work)
+        await used.read_numbers()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert 0.2 <= cpu.seconds < 1
 
     async def test_cancelled_waiting_task_never_runs(self, pool: Pool, pipe: Pipe, tmp_path: Path) -> None:
         gates = [pipe(), pipe()]

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.engine.queue.selection import read_next_executions
 from bloxserver.engine.queue.values import CalledResult, ClaimLockBusy, LeaseKey
+from bloxserver.isolation.limits import CpuTime
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus, StepStatus, Tier, TriggerType
 from bloxserver.models.tables import (
@@ -45,6 +46,7 @@ CLAIMED_COLUMNS = (
     ExecutionRecord.parent_id,
     ExecutionRecord.depth,
     ExecutionRecord.active_ms,
+    ExecutionRecord.cpu_ms,
     ExecutionRecord.input_tokens,
     ExecutionRecord.output_tokens,
     ExecutionRecord.crash_count,
@@ -95,6 +97,8 @@ class ClaimedExecution:
     """Whether it may have steps: it was claimed before, or continues those of the execution that it retries."""
     steps: Sequence[ExecutionStepRecord] = ()
     """Set by `with_steps`."""
+    cpu: CpuTime = field(default_factory=CpuTime)
+    """The CPU time in other processes, in this claim and those before. It grows while the execution runs."""
     called: Mapping[UUID, CalledResult] = field(default_factory=dict)
     """Results of the executions that its steps called; set by `with_steps`."""
     claimed_at: float = field(default_factory=time.monotonic)
@@ -107,6 +111,9 @@ class ClaimedExecution:
     def active_until_now_ms(self) -> int:
         """Time that workers spent on the execution, including this claim."""
         return self.active_ms + int((time.monotonic() - self.claimed_at) * 1000)
+
+    def cpu_until_now_ms(self) -> int:
+        return int(self.cpu.seconds * 1000)
 
 
 async def claim_executions(
@@ -175,6 +182,7 @@ async def _with_details(
                 target=row.target,
                 organism_yaml=organisms.get(row.flow_version_id) or flow.organism_yaml,
                 active_ms=row.active_ms,
+                cpu=CpuTime(row.cpu_ms / 1000),
                 input_tokens=row.input_tokens,
                 output_tokens=row.output_tokens,
                 crash_count=row.crash_count,

@@ -87,6 +87,7 @@ async def suspend(
     values = {
         "resume_at": resume_at,
         "active_ms": execution.active_until_now_ms(),
+        "cpu_ms": execution.cpu_until_now_ms(),
         "lease": None,
         "worker_id": None,
         "crash_count": 0,
@@ -119,8 +120,16 @@ async def release_leases(session: AsyncSession, executions: Sequence[ClaimedExec
         await session.execute(
             sa.update(row)
             .where(*leased, row.c.status == ExecutionStatus.RUNNING)
-            .values(lease=None, worker_id=None, active_ms=sa.bindparam("active")),
-            [{"of": each.id, "under": each.lease, "active": each.active_until_now_ms()} for each in executions],
+            .values(lease=None, worker_id=None, active_ms=sa.bindparam("active"), cpu_ms=sa.bindparam("cpu")),
+            [
+                {
+                    "of": each.id,
+                    "under": each.lease,
+                    "active": each.active_until_now_ms(),
+                    "cpu": each.cpu_until_now_ms(),
+                }
+                for each in executions
+            ],
         )
         wake_engine_after_commit(session, WakeReason.EXECUTION)
 

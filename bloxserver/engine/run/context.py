@@ -79,7 +79,7 @@ class ClaimedExecutionContext:
         self._execution = execution
         self.models = clients.models
         self.input = execution_input
-        self.isolated = IsolatedTasks(execution.user_id, execution.plan)
+        self.isolated = IsolatedTasks(execution.user_id, execution.plan, execution.cpu)
         self.memory = memory
         self._share = clients.shares.of(execution.user_id, execution.plan)
 

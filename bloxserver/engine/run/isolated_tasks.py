@@ -10,6 +10,7 @@ from uuid import UUID
 from bloxserver.blocks.base import BlockError
 from bloxserver.errors import LimitReached
 from bloxserver.isolation import (
+    CpuTime,
     IsolationError,
     IsolationUnavailable,
     RequestTooLarge,
@@ -28,12 +29,17 @@ HINT = "Divide the work between several executions, or use smaller messages."
 class IsolatedTasks:
     """Runs functions of one execution in other processes, within the user's share and the limit of CPU time."""
 
-    def __init__(self, user_id: UUID, plan: Plan) -> None:
+    def __init__(self, user_id: UUID, plan: Plan, cpu: CpuTime | None = None) -> None:
+        """`cpu` is the CPU time that the execution has used, to which that of its functions is added."""
         self._user_id = user_id
         self._plan = plan
         self._slots = asyncio.Semaphore(plan.isolated_tasks)
-        self.cpu_seconds = 0.0
-        """The CPU time of the functions that this object has run, also of those that failed."""
+        self._cpu = cpu or CpuTime()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU time that the execution has used, also for functions that failed or were cancelled."""
+        return self._cpu.seconds
 
     async def run(self, function: str, request: bytes | Callable[[], bytes], limits: TaskLimits | None = None) -> bytes:
         """Run a function of `isolation.functions`. Raises `BlockError`.
@@ -45,7 +51,6 @@ class IsolatedTasks:
                 content = request() if callable(request) else request
                 return await self._run(function, content, limits or LIMITS)
         except IsolationError as error:
-            self.cpu_seconds += error.cpu_seconds
             raise _block_error(error) from None
 
     async def _run(self, function: str, request: bytes, limits: TaskLimits) -> bytes:
@@ -61,8 +66,8 @@ class IsolatedTasks:
             share=self._plan.isolated_tasks,
             limits=limits,
             max_bytes=MAX_REQUEST_BYTES,
+            cpu=self._cpu,
         )
-        self.cpu_seconds += result.cpu_seconds
         return result.body
 
 

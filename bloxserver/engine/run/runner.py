@@ -133,7 +133,8 @@ class ExecutionRunner:
         text = self._execution.input_payload
         if text is None or not is_large(text):
             return payload_of(text)
-        return await read_large_input(IsolatedTasks(self._execution.user_id, self._execution.plan), text)
+        execution = self._execution
+        return await read_large_input(IsolatedTasks(execution.user_id, execution.plan, execution.cpu), text)
 
     async def _give_up(self) -> None:
         number = self._execution.crash_count

@@ -9,7 +9,7 @@ import pytest
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.engine.run.isolated_tasks import MAX_REQUEST_BYTES, IsolatedTasks
-from bloxserver.isolation import TaskLimits
+from bloxserver.isolation import CpuTime, TaskLimits
 from bloxserver.isolation.parts import join_parts
 from bloxserver.plans import FREE, PLANS
 
@@ -19,7 +19,7 @@ async def test_cpu_time_is_added_up() -> None:
     request = join_parts([json.dumps({"KEY": "canary"}).encode(), json.dumps(["canary", "x"] * 20_000).encode()])
     assert json.loads(await tasks.run("attempt.redact", request))[:2] == ["[secret KEY]", "x"]
     assert 0 < tasks.cpu_seconds < FREE.execution_cpu_seconds
-    tasks.cpu_seconds = FREE.execution_cpu_seconds
+    tasks = IsolatedTasks(uuid4(), FREE, CpuTime(FREE.execution_cpu_seconds))
     with pytest.raises(BlockError) as error:
         await tasks.run("attempt.redact", request)
     assert (error.value.code, error.value.retryable) == ("execution_cpu_seconds_limit_reached", False)
