@@ -284,3 +284,52 @@ async def test_a_step_that_changes_while_its_execution_is_deleted_is_subtracted_
     await deleting
     async with live_database.sessions() as session:
         assert await maintained(session) == {}
+
+
+async def create_rows(session: AsyncSession) -> ExecutionRecord:
+    """An execution with a step, a version and a value of its flow."""
+    execution = await create_execution(session, await create_flow(session, await create_user(session)))
+    session.add(ExecutionStepRecord(execution_id=execution.id, key="1", listener="a", state="text"))
+    session.add(FlowVersionRecord(flow_id=execution.flow_id, number=1, organism_yaml="abc"))
+    session.add(KeyValueRecord(flow_id=execution.flow_id, key="key", value="[1]"))
+    await session.commit()
+    return execution
+
+
+@pytest.mark.parametrize(
+    ("table", "left"),
+    [
+        ("execution_steps", {"executions", "flow_versions", "key_values"}),
+        ("flow_versions", {"key_values"}),  # executions refer to versions
+        ("key_values", {"executions", "execution_steps", "flow_versions"}),
+        ("executions", {"flow_versions", "key_values"}),
+        ("flows", set()),
+    ],
+)
+async def test_rows_of_truncated_tables_do_not_count(
+    live_database: Database, backend: str, table: str, left: set[str]
+) -> None:
+    if backend == "sqlite":
+        pytest.skip("SQLite has no TRUNCATE")
+    async with live_database.sessions() as session:
+        await create_rows(session)
+        await session.execute(sa.text(f"TRUNCATE {table} CASCADE"))
+        assert {source for _, source in await maintained(session)} == left
+        assert await maintained(session) == await counted(session)
+        await session.rollback()
+
+
+async def test_steps_of_a_deleted_execution_do_not_count(session: AsyncSession) -> None:
+    execution = await create_rows(session)
+    await session.execute(sa.delete(ExecutionRecord).where(ExecutionRecord.id == execution.id))
+    assert {source for _, source in await maintained(session)} == {"flow_versions", "key_values"}
+    assert await maintained(session) == await counted(session)
+
+
+async def test_steps_of_an_execution_that_is_moved_count_for_its_new_owner(session: AsyncSession) -> None:
+    execution = await create_rows(session)
+    flow = await create_flow(session, user := await create_user(session))
+    await session.execute(sa.update(ExecutionRecord).where(ExecutionRecord.id == execution.id).values(flow_id=flow.id))
+    moved = {source: size for (user_id, source), size in (await maintained(session)).items() if user_id == user.id}
+    assert moved["execution_steps"] == ROW_BYTES + len("text")
+    assert await maintained(session) == await counted(session)

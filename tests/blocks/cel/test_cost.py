@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.calculate import CALCULATION
-from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.cel.values import CHARACTERS_PER_STEP, MAX_STEPS, Budget, CostLimitExceeded
 from bloxserver.blocks.expressions import compile_expression, evaluate
 
 LONG = "a" * 1_000_000
@@ -81,6 +81,19 @@ def test_only_ascii_letters_change_case(name: str, change: Callable[[str], str])
     expected = "".join(change(letter) if letter.isascii() else letter for letter in text)
     scope: dict[str, JsonValue] = {"payload": text, "input": expected}
     assert compile_expression(f"payload.{name}() == input").evaluate(scope, Budget(1_000)) is True
+
+
+@pytest.mark.parametrize("name", ["lowerAscii", "upperAscii"])
+def test_change_of_case_is_charged_for_each_character(name: str) -> None:
+    """It encodes and decodes the text. `trim` only has the charge of every function."""
+    text = "é" * CHARACTERS_PER_STEP * 1_000
+
+    def steps(function: str) -> int:
+        budget = Budget(MAX_STEPS)
+        compile_expression(f"payload.{function}() == ''").evaluate({"payload": text}, budget)
+        return MAX_STEPS - budget.left
+
+    assert steps(name) - steps("trim") == 2_000
 
 
 def test_error_does_not_contain_the_operand() -> None:

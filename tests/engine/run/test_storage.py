@@ -9,9 +9,13 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.engine.engine import Engine
+from bloxserver.engine.run.storage import RECHECK_CHARACTERS, StorageCheck
+from bloxserver.errors import LimitReached
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, StoredBytesRecord, TriggerType, UserRecord
+from tests.engine.queue_claims import take
 from tests.engine.run.test_runner import eventually, run, started_flow
+from tests.factories import create_execution, create_flow, create_user
 
 ECHO = "organism: {name: echo}\nlisteners:\n  - {name: one, description: d, handler: echo}\n"
 
@@ -51,10 +55,24 @@ async def test_row_by_hand_runs_above_the_limit_and_fails_above_the_allowance(
         assert ended["errorMessage"].startswith("The limit of 100000 stored bytes is reached (in use: 11")
 
 
-async def test_execution_that_stores_much_notices_what_others_store(
+async def test_execution_that_stores_much_notices_what_others_store(live_database: Database) -> None:
+    """It reads the stored bytes again after each MiB: another execution of the user has stored them meanwhile."""
+    async with live_database.sessions() as session:
+        flow = await create_flow(session, await create_user(session))
+        execution = await create_execution(session, flow)
+    await set_limit(live_database, 10_000_000, 0)
+    check = StorageCheck(live_database, await take(live_database, execution))
+    await check.before_saving(RECHECK_CHARACTERS - 1)
+    async with live_database.transaction() as session:
+        session.add(ExecutionRecord(flow_id=flow.id, trigger_type=TriggerType.MANUAL, output_payload="x" * 11_000_000))
+    await check.before_saving(1)
+    with pytest.raises(LimitReached, match=r"The limit of 10000000 stored bytes is reached \(in use: 110"):
+        await check.before_saving(0)
+
+
+async def test_execution_that_exceeds_the_limit_alone_fails(
     live_client: httpx.AsyncClient, live_database: Database, engine: Engine
 ) -> None:
-    """It reads the stored bytes again after each MiB. The claim saw far fewer."""
     large = "x" * 700_000
     listeners = "".join(
         f"  - {{name: l{number}, description: d, handler: echo, peers: [l{number + 1}]}}\n" for number in range(4)
