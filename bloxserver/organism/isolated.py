@@ -10,7 +10,7 @@ from bloxserver.organism.canvas import yaml_to_canvas
 from bloxserver.organism.canvas_to_yaml import canvas_to_yaml, changed_listeners
 from bloxserver.organism.compiled import compile_organism
 from bloxserver.organism.messages import problems_to_json, requirements_to_json
-from bloxserver.organism.parse import Reading, read
+from bloxserver.organism.parse import Reading, parse, read
 from bloxserver.organism.problems import OrganismError
 from bloxserver.organism.secret_values import invalid_values
 from bloxserver.organism.yaml_loader import decode
@@ -29,11 +29,15 @@ def check_secret_values(request: bytes) -> bytes:
 
 
 def compile_definition(request: bytes) -> bytes:
-    """Return a valid definition in the form that executions load, or the problems of an invalid one."""
-    reading = read_definition(request)
-    if reading.organism is None:
-        return _json(_checked(reading))
-    return _json(_checked(reading) | {"organism": compile_organism(reading.organism)})
+    """Return a valid definition in the form that executions load, or the problems of an invalid one.
+
+    Its snippets are not checked: that starts a process for each, and was done when the definition was stored.
+    """
+    try:
+        organism = parse(decode(request), get_registry())
+    except OrganismError as error:
+        return _json({"problems": problems_to_json(error.problems)})
+    return _json({"organism": compile_organism(organism)})
 
 
 def derive_canvas(request: bytes) -> bytes:

@@ -7,9 +7,11 @@ import json
 
 import pytest
 
+from bloxserver.blocks.registry import get_registry
 from bloxserver.isolation import IsolationUnavailable
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.organism.load import SMALL_CHARACTERS, parse_organism, run_isolated
+from bloxserver.organism.parse import check
 from bloxserver.organism.problems import OrganismError
 
 PADDING = "#" * SMALL_CHARACTERS
@@ -31,6 +33,15 @@ async def test_invalid_text_raises_its_errors(padding: str) -> None:
     with pytest.raises(OrganismError) as error:
         await parse_organism(INVALID + padding, 1)
     assert [(problem.line, problem.code) for problem in error.value.problems] == [(3, "unknown_handler")]
+
+
+@pytest.mark.parametrize("padding", ["", PADDING], ids=["small", "large"])
+async def test_snippets_are_not_checked_again(padding: str) -> None:
+    """The check starts an interpreter for each snippet. Their authors saw its result."""
+    text = "organism: {name: x}\nlisteners:\n  - {name: a, description: d, handler: python, config: {code: 'x ='}}\n"
+    assert check(text, get_registry())
+    organism = await parse_organism(text + padding, 1)
+    assert organism.listener("a").config.model_dump()["code"] == "x ="
 
 
 async def test_definition_of_more_bytes_than_a_request_may_have_is_refused() -> None:
