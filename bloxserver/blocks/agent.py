@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator, Field, GetJsonSchemaHandler, JsonValue, RootModel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticSerializationError, from_json
 
+from bloxserver.blocks.agent_calls import (
+    MAX_STATE_BYTES,
+    arguments_of,
+    prompt_text,
+    result_of,
+    shortened,
+    too_long,
+    without_nul,
+)
 from bloxserver.blocks.base import AgentContext, Block, BlockConfig, BlockContext, BlockError, Conversation, Tool
-from bloxserver.blocks.json_values import storable
-from bloxserver.blocks.tools import INPUT, tool_name, unexpected_arguments
+from bloxserver.blocks.raw_json import RawJson, plain
+from bloxserver.blocks.tools import tool_name
 from bloxserver.clients.llm import ModelError
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart, ToolReturnPart
     from pydantic_ai.tools import ToolDefinition
 
-MAX_RESULT_BYTES = 200_000
-"""The limit for a tool's answer, as the model reads it."""
-MAX_STATE_BYTES = 2 * 1024 * 1024
-MAX_REASON = 200
-NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-"""An escaped NUL character in JSON, which databases do not accept."""
+MAX_ANSWER_BYTES = 256 * 1024
+"""The limit for the texts and arguments of one answer of the model."""
 
 
 class AgentPayload(RootModel[JsonValue]):
@@ -85,9 +89,7 @@ class _Transcript:
     def start(cls, payload: JsonValue, prompt: str) -> _Transcript:
         from pydantic_ai.messages import ModelRequest, SystemPromptPart, UserPromptPart
 
-        text = payload["text"] if isinstance(payload, dict) and payload.keys() == {"text"} else payload
-        prompt_part = UserPromptPart(_as_text(text if isinstance(text, str) else payload))
-        return cls([ModelRequest([SystemPromptPart(prompt), prompt_part])])
+        return cls([ModelRequest([SystemPromptPart(prompt), UserPromptPart(prompt_text(payload))])])
 
     @classmethod
     def resume(cls, state: Mapping[str, Any]) -> _Transcript:
@@ -104,8 +106,8 @@ class _Transcript:
         last = self.messages[-1]
         return last if isinstance(last, ModelResponse) else None
 
-    def state(self) -> JsonValue:
-        """Return the state to store. Raises `BlockError` if it cannot be stored."""
+    def state(self) -> RawJson:
+        """Return the state to store, as text, which nobody reads here. Raises `BlockError` if it cannot be stored."""
         from pydantic_ai.messages import ModelMessagesTypeAdapter
 
         try:
@@ -114,9 +116,9 @@ class _Transcript:
             message = "the model's answer contains half of a surrogate pair"
             raise BlockError("llm_unusable_answer", message) from None
         if len(dumped) > MAX_STATE_BYTES:
-            message = f"the conversation exceeds the limit of {MAX_STATE_BYTES} bytes"
-            raise BlockError("llm_too_long", message, retryable=False)
-        return {"messages": from_json(_without_nul(dumped.decode())), "calls": self.calls, "tokens": self.tokens}
+            raise BlockError("llm_too_long", too_long("the conversation", len(dumped)), retryable=False)
+        messages = without_nul(dumped.decode())
+        return RawJson(f'{{"messages": {messages}, "calls": {self.calls}, "tokens": {self.tokens}}}')
 
 
 async def handle_agent(payload: AgentPayload, config: AgentConfig, context: BlockContext) -> JsonValue:
@@ -130,21 +132,23 @@ async def handle_agent(payload: AgentPayload, config: AgentConfig, context: Bloc
         await context.agent.models.load(config.model)
     except ModelError as error:
         raise _block_error(error) from None
-    state = context.agent.conversation.state
+    state = plain(context.agent.conversation.state)
     if isinstance(state, dict):
         transcript = _Transcript.resume(state)
     else:
         transcript = _Transcript.start(payload.root, config.prompt)
     while True:
-        answer = transcript.answer or await _ask(transcript, config, context.agent)
+        answer = transcript.answer or await _ask(transcript, config, context)
         if not answer.tool_calls:
             return {"text": (answer.text or "").replace("\0", "\ufffd")}
         _check_limits(transcript, config)
-        await _call_tools(transcript, answer.tool_calls, context.agent)
+        await _call_tools(transcript, answer.tool_calls, context.agent, context)
 
 
-async def _ask(transcript: _Transcript, config: AgentConfig, agent: AgentContext) -> ModelResponse:
+async def _ask(transcript: _Transcript, config: AgentConfig, context: BlockContext) -> ModelResponse:
     """Request the model's next answer and store it before it is used. Raises `BlockError`."""
+    agent = cast(AgentContext, context.agent)
+    await context.turn()
     try:
         answer = await agent.models.request(
             transcript.messages,
@@ -157,6 +161,11 @@ async def _ask(transcript: _Transcript, config: AgentConfig, agent: AgentContext
         await _record_tokens(agent.conversation, error.input_tokens, error.output_tokens)
         raise _block_error(error) from None
     usage = answer.usage
+    await context.turn()
+    if (size := _size(answer)) > MAX_ANSWER_BYTES:
+        await _record_tokens(agent.conversation, usage.input_tokens, usage.output_tokens)
+        message = f"the model's answer has {size} bytes, more than {MAX_ANSWER_BYTES}; set max_tokens, or ask for less"
+        raise BlockError("llm_too_long", message, retryable=False)
     answer = _sanitized(answer)
     transcript.messages.append(answer)
     transcript.calls += 1
@@ -190,7 +199,9 @@ def _check_limits(transcript: _Transcript, config: AgentConfig) -> None:
         raise BlockError("agent_token_limit", message, retryable=False)
 
 
-async def _call_tools(transcript: _Transcript, calls: Sequence[ToolCallPart], agent: AgentContext) -> None:
+async def _call_tools(
+    transcript: _Transcript, calls: Sequence[ToolCallPart], agent: AgentContext, context: BlockContext
+) -> None:
     """Make the tool calls of the model's last answer concurrently, and add their results."""
     from pydantic_ai.messages import ModelRequest
 
@@ -198,7 +209,7 @@ async def _call_tools(transcript: _Transcript, calls: Sequence[ToolCallPart], ag
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_result(call, tools, agent.conversation, f"{transcript.calls}.{number}"))
+                group.create_task(_result(call, tools, agent.conversation, f"{transcript.calls}.{number}", context))
                 for number, call in enumerate(calls, start=1)
             ]
     except BaseExceptionGroup as failed:
@@ -208,46 +219,29 @@ async def _call_tools(transcript: _Transcript, calls: Sequence[ToolCallPart], ag
 
 
 async def _result(
-    call: ToolCallPart, tools: Mapping[str, Tool], conversation: Conversation, name: str
+    call: ToolCallPart, tools: Mapping[str, Tool], conversation: Conversation, name: str, context: BlockContext
 ) -> ToolReturnPart:
     """Return the result of a call for the model. A failure is a result too, so that the model can react to it."""
     from pydantic_ai.messages import ToolReturnPart
 
     try:
-        tool, payload = _parse_call(call, tools)
-        text = _as_text(await conversation.call(tool, payload, name))
+        if (tool := tools.get(call.tool_name)) is None:
+            known = ", ".join(tools) or "none"
+            raise BlockError("unknown_tool", f"there is no such tool; the tools are: {known}")
+        await context.turn()
+        given = call.args if isinstance(call.args, str) else json.dumps(call.args or {})
+        payload = await arguments_of(given, tool, context.isolated)
+        text = await result_of(await conversation.call(tool, payload, name), context.isolated)
     except BlockError as error:
-        text = _shortened(f"{error.code}: {error.message}")
+        text = shortened(f"{error.code}: {error.message}")
         return ToolReturnPart(call.tool_name, text, call.tool_call_id, outcome="failed")
-    return ToolReturnPart(call.tool_name, _shortened(text), call.tool_call_id)
+    return ToolReturnPart(call.tool_name, text, call.tool_call_id)
 
 
-def _parse_call(call: ToolCallPart, tools: Mapping[str, Tool]) -> tuple[Tool, JsonValue]:
-    """Return the tool and the payload of a call. Raises `BlockError` with a message for the model."""
-    tool = tools.get(call.tool_name)
-    if tool is None:
-        known = ", ".join(tools) or "none"
-        raise BlockError("unknown_tool", f"there is no such tool; the tools are: {known}")
-    given = call.args if isinstance(call.args, str) else json.dumps(call.args or {})
-    try:
-        arguments = storable(from_json(_without_nul(given or "{}"), allow_inf_nan=False), max_bytes=MAX_STATE_BYTES)
-    except ValueError as error:
-        raise _invalid(f"the arguments are not valid JSON: {str(error)[:MAX_REASON]}") from None
-    if not isinstance(arguments, dict):
-        raise _invalid("the arguments must be a JSON object")
-    if names := unexpected_arguments(tool, arguments):
-        takes = ", ".join(tool.schema["properties"]) or "no arguments"
-        shown = ", ".join(names)[:MAX_REASON]
-        raise _invalid(f"remove the arguments that this tool does not accept: {shown}; it accepts {takes}")
-    if not tool.wrapped:
-        return tool, arguments
-    if INPUT not in arguments:
-        raise _invalid(f'the arguments must have "{INPUT}"')
-    return tool, arguments[INPUT]
-
-
-def _invalid(reason: str) -> BlockError:
-    return BlockError("invalid_arguments", reason)
+def _size(answer: ModelResponse) -> int:
+    """The characters of the texts and arguments of an answer."""
+    values = [value for part in answer.parts for value in (getattr(part, "content", None), getattr(part, "args", None))]
+    return sum(len(value if isinstance(value, str) else json.dumps(value)) for value in values if value is not None)
 
 
 def _sanitized(answer: ModelResponse) -> ModelResponse:
@@ -301,23 +295,6 @@ def _is_lenient(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _as_text(value: JsonValue) -> str:
-    """Return a text unchanged, and any other value as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _shortened(text: str) -> str:
-    encoded = text.encode(errors="replace")
-    if len(encoded) <= MAX_RESULT_BYTES:
-        return text
-    kept = encoded[:MAX_RESULT_BYTES].decode(errors="ignore")
-    return f"{kept}\n[truncated: the first {MAX_RESULT_BYTES} of {len(encoded)} bytes]"
-
-
-def _without_nul(text: str) -> str:
-    return NUL.sub(r"\1\\ufffd", text)
 
 
 def _definition(tool: Tool) -> ToolDefinition:

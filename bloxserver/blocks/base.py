@@ -149,13 +149,13 @@ class Conversation(Protocol):
     """An agent's stored state and its access to tools. The engine keeps the state across interruptions."""
 
     @property
-    def state(self) -> JsonValue:
+    def state(self) -> Value:
         """The state that was last stored for this message; None at first."""
 
-    async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
+    async def keep(self, state: Value, *, input_tokens: int, output_tokens: int) -> None:
         """Store the state, and record the tokens used since the last call."""
 
-    async def call(self, tool: Tool, payload: JsonValue, call: str) -> JsonValue:
+    async def call(self, tool: Tool, payload: Value, call: str) -> Value:
         """Call a listener and return its answer. Raises `BlockError` if the listener fails.
 
         `call` identifies the call within the conversation. A call that was answered before an interruption is not

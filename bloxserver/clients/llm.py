@@ -34,6 +34,8 @@ ANTHROPIC_MAX_TOKENS = 4096
 """The default of `max_tokens` for Anthropic, whose API requires it."""
 MAX_REASON_CHARACTERS = 200
 QUOTE_CHARACTERS = 20
+MAX_COMPARED_CHARACTERS = 64 * 1024
+"""The server's message is left out if the request is larger, since each part is searched for hundreds of texts."""
 """An error message that repeats this many consecutive characters of the request is taken as a quotation of it."""
 NO_KEY = "none"
 
@@ -315,7 +317,7 @@ def _reason(body: object, sent: Sequence[str]) -> str:
     """Return the server's error message as a suffix; empty if there is none or if it quotes the request."""
     error = body.get("error", body) if isinstance(body, dict) else None
     text = error.get("message") if isinstance(error, dict) else None
-    if not isinstance(text, str):
+    if not isinstance(text, str) or sum(map(len, sent)) > MAX_COMPARED_CHARACTERS:
         return ""
     printable = "".join(character if character.isprintable() else " " for character in text[:MAX_REASON_CHARACTERS])
     starts = range(max(1, len(printable) - QUOTE_CHARACTERS + 1))

@@ -10,6 +10,9 @@ from functools import lru_cache
 from importlib import import_module
 
 FUNCTIONS = {
+    "agent.arguments": "bloxserver.blocks.agent_calls:read_arguments",
+    "agent.prompt": "bloxserver.blocks.agent_calls:read_prompt",
+    "agent.result": "bloxserver.blocks.agent_calls:read_result",
     "attempt.conditions": "bloxserver.engine.run.isolated_attempt:evaluate_conditions",
     "attempt.input": "bloxserver.engine.run.isolated_attempt:read_input",
     "attempt.redact": "bloxserver.engine.run.isolated_attempt:redact_secrets",

@@ -14,6 +14,7 @@ from pydantic import JsonValue, SecretStr
 from bloxserver.blocks import http_request, transform
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, Tool
+from bloxserver.blocks.raw_json import Value, plain, text_of_value
 from bloxserver.blocks.tools import tool_of
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.settings import Settings
@@ -41,12 +42,13 @@ class StoredConversation:
     tokens: list[tuple[int, int]] = field(default_factory=list)
     called: list[tuple[str, JsonValue, str]] = field(default_factory=list)
 
-    async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
-        self.state = json.loads(json.dumps(state))
+    async def keep(self, state: Value, *, input_tokens: int, output_tokens: int) -> None:
+        self.state = json.loads(text_of_value(state))
         self.kept.append(self.state)
         self.tokens.append((input_tokens, output_tokens))
 
-    async def call(self, tool: Tool, payload: JsonValue, call: str) -> JsonValue:
+    async def call(self, tool: Tool, payload: Value, call: str) -> JsonValue:
+        payload = plain(payload)
         if call not in self.answered:
             self.called.append((tool.listener, payload, call))
             self.answered[call] = await self.respond[tool.listener](payload)

@@ -8,7 +8,7 @@ import logging
 import pytest
 from pydantic import JsonValue
 
-from bloxserver.blocks.agent import MAX_RESULT_BYTES, MAX_STATE_BYTES
+from bloxserver.blocks.agent_calls import MAX_RESULT_BYTES, MAX_STATE_BYTES
 from bloxserver.blocks.base import BlockContext, BlockError
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.settings import Settings

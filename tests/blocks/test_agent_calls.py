@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks import http_request
-from bloxserver.blocks.agent import MAX_RESULT_BYTES
-from bloxserver.blocks.base import BlockContext
+from bloxserver.blocks.agent import MAX_ANSWER_BYTES
+from bloxserver.blocks.agent_calls import MAX_RESULT_BYTES, without_nul
+from bloxserver.blocks.base import BlockContext, BlockError
+from bloxserver.blocks.raw_json import value_of_text
 from bloxserver.blocks.tools import tool_of
+from bloxserver.engine.run.isolated_tasks import IsolatedTasks
+from bloxserver.plans import FREE
 from tests.blocks.agents import (
     FETCH,
     SHAPE,
@@ -183,3 +190,71 @@ async def test_nul_characters_are_replaced(context: BlockContext) -> None:
     assert memory.called == [("fetch.page", {"url": "a\ufffd", "path": "\\u0000"}, "1.1")]
     assert "\0" not in str(memory.kept)
     assert "one\ufffd" in str(memory.kept)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'"\u0000"',
+        r'"\\u0000"',
+        r'"\\\u0000"',
+        r'"\\\\u0000"',
+        r'"\n\\u0000\u0000"',
+        r'"\"\u0000\\"',
+        r'"\\\\\u0000\\u0000"',
+    ],
+)
+def test_only_nul_characters_are_replaced(text: str) -> None:
+    assert json.loads(without_nul(text)) == json.loads(text).replace("\0", "\ufffd")
+
+
+class TestLargeValues:
+    """The CPU time of `isolated` shows where a value was read: it is that of other processes."""
+
+    @pytest.fixture
+    def isolated(self) -> IsolatedTasks:
+        return IsolatedTasks(uuid4(), FREE)
+
+    @pytest.fixture
+    def calling(self, context: BlockContext, isolated: IsolatedTasks) -> BlockContext:
+        return replace(context, isolated=isolated)
+
+    @pytest.mark.parametrize(("count", "in_process"), [(1_000, True), (10_000, False)])
+    async def test_large_arguments_are_read_in_another_process(
+        self, calling: BlockContext, isolated: IsolatedTasks, count: int, in_process: bool
+    ) -> None:
+        memory = StoredConversation({"shape": fetched})
+        lists: JsonValue = {"url": [[] for _ in range(count)]}
+        async with language_models(calls(("shape", {"input": lists})), says("Done.")) as (models, _):
+            assert await answer_of(calling, models, memory) == {"text": "Done."}
+        assert memory.called == [("shape", lists, "1.1")]
+        assert (isolated.cpu_seconds == 0) == in_process
+
+    async def test_invalid_large_arguments_are_reported_to_the_model(
+        self, calling: BlockContext, isolated: IsolatedTasks
+    ) -> None:
+        script = [calls(("shape", {"unknown": ["x" * 50_000]})), says("Sorry.")]
+        async with language_models(*script) as (models, server):
+            await answer_of(calling, models, StoredConversation())
+        assert "remove the arguments that this tool does not accept: unknown" in server.requests[1].texts[-1]
+        assert isolated.cpu_seconds > 0
+
+    async def test_large_result_is_written_and_cut_in_another_process(
+        self, calling: BlockContext, isolated: IsolatedTasks
+    ) -> None:
+        async def much(payload: JsonValue) -> Any:
+            return value_of_text(json.dumps([[]] * 100_000))
+
+        async with language_models(calls(("fetch_page", {})), says("Much.")) as (models, server):
+            await answer_of(calling, models, StoredConversation({"fetch.page": much}))
+        result = server.requests[1].texts[-1]
+        assert re.fullmatch(rf"\[(\[\],)+(\[\]?)?\n\[truncated: the first {MAX_RESULT_BYTES} of 300001 bytes\]", result)
+        assert isolated.cpu_seconds > 0
+
+    async def test_answer_that_is_too_large_fails_and_is_charged(self, calling: BlockContext) -> None:
+        memory = StoredConversation()
+        script = [says("x" * (MAX_ANSWER_BYTES + 1), input_tokens=60, output_tokens=7)]
+        async with language_models(*script) as (models, _):
+            with pytest.raises(BlockError, match=f"has {MAX_ANSWER_BYTES + 1} bytes, more than {MAX_ANSWER_BYTES};"):
+                await answer_of(calling, models, memory)
+        assert memory.tokens == [(60, 7)]

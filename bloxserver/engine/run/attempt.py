@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 from pydantic import JsonValue
 
+from bloxserver.blocks.agent_calls import prompt_of
 from bloxserver.blocks.base import (
     AgentContext,
     BlockContext,
@@ -195,7 +196,11 @@ async def _call(
     listener, message = attempt.listener, attempt.message
     if needs_process(listener, message.payload, context.input):
         return await _call_in_process(attempt, context, secrets)
-    payload, execution_input = plain(message.payload), plain(context.input)
+    # Only agents get large values here. They do not use the input of the execution.
+    payload = message.payload
+    if isinstance(payload, RawJson):
+        payload = await prompt_of(payload, context.isolated)
+    execution_input = None if isinstance(context.input, RawJson) else context.input
     agent = AgentContext(context.models, listener.tools, conversation)
     block_context = context.context(message, attempt.counted_number, agent)
     try:

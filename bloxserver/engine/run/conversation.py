@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pydantic import JsonValue
-
 from bloxserver.blocks.base import BlockError, Tool
-from bloxserver.blocks.raw_json import plain
+from bloxserver.blocks.raw_json import Value
 from bloxserver.engine.run.attempt import Attempt
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
@@ -16,7 +14,7 @@ from bloxserver.models.enums import StepStatus
 class AgentRun(Protocol):
     """The run of an execution, as its agents use it."""
 
-    async def call(self, agent: Message, listener: str, payload: JsonValue, call: str) -> Step:
+    async def call(self, agent: Message, listener: str, payload: Value, call: str) -> Step:
         """Have a listener handle an agent's call; returns the step once it has ended."""
 
     async def keep(self, step: Step) -> None:
@@ -30,16 +28,16 @@ class StoredConversation:
         """The conversation continues from the state of `step`."""
         self._run = run
         self._attempt = attempt
-        self.state: JsonValue = step.state
+        self.state: Value = step.state
         self.tokens = step.tokens
 
-    async def keep(self, state: JsonValue, *, input_tokens: int, output_tokens: int) -> None:
+    async def keep(self, state: Value, *, input_tokens: int, output_tokens: int) -> None:
         self.state = state
         self.tokens = self.tokens.plus(Tokens(input_tokens, output_tokens))
         await self._run.keep(self._attempt.step(StepStatus.RUNNING, state=state, tokens=self.tokens))
 
-    async def call(self, tool: Tool, payload: JsonValue, call: str) -> JsonValue:
+    async def call(self, tool: Tool, payload: Value, call: str) -> Value:
         step = await self._run.call(self._attempt.message, tool.listener, payload, call)
         if step.status is StepStatus.ERROR:
             raise BlockError(step.error_code or "failed", step.error or "failed", retryable=False)
-        return plain(step.output)
+        return step.output

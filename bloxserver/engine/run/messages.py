@@ -9,8 +9,6 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from pydantic import JsonValue
-
 from bloxserver.blocks.raw_json import Value, list_of, object_of
 from bloxserver.ids import new_id
 from bloxserver.models.enums import StepStatus
@@ -68,7 +66,7 @@ class Step:
     """Tries that were interrupted, as by a crash of the worker. They do not count against the listener's `retries`."""
     routed_to: tuple[str, ...] | None = None
     called_id: UUID | None = None
-    state: JsonValue = None
+    state: Value = None
     """The conversation of an agent, from which it continues."""
     tokens: Tokens = NO_TOKENS
     sequence: int = 0

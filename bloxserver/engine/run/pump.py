@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
-from pydantic import JsonValue
 
+from bloxserver.blocks.raw_json import Value
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
@@ -366,7 +366,7 @@ class Pump:
         except BaseException as error:
             self._inbox.put_nowait(error)
 
-    async def call(self, agent: Message, listener: str, payload: JsonValue, call: str) -> Step:
+    async def call(self, agent: Message, listener: str, payload: Value, call: str) -> Step:
         """Have a listener handle an agent's call; returns the step once it has ended."""
         message = Message(listener, payload, agent.id, call)
         if (answered := self._answered.get(message.key)) is not None:

@@ -107,7 +107,7 @@ def step_row(step: Step, execution_id: UUID, texts: JsonTextCache, *, known: boo
         "output_tokens": step.tokens.output,
         "routed_to": None if step.routed_to is None else list(step.routed_to),
         "called_id": step.called_id,
-        "state": None if step.state is None else json_text(step.state),
+        "state": None if step.state is None else texts.of(step.state),
     }
 
 
@@ -134,7 +134,7 @@ def step_of_row(record: ExecutionStepRecord) -> Step:
         interruptions=record.interruptions,
         routed_to=None if record.routed_to is None else tuple(record.routed_to),
         called_id=record.called_id,
-        state=json.loads(record.state or "null"),
+        state=value_of_text(record.state or "null"),
         tokens=Tokens(record.input_tokens, record.output_tokens),
         sequence=record.sequence,
     )

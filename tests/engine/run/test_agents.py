@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from pydantic import SecretStr
 
+from bloxserver.blocks.agent_calls import MAX_STATE_BYTES
+from bloxserver.blocks.raw_json import RawJson
 from bloxserver.clock import now
 from bloxserver.engine.run.messages import Failed, Finished, Suspended, Tokens
 from bloxserver.models.enums import StepStatus
@@ -131,3 +134,30 @@ async def test_agent_without_configuration_fails_and_names_the_setting(settings:
     outcome, _ = await pump(organism("name: a, prompt: p"), settings=settings)
     assert isinstance(outcome, Failed)
     assert named in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        ([[]] * 10_000, f"[{','.join(['[]'] * 10_000)}]"),
+        ("é" * 100_000, "é" * 100_000),
+        ({"text": "é" * 100_000}, "é" * 100_000),
+    ],
+    ids=["list", "text", "member text"],
+)
+async def test_large_message_reaches_the_model_as_text(payload: object, text: str) -> None:
+    definition = organism("name: a, prompt: p")
+    async with language_model([says("Done.")]) as model:
+        raw = RawJson(json.dumps(payload))
+        assert (await pump(definition, raw, settings=settings_of(model)))[0] == Finished({"text": "Done."})
+        assert model.requests[0].texts == ["p", text]
+
+
+async def test_message_that_no_conversation_can_hold_fails() -> None:
+    raw = RawJson(json.dumps("x" * (MAX_STATE_BYTES + 1)))
+    async with language_model([]) as model:
+        outcome, log = await pump(organism("name: a, prompt: p"), raw, settings=settings_of(model))
+        assert model.requests == []
+    assert isinstance(outcome, Failed)
+    assert log.step("a").error_code == "llm_too_long"
+    assert f"has {MAX_STATE_BYTES + 1} bytes, but a conversation may have {MAX_STATE_BYTES} bytes" in outcome.error
