@@ -25,9 +25,9 @@ from bloxserver.blocks.agent_calls import (
     without_nul,
 )
 from bloxserver.blocks.base import AgentContext, Block, BlockConfig, BlockContext, BlockError, Conversation, Tool
-from bloxserver.blocks.raw_json import RawJson, plain
 from bloxserver.blocks.tools import tool_name
 from bloxserver.clients.llm import ModelError
+from bloxserver.raw_json import RawJson, plain
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart, ToolReturnPart

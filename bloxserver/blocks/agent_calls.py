@@ -13,9 +13,9 @@ from pydantic_core import from_json
 
 from bloxserver.blocks.base import BlockError, IsolatedTasks, Tool
 from bloxserver.blocks.json_values import storable
-from bloxserver.blocks.raw_json import RawJson, Value, is_large, value_of_text
 from bloxserver.blocks.tools import INPUT, unexpected_arguments
 from bloxserver.isolation.parts import join_parts, split_parts
+from bloxserver.raw_json import RawJson, Value, is_large, value_of_text
 from bloxserver.storable import json_text
 
 MAX_RESULT_BYTES = 200_000

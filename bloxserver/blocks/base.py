@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget
-from bloxserver.blocks.raw_json import RawJson, Value
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.memory import MemoryBudget
 from bloxserver.isolation.limits import TaskLimits
+from bloxserver.raw_json import RawJson, Value
 
 if TYPE_CHECKING:
     from bloxserver.clients.llm import LanguageModels

@@ -13,12 +13,12 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from bloxserver.blocks.base import BlockContext, BlockError
-from bloxserver.blocks.raw_json import Value, value_of_text
 from bloxserver.clients.charsets import REPLACEMENT, decode, parse_charset
 from bloxserver.clients.decoding import ContentEncodingError, ResponseTooLarge, decompress
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import HttpResponse, decompressed
 from bloxserver.isolation.parts import join_parts, split_parts
+from bloxserver.raw_json import Value, value_of_text
 from bloxserver.storable import json_text
 
 MAX_JSON_DEPTH = 64

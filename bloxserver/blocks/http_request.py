@@ -26,9 +26,9 @@ from pydantic_core import CoreSchema
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.http_bodies import encode_body, read_response
 from bloxserver.blocks.http_headers import ConfigHeaders, Headers, form_problem, merged, set_default
-from bloxserver.blocks.raw_json import Value, object_of
 from bloxserver.blocks.tools import any_schema, object_schema, schema_without
 from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
+from bloxserver.raw_json import Value, object_of
 
 MAX_TIMEOUT_SECONDS = 300
 SCHEMES = ("http://", "https://")

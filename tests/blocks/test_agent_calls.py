@@ -16,10 +16,10 @@ from bloxserver.blocks import http_request
 from bloxserver.blocks.agent import MAX_ANSWER_BYTES
 from bloxserver.blocks.agent_calls import MAX_RESULT_BYTES, without_nul
 from bloxserver.blocks.base import BlockContext, BlockError
-from bloxserver.blocks.raw_json import value_of_text
 from bloxserver.blocks.tools import tool_of
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.plans import FREE
+from bloxserver.raw_json import value_of_text
 from tests.blocks.agents import (
     FETCH,
     SHAPE,

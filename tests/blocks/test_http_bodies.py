@@ -12,11 +12,11 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockContext, BlockError
 from bloxserver.blocks.http_bodies import MAX_BYTES_ON_LOOP, read_body, read_response
-from bloxserver.blocks.raw_json import text_of_value
 from bloxserver.clients.http import HttpResponse
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.plans import FREE
+from bloxserver.raw_json import text_of_value
 
 
 @pytest.mark.parametrize(

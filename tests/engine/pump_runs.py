@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 from pydantic import JsonValue, RootModel
 
 from bloxserver.blocks.base import AgentContext, Block, BlockContext, NoConfig, Result
-from bloxserver.blocks.raw_json import Value
 from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
@@ -26,6 +25,7 @@ from bloxserver.engine.run.turns import Turns
 from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
 from bloxserver.plans import PLANS
+from bloxserver.raw_json import Value
 from bloxserver.settings import Settings
 from tests.blocks.conftest import NoFlows, NoStore
 

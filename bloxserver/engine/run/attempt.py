@@ -27,7 +27,6 @@ from bloxserver.blocks.base import (
     Wait,
 )
 from bloxserver.blocks.cel.values import CostLimitExceeded
-from bloxserver.blocks.raw_json import RawJson, Value, plain, value_of_text
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
@@ -39,6 +38,7 @@ from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.observability import metrics, tracing
 from bloxserver.organism.model import Listener
+from bloxserver.raw_json import RawJson, Value, plain, value_of_text
 from bloxserver.redaction import redact
 
 log = structlog.stdlib.get_logger("bloxserver.engine")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bloxserver.blocks.raw_json import RawJson, Value
 from bloxserver.engine.run.messages import Message, Step
 from bloxserver.organism.load import RunnableOrganism
+from bloxserver.raw_json import RawJson, Value
 
 MAX_MESSAGES = 100
 MAX_CHARACTERS = 1024 * 1024

@@ -11,8 +11,8 @@ from bloxserver.blocks import templates
 from bloxserver.blocks.base import BlockConfig, BlockError
 from bloxserver.blocks.cel.values import Budget
 from bloxserver.blocks.json_values import MAX_ANSWER_BYTES
-from bloxserver.blocks.raw_json import RawJson, Value, is_large
 from bloxserver.organism.model import Listener
+from bloxserver.raw_json import RawJson, Value, is_large
 from bloxserver.storable import json_text
 
 MAX_LOCATION = 200

@@ -11,7 +11,6 @@ from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError
-from bloxserver.blocks.raw_json import Value
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer, create_mailer
@@ -29,6 +28,7 @@ from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.turns import Turns
 from bloxserver.errors import BloxError
 from bloxserver.models.database import Database
+from bloxserver.raw_json import Value
 from bloxserver.services import key_values
 from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
 from bloxserver.settings import Settings

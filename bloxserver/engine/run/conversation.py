@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from bloxserver.blocks.base import BlockError, Tool
-from bloxserver.blocks.raw_json import Value
 from bloxserver.engine.run.attempt import Attempt
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
+from bloxserver.raw_json import Value
 
 
 class AgentRun(Protocol):

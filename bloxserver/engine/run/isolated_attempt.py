@@ -13,7 +13,6 @@ from pydantic import BaseModel, JsonValue
 from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Wait
 from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded
 from bloxserver.blocks.expressions import holds
-from bloxserver.blocks.raw_json import Value, plain, text_of_value
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.run.blocks import checked_answer, filled_config, rendered_config, validated_payload
 from bloxserver.engine.run.effects import EffectNeeded, EffectResult, RecordedEffects
@@ -24,6 +23,7 @@ from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.organism.compiled import load_listener
 from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import NAMES
+from bloxserver.raw_json import Value, plain, text_of_value
 from bloxserver.redaction import redact
 from bloxserver.storable import json_text
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import BlockContext, BlockError, IsolatedTasks
-from bloxserver.blocks.raw_json import RawJson, Value, text_of_value, value_of_text
 from bloxserver.engine.run.effects import Effect, carry_out
 from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.organism.compiled import compiled_listener
 from bloxserver.organism.model import Listener
+from bloxserver.raw_json import RawJson, Value, text_of_value, value_of_text
 
 MAX_EFFECTS = 100
 """The maximum number of effects of one attempt."""

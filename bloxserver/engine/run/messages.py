@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from bloxserver.blocks.raw_json import Value, list_of, object_of
 from bloxserver.ids import new_id
 from bloxserver.models.enums import StepStatus
+from bloxserver.raw_json import Value, list_of, object_of
 
 
 @dataclass(frozen=True)

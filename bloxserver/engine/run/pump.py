@@ -14,7 +14,6 @@ from uuid import UUID
 
 import structlog
 
-from bloxserver.blocks.raw_json import Value
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
@@ -37,6 +36,7 @@ from bloxserver.engine.run.messages import (
 from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.load import RunnableOrganism
+from bloxserver.raw_json import Value
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
 

@@ -10,11 +10,11 @@ from pydantic import JsonValue
 from bloxserver.blocks.base import BlockError, IsolatedTasks
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
 from bloxserver.blocks.expressions import holds
-from bloxserver.blocks.raw_json import RawJson, Value, object_of, plain
 from bloxserver.engine.run.large_messages import evaluate_large
 from bloxserver.engine.run.messages import Step
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.model import Listener, Peer
+from bloxserver.raw_json import RawJson, Value, object_of, plain
 
 
 class RoutingContext(Protocol):

@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.base import BlockError
-from bloxserver.blocks.raw_json import Value, is_large
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.queue import leases
@@ -39,6 +38,7 @@ from bloxserver.observability.tracing import NO_SPAN, continue_trace
 from bloxserver.organism.load import RunnableOrganism, parse_organism
 from bloxserver.organism.model import FailureNotification, UnknownListener
 from bloxserver.organism.problems import OrganismError
+from bloxserver.raw_json import Value, is_large
 from bloxserver.services.notifications import enqueue_failure_notification
 from bloxserver.storable import storable_text
 

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from pydantic import JsonValue
 
-from bloxserver.blocks.raw_json import RawJson, Value, value_of_text
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionStepRecord
+from bloxserver.raw_json import RawJson, Value, value_of_text
 from bloxserver.storable import json_text, storable_text
 
 BYTE_ORDER_MARK = "\ufeff"

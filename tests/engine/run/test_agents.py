@@ -10,10 +10,10 @@ import pytest
 from pydantic import SecretStr
 
 from bloxserver.blocks.agent_calls import MAX_STATE_BYTES
-from bloxserver.blocks.raw_json import RawJson
 from bloxserver.clock import now
 from bloxserver.engine.run.messages import Failed, Finished, Suspended, Tokens
 from bloxserver.models.enums import StepStatus
+from bloxserver.raw_json import RawJson
 from bloxserver.settings import Settings
 from tests.engine.pump_runs import echo, organism, pump
 from tests.llm_server import LanguageModelServer, calls, fails, language_model, says

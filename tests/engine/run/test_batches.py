@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bloxserver.blocks.raw_json import RawJson, Value
 from bloxserver.blocks.registry import get_registry
 from bloxserver.clock import now
 from bloxserver.engine.run.batches import MAX_CHARACTERS, MAX_MESSAGES, Batch, characters_of, divide
 from bloxserver.engine.run.messages import Finished, Message, Step
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.parse import parse
+from bloxserver.raw_json import RawJson, Value
 from tests.engine.pump_runs import Log, echo, organism, pump
 
 LARGE = RawJson('"' + "x" * 600_000 + '"')

@@ -8,13 +8,13 @@ from ipaddress import ip_network
 import pytest
 from pydantic import JsonValue
 
-from bloxserver.blocks.raw_json import is_large, plain
 from bloxserver.blocks.registry import get_registry
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.engine.run.messages import Failed, Finished, Message, Outcome
 from bloxserver.engine.run.pump import Pump
 from bloxserver.organism.parse import parse
+from bloxserver.raw_json import is_large, plain
 from bloxserver.settings import Settings
 from tests.clients.loopback import answer, running_server
 from tests.engine.pump_runs import Log, World, echo, organism

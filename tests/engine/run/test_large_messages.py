@@ -11,7 +11,6 @@ import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import AgentContext, BlockContext
-from bloxserver.blocks.raw_json import RawJson, plain
 from bloxserver.blocks.registry import get_registry
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.llm import LanguageModels
@@ -21,6 +20,7 @@ from bloxserver.engine.run.messages import Failed, Finished, Message, Outcome, S
 from bloxserver.engine.run.pump import Pump
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.parse import parse
+from bloxserver.raw_json import RawJson, plain
 from bloxserver.settings import Settings
 from tests.clients.loopback import answer, running_server
 from tests.engine.pump_runs import Log, World, echo, organism, pump

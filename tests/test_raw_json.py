@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bloxserver.blocks.raw_json import (
+from bloxserver.raw_json import (
     MAX_CHARACTERS,
     MAX_VALUES,
     RawJson,
