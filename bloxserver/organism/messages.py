@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from bloxserver.organism.problems import Problem, shortened_path
+from bloxserver.organism.problems import Problem, errors_of, shortened_path
 from bloxserver.organism.requirements import (
     AddressRequirement,
     FlowRequirement,
@@ -23,11 +23,26 @@ KINDS: dict[str, type[Any]] = {
 }
 
 
-def problems_to_json(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+MAX_PROBLEMS = 200
+"""The number of problems that a process reports. The event loop handles each of them several times."""
+
+
+def problems_to_json(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     return [
         {name: getattr(problem, name) for name in Problem.__slots__} | {"path": shortened_path(problem.path)}
-        for problem in problems
+        for problem in _limited(problems)
     ]
+
+
+def _limited(problems: Sequence[Problem]) -> Sequence[Problem]:
+    """Return the first problems, and one that stands for the others if there are more."""
+    if len(problems) <= MAX_PROBLEMS:
+        return problems
+    shown, others = problems[:MAX_PROBLEMS], problems[MAX_PROBLEMS:]
+    message = f"there are {len(others)} more problems"
+    severity: Literal["error", "warning"] = "error" if errors_of(others) else "warning"
+    last = shown[-1]
+    return [*shown, Problem(last.line, last.column, "more_problems", message, "fix the others first", severity)]
 
 
 def problems_of_json(values: Iterable[dict[str, Any]]) -> list[Problem]:
