@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.types import Receive, Scope, Send
 
+from bloxserver.api.rendering import render
 from bloxserver.api.schemas import AwaitedExecution, Execution, ExecutionOutline, StepOutline
 from bloxserver.api.watching import ExecutionWatcher, Watch
 from bloxserver.errors import NotFound
@@ -39,7 +40,7 @@ KEEPALIVE_SECONDS = 15.0
 WRITE_SECONDS = 30.0
 """A stream whose client reads nothing for this time is closed."""
 RECONNECT_MS = 1000
-STEP_BATCH_SIZE = 500
+STEP_BATCH_SIZE = 200
 """The maximum number of steps in one read."""
 BEFORE_FIRST_SEQUENCE = -1
 MAX_ID = UUID(int=2**128 - 1)
@@ -124,10 +125,9 @@ class WaitingResponse(Response):
                 ended = await self._read()
         if ended is None:
             headers = {"Location": self._location} if self._location else None
-            content = _content(AwaitedExecution, self._accepted, "Execution is still running")
-            response = JSONResponse(content, 202, headers)
+            response = await _response(AwaitedExecution, self._accepted, "Execution is still running", 202, headers)
         else:
-            response = JSONResponse(_content(self._body, ended, "Execution has ended"), self.status_code)
+            response = await _response(self._body, ended, "Execution has ended", self.status_code)
         await response(scope, receive, send)
 
     async def _read(self) -> Execution | None:
@@ -149,9 +149,16 @@ class WaitingResponse(Response):
             return None
 
 
-def _content(body: type[Execution], execution: Execution, message: str) -> dict[str, Any]:
+async def _response(
+    body: type[Execution], execution: Execution, message: str, status: int, headers: dict[str, str] | None = None
+) -> Response:
     values = execution.model_dump() | {"execution_id": execution.id, "message": message}
-    return body.model_validate(values).model_dump(mode="json", by_alias=True)
+    content = body.model_validate(values)
+
+    async def respond() -> Response:
+        return JSONResponse(content.model_dump(mode="json", by_alias=True), status, headers)
+
+    return await render(respond)
 
 
 class EventStream(Response):

@@ -17,6 +17,8 @@ FUNCTIONS = {
     "attempt.input": "bloxserver.engine.run.isolated_attempt:read_input",
     "attempt.redact": "bloxserver.engine.run.isolated_attempt:redact_secrets",
     "attempt.run": "bloxserver.engine.run.isolated_attempt:run_attempt",
+    "body.definition": "bloxserver.api.isolated_bodies:read_definition",
+    "body.read": "bloxserver.api.isolated_bodies:read_body",
     "canvas.compare": "bloxserver.organism.isolated:compare_canvas",
     "canvas.derive": "bloxserver.organism.isolated:derive_canvas",
     "http.read_body": "bloxserver.blocks.http_bodies:read_body_request",
@@ -28,6 +30,7 @@ FUNCTIONS = {
 }
 
 PRELOADED = (
+    "bloxserver.api.isolated_bodies",
     "bloxserver.organism.isolated",
     "bloxserver.engine.run.isolated_attempt",
     "bloxserver.blocks.python_snippets",

@@ -36,7 +36,8 @@ from bloxserver.models.enums import (
     TriggerType,
 )
 from bloxserver.models.flow_data_tables import FailureNotificationRecord, KeyValueRecord
-from bloxserver.models.types import TierText, database_now, enum_text
+from bloxserver.models.types import StoredJson, TierText, database_now, enum_text
+from bloxserver.raw_json import RawJson
 from bloxserver.settings import get_settings
 
 __all__ = [
@@ -117,7 +118,7 @@ class FlowRecord(Base):
     name: Mapped[str] = mapped_column(sa.String(100))
     description: Mapped[str | None] = mapped_column(sa.String(500))
     organism_yaml: Mapped[str] = mapped_column(sa.Text, default=DEFAULT_ORGANISM, server_default=DEFAULT_ORGANISM)
-    canvas_state: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    canvas_state: Mapped[dict[str, Any] | RawJson | None] = mapped_column(StoredJson(none_as_null=True))
     status: Mapped[FlowStatus] = mapped_column(
         enum_text(FlowStatus), default=FlowStatus.STOPPED, server_default=FlowStatus.STOPPED.value
     )
@@ -156,7 +157,7 @@ class FlowVersionRecord(Base):
     number: Mapped[int]
     """The sequence number within the flow, starting at 1."""
     organism_yaml: Mapped[str] = mapped_column(sa.Text)
-    canvas_state: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    canvas_state: Mapped[dict[str, Any] | RawJson | None] = mapped_column(StoredJson(none_as_null=True))
     created_at: Mapped[CreatedAt]
 
 
@@ -172,7 +173,7 @@ class TriggerRecord(Base):
     flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
     type: Mapped[TriggerType] = mapped_column(enum_text(TriggerType))
     name: Mapped[str] = mapped_column(sa.String(100))
-    config: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict, server_default="{}")
+    config: Mapped[dict[str, Any] | RawJson] = mapped_column(StoredJson(), default=dict, server_default="{}")
     webhook_token: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
     own_webhook_url: Mapped[str | None] = mapped_column("webhook_url", sa.Text)
     """A URL that another program stored; null for the URL based on `WEBHOOK_BASE_URL`."""
@@ -198,7 +199,7 @@ class TriggerRecord(Base):
     )
 
     @validates("config")
-    def _none_is_empty(self, name: str, value: dict[str, Any] | None) -> dict[str, Any]:
+    def _none_is_empty(self, name: str, value: dict[str, Any] | RawJson | None) -> dict[str, Any] | RawJson:
         return {} if value is None else value
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import json
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +15,7 @@ from sqlalchemy.sql import expression
 
 from bloxserver.clock import as_utc
 from bloxserver.models.enums import Tier
+from bloxserver.raw_json import MAX_STORED_VALUES, RawJson, value_of_text
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -58,6 +61,34 @@ class TierText(sa.types.TypeDecorator[Tier]):
         if value is None:
             return None
         return Tier(value) if value in set(Tier) else Tier.FREE
+
+
+class StoredJson(sa.types.TypeDecorator[Any]):
+    """JSON. A large value is written and returned as `RawJson`, which nothing parses; a small one as usual."""
+
+    impl = sa.JSON
+    cache_ok = True
+    hashable = False
+
+    def bind_processor(self, dialect: sa.Dialect) -> Callable[[Any], str | None]:
+        def write(value: Any) -> str | None:
+            if isinstance(value, RawJson):
+                return value.text
+            return None if value is None and self._none_as_null else json.dumps(value)
+
+        return write
+
+    def column_expression(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        # The driver of PostgreSQL parses the values of a JSON column, but not those of a text.
+        return sa.type_coerce(sa.cast(column, sa.Text), self)
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[str | None], Any]:
+        return lambda text: None if text is None else value_of_text(text, MAX_STORED_VALUES)
+
+    @property
+    def _none_as_null(self) -> bool:
+        none_as_null: bool = self.impl_instance.none_as_null  # type: ignore[attr-defined]
+        return none_as_null
 
 
 class database_now(expression.FunctionElement[datetime]):  # noqa: N801

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from bloxserver.blocks.registry import get_registry
+from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.organism.canvas import yaml_to_canvas
 from bloxserver.organism.canvas_to_yaml import canvas_to_yaml, changed_listeners
 from bloxserver.organism.compiled import compile_organism
@@ -41,28 +42,31 @@ def compile_definition(request: bytes) -> bytes:
 
 
 def derive_canvas(request: bytes) -> bytes:
-    """Return the canvas of a definition."""
+    """Return the problems of a definition, and its canvas."""
     canvas, problems = yaml_to_canvas(request.decode(), get_registry())
-    return _json({"canvas": canvas, "problems": problems_to_json(problems)})
+    return join_parts([_json(problems_to_json(problems)), _json(canvas)])
 
 
 def compare_canvas(request: bytes) -> bytes:
     """Return the names of the listeners in which a canvas and a definition differ, or the definition's problems."""
-    given = json.loads(request)
+    canvas, definition = _canvas_and_definition(request)
     try:
-        return _json({"names": changed_listeners(given["canvas"], given["definition"], get_registry()), "problems": []})
+        return _json({"names": changed_listeners(canvas, definition, get_registry()), "problems": []})
     except OrganismError as error:
         return _json({"names": [], "problems": problems_to_json(error.problems)})
 
 
 def derive_definition(request: bytes) -> bytes:
-    """Return the definition that a canvas describes. It keeps what the earlier definition has beyond the canvas."""
-    given, registry = json.loads(request), get_registry()
-    canvas = given["canvas"]
+    """Return the problems of a canvas, and the definition that it describes.
+
+    The definition keeps what the earlier definition has beyond the canvas.
+    """
+    canvas, definition = _canvas_and_definition(request)
+    registry = get_registry()
     if canvas is None:
-        canvas, _ = yaml_to_canvas(given["definition"], registry)
-    text, problems = canvas_to_yaml(canvas, given["definition"], registry)
-    return _json({"definition": text, "problems": problems_to_json(problems)})
+        canvas, _ = yaml_to_canvas(definition, registry)
+    text, problems = canvas_to_yaml(canvas, definition, registry)
+    return join_parts([_json(problems_to_json(problems)), text.encode(errors="surrogatepass")])
 
 
 def read_definition(definition: bytes) -> Reading:
@@ -71,6 +75,11 @@ def read_definition(definition: bytes) -> Reading:
         return read(decode(definition), get_registry())
     except OrganismError as error:
         return Reading(None, error.problems, ())
+
+
+def _canvas_and_definition(request: bytes) -> tuple[Any, str]:
+    canvas, definition = split_parts(request)
+    return json.loads(canvas), definition.decode(errors="surrogatepass")
 
 
 def _checked(reading: Reading) -> dict[str, Any]:

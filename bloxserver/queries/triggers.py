@@ -14,6 +14,7 @@ from bloxserver.models.tables import FlowRecord, FlowVersionRecord, TriggerRecor
 from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.flows import owned_by, require_flow
 from bloxserver.queries.usage import stored_bytes_of
+from bloxserver.raw_json import plain_object
 
 MAX_TOKEN_LENGTH = 255
 
@@ -130,6 +131,11 @@ def _trigger_rows() -> sa.Select[Any]:
     )
 
 
+def _trigger_row(row: Sequence[Any]) -> TriggerRow:
+    trigger = TriggerRow(*row)
+    return trigger._replace(config=plain_object(trigger.config))
+
+
 async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
     """The webhook with this token, with its flow and its owner, in one statement; raises `NotFound`."""
     if len(token) > MAX_TOKEN_LENGTH or not token.isprintable():
@@ -138,7 +144,7 @@ async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
     row = (await session.execute(wanted)).first()
     if row is None:
         raise NotFound("Webhook")
-    return TriggerRow(*row)
+    return _trigger_row(row)
 
 
 class DueSchedule(NamedTuple):
@@ -168,7 +174,7 @@ def _due_schedules(moment: datetime) -> sa.Select[Any]:
 async def read_due_schedules(session: AsyncSession, moment: datetime, limit: int) -> list[DueSchedule]:
     """Schedules to be armed or fired at `moment`, the one that is due the longest first."""
     rows = await session.execute(_due_schedules(moment).order_by(TriggerRecord.next_fire_at).limit(limit))
-    return [DueSchedule(row[-1], TriggerRow(*row[:-1])) for row in rows]
+    return [DueSchedule(row[-1], _trigger_row(row[:-1])) for row in rows]
 
 
 async def lock_due_schedule(session: AsyncSession, trigger_id: UUID, moment: datetime) -> DueSchedule | None:
@@ -178,7 +184,7 @@ async def lock_due_schedule(session: AsyncSession, trigger_id: UUID, moment: dat
     """
     wanted = _due_schedules(moment).where(TriggerRecord.id == trigger_id)
     rows = await session.execute(wanted.with_for_update(key_share=True, skip_locked=True, of=TriggerRecord))
-    return next((DueSchedule(row[-1], TriggerRow(*row[:-1])) for row in rows), None)
+    return next((DueSchedule(row[-1], _trigger_row(row[:-1])) for row in rows), None)
 
 
 async def read_running_definition(session: AsyncSession, flow_id: UUID) -> str | None:

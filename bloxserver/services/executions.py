@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -22,6 +21,7 @@ from bloxserver.plans import Plan
 from bloxserver.queries.flows import owned_by
 from bloxserver.queries.triggers import TriggerRow
 from bloxserver.queries.usage import Period, period_at, stored_bytes_of
+from bloxserver.raw_json import text_of_value
 from bloxserver.services.rate_limits import UNLIMITED, Admission, read_admitted_webhook
 from bloxserver.services.usage import count_run, require_storage
 from bloxserver.settings import get_settings
@@ -165,6 +165,4 @@ def input_of_body(body: bytes, content_type: str | None) -> Input:
 
 def input_of_json(value: Any) -> Input:
     """The input of a JSON payload: a string unchanged, null as null, any other value as JSON text."""
-    if value is None:
-        return Input(None)
-    return Input(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return Input(value if value is None or isinstance(value, str) else text_of_value(value))

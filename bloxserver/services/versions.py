@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from bloxserver.organism.react_flow import CanvasState
 from bloxserver.plans import Plan
 from bloxserver.queries.usage import stored_bytes_of
 from bloxserver.queries.versions import spare_versions
+from bloxserver.raw_json import RawJson
 from bloxserver.services.usage import require_storage
 
 MAX_SURPLUS = 10
@@ -69,12 +71,19 @@ async def _delete_surplus(session: AsyncSession, flow_id: UUID, number: int) -> 
 
 
 def is_same_definition(
-    one: FlowRecord | FlowVersionRecord, organism_yaml: str, canvas_state: dict[str, Any] | None
+    one: FlowRecord | FlowVersionRecord, organism_yaml: str, canvas_state: dict[str, Any] | RawJson | None
 ) -> bool:
-    """Whether the version holds this definition."""
+    """Whether the version holds this definition. Large canvases are compared as text."""
     if one.organism_yaml != organism_yaml:
         return False
+    if isinstance(one.canvas_state, RawJson) or isinstance(canvas_state, RawJson):
+        return _text(one.canvas_state) == _text(canvas_state)
     return _is_same(one.canvas_state, canvas_state) or _is_same(_shown(one.canvas_state), _shown(canvas_state))
+
+
+def _text(canvas: Any) -> str:
+    """A canvas as it is stored."""
+    return canvas.text if isinstance(canvas, RawJson) else json.dumps(canvas)
 
 
 def _shown(canvas: Any) -> Any:

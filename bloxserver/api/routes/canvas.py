@@ -4,12 +4,18 @@ from fastapi import APIRouter, Depends
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
+from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.routes.organisms import use_read_only_session
-from bloxserver.api.schemas import DerivedOrganism, DeriveRequest, FlowCanvas
+from bloxserver.api.schemas import CanvasState, DerivedOrganism, DeriveRequest, FlowCanvas
 from bloxserver.queries import canvas as queries
 
-router = APIRouter(prefix="/flows/{flow_id}/canvas", tags=["organisms"], dependencies=[Depends(use_read_only_session)])
+router = APIRouter(
+    prefix="/flows/{flow_id}/canvas",
+    tags=["organisms"],
+    dependencies=[Depends(use_read_only_session)],
+    route_class=JsonRoute,
+)
 
 
 @router.get(
@@ -35,7 +41,8 @@ async def derive_organism(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: DeriveRequest | None = None
 ) -> object:
     """Return the YAML definition of the canvas in the body, or of the flow's own canvas. Nothing is stored."""
-    canvas = body.canvas_state.model_dump(by_alias=True) if body and body.canvas_state else None
+    given = body.canvas_state if body is not None else None
+    canvas = given.model_dump(by_alias=True) if isinstance(given, CanvasState) else given
     derived = await queries.derive_definition(session, user.id, flow_id, canvas)
     valid = all(problem.severity != "error" for problem in derived.problems)
     return {"organism_yaml": derived.organism_yaml, "valid": valid, "problems": derived.problems}

@@ -17,7 +17,9 @@ from bloxserver.api.dependencies import (
     StepPage,
     WaitSeconds,
 )
+from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, error_of, errors, event_stream, response_of, still_running
+from bloxserver.api.rendering import render_page
 from bloxserver.api.request_schemas import WITHOUT_NUL
 from bloxserver.api.schemas import (
     Execution,
@@ -38,7 +40,7 @@ from bloxserver.services import executions as services
 from bloxserver.services import retries, transitions
 from bloxserver.storable import check_text
 
-router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"])
+router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"], route_class=JsonRoute)
 
 StatusFilter = Annotated[ExecutionStatus | None, Query(description="Return only executions with this status.")]
 InputPayload = Annotated[
@@ -149,9 +151,9 @@ async def get_execution(
 )
 async def list_steps(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId, page: StepPage
-) -> object:
+) -> Response:
     """Return the steps of an execution, oldest first. A step is a message that a listener handles."""
-    return await read_steps(session, user.id, flow_id, execution_id, page)
+    return await render_page(Step, await read_steps(session, user.id, flow_id, execution_id, page))
 
 
 @router.get(

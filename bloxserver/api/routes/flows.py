@@ -4,13 +4,14 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
+from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of, storage_limit_reached
 from bloxserver.api.schemas import CreateFlowRequest, Flow, FlowSummary, PaginatedResponse, UpdateFlowRequest
 from bloxserver.queries import flows as queries
 from bloxserver.services import deletions
 from bloxserver.services import flows as services
 
-router = APIRouter(prefix="/flows", tags=["flows"])
+router = APIRouter(prefix="/flows", tags=["flows"], route_class=JsonRoute)
 
 
 @router.get(

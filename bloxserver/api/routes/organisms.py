@@ -5,22 +5,21 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
+from bloxserver.api.json_bodies import definition_in_body
 from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import BlockDescription, Validation
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock
 from bloxserver.blocks.registry import get_registry
-from bloxserver.errors import Unprocessable
 from bloxserver.models.database import read_only_request
 from bloxserver.organism.problems import Problem
 from bloxserver.services import validation as services
 from bloxserver.settings import get_settings
 
-NAMES = ("organismYaml", "organism_yaml")
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -30,28 +29,6 @@ async def use_read_only_session() -> None:
 
 
 router = APIRouter(tags=["organisms"], dependencies=[Depends(use_read_only_session)])
-
-
-async def definition_in_body(request: Request) -> bytes | None:
-    """The definition in the body, or None if there is no body. Raises `Unprocessable`.
-
-    The definition is the body itself, of any content type, or the `organismYaml` of a JSON object. It is read before
-    the session opens a connection, so that a slow client holds none.
-    """
-    body = await request.body()
-    if "json" not in request.headers.get("content-type", "").lower():
-        return body or None
-    try:
-        value = json.loads(body)
-    # JSON is YAML: the YAML loader reports the problem with its line and column.
-    except (ValueError, RecursionError):
-        return body or None
-    if not isinstance(value, dict) or (value and value.keys().isdisjoint(NAMES)):
-        return body
-    text = next((value[name] for name in NAMES if name in value), None)
-    if text is not None and not isinstance(text, str):
-        raise Unprocessable({"body.organismYaml": "Input should be a valid string"})
-    return None if text is None else text.encode(errors="surrogatepass")
 
 
 DefinitionInBody = Annotated[bytes | None, Depends(definition_in_body)]

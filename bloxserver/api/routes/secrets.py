@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
+from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, response_of
 from bloxserver.api.schemas import CreateSecretRequest, Secret, SetSecretRequest
 from bloxserver.encryption import SECRET_NAME, get_cipher
@@ -13,7 +14,7 @@ from bloxserver.queries import secrets as queries
 from bloxserver.services import secrets as services
 from bloxserver.settings import get_settings
 
-router = APIRouter(prefix="/secrets", tags=["secrets"])
+router = APIRouter(prefix="/secrets", tags=["secrets"], route_class=JsonRoute)
 
 LIMIT_REACHED = error_of(
     403,

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, TriggerId
+from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of
 from bloxserver.api.schemas import CreateTriggerRequest, Trigger, UpcomingFirings, UpdateTriggerRequest
 from bloxserver.clock import as_utc
@@ -16,7 +17,7 @@ from bloxserver.queries import triggers as queries
 from bloxserver.services import deletions
 from bloxserver.services import triggers as services
 
-router = APIRouter(prefix="/flows/{flow_id}/triggers", tags=["triggers"])
+router = APIRouter(prefix="/flows/{flow_id}/triggers", tags=["triggers"], route_class=JsonRoute)
 
 TriggerLimit = Annotated[
     int | None, Query(ge=1, le=100, description="The maximum number of triggers in a page; all triggers without it.")

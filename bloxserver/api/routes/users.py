@@ -4,12 +4,13 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
+from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import response_of
 from bloxserver.api.schemas import UsageDashboard, User
 from bloxserver.clock import now
 from bloxserver.queries.usage import read_usage
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=JsonRoute)
 
 
 @router.get(

@@ -4,12 +4,13 @@ from fastapi import APIRouter
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, VersionNumber, VersionPage
+from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import errors, response_of, storage_limit_reached
 from bloxserver.api.schemas import Flow, FlowVersion, FlowVersionSummary, PaginatedResponse
 from bloxserver.queries import versions as queries
 from bloxserver.services import flows as services
 
-router = APIRouter(prefix="/flows/{flow_id}/versions", tags=["flows"])
+router = APIRouter(prefix="/flows/{flow_id}/versions", tags=["flows"], route_class=JsonRoute)
 
 
 @router.get(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from bloxserver.json_models import CamelModel
 from bloxserver.storable import check_storable
@@ -22,6 +22,14 @@ class RequestModel(CamelModel):
             names = {*cls.model_fields, *(field.alias for field in cls.model_fields.values())}
             check_storable([value[name] for name in names if name in value])
         return value
+
+    def sent(self) -> dict[str, Any]:
+        """The members that were sent, by field. A large value is a `RawJson`."""
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return {
+            name: value.model_dump(by_alias=True) if isinstance(value, BaseModel) else value
+            for name, value in values.items()
+        }
 
 
 Item = TypeVar("Item")

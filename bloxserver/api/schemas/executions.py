@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import Field, Json
 
+from bloxserver.api.large_values import LongText
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
@@ -44,8 +45,8 @@ class ExecutionOutline(ExecutionSummary):
 class Execution(ExecutionOutline):
     """A run of a flow."""
 
-    input_payload: str | None = Field(description="The input, usually JSON.")
-    output_payload: str | None = Field(description="The output, usually JSON; null if there is none.")
+    input_payload: LongText | None = Field(description="The input, usually JSON.")
+    output_payload: LongText | None = Field(description="The output, usually JSON; null if there is none.")
 
 
 class AwaitedExecution(Execution):
@@ -83,8 +84,8 @@ class StepOutline(CamelModel):
 class Step(StepOutline):
     """The handling of one message by one listener."""
 
-    input_payload: str | None = Field(description="The message, as JSON.")
-    output_payload: str | None = Field(description="The answer, as JSON.")
+    input_payload: LongText | None = Field(description="The message, as JSON.")
+    output_payload: LongText | None = Field(description="The answer, as JSON.")
     payloads_omitted: bool = Field(
         description="Whether both payloads were left out, because the payloads of the page would exceed 4 MiB. "
         "The first step of a page has its payloads: request it with `page_size=1`."

@@ -4,9 +4,9 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import Field
-from pydantic.alias_generators import to_camel
 
 from bloxserver.api.examples import ORGANISM_YAML
+from bloxserver.api.large_values import LongText, MaybeRaw
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
@@ -31,8 +31,8 @@ class Flow(CamelModel):
     user_id: UUID
     name: str
     description: str | None
-    organism_yaml: str
-    canvas_state: StoredCanvas | None
+    organism_yaml: LongText
+    canvas_state: MaybeRaw[StoredCanvas | None]
     status: FlowStatus
     active_version: int | None = Field(
         description="The version that the last start activated; null before the first start."
@@ -60,12 +60,11 @@ class UpdateFlowRequest(RequestModel):
     name: str | None = Field(None, min_length=1, max_length=100, examples=["Order intake"])
     description: str | None = Field(None, max_length=500)
     organism_yaml: str | None = None
-    canvas_state: CanvasState | None = None
+    canvas_state: MaybeRaw[CanvasState | None] = None
 
     _CLEARED_BY_NULL = frozenset({"description", "canvas_state"})
 
     def changes(self) -> dict[str, Any]:
         """The columns to write: the members that were sent, without a null that means no change."""
-        sent = self.model_dump(include=self.model_fields_set, by_alias=True)
-        columns = {name: sent[alias] for name in self.model_fields_set if (alias := to_camel(name)) in sent}
-        return {name: value for name, value in columns.items() if value is not None or name in self._CLEARED_BY_NULL}
+        sent = self.sent().items()
+        return {name: value for name, value in sent if value is not None or name in self._CLEARED_BY_NULL}

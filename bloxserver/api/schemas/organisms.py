@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from bloxserver.api.examples import CANVAS
+from bloxserver.api.large_values import LongText, MaybeRaw
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.json_models import CamelModel
 from bloxserver.organism.problems import shortened_path
@@ -52,7 +53,7 @@ class BlockDescription(CamelModel):
 class FlowCanvas(CamelModel):
     """The canvas of a flow."""
 
-    canvas_state: StoredCanvas
+    canvas_state: MaybeRaw[StoredCanvas]
     derived: bool = Field(description="Whether the canvas was derived from the YAML, because none is stored.")
     problems: list[DefinitionProblem]
 
@@ -60,7 +61,7 @@ class FlowCanvas(CamelModel):
 class DeriveRequest(RequestModel):
     """A canvas to convert."""
 
-    canvas_state: CanvasState | None = Field(
+    canvas_state: MaybeRaw[CanvasState | None] = Field(
         None, description="The canvas. If absent, the flow's own canvas.", examples=[CANVAS]
     )
 
@@ -68,6 +69,6 @@ class DeriveRequest(RequestModel):
 class DerivedOrganism(CamelModel):
     """The YAML definition of a canvas. It is not stored; to store it, update the flow."""
 
-    organism_yaml: str
+    organism_yaml: LongText
     valid: bool
     problems: list[DefinitionProblem]

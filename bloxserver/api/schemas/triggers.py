@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
+from bloxserver.api.large_values import MaybeRaw
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
@@ -20,7 +21,7 @@ class Trigger(CamelModel):
     flow_id: UUID
     type: TriggerType
     name: str
-    config: dict[str, Any]
+    config: MaybeRaw[dict[str, Any]]
     webhook_token: str | None
     webhook_url: str | None = Field(description="The URL of the webhook. It contains the secret token.")
     enabled: bool = Field(description="Whether the trigger starts executions.")
@@ -53,7 +54,7 @@ class CreateTriggerRequest(RequestModel):
 
     type: TriggerType
     name: str = Field(min_length=1, max_length=100, examples=["Orders from the shop"])
-    config: dict[str, Any] = Field(
+    config: MaybeRaw[dict[str, Any]] = Field(
         description="A schedule needs `cron` (five fields). `timezone` defaults to UTC. `target` is the listener that "
         "gets the input; the default is the entry listener.",
         examples=[{"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin"}],
@@ -64,12 +65,12 @@ class UpdateTriggerRequest(RequestModel):
     """Changes of a trigger. An absent or null member is not changed."""
 
     name: str | None = Field(None, min_length=1, max_length=100, examples=["Orders from the shop"])
-    config: dict[str, Any] | None = None
+    config: MaybeRaw[dict[str, Any] | None] = None
     enabled: bool | None = Field(None, strict=True)
 
     def changes(self) -> dict[str, Any]:
         """The columns to write."""
-        return self.model_dump(exclude_none=True)
+        return {name: value for name, value in self.sent().items() if value is not None}
 
 
 class UpcomingFirings(CamelModel):

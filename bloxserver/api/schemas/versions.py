@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from bloxserver.api.large_values import LongText, MaybeRaw
 from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
 from bloxserver.organism.react_flow import StoredCanvas
@@ -19,5 +20,5 @@ class FlowVersionSummary(CamelModel):
 class FlowVersion(FlowVersionSummary):
     """A saved definition of a flow."""
 
-    organism_yaml: str
-    canvas_state: StoredCanvas | None
+    organism_yaml: LongText
+    canvas_state: MaybeRaw[StoredCanvas | None]

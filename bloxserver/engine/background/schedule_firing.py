@@ -20,6 +20,7 @@ from bloxserver.models.tables import TriggerRecord
 from bloxserver.observability import metrics
 from bloxserver.organism.model import FailureNotification
 from bloxserver.queries.triggers import DueSchedule, TriggerRow, lock_due_schedule
+from bloxserver.raw_json import plain_object
 from bloxserver.services.cron import Cron, schedule_problem
 from bloxserver.services.executions import accept_for_trigger, input_of_json
 from bloxserver.services.notifications import enqueue_disabled_notification
@@ -100,7 +101,7 @@ async def disable_schedule(
 ) -> bool:
     """Disable an invalid schedule and notify its owner. Returns False if its config was changed since it was read."""
     current = await session.execute(_lock(trigger.trigger_id, TriggerRecord.config))
-    if [row.config for row in current] != [trigger.config]:
+    if [plain_object(row.config) for row in current] != [trigger.config]:
         return False
     await _write(session, trigger.trigger_id, enabled=False, next_fire_at=None, disabled_reason=reason, **NO_FAILURE)
     if recipients is not None:
