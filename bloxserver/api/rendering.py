@@ -14,33 +14,37 @@ from starlette.types import Receive, Scope, Send
 
 from bloxserver.api.large_values import PLACEHOLDER_START, holding
 from bloxserver.api.schemas import PaginatedResponse
+from bloxserver.event_loop import in_parts
 from bloxserver.queries.paging import Page
 from bloxserver.raw_json import RawJson
 
 PART_CHARACTERS = 64 * 1024
 """Less than a millisecond to write as JSON, also if each character is escaped."""
-PART_ITEMS = 50
-"""About a millisecond to validate and write."""
+CHUNK_BYTES = 64 * 1024
+PART_ITEMS = 25
+"""About a millisecond to validate and write, with short texts."""
 
 
 async def render(respond: Callable[[], Awaitable[Response]]) -> Response:
     """Return the response of a function that writes models. Their large values are written in parts."""
     with holding() as held:
         response = await respond()
-    return LargeResponse(response, await _parts(bytes(response.body), held)) if held else response
+    if not held:
+        return response
+    parts = response.parts if isinstance(response, LargeResponse) else [bytes(response.body)]
+    return LargeResponse(response, [written for part in parts for written in await _filled(part, held)])
 
 
 async def render_page(item: type[BaseModel], page: Page) -> Response:
     """Return the response with a page of such items, which are written in parts."""
     adapter = _adapter(item)
-    parts = []
-    for begin in range(0, len(page.items), PART_ITEMS):
-        items = adapter.validate_python(page.items[begin : begin + PART_ITEMS], from_attributes=True)
-        parts.append(adapter.dump_json(items, by_alias=True)[1:-1])
-        await asyncio.sleep(0)
     empty = PaginatedResponse[BaseModel].model_validate(replace(page, items=[]))
     start, end = empty.model_dump_json(by_alias=True).encode().split(b"]", 1)
-    return Response(start + b",".join(parts) + b"]" + end, media_type="application/json")
+    parts = [start]
+    async for part in in_parts(page.items, PART_ITEMS):
+        items = adapter.validate_python(part, from_attributes=True)
+        parts += [b"," if len(parts) > 1 else b"", adapter.dump_json(items, by_alias=True)[1:-1]]
+    return LargeResponse(Response(media_type="application/json"), [*parts, b"]" + end])
 
 
 @lru_cache
@@ -48,8 +52,8 @@ def _adapter(item: type[BaseModel]) -> TypeAdapter[list[BaseModel]]:
     return TypeAdapter(list[item])  # type: ignore[valid-type]
 
 
-async def _parts(body: bytes, held: list[RawJson | str]) -> list[bytes]:
-    """Return the body with the values instead of their placeholders, in parts."""
+async def _filled(body: bytes, held: list[RawJson | str]) -> list[bytes]:
+    """Return a part of a body with the values instead of their placeholders, in parts."""
     first, *others = body.split(PLACEHOLDER_START)
     parts = [first]
     for other in others:
@@ -63,10 +67,8 @@ async def _parts(body: bytes, held: list[RawJson | str]) -> list[bytes]:
 async def _text_parts(text: str) -> list[bytes]:
     """Return a text as JSON, in parts."""
     parts = [b'"']
-    for begin in range(0, len(text), PART_CHARACTERS):
-        part = text[begin : begin + PART_CHARACTERS]
+    async for part in in_parts(text, PART_CHARACTERS):
         parts.append(json.dumps(part, ensure_ascii=False)[1:-1].encode())
-        await asyncio.sleep(0)
     return [*parts, b'"']
 
 
@@ -75,14 +77,19 @@ class LargeResponse(Response):
 
     def __init__(self, response: Response, parts: list[bytes]) -> None:
         super().__init__(status_code=response.status_code, background=response.background)
-        self._parts = parts
+        self.parts = parts
         self.raw_headers = [header for header in response.raw_headers if header[0] != b"content-length"]
         self.raw_headers.append((b"content-length", str(sum(map(len, parts))).encode()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for part in self._parts:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        pending = bytearray()  # sending each short part would be a system call
+        for part in self.parts:
+            pending += part
+            if len(pending) >= CHUNK_BYTES:
+                await send({"type": "http.response.body", "body": bytes(pending), "more_body": True})
+                pending.clear()
+                await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": bytes(pending), "more_body": False})
         if self.background is not None:
             await self.background()

@@ -23,6 +23,7 @@ from bloxserver.api.rendering import render
 from bloxserver.api.schemas import AwaitedExecution, Execution, ExecutionOutline, StepOutline
 from bloxserver.api.watching import ExecutionWatcher, Watch
 from bloxserver.errors import NotFound
+from bloxserver.event_loop import in_parts
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.queries.executions import find_execution, read_outline
 from bloxserver.queries.steps import StepPosition, read_step_changes
@@ -42,6 +43,8 @@ WRITE_SECONDS = 30.0
 RECONNECT_MS = 1000
 STEP_BATCH_SIZE = 200
 """The maximum number of steps in one read."""
+PART_EVENTS = 50
+"""About a millisecond to write."""
 BEFORE_FIRST_SEQUENCE = -1
 MAX_ID = UUID(int=2**128 - 1)
 MAX_SEQUENCE = 2**31 - 1
@@ -200,8 +203,8 @@ class EventStream(Response):
                 return
             if sent_at is None:
                 yield _event("execution", execution)
-            for event in self._step_events(steps):
-                yield event
+            async for part in in_parts(self._step_events(steps), PART_EVENTS):
+                yield b"".join(_event("step", StepOutline.model_validate(step), id) for step, id in part)
             if sent_at is None or steps:
                 sent_at = clock()
             elif clock() - sent_at >= KEEPALIVE_SECONDS:
@@ -230,8 +233,8 @@ class EventStream(Response):
             return None, ()
         return execution and ExecutionOutline.model_validate(execution), steps
 
-    def _step_events(self, steps: Sequence[Any]) -> list[bytes]:
-        """The events of changed steps.
+    def _step_events(self, steps: Sequence[Any]) -> list[tuple[Any, str | None]]:
+        """The changed steps, with the ids of their events.
 
         Steps that changed together have the same sequence number. Only the last of their events has it as its id;
         otherwise a client that reconnects could miss the others.
@@ -240,7 +243,7 @@ class EventStream(Response):
         for step, following in zip_longest(steps, steps[1:]):
             self._position = StepPosition(step.sequence, step.id)
             is_last = following.sequence != step.sequence if following else len(steps) < STEP_BATCH_SIZE
-            events.append(_event("step", StepOutline.model_validate(step), str(step.sequence) if is_last else None))
+            events.append((step, str(step.sequence) if is_last else None))
         return events
 
 

@@ -30,19 +30,21 @@ MAX_PROBLEMS = 200
 def problems_to_json(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     return [
         {name: getattr(problem, name) for name in Problem.__slots__} | {"path": shortened_path(problem.path)}
-        for problem in _limited(problems)
+        for problem in limit_problems(problems)
     ]
 
 
-def _limited(problems: Sequence[Problem]) -> Sequence[Problem]:
+def limit_problems(problems: Sequence[Problem]) -> list[Problem]:
     """Return the first problems, and one that stands for the others if there are more."""
     if len(problems) <= MAX_PROBLEMS:
-        return problems
+        return [*problems]
     shown, others = problems[:MAX_PROBLEMS], problems[MAX_PROBLEMS:]
-    message = f"there are {len(others)} more problems"
     severity: Literal["error", "warning"] = "error" if errors_of(others) else "warning"
     last = shown[-1]
-    return [*shown, Problem(last.line, last.column, "more_problems", message, "fix the others first", severity)]
+    return [
+        *shown,
+        Problem(last.line, last.column, "more_problems", "there are more problems", "fix these first", severity),
+    ]
 
 
 def problems_of_json(values: Iterable[dict[str, Any]]) -> list[Problem]:

@@ -12,7 +12,7 @@ from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, TriggerRecord
 from bloxserver.queries.flows import flow_exists, owned_by
-from bloxserver.queries.paging import Page, PageRequest
+from bloxserver.queries.paging import Page, PageRequest, read_rows
 
 MAX_IDS = 4096
 """Ids in one statement: both databases accept about 32,000 values."""
@@ -31,7 +31,8 @@ async def read_executions(
     )
     if total is None:
         raise NotFound("Flow")
-    rows = await session.execute(
+    rows = await read_rows(
+        session,
         sa.select(
             ExecutionRecord.id,
             ExecutionRecord.status,
@@ -42,9 +43,9 @@ async def read_executions(
         .where(*wanted)
         .order_by(ExecutionRecord.started_at.desc(), ExecutionRecord.id.desc())
         .limit(page.page_size)
-        .offset(page.offset)
+        .offset(page.offset),
     )
-    return Page(rows.all(), total, page.page, page.page_size)
+    return Page(rows, total, page.page, page.page_size)
 
 
 async def read_execution(

@@ -12,7 +12,7 @@ from bloxserver.errors import NotFound
 from bloxserver.ids import read_id
 from bloxserver.models.enums import ExecutionStatus, FlowStatus
 from bloxserver.models.tables import ExecutionRecord, FlowRecord
-from bloxserver.queries.paging import Page, PageRequest
+from bloxserver.queries.paging import Page, PageRequest, read_rows
 from bloxserver.storable import storable_text
 
 
@@ -48,14 +48,15 @@ async def require_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, l
 async def read_flows(session: AsyncSession, user_id: UUID, page: PageRequest) -> Page:
     """A page of the user's flows, the most recently changed first."""
     total = await count_flows(session, user_id)
-    rows = await session.execute(
+    rows = await read_rows(
+        session,
         sa.select(FlowRecord.id, FlowRecord.name, FlowRecord.description, FlowRecord.status, FlowRecord.updated_at)
         .where(owned_by(user_id))
         .order_by(FlowRecord.updated_at.desc(), FlowRecord.id.desc())
         .limit(page.page_size)
-        .offset(page.offset)
+        .offset(page.offset),
     )
-    return Page(rows.all(), total, page.page, page.page_size)
+    return Page(rows, total, page.page, page.page_size)
 
 
 async def find_flows(session: AsyncSession, user_id: UUID, references: Collection[str]) -> dict[str, list[UUID]]:

@@ -13,7 +13,7 @@ from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.models.types import text_bytes
 from bloxserver.queries.flows import owned_by
-from bloxserver.queries.paging import Page, PageRequest
+from bloxserver.queries.paging import Page, PageRequest, read_rows
 
 WAITING = (StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -35,8 +35,8 @@ async def read_steps(
     )
     if total is None:
         raise NotFound("Execution")
-    rows = await session.execute(_page_of_steps(of_execution, page))
-    return Page(rows.all(), total, page.page, page.page_size)
+    rows = await read_rows(session, _page_of_steps(of_execution, page))
+    return Page(rows, total, page.page, page.page_size)
 
 
 def _page_of_steps(of_execution: sa.ColumnElement[bool], page: PageRequest) -> sa.Select[Any]:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.errors import NotFound
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, FlowVersionRecord
 from bloxserver.queries.flows import owned_by
-from bloxserver.queries.paging import Page, PageRequest
+from bloxserver.queries.paging import Page, PageRequest, read_rows
 
 
 async def read_versions(session: AsyncSession, user_id: UUID, flow_id: UUID, page: PageRequest) -> Page:
@@ -21,15 +21,16 @@ async def read_versions(session: AsyncSession, user_id: UUID, flow_id: UUID, pag
     )
     if total is None:
         raise NotFound("Flow")
-    rows = await session.execute(
+    rows = await read_rows(
+        session,
         sa.select(FlowVersionRecord.number, FlowVersionRecord.created_at, *_marks())
         .join(FlowRecord, FlowRecord.id == FlowVersionRecord.flow_id)
         .where(of_flow)
         .order_by(FlowVersionRecord.number.desc())
         .limit(page.page_size)
-        .offset(page.offset)
+        .offset(page.offset),
     )
-    return Page(rows.all(), total, page.page, page.page_size)
+    return Page(rows, total, page.page, page.page_size)
 
 
 async def read_version(session: AsyncSession, user_id: UUID, flow_id: UUID, number: int) -> sa.Row[Any]:

@@ -18,6 +18,7 @@ from bloxserver.clients.http import PORTS, read_url
 from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail_headers import read_mailbox, sender_problem
 from bloxserver.encryption import get_cipher
+from bloxserver.event_loop import in_parts
 from bloxserver.organism.problems import Problem, quoted
 from bloxserver.organism.requirements import (
     AddressRequirement,
@@ -32,6 +33,9 @@ from bloxserver.queries.flows import find_flows
 from bloxserver.redaction import redact
 from bloxserver.services.secrets import SecretValues, read_values
 from bloxserver.settings import Settings
+
+PART_REQUIREMENTS = 100
+"""About a millisecond to check."""
 
 
 class InstallationCheck(NamedTuple):
@@ -55,9 +59,11 @@ async def check_installation(
     cipher = get_cipher(settings)
     names = frozenset(requirement.name for requirement in requirements if isinstance(requirement, SecretRequirement))
     secrets = await read_values(session, cipher, user_id, names) if cipher and names else SecretValues({}, set(), set())
-    problems = settings_problems(settings, [_with_secrets(requirement, secrets.values) for requirement in requirements])
-    problems = [_redacted(problem, secrets.values) for problem in problems]
-    problems += _secret_problems(secrets, requirements)
+    problems: list[Problem] = []
+    async for part in in_parts(requirements, PART_REQUIREMENTS):
+        found = settings_problems(settings, [_with_secrets(requirement, secrets.values) for requirement in part])
+        problems += [_redacted(problem, secrets.values) for problem in found]
+        problems += _secret_problems(secrets, part)
     problems += await _flow_problems(session, user_id, requirements, flow_id)
     problems.sort(key=lambda problem: (problem.line, problem.column))
     return InstallationCheck(problems, secrets.values)

@@ -10,15 +10,16 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import Unavailable
+from bloxserver.event_loop import in_parts
 from bloxserver.isolation import IsolationUnavailable
 from bloxserver.models.database import release
 from bloxserver.organism.isolated import read_definition
 from bloxserver.organism.load import run_isolated
-from bloxserver.organism.messages import problems_of_json, requirements_of_json
+from bloxserver.organism.messages import limit_problems, problems_of_json, requirements_of_json
 from bloxserver.organism.problems import OrganismError, Problem
 from bloxserver.organism.requirements import Requirement
 from bloxserver.queries.flows import read_flow, require_flow
-from bloxserver.services.preflight import check_installation, settings_problems
+from bloxserver.services.preflight import PART_REQUIREMENTS, check_installation, settings_problems
 from bloxserver.settings import Settings
 
 
@@ -35,7 +36,10 @@ async def check(definition: bytes, tenant: Hashable) -> Checked:
         checked = await run_isolated("organism.check", definition, tenant)
     except OrganismError as error:
         return Checked(error.problems, [])
-    return Checked(problems_of_json(checked["problems"]), requirements_of_json(checked["requirements"]))
+    requirements: list[Requirement] = []
+    async for part in in_parts(checked["requirements"], PART_REQUIREMENTS):
+        requirements += requirements_of_json(part)
+    return Checked(problems_of_json(checked["problems"]), requirements)
 
 
 async def validate(
@@ -52,7 +56,7 @@ async def validate(
             problems += await check_secret_values(definition, found.secrets, user_id)
     except IsolationUnavailable as error:
         raise Unavailable("isolation_unavailable", f"The definition cannot be checked now: {error}") from None
-    return sorted(problems, key=lambda problem: (problem.line, problem.column))
+    return limit_problems(sorted(problems, key=lambda problem: (problem.line, problem.column)))
 
 
 async def check_secret_values(definition: bytes, secrets: dict[str, str], tenant: Hashable) -> list[Problem]:

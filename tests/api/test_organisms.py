@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from bloxserver.models.database import Database
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.tables import FlowRecord, SecretRecord, UserRecord
+from bloxserver.organism.messages import MAX_PROBLEMS
 from bloxserver.services.validation import validate
 from bloxserver.settings import get_settings
 from tests import factories
@@ -134,9 +135,18 @@ class TestValidateOrganism:
         assert code in [one["code"] for one in response.json()["problems"]]
         assert all(one["hint"] and one["message"] for one in response.json()["problems"])
 
-    async def test_thousands_of_problems_are_reported(self, client: httpx.AsyncClient) -> None:
+    async def test_first_of_thousands_of_problems_are_reported(self, client: httpx.AsyncClient) -> None:
         text = "organism: {name: x}\nlisteners:\n" + "  - {name: a, handler: ecko, peers: [b], zzz: 1}\n" * 1500
-        assert len(rows(await client.post(VALIDATE, content=text))) > 5000
+        response = await client.post(VALIDATE, content=text)
+        *problems, (_, _, last) = rows(response)
+        assert (len(problems), last, response.json()["valid"]) == (200, "more_problems", False)
+
+    async def test_number_of_problems_with_the_installation_is_limited(self, client: httpx.AsyncClient) -> None:
+        config = "{url: 'https://a.example/', headers: {a: '{{ secrets.A }}'}}"
+        listener = "{name: n%d, description: d, handler: http.request, config: " + config + "}"
+        text = "organism: {name: x}\nlisteners:\n" + "".join(f"  - {listener % number}\n" for number in range(300))
+        response = await client.post(VALIDATE, content=text)
+        assert [code for _, _, code in rows(response)] == ["missing_secret"] * 200 + ["more_problems"]
 
     async def test_large_definition_does_not_block_the_event_loop(
         self, dev_user: UserRecord, session: AsyncSession
@@ -153,7 +163,7 @@ class TestValidateOrganism:
         counting = asyncio.create_task(count())
         problems = await validate(session, get_settings(), dev_user.id, text.encode())
         counting.cancel()
-        assert len(problems) > 5000
+        assert len(problems) == MAX_PROBLEMS + 1
         assert turns > 0, "validation on the event loop would not let other tasks run"
 
     async def test_validation_stores_nothing(

@@ -76,9 +76,10 @@ async def list_executions(
     flow_id: FlowId,
     page: ExecutionPage,
     status_filter: StatusFilter = None,
-) -> object:
+) -> Response:
     """Return the executions of a flow, newest first."""
-    return await queries.read_executions(session, user.id, flow_id, page, status_filter)
+    executions = await queries.read_executions(session, user.id, flow_id, page, status_filter)
+    return await render_page(ExecutionSummary, executions)
 
 
 @router.post(

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of, storage_limit_reached
+from bloxserver.api.rendering import render_page
 from bloxserver.api.schemas import CreateFlowRequest, Flow, FlowSummary, PaginatedResponse, UpdateFlowRequest
 from bloxserver.queries import flows as queries
 from bloxserver.services import deletions
@@ -21,9 +22,9 @@ router = APIRouter(prefix="/flows", tags=["flows"], route_class=JsonRoute)
     summary="List flows",
     responses=response_of(200, "A page of flows.", examples.page(examples.FLOW_SUMMARY)),
 )
-async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage) -> object:
+async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage) -> Response:
     """Return the user's flows, most recently changed first."""
-    return await queries.read_flows(session, user.id, page)
+    return await render_page(FlowSummary, await queries.read_flows(session, user.id, page))
 
 
 @router.post(

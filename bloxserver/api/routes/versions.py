@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, VersionNumber, VersionPage
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import errors, response_of, storage_limit_reached
+from bloxserver.api.rendering import render_page
 from bloxserver.api.schemas import Flow, FlowVersion, FlowVersionSummary, PaginatedResponse
 from bloxserver.queries import versions as queries
 from bloxserver.services import flows as services
@@ -20,9 +21,9 @@ router = APIRouter(prefix="/flows/{flow_id}/versions", tags=["flows"], route_cla
     summary="List versions",
     responses=response_of(200, "A page of versions.", examples.page(examples.VERSION_SUMMARY)) | errors(404),
 )
-async def list_versions(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, page: VersionPage) -> object:
+async def list_versions(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, page: VersionPage) -> Response:
     """Return the versions of a flow's definition, newest first."""
-    return await queries.read_versions(session, user.id, flow_id, page)
+    return await render_page(FlowVersionSummary, await queries.read_versions(session, user.id, flow_id, page))
 
 
 @router.get(
