@@ -1,4 +1,8 @@
-"""Dependencies of routes: sessions, the user, path parameters, pages and bodies."""
+"""Dependencies of routes: sessions, the user, path parameters, pages and bodies.
+
+They are coroutine functions even if they wait for nothing: FastAPI calls other functions and classes in a thread, which
+takes longer than most of them and waits for the interpreter while the event loop is busy.
+"""
 
 from __future__ import annotations
 
@@ -67,10 +71,14 @@ async def _entered(stack: AsyncExitStack, result: Any) -> AsyncSession:
     return session
 
 
-Sessions = Annotated[SessionSource, Depends()]
+async def _session_source(request: Request) -> SessionSource:
+    return SessionSource(request)
 
 
-def server_shutdown(request: Request) -> Shutdown:
+Sessions = Annotated[SessionSource, Depends(_session_source)]
+
+
+async def server_shutdown(request: Request) -> Shutdown:
     """The shutdown state of the server that runs the app."""
     shutdown: Shutdown = request.app.state.shutdown
     return shutdown
@@ -87,7 +95,7 @@ class EngineHealth(Protocol):
         """Why the engine cannot run executions now; null if it can."""
 
 
-def local_engine(request: Request) -> EngineHealth | None:
+async def local_engine(request: Request) -> EngineHealth | None:
     """The engine of this process; null if only workers run executions, or if the app runs without its lifespan."""
     engine: EngineHealth | None = getattr(request.app.state, "engine", None)
     return engine
@@ -186,7 +194,7 @@ async def validate_clerk_token(token: str) -> dict[str, Any]:
     return await get_verifier(get_settings()).verify(token)
 
 
-def request_admission(request: Request) -> Admission:
+async def request_admission(request: Request) -> Admission:
     """The rate limits of the request."""
     admission: Admission = request.scope.get("state", {}).get("admission", UNLIMITED)
     return admission
@@ -300,7 +308,7 @@ async def webhook_input(request: Request) -> Input:
 WebhookInput = Annotated[Input, Depends(webhook_input)]
 
 
-def call_depth(
+async def call_depth(
     depth: Annotated[str, Header(alias="BloxServer-Depth", include_in_schema=False)] = "",
 ) -> int:
     """The depth of the execution that this request starts: the number of executions that called it, directly or not."""

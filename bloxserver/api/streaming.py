@@ -50,7 +50,7 @@ MAX_ID = UUID(int=2**128 - 1)
 MAX_SEQUENCE = 2**31 - 1
 
 
-def _watcher(request: Request) -> ExecutionWatcher:
+async def _watcher(request: Request) -> ExecutionWatcher:
     watcher: ExecutionWatcher = request.app.state.watcher
     return watcher
 

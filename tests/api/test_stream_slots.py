@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from uuid import UUID
 
@@ -11,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.api.main import app
-from bloxserver.api.stream_slots import HINT, StreamSlots
+from bloxserver.api.stream_slots import HINT, MAX_REMEMBERED, REMEMBERED_SECONDS, StreamSlots
 from bloxserver.errors import LimitReached, Unavailable
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, Tier, UserRecord
@@ -19,6 +21,7 @@ from bloxserver.plans import FREE
 from bloxserver.services.transitions import cancel_execution
 from tests import factories
 from tests.api.contract import API, assert_problem, path_of
+from tests.statements import count_statements
 
 ADA, GRACE, JOAN = (UUID(int=number) for number in range(3))
 LIMIT = FREE.streams
@@ -81,6 +84,47 @@ class TestSlots:
                 pass
 
 
+class TestRepeatedRefusals:
+    @pytest.fixture
+    def held(self) -> Iterator[tuple[StreamSlots, ExitStack, list[float]]]:
+        """Slots that Ada uses up, and with whose limit her token was refused."""
+        moment = [0.0]
+        slots = StreamSlots(clock=lambda: moment[0])
+        with ExitStack() as open_slots:
+            for _ in range(LIMIT):
+                open_slots.enter_context(slots.take(ADA, FREE, "token"))
+            with pytest.raises(LimitReached), slots.take(ADA, FREE, "token"):
+                pass
+            yield slots, open_slots, moment
+
+    def test_refusal_is_repeated_without_the_plan(self, held: tuple[StreamSlots, ExitStack, list[float]]) -> None:
+        slots, _, _ = held
+        with pytest.raises(LimitReached) as caught:
+            slots.refuse_again("token")
+        assert caught.value.details == {"name": "streams", "limit": LIMIT, "used": LIMIT}
+        slots.refuse_again("other")
+        slots.refuse_again("")
+
+    def test_freed_slot_ends_the_refusal(self, held: tuple[StreamSlots, ExitStack, list[float]]) -> None:
+        slots, open_slots, _ = held
+        open_slots.close()
+        slots.refuse_again("token")
+
+    def test_plan_is_read_again_after_a_second(self, held: tuple[StreamSlots, ExitStack, list[float]]) -> None:
+        slots, _, moment = held
+        moment[0] = REMEMBERED_SECONDS
+        slots.refuse_again("token")
+
+    def test_number_of_remembered_credentials_is_limited(
+        self, held: tuple[StreamSlots, ExitStack, list[float]]
+    ) -> None:
+        slots, _, _ = held
+        for number in range(3 * MAX_REMEMBERED):
+            with pytest.raises(LimitReached), slots.take(ADA, FREE, f"token-{number}"):
+                pass
+        assert len(slots._refused) <= MAX_REMEMBERED
+
+
 class TestRequests:
     async def test_wait_over_the_limit_starts_nothing(
         self, live_client: httpx.AsyncClient, live_database: Database, flow: FlowRecord
@@ -113,3 +157,27 @@ class TestRequests:
             unknown = await live_client.get(f"{path_of(flow)}/executions/{flow.id}/events")
             assert unknown.status_code == 404
             assert (await live_client.post("/webhooks/no", params={"wait": "60"})).status_code == 404
+
+    async def test_repeated_refusal_reads_no_database(
+        self, live_client: httpx.AsyncClient, live_database: Database, flow: FlowRecord
+    ) -> None:
+        """The header is not read by the sign-in of the development user, but identifies the client."""
+        token = {"Authorization": "Bearer development"}
+        hook = "/webhooks/the-token"
+        paths = (f"{path_of(flow)}/executions/run", hook)
+        tasks = [asyncio.create_task(live_client.post(hook, params={"wait": "60"})) for _ in range(LIMIT)]
+        ids = await accepted(live_database, LIMIT)
+        events = f"{path_of(flow)}/executions/{ids[0]}/events"
+        for path in paths:
+            assert (await live_client.post(path, params={"wait": "60"}, headers=token)).status_code == 403
+        with count_statements(live_database.engine) as written, count_statements(live_database._reading_engine) as read:
+            refused = [await live_client.post(path, params={"wait": "60"}, headers=token) for path in paths]
+            refused.append(await live_client.get(events, headers=token))
+        assert [(answer.status_code, answer.json()["code"]) for answer in refused] == [
+            (403, "streams_limit_reached")
+        ] * 3
+        # the watcher reads executions all the time
+        assert [text for text in written + read if "users" in text or "triggers" in text] == []
+        await end_all(live_database, flow, ids)
+        await asyncio.gather(*tasks)
+        assert (await live_client.get(events, headers=token)).status_code == 200

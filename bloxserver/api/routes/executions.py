@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import AfterValidator
 
 from bloxserver.api import examples
@@ -30,7 +30,7 @@ from bloxserver.api.schemas import (
     RunRequest,
     Step,
 )
-from bloxserver.api.stream_slots import StreamSlot, WaitSlot
+from bloxserver.api.stream_slots import StreamSlot, WaitSlot, refuse_stream_again, refuse_wait_again
 from bloxserver.api.streaming import END_EVENT_ID, EventStream, WaitingResponse, Watcher
 from bloxserver.api.watching import Watch
 from bloxserver.clock import now
@@ -86,6 +86,7 @@ async def list_executions(
     "/run",
     status_code=201,
     response_model=Execution,
+    dependencies=[Depends(refuse_wait_again)],
     operation_id="runFlow",
     summary="Run a flow",
     responses=response_of(201, "The execution is started. With `wait`: it has ended.", examples.MANUAL_EXECUTION)
@@ -161,6 +162,7 @@ async def list_steps(
     "/{execution_id}/events",
     status_code=200,
     response_class=EventStream,
+    dependencies=[Depends(refuse_stream_again)],
     operation_id="streamExecution",
     summary="Stream an execution",
     responses=event_stream("A stream of `execution` and `step` events.")

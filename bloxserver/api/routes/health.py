@@ -23,7 +23,7 @@ take 2 seconds more.
 router = APIRouter(tags=["health"])
 
 
-def check_timeout() -> float:
+async def check_timeout() -> float:
     return CHECK_TIMEOUT_SECONDS
 
 

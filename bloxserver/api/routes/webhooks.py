@@ -16,7 +16,7 @@ from bloxserver.api.dependencies import (
 )
 from bloxserver.api.openapi import any_body, error_of, errors, response_of, still_running
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
-from bloxserver.api.stream_slots import WebhookWaitSlot
+from bloxserver.api.stream_slots import WebhookWaitSlot, refuse_webhook_wait_again
 from bloxserver.api.streaming import WaitingResponse, Watcher
 from bloxserver.api.watching import Watch
 from bloxserver.queries.executions import find_execution
@@ -30,6 +30,7 @@ NOT_FOUND = ("webhook_not_found", "Webhook not found")
 
 @router.post(
     "/{webhook_token}",
+    dependencies=[Depends(refuse_webhook_wait_again)],
     response_model=WebhookAccepted | AwaitedExecution,
     operation_id="receiveWebhook",
     summary="Start an execution by webhook",
