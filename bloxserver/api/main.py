@@ -19,6 +19,7 @@ from bloxserver.api.rate_limits import HEADERS, RateLimits, sharing_counters
 from bloxserver.api.routes import AUTHENTICATED, DOCUMENTATION, PUBLIC
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.api.stream_slots import StreamSlots
+from bloxserver.api.turns import RequestTurns, Turns
 from bloxserver.api.watching import ExecutionWatcher
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.engine import Engine
@@ -78,6 +79,9 @@ def create_app() -> FastAPI:
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=["Link", "X-Request-Id", "Retry-After", *HEADERS],
+    )
+    app.add_middleware(
+        RequestTurns, turns=Turns(settings.max_requests_per_address), proxies=settings.forwarded_allow_ips
     )
     app.add_middleware(RequestContext)
     return app

@@ -1,0 +1,190 @@
+"""Requests of one client address in turns."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from bloxserver.api import turns as turns_module
+from bloxserver.api.turns import RequestTurns, Turns
+
+ADA, GRACE = "10.0.0.1", "10.0.0.2"
+REQUEST = {"type": "http.request", "body": b"", "more_body": False}
+DISCONNECT = {"type": "http.disconnect"}
+
+
+class Application:
+    """Holds each request until it is released, and records their order."""
+
+    def __init__(self, *, waits_for_disconnect: bool = False) -> None:
+        self.begun: list[str] = []
+        self.messages: list[Any] = []
+        self.release = asyncio.Event()
+        self._waits_for_disconnect = waits_for_disconnect
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.begun.append(scope["name"])
+        if self._waits_for_disconnect:
+            self.messages += [await receive(), await receive()]
+        else:
+            await self.release.wait()
+
+
+class Clients:
+    """Send requests to the middleware."""
+
+    def __init__(self, app: Application, maximum: int = 2, **options: Any) -> None:
+        self.turns = Turns(maximum)
+        self._app = RequestTurns(app, self.turns, **options)
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def send(self, name: str, address: str | None = ADA, path: str = "/", receive: Any = None) -> None:
+        scope = {"type": "http", "client": address and (address, 1), "path": path, "name": name}
+        self.tasks.append(asyncio.create_task(self._app(scope, receive or _received, _sent)))
+        await turn_of_the_loop()
+
+    async def finish(self) -> None:
+        await asyncio.gather(*self.tasks)
+        assert not self.turns._addresses
+
+
+async def _received() -> Any:
+    return REQUEST
+
+
+async def _sent(message: Any) -> None:
+    pass
+
+
+async def turn_of_the_loop() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_address_waits_only_for_its_own_requests() -> None:
+    app = Application()
+    clients = Clients(app)
+    for name in ("1", "2", "3", "4"):
+        await clients.send(name)
+    await clients.send("other", GRACE)
+    assert app.begun == ["1", "2", "other"]
+    app.release.set()
+    await clients.finish()
+    assert app.begun == ["1", "2", "other", "3", "4"]
+
+
+async def test_addresses_of_one_ipv6_network_are_one_client() -> None:
+    app = Application()
+    clients = Clients(app, 1)
+    await clients.send("1", "2001:db8::1")
+    await clients.send("2", "2001:db8::2")
+    assert app.begun == ["1"]
+    app.release.set()
+    await clients.finish()
+
+
+async def test_probe_does_not_wait_for_other_requests() -> None:
+    app = Application()
+    clients = Clients(app, 1)
+    await clients.send("1")
+    await clients.send("probe", path="/health/live")
+    await clients.send("second probe", path="/metrics")
+    assert app.begun == ["1", "probe"]
+    app.release.set()
+    await clients.finish()
+
+
+async def test_proxy_has_no_limit() -> None:
+    app = Application()
+    clients = Clients(app, 1, proxies=(ip_network("10.0.0.0/8"),))
+    for name in ("1", "2", "3"):
+        await clients.send(name)
+    assert app.begun == ["1", "2", "3"]
+    app.release.set()
+    await clients.finish()
+
+
+async def test_open_stream_does_not_hold_a_turn() -> None:
+    """It waits for the disconnect of its client."""
+    app = Application(waits_for_disconnect=True)
+    clients = Clients(app, 1)
+    disconnected = asyncio.Event()
+
+    async def receive() -> Any:
+        if not app.messages:
+            app.messages.append("received")
+            return REQUEST
+        await disconnected.wait()
+        return DISCONNECT
+
+    await clients.send("stream", receive=receive)
+    await clients.send("2")
+    assert app.begun == ["stream", "2"]
+    disconnected.set()
+    await clients.finish()
+
+
+async def test_body_of_a_waiting_request_is_complete() -> None:
+    app = Application()
+    clients = Clients(app, 1)
+    await clients.send("1")
+    app._waits_for_disconnect = True
+    parts = [{"type": "http.request", "body": body, "more_body": more} for body, more in ((b"a", True), (b"b", False))]
+    remaining = list(parts)
+
+    async def receive() -> Any:
+        return remaining.pop(0)
+
+    await clients.send("2", receive=receive)
+    assert remaining == parts, "nothing is received before its turn"
+    app.release.set()
+    await clients.finish()
+    assert app.messages == parts
+
+
+async def test_request_whose_client_left_while_it_waited_is_not_handled() -> None:
+    app = Application()
+    clients = Clients(app, 1)
+    await clients.send("1")
+
+    async def receive() -> Any:
+        return DISCONNECT
+
+    await clients.send("2", receive=receive)
+    await clients.send("3")
+    app.release.set()
+    await clients.finish()
+    assert app.begun == ["1", "3"]
+
+
+async def test_cancelled_request_passes_its_turn_on() -> None:
+    app = Application()
+    clients = Clients(app, 1)
+    for name in ("1", "2", "3", "4"):
+        await clients.send(name)
+    clients.tasks.pop(1).cancel()  # it waits
+    await turn_of_the_loop()
+    app.release.set()
+    app.release = asyncio.Event()
+    while "3" not in app.begun:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    clients.tasks.pop(1).cancel()  # it has its turn
+    await turn_of_the_loop()
+    assert app.begun == ["1", "3", "4"]
+    app.release.set()
+    await clients.finish()
+
+
+async def test_slow_request_does_not_block_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "MAX_TURN_SECONDS", 0)
+    app = Application()
+    clients = Clients(app, 1)
+    await clients.send("slow")
+    async with asyncio.timeout(10):
+        while len(app.begun) < 3:
+            await clients.send("next")
+    app.release.set()
+    await clients.finish()
