@@ -49,18 +49,32 @@ class ConnectionLimits:
 
         If the server has its maximum of connections, the one that has waited the longest is closed.
         """
+        refused = self._refused(host)
+        if refused is not None:
+            return refused
         key = address_key(host)
-        if self._by_address.get(key, 0) >= self._per_address and not self._is_proxy(host):
-            return HTTPStatus.TOO_MANY_REQUESTS
         if len(self._open) >= self.max_connections:
-            oldest = next(iter(self._waiting), None)
-            if oldest is None:
-                return HTTPStatus.SERVICE_UNAVAILABLE
+            oldest = next(iter(self._waiting))
             self.release(oldest)
             oldest.drop("evicted")
         self._open[connection] = key
         self._by_address[key] = self._by_address.get(key, 0) + 1
         self._waiting[connection] = None
+        return None
+
+    def refusal(self, host: str | None) -> bytes | None:
+        """The response with which to refuse a new connection; None if it can be accepted."""
+        refused = self._refused(host)
+        if refused is None:
+            return None
+        metrics.CONNECTIONS_CLOSED.labels("refused").inc()
+        return REFUSALS[refused]
+
+    def _refused(self, host: str | None) -> HTTPStatus | None:
+        if self._by_address.get(address_key(host), 0) >= self._per_address and not self._is_proxy(host):
+            return HTTPStatus.TOO_MANY_REQUESTS
+        if len(self._open) >= self.max_connections and not self._waiting:
+            return HTTPStatus.SERVICE_UNAVAILABLE
         return None
 
     def release(self, connection: LimitedProtocol) -> None:
@@ -107,7 +121,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         refused = self._limits.admit(self, self.client[0] if self.client else None)
         if refused is not None:
-            self._refuse(refused, "The server has too many connections", "refused")
+            self._refuse(refused, TOO_MANY, "refused")
             return
         self._start_head_timer()
 
@@ -216,9 +230,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self._start_write_timer()
 
 
-def limited_protocol(settings: Settings) -> Any:
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """The limits of one server. The limit of open files may lower them."""
+    return ConnectionLimits(settings, _available_connections(settings.max_connections))
+
+
+def limited_protocol(limits: ConnectionLimits) -> Any:
     """The `http` argument of `uvicorn.Config`: the protocol class with the limits of one server."""
-    return partial(LimitedProtocol, limits=ConnectionLimits(settings, _available_connections(settings.max_connections)))
+    return partial(LimitedProtocol, limits=limits)
 
 
 def _available_connections(wanted: int) -> int:
@@ -262,3 +281,9 @@ def _error(status: HTTPStatus, message: str) -> bytes:
         f"content-length: {len(body)}\r\nretry-after: 5\r\nconnection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+TOO_MANY = "The server has too many connections"
+REFUSALS = {
+    status: _error(status, TOO_MANY) for status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+}

@@ -12,7 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from bloxserver import __version__
-from bloxserver.api.connections import limited_protocol
+from bloxserver.api.connections import connection_limits, limited_protocol
+from bloxserver.api.listener import Listener, Refusal, bound_sockets
 from bloxserver.gc_tuning import freeze_heap
 from bloxserver.settings import Settings, get_settings
 
@@ -27,7 +28,14 @@ LAST_REQUESTS_SECONDS = 0.5
 
 
 class Server(uvicorn.Server):
-    """Responds at shutdown to requests that have already arrived. uvicorn would reset their connections."""
+    """Refuses connections above a limit at once, and responds at shutdown to requests that have already arrived.
+
+    uvicorn would reset the connections of the latter.
+    """
+
+    def __init__(self, config: uvicorn.Config, refusal: Refusal = lambda address: None) -> None:
+        super().__init__(config)
+        self._refusal = refusal
 
     def run_or_exit(self) -> None:
         """Serve until a signal arrives. Exits the process with `STARTUP_FAILURE` if the server does not start."""
@@ -39,32 +47,26 @@ class Server(uvicorn.Server):
         """Start the app, listen, and only then log `ready`."""
         # The app is loaded by now and has not started.
         freeze_heap()
-        await super().startup(sockets)
-        if self.started:
-            host, port, *_ = self.servers[0].sockets[0].getsockname()
-            _warn_of_open_access(get_settings(), host)
-            log.info("ready", version=__version__, host=host, port=port)
+        await super().startup(sockets=[])  # the app only
+        try:
+            bound = await bound_sockets(self.config.host, self.config.port)
+        except OSError as error:
+            self.started = False
+            log.error("cannot listen", error=str(error))
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
+        self._listener = Listener(bound, self._protocol, self._refusal, self.config.backlog)
+        self.servers = [self._listener]  # type: ignore[list-item]
+        host, port, *_ = bound[0].getsockname()
+        _warn_of_open_access(get_settings(), host)
+        log.info("ready", version=__version__, host=host, port=port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, close each connection with its next response, then stop as uvicorn does."""
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
-        for connection in self._stop_listening():
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        await self._listener.drain()
         await asyncio.sleep(LAST_REQUESTS_SECONDS)
         await super().shutdown(sockets)
-
-    def _stop_listening(self) -> list[socket.socket]:
-        """Stop listening. Returns the connections in the backlog, which closing the sockets would reset."""
-        listeners = [listening.dup() for server in self.servers for listening in server.sockets]
-        for server in self.servers:
-            server.close()
-        waiting: list[socket.socket] = []
-        for listener in listeners:
-            with listener:
-                listener.setblocking(False)
-                while (connection := _accepted(listener)) is not None:
-                    waiting.append(connection)
-        return waiting
 
     def _protocol(self) -> asyncio.Protocol:
         protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -77,12 +79,13 @@ def serving(app: str | FastAPI, host: str, port: int) -> Server:
     """The server of the API on this address; `app` is the application or its import path."""
     settings = get_settings()
     proxies = [str(network) for network in settings.forwarded_allow_ips]
+    limits = connection_limits(settings)
     return Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
-            http=limited_protocol(settings),
+            http=limited_protocol(limits),
             ws="none",
             proxy_headers=bool(proxies),
             forwarded_allow_ips=proxies,
@@ -90,7 +93,8 @@ def serving(app: str | FastAPI, host: str, port: int) -> Server:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=STOP_SECONDS,
-        )
+        ),
+        limits.refusal,
     )
 
 
@@ -101,11 +105,3 @@ def _warn_of_open_access(settings: Settings, host: str) -> None:
             "HOST=127.0.0.1 to accept connections from this machine only",
             host=host,
         )
-
-
-def _accepted(listener: socket.socket) -> socket.socket | None:
-    try:
-        connection, _ = listener.accept()
-    except BlockingIOError:
-        return None
-    return connection

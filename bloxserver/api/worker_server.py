@@ -12,7 +12,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from bloxserver.api.connections import limited_protocol
+from bloxserver.api.connections import connection_limits, limited_protocol
 from bloxserver.api.dependencies import EngineHealth
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
@@ -57,7 +57,7 @@ async def serve_worker_endpoints(settings: Settings, engine: EngineHealth) -> As
         return
     config = uvicorn.Config(
         create_worker_app(engine),
-        http=limited_protocol(settings),
+        http=limited_protocol(connection_limits(settings)),
         ws="none",
         proxy_headers=False,
         lifespan="off",

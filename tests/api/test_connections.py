@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import uvicorn
 
-from bloxserver.api.connections import MAX_HEAD_BYTES, MIN_CONNECTIONS, RESERVED_FILES, limited_protocol
+from bloxserver.api.connections import (
+    MAX_HEAD_BYTES,
+    MIN_CONNECTIONS,
+    RESERVED_FILES,
+    connection_limits,
+    limited_protocol,
+)
 from bloxserver.api.server import serving as serving_api
 from bloxserver.observability.metrics import REGISTRY
 from bloxserver.settings import Settings
@@ -54,7 +60,7 @@ def limits(**changes: Any) -> Settings:
 async def serving(settings: Settings, app: Application = greet, *, send_buffer: int = 0) -> AsyncIterator[int]:
     """Serve `app` with the limits of `settings`, and yield the port. `send_buffer` is that of the system, in bytes."""
     config = uvicorn.Config(
-        app, http=limited_protocol(settings), lifespan="off", log_config=None, timeout_keep_alive=60
+        app, http=limited_protocol(connection_limits(settings)), lifespan="off", log_config=None, timeout_keep_alive=60
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -330,7 +336,7 @@ def file_limit() -> Iterator[Callable[[int, int], None]]:
 def test_limit_of_open_files_is_raised_as_far_as_necessary(file_limit: Callable[[int, int], None]) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     file_limit(600, hard)
-    limited_protocol(limits(max_connections=100))
+    connection_limits(limits(max_connections=100))
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (100 + RESERVED_FILES, hard)
 
 
@@ -341,7 +347,7 @@ def test_limit_of_open_files_limits_connections(
     # Lowering the real hard limit could not be undone without root.
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (hard, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limit: None)
-    assert limited_protocol(limits()).keywords["limits"].max_connections == connections
+    assert connection_limits(limits()).max_connections == connections
 
 
 @pytest.mark.parametrize(
