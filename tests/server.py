@@ -9,17 +9,26 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 
+from bloxserver.api.connections import connection_limits, limited_protocol
 from bloxserver.api.main import app
 from bloxserver.api.shutdown import Shutdown
+from bloxserver.settings import Settings
 
 
 @asynccontextmanager
-async def run_server() -> AsyncIterator[int]:
-    """Run the server and yield its port. The lifespan is off, so that dependency overrides apply."""
-    config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, server_header=False)
+async def run_server(settings: Settings | None = None, *, send_buffer: int = 0) -> AsyncIterator[int]:
+    """Run the server and yield its port. The lifespan is off, so that dependency overrides apply.
+
+    `settings` are those of the limits of connections; there are none by default. `send_buffer` is that of the system,
+    in bytes.
+    """
+    http = "httptools" if settings is None else limited_protocol(connection_limits(settings))
+    config = uvicorn.Config(app, http=http, lifespan="off", log_config=None, server_header=False)
     server = uvicorn.Server(config)
     app.state.shutdown = shutdown = Shutdown()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        if send_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield listener.getsockname()[1]

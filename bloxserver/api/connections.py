@@ -1,7 +1,8 @@
 """Timeouts and limits of connections, which uvicorn does not have.
 
 A connection waits for a request until it has received a complete one. While it waits, it can be closed in favour of a
-new connection.
+new connection. From the complete request to its response, nothing else of the connection is parsed: uvicorn would make
+objects for all requests that a client sends without waiting for responses.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bloxserver.api.addresses import address_key, parse_address
@@ -24,6 +26,12 @@ log = structlog.stdlib.get_logger("bloxserver")
 
 MAX_HEAD_BYTES = 64 * 1024
 """Bytes of a request's head, and of the trailer or the chunk extensions of a body, beyond which it is refused."""
+MAX_HEADERS = 100
+END_OF_HEAD = b"\r\n\r\n"
+MIN_HEAD_BYTES = 14
+"""Bytes before the end of the shortest head."""
+MIN_PIECE_BYTES = 512
+"""The shortest part of a chunked body that is parsed at once. The parser does not tell where the body ends."""
 PROGRESS_BYTES = 64 * 1024
 """Bytes of a response that a client must read in each `WRITE_TIMEOUT_SECONDS`, or all that are left."""
 RESERVED_FILES = 512
@@ -99,6 +107,20 @@ class ConnectionLimits:
         return address is not None and any(address in network for network in self._proxies)
 
 
+class _Flow(FlowControl):
+    """Does not resume reading while the connection has unread data."""
+
+    held = False
+
+    def hold(self) -> None:
+        self.held = True
+        self.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with timeouts and limits."""
 
@@ -111,6 +133,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._unwritten = 0
+        self._unread = bytearray()
+        """Received after a request without a response, and not parsed yet."""
+        self._body_left: int | None = 0
+        """Bytes of the request's body that are missing; None if it is chunked."""
 
     @property
     def _responding(self) -> bool:
@@ -119,6 +145,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
         refused = self._limits.admit(self, self.client[0] if self.client else None)
         if refused is not None:
             self._refuse(refused, TOO_MANY, "refused")
@@ -134,8 +161,33 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._dropped:
             return
-        self._unparsed += len(data)
-        super().data_received(data)
+        if self._unread:  # it was received before reading was paused
+            self._unread += data
+        else:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse up to the end of a request. The rest waits until the request has a response."""
+        position = 0
+        while position < len(data) and not self.transport.is_closing():
+            if self._responding and not self.cycle.more_body:
+                self._unread += data[position:]
+                self.flow.hold()
+                return
+            end = self._end_of_piece(data, position)
+            self._unparsed += end - position
+            super().data_received(data[position:end])
+            position = end
+            self._check_head()
+
+    def _end_of_piece(self, data: bytes, start: int) -> int:
+        """Return a position at most a few requests behind `start`, mostly the end of a head or of a body."""
+        if self._body_left:
+            return min(len(data), start + self._body_left)
+        end = data.find(END_OF_HEAD, start + (MIN_HEAD_BYTES if self._body_left == 0 else MIN_PIECE_BYTES))
+        return len(data) if end < 0 else end + len(END_OF_HEAD)
+
+    def _check_head(self) -> None:
         # uvicorn has stopped its keep-alive timer. A complete head and a piece of a body have set `_unparsed` to 0.
         if (self._unparsed or not self._responding) and not self.transport.is_closing():
             if self._unparsed > MAX_HEAD_BYTES:
@@ -144,30 +196,52 @@ class LimitedProtocol(HttpToolsProtocol):
             elif self._head_timer is None:
                 self._start_head_timer()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) >= MAX_HEADERS:
+            raise _TooManyHeaders
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._unparsed = 0
         self._stop_head_timer()
+        self._body_left = _body_length(self.headers)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
+        if self._body_left is not None:
+            self._body_left -= len(body)
         if self._responding:
             self._stop_head_timer()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._unparsed = 0
+        self._body_left = 0
         self._stop_head_timer()
         super().on_message_complete()
         if self._responding:
             self._limits.set_waiting(self, False)
 
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn if the parser fails, also because a callback has raised an exception."""
+        if len(self.headers or ()) >= MAX_HEADERS:
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._refuse(status, f"The request has more than {MAX_HEADERS} headers", "head_too_large")
+        else:
+            self._refuse(HTTPStatus.BAD_REQUEST, msg, "invalid_request")
+
     def on_response_complete(self) -> None:
+        self.flow.held = False
         super().on_response_complete()
         if not self._responding:
             self._limits.set_waiting(self, True)
         if self._write_timer is None and self.transport.get_write_buffer_size():
             self._start_write_timer()
+        if self._unread and not self._dropped:
+            data = bytes(self._unread)
+            self._unread.clear()
+            self._parse(data)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -228,6 +302,21 @@ class LimitedProtocol(HttpToolsProtocol):
             self.drop("write_timeout")
         elif left:
             self._start_write_timer()
+
+
+class _TooManyHeaders(Exception):
+    pass
+
+
+def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """The length of a request's body; None if it is chunked. The parser refuses heads whose headers disagree."""
+    length = 0
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            return None
+        if name == b"content-length" and value.isdigit():
+            length = int(value)
+    return length
 
 
 def connection_limits(settings: Settings) -> ConnectionLimits:

@@ -38,8 +38,6 @@ MAX_STREAM_SECONDS = 3600.0
 """A stream is closed after this time; the client reconnects and continues."""
 KEEPALIVE_SECONDS = 15.0
 """An idle stream sends a comment after this time, so that proxies keep the connection and dead clients are detected."""
-WRITE_SECONDS = 30.0
-"""A stream whose client reads nothing for this time is closed."""
 RECONNECT_MS = 1000
 STEP_BATCH_SIZE = 200
 """The maximum number of steps in one read."""
@@ -94,8 +92,13 @@ class Waiter:
             await self._watcher.wait(self._watch, min(seconds, remaining))
         return self._deadline > self._clock() and not self._has_ended()
 
+    @property
+    def disconnected(self) -> bool:
+        """Whether the client has disconnected."""
+        return self._disconnect.done()
+
     def _has_ended(self) -> bool:
-        return self._disconnect.done() or self._watch.shutdown.requested
+        return self.disconnected or self._watch.shutdown.requested
 
 
 class WaitingResponse(Response):
@@ -182,15 +185,11 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async with Waiter(receive, self._watcher, self._watch, MAX_STREAM_SECONDS) as waiter:
-                async for chunk in self._chunks(waiter):
-                    # `send` waits while the client has not read 64 KiB that were sent before.
-                    async with asyncio.timeout(WRITE_SECONDS):
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TimeoutError:
-            log.info("stream closed: the client does not read")
-            return
+        async with Waiter(receive, self._watcher, self._watch, MAX_STREAM_SECONDS) as waiter:
+            async for chunk in self._chunks(waiter):
+                # `send` waits while the client has not read 64 KiB that were sent before. The server closes the
+                # connection if it does not read for WRITE_TIMEOUT_SECONDS.
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _chunks(self, waiter: Waiter) -> AsyncIterator[bytes]:
@@ -211,6 +210,8 @@ class EventStream(Response):
                 yield KEEPALIVE_COMMENT
                 sent_at = clock()
             if len(steps) == STEP_BATCH_SIZE:
+                if waiter.disconnected:
+                    return
                 continue
             if execution.status is not ExecutionStatus.RUNNING:
                 yield _event("execution", execution, END_EVENT_ID)

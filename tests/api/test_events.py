@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 import sqlalchemy as sa
+from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from bloxserver.api import streaming
+from bloxserver.api.dependencies import SessionSource
 from bloxserver.api.main import app
+from bloxserver.api.shutdown import Shutdown
+from bloxserver.api.streaming import EventStream
+from bloxserver.api.watching import ExecutionWatcher, Watch
 from bloxserver.clock import now
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
@@ -31,7 +39,7 @@ from bloxserver.settings import Settings
 from tests import factories
 from tests.api.contract import API, assert_problem, covers, path_of
 from tests.api.sse import Event, parse_events, validated
-from tests.server import run_server
+from tests.server import head, run_server
 from tests.single_connection import single_connection
 from tests.statements import count_statements
 from tests.steps import create_step
@@ -301,6 +309,59 @@ async def test_disconnected_client_ends_polling(live_database: Database, running
             async with reading(port, events_path(running)) as reader:
                 await reader.event()
             await request_logged(logs, "/events")
+
+
+def many_steps(execution: ExecutionRecord, count: int) -> list[ExecutionStepRecord]:
+    return [
+        ExecutionStepRecord(execution_id=execution.id, key=f":{number}", listener="a", sequence=number)
+        for number in range(count)
+    ]
+
+
+async def test_stream_of_a_client_that_stops_reading_is_closed(
+    live_database: Database, running: ExecutionRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its slot is free again, and nothing is logged as an error."""
+    async with live_database.transaction() as session:
+        session.add_all(many_steps(running, 500))
+    settings = Settings(_env_file=None, write_timeout_seconds=0.1)
+    with capture_logs() as logs:
+        async with run_server(settings, send_buffer=4096) as port:
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(("127.0.0.1", port))
+                client.sendall(head("GET", events_path(running)))
+                await request_logged(logs, "/events")
+                assert app.state.stream_slots._open.total() == 0
+    assert [line.getMessage() for line in caplog.records if line.levelno >= logging.ERROR] == []
+
+
+async def test_catching_up_ends_when_the_client_disconnects(
+    live_database: Database, running: ExecutionRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream of many steps reads them in batches without a pause."""
+    monkeypatch.setattr(streaming, "STEP_BATCH_SIZE", 1)
+    async with live_database.transaction() as session:
+        session.add_all(many_steps(running, 20))
+    disconnected = asyncio.Event()
+    reads = 0
+
+    async def send(message: Any) -> None:
+        nonlocal reads
+        if b"event: step" in message.get("body", b""):
+            disconnected.set()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            reads += 1
+
+    async def receive() -> Any:
+        await disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    source = SessionSource(Request({"type": "http", "app": app}))
+    watch = Watch(source, Shutdown(), running.id, with_steps=True)
+    await EventStream(ExecutionWatcher(), watch, None)({"type": "http"}, receive, send)
+    assert reads < 5
 
 
 async def test_shutdown_ends_streams(live_database: Database, running: ExecutionRecord) -> None:
