@@ -22,7 +22,7 @@ from bloxserver.models import migrate, tables
 from bloxserver.models.database import Base, Database
 from bloxserver.models.migrate import SchemaState, schema_state
 from bloxserver.models.stored_bytes import ROW_BYTES, SOURCES
-from bloxserver.models.types import TierText, UtcDateTime
+from bloxserver.models.types import StoredJson, TierText, UtcDateTime
 from bloxserver.settings import Settings
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 
@@ -99,6 +99,7 @@ async def fill(session: AsyncSession) -> None:
         sa.Boolean: True,
         sa.LargeBinary: b"\0\xff",
         sa.JSON: {"a": [1, None]},
+        StoredJson: {"a": [1, None]},
         UtcDateTime: MOMENT,
         TierText: "pro",
         sa.Uuid: user,
