@@ -36,12 +36,9 @@ class JsonRoute(APIRoute):
         model = _model(self)
 
         async def read_and_handle(request: Request) -> Response:
-            if model is None or not _is_json(request.headers.get("content-type")):
-                return await handler(request)
-            body = await request.body()
-            if not is_large(body, MAX_STORED_VALUES):
-                return await handler(request)
-            return await _handle_large(handler, request, model, body)
+            if model is not None and is_large(body := await request.body(), MAX_STORED_VALUES) and _is_json(request):
+                return await _handle_large(handler, request, model, body)
+            return await handler(request)
 
         async def handle(request: Request) -> Response:
             return await render(lambda: read_and_handle(request))
@@ -59,10 +56,10 @@ def _model(route: APIRoute) -> str | None:
     return None
 
 
-def _is_json(content_type: str | None) -> bool:
-    """Whether FastAPI reads a body of this type as JSON."""
+def _is_json(request: Request) -> bool:
+    """Whether FastAPI reads the body as JSON."""
     message = Message()
-    message["content-type"] = content_type or "application/octet-stream"
+    message["content-type"] = request.headers.get("content-type") or "application/octet-stream"
     subtype = message.get_content_subtype()
     return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
 

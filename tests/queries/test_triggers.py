@@ -101,6 +101,12 @@ async def test_webhook_is_read_with_its_flow_and_owner(session: AsyncSession, us
     assert (row.user_id, row.tier, row.plan) == (user.id, Tier.PRO, PLANS["pro"])
 
 
+async def test_large_config_of_a_webhook_is_read_as_an_object(session: AsyncSession, flow: FlowRecord) -> None:
+    config = {"target": "a", "notes": [0] * 10_000}
+    await create_trigger(session, flow, webhook_token="the-token", config=config)
+    assert (await read_webhook(session, "the-token")).config == config
+
+
 async def test_webhook_that_was_deleted_or_whose_flow_was_deleted_is_not_found(
     session: AsyncSession, user: UserRecord, flow: FlowRecord
 ) -> None:

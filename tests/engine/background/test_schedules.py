@@ -74,6 +74,7 @@ class TestInvalid:
         ("config", "reason"),
         [
             ({"cron": "banana"}, INVALID_CRON),
+            ({"cron": "banana", "notes": [0] * 10_000}, INVALID_CRON),
             ({"cron": "0 0 30 2 *"}, INVALID_CRON),
             ({}, "config.cron: A schedule needs a cron expression of five fields"),
             (MINUTELY | {"timezone": "Mars/Base"}, "config.timezone: Not the name of a time zone"),
