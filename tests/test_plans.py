@@ -1,0 +1,33 @@
+"""The plan of a user: the limits of the tier, with the overrides of the operator."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bloxserver.plans import FREE, PLANS, get_plan
+
+
+def test_an_unknown_tier_has_the_free_plan() -> None:
+    assert get_plan("unknown") == FREE
+    assert get_plan("pro") == PLANS["pro"]
+
+
+def test_overrides_replace_single_limits() -> None:
+    plan = get_plan("free", {"flows": 7.9, "runs": None, "execution_cpu_seconds": 1.5, "unknown": 1})
+    assert (plan.flows, plan.runs, plan.execution_cpu_seconds) == (7, None, 1.5)
+    assert plan.secrets == FREE.secrets
+
+
+@pytest.mark.parametrize("value", ["-1", '"7"', "true", "null", "[7]", "1e999", "-1e999", "NaN"])
+@pytest.mark.parametrize("name", ["flows", "execution_cpu_seconds"])
+def test_unusable_overrides_are_ignored(name: str, value: str) -> None:
+    """Another program may have stored any JSON value."""
+    assert get_plan("free", {name: json.loads(value)}) == FREE
+
+
+@pytest.mark.parametrize("overrides", [None, [], [1], "flows", 7])
+def test_overrides_that_are_no_object_are_ignored(overrides: Any) -> None:
+    assert get_plan("free", overrides) == FREE
