@@ -10,6 +10,8 @@ IDENTITY = 'import sys; print(sys.base_prefix, sys.version.split()[0])'
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
+# The tests start many processes. Without the cache of bytecode, each of them compiles all modules again.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(RUN) pytest -n auto
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL = "$(PYTHON)" -m pip --python $(BIN)/python --disable-pip-version-check -qq install
@@ -34,17 +36,17 @@ serve: $(INSTALLED) ## Run a development server on 127.0.0.1:8000
 	@$(BIN)/bloxserver serve --host 127.0.0.1 --port 8000
 
 test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL, except those in tests/slow
-	@$(RUN) pytest -n auto --dist worksteal --ignore tests/slow
+	@$(PYTEST) --dist worksteal --ignore tests/slow
 
 test-slow: $(INSTALLED) ## Run the tests in tests/slow, which start processes
-	@$(RUN) pytest -n auto --dist worksteal tests/slow
+	@$(PYTEST) --dist worksteal tests/slow
 
 requests: $(INSTALLED) ## Send 2,400 generated requests to a server on each database; takes five minutes
-	@$(RUN) pytest -n auto tests/schemathesis/all_phases.py
+	@$(PYTEST) tests/schemathesis/all_phases.py
 
 coverage: $(INSTALLED) ## Run make test and list uncovered lines; needs Python 3.12 or later
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { echo "coverage needs Python 3.12 or later: make PYTHON=python3.13 VENV=.venv-coverage coverage" >&2; exit 1; }
-	@$(RUN) pytest -n auto --dist worksteal --ignore tests/slow --cov --cov-report=term
+	@$(PYTEST) --dist worksteal --ignore tests/slow --cov --cov-report=term
 
 benchmark: $(INSTALLED) ## Run the benchmarks on SQLite and PostgreSQL, and print one table; takes about ten minutes
 	@$(RUN) benchmarks all

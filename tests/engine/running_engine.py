@@ -7,11 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from typing import Any
+from uuid import UUID
 
 import httpx
+import sqlalchemy as sa
 
+from bloxserver.clock import now
 from bloxserver.engine.engine import Engine
-from bloxserver.models.database import Database
+from bloxserver.models.database import Database, WakeReason, wake_engine_after_commit
+from bloxserver.models.enums import StepStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.settings import Settings
 
 ENDED = {"success", "error", "timeout", "cancelled"}
@@ -60,6 +65,23 @@ async def accept(client: httpx.AsyncClient, path: str, payload: Any = None) -> s
 async def run(client: httpx.AsyncClient, path: str, payload: Any = None) -> dict[str, Any]:
     """An execution that has ended."""
     return await eventually(client, await accept(client, path, payload), ENDED)
+
+
+async def end_delay(database: Database, execution: str) -> None:
+    """Wait until the execution with this path is suspended, and then end its delays."""
+    execution_id = UUID(execution.rpartition("/")[2])
+    row, step = ExecutionRecord, ExecutionStepRecord
+    is_suspended = row.id == execution_id, row.resume_at.is_not(None), row.lease.is_(None)
+    resume = sa.update(row).where(*is_suspended).values(resume_at=now()).returning(row.id)
+    waiting = step.execution_id == execution_id, step.status == StepStatus.WAITING
+    async with asyncio.timeout(40):
+        while True:
+            async with database.transaction() as session:
+                if (await session.execute(resume)).all():
+                    await session.execute(sa.update(step).where(*waiting).values(completed_at=now()))
+                    wake_engine_after_commit(session, WakeReason.EXECUTION)
+                    return
+            await asyncio.sleep(0.02)
 
 
 async def steps_of(client: httpx.AsyncClient, execution: str) -> list[dict[str, Any]]:

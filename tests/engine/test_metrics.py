@@ -27,7 +27,7 @@ from bloxserver.models.tables import (
 from bloxserver.queries.triggers import read_due_schedules
 from bloxserver.settings import Settings
 from tests.engine.queue_claims import take
-from tests.engine.running_engine import accept, run, running_engine, started_flow
+from tests.engine.running_engine import ENDED, accept, end_delay, eventually, run, running_engine, started_flow
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 from tests.metric_increase import measure_increase
 
@@ -40,7 +40,7 @@ listeners:
 WAITING = """
 organism: {name: waiting}
 listeners:
-  - {name: wait, description: d, handler: delay, config: {seconds: 3}}
+  - {name: wait, description: d, handler: delay, config: {seconds: 3600}}
 """
 FAILING = """
 organism: {name: failing}
@@ -87,7 +87,9 @@ async def test_failed_and_cancelled_executions_are_counted(live_client: httpx.As
     assert cancelled.number == 1
 
 
-async def test_resumed_execution_is_counted_as_started_once(live_client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_resumed_execution_is_counted_as_started_once(
+    live_client: httpx.AsyncClient, live_database: Database, engine: Engine
+) -> None:
     path = await started_flow(live_client, WAITING)
     with (
         measure_increase("bloxserver_queue_wait_seconds_count") as dispatched,
@@ -95,7 +97,9 @@ async def test_resumed_execution_is_counted_as_started_once(live_client: httpx.A
         measure_increase("bloxserver_start_latency_seconds_count") as started,
         measure_increase("bloxserver_steps_total", handler="delay", outcome="waiting") as waited,
     ):
-        assert (await run(live_client, path))["status"] == "success"
+        execution = await accept(live_client, path)
+        await end_delay(live_database, execution)
+        assert (await eventually(live_client, execution, ENDED))["status"] == "success"
     assert (dispatched.number, started.number, waited.number) == (2, 1, 1)
     assert seconds.number < 2, "suspended is not late"
 

@@ -17,7 +17,16 @@ from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Base, Database
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer, running_server
-from tests.engine.running_engine import ENDED, accept, eventually, run, running_engine, started_flow, steps_of
+from tests.engine.running_engine import (
+    ENDED,
+    accept,
+    end_delay,
+    eventually,
+    run,
+    running_engine,
+    started_flow,
+    steps_of,
+)
 from tests.listening import listening
 from tests.llm_server import calls, language_model, says
 
@@ -38,7 +47,7 @@ async def working(live_settings: Settings, live_database: Database) -> AsyncIter
 
 
 async def test_large_input_is_handled_outside_of_the_event_loop(
-    live_client: httpx.AsyncClient, working: Engine
+    live_client: httpx.AsyncClient, live_database: Database, working: Engine
 ) -> None:
     path = await started_flow(
         live_client,
@@ -47,11 +56,13 @@ organism: {name: large}
 listeners:
   - {name: first, description: d, handler: echo, peers: [{to: second, when: payload.last == 1}, other]}
   - {name: second, description: d, handler: transform, config: {expression: payload.values.size()}}
-  - {name: other, description: d, handler: delay, config: {seconds: 2.5}}
+  - {name: other, description: d, handler: delay, config: {seconds: 3600}}
 """,
     )
     payload = {"values": [1] * 9_000, "last": 1}
-    execution = await run(live_client, path, payload)
+    accepted = await accept(live_client, path, payload)
+    await end_delay(live_database, accepted)
+    execution = await eventually(live_client, accepted, ENDED)
     assert execution["status"] == "success", execution
     assert json.loads(execution["outputPayload"]) == {"second": 9_000, "other": payload}
     text = "no JSON " * 9_000
