@@ -49,8 +49,9 @@ structlog.configure(
 from bloxserver.api.main import app
 from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Base, Database, get_db
-from bloxserver.models.tables import UserRecord
+from bloxserver.models.tables import FlowRecord, UserRecord
 from tests.database_override import override_database
+from tests.factories import create_flow, create_user
 from tests.postgres import ReusedDatabase, delete_rows, postgres_database, postgres_server
 from tests.sqlite_threads import join_connection_threads
 
@@ -201,6 +202,18 @@ async def dev_user(client: httpx.AsyncClient, session: AsyncSession) -> UserReco
     assert user is not None
     await session.commit()
     return user
+
+
+@pytest.fixture
+async def user(session: AsyncSession) -> UserRecord:
+    """A user other than the development user."""
+    return await create_user(session)
+
+
+@pytest.fixture
+async def flow(session: AsyncSession, user: UserRecord) -> FlowRecord:
+    """A flow of `user`."""
+    return await create_flow(session, user)
 
 
 @pytest.fixture

@@ -185,7 +185,6 @@ def _body(source: Source, transition: str) -> str:
         if f"AS {rows}" in transition
     )
     # The owner is a query for each group, not a join, which a cached plan might do by a scan of a whole table.
-    # The owner is a query for each group, not a join, which a cached plan might do by a scan of a whole table.
     deltas = f"""
       SELECT user_id, sum(delta) AS delta FROM (
         SELECT ({source.owner("link")}) AS user_id, delta

@@ -16,11 +16,6 @@ from tests.api.contract import UTC_TIME, assert_problem, covers, path_of
 from tests.steps import create_step
 
 
-@pytest.fixture
-async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
-    return await factories.create_flow(session, dev_user)
-
-
 @covers("executions.cancel")
 async def test_running_execution_is_cancelled_with_its_steps(
     client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession

@@ -46,11 +46,6 @@ from tests.steps import create_step
 
 
 @pytest.fixture
-async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
-    return await factories.create_flow(session, dev_user)
-
-
-@pytest.fixture
 async def ended(session: AsyncSession, flow: FlowRecord) -> ExecutionRecord:
     """An execution that has ended, with three steps."""
     execution = await factories.create_execution(

@@ -47,11 +47,6 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture
-async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
-    return await factories.create_flow(session, dev_user)
-
-
 async def executions(session: AsyncSession) -> list[ExecutionRecord]:
     statement = sa.select(ExecutionRecord).order_by(ExecutionRecord.started_at)
     return list(await session.scalars(statement.execution_options(populate_existing=True)))

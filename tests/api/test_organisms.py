@@ -47,11 +47,6 @@ listeners:
 """
 
 
-@pytest.fixture
-async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
-    return await factories.create_flow(session, dev_user)
-
-
 def rows(response: httpx.Response) -> list[tuple[int, int, str]]:
     assert response.status_code == 200, response.text
     return [(one["line"], one["column"], one["code"]) for one in response.json()["problems"]]

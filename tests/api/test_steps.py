@@ -11,17 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.ids import new_id
 from bloxserver.models.enums import StepStatus
-from bloxserver.models.tables import FlowRecord, UserRecord
+from bloxserver.models.tables import FlowRecord
 from tests import factories
 from tests.api.contract import assert_invalid, assert_problem, covers, path_of
 from tests.steps import create_step
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
-    return await factories.create_flow(session, dev_user)
 
 
 @covers("steps.shape")

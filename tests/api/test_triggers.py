@@ -26,11 +26,6 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 CONFIG = {"snake_case": 1, "camelCase": {"a": [None, True, 0.1, "é🌍", {}]}, "": "", "cron": 7, "timezone": []}
 
 
-@pytest.fixture
-async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
-    return await factories.create_flow(session, dev_user)
-
-
 async def triggers(session: AsyncSession) -> list[TriggerRecord]:
     statement = sa.select(TriggerRecord).order_by(TriggerRecord.name).execution_options(populate_existing=True)
     return list(await session.scalars(statement))

@@ -17,11 +17,6 @@ from bloxserver.queries.canvas import MAX_NAMES, derive_definition, read_canvas
 from tests.factories import create_flow, create_user
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
 def definition(*names: str, description: str = "d") -> str:
     listeners = [f"  - {{name: {name}, description: {description}, handler: echo, peers: []}}" for name in names]
     return "\n".join(["organism: {name: x}", "listeners:", *listeners, ""])

@@ -30,16 +30,6 @@ MINUTE = timedelta(minutes=1)
 PAGE = PageRequest(1, 10)
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
-@pytest.fixture
-async def flow(session: AsyncSession, user: UserRecord) -> FlowRecord:
-    return await create_flow(session, user)
-
-
 async def test_executions_are_listed_in_pages_from_the_newest(
     session: AsyncSession, user: UserRecord, flow: FlowRecord
 ) -> None:

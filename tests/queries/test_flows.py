@@ -28,11 +28,6 @@ from tests.factories import create_execution, create_flow, create_user
 MINUTE = timedelta(minutes=1)
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
 @pytest.mark.parametrize("lock", [False, True])
 async def test_flow_is_found_only_for_its_owner(session: AsyncSession, user: UserRecord, lock: bool) -> None:
     flow = await create_flow(session, user)

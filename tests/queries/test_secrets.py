@@ -10,11 +10,6 @@ from bloxserver.queries.secrets import read_ciphertexts, read_secrets
 from tests.factories import create_user
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
 async def store(session: AsyncSession, user: UserRecord, **ciphertexts: str) -> None:
     for name, ciphertext in ciphertexts.items():
         session.add(SecretRecord(user_id=user.id, name=name, ciphertext=ciphertext))

@@ -32,16 +32,6 @@ BEGINNING = StepPosition(0, UUID(int=0))
 
 
 @pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
-@pytest.fixture
-async def flow(session: AsyncSession, user: UserRecord) -> FlowRecord:
-    return await create_flow(session, user)
-
-
-@pytest.fixture
 async def execution(session: AsyncSession, flow: FlowRecord) -> ExecutionRecord:
     return await create_execution(session, flow)
 

@@ -42,11 +42,6 @@ async def user(session: AsyncSession) -> UserRecord:
     return await create_user(session, tier=Tier.PRO)
 
 
-@pytest.fixture
-async def flow(session: AsyncSession, user: UserRecord) -> FlowRecord:
-    return await create_flow(session, user)
-
-
 async def create_schedule(session: AsyncSession, flow: FlowRecord, **values: Any) -> TriggerRecord:
     return await create_trigger(session, flow, type=TriggerType.SCHEDULE, config={"cron": "* * * * *"}, **values)
 

@@ -17,11 +17,6 @@ from tests.factories import create_flow, create_user
 PAGE = PageRequest(1, 10)
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
 async def create_versions(session: AsyncSession, flow: FlowRecord, count: int) -> list[FlowVersionRecord]:
     versions = [
         FlowVersionRecord(flow_id=flow.id, number=number, organism_yaml=f"text {number}", canvas_state={"n": number})

@@ -28,11 +28,6 @@ from tests.factories import create_flow, create_user
 CANVAS: dict[str, Any] = {"nodes": [], "edges": [], "viewport": {"x": 0, "y": 0, "zoom": 1}}
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
 async def versions(session: AsyncSession, flow: FlowRecord) -> list[tuple[int, str]]:
     """Return the numbers and the texts of the flow's versions."""
     rows = await session.execute(

@@ -66,11 +66,6 @@ async def installation_problems(
     return [*found.problems, *invalid_values(requirements, found.secrets)]
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
 @pytest.mark.parametrize(
     ("values", "requirement", "message"),
     [

@@ -35,16 +35,6 @@ Copies = dict[str, ExecutionStepRecord]
 
 
 @pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
-@pytest.fixture
-async def flow(session: AsyncSession, user: UserRecord) -> FlowRecord:
-    return await create_flow(session, user)
-
-
-@pytest.fixture
 async def failed(session: AsyncSession, flow: FlowRecord) -> ExecutionRecord:
     return await create_execution(session, flow, status=ExecutionStatus.ERROR)
 

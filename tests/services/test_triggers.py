@@ -22,16 +22,6 @@ HOURLY = {"cron": "0 * * * *"}
 NEVER = {"cron": "0 0 30 2 *"}
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await factories.create_user(session)
-
-
-@pytest.fixture
-async def flow(session: AsyncSession, user: UserRecord) -> FlowRecord:
-    return await factories.create_flow(session, user)
-
-
 async def create_failing_schedule(session: AsyncSession, flow: FlowRecord, **values: Any) -> TriggerRecord:
     """Create an armed schedule whose last attempt failed."""
     failure = {"failed_attempts": 3, "last_error": "TimeoutError", "retry_at": now()}

@@ -29,11 +29,6 @@ listeners:
 AGENT_CODES = [(3, "missing_llm"), (4, "unknown_handler")]
 
 
-@pytest.fixture
-async def user(session: AsyncSession) -> UserRecord:
-    return await create_user(session)
-
-
 async def test_validation_merges_problems_of_text_and_installation_in_the_order_of_the_text(
     session: AsyncSession, user: UserRecord
 ) -> None:

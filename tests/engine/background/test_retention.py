@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from bloxserver.clock import now
 from bloxserver.engine.background.retention_batches import PruneResult
-from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel
 from bloxserver.models.tables import (
     ExecutionRecord,
@@ -20,17 +19,9 @@ from bloxserver.models.tables import (
     FlowRecord,
     UserRecord,
 )
-from bloxserver.settings import Settings
 from tests.engine.retention_world import DAY, SUCCESS, World
 from tests.factories import create_flow
 from tests.steps import create_step
-
-
-@pytest.fixture
-async def world(live_settings: Settings, live_database: Database) -> World:
-    world = World(live_settings, live_database)
-    await world.arrange()
-    return world
 
 
 class TestByAge:

@@ -27,18 +27,10 @@ from bloxserver.models.tables import (
     FlowRecord,
     FlowVersionRecord,
 )
-from bloxserver.settings import Settings
 from tests.engine.retention_world import SUCCESS, World, deleting_transactions, until
 from tests.factories import create_flow
 
 MEBIBYTE = 1024 * 1024
-
-
-@pytest.fixture
-async def world(live_settings: Settings, live_database: Database) -> World:
-    world = World(live_settings, live_database)
-    await world.arrange()
-    return world
 
 
 class TestTransactions:
