@@ -10,10 +10,11 @@ import asyncio
 import copy
 import re
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import NoReturn, Self
 
 import httpcore
@@ -35,7 +36,9 @@ MEBIBYTE = 1024 * 1024
 MAX_RESPONSE_BYTES = 5 * MEBIBYTE
 MAX_CHUNKS = 50_000
 """The maximum number of chunks of a body. Each takes 20 microseconds on the event loop, however small it is."""
-CHUNKS_PER_TURN = 16
+BYTES_PER_TURN = 64 * 1024
+BYTES_PER_CHUNK = 4 * 1024
+"""Added for each chunk: after so many bytes, the response waits for its user's next turn on the event loop."""
 MAX_REDIRECTS = 3
 MAX_RETRY_AFTER_SECONDS = 3600.0
 PORTS = frozenset({80, 443, 8080, 8443})
@@ -66,6 +69,9 @@ DEPTH_HEADER = "BloxServer-Depth"
 # The headers that are sent to another origin after a redirect; any other header may be a credential.
 SAFE_HEADERS = frozenset({"accept", "accept-language", DEPTH_HEADER.lower(), TRACE_HEADER, "user-agent"})
 CONTENT_HEADERS = frozenset({"content-encoding", "content-language", "content-location", "content-type"})
+
+
+Turn = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -153,15 +159,17 @@ class GuardedClient:
         self._connector = Connector(allow, ports, resolver or Resolver())
         self._share = UNLIMITED
         self._memory = MemoryBudget()
+        self._turn: Turn = partial(asyncio.sleep, 0)
 
-    def limited_to(self, share: Share, memory: MemoryBudget | None = None) -> Self:
+    def limited_to(self, share: Share, memory: MemoryBudget | None = None, turn: Turn | None = None) -> Self:
         """Return this client with the limits of one user: requests wait for a slot, responses are charged to `memory`.
 
-        The wait counts towards the time limit of a request.
+        `turn` waits for the user's next turn on the event loop. All waits count towards the time limit of a request.
         """
         client = copy.copy(self)
         client._share = share
         client._memory = memory or MemoryBudget()
+        client._turn = turn or self._turn
         return client
 
     async def request(
@@ -230,7 +238,7 @@ class GuardedClient:
     async def _read_body(self, response: httpcore.Response, host: str) -> bytes | OutgoingRequestError:
         """Read the body. It is not decompressed: a few kilobytes may become megabytes."""
         content = bytearray()
-        chunks = 0
+        chunks = since_turn = 0
         try:
             async for chunk in response.aiter_stream():
                 chunks += 1
@@ -241,8 +249,10 @@ class GuardedClient:
                     return OutgoingRequestError("response_too_large", message)
                 self._memory.reserve(len(chunk))
                 content += chunk
-                if chunks % CHUNKS_PER_TURN == 0:
-                    await asyncio.sleep(0)  # many small chunks arrive at once
+                since_turn += len(chunk) + BYTES_PER_CHUNK
+                if since_turn > BYTES_PER_TURN:
+                    since_turn = 0
+                    await self._turn()
         except MemoryLimitReached as error:
             return OutgoingRequestError("memory_limit_reached", f"the response of {host} was not read: {error}")
         return bytes(content)

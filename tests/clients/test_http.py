@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bloxserver.clients.http import MAX_CHUNKS, GuardedClient, OutgoingRequestError
+from bloxserver.clients.shares import UNLIMITED
 from tests.clients.hostile import HOSTILE_LOCATIONS, HOSTILE_URLS, NAMES, PUBLIC, PUBLIC_IPV6
 from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.clients.network import Network
@@ -332,6 +333,27 @@ class TestResponses:
         else:
             with pytest.raises(OutgoingRequestError, match=f"more than {MAX_CHUNKS} chunks"):
                 _ = response.content
+
+    @pytest.mark.parametrize(
+        ("sent", "turns"),
+        [
+            (answer(b"ok"), 0),
+            (CHUNKED_HEAD + b"fa00\r\n" + bytes(64_000) + b"\r\n0\r\n\r\n", 1),
+            (CHUNKED_HEAD + b"1\r\na\r\n" * 64 + b"0\r\n\r\n", 4),
+        ],
+        ids=["small", "large", "small chunks"],
+    )
+    async def test_body_is_read_in_turns_of_its_user(
+        self, client: GuardedClient, server: LoopbackServer, sent: bytes, turns: int
+    ) -> None:
+        taken: list[None] = []
+
+        async def turn() -> None:
+            taken.append(None)
+
+        server.answers["/"] = sent
+        await client.limited_to(UNLIMITED, turn=turn).request("GET", server.url("/"))
+        assert len(taken) == turns
 
     async def test_response_to_head_has_no_body(self, client: GuardedClient, server: LoopbackServer) -> None:
         server.answers["/"] = answer(headers={"Content-Encoding": "br"}, length=10_000_000)

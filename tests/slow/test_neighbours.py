@@ -17,6 +17,7 @@ ATTACK_SECONDS = 1.5
 CHEAP = {
     "deep-json": "422 ",
     "gzip-bombs": "execution error",
+    "slow-dns": "execution running",
     "small-webhooks": "200",
     "tokens": "429 ",
 }

@@ -88,7 +88,7 @@ class ClaimedExecutionContext:
         key = f"{execution.id}:{message.key}"
         memory = self.memory.child()
         return BlockContext(
-            http=self._clients.http.limited_to(self._share, memory),
+            http=self._clients.http.limited_to(self._share, memory, self.turn),
             clock=now,
             idempotency_key=key,
             store=FlowStore(
