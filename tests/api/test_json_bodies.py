@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +14,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.isolation import isolated
+from bloxserver.isolation.pool import MAX_WAITING
 from bloxserver.models.tables import (
     ExecutionRecord,
     FlowRecord,
@@ -21,7 +26,7 @@ from bloxserver.models.tables import (
 )
 from bloxserver.raw_json import MAX_CHARACTERS, MAX_STORED_VALUES, RawJson
 from tests import factories
-from tests.api.contract import API, assert_invalid, path_of
+from tests.api.contract import API, assert_invalid, assert_problem, path_of
 
 JSON = {"Content-Type": "application/json"}
 PADDING = [0] * (MAX_STORED_VALUES + 1)
@@ -178,6 +183,50 @@ class TestOtherMembers:
         large = await client.post(f"{API}/organisms/validate", content=content + " " * 50_000, headers=JSON)
         assert max(parsed, default=0) <= MAX_CHARACTERS
         assert without_request_id(large) == without_request_id(small)
+
+
+@asynccontextmanager
+async def waiting_tasks(tenant: Hashable) -> AsyncIterator[None]:
+    """As many tasks of this tenant as may wait, behind an endless one."""
+    endless = json.dumps({"code": "while True: pass", "payload": None, "timeout_seconds": 30, "memory_mb": 64}).encode()
+    tasks = [asyncio.ensure_future(isolated("python.run", endless, tenant=tenant, share=1))]
+    await asyncio.sleep(0)
+    await isolated("organism.check", b"", tenant="other")  # begins after the endless one
+    tasks += [
+        asyncio.ensure_future(isolated("python.run", endless, tenant=tenant, share=1)) for _ in range(MAX_WAITING)
+    ]
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class TestBusyPool:
+    async def test_large_body_is_refused_while_too_many_of_its_address_wait(
+        self, client: httpx.AsyncClient, flow: FlowRecord
+    ) -> None:
+        async with waiting_tasks(("address", "127.0.0.1")):
+            large = await client.patch(path_of(flow), json={"canvasState": CANVAS})
+            definition = await client.post(f"{API}/organisms/validate", json={"organismYaml": "a,\n" * 20_000})
+            small = await client.patch(path_of(flow), json={"canvasState": {}})
+        for response in (large, definition):
+            message = "The body cannot be read now: 1000 tasks wait already: run fewer at once"
+            assert_problem(response, 503, "isolation_unavailable", message)
+            assert response.headers["retry-after"] == "5"
+        assert small.status_code == 200
+
+    async def test_canvas_is_unavailable_while_too_many_tasks_of_its_owner_wait(
+        self, client: httpx.AsyncClient, flow: FlowRecord
+    ) -> None:
+        async with waiting_tasks(flow.user_id):
+            read = await client.get(f"{path_of(flow)}/canvas")
+            derived = await client.post(f"{path_of(flow)}/canvas/derive")
+        for response in (read, derived):
+            message = "The canvas cannot be converted now: 1000 tasks wait already: run fewer at once"
+            assert_problem(response, 503, "isolation_unavailable", message)
 
 
 def without_request_id(response: httpx.Response) -> tuple[int, dict[str, Any]]:
