@@ -22,7 +22,7 @@ QUIET_LOGGERS = (
     "aiosqlite",
     "asyncio",
     "alembic",
-    "bloxserver.models.database",  # SQLAlchemy names the logger of a pool after the module of its class
+    "bloxserver.models.connection_pool",  # SQLAlchemy names the logger of a pool after the module of its class
 )
 """Loggers that log URLs with credentials, or every operation. Only their warnings are logged."""
 
