@@ -104,12 +104,13 @@ class World:
             return set(await session.scalars(sa.select(ExecutionRecord.id)))
 
 
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+async def until(holds: Callable[[], Awaitable[bool]], *, interval_seconds: float = 0.001) -> None:
+    """Wait for a condition. The interval is longer for one that reads tables, which would delay what it waits for."""
+    async with asyncio.timeout(30):
         while True:
             if await holds():
                 return
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(interval_seconds)
 
 
 @contextmanager

@@ -280,7 +280,7 @@ async def test_engine_completes_deletions_and_stops_running_executions(
         await accept(live_client, path, "x")
         await wait_for(gate.slow)
         assert (await live_client.delete(path)).status_code == 204
-        await until(lambda: is_empty(live_database, engine))
+        await until(lambda: is_empty(live_database, engine), interval_seconds=0.02)
         gate.open.set()
         assert not gate.after.is_set()
 
@@ -298,4 +298,4 @@ async def test_engine_completes_deletions_of_an_earlier_process(world: World, li
         async def is_gone() -> bool:
             return (await world.counts())["flows"] == 1
 
-        await until(is_gone)
+        await until(is_gone, interval_seconds=0.02)
