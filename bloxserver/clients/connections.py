@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,8 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEAD_LINES = 256
 """Of all heads of a response: a server can send any number of informational ones."""
 HEAD_READ_BYTES = 2 * 1024
+RECEIVE_BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF, 48 * 1024)
+"""The event loop reads all that has arrived, up to megabytes, before the reader can charge or pause."""
 
 
 class HeadStream(httpcore.AsyncNetworkStream):
@@ -104,7 +107,9 @@ class Connector:
         failure: Exception | None = None
         for address in addresses:
             try:
-                return await self._network.connect_tcp(str(address), port, CONNECT_SECONDS)
+                return await self._network.connect_tcp(
+                    str(address), port, CONNECT_SECONDS, socket_options=[RECEIVE_BUFFER]
+                )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure or httpcore.ConnectError("no address")

@@ -237,25 +237,26 @@ class GuardedClient:
 
     async def _read_body(self, response: httpcore.Response, host: str) -> bytes | OutgoingRequestError:
         """Read the body. It is not decompressed: a few kilobytes may become megabytes."""
-        content = bytearray()
-        chunks = since_turn = 0
+        chunks: list[bytes] = []
+        size = since_turn = 0
         try:
             async for chunk in response.aiter_stream():
-                chunks += 1
-                if len(content) + len(chunk) > self._max_response_bytes:
+                if size + len(chunk) > self._max_response_bytes:
                     return _too_large(host, self._max_response_bytes)
-                if chunks > MAX_CHUNKS:
+                if len(chunks) == MAX_CHUNKS:
                     message = f"the response of {host} has more than {MAX_CHUNKS} chunks"
                     return OutgoingRequestError("response_too_large", message)
                 self._memory.reserve(len(chunk))
-                content += chunk
+                chunks.append(chunk)
+                size += len(chunk)
                 since_turn += len(chunk) + BYTES_PER_CHUNK
                 if since_turn > BYTES_PER_TURN:
                     since_turn = 0
                     await self._turn()
         except MemoryLimitReached as error:
             return OutgoingRequestError("memory_limit_reached", f"the response of {host} was not read: {error}")
-        return bytes(content)
+        # A growing buffer would be moved again and again, which fragments the memory.
+        return b"".join(chunks)
 
 
 def decompressed(content: bytes, encoding: str, max_bytes: int, host: str) -> bytes:

@@ -7,11 +7,14 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 
+import httpcore
 import pytest
 
-from bloxserver.clients.connections import MAX_HEAD_BYTES, MAX_HEAD_LINES
+from bloxserver.clients.connections import MAX_HEAD_BYTES, MAX_HEAD_LINES, RECEIVE_BUFFER, Connector
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import GuardedClient
+from bloxserver.clients.resolver import Resolver
+from bloxserver.clients.shares import UNLIMITED
 from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.listening import listening
 
@@ -168,3 +171,12 @@ class TestHeads:
         response = await client.request("GET", server.url("/"))
         assert response.content == b"\n" * 1000
         assert len(response.headers) == len(headers) + 1
+
+
+async def test_receive_buffer_is_small(server: LoopbackServer) -> None:
+    connector = Connector([LOOPBACK], frozenset(), Resolver())
+    origin = httpcore.Origin(b"http", b"127.0.0.1", server.port)
+    async with connector.connect(origin, UNLIMITED) as connection:
+        opened = connection._network_stream.get_extra_info("socket")
+        # Linux doubles the number. The default is 128 KiB, which grows to megabytes.
+        assert opened.getsockopt(*RECEIVE_BUFFER[:2]) <= 2 * RECEIVE_BUFFER[2]
