@@ -112,9 +112,7 @@ class Settings(BaseSettings):
         200, ge=1, description="Maximum connections from one client address; does not apply to FORWARDED_ALLOW_IPS."
     )
     max_requests_per_address: int = Field(
-        8,
-        ge=1,
-        description="Requests of one address that are handled at the same time; more wait for their turn.",
+        4, ge=1, description="Requests of one address that are handled at the same time; more wait for their turn."
     )
     forwarded_allow_ips: Proxies = Field(
         (), description="Addresses and networks of the proxies whose X-Forwarded-* headers are used, comma-separated."

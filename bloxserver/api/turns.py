@@ -7,6 +7,7 @@ a request of another address would wait for all of them at each of its steps.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from ipaddress import IPv4Network, IPv6Network
 
@@ -23,6 +24,15 @@ MAX_TURN_SECONDS = 0.25
 not delay other clients behind the same address.
 """
 
+MIN_PAUSE_SECONDS = 0.02
+PAUSE_FACTOR = 2
+"""If more requests of an address wait and other addresses also send requests, each place of the address stays empty for
+this multiple of the time that its last request took, and at least for the minimum. Otherwise an address that never
+stops would always have the maximum of requests on the event loop.
+"""
+OTHERS_SECONDS = 1.0
+"""How long requests of other addresses are remembered."""
+
 
 class _Address:
     """The requests of one address that are handled, and the ones that wait for their turn."""
@@ -38,9 +48,13 @@ class Turns:
     def __init__(self, maximum: int) -> None:
         self.maximum = maximum
         self._addresses: dict[Key, _Address] = {}
+        self._last = ""
+        self._changed_at = float("-inf")
 
     def begin(self, key: Key) -> asyncio.Future[None] | None:
         """Count a request. Returns what it must wait for, or None."""
+        if key[0] != self._last:
+            self._last, self._changed_at = key[0], asyncio.get_running_loop().time()
         address = self._addresses.setdefault(key, _Address())
         if address.handled < self.maximum:
             address.handled += 1
@@ -49,8 +63,15 @@ class Turns:
         address.waiting.append(turn)
         return turn
 
-    def end(self, key: Key) -> None:
-        """Stop counting a request, and let the next one begin."""
+    def end(self, key: Key, pause: float = 0) -> None:
+        """Stop counting a request, and let the next one begin, possibly after a pause."""
+        loop = asyncio.get_running_loop()
+        if pause and self._addresses[key].waiting and loop.time() - self._changed_at < OTHERS_SECONDS:
+            loop.call_later(pause, self._begin_next, key)
+        else:
+            self._begin_next(key)
+
+    def _begin_next(self, key: Key) -> None:
         address = self._addresses[key]
         while address.waiting:
             turn = address.waiting.popleft()
@@ -69,13 +90,21 @@ class _Turn:
         self._turns = turns
         self._key = key
         self._ended = False
-        self._timer = asyncio.get_running_loop().call_later(MAX_TURN_SECONDS, self.end)
+        # The time of uvloop stands still while a callback runs.
+        self._began_at = time.perf_counter()
+        self._timer = asyncio.get_running_loop().call_later(MAX_TURN_SECONDS, self._expire)
 
     def end(self) -> None:
+        self._end(max(MIN_PAUSE_SECONDS, PAUSE_FACTOR * (time.perf_counter() - self._began_at)))
+
+    def _expire(self) -> None:
+        self._end(0)
+
+    def _end(self, pause: float) -> None:
         if not self._ended:
             self._ended = True
             self._timer.cancel()
-            self._turns.end(self._key)
+            self._turns.end(self._key, pause)
 
 
 class RequestTurns:

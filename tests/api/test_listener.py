@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bloxserver.api import listener as listener_module
-from bloxserver.api.listener import MAX_ACCEPTED, Listener, bound_sockets
+from bloxserver.api.listener import MAX_ACCEPTED, MAX_REFUSED, Listener, bound_sockets
 
 REFUSAL = b"refused"
 
@@ -86,15 +86,19 @@ async def test_refused_client_that_has_left_is_ignored(server: Server) -> None:
     assert await received(server.connect()) == b"hello"
 
 
-async def test_connections_of_one_iteration_of_the_loop_are_limited(server: Server, stack: ExitStack) -> None:
-    for _ in range(2 * MAX_ACCEPTED):
-        stack.enter_context(server.connect())
+@pytest.mark.parametrize(("source", "maximum"), [("127.0.0.1", MAX_ACCEPTED), ("127.0.0.2", MAX_REFUSED)])
+async def test_connections_of_one_iteration_of_the_loop_are_limited(
+    server: Server, stack: ExitStack, source: str, maximum: int
+) -> None:
+    server.refused.add("127.0.0.2")
+    for _ in range(2 * maximum):
+        stack.enter_context(server.connect(source))
     counts = [0]
     async with asyncio.timeout(10):
-        while counts[-1] < 2 * MAX_ACCEPTED:
+        while counts[-1] < 2 * maximum:
             await asyncio.sleep(0)
             counts.append(len(server.asked))
-    assert max(later - earlier for earlier, later in pairwise(counts)) == MAX_ACCEPTED
+    assert max(later - earlier for earlier, later in pairwise(counts)) == maximum
 
 
 async def test_process_without_free_files_accepts_again_later(

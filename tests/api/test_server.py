@@ -12,7 +12,8 @@ import pytest
 import uvicorn
 from structlog.testing import capture_logs
 
-from bloxserver.api.server import Server
+from bloxserver.api.connections import LimitedProtocol
+from bloxserver.api.server import Server, serving
 from tests.clerk import override_settings
 from tests.server import head, status_of
 
@@ -28,9 +29,14 @@ async def greet(scope: Any, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def started(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Server]:
     config = uvicorn.Config(greet, host=host, port=port, http="httptools", lifespan="off", log_config=None)
-    server = Server(config)
-    config.load()
-    server.lifespan = config.lifespan_class(config)
+    async with starting(Server(config)) as server:
+        yield server
+
+
+@asynccontextmanager
+async def starting(server: Server) -> AsyncIterator[Server]:
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
     await server.startup()
     yield server
     for listening in server.servers:
@@ -77,6 +83,30 @@ async def test_unauthenticated_access_from_other_machines_logs_a_warning(
             pass
     warnings = [line["event"] for line in logs if line["log_level"] == "warning"]
     assert ["anyone who can reach this address is the development user" in text for text in warnings] == [True] * warns
+
+
+async def test_connection_above_the_limit_of_its_address_gets_no_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    def connection_made(protocol: LimitedProtocol, transport: Any) -> None:
+        nonlocal made
+        made += 1
+        original(protocol, transport)
+
+    original = LimitedProtocol.connection_made
+    monkeypatch.setattr(LimitedProtocol, "connection_made", connection_made)
+    with override_settings(MAX_CONNECTIONS_PER_ADDRESS="1"):
+        server = serving(greet, "127.0.0.1", 0)  # type: ignore[arg-type]
+        server.config.lifespan = "off"
+        async with starting(server):
+            reader, writer = await asyncio.open_connection(*address_of(server))
+            writer.write(REQUEST)
+            assert await status_of(reader) == 200
+            refused, refused_writer = await asyncio.open_connection(*address_of(server))
+            assert b'"code": "too_many_requests"' in await refused.read()
+            refused_writer.close()
+            writer.close()
+    assert made == 1
 
 
 async def test_request_in_the_backlog_gets_a_response_at_shutdown(server: Server) -> None:

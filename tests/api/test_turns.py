@@ -16,6 +16,12 @@ REQUEST = {"type": "http.request", "body": b"", "more_body": False}
 DISCONNECT = {"type": "http.disconnect"}
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "PAUSE_FACTOR", 0)
+    monkeypatch.setattr(turns_module, "MIN_PAUSE_SECONDS", 0)
+
+
 class Application:
     """Holds each request until it is released, and records their order."""
 
@@ -47,7 +53,8 @@ class Clients:
         await turn_of_the_loop()
 
     async def finish(self) -> None:
-        await asyncio.gather(*self.tasks)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*self.tasks)
         assert not self.turns._addresses
 
 
@@ -171,7 +178,8 @@ async def test_request_that_is_cancelled_while_it_waits_is_forgotten() -> None:
     assert app.begun == ["1", "3"]
 
 
-async def test_request_that_is_cancelled_when_its_turn_comes_passes_it_on() -> None:
+async def test_request_that_is_cancelled_when_its_turn_comes_passes_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "OTHERS_SECONDS", 0)
     app = Application()
     clients = Clients(app, 1)
     assert clients.turns.begin((ADA, False)) is None
@@ -194,3 +202,62 @@ async def test_slow_request_does_not_block_its_address(monkeypatch: pytest.Monke
             await clients.send("next")
     app.release.set()
     await clients.finish()
+
+
+class TestPauses:
+    """Between the requests of an address that never stops sending."""
+
+    @pytest.fixture(autouse=True)
+    def _endless_pause(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(turns_module, "PAUSE_FACTOR", 1e9)
+
+    @pytest.mark.parametrize(("factor", "minimum"), [(1e9, 0), (0, 600)])
+    async def test_address_pauses_while_others_send_requests(
+        self, factor: float, minimum: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(turns_module, "PAUSE_FACTOR", factor)
+        monkeypatch.setattr(turns_module, "MIN_PAUSE_SECONDS", minimum)
+        app = Application()
+        clients = Clients(app, 1)
+        app.release.set()
+        await clients.send("1", GRACE)
+        app.release.clear()
+        for name in ("2", "3"):
+            await clients.send(name)
+        app.release.set()
+        await turn_of_the_loop()
+        assert app.begun == ["1", "2"]
+        clients.tasks.pop().cancel()
+
+    async def test_slow_request_causes_no_pause(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It waits for something other than the event loop."""
+        monkeypatch.setattr(turns_module, "MAX_TURN_SECONDS", 0.05)
+        app = Application()
+        clients = Clients(app, 1)
+        await clients.send("1", GRACE)
+        await clients.send("2")
+        await clients.send("3")
+        async with asyncio.timeout(10):
+            while "3" not in app.begun:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        app.release.set()
+        await clients.finish()
+
+    async def test_address_without_others_does_not_pause(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(turns_module, "OTHERS_SECONDS", 0)
+        app = Application()
+        clients = Clients(app, 1)
+        for name in ("1", "2", "3"):
+            await clients.send(name)
+        app.release.set()
+        await clients.finish()
+        assert app.begun == ["1", "2", "3"]
+
+    async def test_address_without_waiting_requests_does_not_pause(self) -> None:
+        app = Application()
+        clients = Clients(app, 1)
+        app.release.set()
+        for name, address in (("1", GRACE), ("2", ADA), ("3", GRACE), ("4", ADA)):
+            await clients.send(name, address)
+        await clients.finish()
+        assert app.begun == ["1", "2", "3", "4"]
