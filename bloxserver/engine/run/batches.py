@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from bloxserver.engine.run.messages import Message, Step
 from bloxserver.organism.load import RunnableOrganism
 from bloxserver.raw_json import RawJson, Value
+
+Item: TypeAlias = Step | BaseException | None
+"""What the inbox of the pump gets: a step that has ended, an error, or nothing to wake the pump."""
 
 MAX_MESSAGES = 100
 MAX_CHARACTERS = 1024 * 1024
@@ -24,12 +29,23 @@ class Batch:
     def is_full(self) -> bool:
         return self._messages >= MAX_MESSAGES or self._characters >= MAX_CHARACTERS
 
-    def add(self, item: object) -> None:
-        """Add an item of the pump's inbox. An item that is not a step counts as one message."""
+    def add(self, item: Item) -> None:
+        """Add an item. One that is not a step counts as one message."""
         self._messages += 1
         if isinstance(item, Step):
             self._messages += len(self._organism.listener(item.message.listener).peers)
             self._characters += characters_of(item.output)
+
+
+def take_batch(inbox: asyncio.Queue[Item], first: Item, organism: RunnableOrganism) -> list[Item]:
+    """Return the first item, and those that wait in the inbox, up to a full batch."""
+    batch = Batch(organism)
+    batch.add(first)
+    items = [first]
+    while not inbox.empty() and not batch.is_full:
+        items.append(inbox.get_nowait())
+        batch.add(items[-1])
+    return items
 
 
 def divide(messages: Sequence[Message]) -> Iterator[list[Message]]:

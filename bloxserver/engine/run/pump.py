@@ -17,7 +17,7 @@ import structlog
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
-from bloxserver.engine.run.batches import Batch, divide
+from bloxserver.engine.run.batches import Item, divide, take_batch
 from bloxserver.engine.run.conversation import StoredConversation
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
@@ -81,7 +81,7 @@ class Pump:
         self._saving = asyncio.Lock()
         self._sequence = sequence
         self._tokens = {key: step.tokens for key, step in self._saved.items()}
-        self._inbox: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._queued = 0
         """Steps in the inbox that did not come from an attempt of this run."""
         self._running: dict[UUID, asyncio.Task[None]] = {}
@@ -160,17 +160,11 @@ class Pump:
     async def _next_steps(self, until: datetime | None) -> list[Step]:
         """Wait for the next steps that have ended; none if a timer or an agent's call woke the pump."""
         seconds = None if until is None else max(0.0, (until - now()).total_seconds())
-        items: list[Step | BaseException | None] = []
         try:
             async with asyncio.timeout(seconds):
-                items.append(await self._inbox.get())
+                items = take_batch(self._inbox, await self._inbox.get(), self._organism)
         except TimeoutError:
             return []
-        batch = Batch(self._organism)
-        batch.add(items[0])
-        while not self._inbox.empty() and not batch.is_full:
-            items.append(self._inbox.get_nowait())
-            batch.add(items[-1])
         self._queued = self._inbox.qsize()
         if (error := next((item for item in items if isinstance(item, BaseException)), None)) is not None:
             raise error
