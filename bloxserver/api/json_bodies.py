@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import Any, get_args
@@ -20,6 +21,9 @@ from bloxserver.isolation import IsolationError, IsolationUnavailable, ResourceE
 from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.raw_json import MAX_STORED_VALUES, RawJson, is_large
 
+SHALLOW = 200
+"""Levels of JSON that are always parsed in this process."""
+BRACKETS = re.compile(rb"[\[\]{}]")
 INVALID: list[Any] = []
 """A body that no model accepts. Its error is replaced by the errors that another process has found."""
 
@@ -36,7 +40,11 @@ class JsonRoute(APIRoute):
         model = _model(self)
 
         async def read_and_handle(request: Request) -> Response:
-            if model is not None and is_large(body := await request.body(), MAX_STORED_VALUES) and _is_json(request):
+            if model is None:
+                return await handler(request)
+            body = await request.body()
+            is_costly = is_large(body, MAX_STORED_VALUES) or _is_deep(body)
+            if is_costly and _is_json(request):
                 return await _handle_large(handler, request, model, body)
             return await handler(request)
 
@@ -54,6 +62,17 @@ def _model(route: APIRoute) -> str | None:
             if isinstance(candidate, type) and issubclass(candidate, RequestModel):
                 return candidate.__name__
     return None
+
+
+def _is_deep(body: bytes) -> bool:
+    """Whether a JSON text may have too many levels for this process, whose stack has many calls already."""
+    if body.count(b"[") + body.count(b"{") <= SHALLOW:
+        return False
+    depth = deepest = 0
+    for bracket in BRACKETS.findall(body):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest > SHALLOW
 
 
 def _is_json(request: Request) -> bool:
