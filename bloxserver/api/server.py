@@ -57,6 +57,7 @@ class Server(uvicorn.Server):
             sys.exit(STARTUP_FAILURE)
         self._listener = Listener(bound, self._protocol, self._refusal, self.config.backlog)
         self.servers = [self._listener]  # type: ignore[list-item]
+        self._log_started_message(bound)
         host, port, *_ = bound[0].getsockname()
         _warn_of_open_access(get_settings(), host)
         log.info("ready", version=__version__, host=host, port=port)
