@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,10 +27,13 @@ not delay other clients behind the same address.
 
 MIN_PAUSE_SECONDS = 0.02
 PAUSE_FACTOR = 2
-"""If more requests of an address wait and other addresses also send requests, each place of the address stays empty for
-this multiple of the time that its last request took, and at least for the minimum. Otherwise an address that never
-stops would always have the maximum of requests on the event loop.
+"""If the process is busy and other addresses also send requests, a place of an address stays empty for this multiple of
+the time that its last request took, and at least for the minimum. This applies while more requests of the address wait,
+and after each error. Otherwise an address that never stops would always have the maximum of requests on the event loop.
 """
+BUSY = 0.6
+"""The process is busy if it needs this part of a core."""
+SAMPLE_SECONDS = 0.05
 OTHERS_SECONDS = 1.0
 """How long requests of other addresses are remembered."""
 
@@ -42,12 +46,29 @@ class _Address:
         self.waiting: deque[asyncio.Future[None]] = deque()
 
 
+class ProcessLoad:
+    """Measures which part of a core the process has used lately."""
+
+    def __init__(self) -> None:
+        self._sampled_at = (time.perf_counter(), time.process_time())
+        self._load = 0.0
+
+    def is_busy(self) -> bool:
+        moment, used = time.perf_counter(), time.process_time()
+        seconds = moment - self._sampled_at[0]
+        if seconds >= SAMPLE_SECONDS:
+            self._load = (used - self._sampled_at[1]) / seconds
+            self._sampled_at = moment, used
+        return self._load >= BUSY
+
+
 class Turns:
     """The requests of all addresses. At most `maximum` of each address are handled at the same time."""
 
     def __init__(self, maximum: int) -> None:
         self.maximum = maximum
         self._addresses: dict[Key, _Address] = {}
+        self._load = ProcessLoad()
         self._last = ""
         self._changed_at = float("-inf")
 
@@ -63,10 +84,12 @@ class Turns:
         address.waiting.append(turn)
         return turn
 
-    def end(self, key: Key, pause: float = 0) -> None:
+    def end(self, key: Key, pause: float = 0, *, failed: bool = False) -> None:
         """Stop counting a request, and let the next one begin, possibly after a pause."""
         loop = asyncio.get_running_loop()
-        if pause and self._addresses[key].waiting and loop.time() - self._changed_at < OTHERS_SECONDS:
+        others_send = loop.time() - self._changed_at < OTHERS_SECONDS
+        sends_much = failed or self._addresses[key].waiting
+        if self._load.is_busy() and pause and others_send and sends_much:
             loop.call_later(pause, self._begin_next, key)
         else:
             self._begin_next(key)
@@ -94,17 +117,17 @@ class _Turn:
         self._began_at = time.perf_counter()
         self._timer = asyncio.get_running_loop().call_later(MAX_TURN_SECONDS, self._expire)
 
-    def end(self) -> None:
-        self._end(max(MIN_PAUSE_SECONDS, PAUSE_FACTOR * (time.perf_counter() - self._began_at)))
+    def end(self, *, failed: bool = False) -> None:
+        self._end(max(MIN_PAUSE_SECONDS, PAUSE_FACTOR * (time.perf_counter() - self._began_at)), failed)
 
     def _expire(self) -> None:
-        self._end(0)
+        self._end(0, False)
 
-    def _end(self, pause: float) -> None:
+    def _end(self, pause: float, failed: bool) -> None:
         if not self._ended:
             self._ended = True
             self._timer.cancel()
-            self._turns.end(self._key, pause)
+            self._turns.end(self._key, pause, failed=failed)
 
 
 class RequestTurns:
@@ -126,14 +149,22 @@ class RequestTurns:
         if waits_for is not None:
             await self._wait(waits_for, key)
         turn = _Turn(self._turns, key)
+        failed = False
+
+        async def observe(message: Message) -> None:
+            nonlocal failed
+            if message["type"] == "http.response.start":
+                failed = message["status"] >= HTTPStatus.BAD_REQUEST
+            await send(message)
+
         try:
             if waits_for is not None:
                 first = await receive()
                 if first["type"] == "http.disconnect":
                     return  # nobody would read the response
-            await self.app(scope, _ending(turn, receive, first), send)
+            await self.app(scope, _ending(turn, receive, first), observe)
         finally:
-            turn.end()
+            turn.end(failed=failed)
 
     async def _wait(self, waits_for: asyncio.Future[None], key: Key) -> None:
         try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from bloxserver.api import turns as turns_module
-from bloxserver.api.turns import RequestTurns, Turns
+from bloxserver.api.turns import ProcessLoad, RequestTurns, Turns
 
 ADA, GRACE = "10.0.0.1", "10.0.0.2"
 REQUEST = {"type": "http.request", "body": b"", "more_body": False}
@@ -25,11 +26,12 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 class Application:
     """Holds each request until it is released, and records their order."""
 
-    def __init__(self, *, waits_for_disconnect: bool = False) -> None:
+    def __init__(self, *, waits_for_disconnect: bool = False, status: int | None = None) -> None:
         self.begun: list[str] = []
         self.messages: list[Any] = []
         self.release = asyncio.Event()
         self._waits_for_disconnect = waits_for_disconnect
+        self._status = status
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.begun.append(scope["name"])
@@ -37,6 +39,8 @@ class Application:
             self.messages += [await receive(), await receive()]
         else:
             await self.release.wait()
+        if self._status is not None:
+            await send({"type": "http.response.start", "status": self._status})
 
 
 class Clients:
@@ -210,6 +214,29 @@ class TestPauses:
     @pytest.fixture(autouse=True)
     def _endless_pause(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(turns_module, "PAUSE_FACTOR", 1e9)
+        monkeypatch.setattr(turns_module, "BUSY", 0)
+
+    @pytest.mark.parametrize(("status", "begun"), [(200, ["1", "2", "3"]), (429, ["1", "2"])])
+    async def test_address_pauses_after_an_error_of_its_only_request(self, status: int, begun: list[str]) -> None:
+        app = Application(status=status)
+        clients = Clients(app, 1)
+        app.release.set()
+        for name, address in (("1", GRACE), ("2", ADA), ("3", ADA)):
+            await clients.send(name, address)
+        await turn_of_the_loop()
+        assert app.begun == begun
+        for task in clients.tasks:
+            task.cancel()
+
+    async def test_idle_process_causes_no_pause(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(turns_module, "BUSY", 1e9)
+        app = Application()
+        clients = Clients(app, 1)
+        for name, address in (("1", GRACE), ("2", ADA), ("3", ADA)):
+            await clients.send(name, address)
+        app.release.set()
+        await clients.finish()
+        assert app.begun == ["1", "2", "3"]
 
     @pytest.mark.parametrize(("factor", "minimum"), [(1e9, 0), (0, 600)])
     async def test_address_pauses_while_others_send_requests(
@@ -261,3 +288,13 @@ class TestPauses:
             await clients.send(name, address)
         await clients.finish()
         assert app.begun == ["1", "2", "3", "4"]
+
+
+def test_load_is_the_used_part_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ProcessLoad()
+    monkeypatch.setattr(turns_module, "SAMPLE_SECONDS", 0)
+    used = time.process_time() + 0.02
+    while time.process_time() < used:
+        pass
+    monkeypatch.setattr(turns_module, "BUSY", 0.01)
+    assert load.is_busy()
