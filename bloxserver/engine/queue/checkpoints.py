@@ -52,6 +52,7 @@ LARGE_COLUMNS = ("input_payload", "output_payload", "state")
 
 MAX_GROUP = 100
 """Checkpoints in one transaction."""
+MAX_GROUP_STEPS = 200
 MAX_GROUP_CHARACTERS = 1024 * 1024
 """The size from which a transaction gets no more checkpoints, so that small ones do not wait for large ones."""
 MAX_SINGLE_WRITES = 4
@@ -197,8 +198,10 @@ class CheckpointWriter:
     def _next_group(self) -> list[Entry]:
         """Remove and return the checkpoints of the next transaction."""
         group: list[Entry] = []
-        characters = 0
-        while self._entries and len(group) < MAX_GROUP and characters < MAX_GROUP_CHARACTERS:
+        steps = characters = 0
+        while (
+            self._entries and len(group) < MAX_GROUP and steps < MAX_GROUP_STEPS and characters < MAX_GROUP_CHARACTERS
+        ):
             user_id, entries = next(iter(self._entries.items()))
             del self._entries[user_id]
             checkpoint, saved = entries.popleft()
@@ -206,6 +209,7 @@ class CheckpointWriter:
                 self._entries[user_id] = entries
             if not saved.done():
                 group.append((checkpoint, saved))
+                steps += len(checkpoint.steps)
                 characters += checkpoint.characters
         return group
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.clock import now
-from bloxserver.engine.queue.checkpoints import MAX_GROUP_CHARACTERS, Checkpoint, CheckpointWriter
+from bloxserver.engine.queue.checkpoints import MAX_GROUP_CHARACTERS, MAX_GROUP_STEPS, Checkpoint, CheckpointWriter
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.queue.recovery import reclaim_all
 from bloxserver.engine.queue.values import LeaseLost
@@ -224,3 +224,14 @@ async def test_users_take_turns_in_groups_of_limited_size(live_database: Databas
     assert len(statements) == 3 * 2, "three groups: lock, steps"
     assert order.index(other[0].user_id) < 3
     assert order.count(many[0].user_id) == 6
+
+
+async def test_a_group_has_a_limited_number_of_steps(live_database: Database) -> None:
+    executions = (await claimed_executions(live_database))[:3]
+    checkpoints = CheckpointWriter(live_database)
+    steps = MAX_GROUP_STEPS // 2
+    saved = [Checkpoint(execution, [checkpoint(execution).steps[0] for _ in range(steps)]) for execution in executions]
+    with count_statements(live_database.engine) as statements:
+        await asyncio.gather(*map(checkpoints.save, saved))
+    assert len(statements) == 2 * 2, "two groups: lock, steps"
+    assert await count_steps(live_database) == 3 * steps
