@@ -67,20 +67,26 @@ class Turns:
 
     def __init__(self, maximum: int) -> None:
         self.maximum = maximum
-        self._addresses: dict[Key, _Address] = {}
         self._load = ProcessLoad()
+        self._reset(None)
+
+    def _reset(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._loop = loop
+        self._addresses: dict[Key, _Address] = {}
         self._last = ""
         self._changed_at = float("-inf")
 
     def begin(self, key: Key) -> asyncio.Future[None] | None:
         """Count a request. Returns what it must wait for, or None."""
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            self._reset(loop)  # another loop, as in the next test: the requests of the last one do not end any more
         if key[0] != self._last:
-            self._last, self._changed_at = key[0], asyncio.get_running_loop().time()
+            self._last, self._changed_at = key[0], loop.time()
         address = self._addresses.setdefault(key, _Address())
         if address.handled < self.maximum:
             address.handled += 1
             return None
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[None] = loop.create_future()
         address.waiting.append(turn)
         return turn
 

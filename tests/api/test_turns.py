@@ -298,3 +298,13 @@ def test_load_is_the_used_part_of_a_core(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
     monkeypatch.setattr(turns_module, "BUSY", 0.01)
     assert load.is_busy()
+
+
+def test_requests_of_a_closed_event_loop_do_not_count() -> None:
+    turns = Turns(1)
+
+    async def begin() -> object:
+        return turns.begin((ADA, False))
+
+    assert asyncio.run(begin()) is None
+    assert asyncio.run(begin()) is None

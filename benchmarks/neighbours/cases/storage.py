@@ -79,8 +79,8 @@ USES_SECRETS = fan_out(
     {"url": "URL/ok", "headers": {f"x-{n}": "{{ secrets.S" + str(n) + " }}" for n in range(SECRETS)}},
 )
 FAILS_LAST = organism(
-    listener("echo", peers=[*(f"b{number}" for number in range(57)), "c"]),
-    *(listener("echo", name=f"b{number}") for number in range(57)),
+    listener("echo", peers=[*(f"b{number}" for number in range(28)), "c"]),
+    *(listener("echo", name=f"b{number}") for number in range(28)),
     listener("echo", name="c", peers=["d"]),
     listener("json.parse", name="d"),
 )
@@ -92,11 +92,11 @@ CASES = [
         "H6",
         "executions with 60 MB of steps each",
         webhooks(MEGABYTE),
-        fan_out(60, "echo"),
+        fan_out(32, "echo"),
     ),
     Case("delete-steps", "M8", "deletion of a flow with 400,000 steps", _delete_flow, executions=40, steps=10_000),
     Case("schedules", "new", "schedules that fire each minute, or on 31 February", _schedules),
-    Case("steps-pages", "new", "pages with 60 MB of steps, 10 at a time", _steps_pages, fan_out(60, "echo")),
+    Case("steps-pages", "new", "pages with 60 MB of steps, 10 at a time", _steps_pages, fan_out(32, "echo")),
     Case("retries", "new", "retries that copy 55 MB of steps", _retries, FAILS_LAST),
     Case("deletions", "new", "flows that are created and deleted", _delete_storm),
     Case("redaction", "new", "steps of 900 KB that are searched for 100 secrets", _secrets, USES_SECRETS),
