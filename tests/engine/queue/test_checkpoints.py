@@ -230,7 +230,10 @@ async def test_a_group_has_a_limited_number_of_steps(live_database: Database) ->
     executions = (await claimed_executions(live_database))[:3]
     checkpoints = CheckpointWriter(live_database)
     steps = MAX_GROUP_STEPS // 2
-    saved = [Checkpoint(execution, [checkpoint(execution).steps[0] for _ in range(steps)]) for execution in executions]
+    saved = [
+        Checkpoint(execution, [checkpoint(execution, f"l{number}").steps[0] for number in range(steps)])
+        for execution in executions
+    ]
     with count_statements(live_database.engine) as statements:
         await asyncio.gather(*map(checkpoints.save, saved))
     assert len(statements) == 2 * 2, "two groups: lock, steps"
