@@ -167,7 +167,7 @@ class RequestTurns:
             if waits_for is not None:
                 first = await receive()
                 if first["type"] == "http.disconnect":
-                    return  # nobody would read the response
+                    return  # the client has disconnected
             await self.app(scope, _ending(turn, receive, first), observe)
         finally:
             turn.end(failed=failed)

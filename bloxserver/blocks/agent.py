@@ -107,7 +107,7 @@ class _Transcript:
         return last if isinstance(last, ModelResponse) else None
 
     def state(self) -> RawJson:
-        """Return the state to store, as text, which nobody reads here. Raises `BlockError` if it cannot be stored."""
+        """Return the state to store, as text that is not parsed here. Raises `BlockError` if it cannot be stored."""
         from pydantic_ai.messages import ModelMessagesTypeAdapter
 
         try:
