@@ -15,8 +15,10 @@ MIGRATIONS = PACKAGE.parent / "migrations"
 TESTS = Path(__file__).parent
 LONGEST = 400
 WEB_FREE = ("services", "queries", "blocks", "engine", "organism", "clients", "api/models")
-ENDS_TRANSACTIONS = {"models/database.py"}
-"""The modules that may commit or roll back; see the docstring of `bloxserver.models.database`."""
+ENDS_TRANSACTIONS = {"models/database.py", "models/sqlite_connection.py"}
+"""The modules that may commit or roll back; see the docstring of `bloxserver.models.database`. The second one passes
+the rollback of a connection on.
+"""
 
 
 def modules(*folders: str) -> dict[str, Path]:

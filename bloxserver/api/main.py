@@ -27,6 +27,7 @@ from bloxserver.errors import SettingsError
 from bloxserver.models import database as models_database
 from bloxserver.models.database import Database
 from bloxserver.models.migrate import SchemaState, schema_state
+from bloxserver.models.sqlite_connection import shorten_switch_interval
 from bloxserver.observability.log import configure_logging
 from bloxserver.observability.tracing import start_tracing, stop_tracing
 from bloxserver.services.rate_limits import RateLimiter
@@ -92,6 +93,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = get_settings()
     configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=settings.operator_secrets)
     settings.check_startup()
+    if settings.uses_sqlite:
+        shorten_switch_interval()
     get_registry()  # an unusable block of an installed package must stop the start of the server, not fail flows later
     _warn(settings)
     start_tracing(settings)

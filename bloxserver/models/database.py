@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 
-from bloxserver.models import migrate, postgres, postgres_connect
+from bloxserver.models import migrate, postgres, postgres_connect, sqlite_connection
 from bloxserver.models.base import Base
 from bloxserver.models.connection_pool import ConnectionPool
 from bloxserver.models.transient_errors import describe_error, is_connection_error
@@ -295,7 +295,7 @@ def _create_sqlite_engine(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=SQLITE_BUSY_TIMEOUT_SECONDS,
-        connect_args={"timeout": timeout},
+        connect_args={"timeout": timeout, "async_creator_fn": sqlite_connection.connect},
     )
     # A transaction that reads before it writes would fail if another process wrote in between.
     begin = "BEGIN IMMEDIATE" if writes else "BEGIN"

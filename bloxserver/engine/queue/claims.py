@@ -16,7 +16,7 @@ from bloxserver.clock import now
 from bloxserver.engine.queue.selection import read_next_executions
 from bloxserver.engine.queue.values import CalledResult, ClaimLockBusy, LeaseKey
 from bloxserver.isolation.limits import CpuTime
-from bloxserver.models.database import WakeReason, wake_engine_after_commit
+from bloxserver.models.database import WakeReason, begin_writing, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus, StepStatus, Tier, TriggerType
 from bloxserver.models.tables import (
     ExecutionRecord,
@@ -139,6 +139,9 @@ async def claim_executions(
     chosen = await read_next_executions(session, now(), slots, slots_per_user, quarantined)
     if not chosen:
         return []
+    if not is_postgres:
+        # The one worker of SQLite reads without the lock of the file: no other claims in between.
+        await begin_writing(session)
     moment = now()  # read again: executions may have been accepted while the transaction waited
     # A row that another transaction ends or deletes is skipped: a claim that never waits cannot cause a deadlock.
     unlocked = (

@@ -100,7 +100,7 @@ class Claimer:
         return is_alive
 
     async def _claim(self, slots: Mapping[str, int]) -> list[ClaimedExecution]:
-        async with self._database.transaction() as session:
+        async with self._database.transaction(read_only=True) as session:
             claimed = await claim_executions(
                 session,
                 self._worker_id,

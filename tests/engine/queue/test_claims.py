@@ -202,6 +202,22 @@ class TestClaims:
             assert await claim_executions(second, "w-2", uuid4(), PLENTY, OF_USER) == []
         assert len(taken) == OF_USER["free"]
 
+    async def test_claim_without_due_executions_does_not_wait_for_the_writer(self, live_database: Database) -> None:
+        if live_database.engine.dialect.name == "postgresql":
+            pytest.skip("has many writers")
+        async with live_database.transaction() as writer, live_database.transaction(read_only=True) as session:
+            await flow_of(writer)  # holds the lock of the file, and the only connection that writes
+            async with asyncio.timeout(5):
+                assert await claim(session) == []
+
+    async def test_claim_of_a_reading_session_is_stored(self, live_database: Database) -> None:
+        async with live_database.transaction() as session:
+            execution = await create_execution(session, await flow_of(session))
+        async with live_database.transaction(read_only=True) as session:
+            (claimed,) = await claim(session)
+        async with live_database.transaction(read_only=True) as session:
+            assert (await session.get_one(ExecutionRecord, execution.id)).lease == claimed.lease
+
     async def test_locked_row_is_not_claimed(self, live_database: Database) -> None:
         if live_database.engine.dialect.name == "sqlite":
             pytest.skip("has one writer")
