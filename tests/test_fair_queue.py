@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import pytest
+
 from bloxserver.fair_queue import FairQueue
 
 
-def queue_of(slots: int, *tasks: str, share: int = 10) -> FairQueue[str]:
+class Clock:
+    """A clock that a test sets."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def queue_of(slots: int, *tasks: str, share: int = 10, clock: Clock | None = None) -> FairQueue[str]:
     """A queue with tasks whose first letter names the tenant."""
-    queue: FairQueue[str] = FairQueue(slots)
+    queue: FairQueue[str] = FairQueue(slots, clock or Clock())
     for task in tasks:
         queue.put(task[0], task, share)
     return queue
@@ -32,6 +45,81 @@ def test_tenants_take_turns() -> None:
         order.append(taken[1])
         queue.done(taken[0])
     assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+def run_all(queue: FairQueue[str], clock: Clock, seconds: Mapping[str, float]) -> list[str]:
+    """Run all tasks. Those of a tenant take that many seconds each."""
+    order = []
+    while (taken := queue.take()) is not None:
+        order.append(taken[1])
+        clock.seconds += seconds[str(taken[0])]
+        queue.done(taken[0])
+    return order
+
+
+def test_tenants_share_the_time() -> None:
+    queue = queue_of(1, "a1", "a2", "a3", *(f"b{number}" for number in range(9)), clock=(clock := Clock()))
+    order = run_all(queue, clock, {"a": 0.04, "b": 0.01})
+    assert order[:8] == ["a1", "b0", "b1", "a2", "b2", "b3", "b4", "a3"]
+
+
+def test_short_task_of_a_new_tenant_runs_before_waiting_long_ones() -> None:
+    queue = queue_of(1, *(f"{tenant}{number}" for number in range(3) for tenant in "ab"), clock=(clock := Clock()))
+    assert queue.take() == ("a", "a0")
+    clock.seconds += 5
+    queue.put("c", "c0", 1)
+    queue.done("a")
+    assert queue.take() == ("b", "b0")
+    clock.seconds += 5
+    queue.done("b")
+    assert queue.take() == ("c", "c0")
+    queue.done("c")
+    for number in range(1, 4):
+        queue.put("c", f"c{number}", 1)
+        assert queue.take() == ("c", f"c{number}")
+        clock.seconds += 0.01
+        queue.done("c")
+
+
+def test_tenant_does_not_save_up_time() -> None:
+    queue = queue_of(1, *(f"a{number}" for number in range(100)), clock=(clock := Clock()))
+    for _ in range(50):
+        queue.take()
+        clock.seconds += 1
+        queue.done("a")
+    assert queue.take() == ("a", "a50")
+    for number in range(9):
+        queue.put("b", f"b{number}", 1)
+    clock.seconds += 1
+    queue.done("a")
+    assert run_all(queue, clock, {"a": 1, "b": 1})[:5] == ["b0", "a51", "b1", "a52", "b2"]
+
+
+def test_long_tasks_are_not_delayed_forever_by_new_tenants() -> None:
+    queue = queue_of(1, "a1", "a2", clock=(clock := Clock()))
+    assert queue.take() == ("a", "a1")
+    clock.seconds += 10
+    queue.done("a")
+    for number in range(1000):
+        queue.put(number, f"new {number}", 1)
+        taken = queue.take()
+        assert taken is not None
+        if taken[0] == "a":
+            break
+        clock.seconds += 0.1
+        queue.done(taken[0])
+    else:
+        pytest.fail("the task waited for all others")
+
+
+def test_idle_tenants_are_forgotten() -> None:
+    queue = queue_of(1, clock=(clock := Clock()))
+    for number in range(1000):
+        queue.put(number, "task", 1)
+        queue.take()
+        clock.seconds += 0.01
+        queue.done(number)
+    assert len(queue._used) < 200
 
 
 def test_tenant_with_the_fewest_running_tasks_is_next() -> None:

@@ -1,4 +1,4 @@
-"""The connection pool: tenants take turns for its connections."""
+"""The connection pool: tenants share the time of its connections."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -53,8 +53,11 @@ LARGE_COLUMNS = ("input_payload", "output_payload", "state")
 MAX_GROUP = 100
 """Checkpoints in one transaction."""
 MAX_GROUP_STEPS = 200
-MAX_GROUP_CHARACTERS = 1024 * 1024
+MAX_GROUP_CHARACTERS = 256 * 1024
 """The size from which a transaction gets no more checkpoints, so that small ones do not wait for large ones."""
+LARGE_CHARACTERS = 32 * 1024
+LARGE_STEPS = 20
+"""The sizes from which a checkpoint shares a transaction only with others of its user."""
 MAX_SINGLE_WRITES = 4
 """Checkpoints that are written alone at the same time. Each may wait for a lock, and occupies a connection."""
 
@@ -72,6 +75,10 @@ class Checkpoint:
     def characters(self) -> int:
         """The size of its large columns."""
         return sum(len(step[name] or "") for step in self.steps for name in LARGE_COLUMNS)
+
+    @property
+    def is_large(self) -> bool:
+        return len(self.steps) >= LARGE_STEPS or self.characters >= LARGE_CHARACTERS
 
     @property
     def made_progress(self) -> bool:
@@ -156,31 +163,63 @@ Entry = tuple[Checkpoint, asyncio.Future[None]]
 
 
 class CheckpointWriter:
-    """Group commit: checkpoints that arrive during a transaction are written together in the next one.
+    """Saves checkpoints in groups: the small ones of all users together, the large ones of each user.
 
-    The users take turns for the places in a group.
-
-    The group never waits for a lock. A checkpoint whose row is locked is written alone, while others are committed.
+    The users take turns for the places in a group, and the groups for a connection.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._single_write_slots = asyncio.Semaphore(MAX_SINGLE_WRITES)
+        self._small = GroupCommit(database, self._single_write_slots, "checkpoints")
+        self._large: dict[UUID, GroupCommit] = {}
+
+    async def save(self, checkpoint: Checkpoint) -> None:
+        """Return when the checkpoint is committed; raises `LeaseLost`, and database errors that are not transient."""
+        if not checkpoint.is_large:
+            await self._small.save(checkpoint)
+            return
+        user_id = checkpoint.execution.user_id
+        group = self._large.setdefault(user_id, GroupCommit(self._database, self._single_write_slots, user_id))
+        try:
+            await group.save(checkpoint)
+        finally:
+            if not group.saving:
+                self._large.pop(user_id, None)
+
+
+class GroupCommit:
+    """Checkpoints that arrive during a transaction are written together in the next one.
+
+    The group never waits for a lock. A checkpoint whose row is locked is written alone, while others are committed.
+    """
+
+    def __init__(self, database: Database, single_write_slots: asyncio.Semaphore, tenant: Hashable) -> None:
+        """`tenant` waits for a connection, see `ConnectionPool`."""
+        self._database = database
+        self._tenant = tenant
         self._entries: dict[UUID, deque[Entry]] = {}
         """By user, in the order of their turns."""
         self._writing: asyncio.Task[None] | None = None
         self._single_writes: set[asyncio.Task[None]] = set()
-        self._single_write_slots = asyncio.Semaphore(MAX_SINGLE_WRITES)
+        self._single_write_slots = single_write_slots
+        self.saving = 0
+        """The number of calls of `save` that have not returned."""
 
     async def save(self, checkpoint: Checkpoint) -> None:
-        """Return when the checkpoint is committed; raises `LeaseLost`, and database errors that are not transient."""
+        """See `CheckpointWriter.save`."""
         saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._entries.setdefault(checkpoint.execution.user_id, deque()).append((checkpoint, saved))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
-        await saved
+        self.saving += 1
+        try:
+            await saved
+        finally:
+            self.saving -= 1
 
     async def _write(self) -> None:
-        current_tenant.set(None)  # not the tenant whose checkpoint started this task
+        current_tenant.set(self._tenant)
         while self._entries:
             entries = self._next_group()
             try:
