@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from math import inf
 from typing import Any
 
 MEBIBYTE = 1024 * 1024
 GIBIBYTE = 1024 * MEBIBYTE
+MAX_LIMIT = 2**53
+"""The largest number that an override can have. The databases can compare with it, and floats hold it exactly."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,15 @@ def get_plan(tier: str, overrides: Mapping[str, object] | None = None) -> Plan:
 
 
 def usable_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
-    """Return the overrides whose names and values a plan can have: finite numbers that are not negative, or null for
-    `runs` and `overage_usd_per_thousand`.
+    """Return the overrides whose names and values a plan can have: numbers from 0 to `MAX_LIMIT`, or null for `runs`
+    and `overage_usd_per_thousand`.
     """
     usable: dict[str, Any] = {}
     for field in fields(Plan):
         if field.name not in overrides:
             continue
         value = overrides[field.name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_LIMIT
         if isinstance(value, int | float) and is_number:
             usable[field.name] = value if "float" in str(field.type) else int(value)
         elif value is None and "None" in str(field.type):

@@ -21,7 +21,9 @@ def test_overrides_replace_single_limits() -> None:
     assert plan.secrets == FREE.secrets
 
 
-@pytest.mark.parametrize("value", ["-1", '"7"', "true", "null", "[7]", "1e999", "-1e999", "NaN"])
+@pytest.mark.parametrize(
+    "value", ["-1", '"7"', "true", "null", "[7]", "1e999", "-1e999", "NaN", "9007199254740993", "9" * 309]
+)
 @pytest.mark.parametrize("name", ["flows", "execution_cpu_seconds"])
 def test_unusable_overrides_are_ignored(name: str, value: str) -> None:
     """Another program may have stored any JSON value."""

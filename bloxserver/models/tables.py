@@ -36,7 +36,7 @@ from bloxserver.models.enums import (
     TriggerType,
 )
 from bloxserver.models.flow_data_tables import FailureNotificationRecord, KeyValueRecord
-from bloxserver.models.types import StoredJson, TierText, database_now, enum_text
+from bloxserver.models.types import LenientJson, StoredJson, TierText, database_now, enum_text
 from bloxserver.raw_json import RawJson
 from bloxserver.settings import get_settings
 
@@ -93,7 +93,7 @@ class UserRecord(Base):
     trial_ends_at: Mapped[datetime | None]
     current_period_start: Mapped[datetime | None]
     current_period_end: Mapped[datetime | None]
-    limits: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    limits: Mapped[dict[str, Any] | None] = mapped_column(LenientJson(none_as_null=True))
     """Limits that an operator set for this user: names of attributes of `plans.Plan`, and their values."""
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]

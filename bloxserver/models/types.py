@@ -91,6 +91,21 @@ class StoredJson(sa.types.TypeDecorator[Any]):
         return none_as_null
 
 
+class LenientJson(StoredJson):
+    """JSON of another program. What Python cannot parse, such as a number of 5,000 digits, is read as None."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[str | None], Any]:
+        def read(text: str | None) -> Any:
+            try:
+                return None if text is None else json.loads(text)
+            except (ValueError, RecursionError):
+                return None
+
+        return read
+
+
 class database_now(expression.FunctionElement[datetime]):  # noqa: N801
     """The current time of the database, in the storage format of `UtcDateTime`."""
 

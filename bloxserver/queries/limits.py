@@ -20,7 +20,7 @@ from bloxserver.models.tables import (
     UsageRecord,
     UserRecord,
 )
-from bloxserver.plans import FREE, PLANS, Plan
+from bloxserver.plans import FREE, MAX_LIMIT, PLANS, Plan
 
 NEAR = 0.8
 """The share of a limit from which a user is near it."""
@@ -77,7 +77,7 @@ def _limit(name: str, tier: sa.ColumnElement[str]) -> sa.ColumnElement[float]:
         else_=sa.cast(getattr(FREE, name), sa.Float),
     )
     kind, number = limit_kind(UserRecord.limits, name), limit_number(UserRecord.limits, name)
-    cases: list[Any] = [(sa.and_(kind == "number", number >= 0), sa.func.floor(number))]
+    cases: list[Any] = [(number.is_not(None), number)]
     if "None" in str(next(field for field in fields(Plan) if field.name == name).type):
         cases.append((kind == "null", sa.null()))
     return sa.case(*cases, else_=by_tier)
@@ -113,7 +113,7 @@ def _uses(moment: datetime) -> dict[str, sa.Subquery]:
 
 
 class limit_kind(expression.FunctionElement[str]):  # noqa: N801
-    """`number`, `null` or another word for the value of a member of a JSON column; null if there is no such member."""
+    """The type of a member of a JSON column, in the terms of the database; null if there is no such member."""
 
     type = sa.String()
     inherit_cache = True
@@ -123,7 +123,7 @@ class limit_kind(expression.FunctionElement[str]):  # noqa: N801
 
 
 class limit_number(limit_kind):  # noqa: N801
-    """The number that is the value of a member of a JSON column."""
+    """The number that is the value of a member of a JSON column, rounded down; null if a plan cannot have it."""
 
     type = sa.Float()  # type: ignore[assignment]
     inherit_cache = True
@@ -139,17 +139,23 @@ def _(element: Any, compiler: Any, **options: Any) -> str:
 def _(element: Any, compiler: Any, **options: Any) -> str:
     column, name = (compiler.process(clause, **options) for clause in element.clauses)
     kind = f"json_type({column}, '$.' || {name})"
-    return f"CASE WHEN {kind} IN ('integer', 'real') THEN 'number' ELSE {kind} END"
+    return f"CASE WHEN json_valid({column}) THEN {kind} END"  # the column may hold any text
 
 
 @compiles(limit_number, "postgresql")
 def _(element: Any, compiler: Any, **options: Any) -> str:
     column, name = (compiler.process(clause, **options) for clause in element.clauses)
-    kind = f"json_typeof({column} -> {name})"
-    return f"CASE WHEN {kind} = 'number' THEN CAST({column} ->> {name} AS DOUBLE PRECISION) END"
+    kind, text = f"json_typeof({column} -> {name})", f"({column} ->> {name})"
+    # A cast of a number that the type cannot hold fails. `numeric` holds all numbers of this length and exponent.
+    is_numeric = f"length({text}) < 10000 AND {text} !~ '[eE][-+]?0*[1-9][0-9]{{3}}'"
+    is_usable = f"CAST({text} AS numeric) BETWEEN 0 AND {MAX_LIMIT}"
+    number = f"CAST(floor(CAST({text} AS numeric)) AS double precision)"
+    return f"CASE WHEN {kind} = 'number' AND {is_numeric} THEN CASE WHEN {is_usable} THEN {number} END END"
 
 
 @compiles(limit_number, "sqlite")
 def _(element: Any, compiler: Any, **options: Any) -> str:
     column, name = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"json_extract({column}, '$.' || {name})"
+    kind, number = f"json_type({column}, '$.' || {name})", f"json_extract({column}, '$.' || {name})"
+    is_usable = f"{kind} IN ('integer', 'real') AND {number} BETWEEN 0 AND {MAX_LIMIT}"
+    return f"CASE WHEN json_valid({column}) THEN CASE WHEN {is_usable} THEN CAST({number} AS INTEGER) END END"

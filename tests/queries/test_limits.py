@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.models.tables import SecretRecord, StoredBytesRecord, Tier, UsageRecord
+from bloxserver.models.tables import SecretRecord, StoredBytesRecord, Tier, UsageRecord, UserRecord
 from bloxserver.plans import get_plan
 from bloxserver.queries.limits import MAX_USERS, LimitState, read_limits
+from bloxserver.raw_json import RawJson
 from tests.factories import create_flow, create_trigger, create_user
 
 MOMENT = datetime(2026, 6, 15, tzinfo=UTC)
@@ -62,6 +63,45 @@ async def test_users_are_compared_with_the_limits_of_their_plan_and_their_own(
     assert (state.at, state.near) == (at, near)
     expected = [("ada", "free", used, get_plan("free", limits).stored_bytes)] if at or near else []
     assert [tuple(user) for user in state.users] == expected
+
+
+VALUES = [
+    *("1e999", "-1e999", "1e309", "1e400", "1e308", "1e16", "9e15", "-1e308", "1e-400", "1e-999", "1e99999"),
+    *(
+        "1e+0000000000002",
+        "1E2",
+        "1e1000000000",
+        "100.5e0",
+        "0",
+        "-0",
+        "-0.0",
+        "0e999",
+        "9007199254740992",
+        "9007199254740993",
+    ),
+    *("9" * 308, "9" * 309, "9" * 400, "-" + "9" * 400, "9" * 5_000, "9" * 200_000, "100." + "0" * 4_000 + "9"),
+    *('"1e999"', '"NaN"', '"100"', "{}", "[]", "[1e999]", '{"stored_bytes": 1e999}', "true", "null"),
+]
+VALUES += ["[" * 5_000 + "]" * 5_000]
+SQLITE_ONLY = ["NaN", "Infinity", "-Infinity", "+1", "0x10", ".5", "", "}{"]
+"""PostgreSQL rejects them, since they are not JSON."""
+
+
+@pytest.mark.parametrize("name", ["stored_bytes", "runs"])
+async def test_override_of_another_program_is_read_as_in_the_plan(session: AsyncSession, name: str) -> None:
+    """Whatever the value is, and without an error."""
+    used = {"stored_bytes": 2**54, "runs": 2**31 - 1}
+    user = await create_user(session, clerk_id="ada")
+    session.add(StoredBytesRecord(user_id=user.id, source="executions", slot=0, bytes=used["stored_bytes"]))
+    period = {"period_start": MOMENT - timedelta(days=5), "period_end": MOMENT + timedelta(days=5)}
+    session.add(UsageRecord(user_id=user.id, workflow_runs=used["runs"], slot=0, **period))
+    is_sqlite = session.get_bind().dialect.name == "sqlite"
+    for value in VALUES + (SQLITE_ONLY if is_sqlite else []):
+        await session.execute(sa.update(UserRecord).values(limits=RawJson(f'{{"{name}": {value}}}')))
+        await session.refresh(user)
+        limit = getattr(get_plan("free", user.limits), name)
+        listed = [user.limit for user in (await states(session))[name].users]
+        assert listed == ([] if limit is None or limit > used[name] else [limit]), value[:30]
 
 
 async def test_limits_depend_on_the_tier_and_null_is_unlimited(session: AsyncSession) -> None:

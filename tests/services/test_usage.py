@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from bloxserver.clock import now
 from bloxserver.models.database import Database
 from bloxserver.models.tables import Tier, UsageRecord, UserRecord
-from bloxserver.plans import FREE
+from bloxserver.plans import FREE, MAX_LIMIT, get_plan
 from bloxserver.queries.usage import Period, read_usage
 from bloxserver.services.usage import SLOTS, count_run, count_tokens
 from tests.factories import create_user
@@ -64,6 +65,15 @@ async def test_runs_and_tokens_share_rows_and_periods_do_not(live_database: Data
     assert (usage.runs_used, usage.tokens_used) == (1, 7)
     counted = [(row.workflow_runs, row.llm_tokens_in, row.llm_tokens_out) for row in await rows(live_database)]
     assert sorted(counted) == [(0, 10, 20), (0, 100, 200), (1, 3, 4)]
+
+
+@pytest.mark.parametrize("limit", [str(MAX_LIMIT), "1e19", "1e300", "9" * 300])
+async def test_runs_are_counted_with_the_largest_limits(live_database: Database, limit: str) -> None:
+    user = await a_user(live_database, Tier.FREE)
+    plan = get_plan("free", json.loads(f'{{"runs": {limit}}}'))
+    async with live_database.transaction() as session:
+        await count_run(session, user.id, plan, PERIOD, START)
+    assert [row.workflow_runs for row in await rows(live_database)] == [1]
 
 
 async def test_tokens_are_counted_in_one_statement(live_database: Database) -> None:
