@@ -1,4 +1,4 @@
-"""An HTTP server on 127.0.0.1 that sends scripted responses byte by byte."""
+"""An HTTP server on 127.0.0.1 that sends scripted responses byte by byte, and a client's errors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+from bloxserver.clients.http import GuardedClient, OutgoingRequestError
 from tests.listening import listening
 
 Answer = bytes | Callable[[StreamWriter], Awaitable[None]]
@@ -70,6 +73,14 @@ async def running_server() -> AsyncIterator[LoopbackServer]:
     server = LoopbackServer()
     async with listening(server.serve, backlog=2000) as server.port:
         yield server
+
+
+async def refusal(client: GuardedClient, url: str, method: str = "GET", **options: Any) -> str:
+    """Return the error code of a request."""
+    with pytest.raises(OutgoingRequestError) as caught:
+        _ = (await client.request(method, url, **options)).content
+    assert "secret" not in caught.value.message
+    return caught.value.code
 
 
 async def _read_request(reader: StreamReader) -> Received:

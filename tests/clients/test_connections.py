@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator
 from ipaddress import ip_network
 
 import httpcore
@@ -15,7 +14,7 @@ from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.resolver import Resolver
 from bloxserver.clients.shares import UNLIMITED
-from tests.clients.loopback import LoopbackServer, answer, running_server
+from tests.clients.loopback import LoopbackServer, answer
 from tests.listening import listening
 
 LOOPBACK = ip_network("127.0.0.1/32")
@@ -40,17 +39,6 @@ SURPLUS = [
     ("GET", answer(b"own") + b"HTTP/1.1 100 Continue\r\n\r\n", b"own"),
     ("POST", answer(b"", status="413 Too Large") + answer(b"", status="500 Again"), b""),
 ]
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[LoopbackServer]:
-    async with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def client() -> GuardedClient:
-    return GuardedClient(allow=[LOOPBACK], max_response_bytes=100_000, total_timeout_seconds=5)
 
 
 class TestSurplusBytes:
