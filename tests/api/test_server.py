@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,16 +14,9 @@ from structlog.testing import capture_logs
 
 from bloxserver.api.connections import LimitedProtocol
 from bloxserver.api.server import Server, serving
+from tests.api.limited_server import REQUEST, answer, closed, connect, greet
 from tests.clerk import override_settings
 from tests.server import head, status_of
-
-REQUEST = head("GET", "/")
-
-
-async def greet(scope: Any, receive: Any, send: Any) -> None:
-    headers = [(b"content-length", b"0")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
 
 
 @asynccontextmanager
@@ -142,3 +135,35 @@ async def refused(address: tuple[str, int]) -> None:
             except ConnectionRefusedError:
                 return
             writer.close()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "forwarded", "client", "scheme"),
+    [
+        ("", "203.0.113.7", "127.0.0.1", "http"),
+        ("10.0.0.0/8", "203.0.113.7", "127.0.0.1", "http"),
+        ("127.0.0.1", "203.0.113.7", "203.0.113.7", "https"),
+        ("127.0.0.0/8", "1.1.1.1, 203.0.113.7", "203.0.113.7", "https"),
+        ("127.0.0.1,10.0.0.0/8", "1.1.1.1, 203.0.113.7, 10.0.0.2", "203.0.113.7", "https"),
+    ],
+)
+async def test_forwarded_headers_are_used_only_from_named_proxies(
+    stack: AsyncExitStack, allowed: str, forwarded: str, client: str, scheme: str
+) -> None:
+    """The rightmost address that is not a proxy counts. `Forwarded` is ignored."""
+
+    async def describe(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, f"{scope['client'][0]} {scope['scheme']}".encode())
+
+    with override_settings(FORWARDED_ALLOW_IPS=allowed):
+        server = serving(describe, "127.0.0.1", 0)  # type: ignore[arg-type]
+        server.config.lifespan = "off"
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            running = asyncio.create_task(uvicorn.Server(server.config).serve(sockets=[listener]))
+            reader, writer = await connect(stack, listener.getsockname()[1])
+            forged = (f"X-Forwarded-For: {forwarded}", "X-Forwarded-Proto: https", "Forwarded: for=9.9.9.9;proto=https")
+            writer.write(head("GET", "/", *forged, "Connection: close"))
+            body = (await closed(reader)).rpartition(b"\r\n\r\n")[2]
+            server.should_exit = True
+            running.cancel()
+    assert body.decode() == f"{client} {scheme}"
