@@ -18,38 +18,43 @@ from bloxserver.clients.shares import Share
 CONNECT_SECONDS = 5.0
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEAD_LINES = 256
-"""Of all heads of a response: a server can send any number of informational ones."""
-HEAD_READ_BYTES = 2 * 1024
+"""Of all heads of a response, as a server can send any number of informational ones, and of the trailer of its body."""
+MAX_LINES = 256
+PIECE_BYTES = 2 * 1024
+"""Data with more than `MAX_LINES` is parsed in pieces of this size."""
 RECEIVE_BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF, 48 * 1024)
 """The event loop reads all that has arrived, up to megabytes, before the reader can charge or pause."""
 
 
-class HeadStream(httpcore.AsyncNetworkStream):
-    """A stream whose reads are small, and limited in total, until `head_ended` is called.
+class LimitedStream(httpcore.AsyncNetworkStream):
+    """Limits what is parsed at once, and the size of heads and trailers.
 
-    What is read at once is parsed at once: a header takes 3 microseconds, an informational response 10.
+    A header takes 3 microseconds of the event loop, an informational response 10.
     """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, host: str) -> None:
         self._stream = stream
         self._host = host
-        self._is_head = True
+        self._unread = b""
+        self._bytes = self._lines = 0
+        """Read since the last part of the body."""
+
+    def body_received(self) -> None:
+        """To be called for each part of the body: what was read before it is not the trailer."""
         self._bytes = self._lines = 0
 
-    def head_ended(self) -> None:
-        self._is_head = False
-
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        """Raises `OutgoingRequestError` if the head is too large."""
-        if not self._is_head:
-            return await self._stream.read(max_bytes, timeout)
+        """Raises `OutgoingRequestError` if a head or a trailer is too large."""
         if self._bytes > MAX_HEAD_BYTES or self._lines > MAX_HEAD_LINES:
             limits = f"{MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines"
             raise OutgoingRequestError("invalid_response", f"the headers of {self._host} have more than {limits}")
-        data = await self._stream.read(min(max_bytes, HEAD_READ_BYTES), timeout)
-        self._bytes += len(data)
-        self._lines += data.count(b"\n")
-        return data
+        data = self._unread or await self._stream.read(max_bytes, timeout)
+        size = len(data) if data.count(b"\n") <= MAX_LINES else PIECE_BYTES
+        size = min(size, MAX_HEAD_BYTES + 1 - self._bytes)
+        piece, self._unread = data[:size], data[size:]
+        self._bytes += len(piece)
+        self._lines += piece.count(b"\n")
+        return piece
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         await self._stream.write(buffer, timeout)
@@ -62,12 +67,11 @@ class HeadStream(httpcore.AsyncNetworkStream):
 
 
 class Connection(httpcore.AsyncHTTP11Connection):
-    """A connection that limits the head of the response."""
+    """A connection that limits the head and the trailer of the response."""
 
-    def __init__(self, origin: httpcore.Origin, stream: HeadStream) -> None:
+    def __init__(self, origin: httpcore.Origin, stream: LimitedStream) -> None:
         super().__init__(origin, stream)
-        self.head_ended = stream.head_ended
-        """To be called when the response is there, before its body is read."""
+        self.body_received = stream.body_received
 
 
 class Connector:
@@ -97,7 +101,7 @@ class Connector:
         try:
             if origin.scheme == b"https":
                 stream = await stream.start_tls(self._tls, server_hostname=host)
-            yield Connection(origin, HeadStream(stream, host))
+            yield Connection(origin, LimitedStream(stream, host))
         finally:
             await stream.aclose()
 

@@ -21,7 +21,7 @@ import httpcore
 import httpx
 
 from bloxserver.clients.addresses import Network
-from bloxserver.clients.connections import Connector
+from bloxserver.clients.connections import Connection, Connector
 from bloxserver.clients.decoding import ContentEncodingError, ResponseTooLarge, decompress
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
@@ -228,19 +228,21 @@ class GuardedClient:
             self._connector.connect(url.origin, self._share) as connection,
             connection.stream(request.method, url, headers=sent, content=request.content) as response,
         ):
-            connection.head_ended()
             received = [(name.decode("ascii").lower(), _header_text(value)) for name, value in response.headers]
             headers = _join_repeated((name, value) for name, value in received if name != "set-cookie")
             cookies = [value for name, value in received if name == "set-cookie"]
-            body = await self._read_body(response, url.host.decode("ascii"))
+            body = await self._read_body(connection, response, url.host.decode("ascii"))
             return HttpResponse(response.status, headers, cookies, body, str(request.url), self._max_response_bytes)
 
-    async def _read_body(self, response: httpcore.Response, host: str) -> bytes | OutgoingRequestError:
+    async def _read_body(
+        self, connection: Connection, response: httpcore.Response, host: str
+    ) -> bytes | OutgoingRequestError:
         """Read the body. It is not decompressed: a few kilobytes may become megabytes."""
         chunks: list[bytes] = []
         size = since_turn = 0
         try:
             async for chunk in response.aiter_stream():
+                connection.body_received()
                 if size + len(chunk) > self._max_response_bytes:
                     return _too_large(host, self._max_response_bytes)
                 if len(chunks) == MAX_CHUNKS:

@@ -153,6 +153,25 @@ class TestHeads:
         with pytest.raises(OutgoingRequestError, match=f"more than {MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines"):
             await client.request("GET", server.url("/"))
 
+    @pytest.mark.parametrize("trailer", [b"a:\r\n" * 250_000, b"a:\r\n" * 2_000], ids=["1 MB", "8 KB"])
+    async def test_long_trailer_is_rejected(
+        self, client: GuardedClient, server: LoopbackServer, trailer: bytes
+    ) -> None:
+        server.answers["/"] = CHUNKED[:-2] + trailer + b"\r\n"
+        with pytest.raises(OutgoingRequestError, match=f"more than {MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines"):
+            await client.request("GET", server.url("/"))
+
+    @pytest.mark.parametrize("size", [1, 1_000, 100_000])
+    async def test_lines_of_a_body_are_not_limited(
+        self, client: GuardedClient, server: LoopbackServer, size: int
+    ) -> None:
+        lines = b"\n" * 20_000
+        chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
+        sent = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+        trailer = b"a: b\r\n" * 200
+        server.answers["/"] = CHUNKED[: CHUNKED.index(b"3\r\n")] + sent + b"0\r\n" + trailer + b"\r\n"
+        assert (await client.request("GET", server.url("/"))).content == lines
+
     async def test_head_within_the_limits_is_read(self, client: GuardedClient, server: LoopbackServer) -> None:
         headers = {f"name-{number}": "a" * 250 for number in range(MAX_HEAD_LINES - 10)}
         server.answers["/"] = answer(b"\n" * 1000, headers=headers)
