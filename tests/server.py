@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 
-from bloxserver.api.connections import connection_limits, limited_protocol
+from bloxserver.api.connection_limits import connection_limits
+from bloxserver.api.connections import limited_protocol
 from bloxserver.api.main import app
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.settings import Settings

@@ -1,4 +1,4 @@
-"""Timeouts and limits of connections, which uvicorn does not have.
+"""An HTTP protocol with timeouts and limits, which uvicorn does not have.
 
 A connection waits for a request until it has received a complete one. While it waits, it can be closed in favour of a
 new connection. From the complete request to its response, nothing else of the connection is parsed: uvicorn would make
@@ -8,21 +8,15 @@ objects for all requests that a client sends without waiting for responses.
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from bloxserver.api.addresses import address_key, parse_address
+from bloxserver.api.connection_limits import TOO_MANY, ConnectionLimits, error_response
 from bloxserver.observability import metrics
-from bloxserver.settings import Settings
-
-log = structlog.stdlib.get_logger("bloxserver")
 
 MAX_HEAD_BYTES = 64 * 1024
 """Bytes of a request's head, and of the trailer or the chunk extensions of a body, beyond which it is refused."""
@@ -34,77 +28,6 @@ MIN_PIECE_BYTES = 512
 """The shortest part of a chunked body that is parsed at once. The parser does not tell where the body ends."""
 PROGRESS_BYTES = 64 * 1024
 """Bytes of a response that a client must read in each `WRITE_TIMEOUT_SECONDS`, or all that are left."""
-RESERVED_FILES = 512
-"""Open files of a process that are not connections of clients: database, outgoing requests, files."""
-MIN_CONNECTIONS = 16
-
-
-class ConnectionLimits:
-    """The connections of one server, and their limits."""
-
-    def __init__(self, settings: Settings, max_connections: int) -> None:
-        self.header_timeout = settings.header_timeout_seconds
-        self.write_timeout = settings.write_timeout_seconds
-        self.max_connections = max_connections
-        self._per_address = settings.max_connections_per_address
-        self._proxies = settings.forwarded_allow_ips
-        self._open: dict[LimitedProtocol, str] = {}
-        self._by_address: dict[str, int] = {}
-        self._waiting: dict[LimitedProtocol, None] = {}
-
-    def admit(self, connection: LimitedProtocol, host: str | None) -> HTTPStatus | None:
-        """Count a new connection, or return the status with which to refuse it.
-
-        If the server has its maximum of connections, the one that has waited the longest is closed.
-        """
-        refused = self._refused(host)
-        if refused is not None:
-            return refused
-        key = address_key(host)
-        if len(self._open) >= self.max_connections:
-            oldest = next(iter(self._waiting))
-            self.release(oldest)
-            oldest.drop("evicted")
-        self._open[connection] = key
-        self._by_address[key] = self._by_address.get(key, 0) + 1
-        self._waiting[connection] = None
-        return None
-
-    def refusal(self, host: str | None) -> bytes | None:
-        """The response with which to refuse a new connection; None if it can be accepted."""
-        refused = self._refused(host)
-        if refused is None:
-            return None
-        metrics.CONNECTIONS_CLOSED.labels("refused").inc()
-        return REFUSALS[refused]
-
-    def _refused(self, host: str | None) -> HTTPStatus | None:
-        if self._by_address.get(address_key(host), 0) >= self._per_address and not self._is_proxy(host):
-            return HTTPStatus.TOO_MANY_REQUESTS
-        if len(self._open) >= self.max_connections and not self._waiting:
-            return HTTPStatus.SERVICE_UNAVAILABLE
-        return None
-
-    def release(self, connection: LimitedProtocol) -> None:
-        """Stop counting a connection. Does nothing if it is not counted."""
-        key = self._open.pop(connection, None)
-        if key is None:
-            return
-        self._waiting.pop(connection, None)
-        self._by_address[key] -= 1
-        if not self._by_address[key]:
-            del self._by_address[key]
-
-    def set_waiting(self, connection: LimitedProtocol, waiting: bool) -> None:
-        """Record whether the connection waits for a complete request."""
-        if not waiting:
-            self._waiting.pop(connection, None)
-        elif connection in self._open:
-            self._waiting[connection] = None
-
-    def _is_proxy(self, host: str | None) -> bool:
-        address = parse_address(host)
-        return address is not None and any(address in network for network in self._proxies)
 
 
 class _Flow(FlowControl):
@@ -265,7 +188,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         metrics.CONNECTIONS_CLOSED.labels(reason).inc()
         self._dropped = True
-        self.transport.write(_error(status, message))
+        self.transport.write(error_response(status, message))
         self.transport.close()
 
     def _start_head_timer(self) -> None:
@@ -319,60 +242,6 @@ def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     return length
 
 
-def connection_limits(settings: Settings) -> ConnectionLimits:
-    """The limits of one server. The limit of open files may lower them."""
-    return ConnectionLimits(settings, _available_connections(settings.max_connections))
-
-
 def limited_protocol(limits: ConnectionLimits) -> Any:
     """The `http` argument of `uvicorn.Config`: the protocol class with the limits of one server."""
     return partial(LimitedProtocol, limits=limits)
-
-
-def _available_connections(wanted: int) -> int:
-    """The connections that the limit of open files allows, at most `wanted`. Raises that limit as far as possible."""
-    available = _open_files(wanted + RESERVED_FILES) - RESERVED_FILES
-    if available >= wanted:
-        return wanted
-    available = max(MIN_CONNECTIONS, available)
-    log.warning("the limit of open files (ulimit -n) reduces MAX_CONNECTIONS", connections=available)
-    return available
-
-
-def _open_files(wanted: int) -> int:
-    """Raise the process's limit of open files to `wanted`, or as far as the system allows. Returns the limit."""
-    if sys.platform == "win32":
-        return wanted
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
-    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return soft
-
-
-def _error(status: HTTPStatus, message: str) -> bytes:
-    """A complete response: a problem as in `api.errors`, but without a request id."""
-    problem = {
-        "type": "about:blank",
-        "title": status.phrase,
-        "status": status.value,
-        "detail": message,
-        "code": status.name.lower(),
-        "message": message,
-        "details": None,
-    }
-    body = json.dumps(problem).encode()
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
-        f"content-length: {len(body)}\r\nretry-after: 5\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-TOO_MANY = "The server has too many connections"
-REFUSALS = {
-    status: _error(status, TOO_MANY) for status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-}

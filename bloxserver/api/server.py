@@ -12,7 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from bloxserver import __version__
-from bloxserver.api.connections import connection_limits, limited_protocol
+from bloxserver.api.connection_limits import connection_limits
+from bloxserver.api.connections import limited_protocol
 from bloxserver.api.listener import Listener, Refusal, bound_sockets
 from bloxserver.gc_tuning import freeze_heap
 from bloxserver.settings import Settings, get_settings

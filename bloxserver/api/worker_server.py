@@ -12,7 +12,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from bloxserver.api.connections import connection_limits, limited_protocol
+from bloxserver.api.connection_limits import connection_limits
+from bloxserver.api.connections import limited_protocol
 from bloxserver.api.dependencies import EngineHealth
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext

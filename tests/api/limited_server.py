@@ -10,7 +10,8 @@ from typing import Any
 
 import uvicorn
 
-from bloxserver.api.connections import connection_limits, limited_protocol
+from bloxserver.api.connection_limits import connection_limits
+from bloxserver.api.connections import limited_protocol
 from bloxserver.settings import Settings
 from tests.server import head, status_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bloxserver.api.connections import (
+from bloxserver.api.connection_limits import (
     MIN_CONNECTIONS,
     RESERVED_FILES,
     connection_limits,
