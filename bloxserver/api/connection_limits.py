@@ -18,6 +18,9 @@ log = structlog.stdlib.get_logger("bloxserver")
 RESERVED_FILES = 512
 """Open files of a process that are not connections of clients: database, outgoing requests, files."""
 MIN_CONNECTIONS = 16
+MAX_CHUNKS = 50_000
+MIN_CHUNK_BYTES = 64
+"""The mean size of chunks that allows more than `MAX_CHUNKS`, if `MAX_BODY_BYTES` does."""
 
 
 class Connection(Protocol):
@@ -31,6 +34,7 @@ class ConnectionLimits:
     def __init__(self, settings: Settings, max_connections: int) -> None:
         self.header_timeout = settings.header_timeout_seconds
         self.write_timeout = settings.write_timeout_seconds
+        self.max_chunks = max(MAX_CHUNKS, settings.max_body_bytes // MIN_CHUNK_BYTES)
         self.max_connections = max_connections
         self._per_address = settings.max_connections_per_address
         self._proxies = settings.forwarded_allow_ips
@@ -124,12 +128,13 @@ def _open_files(wanted: int) -> int:
 
 def error_response(status: HTTPStatus, message: str) -> bytes:
     """A complete response: a problem as in `api.errors`, but without a request id."""
+    code = "payload_too_large" if status == 413 else status.name.lower()
     problem = {
         "type": "about:blank",
         "title": status.phrase,
         "status": status.value,
         "detail": message,
-        "code": status.name.lower(),
+        "code": code,
         "message": message,
         "details": None,
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bloxserver.api.connections import LimitedProtocol
 from bloxserver.observability.metrics import REGISTRY
 from tests.api.limited_server import REQUEST, SOON, answer, closed, connect, get, limits, read_body, serving
 from tests.server import head, status_of
@@ -99,9 +100,14 @@ async def test_slow_reader_is_dropped(stack: AsyncExitStack) -> None:
         await ended.wait()
 
 
-@pytest.mark.parametrize("size", [20_000_000, 40_000], ids=["large", "smaller than the transport's buffer"])
-async def test_rest_of_a_response_must_be_read(stack: AsyncExitStack, size: int) -> None:
-    """The application has ended, and the client does not read what is left in the buffer."""
+@pytest.mark.parametrize(("size", "left"), [(1_500_000, 1_000_000), (1_500_000, 10_000), (40_000, 40_000)])
+async def test_rest_of_a_response_must_be_read(
+    stack: AsyncExitStack, protocols: list[LimitedProtocol], size: int, left: int
+) -> None:
+    """The application has ended. The client stops to read with this number of bytes in the buffer.
+
+    The transport pauses writing above 64 KiB, and resumes below 16 KiB.
+    """
 
     async def send_much(scope: Any, receive: Any, send: Any) -> None:
         await answer(send, b"x" * size)
@@ -111,9 +117,14 @@ async def test_rest_of_a_response_must_be_read(stack: AsyncExitStack, size: int)
     client = stack.enter_context(socket.socket())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, ("127.0.0.1", port))
     before = dropped_readers()
-    client.send(head("GET", "/", "Connection: close"))
+    client.send(head("GET", "/"))
+    await loop.sock_recv(client, 1000)
+    while protocols[0].transport.get_write_buffer_size() > left:
+        await loop.sock_recv(client, 1000)
+    assert protocols[0].transport.get_write_buffer_size() > 0
     async with asyncio.timeout(10):
         while dropped_readers() == before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
