@@ -150,7 +150,7 @@ class RequestTurns:
             await self.app(scope, receive, send)
             return
         key = (address_key(host), scope["path"].startswith(PROBES))
-        first = None
+        first: asyncio.Task[Message] | None = None
         waits_for = self._turns.begin(key)
         if waits_for is not None:
             await self._wait(waits_for, key)
@@ -165,11 +165,14 @@ class RequestTurns:
 
         try:
             if waits_for is not None:
-                first = await receive()
-                if first["type"] == "http.disconnect":
+                first = asyncio.create_task(_receive(receive))
+                await asyncio.sleep(0)  # enough for what has been received; the application limits the time of the rest
+                if first.done() and first.result()["type"] == "http.disconnect":
                     return  # the client has disconnected
             await self.app(scope, _ending(turn, receive, first), observe)
         finally:
+            if first is not None:
+                first.cancel()
             turn.end(failed=failed)
 
     async def _wait(self, waits_for: asyncio.Future[None], key: Key) -> None:
@@ -185,8 +188,12 @@ class RequestTurns:
         return address is not None and any(address in network for network in self._proxies)
 
 
-def _ending(turn: _Turn, receive: Receive, first: Message | None) -> Receive:
-    """Receive the messages of a request, after `first` if it is given.
+async def _receive(receive: Receive) -> Message:
+    return await receive()
+
+
+def _ending(turn: _Turn, receive: Receive, first: asyncio.Task[Message] | None) -> Receive:
+    """Receive the messages of a request, from `first` if it is given.
 
     The turn ends when the application waits for the disconnect of the client, as open streams do.
     """
@@ -196,10 +203,8 @@ def _ending(turn: _Turn, receive: Receive, first: Message | None) -> Receive:
         nonlocal first, complete
         if complete:
             turn.end()
-        if first is not None:
-            message, first = first, None
-        else:
-            message = await receive()
+        received, first = first, None
+        message = await (receive() if received is None else received)
         complete = not message.get("more_body", False)
         return message
 

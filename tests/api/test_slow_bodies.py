@@ -100,6 +100,16 @@ async def stall(port: int, path: str, framing: str) -> None:
         assert b'"code":"request_timeout"' in answer
 
 
+async def test_bodies_that_do_not_begin_get_408(port: int) -> None:
+    """Also in requests that have waited for others of their address."""
+    with override_settings(BODY_TIMEOUT_SECONDS="0.2"):
+        async with AsyncExitStack() as stack:
+            stalled = [await stack.enter_async_context(connection(port)) for _ in range(12)]
+            for _, writer in stalled:
+                writer.write(head("POST", PATHS[0], "Content-Length: 100"))
+            assert [await status_of(reader) for reader, _ in stalled] == [408] * 12
+
+
 async def test_stalled_clients_do_not_block_others(port: int, live_database: Database) -> None:
     """Other clients get responses while the stalled clients are connected, and after they disconnect."""
     with override_settings(BODY_TIMEOUT_SECONDS="60"):

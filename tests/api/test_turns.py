@@ -156,6 +156,21 @@ async def test_body_of_a_waiting_request_is_complete() -> None:
     assert app.messages == parts
 
 
+async def test_request_without_a_body_is_handled_when_its_turn_comes() -> None:
+    """The application limits the time in which the body must arrive."""
+    app = Application()
+    clients = Clients(app, 1)
+    await clients.send("1")
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    await clients.send("2", receive=receive)
+    app.release.set()
+    await clients.finish()
+    assert app.begun == ["1", "2"]
+
+
 async def test_request_whose_client_left_while_it_waited_is_not_handled() -> None:
     app = Application()
     clients = Clients(app, 1)
