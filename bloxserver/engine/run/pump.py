@@ -147,7 +147,7 @@ class Pump:
                 steps = await self._next_steps(min(filter(None, (until, self._next_visible_time())), default=None))
                 if not steps:
                     await self._save_visible()
-            if (steps or self._failure) and (outcome := await self._take(steps)) is not None:
+            if (outcome := await self._take(steps)) is not None:
                 return outcome
 
     async def _count_interruptions(self) -> None:

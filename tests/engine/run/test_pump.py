@@ -14,7 +14,9 @@ from bloxserver.blocks.base import Block, BlockContext, BlockError, Called, NoCo
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
+from bloxserver.engine.run import batches
 from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Suspended
+from bloxserver.engine.run.pump import Pump
 from bloxserver.ids import new_id
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.organism.parse import parse
@@ -316,3 +318,18 @@ async def test_execution_ends_for_any_result_of_a_block(answered: object, reason
     assert isinstance(outcome, Failed)
     assert outcome.error.startswith(f"a: {reason}")
     assert len(log.step("a").error_code or "") <= 64
+
+
+async def test_wake_up_after_the_last_step_does_not_keep_the_run_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that wakes the pump may have been abandoned with the step that is in the batch before."""
+    monkeypatch.setattr(batches, "MAX_MESSAGES", 1)
+    runs: list[Pump] = []
+
+    async def wake(payload: JsonValue, context: BlockContext) -> Result:
+        asyncio.get_running_loop().call_soon(runs[0]._inbox.put_nowait, None)
+        return "last"
+
+    parsed = parse(organism("name: a, handler: wake"), BlockRegistry([block("wake", wake)]))
+    runs.append(pump_of(parsed, Log().save))
+    async with asyncio.timeout(10):
+        assert await runs[0].run(Message("a", None)) == Finished("last")
