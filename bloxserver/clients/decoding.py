@@ -14,6 +14,8 @@ UNCOMPRESSED = frozenset({"", "identity", "none", "binary", "7bit", "8bit", "aws
 CODING = re.compile(r"[a-z0-9_-]{1,20}")
 MAX_MEMBERS = 10_000
 """Maximum members of a gzip body. Even an empty member takes time."""
+PIECE_BYTES = 64 * 1024
+"""The end of each member copies the rest of the piece."""
 GZIP_WINDOW = 31
 ZLIB_WINDOW = 15
 RAW_WINDOW = -15
@@ -35,7 +37,8 @@ def decompress(content: bytes, encoding: str, limit: int) -> bytes:
     and `ValueError` if the body is incomplete.
     """
     reader = BodyReader(encoding, limit)
-    reader.feed(content)
+    for start in range(0, len(content), PIECE_BYTES):
+        reader.feed(content[start : start + PIECE_BYTES])
     return reader.finish()
 
 
@@ -54,11 +57,6 @@ class BodyReader:
         self._decompressor: zlib._Decompress | None = None
         self._members = 0
         self._pending = b""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the decoded body so far."""
-        return len(self._content)
 
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes of the body. Raises `ContentEncodingError`, `ResponseTooLarge`."""

@@ -34,9 +34,9 @@ ANTHROPIC_MAX_TOKENS = 4096
 """The default of `max_tokens` for Anthropic, whose API requires it."""
 MAX_REASON_CHARACTERS = 200
 QUOTE_CHARACTERS = 20
+"""An error message that repeats this many consecutive characters of the request is taken as a quotation of it."""
 MAX_COMPARED_CHARACTERS = 64 * 1024
 """The server's message is left out if the request is larger, since each part is searched for hundreds of texts."""
-"""An error message that repeats this many consecutive characters of the request is taken as a quotation of it."""
 NO_KEY = "none"
 
 ProviderName = Literal["openai", "anthropic"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import os
 import tracemalloc
 import zlib
 
 import pytest
 
-from bloxserver.clients.decoding import MAX_MEMBERS, BodyReader, ContentEncodingError, ResponseTooLarge
+from bloxserver.clients.decoding import MAX_MEMBERS, BodyReader, ContentEncodingError, ResponseTooLarge, decompress
 
 LIMIT = 100_000
 TEXT = "Grüße".encode() * 100
@@ -54,6 +55,13 @@ class TestBodies:
     @pytest.mark.parametrize("encoding", ["", "gzip", "deflate", "br", "gzip, gzip"])
     def test_body_without_bytes_is_empty(self, encoding: str) -> None:
         assert read(encoding, b"") == b""
+
+    def test_large_body_is_decoded(self) -> None:
+        """In pieces, with members that end in the middle of a piece."""
+        parts = [os.urandom(size) for size in (70_000, 0, 1, 200_000)]
+        body = b"".join(gzip.compress(part, mtime=0) for part in parts)
+        assert decompress(body, "gzip", 1_000_000) == b"".join(parts)
+        assert decompress(body, "", 1_000_000) == body
 
 
 class TestErrors:
