@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bloxserver.api.addresses import address_key
 from bloxserver.api.errors import error_response
+from bloxserver.api.hosts import PROBES
 from bloxserver.clients.redis_counters import RedisCounters
 from bloxserver.engine.loops import PollLoop, cancel, run_forever
 from bloxserver.errors import RateLimited, SettingsError
@@ -21,7 +22,6 @@ from bloxserver.services.rate_limits import WINDOW_SECONDS, Admission, RateLimit
 from bloxserver.settings import Settings
 
 HEADERS = ("RateLimit", "RateLimit-Policy")
-EXEMPT = ("/health", "/metrics")
 
 
 class RateLimits:
@@ -35,7 +35,7 @@ class RateLimits:
         self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(EXEMPT):
+        if scope["type"] != "http" or scope["path"].startswith(PROBES):
             await self.app(scope, receive, send)
             return
         client = scope.get("client")
