@@ -122,7 +122,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._must_respond or self._chunks >= last_of_turn:
                 self._unread += data[position:]
                 self.flow.hold()
-                if not (self._responding and self.cycle.body):  # else the application reads the body, and resumes
+                if not self._responding:  # else the application reads the chunks, and resumes
                     self._parse_later()
                 return
             end = self._end_of_piece(data, position)
@@ -241,8 +241,7 @@ class LimitedProtocol(HttpToolsProtocol):
         metrics.CONNECTIONS_CLOSED.labels(reason).inc()
         self._dropped = True
         if self._responding:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            self.cycle.disconnected = True  # the application's response is discarded
         if self._responding or self._body_left == 0:  # else the request has its response
             self.transport.write(error_response(status, message))
         self.transport.close()
