@@ -36,8 +36,7 @@ class Response:
 
 def send_request(connection: socket.socket, function: str, limits: TaskLimits, body: bytes) -> None:
     header = json.dumps({"function": function, "limits": asdict(limits)}).encode()
-    connection.sendall(_LENGTHS.pack(len(header), len(body)) + header)
-    connection.sendall(body)
+    _send(connection, _LENGTHS.pack(len(header), len(body)) + header, body)
 
 
 def receive_request(connection: socket.socket) -> tuple[str, TaskLimits, bytes] | None:
@@ -52,8 +51,13 @@ def receive_request(connection: socket.socket) -> tuple[str, TaskLimits, bytes] 
 
 def send_response(connection: socket.socket, response: Response) -> None:
     result = _RESULT.pack(response.status, response.is_last, response.cpu_seconds, len(response.body))
-    connection.sendall(result)
-    connection.sendall(response.body)
+    _send(connection, result, response.body)
+
+
+def _send(connection: socket.socket, header: bytes, body: bytes) -> None:
+    connection.sendall(header)
+    if body:  # after an empty one, the other side may have answered and ended already: then the call would fail
+        connection.sendall(body)
 
 
 def receive_response(connection: socket.socket) -> Response:

@@ -38,6 +38,18 @@ def test_requests_and_responses_are_received_as_sent(connections: Connections) -
     assert receive_response(one) == response
 
 
+def test_nothing_is_sent_after_the_header_of_an_empty_body() -> None:
+    """The receiver may answer and end as soon as it has the header. Each call that sends is one datagram here."""
+    one, other = socket.socketpair(type=socket.SOCK_DGRAM)
+    with one, other:
+        other.setblocking(False)
+        send_request(one, "module:function", TaskLimits(), b"")
+        send_response(one, Response(Status.DONE, True, 0.25, b""))
+        assert [len(other.recv(1_000)) > 0 for _ in range(2)] == [True, True]
+        with pytest.raises(BlockingIOError):
+            other.recv(1_000)
+
+
 def test_closed_connection_is_the_end_of_requests(connections: Connections) -> None:
     one, other = connections
     one.sendall(b"\0\0")
