@@ -28,10 +28,10 @@ from bloxserver.models.tables import (
 )
 from bloxserver.models.upsert import insert_into
 from tests.factories import create_execution, create_flow, create_user
+from tests.lock_waits import wait_for_lock_wait
 
 Totals = dict[tuple[UUID, str], int]
 Row = TypeVar("Row")
-WAITS = sa.text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
 COUNTED = [source.table for source in SOURCES]
 
 
@@ -278,9 +278,7 @@ async def test_a_step_that_changes_while_its_execution_is_deleted_is_subtracted_
     async with live_database.transaction() as session:
         await session.execute(sa.update(ExecutionStepRecord).values(state="x" * 1_000))
         deleting = asyncio.create_task(delete())
-        while not await session.scalar(WAITS):
-            assert not deleting.done(), "it waits for no lock"
-            await asyncio.sleep(0.01)
+        await wait_for_lock_wait(live_database, deleting)
     await deleting
     async with live_database.sessions() as session:
         assert await maintained(session) == {}

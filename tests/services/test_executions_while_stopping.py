@@ -37,9 +37,9 @@ from bloxserver.services.flows import stop_flow
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
 from bloxserver.settings import Settings
 from tests.factories import create_execution, create_flow, create_trigger, create_user
+from tests.lock_waits import wait_for_lock_wait
 
 PERIOD = period_at(now(), None, None)
-BLOCKED = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 Change = Callable[[AsyncSession], Awaitable[Any]]
 
 
@@ -112,10 +112,7 @@ class Installation:
     async def blocked(self, work: Awaitable[Any], waiting: int = 1) -> AsyncIterator[asyncio.Future[Any]]:
         """Start the work, and wait until `waiting` sessions, including its own, wait for a lock."""
         task = asyncio.ensure_future(work)
-        async with asyncio.timeout(10):
-            while await self.do(lambda session: session.scalar(BLOCKED)) < waiting:
-                assert not task.done(), "it did not wait"
-                await asyncio.sleep(0.01)
+        await wait_for_lock_wait(self.database, task, waiting)
         yield task
 
 

@@ -24,6 +24,7 @@ from bloxserver.services.secrets import (
     set_secret,
 )
 from tests import factories
+from tests.lock_waits import wait_for_lock_wait
 from tests.statements import count_statements
 
 OLD = SecretCipher(["old-key-of-an-operator-7c1f0e5b2a"])
@@ -233,10 +234,8 @@ class TestReseal:
         async with live_database.transaction() as session:
             await set_secret(session, NEW, ada, "A", "new value")
             resealing = asyncio.create_task(rotate_keys())
-            waits = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            async with asyncio.timeout(20):
-                while backend == "postgresql" and not await session.scalar(waits):  # SQLite has one writer anyway
-                    pass
+            if backend == "postgresql":  # SQLite has one writer anyway
+                await wait_for_lock_wait(live_database, resealing)
         await resealing
         async with live_database.transaction() as session:
             assert await decrypt_secrets(session, NEW, ada, ["A"]) == {"A": "new value"}

@@ -27,9 +27,9 @@ from bloxserver.services.deletions import delete_flow, delete_trigger
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
 from bloxserver.services.transitions import cancel_execution, cancel_running, end_execution
 from tests.factories import create_execution, create_flow, create_trigger, create_user
+from tests.lock_waits import wait_for_lock_wait
 
 Change = Callable[[AsyncSession], Awaitable[Any]]
-BLOCKED = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 AT_ONCE = sa.text("SET LOCAL lock_timeout = '500ms'")
 PERIOD = period_at(now(), None, None)
 
@@ -64,10 +64,7 @@ class World:
     async def meanwhile(self, change: Change) -> AsyncIterator[asyncio.Task[Any]]:
         """Run a change that has started and waits for a lock of another transaction."""
         changing = asyncio.create_task(self.do(change))
-        async with asyncio.timeout(10):
-            while not await self.do(lambda session: session.scalar(BLOCKED)):
-                assert not changing.done(), "it waits for no lock"
-                await asyncio.sleep(0.01)
+        await wait_for_lock_wait(self.database, changing)
         yield changing
 
     def calling(self, caller: UUID) -> CallingExecution:

@@ -34,6 +34,7 @@ from bloxserver.services.flows import transition_flow
 from bloxserver.services.triggers import update_trigger
 from bloxserver.settings import Settings
 from tests.factories import create_flow, create_trigger, create_user
+from tests.lock_waits import wait_for_lock_wait
 
 MINUTELY = {"cron": "* * * * *"}
 
@@ -206,11 +207,6 @@ class TestChangesMeanwhile:
             assert owner is not None
             await update_trigger(session, owner, trigger.flow_id, trigger.id, changes)
 
-    async def read(self, database: Database, statement: sa.TextClause) -> Any:
-        """In a new transaction, since PostgreSQL caches activity statistics within a transaction."""
-        async with database.transaction(read_only=True) as session:
-            return await session.scalar(statement)
-
     async def fire(self, database: Database, due: DueSchedule) -> bool:
         async with database.transaction() as session:
             return await fire_schedule(session, due, now())
@@ -256,14 +252,10 @@ class TestChangesMeanwhile:
             pytest.skip("SQLite has one writer")
         trigger = await schedule(live_database, MINUTELY)
         due = await self.due(live_database)
-        blocked = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
         async with live_database.transaction() as session:
             await fire_schedule(session, due, now())
             change = asyncio.create_task(self.change(live_database, trigger, config={"cron": "0 0 1 1 *"}))
-            async with asyncio.timeout(4):
-                while not await self.read(live_database, blocked):
-                    assert not change.done(), "it does not wait"
-                    await asyncio.sleep(0.01)
+            await wait_for_lock_wait(live_database, change)
         await change
         assert (await stored(live_database, trigger)).next_fire_at is None
 

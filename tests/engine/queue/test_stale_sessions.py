@@ -15,7 +15,11 @@ from bloxserver.models.database import Database
 from bloxserver.settings import Settings
 
 LOCK = "SELECT pg_advisory_xact_lock(1)"
-HELD = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+# Other tests use other databases of the same server at the same time.
+HELD = sa.text(
+    "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database"
+    " WHERE locktype = 'advisory' AND datname = current_database()"
+)
 
 
 @pytest.fixture
