@@ -49,6 +49,7 @@ structlog.configure(
 from bloxserver.api.main import app
 from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Base, Database, get_db
+from bloxserver.models.postgres import Timeouts
 from bloxserver.models.tables import FlowRecord, UserRecord
 from tests.database_override import override_database
 from tests.factories import create_flow, create_user
@@ -56,6 +57,8 @@ from tests.postgres import ReusedDatabase, delete_rows, postgres_database, postg
 from tests.sqlite_threads import join_connection_threads
 
 BACKENDS = ("sqlite", "postgresql")
+PATIENCE_SECONDS = 30
+"""The time for which transactions of tests wait for each other."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -230,13 +233,19 @@ def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.
                 url = stack.enter_context(request.getfixturevalue("reused_postgres").lent())
             else:
                 url = stack.enter_context(postgres_database(request.getfixturevalue("postgres"), f"live_{worker_id}"))
-        yield Settings(database_url=url, poll_interval_seconds=0.5, shutdown_grace_seconds=0.1)
+        # On a busy machine, many requests at once wait longer for a connection than the default allows.
+        yield Settings(
+            database_url=url,
+            database_pool_timeout_seconds=PATIENCE_SECONDS,
+            poll_interval_seconds=0.5,
+            shutdown_grace_seconds=0.1,
+        )
 
 
 @pytest.fixture
 async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
     """A `Database` on a migrated database."""
-    database = Database(live_settings)
+    database = Database(live_settings, Timeouts(lock=PATIENCE_SECONDS))
     yield database
     await database.dispose()
     await join_connection_threads()
