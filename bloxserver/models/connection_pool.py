@@ -73,6 +73,7 @@ class ConnectionPool(AsyncAdaptedQueuePool):
         super().__init__(*args, **options)
         self._turns = ConnectionTurns(self.size())
         self._owners: dict[ConnectionPoolEntry, Hashable] = {}
+        self._is_disposed = False
 
     def waiting(self) -> int:
         """Return the number of tasks that wait for a connection."""
@@ -84,6 +85,11 @@ class ConnectionPool(AsyncAdaptedQueuePool):
             return super().connect()
         finally:
             metrics.POOL_WAIT_SECONDS.labels(self.logging_name).observe(time.perf_counter() - started)
+
+    def dispose(self) -> None:
+        """Close the unused connections now, and each of the others when it is returned."""
+        self._is_disposed = True
+        super().dispose()
 
     def _do_get(self) -> ConnectionPoolEntry:
         owner = current_tenant.get() or asyncio.current_task()
@@ -105,3 +111,5 @@ class ConnectionPool(AsyncAdaptedQueuePool):
         owner = self._owners.pop(record)
         super()._do_return_conn(record)
         self._turns.end(owner)
+        if self._is_disposed:
+            super().dispose()

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -31,9 +32,11 @@ SELECT = sa.text("SELECT 1")
 async def pool(url: str, size: int, seconds: float = 30) -> AsyncIterator[AsyncEngine]:
     """An engine with a pool of this size."""
     engine = create_async_engine(url, poolclass=ConnectionPool, pool_size=size, max_overflow=0, pool_timeout=seconds)
-    yield engine
-    await engine.dispose()
-    await join_connection_threads()
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+        await join_connection_threads()
 
 
 async def use(engine: AsyncEngine, tenant: Hashable, order: list[Hashable]) -> None:
@@ -42,6 +45,18 @@ async def use(engine: AsyncEngine, tenant: Hashable, order: list[Hashable]) -> N
     async with engine.connect() as connection:
         order.append(tenant)
         await connection.execute(SELECT)
+
+
+async def test_a_connection_that_is_returned_after_the_pool_was_disposed_of_is_closed(live_settings: Settings) -> None:
+    """A task that is cancelled at shutdown can return its connection late."""
+    closed: list[object] = []
+    async with pool(live_settings.database_url, 3) as engine:
+        event.listen(engine.sync_engine, "close", lambda connection, record: closed.append(connection))
+        async with engine.connect() as connection, engine.connect():
+            await connection.execute(SELECT)
+            await engine.dispose()
+            assert closed == []
+        assert len(closed) == 2
 
 
 async def test_a_tenant_waits_once_for_each_other_tenant(live_settings: Settings) -> None:
