@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -69,18 +70,19 @@ class ReusedDatabase:
 
     @contextmanager
     def lent(self) -> Iterator[str]:
-        """Yield the asyncpg URL of the empty database for one test. Sessions that the test leaves open are closed."""
+        """Yield the asyncpg URL of the empty database for one test. Fail if the test leaves connections open."""
         if not self._url:
             self._url = self._copy.enter_context(postgres_database(self._server, self._name, template=self._template))
             self._schema = self._schema_version()
         try:
             yield self._url
         finally:
-            end_sessions(self._server, self._name)
+            left_open = end_sessions(self._server, self._name)
             if self._schema_version() == self._schema:
                 delete_rows(self._server.set(database=self._name))
             else:
                 self.drop()
+        assert not left_open, f"connections were left open, with these last statements: {left_open}"
 
     def drop(self) -> None:
         self._copy.close()
@@ -97,14 +99,24 @@ SCHEMA_VERSION = " UNION ALL ".join(  # a row of a catalog has the number of the
     for catalog in ("pg_class", "pg_attribute", "pg_constraint", "pg_trigger", "pg_proc")
 )
 ROWS = "SELECT format('DELETE FROM %I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'public'"
-END_SESSIONS = """
-SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"""
+SESSIONS = "FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
+CLOSE_SECONDS = 10
+"""The time for the server to notice that connections were closed."""
 
 
-def end_sessions(server: sa.URL, name: str) -> None:
-    """Close all connections to the database `name`."""
+def end_sessions(server: sa.URL, name: str) -> list[str]:
+    """Close all connections to the database `name`. Return the last statements of those that are left open.
+
+    The garbage collector would report an open connection during a later test.
+    """
+    deadline = time.monotonic() + CLOSE_SECONDS
     with psycopg.connect(plain(server), autocommit=True) as connection:
-        connection.execute(END_SESSIONS, [name])
+        while left_open := connection.execute(f"SELECT query {SESSIONS}", [name]).fetchall():
+            if time.monotonic() > deadline:
+                connection.execute(f"SELECT pg_terminate_backend(pid, 10000) {SESSIONS}", [name])
+                break
+            time.sleep(0.002)
+    return [str(statement) for (statement,) in left_open]
 
 
 def delete_rows(database: sa.URL) -> None:
