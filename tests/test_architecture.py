@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,14 @@ def base(path: Path) -> Path:
 
 
 def nodes(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    text = path.read_text(encoding="utf-8")
+    # Before Python 3.11.8, this fails if another thread prints a traceback meanwhile, which parses too (python/cpython
+    # issue 106905). Threads change within the parser only when it starts a garbage collection.
+    gc.disable()
+    try:
+        return ast.walk(ast.parse(text))
+    finally:
+        gc.enable()
 
 
 def imported(path: Path) -> Iterator[str]:
