@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ from bloxserver.engine.background.sweeper import Sweeper
 from bloxserver.engine.loops import cancel
 from bloxserver.models.database import Database
 from bloxserver.settings import Settings
+from tests.sqlite_threads import join_connection_threads
+
+
+@pytest.fixture(autouse=True)
+async def _join_threads() -> AsyncIterator[None]:
+    yield
+    await join_connection_threads()
 
 
 async def test_retrying_loops_log_only_the_lost_connection() -> None:
