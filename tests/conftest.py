@@ -53,7 +53,15 @@ from bloxserver.models.postgres import Timeouts
 from bloxserver.models.tables import FlowRecord, UserRecord
 from tests.database_override import override_database
 from tests.factories import create_flow, create_user
-from tests.postgres import ReusedDatabase, delete_rows, end_sessions, postgres_database, postgres_server
+from tests.postgres import (
+    ReusedDatabase,
+    delete_rows,
+    end_sessions,
+    maintenance,
+    postgres_database,
+    postgres_server,
+    require_closed,
+)
 from tests.sqlite_threads import join_connection_threads
 
 BACKENDS = ("sqlite", "postgresql")
@@ -159,10 +167,10 @@ async def database_engine(backend: str, backend_url: str, request: pytest.Fixtur
     await engine.dispose()
     await join_connection_threads()
     if backend == "postgresql":
-        url = sa.make_url(backend_url)
-        left_open = end_sessions(url.set(database="postgres"), str(url.database))
-        delete_rows(url)
-        assert not left_open, f"connections were left open, with these last statements: {left_open}"
+        with maintenance(backend_url) as connection:
+            left_open = end_sessions(connection)
+            delete_rows(connection)
+        require_closed(left_open)
 
 
 @pytest.fixture

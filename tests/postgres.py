@@ -73,25 +73,28 @@ class ReusedDatabase:
         """Yield the asyncpg URL of the empty database for one test. Fail if the test leaves connections open."""
         if not self._url:
             self._url = self._copy.enter_context(postgres_database(self._server, self._name, template=self._template))
-            self._schema = self._schema_version()
+            with maintenance(self._url) as connection:
+                self._schema = schema_version(connection)
         try:
             yield self._url
         finally:
-            left_open = end_sessions(self._server, self._name)
-            if self._schema_version() == self._schema:
-                delete_rows(self._server.set(database=self._name))
-            else:
+            with maintenance(self._url) as connection:
+                left_open = end_sessions(connection)
+                is_changed = schema_version(connection) != self._schema
+                if not is_changed:
+                    delete_rows(connection)
+            if is_changed:
                 self.drop()
-        assert not left_open, f"connections were left open, with these last statements: {left_open}"
+        require_closed(left_open)
 
     def drop(self) -> None:
         self._copy.close()
         self._url = ""
 
-    def _schema_version(self) -> object:
-        """Return a value that changes with every committed change of the schema, even if it is reverted."""
-        with psycopg.connect(plain(self._server.set(database=self._name)), autocommit=True) as connection:
-            return connection.execute(SCHEMA_VERSION).fetchall()
+
+def maintenance(url: str) -> psycopg.Connection:
+    """Connect to the database that the tests use by this asyncpg URL."""
+    return psycopg.connect(plain(sa.make_url(url)), autocommit=True)
 
 
 SCHEMA_VERSION = " UNION ALL ".join(  # a row of a catalog has the number of the transaction that wrote it
@@ -99,32 +102,39 @@ SCHEMA_VERSION = " UNION ALL ".join(  # a row of a catalog has the number of the
     for catalog in ("pg_class", "pg_attribute", "pg_constraint", "pg_trigger", "pg_proc")
 )
 ROWS = "SELECT format('DELETE FROM %I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'public'"
-SESSIONS = "FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
+SESSIONS = """
+FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"""
 CLOSE_SECONDS = 10
 """The time for the server to notice that connections were closed."""
 
 
-def end_sessions(server: sa.URL, name: str) -> list[str]:
-    """Close all connections to the database `name`. Return the last statements of those that are left open.
+def schema_version(connection: psycopg.Connection) -> object:
+    """Return a value that changes with every committed change of the schema, even if it is reverted."""
+    return connection.execute(SCHEMA_VERSION).fetchall()
 
-    The garbage collector would report an open connection during a later test.
-    """
+
+def end_sessions(connection: psycopg.Connection) -> list[str]:
+    """Close all other connections to the database. Return the last statements of those that the test left open."""
     deadline = time.monotonic() + CLOSE_SECONDS
-    with psycopg.connect(plain(server), autocommit=True) as connection:
-        while left_open := connection.execute(f"SELECT query {SESSIONS}", [name]).fetchall():
-            if time.monotonic() > deadline:
-                connection.execute(f"SELECT pg_terminate_backend(pid, 10000) {SESSIONS}", [name])
-                break
-            time.sleep(0.002)
+    while left_open := connection.execute(f"SELECT query {SESSIONS}").fetchall():
+        if time.monotonic() > deadline:
+            connection.execute(f"SELECT pg_terminate_backend(pid, 10000) {SESSIONS}")
+            break
+        time.sleep(0.002)
     return [str(statement) for (statement,) in left_open]
 
 
-def delete_rows(database: sa.URL) -> None:
+def require_closed(left_open: list[str]) -> None:
+    """Fail the test that left connections open. The garbage collector would report them during a later test."""
+    assert not left_open, f"connections were left open, with these last statements: {left_open}"
+
+
+def delete_rows(connection: psycopg.Connection) -> None:
     """Empty all tables except Alembic's. With few rows, DELETE takes a hundredth of the time of TRUNCATE."""
-    with psycopg.connect(plain(database), autocommit=True) as connection:
-        statements = [row[0] for row in connection.execute(ROWS) if "alembic_version" not in row[0]]
-        # Without the triggers of foreign keys, the order does not matter.
-        connection.execute("; ".join(["SET session_replication_role = replica", *statements]))
+    statements = [row[0] for row in connection.execute(ROWS) if "alembic_version" not in row[0]]
+    # Without the triggers of foreign keys, the order does not matter.
+    connection.execute("; ".join(["SET session_replication_role = replica", *statements]))
 
 
 def plain(url: sa.URL) -> str:
