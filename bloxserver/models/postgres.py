@@ -40,6 +40,7 @@ CLOSE_SECONDS = 10
 class Timeouts:
     """Timeouts of a connection, in seconds."""
 
+    connect: float = CONNECT_SECONDS
     lock: float = LOCK_SECONDS
     idle: float = IDLE_SECONDS
     margin: float = MARGIN_SECONDS
@@ -63,11 +64,11 @@ def connect_args(statement_seconds: float | None, timeouts: Timeouts) -> dict[st
         "tcp_user_timeout": _milliseconds(TCP_USER_TIMEOUT_SECONDS),
     }
     if statement_seconds is None:
-        return {"timeout": CONNECT_SECONDS, "server_settings": server_settings}
+        return {"timeout": timeouts.connect, "server_settings": server_settings}
     server_settings["statement_timeout"] = _milliseconds(statement_seconds)
     server_settings["idle_in_transaction_session_timeout"] = _milliseconds(timeouts.idle)
     return {
-        "timeout": CONNECT_SECONDS,
+        "timeout": timeouts.connect,
         "command_timeout": statement_seconds + timeouts.margin,
         "server_settings": server_settings,
     }

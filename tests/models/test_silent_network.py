@@ -26,7 +26,7 @@ from tests.postgres import postgres_database
 
 DEADLINE_SECONDS = 15
 STATEMENT_SECONDS = 1
-WAITS = Timeouts(margin=0.2, close=0.5)
+WAITS = Timeouts(connect=1, margin=0.2, close=0.5)
 """Margin beyond `STATEMENT_SECONDS` after which an unresponsive connection must be closed."""
 
 
