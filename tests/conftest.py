@@ -256,7 +256,7 @@ def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.
 @pytest.fixture
 async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
     """A `Database` on a migrated database."""
-    database = Database(live_settings, Timeouts(lock=PATIENCE_SECONDS))
+    database = Database(live_settings, Timeouts(connect=PATIENCE_SECONDS, lock=PATIENCE_SECONDS))
     yield database
     await database.dispose()
     await join_connection_threads()

@@ -152,7 +152,7 @@ class TestValidateOrganism:
         async def count() -> None:
             nonlocal turns
             while True:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)  # without a pause, this would take half of the time of the validation
                 turns += 1
 
         counting = asyncio.create_task(count())

@@ -138,12 +138,12 @@ async def test_calls_of_an_agent_are_copied_only_with_the_agent(
     assert copies[1].status is ERROR, "the agent received the error"
 
 
-async def test_ten_thousand_steps_take_few_statements(
+async def test_thousands_of_steps_take_few_statements(
     session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord, database_engine: AsyncEngine
 ) -> None:
     entry = await create_step(session, failed, "entry", sequence=1)
     rows, parent_id = [], entry.id
-    for number in range(2, 10_001):
+    for number in range(2, 3_001):
         step_id, listener = new_id(), f"l{number}"
         rows.append(
             {
@@ -153,7 +153,7 @@ async def test_ten_thousand_steps_take_few_statements(
                 "parent_id": parent_id,
                 "listener": listener,
                 "sequence": number,
-                "status": SUCCESS if number < 10_000 else ERROR,
+                "status": SUCCESS if number < 3_000 else ERROR,
             }
         )
         parent_id = step_id if number % 3 else entry.id
@@ -161,11 +161,11 @@ async def test_ten_thousand_steps_take_few_statements(
     await session.commit()
     with count_statements(database_engine) as statements:
         copies = await retried(session, flow, failed)
-    assert len(copies) == 9_999
-    assert len(statements) < 40
+    assert len(copies) == 2_999
+    assert len(statements) < 20
     by_id = {copy.id: copy for copy in copies}
     assert all(copy.parent_id is None or by_id[copy.parent_id].sequence < copy.sequence for copy in copies)
-    assert [copy.listener for copy in copies] == ["entry", *(f"l{number}" for number in range(2, 10_000))]
+    assert [copy.listener for copy in copies] == ["entry", *(f"l{number}" for number in range(2, 3_000))]
 
 
 async def retry(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID, **options: Any) -> Any:
