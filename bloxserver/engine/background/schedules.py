@@ -16,6 +16,7 @@ from bloxserver.engine.background.schedule_firing import (
     postpone_schedule,
 )
 from bloxserver.engine.retry import process_each
+from bloxserver.models import sqlite_connection
 from bloxserver.models.database import Database
 from bloxserver.models.transient_errors import describe_error, is_transient
 from bloxserver.observability import tracing
@@ -61,7 +62,12 @@ async def _fire(database: Database, schedule: DueSchedule) -> bool:
 
 def _describe(error: Exception) -> str:
     """The error and its location in this package. Attempts that fail for the same reason have the same text."""
-    frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(PACKAGE)]
+    frames = [
+        frame
+        for frame in extract_tb(error.__traceback__)
+        # Every statement on SQLite is executed in one function of that module.
+        if Path(frame.filename).is_relative_to(PACKAGE) and frame.filename != sqlite_connection.__file__
+    ]
     return f"{describe_error(error)} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"[:MAX_ERROR_CHARACTERS]
 
 
