@@ -43,10 +43,28 @@ class FairQueue(Generic[Task]):
         self._waiting.setdefault(tenant, deque()).append((task, share))
         self._waiting_count += 1
 
+    def excess(self, tenant: Hashable) -> float:
+        """Return the seconds that the tenant has used in addition to its fair share."""
+        self._count_time()
+        return self._used_by(tenant) - self._fair_share
+
+    def next_tenant(self) -> Hashable | None:
+        """Return the tenant of the next task; None if no task may run now."""
+        self._count_time()
+        free = self._slots - self._running.total()
+        best: Hashable | None = None
+        least = (0, 0.0)
+        for tenant, tasks in self._waiting.items() if free else ():
+            running = self._running.get(tenant, 0)
+            if running == 0 or (free > 1 and running < tasks[0][1]):
+                use = running, self._used_by(tenant)
+                if best is None or use < least:
+                    best, least = tenant, use
+        return best
+
     def take(self) -> tuple[Hashable, Task] | None:
         """Remove and return the next task; None if no task may run now. Call `done` when it has ended."""
-        self._count_time()
-        tenant = self._next_tenant()
+        tenant = self.next_tenant()
         if tenant is None:
             return None
         tasks = self._waiting[tenant]
@@ -78,18 +96,6 @@ class FairQueue(Generic[Task]):
                     del self._waiting[tenant]
                 return True
         return False
-
-    def _next_tenant(self) -> Hashable | None:
-        free = self._slots - self._running.total()
-        best: Hashable | None = None
-        least = (0, 0.0)
-        for tenant, tasks in self._waiting.items() if free else ():
-            running = self._running.get(tenant, 0)
-            if running == 0 or (free > 1 and running < tasks[0][1]):
-                use = running, self._used_by(tenant)
-                if best is None or use < least:
-                    best, least = tenant, use
-        return best
 
     def _used_by(self, tenant: Hashable) -> float:
         # Time in which a tenant had no task, or waited, is not saved up: later, others would wait for all of it.

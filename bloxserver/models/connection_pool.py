@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,13 +21,31 @@ current_tenant: ContextVar[Hashable] = ContextVar("tenant", default=None)
 without one, as each loop of the engine, is a tenant of its own.
 """
 
+LONG_SECONDS = 0.05
+"""A tenant that used connections for so much longer than its fair share waits for the next transactions of others."""
+NEXT_SECONDS = 0.02
+"""The time in which a task that has just ended a transaction may begin its next one."""
+MAX_HELD_SECONDS = 0.1
+"""How long one transaction waits for those that others have not begun yet."""
+
 
 class ConnectionTurns:
-    """Gives the connections of a pool to the tenants that wait for one, in the order of a `FairQueue`."""
+    """Gives the connections of a pool to the tenants that wait for one, in the order of a `FairQueue`.
 
-    def __init__(self, size: int) -> None:
+    With one connection, a long transaction can begin between two short ones of the same run, and delay each of them.
+    So a tenant that used much more than its share waits for a moment after each transaction of another tenant. Disks
+    do this as anticipatory scheduling.
+    """
+
+    def __init__(self, size: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns seconds."""
         self._size = size
-        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue(size)
+        self._clock = clock
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue(size, clock)
+        self._short_until = -math.inf
+        """Until when the next transaction of a tenant within its share is expected."""
+        self._held_since: float | None = None
+        self._held: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """The number of waiting tasks."""
@@ -54,16 +73,39 @@ class ConnectionTurns:
     def end(self, owner: Hashable) -> None:
         """End a turn of the tenant."""
         self._waiting.done(owner)
+        if self._size == 1 and self._waiting.excess(owner) < LONG_SECONDS:
+            self._short_until = self._clock() + NEXT_SECONDS
         self._advance()
 
     def _advance(self) -> None:
-        while (taken := self._waiting.take()) is not None:
+        while not self._is_held() and (taken := self._waiting.take()) is not None:
             owner, turn = taken
             # A closed loop belongs to an earlier run of a program, for example to another test.
             if turn.done() or turn.get_loop().is_closed():
                 self._waiting.done(owner)
             else:
                 turn.set_result(None)
+
+    def _is_held(self) -> bool:
+        """Whether the next tenant has to wait for transactions that others have not begun yet."""
+        if self._size > 1 or (tenant := self._waiting.next_tenant()) is None:
+            return False
+        if self._waiting.excess(tenant) < LONG_SECONDS:
+            return False
+        now = self._clock()
+        if self._held_since is None:
+            self._held_since = now
+        until = min(self._short_until, self._held_since + MAX_HELD_SECONDS)
+        if until <= now:
+            self._held_since = None
+            return False
+        self._advance_at(until - now)
+        return True
+
+    def _advance_at(self, seconds: float) -> None:
+        if self._held is not None:
+            self._held.cancel()
+        self._held = asyncio.get_running_loop().call_later(seconds, self._advance)
 
 
 class ConnectionPool(AsyncAdaptedQueuePool):

@@ -15,7 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from bloxserver.api.main import app
 from bloxserver.engine.queue.checkpoints import CheckpointWriter
-from bloxserver.models.connection_pool import ConnectionPool, ConnectionTurns, current_tenant
+from bloxserver.models.connection_pool import (
+    MAX_HELD_SECONDS,
+    NEXT_SECONDS,
+    ConnectionPool,
+    ConnectionTurns,
+    current_tenant,
+)
 from bloxserver.models.database import Database
 from bloxserver.models.enums import FlowStatus
 from bloxserver.settings import Settings
@@ -120,6 +126,81 @@ async def test_a_turn_that_was_given_to_a_cancelled_task_goes_to_the_next() -> N
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert next_turn.done()
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class LongAndShort:
+    """One connection, of which the tenant "long" has just used a second, and "short" a millisecond."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.turns = ConnectionTurns(1, self.clock)
+        assert self.turns.request("long").done()
+        waiting = self.turns.request("short")
+        self.use("long", 1)
+        assert waiting.done()
+
+    def use(self, tenant: str, seconds: float) -> None:
+        """End a transaction of this length."""
+        self.clock.seconds += seconds
+        self.turns.end(tenant)
+
+
+async def test_long_transaction_waits_for_the_next_one_of_another_tenant() -> None:
+    both = LongAndShort()
+    long = both.turns.request("long")
+    both.use("short", 0.001)
+    assert not long.done()
+    assert both.turns.request("short").done()
+    both.use("short", 0.001)
+    assert not long.done()
+    both.clock.seconds += NEXT_SECONDS
+    await asyncio.wait_for(long, 5)
+
+
+async def test_long_transaction_waits_only_if_another_one_has_just_ended() -> None:
+    both = LongAndShort()
+    both.use("short", 0.001)
+    both.clock.seconds += NEXT_SECONDS
+    assert both.turns.request("long").done()
+
+
+async def test_tenant_within_its_share_does_not_wait_for_transactions_that_have_not_begun() -> None:
+    both = LongAndShort()
+    other = both.turns.request("other")
+    both.use("short", 0.001)
+    assert other.done()
+
+
+async def test_long_transaction_does_not_wait_forever() -> None:
+    both = LongAndShort()
+    long = both.turns.request("long")
+    for _ in range(100):
+        both.use("short", 0.001)
+        if long.done():
+            break
+        both.clock.seconds += 0.01
+        assert both.turns.request("short").done()
+    assert both.clock.seconds < 1 + MAX_HELD_SECONDS + 0.02
+
+
+async def test_transactions_do_not_wait_if_there_are_several_connections() -> None:
+    clock = Clock()
+    turns = ConnectionTurns(2, clock)
+    assert turns.request("long").done()
+    clock.seconds += 1
+    turns.end("long")
+    assert turns.request("short").done()
+    turns.end("short")
+    assert turns.request("long").done()
 
 
 def test_waiting_tasks_of_a_closed_event_loop_are_skipped() -> None:

@@ -110,6 +110,7 @@ async def _tokens(attacker: Attacker) -> None:
 
 
 BODY = b"POST WEBHOOK HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+CHUNKED = b"POST WEBHOOK HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 CASES = [
     Case("control", "", "an honest user: GET of flows, 4 at a time", requests("GET", "/api/v1/flows")),
@@ -126,6 +127,7 @@ CASES = [
         _connections(10_000, b"GET / HTTP/1.1\r\n", drip=b"x: y\r\n"),
     ),
     Case("dripping-bodies", "new", "500 bodies that never end", _connections(500, BODY, drip=b"a")),
+    Case("small-chunks", "new", "bodies in chunks of one byte", _connections(50, CHUNKED, drip=b"1\r\na\r\n" * 40_000)),
     Case(
         "huge-headers",
         "new",
