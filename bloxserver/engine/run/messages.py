@@ -9,9 +9,13 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+from bloxserver.clock import now
 from bloxserver.ids import new_id
 from bloxserver.models.enums import StepStatus
 from bloxserver.raw_json import Value, list_of, object_of
+
+CALL_CHECK = timedelta(minutes=5)
+"""How often a suspended execution checks the executions that it called, in case a wake-up was lost."""
 
 
 @dataclass(frozen=True)
@@ -150,3 +154,11 @@ def output_of(leaves: Sequence[Step]) -> Value:
 
 def called_by(steps: Iterable[Step]) -> list[UUID]:
     return [step.called_id for step in steps if step.status is StepStatus.CALLING and step.called_id is not None]
+
+
+def wake_time(waiting: Iterable[Step]) -> datetime | None:
+    """When the next of these waiting steps continues."""
+    times = [
+        now() + CALL_CHECK if step.status is StepStatus.CALLING else step.completed_at or now() for step in waiting
+    ]
+    return min(times, default=None)

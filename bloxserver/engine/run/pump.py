@@ -6,7 +6,7 @@ It does not use the database: steps that have ended are passed to `save`, and a 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -32,6 +32,7 @@ from bloxserver.engine.run.messages import (
     called_by,
     interrupted_steps,
     output_of,
+    wake_time,
 )
 from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.models.enums import StepStatus
@@ -46,8 +47,8 @@ VISIBLE_AFTER = timedelta(seconds=0.2)
 """A step that takes longer is saved as running, so that it is visible. Saving each start would cost a transaction."""
 CANCEL_GRACE_SECONDS = 2
 """How long the pump waits for a cancelled block to end."""
-CALL_CHECK = timedelta(minutes=5)
-"""How often a suspended execution checks the executions that it called, in case a wake-up was lost."""
+MAX_STARTED = 1_000
+"""Steps that are handled at the same time. More would be tasks that wait: the garbage collector would read them all."""
 
 
 class Pump:
@@ -84,8 +85,8 @@ class Pump:
         self._inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._queued = 0
         """Steps in the inbox that did not come from an attempt of this run."""
-        self._running: dict[UUID, asyncio.Task[None]] = {}
-        """Tasks of attempts, by step."""
+        self._running: dict[UUID, asyncio.Task[None]] = {}  # by step
+        self._ready: deque[Step] = deque()
         self._attempts: dict[UUID, Attempt] = {}
         """The newest attempt of each step."""
         self._waiting: dict[str, Step] = {}
@@ -141,7 +142,7 @@ class Pump:
         while True:
             steps = await self._due_steps()
             if not steps:
-                until = self._wake_time()
+                until = wake_time(self._waiting.values())
                 if until is not None and self._is_idle() and self._inbox.empty() and until > now() + MAX_INLINE_WAIT:
                     return await self._suspend(until)
                 steps = await self._next_steps(min(filter(None, (until, self._next_visible_time())), default=None))
@@ -190,14 +191,6 @@ class Pump:
                 self._start(replace(step, attempt=step.attempt + 1))
         return answers
 
-    def _wake_time(self) -> datetime | None:
-        """When the next waiting step continues."""
-        times = [
-            now() + CALL_CHECK if step.status is StepStatus.CALLING else step.completed_at or now()
-            for step in self._waiting.values()
-        ]
-        return min(times, default=None)
-
     def _next_visible_time(self) -> datetime | None:
         """When the next running step is to become visible."""
         return min((step.started_at + self._visible_after for step in self._unsaved.values()), default=None)
@@ -213,7 +206,7 @@ class Pump:
 
     def _is_idle(self) -> bool:
         """Whether all running steps are agents that wait for calls."""
-        return all(self._blocked[step_id] > 0 for step_id in self._running)
+        return not self._ready and all(self._blocked[step_id] > 0 for step_id in self._running)
 
     async def _suspend(self, until: datetime) -> Outcome:
         outcome = Suspended(until, tuple(called_by(self._waiting.values())))
@@ -231,6 +224,7 @@ class Pump:
         for step in steps:
             self._running.pop(step.id, None)
             if not step.is_open:
+                self._attempts.pop(step.id, None)
                 abandoned += self._abandon_calls(step.id)
             if step.is_open:
                 self._waiting[step.message.key] = step
@@ -242,7 +236,9 @@ class Pump:
                 except RoutingError as failure:
                     outcome = outcome or Failed(str(failure))
         outcome = outcome or self._failure or self._count(messages)
-        if outcome is None and not (messages or answers or self._running or self._waiting or self._queued):
+        if outcome is None and not (
+            messages or answers or self._running or self._ready or self._waiting or self._queued
+        ):
             outcome = Finished(output_of(self._leaves))
         # Saved before the answers are sent: a crash must not undo what a listener has received.
         first, *later = divide(messages)
@@ -259,6 +255,8 @@ class Pump:
                 if begun := self._new(batch):
                     await self._store(begun, None)
                 self._send(batch)
+            while self._ready and len(self._running) < MAX_STARTED:
+                self._start(self._ready.popleft())
             if any(step.status is StepStatus.CALLING for step in steps):
                 self._on_call()
         return outcome
@@ -347,6 +345,9 @@ class Pump:
     def _start(self, step: Step) -> None:
         """Start the attempt that the step's number names; a conversation continues from the step's state."""
         message = step.message
+        if len(self._running) >= MAX_STARTED and message.call is None:  # a call ends a step that runs
+            self._ready.append(step)
+            return
         attempt = self._attempts[message.id] = self._attempt(step)
         self._blocked[message.id] = 0  # calls of an earlier attempt no longer count
         conversation = StoredConversation(self, attempt, step)
@@ -394,6 +395,5 @@ class Pump:
             used = used.plus(step.tokens.minus(self._tokens.get(step.message.key, NO_TOKENS)))
             self._tokens[step.message.key] = step.tokens
             numbered.append(replace(step, sequence=self._sequence))
-        for step in steps:
             self._unsaved.pop(step.id, None)
         await self._save(Change(numbered, used, outcome))

@@ -11,10 +11,11 @@ import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import Block, BlockContext, BlockError, Called, NoConfig, Result
-from bloxserver.blocks.registry import BlockRegistry
+from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run import batches
+from bloxserver.engine.run import pump as pump_module
 from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Suspended
 from bloxserver.engine.run.pump import Pump
 from bloxserver.ids import new_id
@@ -333,3 +334,39 @@ async def test_wake_up_after_the_last_step_does_not_keep_the_run_open(monkeypatc
     runs.append(pump_of(parsed, Log().save))
     async with asyncio.timeout(10):
         assert await runs[0].run(Message("a", None)) == Finished("last")
+
+
+async def test_limited_number_of_steps_is_handled_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "MAX_STARTED", 3)
+    running: list[int] = []
+    numbers: list[int] = []
+
+    async def count(payload: JsonValue, context: BlockContext) -> Result:
+        running.append(1)
+        for _ in range(50):  # others begin meanwhile
+            await asyncio.sleep(0)
+        numbers.append(len(running))
+        running.pop()
+        return payload
+
+    names = [f"b{number}" for number in range(10)]
+    text = organism(echo("a", *names), *(f"name: {name}, handler: count" for name in names))
+    outcome, log = await pump(text, 7, blocks=[block("count", count)])
+    assert outcome == Finished(dict.fromkeys(names, 7))
+    assert log.handled() == ["a", *names]
+    assert (len(numbers), max(numbers)) == (10, 3)
+
+
+async def test_call_of_a_step_starts_although_the_limit_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "MAX_STARTED", 1)
+    entry = Message("a", None)
+    runs: list[Pump] = []
+
+    async def ask(payload: JsonValue, context: BlockContext) -> Result:
+        return str((await runs[0].call(entry, "tool", 5, "c1")).output)
+
+    registry = BlockRegistry([*get_registry().blocks, block("ask", ask)])
+    parsed = parse(organism("name: a, handler: ask", echo("tool")), registry)
+    runs.append(pump_of(parsed, Log().save))
+    async with asyncio.timeout(10):
+        assert await runs[0].run(entry) == Finished("5")
