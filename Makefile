@@ -41,7 +41,7 @@ test: $(INSTALLED) ## Run the tests on SQLite and PostgreSQL, except those in te
 test-slow: $(INSTALLED) ## Run the tests in tests/slow, which start processes
 	@$(PYTEST) --dist worksteal tests/slow
 
-requests: $(INSTALLED) ## Send 2,400 generated requests to a server on each database; takes five minutes
+requests: $(INSTALLED) ## Send 5,800 generated requests to a server on each database; takes five minutes
 	@$(PYTEST) tests/schemathesis/all_phases.py
 
 coverage: $(INSTALLED) ## Run make test and list uncovered lines; needs Python 3.12 or later
