@@ -206,7 +206,7 @@ class TestClaims:
         if live_database.engine.dialect.name == "postgresql":
             pytest.skip("has many writers")
         async with live_database.transaction() as writer, live_database.transaction(read_only=True) as session:
-            await flow_of(writer)  # holds the lock of the file, and the only connection that writes
+            await writer.execute(sa.select(1))  # holds the lock of the file, and the only connection that writes
             async with asyncio.timeout(5):
                 assert await claim(session) == []
 
