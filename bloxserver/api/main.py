@@ -14,7 +14,7 @@ from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.hosts import TrustedHosts
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, install_openapi
-from bloxserver.api.paths import PathMethods, PathTable
+from bloxserver.api.paths import PathMethods, PathTable, RouteIndex
 from bloxserver.api.rate_limits import HEADERS, RateLimits, sharing_counters
 from bloxserver.api.routes import AUTHENTICATED, DOCUMENTATION, PUBLIC
 from bloxserver.api.shutdown import Shutdown
@@ -58,6 +58,7 @@ def create_app() -> FastAPI:
     table = PathTable()
     table.add(public)
     table.add(AUTHENTICATED, AUTHENTICATED_PREFIX)
+    app.router.routes.insert(0, RouteIndex(app.router))
     app.state.shutdown = Shutdown()
     app.state.kill_when_blocked = False
     """Whether this process is killed if its event loop is blocked. `bloxserver serve` sets it."""

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from fastapi import APIRouter
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import compile_path
+from starlette.routing import BaseRoute, Match, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bloxserver.api.errors import problem
@@ -19,10 +19,14 @@ from bloxserver.api.errors import problem
 PATH_CHARACTERS = "!$&'()*+,;=:@-._~"
 """Characters that need no percent-encoding in a segment of a path (RFC 3986)."""
 
+FOUND_PATH = "bloxserver.path"
+"""The member of the scope with the `Path` of the request, for the router."""
+
 
 class Path(NamedTuple):
     """A path template with the methods of all its routes."""
 
+    template: str
     pattern: re.Pattern[str]
     route: APIRoute
     """One of the routes, for the log and the metrics."""
@@ -51,12 +55,17 @@ class PathTable:
             methods = frozenset(method for route in found for method in route.methods or ())
             head = {"HEAD"} if "GET" in methods else set()
             similar = self._paths.setdefault(template.count("/"), [])
-            similar.append(Path(compile_path(template)[0], found[0], methods | head))
+            similar.append(Path(template, compile_path(template)[0], found[0], methods | head))
             # `…/executions/run` is not an execution: of several templates, that with the fewest parameters is meant.
             similar.sort(key=lambda path: path.pattern.groups)
 
     def find(self, path: str) -> Path | None:
         return next((one for one in self._paths.get(path.count("/"), ()) if one.pattern.match(path)), None)
+
+
+def _route_path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class PathMethods:
@@ -74,8 +83,9 @@ class PathMethods:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        route_path = scope["path"].removeprefix(scope.get("root_path", ""))
+        route_path = _route_path(scope)
         path, method = self.table.find(route_path), scope["method"]
+        scope[FOUND_PATH] = path
         if path is None:
             await (self._redirect(route_path, scope) or self.app)(scope, receive, send)
         elif method == "OPTIONS":
@@ -112,6 +122,38 @@ class PathMethods:
             await self.app({**scope, "method": "GET"}, receive, send_head)
         except _HeadComplete:
             await send({"type": "http.response.body", "body": b""})
+
+
+class RouteIndex(BaseRoute):
+    """The first route of an application: it calls the route of the path that `PathMethods` has found.
+
+    The framework tries all routes in turn, which takes longer than all middleware together. Paths that are not in the
+    table, such as those of routes that another program has added, are left to it.
+    """
+
+    def __init__(self, router: APIRouter) -> None:
+        self._router = router
+        self._routes: dict[tuple[str, str], RouteContext] = {}
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path: Path | None = scope.get(FOUND_PATH)
+        if path is None or (route := self._find(path.template, scope["method"])) is None:
+            return Match.NONE, {}
+        found = path.pattern.match(_route_path(scope))
+        parameters = {} if found is None else found.groupdict()
+        return Match.FULL, {"route": route.original_route, "endpoint": route.endpoint, "path_params": parameters}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._find(scope[FOUND_PATH].template, scope["method"])
+        await route.app(scope, receive, send)  # type: ignore[union-attr]
+
+    def _find(self, template: str, method: str) -> RouteContext | None:
+        if not self._routes:  # not when the application is created: handlers of all routes are made
+            for context in iter_route_contexts(self._router.routes):
+                if isinstance(context.original_route, APIRoute):
+                    for each in context.methods or ():
+                        self._routes.setdefault((str(context.path), each), context)
+        return self._routes.get((template, method))
 
 
 class _HeadComplete(Exception):
