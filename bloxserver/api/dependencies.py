@@ -10,27 +10,25 @@ import inspect
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 from fastapi import Depends, Header, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.api.current_user import CurrentUser as CurrentUser
+from bloxserver.api.current_user import find_unread_user, read_user
 from bloxserver.api.hosts import check_bypass
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.clients.clerk import get_verifier
 from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import get_db, read_only_request
-from bloxserver.models.tables import Tier, UserRecord
-from bloxserver.plans import Plan, get_plan
+from bloxserver.models.tables import Tier
 from bloxserver.queries.paging import PageRequest
-from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.executions import Input, input_of_body
 from bloxserver.services.rate_limits import UNLIMITED, Admission
-from bloxserver.services.users import DEV_CLAIMS, user_of_claims
+from bloxserver.services.users import DEV_CLAIMS
 from bloxserver.settings import get_settings
 
 MAX_PAGE = 1_000_000_000
@@ -110,75 +108,7 @@ WebhookToken = Annotated[str, Path(description="The secret token in the webhook'
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.")]
 
 
-@dataclass(frozen=True)
-class CurrentUser:
-    """The user who sends the request. The record may be detached or have no row: only loaded attributes are read."""
-
-    user: UserRecord
-    clerk_payload: dict[str, Any]
-
-    def _loaded(self, name: str) -> Any:
-        return vars(self.user).get(name)
-
-    @property
-    def id(self) -> UUID:
-        user_id: UUID = self._loaded("id")
-        return user_id
-
-    @property
-    def clerk_id(self) -> str:
-        return self._loaded("clerk_id") or ""
-
-    @property
-    def email(self) -> str:
-        return self._loaded("email") or ""
-
-    @property
-    def name(self) -> str | None:
-        name: str | None = self._loaded("name")
-        return name
-
-    @property
-    def avatar_url(self) -> str | None:
-        url: str | None = self._loaded("avatar_url")
-        return url
-
-    @property
-    def tier(self) -> str:
-        return str(self._loaded("tier") or Tier.FREE.value)
-
-    @property
-    def plan(self) -> Plan:
-        """The limits of the tier, with those that an operator set for this user."""
-        return get_plan(self.tier, self._loaded("limits"))
-
-    @property
-    def billing_status(self) -> str:
-        return str(self._loaded("billing_status") or "active")
-
-    @property
-    def trial_ends_at(self) -> datetime | None:
-        at: datetime | None = self._loaded("trial_ends_at")
-        return at
-
-    @property
-    def current_period_end(self) -> datetime | None:
-        at: datetime | None = self._loaded("current_period_end")
-        return at
-
-    @property
-    def created_at(self) -> datetime | None:
-        at: datetime | None = self._loaded("created_at")
-        return at
-
-    def period_at(self, moment: datetime) -> Period:
-        """The billing period that contains `moment`."""
-        return period_at(moment, self._loaded("current_period_start"), self.current_period_end)
-
-
 Authorization = Annotated[str | None, Header(include_in_schema=False)]
-BypassCheck = Annotated[None, Depends(check_bypass)]
-"""A dependency of the sign-in, not of the routes, so that it does not apply if a test overrides the sign-in."""
 
 
 def bearer_token(authorization: str | None) -> str:
@@ -203,23 +133,27 @@ async def request_admission(request: Request) -> Admission:
 RequestAdmission = Annotated[Admission, Depends(request_admission)]
 
 
-async def get_current_user(
-    session: DbSession,
-    authorization: Authorization = None,
-    admission: RequestAdmission = UNLIMITED,
-    _: BypassCheck = None,
-) -> CurrentUser:
+async def get_current_user(request: Request, session: DbSession, authorization: Authorization = None) -> CurrentUser:
     """The signed-in user. The first valid token creates the user. Raises `Unauthorized` and `RateLimited`."""
-    # The session opens a connection at its first statement, so none is held while keys are fetched.
-    claims = DEV_CLAIMS if get_settings().dev_bypass else await _claims(bearer_token(authorization), admission)
+    admission = await request_admission(request)
+    claims = await _claims(request, authorization, admission)
     current_tenant.set(claims["sub"])
     admission.refuse_exceeded("user", claims["sub"])
-    user = CurrentUser(await user_of_claims(session, claims), claims)
+    unread = find_unread_user(request, claims, admission)
+    if unread is not None:
+        return unread
+    user = CurrentUser(await read_user(session, claims), claims)
     admission.count("user", claims["sub"], user.plan.requests_per_minute)
     return user
 
 
-async def _claims(token: str, admission: Admission) -> dict[str, Any]:
+async def _claims(request: Request, authorization: str | None, admission: Admission) -> dict[str, Any]:
+    """The claims of the request's token. The session has no connection yet, so none is held while keys are fetched."""
+    # Checks of the sign-in, not of the routes, so that they do not apply if a test overrides the sign-in.
+    if get_settings().dev_bypass:
+        check_bypass(request)
+        return DEV_CLAIMS
+    token = bearer_token(authorization)
     try:
         return await validate_clerk_token(token)
     except Unauthorized:
@@ -228,14 +162,11 @@ async def _claims(token: str, admission: Admission) -> dict[str, Any]:
 
 
 async def get_optional_user(
-    session: DbSession,
-    authorization: Authorization = None,
-    admission: RequestAdmission = UNLIMITED,
-    _: BypassCheck = None,
+    request: Request, session: DbSession, authorization: Authorization = None
 ) -> CurrentUser | None:
     """The signed-in user, or None without a valid token."""
     try:
-        return await get_current_user(session, authorization, admission)
+        return await get_current_user(request, session, authorization)
     except Unauthorized:
         return None
 

@@ -10,7 +10,7 @@ import enum
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -86,9 +86,12 @@ class Database:
         self._timeouts = timeouts
         self.engine = _create_engine(settings, timeouts)
         self._reading_engine = self.engine
-        if settings.uses_sqlite and not _is_in_memory(settings):
+        if not settings.uses_sqlite:
+            # Shares the connections. Each statement is its own transaction, without statements that begin and end it.
+            self._reading_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        elif not _is_in_memory(settings):
             self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
-        self._availability = _Availability()
+        self.availability = _Availability()
         self._session_class = type("DatabaseSession", (Session,), {})
         event.listen(self._session_class, "after_commit", _run_callbacks)
         event.listen(self._session_class, "after_rollback", lambda session: session.info.pop(_CALLBACKS, None))
@@ -116,20 +119,12 @@ class Database:
                 await self.engine.dispose()
                 await self._reading_engine.dispose()
 
-    @asynccontextmanager
-    async def transaction(self, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
-        """Open a session that is committed at the end of the block, or rolled back if the block raises."""
-        async with (self.reading_sessions if read_only else self.sessions)() as session:
-            try:
-                yield session
-                await session.commit()
-            except BaseException as error:
-                self._availability.failed(error)
-                # An error of the rollback must not replace the original exception, in particular a cancellation.
-                with suppress(Exception):
-                    await session.rollback()
-                raise
-            self._availability.succeeded()
+    def transaction(self, *, read_only: bool = False) -> AbstractAsyncContextManager[AsyncSession]:
+        """Open a session that is committed at the end of the block, or rolled back if the block raises.
+
+        With `read_only`, each statement sees what was committed before it.
+        """
+        return _Transaction(self, (self.reading_sessions if read_only else self.sessions)())
 
     def request_transaction(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Open the transaction of the current request."""
@@ -190,6 +185,43 @@ class Database:
 
         event.listen(self._session_class, "after_commit", after_commit)
         return lambda: event.remove(self._session_class, "after_commit", after_commit)
+
+
+class _Transaction:
+    """The block of `Database.transaction`. A class, because generators as context managers take longer."""
+
+    def __init__(self, database: Database, session: AsyncSession) -> None:
+        self._database = database
+        self._session = session
+
+    async def __aenter__(self) -> AsyncSession:
+        return self._session
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        session = self._session
+        if not session.in_transaction():
+            session.sync_session.close()  # holds no connection
+        elif error is None and _WRITING_ENGINE in session.info:
+            await session.close()  # nothing was written
+        else:
+            await self._end(error)
+        if error is None:
+            self._database.availability.succeeded()
+        else:
+            self._database.availability.failed(error)
+
+    async def _end(self, error: BaseException | None) -> None:
+        try:
+            if error is None:
+                await self._session.commit()
+        except BaseException as failure:
+            self._database.availability.failed(failure)
+            error = failure
+            raise
+        finally:
+            # An error of the rollback must not replace the original exception, in particular a cancellation.
+            with suppress(Exception) if error is not None else nullcontext():
+                await self._session.close()
 
 
 def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
@@ -297,8 +329,6 @@ def _create_sqlite_engine(
         pool_timeout=SQLITE_BUSY_TIMEOUT_SECONDS,
         connect_args={"timeout": timeout, "async_creator_fn": sqlite_connection.connect},
     )
-    # A transaction that reads before it writes would fail if another process wrote in between.
-    begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
 
     def set_up(connection: Any, record: object) -> None:
         connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
@@ -317,7 +347,9 @@ def _create_sqlite_engine(
 
     event.listen(engine.sync_engine, "connect", set_up)
     event.listen(engine.sync_engine, "checkin", end_transaction)
-    event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    if writes:
+        # A transaction that reads before it writes would fail if another process wrote in between.
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
 
 

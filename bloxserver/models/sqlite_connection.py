@@ -43,6 +43,10 @@ class SQLiteConnection(aiosqlite.Connection):
     def cursor(self) -> SQLiteCursor:  # type: ignore[override]
         return SQLiteCursor(self)
 
+    async def commit(self) -> None:
+        if self.in_transaction:
+            await super().commit()
+
     async def rollback(self) -> None:
         """Roll back the transaction, if there is one. The pool calls this for every connection that is returned."""
         if self.in_transaction:

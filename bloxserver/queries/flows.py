@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -12,7 +13,15 @@ from bloxserver.errors import NotFound
 from bloxserver.ids import read_id
 from bloxserver.models.enums import ExecutionStatus, FlowStatus
 from bloxserver.models.tables import ExecutionRecord, FlowRecord
-from bloxserver.queries.paging import Page, PageRequest, read_rows
+from bloxserver.queries.paging import Page, PageRequest
+from bloxserver.queries.requesters import (
+    REQUESTER,
+    REQUESTER_AND_FLOW,
+    REQUESTER_COLUMNS,
+    USER_ID,
+    Requester,
+    read_for,
+)
 from bloxserver.storable import storable_text
 
 
@@ -45,18 +54,42 @@ async def require_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, l
         raise NotFound("Flow")
 
 
-async def read_flows(session: AsyncSession, user_id: UUID, page: PageRequest) -> Page:
-    """A page of the user's flows, the most recently changed first."""
-    total = await count_flows(session, user_id)
-    rows = await read_rows(
-        session,
-        sa.select(FlowRecord.id, FlowRecord.name, FlowRecord.description, FlowRecord.status, FlowRecord.updated_at)
-        .where(owned_by(user_id))
-        .order_by(FlowRecord.updated_at.desc(), FlowRecord.id.desc())
-        .limit(page.page_size)
-        .offset(page.offset),
-    )
-    return Page(rows, total, page.page, page.page_size)
+_flows = FlowRecord.__table__
+_summaries = (
+    sa.select(_flows.c.id, _flows.c.name, _flows.c.description, _flows.c.status, _flows.c.updated_at)
+    .where(_flows.c.user_id == USER_ID, _flows.c.deleted_at.is_(None))
+    .order_by(_flows.c.updated_at.desc(), _flows.c.id.desc())
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+    .offset(sa.bindparam("offset", type_=sa.BigInteger))
+    .subquery("page")
+)
+_total = (
+    sa.select(sa.func.count())
+    .select_from(_flows)
+    .where(_flows.c.user_id == USER_ID, _flows.c.deleted_at.is_(None))
+    .scalar_subquery()
+)
+LIST = (
+    sa.select(*REQUESTER_COLUMNS, _total.label("total"), *_summaries.c)
+    .select_from(REQUESTER.outerjoin(_summaries, sa.true()))
+    .order_by(_summaries.c.updated_at.desc(), _summaries.c.id.desc())
+)
+ONE = sa.select(*REQUESTER_COLUMNS, *_flows.c).select_from(REQUESTER_AND_FLOW)
+
+
+async def read_flows(session: AsyncSession, requester: Requester, page: PageRequest) -> Page:
+    """A page of the requester's flows, the most recently changed first."""
+    parameters = {"limit": page.page_size, "offset": page.offset}
+    rows = await read_for(requester, session, LIST, parameters)
+    return Page([row for row in rows if row.id is not None], rows[0].total, page.page, page.page_size)
+
+
+async def read_flow_of(session: AsyncSession, requester: Requester, flow_id: UUID) -> sa.Row[Any]:
+    """The columns of the requester's flow. Raises `NotFound`."""
+    row = (await read_for(requester, session, ONE, {"flow_id": flow_id}))[0]
+    if row.id is None:
+        raise NotFound("Flow")
+    return row
 
 
 async def find_flows(session: AsyncSession, user_id: UUID, references: Collection[str]) -> dict[str, list[UUID]]:

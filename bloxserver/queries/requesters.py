@@ -1,31 +1,37 @@
-"""Whom a request is for, and what the statement of a hot route reads about them.
+"""Whom a request is for, and how the one statement of a hot route reads them.
 
-A hot route executes one statement. It joins the requester's row, so that no statement before it has to read the row:
-
-    row = (await session.execute(STATEMENT, {"user_id": requester.id, …})).one()
-    requester.confirm(row)
-    if row.flow_id is None:
-        raise NotFound("Flow")
+A hot route executes one statement. It joins the requester's row, so that no statement before it has to read the row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import FlowRecord, UserRecord
 
-_users_table, _flows_table = UserRecord.__table__, FlowRecord.__table__
-_users, _flows = _users_table.c, _flows_table.c
+USER_ID, FLOW_ID = (sa.bindparam(name, type_=UserRecord.__table__.c.id.type) for name in ("user_id", "flow_id"))
+_users, _flows = UserRecord.__table__, FlowRecord.__table__
 
 REQUESTER_COLUMNS = (
-    _users.id.label("requester_id"),
-    _users.tier.label("requester_tier"),
-    _users.limits.label("requester_limits"),
+    _users.c.id.label("requester_id"),
+    _users.c.clerk_id.label("requester_clerk_id"),
+    _users.c.tier.label("requester_tier"),
+    _users.c.limits.label("requester_limits"),
 )
-"""The columns that `Requester.confirm` reads. All are null if the user has no row, so they must be outer-joined."""
+"""The columns that `Requester.confirm` reads. All are null if the user has no row."""
+
+REQUESTER = sa.select(sa.literal_column("1").label("one")).subquery("request").outerjoin(_users, _users.c.id == USER_ID)
+"""The FROM clause of a statement about a requester: one row, whether the user has a row or not."""
+
+REQUESTER_AND_FLOW = REQUESTER.outerjoin(
+    _flows, sa.and_(_flows.c.id == FLOW_ID, _flows.c.user_id == USER_ID, _flows.c.deleted_at.is_(None))
+)
+"""The same with the flow, which is null unless it is the requester's and was not deleted."""
 
 
 class Requester(Protocol):
@@ -34,25 +40,22 @@ class Requester(Protocol):
     @property
     def id(self) -> UUID: ...
 
-    def confirm(self, row: sa.Row[Any]) -> None:
+    async def confirm(self, session: AsyncSession, row: sa.Row[Any]) -> bool:
         """Take tier and limits from a row with `REQUESTER_COLUMNS`, and count the request.
 
-        Raises `UnknownUser` if the row shows that the user does not exist any more, and `RateLimited`. The route must
-        not return anything about the user's data before this call.
+        Returns whether the statement was about this user. Otherwise the user was read or created, and has another id.
+        Raises `RateLimited`.
         """
 
 
-_one = sa.select(sa.literal_column("1").label("one")).subquery("request")
+async def read_for(
+    requester: Requester, session: AsyncSession, statement: sa.Executable, parameters: Mapping[str, Any]
+) -> Sequence[sa.Row[Any]]:
+    """The rows of a statement that joins `REQUESTER`, and selects `REQUESTER_COLUMNS` in the first row.
 
-REQUESTER = _one.outerjoin(_users_table, _users.id == sa.bindparam("user_id", type_=_users.id.type))
-"""The FROM clause of a statement about a requester: one row, whether the user has a row or not."""
-
-REQUESTER_AND_FLOW = REQUESTER.outerjoin(
-    _flows_table,
-    sa.and_(
-        _flows.id == sa.bindparam("flow_id", type_=_flows.id.type),
-        _flows.user_id == sa.bindparam("user_id", type_=_flows.user_id.type),
-        _flows.deleted_at.is_(None),
-    ),
-)
-"""The same with the flow, outer-joined if it is the requester's and was not deleted. Select `flows.id` to know."""
+    The statement is executed again if the requester was not known. Raises `RateLimited`.
+    """
+    rows = (await session.execute(statement, {**parameters, "user_id": requester.id})).all()
+    if not await requester.confirm(session, rows[0]):
+        rows = (await session.execute(statement, {**parameters, "user_id": requester.id})).all()
+    return rows

@@ -106,6 +106,14 @@ async def test_user_over_the_limit_gets_429(app: FastAPI, limited: httpx.AsyncCl
             assert body["message"].startswith("The limit of 5 requests per minute is reached (used: 6).")
 
 
+async def test_changed_limit_applies_to_the_next_request(limited: httpx.AsyncClient, live_database: Database) -> None:
+    await limited.get("/api/v1/flows")
+    async with live_database.transaction() as session:
+        await session.execute(sa.update(UserRecord).values(limits={"requests_per_minute": 9}))
+    response = await limited.get("/api/v1/flows")
+    assert response.headers["RateLimit-Policy"] == '"address";q=60;w=60, "user";q=9;w=60'
+
+
 async def test_refused_request_costs_no_statement(
     limited: httpx.AsyncClient, webhook: str, live_database: Database
 ) -> None:

@@ -1,4 +1,7 @@
-"""The number of statements of each request, for any number of rows. One statement reads the user."""
+"""The number of statements of each request, for any number of rows.
+
+One statement reads the user, except on hot routes, whose own statement does.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,9 @@ class Cost(NamedTuple):
 COSTS = {
     "current user": Cost(1, "GET", "/api/v1/me"),
     "usage": Cost(2, "GET", "/api/v1/usage"),
-    "list flows": Cost(3, "GET", "/api/v1/flows"),
+    "list flows": Cost(1, "GET", "/api/v1/flows"),
     "create a flow with its first version": Cost(5, "POST", "/api/v1/flows", 201, {"name": "New"}),
-    "get a flow": Cost(2, "GET", "/api/v1/flows/{running}"),
+    "get a flow": Cost(1, "GET", "/api/v1/flows/{running}"),
     "change a flow": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"name": "Changed"}),
     "change a flow with an empty body": Cost(2, "PATCH", "/api/v1/flows/{running}", 200, {}),
     "send an unchanged definition": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"canvasState": None}),
@@ -68,7 +71,7 @@ COSTS = {
     "metrics without a token": Cost(0, "GET", "/metrics", 404),
     "liveness": Cost(0, "GET", "/health/live"),
     "no such route": Cost(0, "GET", "/api/v1/nothing", 404),
-    "malformed id": Cost(1, "GET", "/api/v1/flows/x", 422),
+    "malformed id": Cost(0, "GET", "/api/v1/flows/x", 422),
 }
 
 
@@ -101,6 +104,7 @@ async def arranged(session: AsyncSession, user: UserRecord, rows: int) -> dict[s
 async def test_number_of_statements_does_not_depend_on_rows(
     client: httpx.AsyncClient, session: AsyncSession, database_engine: AsyncEngine, dev_user: UserRecord, rows: int
 ) -> None:
+    await client.get("/api/v1/me")  # the process knows the id of the user from now on
     for name, cost in COSTS.items():
         path = cost.path
         for placeholder, value in (await arranged(session, dev_user, rows)).items():

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.api.current_user import CurrentUser
 from bloxserver.clock import now
 from bloxserver.errors import NotFound
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, FlowStatus, UserRecord
@@ -46,7 +47,7 @@ async def test_deleted_flow_is_not_found_listed_or_counted(session: AsyncSession
     for read in (read_flow, require_flow):
         with pytest.raises(NotFound):
             await read(session, user.id, flow.id)
-    page = await read_flows(session, user.id, PageRequest(1, 10))
+    page = await read_flows(session, CurrentUser(user, {}), PageRequest(1, 10))
     assert (page.items, page.total) == ([], 0)
     assert await count_flows(session, user.id) == 0
 
@@ -66,8 +67,8 @@ async def test_flows_are_listed_in_pages_from_the_most_recently_changed(
     oldest = await create_flow(session, user, updated_at=moment - 3 * MINUTE)
     newest = await create_flow(session, user, updated_at=moment - MINUTE)
     await create_flow(session, await create_user(session), updated_at=moment)
-    first = await read_flows(session, user.id, PageRequest(1, 2))
-    second = await read_flows(session, user.id, PageRequest(2, 2))
+    first = await read_flows(session, CurrentUser(user, {}), PageRequest(1, 2))
+    second = await read_flows(session, CurrentUser(user, {}), PageRequest(2, 2))
     assert [row.id for row in first.items] == [newest.id, middle.id]
     assert [row.id for row in second.items] == [oldest.id]
     assert (first.total, second.total) == (3, 3)
@@ -78,7 +79,7 @@ async def test_flows_are_listed_in_pages_from_the_most_recently_changed(
 async def test_flows_changed_at_the_same_moment_are_ordered_by_id(session: AsyncSession, user: UserRecord) -> None:
     moment = now()
     flows = [await create_flow(session, user, updated_at=moment) for _ in range(3)]
-    page = await read_flows(session, user.id, PageRequest(1, 3))
+    page = await read_flows(session, CurrentUser(user, {}), PageRequest(1, 3))
     assert [row.id for row in page.items] == sorted((flow.id for flow in flows), reverse=True)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
+from bloxserver.api.current_user import reads_requester
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of, storage_limit_reached
@@ -22,9 +23,10 @@ router = APIRouter(prefix="/flows", tags=["flows"], route_class=JsonRoute)
     summary="List flows",
     responses=response_of(200, "A page of flows.", examples.page(examples.FLOW_SUMMARY)),
 )
+@reads_requester
 async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage) -> Response:
     """Return the user's flows, most recently changed first."""
-    return await render_page(FlowSummary, await queries.read_flows(session, user.id, page))
+    return await render_page(FlowSummary, await queries.read_flows(session, user, page))
 
 
 @router.post(
@@ -53,9 +55,10 @@ async def create_flow(user: AuthenticatedUser, session: DbSession, body: CreateF
     summary="Retrieve a flow",
     responses=response_of(200, "The flow.", examples.FLOW) | errors(404),
 )
+@reads_requester
 async def get_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Return a flow with its definition and canvas."""
-    return await queries.read_flow(session, user.id, flow_id)
+    return await queries.read_flow_of(session, user, flow_id)
 
 
 @router.patch(

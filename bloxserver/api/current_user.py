@@ -1,0 +1,142 @@
+"""The signed-in user of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.attributes import set_committed_value
+
+from bloxserver.models.tables import Tier, UserRecord
+from bloxserver.plans import Plan, get_plan
+from bloxserver.queries.usage import Period, period_at
+from bloxserver.services.rate_limits import Admission
+from bloxserver.services.users import user_of_claims
+
+MAX_KNOWN_IDS = 10_000
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+_known_ids: dict[str, UUID] = {}
+"""Ids of users by the subjects of their tokens. Each use is confirmed by the database."""
+
+
+@dataclass(frozen=True)
+class CurrentUser:
+    """The user who sends the request. The record may be detached or have no row: only loaded attributes are read."""
+
+    user: UserRecord
+    clerk_payload: dict[str, Any]
+
+    def _loaded(self, name: str) -> Any:
+        return vars(self.user).get(name)
+
+    @property
+    def id(self) -> UUID:
+        user_id: UUID = self._loaded("id")
+        return user_id
+
+    @property
+    def clerk_id(self) -> str:
+        return self._loaded("clerk_id") or ""
+
+    @property
+    def email(self) -> str:
+        return self._loaded("email") or ""
+
+    @property
+    def name(self) -> str | None:
+        name: str | None = self._loaded("name")
+        return name
+
+    @property
+    def avatar_url(self) -> str | None:
+        url: str | None = self._loaded("avatar_url")
+        return url
+
+    @property
+    def tier(self) -> str:
+        return str(self._loaded("tier") or Tier.FREE.value)
+
+    @property
+    def plan(self) -> Plan:
+        """The limits of the tier, with those that an operator set for this user."""
+        return get_plan(self.tier, self._loaded("limits"))
+
+    @property
+    def billing_status(self) -> str:
+        return str(self._loaded("billing_status") or "active")
+
+    @property
+    def trial_ends_at(self) -> datetime | None:
+        at: datetime | None = self._loaded("trial_ends_at")
+        return at
+
+    @property
+    def current_period_end(self) -> datetime | None:
+        at: datetime | None = self._loaded("current_period_end")
+        return at
+
+    @property
+    def created_at(self) -> datetime | None:
+        at: datetime | None = self._loaded("created_at")
+        return at
+
+    def period_at(self, moment: datetime) -> Period:
+        """The billing period that contains `moment`."""
+        return period_at(moment, self._loaded("current_period_start"), self.current_period_end)
+
+    async def confirm(self, session: AsyncSession, row: sa.Row[Any]) -> bool:
+        """See `queries.requesters.Requester`. This user was read before, or by an override of the sign-in."""
+        return True
+
+
+class UnreadUser(CurrentUser):
+    """A user of whom only the id and the claims are known: the statement of the route reads the rest.
+
+    Until `confirm` returns, nothing but `id` may be used.
+    """
+
+    def __init__(self, user_id: UUID, claims: dict[str, Any], admission: Admission) -> None:
+        super().__init__(UserRecord(id=user_id, clerk_id=claims["sub"]), claims)
+        object.__setattr__(self, "_admission", admission)
+
+    async def confirm(self, session: AsyncSession, row: sa.Row[Any]) -> bool:
+        admission: Admission = vars(self)["_admission"]
+        is_known: bool = row.requester_clerk_id == self.clerk_id
+        if is_known:
+            set_committed_value(self.user, "tier", row.requester_tier)
+            set_committed_value(self.user, "limits", row.requester_limits)
+        else:  # deleted, or of another database
+            object.__setattr__(self, "user", await read_user(session, self.clerk_payload))
+        admission.count("user", self.clerk_id, self.plan.requests_per_minute)
+        return is_known
+
+
+def reads_requester(endpoint: Endpoint) -> Endpoint:
+    """Mark the endpoint of a route whose first statement is executed by `read_for`, so that no other reads the user."""
+    endpoint.reads_requester = True  # type: ignore[attr-defined]
+    return endpoint
+
+
+def find_unread_user(request: Request, claims: dict[str, Any], admission: Admission) -> UnreadUser | None:
+    """The user of a verified token, if the route reads them; None if they are to be read now."""
+    if not getattr(request.scope.get("endpoint"), "reads_requester", False):
+        return None
+    user_id = _known_ids.get(claims["sub"])
+    return None if user_id is None else UnreadUser(user_id, claims, admission)
+
+
+async def read_user(session: AsyncSession, claims: dict[str, Any]) -> UserRecord:
+    """The user of a verified token. The first token creates the user."""
+    user = await user_of_claims(session, claims)
+    if len(_known_ids) >= MAX_KNOWN_IDS:
+        del _known_ids[next(iter(_known_ids))]
+    _known_ids[claims["sub"]] = user.id
+    return user
