@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -107,28 +107,41 @@ class TriggerRow(NamedTuple):
         return get_plan(self.tier or Tier.FREE, self.limits)
 
 
-def _trigger_rows() -> sa.Select[Any]:
-    """Triggers of all users, with their flows and owners, in the order of `TriggerRow`."""
-    return (
-        sa.select(
-            TriggerRecord.id,
-            TriggerRecord.name,
-            TriggerRecord.config,
-            TriggerRecord.enabled,
-            FlowRecord.id,
-            FlowRecord.name,
-            FlowRecord.status,
-            FlowRecord.user_id,
-            UserRecord.tier,
-            UserRecord.limits,
-            stored_bytes_of(FlowRecord.user_id),
-            UserRecord.current_period_start,
-            UserRecord.current_period_end,
-        )
-        .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
-        .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
-        .where(FlowRecord.deleted_at.is_(None), TriggerRecord.deleted_at.is_(None))
+_triggers, _flows, _users = TriggerRecord.__table__, FlowRecord.__table__, UserRecord.__table__
+_TRIGGER_ROWS = (
+    sa.select(
+        _triggers.c.id,
+        _triggers.c.name,
+        _triggers.c.config,
+        _triggers.c.enabled,
+        _flows.c.id,
+        _flows.c.name,
+        _flows.c.status,
+        _flows.c.user_id,
+        _users.c.tier,
+        _users.c.limits,
+        stored_bytes_of(_flows.c.user_id),
+        _users.c.current_period_start,
+        _users.c.current_period_end,
     )
+    .select_from(_triggers.join(_flows, _flows.c.id == _triggers.c.flow_id))
+    .outerjoin(_users, _users.c.id == _flows.c.user_id)
+    .where(_flows.c.deleted_at.is_(None), _triggers.c.deleted_at.is_(None))
+)
+"""Triggers of all users, with their flows and owners, in the order of `TriggerRow`."""
+_ONE_WEBHOOK = _TRIGGER_ROWS.where(
+    _triggers.c.webhook_token == sa.bindparam("token", type_=sa.String), _triggers.c.type == TriggerType.WEBHOOK
+)
+_WEBHOOKS = (
+    _TRIGGER_ROWS.where(
+        _triggers.c.webhook_token.in_(sa.bindparam("tokens", expanding=True, type_=sa.String)),
+        _triggers.c.type == TriggerType.WEBHOOK,
+    )
+    .add_columns(_flows.c.active_version_id, _flows.c.active_version, _triggers.c.webhook_token)
+    # The lock lasts until the transaction ends. A flow is `stopped` only after the executions that were accepted before
+    # are visible: `reconcile_flow` waits for these locks. They do not conflict with a change of the flow's status.
+    .with_for_update(read=True, key_share=True, skip_locked=True, of=_flows)
+)
 
 
 def _trigger_row(row: Sequence[Any]) -> TriggerRow:
@@ -138,13 +151,35 @@ def _trigger_row(row: Sequence[Any]) -> TriggerRow:
 
 async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
     """The webhook with this token, with its flow and its owner, in one statement; raises `NotFound`."""
-    if len(token) > MAX_TOKEN_LENGTH or not token.isprintable():
+    if not _can_be_a_token(token):
         raise NotFound("Webhook")
-    wanted = _trigger_rows().where(TriggerRecord.webhook_token == token, TriggerRecord.type == TriggerType.WEBHOOK)
-    row = (await session.execute(wanted)).first()
+    row = (await session.execute(_ONE_WEBHOOK, {"token": token})).first()
     if row is None:
         raise NotFound("Webhook")
     return _trigger_row(row)
+
+
+class LockedWebhook(NamedTuple):
+    """A webhook whose flow is locked, and the version that the flow runs."""
+
+    trigger: TriggerRow
+    version_id: UUID | None
+    version: int | None
+
+
+async def read_and_lock_webhooks(session: AsyncSession, tokens: Collection[str]) -> dict[str, LockedWebhook]:
+    """The webhooks with these tokens, in one statement. Leaves out those whose flow another transaction has locked."""
+    wanted = [token for token in tokens if _can_be_a_token(token)]
+    if not wanted:
+        return {}
+    # Their number is a power of two, so that there are few different statements to prepare.
+    wanted += wanted[-1:] * ((1 << (len(wanted) - 1).bit_length()) - len(wanted))
+    rows = await session.execute(_WEBHOOKS, {"tokens": wanted})
+    return {row[-1]: LockedWebhook(_trigger_row(row[:-3]), row[-3], row[-2]) for row in rows}
+
+
+def _can_be_a_token(text: str) -> bool:
+    return len(text) <= MAX_TOKEN_LENGTH and text.isprintable()
 
 
 class DueSchedule(NamedTuple):
@@ -168,7 +203,7 @@ def _due_schedules(moment: datetime) -> sa.Select[Any]:
     """Enabled schedules of running flows that are due or have no firing time yet, and whose backoff has passed."""
     due = sa.or_(TriggerRecord.next_fire_at.is_(None), TriggerRecord.next_fire_at <= moment)
     retried = sa.or_(TriggerRecord.retry_at.is_(None), TriggerRecord.retry_at <= moment)
-    return _trigger_rows().add_columns(TriggerRecord.next_fire_at).where(*_live_schedules(), due, retried)
+    return _TRIGGER_ROWS.add_columns(TriggerRecord.next_fire_at).where(*_live_schedules(), due, retried)
 
 
 async def read_due_schedules(session: AsyncSession, moment: datetime, limit: int) -> list[DueSchedule]:

@@ -72,13 +72,18 @@ async def receive_webhook(
     `depth` is the call depth that the sender reports. Raises `BadRequest` if it is too large, and `RateLimited`.
     """
     webhook = await read_admitted_webhook(session, token, admission)
+    check_webhook(webhook, depth)
+    execution = await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, given, depth)
+    return execution.id
+
+
+def check_webhook(webhook: TriggerRow, depth: int) -> None:
+    """Raise `FlowNotRunning`, `Conflict` or `BadRequest` unless the webhook can start an execution now."""
     if webhook.flow_status is not FlowStatus.RUNNING:
         raise FlowNotRunning(webhook.flow_status)
     if not webhook.enabled:
         raise Conflict("trigger_disabled", "Webhook is disabled")
     require_depth(depth)
-    execution = await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, given, depth)
-    return execution.id
 
 
 def require_depth(depth: int) -> None:
@@ -96,16 +101,21 @@ async def accept_for_trigger(
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
     require_storage(trigger.plan, trigger.stored_bytes)
     await count_run(session, trigger.user_id, trigger.plan, period, moment)
-    target = trigger.config.get("target")
     return await accept(
         session,
         flow_id=trigger.flow_id,
         trigger_id=trigger.trigger_id,
         trigger_type=kind,
-        target=target[:MAX_TARGET_LENGTH] if isinstance(target, str) else None,
+        target=target_of(trigger),
         given=given,
         depth=depth,
     )
+
+
+def target_of(trigger: TriggerRow) -> str | None:
+    """The entry listener that the trigger specifies."""
+    target = trigger.config.get("target")
+    return target[:MAX_TARGET_LENGTH] if isinstance(target, str) else None
 
 
 async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values: Any) -> ExecutionRecord:

@@ -23,7 +23,7 @@ SLOTS = 16
 async def count_run(session: AsyncSession, user_id: UUID, plan: Plan, period: Period, now: datetime) -> None:
     """Count one run, in one statement; raises `Forbidden` (`run_limit_reached`) at a hard limit."""
     limit = plan.hard_run_limit
-    slot = 0 if limit is not None else _any_slot()
+    slot = 0 if limit is not None else any_slot()
     values = {
         "id": new_id(),
         "user_id": user_id,
@@ -84,7 +84,7 @@ async def count_tokens(
 ) -> None:
     """Count the input and output tokens of language models, in one statement. Enforces no limit."""
     unlimited = [tier for tier, plan in PLANS.items() if plan.hard_run_limit is None]
-    slot = sa.case((UserRecord.tier.in_(unlimited), _any_slot()), else_=0)
+    slot = sa.case((UserRecord.tier.in_(unlimited), any_slot()), else_=0)
     counted = insert_into(session, UsageRecord).values(
         id=new_id(),
         user_id=user_id,
@@ -105,5 +105,6 @@ async def count_tokens(
     )
 
 
-def _any_slot() -> int:
+def any_slot() -> int:
+    """The slot of a user without a hard limit."""
     return random.randrange(SLOTS)  # noqa: S311

@@ -19,9 +19,11 @@ from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted,
 from bloxserver.api.stream_slots import WebhookWaitSlot, refuse_webhook_wait_again
 from bloxserver.api.streaming import WaitingResponse, Watcher
 from bloxserver.api.watching import Watch
+from bloxserver.models.database import database_of
 from bloxserver.queries.executions import find_execution
 from bloxserver.services.executions import receive_webhook
 from bloxserver.services.rate_limits import read_admitted_webhook
+from bloxserver.services.webhook_batches import batches_of
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], dependencies=[Depends(refuse_exceeded_webhook)])
 
@@ -65,7 +67,11 @@ async def receive(
     wait: WaitSeconds = None,
 ) -> object:
     """Start an execution of the webhook's flow. The body is its input; it may have any content type or be empty."""
-    execution_id = await receive_webhook(session, webhook_token, webhook_input, depth, admission)
+    database = database_of(session)
+    if database is None:
+        execution_id = await receive_webhook(session, webhook_token, webhook_input, depth, admission)
+    else:
+        execution_id = await batches_of(database).receive(webhook_token, webhook_input, depth, admission)
     if wait is None:
         return WebhookAccepted(
             status="accepted", execution_id=execution_id, message="Webhook received and execution started"
