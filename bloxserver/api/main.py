@@ -21,6 +21,7 @@ from bloxserver.api.shutdown import Shutdown
 from bloxserver.api.stream_slots import StreamSlots
 from bloxserver.api.turns import RequestTurns, Turns
 from bloxserver.api.watching import ExecutionWatcher
+from bloxserver.api.webhook_route import WebhookRoute
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.engine import Engine
 from bloxserver.errors import SettingsError
@@ -58,7 +59,7 @@ def create_app() -> FastAPI:
     table = PathTable()
     table.add(public)
     table.add(AUTHENTICATED, AUTHENTICATED_PREFIX)
-    app.router.routes.insert(0, RouteIndex(app.router))
+    app.router.routes[:0] = [WebhookRoute(), RouteIndex(app.router)]
     app.state.shutdown = Shutdown()
     app.state.kill_when_blocked = False
     """Whether this process is killed if its event loop is blocked. `bloxserver serve` sets it."""

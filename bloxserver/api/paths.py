@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.datastructures import URLPath
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, compile_path
+from starlette.routing import BaseRoute, Match, NoMatchFound, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bloxserver.api.errors import problem
@@ -146,6 +147,9 @@ class RouteIndex(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._find(scope[FOUND_PATH].template, scope["method"])
         await route.app(scope, receive, send)  # type: ignore[union-attr]
+
+    def url_path_for(self, name: str, /, **path_params: object) -> URLPath:
+        raise NoMatchFound(name, path_params)
 
     def _find(self, template: str, method: str) -> RouteContext | None:
         if not self._routes:  # not when the application is created: handlers of all routes are made

@@ -7,12 +7,13 @@ https://clerk.com/docs/guides/sessions/session-tokens.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import jwt
@@ -23,6 +24,8 @@ from bloxserver.errors import Unauthorized, Unavailable
 from bloxserver.settings import Settings
 
 MAX_TOKEN_CHARACTERS = 8 * 1024
+MAX_VERIFIED = 10_000
+"""Tokens whose signature is not verified again. A token of Clerk lasts a minute."""
 LEEWAY_SECONDS = 5
 """Tolerated difference between the clocks of Clerk and of this machine; the default of Clerk's libraries."""
 
@@ -32,6 +35,14 @@ COMPACT_TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 SUBJECT = re.compile(r"[ -~]{1,255}")
 
 _rs256 = jwt.PyJWS(algorithms=["RS256"])
+
+
+class _Verified(NamedTuple):
+    """A token whose signature and claims are valid. Its times are checked each time."""
+
+    key_id: str
+    key: RSAPublicKey
+    claims: dict[str, Any]
 
 
 class ClerkVerifier:
@@ -55,6 +66,8 @@ class ClerkVerifier:
         self._authorized_parties = frozenset(party.rstrip("/") for party in settings.clerk_authorized_parties)
         self._require_azp = settings.clerk_require_azp
         self._clock = clock
+        self._verified: dict[bytes, _Verified] = {}
+        """By a hash of the token, so that no token stays in memory."""
         self._keys = SigningKeys(f"{self._issuer}/.well-known/jwks.json", clock=monotonic, fetch_seconds=fetch_seconds)
 
     async def verify(self, token: str) -> dict[str, Any]:
@@ -63,15 +76,26 @@ class ClerkVerifier:
         Raises `Unauthorized` with the code `token_expired` or `invalid_token`, and `Unavailable` if no keys are
         available to verify the signature. No error contains the token or its claims.
         """
-        key_id = _key_id(token)
+        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+        verified = self._verified.get(digest)
+        key_id = _key_id(token) if verified is None else verified.key_id
         if self._issuer is None:
             raise Unavailable("identity_provider_unavailable", "No identity provider is configured")
         key = await self._keys.find(key_id)
         if key is None:
             raise _invalid("unknown signing key")
+        if verified is not None and verified.key is key:
+            self._check_times(verified.claims)
+            return dict(verified.claims)
         claims = _signed_claims(token, key)
         self._check_claims(claims)
+        self._remember(digest, _Verified(key_id, key, claims))
         return claims
+
+    def _remember(self, digest: bytes, verified: _Verified) -> None:
+        if len(self._verified) >= MAX_VERIFIED:
+            del self._verified[next(iter(self._verified))]
+        self._verified[digest] = verified
 
     async def aclose(self) -> None:
         """Cancel a running fetch of keys. The verifier can still be used."""

@@ -41,7 +41,6 @@ WRITING, READING = "writing", "reading"
 _WRITING_ENGINE = "bloxserver_writing_engine"
 _WAKE_REASONS = "bloxserver_wake_engine"
 _CALLBACKS = "bloxserver_after_commit"
-_DATABASE = "bloxserver_database"
 
 read_only_request: ContextVar[bool] = ContextVar("read_only_request", default=False)
 """True during a request that is expected not to write. The API sets it."""
@@ -96,14 +95,12 @@ class Database:
         self._session_class = type("DatabaseSession", (Session,), {})
         event.listen(self._session_class, "after_commit", _run_callbacks)
         event.listen(self._session_class, "after_rollback", lambda session: session.info.pop(_CALLBACKS, None))
-        self.sessions = async_sessionmaker(
-            self.engine, expire_on_commit=False, sync_session_class=self._session_class, info={_DATABASE: self}
-        )
+        self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, sync_session_class=self._session_class)
         self.reading_sessions = async_sessionmaker(
             self._reading_engine,
             expire_on_commit=False,
             sync_session_class=self._session_class,
-            info={_WRITING_ENGINE: self.engine, _DATABASE: self},
+            info={_WRITING_ENGINE: self.engine},
         )
 
     @property
@@ -192,12 +189,6 @@ class Database:
 
         event.listen(self._session_class, "after_commit", after_commit)
         return lambda: event.remove(self._session_class, "after_commit", after_commit)
-
-
-def database_of(session: AsyncSession) -> Database | None:
-    """The database that made the session; None for sessions of another program."""
-    database: Database | None = session.info.get(_DATABASE)
-    return database
 
 
 class _Transaction:

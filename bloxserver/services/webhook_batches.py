@@ -119,7 +119,9 @@ class WebhookBatches:
                 await _accept_batch(session, [call for call, _ in entries], results)
         except Exception as error:
             # One of them may be the cause: each that the batch would have accepted is accepted alone.
-            log.warning("webhook batch failed", reason=describe_error(error), number=len(entries))
+            log.debug(
+                "webhook batch failed; accepting webhooks alone", reason=describe_error(error), number=len(entries)
+            )
             checked = results or [_NotInBatch(counted=False)] * len(entries)
             results = [result if isinstance(result, Exception) else _NotInBatch(counted=True) for result in checked]
         for (_, accepted), result in zip(entries, results, strict=True):

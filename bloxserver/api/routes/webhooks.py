@@ -19,14 +19,13 @@ from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted,
 from bloxserver.api.stream_slots import WebhookWaitSlot, refuse_webhook_wait_again
 from bloxserver.api.streaming import WaitingResponse, Watcher
 from bloxserver.api.watching import Watch
-from bloxserver.models.database import database_of
 from bloxserver.queries.executions import find_execution
 from bloxserver.services.executions import receive_webhook
 from bloxserver.services.rate_limits import read_admitted_webhook
-from bloxserver.services.webhook_batches import batches_of
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], dependencies=[Depends(refuse_exceeded_webhook)])
 
+ACCEPTED = "Webhook received and execution started"
 NOT_FOUND = ("webhook_not_found", "Webhook not found")
 
 
@@ -67,15 +66,9 @@ async def receive(
     wait: WaitSeconds = None,
 ) -> object:
     """Start an execution of the webhook's flow. The body is its input; it may have any content type or be empty."""
-    database = database_of(session)
-    if database is None:
-        execution_id = await receive_webhook(session, webhook_token, webhook_input, depth, admission)
-    else:
-        execution_id = await batches_of(database).receive(webhook_token, webhook_input, depth, admission)
+    execution_id = await receive_webhook(session, webhook_token, webhook_input, depth, admission)
     if wait is None:
-        return WebhookAccepted(
-            status="accepted", execution_id=execution_id, message="Webhook received and execution started"
-        )
+        return WebhookAccepted(status="accepted", execution_id=execution_id, message=ACCEPTED)
     accepted = Execution.model_validate(await find_execution(session, execution_id))
     watch = Watch(sessions, shutdown, accepted.id)
     return WaitingResponse(watcher, watch, accepted, wait, status_code=200, body=AwaitedExecution)
