@@ -90,7 +90,7 @@ class ClerkVerifier:
         claims = _signed_claims(token, key)
         self._check_claims(claims)
         self._remember(digest, _Verified(key_id, key, claims))
-        return claims
+        return dict(claims)
 
     def _remember(self, digest: bytes, verified: _Verified) -> None:
         if len(self._verified) >= MAX_VERIFIED:

@@ -259,6 +259,37 @@ class TestProvider:
         assert clerk.server.fetches == 1
 
 
+class TestVerifiedTokens:
+    async def test_claims_of_a_verified_token_are_remembered(self, clerk: Clerk) -> None:
+        token = clerk.token(org="any")
+        first = await clerk.verifier.verify(token)
+        first["sub"] = "changed by the caller"
+        assert await clerk.verifier.verify(token) == clerk.claims(org="any")
+        assert len(clerk.verifier._verified) == 1
+        assert await clerk.outcome(clerk.token(nbf=NOW + 60)) == INVALID
+        assert len(clerk.verifier._verified) == 1
+
+    async def test_verified_token_expires(self, clerk: Clerk) -> None:
+        token = clerk.token(exp=NOW + 60)
+        assert await clerk.outcome(token) == OK
+        clerk.elapsed = 66
+        assert await clerk.outcome(token) == EXPIRED
+
+    async def test_verified_token_is_rejected_once_its_key_was_replaced(self, clerk: Clerk) -> None:
+        token = clerk.token(exp=NOW + 5000)
+        assert await clerk.outcome(token) == OK
+        clerk.server.keys = [FORGED.jwk(), NEW_KEY.jwk()]
+        clerk.elapsed = 31
+        assert await clerk.outcome(clerk.token(NEW_KEY)) == OK  # fetches the keys
+        assert await clerk.outcome(token) == INVALID
+
+    async def test_number_of_remembered_tokens_is_bounded(self, clerk: Clerk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("bloxserver.clients.clerk.MAX_VERIFIED", 2)
+        tokens = [clerk.token(sub=f"user_{number}") for number in range(4)]
+        assert [await clerk.outcome(token) for token in [*tokens, *tokens]] == [OK] * 8
+        assert len(clerk.verifier._verified) == 2
+
+
 class TestGetVerifier:
     async def test_each_configuration_has_its_own_verifier(self) -> None:
         first = {"clerk_issuer": "https://a.example", "clerk_audience": "us", "clerk_authorized_parties": "https://b"}
