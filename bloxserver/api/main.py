@@ -48,6 +48,7 @@ def create_app() -> FastAPI:
         openapi_url="/openapi.json" if settings.enable_docs else None,
         redirect_slashes=False,
         lifespan=_lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the middleware has its own
     )
     public = [*PUBLIC, *(DOCUMENTATION if settings.enable_docs else [])]
     for router in public:
