@@ -13,6 +13,7 @@ from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, TriggerRecord
 from bloxserver.queries.flows import flow_exists, owned_by
 from bloxserver.queries.paging import Page, PageRequest, read_rows
+from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
 
 MAX_IDS = 4096
 """Ids in one statement: both databases accept about 32,000 values."""
@@ -65,6 +66,16 @@ async def read_execution(
     return execution
 
 
+async def read_execution_of(
+    session: AsyncSession, requester: Requester, flow_id: UUID, execution_id: UUID
+) -> sa.Row[Any]:
+    """The columns of one execution of the requester's flow, in one statement. Raises `NotFound`."""
+    (row,) = await read_for(requester, session, _ONE, {"flow_id": flow_id, "execution_id": execution_id})
+    if row.id is None:
+        raise NotFound("Execution")
+    return row
+
+
 async def find_execution(session: AsyncSession, execution_id: UUID) -> ExecutionRecord | None:
     """An execution of any user, as it is stored now; None if it was deleted."""
     return await _first(session, _with_trigger().where(ExecutionRecord.id == execution_id, flow_exists()))
@@ -82,7 +93,8 @@ def _with_trigger() -> sa.Select[ExecutionRecord, UUID | None]:
 
 def _trigger_id() -> sa.ColumnElement[UUID | None]:
     """The execution's trigger; null if it was deleted, although the execution may still refer to it."""
-    return sa.case((TriggerRecord.deleted_at.is_(None), ExecutionRecord.trigger_id)).label("trigger_id")
+    executions, triggers = ExecutionRecord.__table__.c, TriggerRecord.__table__.c
+    return sa.case((triggers.deleted_at.is_(None), executions.trigger_id)).label("trigger_id")
 
 
 async def _first(session: AsyncSession, wanted: sa.Select[ExecutionRecord, UUID | None]) -> ExecutionRecord | None:
@@ -92,6 +104,20 @@ async def _first(session: AsyncSession, wanted: sa.Select[ExecutionRecord, UUID 
     execution: ExecutionRecord = row[0]
     set_committed_value(execution, "trigger_id", row[1])
     return execution
+
+
+_executions, _triggers = ExecutionRecord.__table__, TriggerRecord.__table__
+_ONE = sa.select(
+    *REQUESTER_COLUMNS, *(column for column in _executions.c if column.name != "trigger_id"), _trigger_id()
+).select_from(
+    REQUESTER_AND_FLOW.outerjoin(
+        _executions,
+        sa.and_(
+            _executions.c.flow_id == FlowRecord.__table__.c.id,
+            _executions.c.id == sa.bindparam("execution_id", type_=_executions.c.id.type),
+        ),
+    ).outerjoin(_triggers, _triggers.c.id == _executions.c.trigger_id)
+)
 
 
 class Progress(NamedTuple):

@@ -56,7 +56,7 @@ COSTS = {
     ),
     "list executions": Cost(3, "GET", "/api/v1/flows/{running}/executions"),
     "list executions of a status": Cost(3, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),
-    "get an execution": Cost(2, "GET", "/api/v1/flows/{running}/executions/{execution}"),
+    "get an execution": Cost(1, "GET", "/api/v1/flows/{running}/executions/{execution}"),
     "list steps": Cost(3, "GET", "/api/v1/flows/{running}/executions/{execution}/steps"),
     "reconnect to an ended stream": Cost(
         2, "GET", "/api/v1/flows/{running}/executions/{execution}/events?last_event_id=end", 204

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import AfterValidator
 
 from bloxserver.api import examples
+from bloxserver.api.current_user import reads_requester
 from bloxserver.api.dependencies import (
     AuthenticatedUser,
     DbSession,
@@ -137,11 +138,12 @@ async def get_statistics(user: AuthenticatedUser, session: DbSession, flow_id: F
     summary="Retrieve an execution",
     responses=response_of(200, "The execution.", examples.EXECUTION) | errors(404),
 )
+@reads_requester
 async def get_execution(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId
 ) -> object:
     """Return an execution with its input and output."""
-    return await queries.read_execution(session, user.id, flow_id, execution_id)
+    return await queries.read_execution_of(session, user, flow_id, execution_id)
 
 
 @router.get(
