@@ -1,4 +1,4 @@
-"""Tables of data of a flow other than its executions: key-value storage and failure notifications."""
+"""Tables of data of a flow other than its executions: key-value storage, failure notifications and totals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from bloxserver.models.base import Base, CreatedAt, Id, UpdatedAt
+from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
 from bloxserver.models.enums import NotificationChannel
+from bloxserver.models.execution_totals import create_triggers
+from bloxserver.models.maintained import create_with
 from bloxserver.models.types import enum_text
 
 
@@ -66,3 +68,48 @@ class FailureNotificationRecord(Base):
     error_message: Mapped[str | None] = mapped_column(sa.Text)
     """The error of the last attempt."""
     created_at: Mapped[CreatedAt]
+
+
+class ExecutionCounters:
+    """Counters of executions. The sum of the slots counts; one slot may be negative."""
+
+    executions: Mapped[Counter]
+    """Of every status, including unknown ones."""
+    running: Mapped[Counter]
+    success: Mapped[Counter]
+    error: Mapped[Counter]
+    timeout: Mapped[Counter]
+    cancelled: Mapped[Counter]
+    durations: Mapped[Counter]
+    """Executions that have a duration."""
+    duration_ms: Mapped[Counter]
+    """The sum of the durations."""
+    input_tokens: Mapped[Counter]
+    output_tokens: Mapped[Counter]
+
+
+class ExecutionTotalsRecord(ExecutionCounters, Base):
+    """The executions of a flow, by mode. Triggers of the database maintain it, and delete it with the flow."""
+
+    __tablename__ = "execution_totals"
+
+    flow_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    mode: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+class ExecutionSeriesRecord(ExecutionCounters, Base):
+    """The executions of a flow that started in a bucket of time. Maintained like `ExecutionTotalsRecord`."""
+
+    __tablename__ = "execution_series"
+
+    flow_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    mode: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
+    seconds: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """The width of the bucket: 60 or 900."""
+    start: Mapped[datetime] = mapped_column(primary_key=True)
+    """The start of the bucket."""
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+create_with(ExecutionSeriesRecord.__table__, create_triggers)

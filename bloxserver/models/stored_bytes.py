@@ -55,6 +55,11 @@ def drop_triggers(dialect: str) -> list[str]:
     return [f"DROP TRIGGER {name}" for name in re.findall(r"TRIGGER (\w+)", str(statements))]
 
 
+def functions(dialect: str) -> list[str]:
+    """The statements that create the functions of the triggers again; none on SQLite."""
+    return [statement for statement in create_triggers(dialect) if "REPLACE FUNCTION" in statement]
+
+
 def count_anew(dialect: str) -> list[str]:
     """The statements that fill the empty table."""
     return [f"INSERT INTO stored_bytes (user_id, source, slot, bytes) {query}" for query in count_queries(dialect)]

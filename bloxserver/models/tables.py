@@ -35,7 +35,12 @@ from bloxserver.models.enums import (
     Tier,
     TriggerType,
 )
-from bloxserver.models.flow_data_tables import FailureNotificationRecord, KeyValueRecord
+from bloxserver.models.flow_data_tables import (
+    ExecutionSeriesRecord,
+    ExecutionTotalsRecord,
+    FailureNotificationRecord,
+    KeyValueRecord,
+)
 from bloxserver.models.types import LenientJson, StoredJson, TierText, database_now, enum_text
 from bloxserver.raw_json import RawJson
 from bloxserver.settings import get_settings
@@ -44,8 +49,10 @@ __all__ = [
     "BillingStatus",
     "EmailCountRecord",
     "ExecutionRecord",
+    "ExecutionSeriesRecord",
     "ExecutionStatus",
     "ExecutionStepRecord",
+    "ExecutionTotalsRecord",
     "FailureNotificationRecord",
     "FlowRecord",
     "FlowStatus",
@@ -221,6 +228,9 @@ class ExecutionRecord(Base):
     __table_args__ = (
         sa.Index(None, "flow_id", "started_at", "id"),
         sa.Index(None, "flow_id", "status", "started_at", "id"),
+        sa.Index(None, "flow_id", "mode", "started_at", "id"),
+        sa.Index(None, "flow_id", "mode", "status", "started_at", "id"),
+        sa.Index(None, "trigger_id", "started_at", "id"),
         # The queue: executions that wait for a worker, by flow, so that one flow's backlog does not slow down others.
         partial_index("ix_executions_waiting", "flow_id", "resume_at", "started_at", "id", where=WAITING),
         # Waiting executions that may be the cause of repeated worker crashes.
@@ -239,8 +249,10 @@ class ExecutionRecord(Base):
     """The version that it runs; null means the current definition of the flow."""
     flow_version: Mapped[int | None]
     """The number of this version."""
-    trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="SET NULL"), index=True)
+    trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="SET NULL"))
     trigger_type: Mapped[TriggerType] = mapped_column(enum_text(TriggerType))
+    mode: Mapped[str] = mapped_column(sa.String(16), default="normal", server_default="normal")
+    """`normal`, or a kind of execution that lists and statistics leave out."""
     target: Mapped[str | None] = mapped_column(sa.String(255))
     """The entry listener that the trigger specified; null for the default."""
     status: Mapped[ExecutionStatus] = mapped_column(

@@ -12,10 +12,10 @@ Revises: 0010
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.exc import DBAPIError
 
 from bloxserver.models import stored_bytes
 from bloxserver.models.maintained import execute_statements
+from bloxserver.models.migration_locks import lock_tables
 
 revision = "0011"
 down_revision = "0010"
@@ -26,15 +26,11 @@ LOCKS = (
     "LOCK TABLE users IN ACCESS EXCLUSIVE MODE",
     "LOCK TABLE flows, executions, execution_steps, flow_versions, key_values IN SHARE ROW EXCLUSIVE MODE",
 )
-LOCK_TIMEOUT = "400ms"
-"""Shorter than PostgreSQL's `deadlock_timeout`: in a deadlock, this transaction tries again and others do not fail."""
-ATTEMPTS = 100
 
 
 def upgrade() -> None:
     connection = op.get_bind()
-    if connection.dialect.name == "postgresql":
-        _lock_tables(connection)
+    lock_tables(connection, *LOCKS)
     op.add_column("users", sa.Column("limits", sa.JSON(), nullable=True))
     op.create_table(
         "stored_bytes",
@@ -55,17 +51,3 @@ def downgrade() -> None:
     execute_statements(op.get_bind(), stored_bytes.drop_triggers)
     op.drop_table("stored_bytes")
     op.drop_column("users", "limits")
-
-
-def _lock_tables(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with connection.begin_nested():
-                for lock in LOCKS:
-                    connection.exec_driver_sql(lock)
-            break
-        except DBAPIError:
-            if attempt == ATTEMPTS:
-                raise
-    connection.exec_driver_sql("SET LOCAL lock_timeout = DEFAULT")

@@ -90,6 +90,8 @@ async def fill(session: AsyncSession) -> None:
         "secrets": {"user_id": user},
         "email_counts": {"user_id": user},
         "stored_bytes": {"user_id": user},
+        "execution_totals": {},
+        "execution_series": {},
         "key_values": {"flow_id": flow},
         "failure_notifications": {"execution_id": execution, "trigger_id": trigger},
     }
@@ -129,9 +131,9 @@ async def test_migrations_run_up_down_and_up_with_data(database: Database) -> No
         async with database.transaction() as session:
             await fill(session)
         before = await contents(database)
-        of_triggers = {"stored_bytes": 1 + len(SOURCES)}
+        of_triggers = {"stored_bytes": 1 + len(SOURCES), "execution_totals": 2, "execution_series": 3}
         assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(before, 1) | of_triggers
-        assert len(before) == 16
+        assert len(before) == 18
         await database.migrate()
         assert await contents(database) == before, "a second migration changes nothing"
         await downgrade(database)
