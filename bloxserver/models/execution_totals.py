@@ -8,7 +8,7 @@ worker that ends an execution would deadlock with a transaction that locked the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 COUNTERS = {
     "executions": "1",
@@ -117,7 +117,7 @@ def _sqlite() -> Iterator[str]:
     when = f"AFTER UPDATE OF {columns} ON executions WHEN {same_key} AND NOT ({same_counts})"
     yield _sqlite_trigger("update", when, *_sqlite_add("NEW", changed))
     when = f"AFTER UPDATE OF {', '.join(KEY)} ON executions WHEN NOT ({same_key})"
-    empty = _sqlite_remove_empty()
+    empty = list(_sqlite_remove_empty())
     yield _sqlite_trigger("move", when, *_sqlite_add("OLD", removed), *_sqlite_add("NEW", added), *empty)
     yield _sqlite_trigger("delete", "AFTER DELETE ON executions", *_sqlite_add("OLD", removed), *empty)
     yield _sqlite_trigger("of_flow", "BEFORE DELETE ON flows", *_delete_of_flow("= OLD.id"))
@@ -156,37 +156,66 @@ def _delete_of_flow(condition: str) -> Iterator[str]:
 
 # PostgreSQL: for each flow and mode, a transaction adds to a row of the totals that no other transaction has locked, or
 # creates one. It never waits for a lock. It adds to the rows of the series that have the number of this row, so no
-# other transaction writes them. The number of a new row is random: any other could be one that is locked.
+# other transaction writes them. The number of a new row is random: any other could be that of a row that is locked.
 
-_ADD = """
-  WITH deltas AS MATERIALIZED (
-    SELECT flow_id, mode, {minute} AS start, {sums} FROM ({rows}) AS e
-    GROUP BY flow_id, mode, {minute} HAVING {changed}
-  ), slots AS MATERIALIZED (
-    SELECT flow_id, mode, coalesce((
-      SELECT slot FROM execution_totals AS t WHERE t.flow_id = keys.flow_id AND t.mode = keys.mode
-      ORDER BY slot LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-    ), floor(random() * 2147483647)::integer) AS slot
-    FROM (SELECT DISTINCT flow_id, mode FROM deltas) AS keys
-    WHERE EXISTS (SELECT FROM flows WHERE id = keys.flow_id)
-  ), totals AS (
-    INSERT INTO execution_totals (flow_id, mode, slot, {names})
-    SELECT flow_id, mode, slot, {resums} FROM deltas JOIN slots USING (flow_id, mode) GROUP BY flow_id, mode, slot
-    {add_to_totals}
-  ), series AS (
-    INSERT INTO execution_series AS s (flow_id, mode, seconds, start, slot, {names})
-    SELECT flow_id, mode, 60, start, slot, {names} FROM deltas JOIN slots USING (flow_id, mode)
-    UNION ALL
-    SELECT flow_id, mode, 900, {quarter}, slot, {resums} FROM deltas JOIN slots USING (flow_id, mode)
-    GROUP BY flow_id, mode, {quarter}, slot
-    {add_to_series}
-    RETURNING s AS bucket, {is_empty} AS is_empty
-  )
-  SELECT array_agg(bucket) INTO emptied FROM series WHERE is_empty;
-  IF emptied IS NOT NULL THEN
-    DELETE FROM execution_series AS s USING unnest(emptied) AS e WHERE s.flow_id = e.flow_id AND s.mode = e.mode
-      AND s.seconds = e.seconds AND s.start = e.start AND s.slot = e.slot;
-  END IF;"""
+_FUNCTION = """CREATE OR REPLACE FUNCTION execution_totals_{name}() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+  d record;
+  flow_ids uuid[];
+  modes text[];
+  slots integer[];
+  is_empty boolean;
+BEGIN
+  IF NOT {is_needed} THEN RETURN NULL; END IF;
+  FOR d IN
+    SELECT flow_id, mode, NULL::integer AS slot, min(started_at) AS time, max(started_at) AS last, {sums}
+    FROM ({rows}) AS e GROUP BY flow_id, mode
+  LOOP
+    SELECT t.slot INTO d.slot FROM execution_totals AS t WHERE t.flow_id = d.flow_id AND t.mode = d.mode
+    ORDER BY t.slot LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF FOUND THEN
+      UPDATE execution_totals AS t SET {add}
+      WHERE t.flow_id = d.flow_id AND t.mode = d.mode AND t.slot = d.slot;
+    ELSIF EXISTS (SELECT FROM flows WHERE id = d.flow_id) THEN
+      d.slot := floor(random() * 2147483647);
+      INSERT INTO execution_totals (flow_id, mode, slot, {names}) VALUES (d.flow_id, d.mode, d.slot, {values});
+    ELSE
+      CONTINUE;
+    END IF;
+    IF {minute} = {last_minute} THEN
+      {add_to_series}
+    ELSE
+      flow_ids := flow_ids || d.flow_id;
+      modes := modes || d.mode::text;
+      slots := slots || d.slot;
+    END IF;
+  END LOOP;
+  IF slots IS NOT NULL THEN
+    FOR d IN
+      SELECT flow_id, mode, slot, {row_minute} AS time, {sums}
+      FROM ({rows}) AS e JOIN unnest(flow_ids, modes, slots) AS s (flow_id, mode, slot) USING (flow_id, mode)
+      GROUP BY flow_id, mode, slot, {row_minute} HAVING {changed}
+    LOOP
+      {add_to_series}
+    END LOOP;
+  END IF;
+  RETURN NULL;
+END $$"""
+
+_ADD_TO_SERIES = """
+      WITH changed AS (
+        INSERT INTO execution_series AS s (flow_id, mode, seconds, start, slot, {names})
+        VALUES (d.flow_id, d.mode, 60, {minute}, d.slot, {values}),
+          (d.flow_id, d.mode, 900, {quarter}, d.slot, {values})
+        ON CONFLICT (flow_id, mode, seconds, start, slot) DO UPDATE SET {add}
+        RETURNING {empty} AS empty
+      )
+      SELECT bool_or(empty) INTO is_empty FROM changed;
+      IF is_empty THEN
+        DELETE FROM execution_series AS s USING (VALUES (60, {minute}), (900, {quarter})) AS b (seconds, start)
+        WHERE s.flow_id = d.flow_id AND s.mode = d.mode AND s.seconds = b.seconds AND s.start = b.start
+          AND s.slot = d.slot AND {empty};
+      END IF;"""
 
 _EVENTS = {
     "INSERT": ("NEW TABLE AS added", "EXISTS (SELECT FROM added)"),
@@ -203,21 +232,20 @@ _EVENTS = {
 def _postgresql() -> Iterator[str]:
     for table in ("execution_totals", "execution_series"):
         yield f"ALTER TABLE {table} SET (fillfactor = {FILL_PERCENT})"
-    for event, (rows, is_needed) in _EVENTS.items():
-        name = event.lower()
-        yield _function(name, f"IF {is_needed} THEN {_add(rows)} END IF;", declare="emptied execution_series[];")
-        yield _trigger(name, f"AFTER {event} ON executions REFERENCING {rows} FOR EACH STATEMENT")
-    yield _function("truncate", "DELETE FROM execution_totals; DELETE FROM execution_series;")
+    for event, (transition, is_needed) in _EVENTS.items():
+        yield _counting_function(event.lower(), transition, is_needed)
+        yield _trigger(event.lower(), f"AFTER {event} ON executions REFERENCING {transition} FOR EACH STATEMENT")
+    yield _function("truncate", ["DELETE FROM execution_totals", "DELETE FROM execution_series"])
     yield _trigger("truncate", "AFTER TRUNCATE ON executions FOR EACH STATEMENT")
-    yield _function("of_flow", " ".join(f"{one};" for one in _delete_of_flow("IN (SELECT id FROM removed)")))
+    yield _function("of_flow", _delete_of_flow("IN (SELECT id FROM removed)"))
     yield _trigger("of_flow", "AFTER DELETE ON flows REFERENCING OLD TABLE AS removed FOR EACH STATEMENT")
 
 
-def _function(name: str, body: str, *, declare: str = "") -> str:
+def _function(name: str, statements: Iterable[str]) -> str:
     return (
         # A function remains when a program drops all tables.
         f"CREATE OR REPLACE FUNCTION execution_totals_{name}() RETURNS trigger LANGUAGE plpgsql AS"
-        f" $$ DECLARE {declare} BEGIN {body} RETURN NULL; END $$"
+        f" $$ BEGIN {'; '.join(statements)}; RETURN NULL; END $$"
     )
 
 
@@ -225,8 +253,8 @@ def _trigger(name: str, when: str) -> str:
     return f"CREATE TRIGGER execution_totals_{name} {when} EXECUTE FUNCTION execution_totals_{name}()"
 
 
-def _add(transition: str) -> str:
-    """The statements that add what a statement changed."""
+def _counting_function(name: str, transition: str, is_needed: str) -> str:
+    """The function that adds what a statement changed."""
     rows = " UNION ALL ".join(
         "SELECT {key}, {values} FROM {rows}".format(  # noqa: S608
             key=", ".join(KEY), values=_each(f"{sign}({{value}}) AS {{name}}").format(row=rows), rows=rows
@@ -234,15 +262,22 @@ def _add(transition: str) -> str:
         for rows, sign in (("added", ""), ("removed", "-"))
         if f"AS {rows}" in transition
     )
-    return _ADD.format(
+    parts = {
+        "names": _names(),
+        "values": _each("d.{name}"),
+        "minute": _bucket("d.time", 60, "postgresql"),
+        "quarter": _bucket("d.time", 900, "postgresql"),
+    }
+    series = _ADD_TO_SERIES.format(**parts, add=_each("{name} = s.{name} + excluded.{name}"), empty=_is_empty("s"))
+    return _FUNCTION.format(
+        **parts,
+        name=name,
+        is_needed=is_needed,
         rows=rows,
-        names=_names(),
         sums=_sums("e.{name}"),
-        resums=_each("sum({name})"),
         changed=_each("sum(e.{name}) <> 0", " OR "),
-        minute=_bucket("started_at", 60, "postgresql"),
-        quarter=_bucket("start", 900, "postgresql"),
-        add_to_totals=_add_to("execution_totals"),
-        add_to_series=_add_to("execution_series").replace("execution_series.", "s."),
-        is_empty=_is_empty("s"),
+        add=_each("{name} = t.{name} + d.{name}"),
+        last_minute=_bucket("d.last", 60, "postgresql"),
+        row_minute=_bucket("started_at", 60, "postgresql"),
+        add_to_series=series,
     )
