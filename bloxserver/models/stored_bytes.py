@@ -125,7 +125,8 @@ def _sqlite_subtract(source: Source, owner: str, size: str) -> str:
 
 
 # PostgreSQL: a transaction adds to a row that no other transaction has locked, and creates one if there is none. It
-# never waits for a lock, so that concurrent writes of one user neither delay nor deadlock each other.
+# never waits for a lock, so that concurrent writes of one user neither delay nor deadlock each other. The number of a
+# new row is random: any other could be that of a row that is locked.
 
 _ADD = """
 WITH deltas AS MATERIALIZED ({deltas}), chosen AS MATERIALIZED (
@@ -138,7 +139,7 @@ WITH deltas AS MATERIALIZED ({deltas}), chosen AS MATERIALIZED (
   WHERE s.user_id = chosen.user_id AND s.source = '{source}' AND s.slot = chosen.slot
 )
 INSERT INTO stored_bytes (user_id, source, slot, bytes)
-SELECT user_id, '{source}', pg_backend_pid(), delta FROM chosen WHERE slot IS NULL
+SELECT user_id, '{source}', floor(random() * 2147483647)::integer, delta FROM chosen WHERE slot IS NULL
 ON CONFLICT (user_id, source, slot) DO UPDATE SET bytes = stored_bytes.bytes + excluded.bytes;"""
 
 

@@ -246,6 +246,31 @@ async def test_transactions_of_one_user_do_not_wait_for_each_other(live_database
         assert slots == 8, "the second round uses the rows of the first"
 
 
+async def test_a_new_slot_is_never_one_that_another_transaction_has_locked(
+    live_database: Database, backend: str
+) -> None:
+    """Slots once had the numbers of the connections that created them, which other transactions may have locked."""
+    if backend == "sqlite":
+        pytest.skip("SQLite has one writer")
+    async with AsyncExitStack() as stack:
+        setup = await stack.enter_async_context(live_database.sessions())
+        flows = [await create_flow(setup, await create_user(setup)) for _ in range(2)]
+        sessions = [await stack.enter_async_context(live_database.transaction()) for _ in range(2)]
+        for session, flow in zip(sessions, flows, strict=True):
+            await session.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+            connection_id = await session.scalar(sa.select(sa.func.pg_backend_pid()))
+            await create_execution(setup, flow)
+            slot = sa.update(StoredBytesRecord).where(StoredBytesRecord.user_id == flow.user_id)
+            await setup.execute(slot.values(slot=connection_id))
+        await setup.commit()
+        for order in (reversed(flows), flows):  # each transaction first locks the slot of the other one's number
+            for session, flow in zip(sessions, order, strict=True):
+                session.add(ExecutionRecord(flow_id=flow.id, trigger_type=TriggerType.MANUAL))
+                await session.flush()
+    async with live_database.sessions() as session:
+        assert await maintained(session) == await counted(session)
+
+
 async def test_rows_that_copy_writes_are_counted(live_database: Database, backend: str) -> None:
     if backend == "sqlite":
         pytest.skip("SQLite has no COPY")
