@@ -281,3 +281,23 @@ def _counting_function(name: str, transition: str, is_needed: str) -> str:
         row_minute=_bucket("started_at", 60, "postgresql"),
         add_to_series=series,
     )
+
+
+# Rows of a bucket that other transactions have locked are left out. What is deleted adds up to nothing.
+_DELETE_EMPTY_BUCKETS = """
+WITH empty AS MATERIALIZED (
+  SELECT seconds, start FROM execution_series
+  WHERE flow_id = :flow_id AND mode = :mode AND seconds IN (60, 900) AND start <= :until
+  GROUP BY seconds, start HAVING {is_zero} LIMIT :limit
+), locked AS MATERIALIZED (
+  SELECT s.* FROM empty JOIN execution_series AS s USING (seconds, start)
+  WHERE s.flow_id = :flow_id AND s.mode = :mode FOR UPDATE OF s SKIP LOCKED
+), zero AS (
+  SELECT seconds, start FROM locked GROUP BY seconds, start HAVING {is_zero}
+)
+DELETE FROM execution_series AS s USING locked JOIN zero USING (seconds, start)
+WHERE s.flow_id = :flow_id AND s.mode = :mode AND s.seconds = locked.seconds AND s.start = locked.start
+  AND s.slot = locked.slot
+RETURNING s.slot"""
+DELETE_EMPTY_BUCKETS = _DELETE_EMPTY_BUCKETS.format(is_zero=_each("sum({name}) = 0", " AND "))
+"""Deletes buckets whose slots add up to zero, on PostgreSQL."""

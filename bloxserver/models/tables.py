@@ -226,8 +226,6 @@ class ExecutionRecord(Base):
 
     __tablename__ = "executions"
     __table_args__ = (
-        sa.Index(None, "flow_id", "started_at", "id"),
-        sa.Index(None, "flow_id", "status", "started_at", "id"),
         sa.Index(None, "flow_id", "mode", "started_at", "id"),
         sa.Index(None, "flow_id", "mode", "status", "started_at", "id"),
         sa.Index(None, "trigger_id", "started_at", "id"),

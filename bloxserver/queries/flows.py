@@ -11,8 +11,8 @@ from sqlalchemy.orm import aliased
 
 from bloxserver.errors import NotFound
 from bloxserver.ids import read_id
-from bloxserver.models.enums import ExecutionStatus, FlowStatus
-from bloxserver.models.tables import ExecutionRecord, FlowRecord
+from bloxserver.models.enums import FlowStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, FlowRecord
 from bloxserver.queries.paging import Page, PageRequest
 from bloxserver.queries.requesters import (
     REQUESTER,
@@ -142,9 +142,14 @@ async def has_flows_to_reconcile(session: AsyncSession) -> bool:
 
 def has_running_executions() -> sa.ColumnElement[bool]:
     """Whether a flow has executions that have not ended, for statements about flows."""
-    return (
-        sa.select(ExecutionRecord.id)
-        .where(ExecutionRecord.flow_id == FlowRecord.id, ExecutionRecord.status == ExecutionStatus.RUNNING)
+    running = (
+        sa.select(sa.func.sum(ExecutionTotalsRecord.running))
+        .where(ExecutionTotalsRecord.flow_id == FlowRecord.id)
         .correlate(FlowRecord)
-        .exists()
     )
+    return sa.func.coalesce(running.scalar_subquery(), 0) > 0
+
+
+def modes_of(flow_id: UUID) -> sa.Select[str]:
+    """The modes of a flow's executions. The indexes of executions start with the flow and the mode."""
+    return sa.select(ExecutionTotalsRecord.mode).where(ExecutionTotalsRecord.flow_id == flow_id)

@@ -17,6 +17,7 @@ from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
+    ExecutionTotalsRecord,
     FailureNotificationRecord,
     FlowRecord,
     FlowVersionRecord,
@@ -54,25 +55,22 @@ async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> No
 
 async def _is_small(session: AsyncSession, flow_id: UUID) -> bool:
     """Whether the request can delete the flow's rows. Reads no more rows than the request may delete."""
+    totals = sa.select(sa.func.sum(ExecutionTotalsRecord.executions)).where(ExecutionTotalsRecord.flow_id == flow_id)
+    if (await session.scalar(totals) or 0) > MAX_EXECUTIONS:
+        return False
     execution, step, version = ExecutionRecord, ExecutionStepRecord, FlowVersionRecord
-    executions = sa.select(execution.id).where(execution.flow_id == flow_id).limit(MAX_EXECUTIONS + 1)
+    executions = sa.select(execution.id).where(execution.flow_id == flow_id)
     parts = [
-        sa.select(sa.literal(1).label("executions"), size_of(execution.input_payload, execution.output_payload))
-        .where(execution.flow_id == flow_id)
-        .limit(MAX_EXECUTIONS + 1),
-        sa.select(sa.literal(0), size_of(step.input_payload, step.output_payload, step.state))
+        sa.select(size_of(execution.input_payload, execution.output_payload)).where(execution.flow_id == flow_id),
+        sa.select(size_of(step.input_payload, step.output_payload, step.state))
         .where(step.execution_id.in_(executions))
         .limit(MAX_ROWS + 1),
-        sa.select(sa.literal(0), size_of(version.organism_yaml)).where(version.flow_id == flow_id).limit(MAX_ROWS + 1),
+        sa.select(size_of(version.organism_yaml)).where(version.flow_id == flow_id).limit(MAX_ROWS + 1),
     ]
     rows = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
-    counted = sa.select(
-        sa.func.count(),
-        sa.func.coalesce(sa.func.sum(rows.c.executions), 0),
-        sa.func.coalesce(sa.func.sum(rows.c.size), 0),
-    )
-    total, number, size = (await session.execute(counted)).one()
-    return bool(number <= MAX_EXECUTIONS and total <= MAX_ROWS and size <= MAX_BYTES)
+    counted = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(rows.c.size), 0))
+    total, size = (await session.execute(counted)).one()
+    return bool(total <= MAX_ROWS and size <= MAX_BYTES)
 
 
 async def _wake_callers(session: AsyncSession, flow_id: UUID) -> None:

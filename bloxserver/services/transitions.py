@@ -20,6 +20,7 @@ from bloxserver.models.enums import ExecutionStatus, StepStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.observability import metrics
 from bloxserver.queries.executions import read_execution
+from bloxserver.queries.flows import modes_of
 
 OPEN_STEPS = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
 BATCH = 500
@@ -111,7 +112,11 @@ async def cancel_running(session: AsyncSession, flow_id: UUID, reason: str) -> i
     """Cancel a batch of the flow's running executions, callers first. Returns their number; 0 if none is left."""
     running = await session.scalars(
         sa.select(ExecutionRecord.id)
-        .where(ExecutionRecord.flow_id == flow_id, ExecutionRecord.status == ExecutionStatus.RUNNING)
+        .where(
+            ExecutionRecord.flow_id == flow_id,
+            ExecutionRecord.mode.in_(modes_of(flow_id)),
+            ExecutionRecord.status == ExecutionStatus.RUNNING,
+        )
         .order_by(ExecutionRecord.depth, ExecutionRecord.id)
         .limit(BATCH)
     )

@@ -22,7 +22,7 @@ branch_labels = None
 depends_on = None
 
 LOCKS = ("LOCK TABLE flows IN SHARE ROW EXCLUSIVE MODE", "LOCK TABLE executions IN ACCESS EXCLUSIVE MODE")
-OLD_INDEXES = (["trigger_id"],)
+OLD_INDEXES = (["flow_id", "started_at", "id"], ["flow_id", "status", "started_at", "id"], ["trigger_id"])
 NEW_INDEXES = (
     ["flow_id", "mode", "started_at", "id"],
     ["flow_id", "mode", "status", "started_at", "id"],

@@ -54,11 +54,11 @@ async def maintained(session: AsyncSession) -> Counts:
 
 async def counted(session: AsyncSession) -> Counts:
     dialect = session.get_bind().dialect.name
-    key = {"flow_id": sa.Uuid(), "mode": sa.String(), "seconds": sa.Integer(), "start": UtcDateTime()}
+    key: dict[str, Any] = {"flow_id": sa.Uuid(), "mode": sa.String(), "seconds": sa.Integer(), "start": UtcDateTime()}
     queries = [(count_totals(), ["flow_id", "mode"]), *((count_series(width, dialect), list(key)) for width in BUCKETS)]
     counts: Counts = {}
     for query, names in queries:
-        columns = [sa.column(name, key.get(name)) for name in (*names, "slot", *COUNTERS)]
+        columns: list[Any] = [sa.column(name, key.get(name)) for name in (*names, "slot", *COUNTERS)]
         text = sa.text(query.replace("':", "'\\:"))  # no parameter
         for row in await session.execute(text.columns(*columns)):
             counts[tuple(row[: len(names)])] = tuple(int(value) for value in row[len(names) + 1 :])

@@ -228,6 +228,55 @@ async def test_0011_counts_the_bytes_of_existing_rows(database: Database) -> Non
         assert await session.scalar(sa.text("SELECT count(*) FROM executions")) == 1
 
 
+async def test_0015_counts_existing_executions_and_those_of_older_programs(database: Database) -> None:
+    flow = new_id()
+
+    async def migrated(change: Callable[[sa.Connection, str], None], revision: str) -> None:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(change, revision)
+
+    async def write(session: AsyncSession, *statuses: str) -> None:
+        """Insert executions as a program that does not know their mode."""
+        for status in statuses:
+            values = {"id": new_id(), "flow_id": flow, "trigger_type": "manual", "status": status}
+            await insert_by_hand(session, "executions", **values, duration_ms=10)
+
+    async def statuses() -> dict[str, list[int]]:
+        record = tables.ExecutionTotalsRecord
+        sums = [sa.func.sum(column) for column in (record.executions, record.running, record.error, record.duration_ms)]
+        async with database.transaction(read_only=True) as session:
+            rows = await session.execute(sa.select(record.mode, *sums).group_by(record.mode))
+            return {mode: [int(value) for value in values] for mode, *values in rows}
+
+    old_function = """CREATE OR REPLACE FUNCTION stored_bytes_executions_insert() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM pg_backend_pid(); RETURN NULL; END $$"""
+    await migrated(migrate.upgrade, "0014")
+    async with database.transaction() as session:
+        user = new_id()
+        await insert_by_hand(session, "users", id=user, clerk_id="c")
+        await insert_by_hand(session, "flows", id=flow, user_id=user, name="f", organism_yaml="x")
+        await write(session, "running", "error", "error")
+        if session.get_bind().dialect.name == "postgresql":
+            await session.execute(sa.text(old_function))
+    await migrated(migrate.upgrade, "0015")
+    assert await statuses() == {"normal": [3, 1, 2, 30]}
+    async with database.transaction() as session:
+        await write(session, "running", "success")
+        await session.execute(sa.text("UPDATE executions SET status = 'error' WHERE status = 'running'"))
+    assert await statuses() == {"normal": [5, 0, 4, 50]}
+    async with database.transaction() as session:
+        assert await session.scalar(sa.text("SELECT sum(executions) FROM execution_series WHERE seconds = 900")) == 5
+        if session.get_bind().dialect.name == "postgresql":
+            of_connections = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'stored%' AND prosrc LIKE '%backend_pid%'"
+            assert await session.scalar(sa.text(of_connections)) == 0
+    await migrated(migrate.downgrade, "0014")
+    async with database.transaction() as session:
+        await write(session, "running")
+        assert await session.scalar(sa.text("SELECT count(*) FROM executions")) == 6
+    await migrated(migrate.upgrade, "0015")
+    assert await statuses() == {"normal": [6, 1, 4, 60]}
+
+
 OF_FLOW = (
     "flows",
     "triggers",

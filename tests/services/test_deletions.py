@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.clock import now
-from bloxserver.engine.background.expired import Limits, read_excess
+from bloxserver.engine.background.expired import read_flow_ids
 from bloxserver.engine.background.notification_rows import read_disabled, read_due_notifications, read_failure
 from bloxserver.engine.background.schedule_firing import disable_schedule, fire_schedule, postpone_schedule
 from bloxserver.engine.queue.claims import read_call_results
@@ -119,7 +119,7 @@ class TestSize:
         await create_trigger(session, flow, webhook_token=token)
 
 
-@pytest.mark.parametrize(("number", "flow_cost", "trigger_cost"), [(3, 13, 8), (LARGE, 7, 5), (2 * LARGE, 7, 5)])
+@pytest.mark.parametrize(("number", "flow_cost", "trigger_cost"), [(3, 14, 8), (LARGE, 7, 5), (2 * LARGE, 7, 5)])
 async def test_deletion_executes_the_expected_number_of_statements(
     client: httpx.AsyncClient,
     dev_user: UserRecord,
@@ -303,7 +303,7 @@ class TestReads:
         assert await read_due_notifications(session, now(), 10) == []
         assert await read_failure(session, deleted.failed.id) is None
         assert await read_disabled(session, deleted.of_schedule.id) is None
-        assert await read_excess(session, Limits(now(), now(), 0, 0), None, 10) == []
+        assert await read_flow_ids(session, None, 10) == []
 
     async def test_deleted_flow_stores_no_key_values(self, deleted: Deleted, session: AsyncSession) -> None:
         with pytest.raises(NotFound):

@@ -29,6 +29,7 @@ from bloxserver.engine.loops import PollLoop
 from bloxserver.models.database import Database
 from bloxserver.models.tables import (
     ExecutionRecord,
+    ExecutionSeriesRecord,
     FlowRecord,
     FlowVersionRecord,
     KeyValueRecord,
@@ -51,12 +52,13 @@ MIN_INTERVAL_SECONDS = 0.05
 """Pause after each transaction, so that other writes can proceed."""
 MAX_PENDING = 1_000
 """Flows, or triggers, that one run reads."""
-ROWS_OF_FLOW: tuple[tuple[Any, Any, int], ...] = (
-    (TriggerRecord, TriggerRecord.id, 10),
-    (FlowVersionRecord, FlowVersionRecord.id, 10),
-    (KeyValueRecord, KeyValueRecord.key, 100),
+ROWS_OF_FLOW: tuple[tuple[Any, int], ...] = (
+    (TriggerRecord, 10),
+    (FlowVersionRecord, 10),
+    (KeyValueRecord, 100),
+    (ExecutionSeriesRecord, MAX_ROWS),
 )
-"""Tables whose rows of a flow are deleted after its executions, their key within the flow, and rows per transaction.
+"""Tables whose rows of a flow are deleted after its executions, and rows per transaction.
 
 The few notifications of disabled schedules are deleted with their triggers, by a cascade.
 """
@@ -164,8 +166,8 @@ class Deletions:
             async with self._database.transaction(read_only=True) as session:
                 if await session.scalar(sa.select(_has_executions(flow_id))):
                     return False  # the remaining executions still refer to rows of the other tables
-            for table, key, limit in ROWS_OF_FLOW:
-                delete = partial(_delete_some, table=table, key=key, flow_id=flow_id, limit=limit)
+            for table, limit in ROWS_OF_FLOW:
+                delete = partial(_delete_some, table=table, flow_id=flow_id, limit=limit)
                 while await self._deleter.in_transaction(delete, rows):
                     pass
             async with self._database.transaction() as session:
@@ -239,11 +241,12 @@ async def _delete_trigger(session: AsyncSession, trigger_id: UUID) -> bool:
     return await _changed(session, sa.delete(TriggerRecord).where(*unused).returning(TriggerRecord.id)) > 0
 
 
-async def _delete_some(session: AsyncSession, *, table: Any, key: Any, flow_id: UUID, limit: int) -> PruneResult:
+async def _delete_some(session: AsyncSession, *, table: Any, flow_id: UUID, limit: int) -> PruneResult:
     """Delete a batch of a table's rows of the flow. Raises `RetentionLockBusy`."""
     await acquire_advisory_lock(session, DELETION_LOCK)
-    batch = sa.select(key).where(table.flow_id == flow_id).limit(limit)
-    deleted = await _changed(session, sa.delete(table).where(table.flow_id == flow_id, key.in_(batch)).returning(key))
+    key = sa.inspect(table).primary_key
+    batch = sa.select(*key).where(table.flow_id == flow_id).limit(limit)
+    deleted = await _changed(session, sa.delete(table).where(sa.tuple_(*key).in_(batch)).returning(key[0]))
     return PruneResult(versions=deleted) if table is FlowVersionRecord else PruneResult(others=deleted)
 
 

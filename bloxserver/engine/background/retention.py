@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -12,19 +13,23 @@ import sqlalchemy as sa
 import structlog
 
 from bloxserver.engine.background.expired import (
-    FlowExcess,
+    ExecutionExcess,
     Limits,
     Position,
+    VersionExcess,
     count_spare_versions,
     count_steps,
-    read_excess,
+    read_execution_excess,
     read_expired,
+    read_flow_ids,
+    read_version_excess,
 )
 from bloxserver.engine.background.retention_batches import (
     PRUNE_LOCK,
     BatchDeleter,
     PruneResult,
     RetentionLockBusy,
+    delete_empty_buckets,
     delete_versions,
 )
 from bloxserver.engine.loops import PollLoop
@@ -88,18 +93,20 @@ class Retention:
         """Delete all expired rows, or only count them with `dry_run`."""
         pruned = PruneResult()
         limits = await self._limits()
-        async for flow in self._flows(limits):
-            try:
-                await self._prune_executions(flow, limits, pruned, dry_run=dry_run)
-                await self._prune_versions(flow, limits, pruned, dry_run=dry_run)
-            except RetentionLockBusy:
-                pruned.lock_busy = True
-                break
-            except Exception as error:
-                if is_transient(error):
-                    raise
-                # The next run tries again. Other flows are not delayed.
-                log.error("flow not pruned", flow_id=str(flow.flow_id), exc_info=error)
+        try:
+            async for flow_ids in self._pages():
+                async with self._database.transaction(read_only=True) as session:
+                    executions = await read_execution_excess(session, limits, flow_ids)
+                for excess in executions:
+                    with _continue_after_failure(excess.flow_id):
+                        await self._prune_executions(excess, limits, pruned, dry_run=dry_run)
+                async with self._database.transaction(read_only=True) as session:
+                    versions = await read_version_excess(session, limits, flow_ids)
+                for flow in versions:
+                    with _continue_after_failure(flow.flow_id):
+                        await self._prune_versions(flow, limits, pruned, dry_run=dry_run)
+        except RetentionLockBusy:
+            pruned.lock_busy = True
         return pruned
 
     async def _limits(self) -> Limits:
@@ -114,36 +121,39 @@ class Retention:
             versions=self._settings.flow_version_retention or None,
         )
 
-    async def _flows(self, limits: Limits) -> AsyncIterator[FlowExcess]:
-        """All flows that have more executions or versions than are kept."""
+    async def _pages(self) -> AsyncIterator[Sequence[UUID]]:
+        """All flows."""
         after: UUID | None = None
         while True:
             async with self._database.transaction(read_only=True) as session:
-                flows = await read_excess(session, limits, after, FLOWS)
-            for flow in flows:
-                if flow.has_excess:
-                    yield flow
-            if len(flows) < FLOWS:
+                flow_ids = await read_flow_ids(session, after, FLOWS)
+            if flow_ids:
+                yield flow_ids
+            if len(flow_ids) < FLOWS:
                 return
-            after = flows[-1].flow_id
+            after = flow_ids[-1]
 
-    async def _prune_executions(self, flow: FlowExcess, limits: Limits, pruned: PruneResult, *, dry_run: bool) -> None:
+    async def _prune_executions(
+        self, excess: ExecutionExcess, limits: Limits, pruned: PruneResult, *, dry_run: bool
+    ) -> None:
         after: Position | None = None
         while True:
             async with self._database.transaction(read_only=True) as session:
-                expired = await read_expired(session, flow, limits, after, EXECUTIONS)
+                expired = await read_expired(session, excess, limits, after, EXECUTIONS)
                 if not expired:
-                    return
+                    break
                 if dry_run:
                     pruned.executions += len(expired)
                     pruned.steps += await count_steps(session, [execution.position.id for execution in expired])
             if not dry_run:
                 await self._deleter.delete_executions(expired, pruned)
             after = expired[-1].position
+        if after is not None and not dry_run:
+            delete = partial(delete_empty_buckets, flow_id=excess.flow_id, until=after)
+            while await self._deleter.in_transaction(delete, pruned):
+                pass
 
-    async def _prune_versions(self, flow: FlowExcess, limits: Limits, pruned: PruneResult, *, dry_run: bool) -> None:
-        if flow.newest_surplus_version is None:
-            return
+    async def _prune_versions(self, flow: VersionExcess, limits: Limits, pruned: PruneResult, *, dry_run: bool) -> None:
         if dry_run:
             async with self._database.transaction(read_only=True) as session:
                 pruned.versions += await count_spare_versions(session, flow, limits)
@@ -151,6 +161,19 @@ class Retention:
         delete = partial(delete_versions, flow=flow, limits=limits)
         while await self._deleter.in_transaction(delete, pruned):
             pass
+
+
+@contextmanager
+def _continue_after_failure(flow_id: UUID) -> Iterator[None]:
+    """Log an error. The next run tries again, and other flows are not delayed."""
+    try:
+        yield
+    except RetentionLockBusy:
+        raise
+    except Exception as error:
+        if is_transient(error):
+            raise
+        log.error("flow not pruned", flow_id=str(flow_id), exc_info=error)
 
 
 def _count(deleted: PruneResult) -> None:

@@ -15,14 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.engine.background.expired import (
     ENDED,
     Expired,
-    FlowExcess,
     Limits,
+    Position,
     StepSize,
+    VersionExcess,
     read_step_sizes,
     spare_versions,
 )
 from bloxserver.models.database import Database
-from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowVersionRecord
+from bloxserver.models.execution_totals import DELETE_EMPTY_BUCKETS
+from bloxserver.models.tables import ExecutionRecord, ExecutionSeriesRecord, ExecutionStepRecord, FlowVersionRecord
 
 PRUNE_LOCK = 0x626C6F78_707275
 """Advisory lock of retention: one process deletes at a time."""
@@ -175,7 +177,7 @@ async def delete_batch(session: AsyncSession, batch: Batch, lock: int = PRUNE_LO
     return PruneResult(executions=executions, steps=steps)
 
 
-async def delete_versions(session: AsyncSession, flow: FlowExcess, limits: Limits) -> PruneResult:
+async def delete_versions(session: AsyncSession, flow: VersionExcess, limits: Limits) -> PruneResult:
     """Delete up to `MAX_VERSIONS` of the flow's expired versions; raises `RetentionLockBusy`."""
     await acquire_advisory_lock(session)
     spare = spare_versions(flow, limits).limit(MAX_VERSIONS)
@@ -186,6 +188,21 @@ async def delete_versions(session: AsyncSession, flow: FlowExcess, limits: Limit
         .execution_options(synchronize_session=False)
     )
     return PruneResult(versions=len(deleted.all()))
+
+
+async def delete_empty_buckets(session: AsyncSession, flow_id: UUID, until: Position) -> PruneResult:
+    """Delete up to `MAX_ROWS` buckets of the series that count no execution; raises `RetentionLockBusy`.
+
+    On SQLite, the triggers have deleted them.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return PruneResult()
+    await acquire_advisory_lock(session)
+    series = ExecutionSeriesRecord.__table__.c
+    values = {"flow_id": flow_id, "mode": until.mode, "until": until.started_at, "limit": MAX_ROWS}
+    types = [sa.bindparam(name, type_=series[of].type) for name, of in (("flow_id", "flow_id"), ("until", "start"))]
+    deleted = await session.execute(sa.text(DELETE_EMPTY_BUCKETS).bindparams(*types), values)
+    return PruneResult(others=len(deleted.all()))
 
 
 async def _delete(

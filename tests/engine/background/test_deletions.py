@@ -20,6 +20,7 @@ from bloxserver.models.database import Base, Database
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel
 from bloxserver.models.tables import (
     ExecutionRecord,
+    ExecutionSeriesRecord,
     ExecutionStepRecord,
     FailureNotificationRecord,
     FlowRecord,
@@ -133,6 +134,31 @@ async def test_no_transaction_deletes_many_rows(world: World) -> None:
         assert (await world.deletions.finish()).is_complete
     assert max(transactions) <= MAX_ROWS
     assert len(transactions) > (LARGE + 701 + 2100 + 2 * MAX_ROWS) // MAX_ROWS
+
+
+async def test_series_of_the_flow_are_deleted_in_batches(world: World) -> None:
+    """On PostgreSQL, buckets without executions can remain."""
+    buckets = 2 * MAX_ROWS
+    rows = [
+        {
+            "flow_id": world.flow.id,
+            "mode": "normal",
+            "seconds": 60,
+            "start": now() - timedelta(minutes=number),
+            "slot": 7,
+        }
+        for number in range(buckets)
+    ]
+    async with world.database.transaction() as session:
+        await session.execute(sa.insert(ExecutionSeriesRecord), rows)
+    await world.delete_flow()
+    with deleting_transactions(world.database) as transactions:
+        result = await world.deletions.finish()
+    assert result.is_complete
+    assert result.rows.others >= buckets
+    assert len(transactions) > 2 * LARGE // MAX_ROWS + buckets // MAX_ROWS
+    async with world.database.transaction(read_only=True) as session:
+        assert await count(session, ExecutionSeriesRecord, ExecutionSeriesRecord.flow_id == world.flow.id) == 0
 
 
 async def test_executions_of_a_deleted_trigger_lose_it_in_batches(world: World) -> None:

@@ -14,6 +14,7 @@ from bloxserver.engine.background.retention_batches import PruneResult
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel
 from bloxserver.models.tables import (
     ExecutionRecord,
+    ExecutionSeriesRecord,
     ExecutionStepRecord,
     FailureNotificationRecord,
     FlowRecord,
@@ -223,3 +224,28 @@ class TestVersions:
         ):
             assert (answer.status_code, answer.json()["code"]) == (404, "version_not_found")
         assert (await live_client.patch(path, json={"organismYaml": "new"})).json()["latestVersion"] == 5
+
+
+class TestModes:
+    async def test_executions_of_each_mode_are_kept(self, world: World) -> None:
+        ids = {mode: [await world.execution(day, mode=mode) for day in range(4)] for mode in ("normal", "test")}
+        assert await world.retention(per_flow=2).prune(dry_run=True) == PruneResult(executions=4)
+        assert await world.prune(per_flow=2) == PruneResult(executions=4)
+        assert await world.left() == {*ids["normal"][:2], *ids["test"][:2]}
+
+    async def test_buckets_of_deleted_executions_are_deleted(self, world: World, backend: str) -> None:
+        """Transactions that ran at the same time counted in several rows, and each row alone is not zero."""
+        if backend == "sqlite":
+            pytest.skip("SQLite has one writer")
+        kept = await world.execution(1)
+        async with world.database.sessions() as first, world.database.sessions() as second:
+            for session in (first, second):
+                started_at = now() - 40 * DAY
+                values = {"flow_id": world.flow.id, "trigger_type": "manual", "status": SUCCESS}
+                await session.execute(sa.insert(ExecutionRecord).values(values | {"started_at": started_at}))
+            await first.commit()
+            await second.commit()
+        assert await world.count(ExecutionSeriesRecord) == 6
+        assert (await world.prune(days=30)).executions == 2
+        assert await world.left() == {kept}
+        assert await world.count(ExecutionSeriesRecord) == 2

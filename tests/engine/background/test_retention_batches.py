@@ -14,7 +14,7 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 
 def expired(number: int, size: int = 0) -> Expired:
-    return Expired(Position(NOON, UUID(int=number)), size)
+    return Expired(Position("normal", NOON, UUID(int=number)), size)
 
 
 def steps(execution: int, number: int, size: int = 10) -> list[StepSize]:
