@@ -1,0 +1,56 @@
+"""Opaque positions in lists: the time and the id of the last row of a page, and a hash of the list.
+
+A cursor grants nothing: the list is read for its owner in any case. The hash detects a cursor of another list.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import NamedTuple
+from uuid import UUID
+
+from bloxserver.errors import BadRequest
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_TIME_BYTES = 8
+_ID_BYTES = 16
+_HASH_BYTES = 8
+MAX_CURSOR_LENGTH = 100
+
+
+class Position(NamedTuple):
+    """The place of a row in a list from the newest to the oldest row, with the id as tiebreak."""
+
+    started_at: datetime
+    id: UUID
+
+
+def write_cursor(position: Position, list_name: str) -> str:
+    """The cursor of a list. `list_name` identifies the list: whose it is, its filters and its order."""
+    microseconds = (position.started_at - _EPOCH) // _MICROSECOND
+    content = microseconds.to_bytes(_TIME_BYTES, signed=True) + position.id.bytes + _hash(list_name)
+    return urlsafe_b64encode(content).decode()
+
+
+def read_cursor(cursor: str, list_name: str) -> Position:
+    """The position in a cursor. Raises `BadRequest` if it is malformed or belongs to another list."""
+    try:
+        content = urlsafe_b64decode(cursor.encode("ascii"))
+        at = _EPOCH + int.from_bytes(content[:_TIME_BYTES], signed=True) * _MICROSECOND
+        position = Position(at, UUID(bytes=content[_TIME_BYTES : _TIME_BYTES + _ID_BYTES]))
+    except (ValueError, OverflowError):
+        raise _invalid() from None
+    if write_cursor(position, list_name) != cursor:
+        raise _invalid()
+    return position
+
+
+def _invalid() -> BadRequest:
+    return BadRequest("invalid_cursor", "The cursor is not one of this list with these filters")
+
+
+def _hash(list_name: str) -> bytes:
+    return blake2b(list_name.encode(), digest_size=_HASH_BYTES).digest()
