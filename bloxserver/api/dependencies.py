@@ -208,7 +208,6 @@ def _page(default_size: int) -> Any:
 
 
 FlowPage = Annotated[PageRequest, _page(20)]
-ExecutionPage = Annotated[PageRequest, _page(50)]
 StepPage = Annotated[PageRequest, _page(100)]
 VersionPage = Annotated[PageRequest, _page(20)]
 

@@ -74,7 +74,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     reasons: dict[str, str] = {}
     for item in error.errors():
-        field = ".".join(_printable(part) for part in item["loc"])
+        # A value of a repeated query parameter has no place of its own.
+        place = item["loc"][:2] if item["loc"][0] == "query" else item["loc"]
+        field = ".".join(_printable(part) for part in place)
         reasons.setdefault(field, _printable(item["msg"]))
     return error_response(request, Unprocessable(reasons))
 

@@ -205,13 +205,43 @@ CANCELLED_EXECUTION = RUNNING_EXECUTION | {
 STILL_RUNNING = RUNNING_EXECUTION | {"executionId": EXECUTION_ID, "message": "Execution is still running"}
 ENDED_EXECUTION = EXECUTION | {"executionId": EXECUTION_ID, "message": "Execution has ended"}
 EXECUTION_SUMMARY = {name: EXECUTION[name] for name in ("id", "status", "triggerType", "startedAt", "durationMs")}
+FLOW_EXECUTION_SUMMARY = EXECUTION_SUMMARY | {"flowId": FLOW_ID, "flowName": FLOW["name"]}
+NEXT_CURSOR = "AAZHhYx_FyABmU6xQ2B7gqXHPCqZ9yEKEw4fXQd2mq0="
 STATISTICS = {
     "flowId": FLOW_ID,
     "executionsTotal": 1250,
     "executionsSuccess": 1238,
     "executionsError": 9,
+    "executionsTimeout": 1,
+    "executionsCancelled": 1,
+    "executionsRunning": 1,
     "avgDurationMs": 34.5,
+    "p50DurationMs": 31,
+    "p95DurationMs": 62,
+    "p99DurationMs": 240,
+    "inputTokens": 0,
+    "outputTokens": 0,
     "lastExecutedAt": "2026-03-02T09:36:09.520000Z",
+}
+SERIES = {
+    "flowId": FLOW_ID,
+    "bucket": "hour",
+    "tz": "Europe/Berlin",
+    "buckets": [
+        {
+            "start": "2026-03-02T09:00:00.000000Z",
+            "end": "2026-03-02T10:00:00.000000Z",
+            "executions": 34,
+            "success": 32,
+            "error": 1,
+            "timeout": 0,
+            "cancelled": 0,
+            "running": 1,
+            "avgDurationMs": 33.5,
+            "inputTokens": 0,
+            "outputTokens": 0,
+        }
+    ],
 }
 STEP: Example = {
     "id": STEP_ID,
@@ -275,7 +305,12 @@ BLOCK = {
 
 def page(item: Example, size: int = 20) -> Example:
     """A page with a single item."""
-    return {"items": [item], "total": 1, "page": 1, "pageSize": size, "hasMore": False}
+    return {"items": [item], "total": 1, "page": 1, "pageSize": size, "hasMore": False, "totalIsExact": True}
+
+
+def cursor_page(item: Example) -> Example:
+    """The first of two pages with a single item each."""
+    return page(item, 1) | {"total": 2, "hasMore": True, "nextCursor": NEXT_CURSOR}
 
 
 def _outline(body: Example) -> str:

@@ -107,6 +107,16 @@ def error_of(status: int, description: str, code: str, message: str) -> Response
     return {status: _error(status, description, code, message)}
 
 
+def invalid_cursor() -> Responses:
+    """The error response of a list with cursors."""
+    return error_of(
+        400,
+        "The cursor is malformed, or belongs to another list or to other filters.",
+        "invalid_cursor",
+        "The cursor is not one of this list with these filters",
+    )
+
+
 def storage_limit_reached() -> Responses:
     """The error response of a route that stores a version."""
     return error_of(

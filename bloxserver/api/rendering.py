@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,8 +13,9 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.types import Receive, Scope, Send
 
 from bloxserver.api.large_values import PLACEHOLDER_START, holding
-from bloxserver.api.schemas import PaginatedResponse
+from bloxserver.api.schemas import CursorPage, PaginatedResponse, StatsSeries
 from bloxserver.event_loop import in_parts
+from bloxserver.queries.execution_lists import ExecutionList
 from bloxserver.queries.paging import Page
 from bloxserver.raw_json import RawJson
 
@@ -38,13 +39,33 @@ async def render(respond: Callable[[], Awaitable[Response]]) -> Response:
 async def render_page(item: type[BaseModel], page: Page) -> Response:
     """Return the response with a page of such items, which are written in parts."""
     adapter = _adapter(item)
-    empty = PaginatedResponse[BaseModel].model_validate(replace(page, items=[]))
-    start, end = empty.model_dump_json(by_alias=True).encode().split(b"]", 1)
+    start, end = _ends(PaginatedResponse[BaseModel].model_validate(replace(page, items=[])))
     parts = [start]
     async for part in in_parts(page.items, PART_ITEMS):
         items = adapter.validate_python(part, from_attributes=True)
         parts += [b"," if len(parts) > 1 else b"", adapter.dump_json(items, by_alias=True)[1:-1]]
     return LargeResponse(Response(media_type="application/json"), [*parts, b"]" + end])
+
+
+def render_lines(page: ExecutionList) -> Response:
+    """Return the response with a page whose items the database has written as JSON."""
+    return _filled_list(CursorPage[BaseModel].model_validate(replace(page, items=[])), page.items)
+
+
+def render_series(empty: StatsSeries, buckets: Sequence[str]) -> Response:
+    """Return the response with buckets that the database has written as JSON."""
+    return _filled_list(empty, buckets)
+
+
+def _filled_list(empty: BaseModel, items: Sequence[str]) -> Response:
+    start, end = _ends(empty)
+    return Response(start + ",".join(items).encode() + b"]" + end, media_type="application/json")
+
+
+def _ends(empty: BaseModel) -> tuple[bytes, bytes]:
+    """The JSON of a model with one empty list: the part before the closing bracket of the list, and that after it."""
+    start, end = empty.model_dump_json(by_alias=True).encode().split(b"]", 1)
+    return start, end
 
 
 @lru_cache

@@ -12,41 +12,10 @@ from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, TriggerRecord
 from bloxserver.queries.flows import flow_exists, owned_by
-from bloxserver.queries.paging import Page, PageRequest, read_rows
 from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
 
 MAX_IDS = 4096
 """Ids in one statement: both databases accept about 32,000 values."""
-
-
-async def read_executions(
-    session: AsyncSession, user_id: UUID, flow_id: UUID, page: PageRequest, status: ExecutionStatus | None
-) -> Page:
-    """A page of the executions of the user's flow, the newest first; raises `NotFound` for the flow."""
-    wanted = [ExecutionRecord.flow_id == flow_id]
-    if status is not None:
-        wanted.append(ExecutionRecord.status == status)
-    count = sa.select(sa.func.count()).select_from(ExecutionRecord).where(*wanted).scalar_subquery()
-    total = await session.scalar(
-        sa.select(count).select_from(FlowRecord).where(owned_by(user_id), FlowRecord.id == flow_id)
-    )
-    if total is None:
-        raise NotFound("Flow")
-    rows = await read_rows(
-        session,
-        sa.select(
-            ExecutionRecord.id,
-            ExecutionRecord.status,
-            ExecutionRecord.trigger_type,
-            ExecutionRecord.started_at,
-            ExecutionRecord.duration_ms,
-        )
-        .where(*wanted)
-        .order_by(ExecutionRecord.started_at.desc(), ExecutionRecord.id.desc())
-        .limit(page.page_size)
-        .offset(page.offset),
-    )
-    return Page(rows, total, page.page, page.page_size)
 
 
 async def read_execution(
@@ -172,26 +141,3 @@ async def read_outline(session: AsyncSession, execution_id: UUID) -> sa.Row[Any]
     )
     rows: sa.Result[Any] = await session.execute(wanted)
     return rows.first()
-
-
-async def read_statistics(session: AsyncSession, user_id: UUID, flow_id: UUID) -> sa.Row[Any]:
-    """Counts over all executions of the user's flow, in one statement; raises `NotFound` for the flow."""
-    status = ExecutionRecord.status
-    row: sa.Row[Any] | None = (
-        await session.execute(
-            sa.select(
-                FlowRecord.id.label("flow_id"),
-                sa.func.count(ExecutionRecord.id).label("executions_total"),
-                sa.func.count().filter(status == ExecutionStatus.SUCCESS).label("executions_success"),
-                sa.func.count().filter(status == ExecutionStatus.ERROR).label("executions_error"),
-                sa.func.coalesce(sa.func.avg(ExecutionRecord.duration_ms), 0).label("avg_duration_ms"),
-                sa.func.max(ExecutionRecord.started_at).label("last_executed_at"),
-            )
-            .outerjoin(ExecutionRecord, ExecutionRecord.flow_id == FlowRecord.id)
-            .where(owned_by(user_id), FlowRecord.id == flow_id)
-            .group_by(FlowRecord.id)
-        )
-    ).first()
-    if row is None:
-        raise NotFound("Flow")
-    return row

@@ -281,7 +281,15 @@ class TestStatistics:
             "executionsTotal": 0,
             "executionsSuccess": 0,
             "executionsError": 0,
+            "executionsTimeout": 0,
+            "executionsCancelled": 0,
+            "executionsRunning": 0,
             "avgDurationMs": 0,
+            "p50DurationMs": None,
+            "p95DurationMs": None,
+            "p99DurationMs": None,
+            "inputTokens": 0,
+            "outputTokens": 0,
             "lastExecutedAt": None,
         }
 
@@ -315,7 +323,15 @@ class TestStatistics:
             "executionsTotal": 7,
             "executionsSuccess": 2,
             "executionsError": 2,
+            "executionsTimeout": 1,
+            "executionsCancelled": 1,
+            "executionsRunning": 1,
             "avgDurationMs": 15.25,
+            "p50DurationMs": 10,
+            "p95DurationMs": 30,
+            "p99DurationMs": 30,
+            "inputTokens": 0,
+            "outputTokens": 0,
             "lastExecutedAt": "2024-05-01T12:00:00.000000Z",
         }
         assert len([statement for statement in statements if "executions" in statement]) == 1

@@ -196,6 +196,7 @@ class TestListFlows:
             "page": 1,
             "pageSize": 20,
             "hasMore": False,
+            "totalIsExact": True,
         }
         await client.patch(f"{API}/flows/{page['items'][-1]['id']}", json={"name": "changed"})
         assert (await client.get(f"{API}/flows")).json()["items"][0]["name"] == "changed"

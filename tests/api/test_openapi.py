@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from bloxserver.api import examples, schemas
 from bloxserver.api.main import app
-from bloxserver.api.schemas import ApiError, PaginatedResponse
+from bloxserver.api.schemas import ApiError
 from bloxserver.blocks.registry import get_registry
 from bloxserver.organism.canvas import yaml_to_canvas
 from bloxserver.organism.parse import parse
@@ -28,11 +28,13 @@ DELETE /api/v1/flows/{flow_id}/triggers/{trigger_id} deleteTrigger 204 401 404 4
 DELETE /api/v1/secrets/{name} deleteSecret 204 401 404 422 429 503
 GET / getServiceInfo 200 429
 GET /api/v1/blocks listBlocks 200 401 422 429 503
+GET /api/v1/executions listAllExecutions 200 400 401 422 429 503
 GET /api/v1/flows listFlows 200 401 422 429 503
 GET /api/v1/flows/{flow_id} getFlow 200 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/canvas getFlowCanvas 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/executions listExecutions 200 401 404 422 429 503
+GET /api/v1/flows/{flow_id}/executions listExecutions 200 400 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions/stats getFlowStats 200 401 404 422 429 503
+GET /api/v1/flows/{flow_id}/executions/stats/series getFlowStatsSeries 200 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions/{execution_id} getExecution 200 401 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions/{execution_id}/events streamExecution 200 204 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions/{execution_id}/steps listSteps 200 401 404 422 429 503
@@ -112,8 +114,8 @@ def model_of(schema: dict[str, Any]) -> Any:
     if schema.get("type") == "array":
         return list[model_of(schema["items"])]  # type: ignore[misc]
     name = schema["$ref"].removeprefix("#/components/schemas/")
-    if item := re.fullmatch(r"PaginatedResponse_(\w+)_", name):
-        return PaginatedResponse.__class_getitem__(getattr(schemas, item[1]))
+    if item := re.fullmatch(r"(PaginatedResponse|CursorPage)_(\w+)_", name):
+        return getattr(schemas, item[1]).__class_getitem__(getattr(schemas, item[2]))
     return getattr(schemas, name)
 
 
@@ -293,7 +295,7 @@ def test_schema_is_in_camel_case_and_has_titles(name: str) -> None:
     schema = DOCUMENT["components"]["schemas"][name]
     assert name == "JsonValue" or schema["type"] in ("object", "string")
     properties = schema.get("properties", {})
-    assert all(re.fullmatch("[a-z][a-zA-Z]*", one) for one in properties)
+    assert all(re.fullmatch("[a-z][a-zA-Z0-9]*", one) for one in properties)
     assert set(schema.get("required", [])) <= set(properties)
     for member, value in properties.items():
         assert set(value) & {"type", "$ref", "anyOf", "allOf"} or "title" in value

@@ -54,15 +54,27 @@ COSTS = {
     "create a trigger": Cost(
         5, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
     ),
-    "list executions": Cost(3, "GET", "/api/v1/flows/{running}/executions"),
-    "list executions of a status": Cost(3, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),
+    "list executions": Cost(1, "GET", "/api/v1/flows/{running}/executions"),
+    "list executions of a status": Cost(1, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),
+    "list executions of several statuses": Cost(
+        2, "GET", "/api/v1/flows/{running}/executions?status_filter=error&status_filter=timeout"
+    ),
+    "list executions with all other filters": Cost(
+        1,
+        "GET",
+        "/api/v1/flows/{running}/executions?trigger_type=manual&trigger_id={running}&started_after=2024-01-01T00:00:00Z"
+        "&started_before=2100-01-01T00:00:00Z&min_duration_ms=1&has_error=true&q=x",
+    ),
+    "list a page far behind": Cost(1, "GET", "/api/v1/flows/{running}/executions?page=1000"),
+    "list all executions": Cost(1, "GET", "/api/v1/executions"),
+    "statistics over time": Cost(1, "GET", "/api/v1/flows/{running}/executions/stats/series?bucket=day"),
     "get an execution": Cost(1, "GET", "/api/v1/flows/{running}/executions/{execution}"),
     "list steps": Cost(3, "GET", "/api/v1/flows/{running}/executions/{execution}/steps"),
     "reconnect to an ended stream": Cost(
         2, "GET", "/api/v1/flows/{running}/executions/{execution}/events?last_event_id=end", 204
     ),
     "cancel an execution": Cost(6, "POST", "/api/v1/flows/{running}/executions/{execution}/cancel"),
-    "statistics": Cost(2, "GET", "/api/v1/flows/{running}/executions/stats"),
+    "statistics": Cost(1, "GET", "/api/v1/flows/{running}/executions/stats"),
     "run": Cost(4, "POST", "/api/v1/flows/{running}/executions/run", 201, {"inputPayload": "x"}),
     "run a stopped flow": Cost(2, "POST", "/api/v1/flows/{stopped}/executions/run", 400),
     "webhook": Cost(3, "POST", "/webhooks/{token}", 200, {"a": "b"}),

@@ -4,6 +4,7 @@ Those in `DOCUMENTATION` need none either, and exist only with `ENABLE_DOCS`.
 """
 
 from bloxserver.api.routes import (
+    all_executions,
     canvas,
     documentation,
     executions,
@@ -12,6 +13,7 @@ from bloxserver.api.routes import (
     metrics,
     organisms,
     secrets,
+    series,
     triggers,
     users,
     versions,
@@ -26,6 +28,8 @@ AUTHENTICATED = [
     versions.router,
     triggers.router,
     executions.router,
+    all_executions.router,
+    series.router,
     secrets.router,
     organisms.router,
     canvas.router,

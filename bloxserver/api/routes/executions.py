@@ -11,20 +11,28 @@ from bloxserver.api.dependencies import (
     AuthenticatedUser,
     DbSession,
     ExecutionId,
-    ExecutionPage,
     FlowId,
     ServerShutdown,
     Sessions,
     StepPage,
     WaitSeconds,
 )
+from bloxserver.api.execution_queries import ExecutionListQuery
 from bloxserver.api.json_bodies import JsonRoute
-from bloxserver.api.openapi import AUTHENTICATED_PREFIX, error_of, errors, event_stream, response_of, still_running
-from bloxserver.api.rendering import render_page
+from bloxserver.api.openapi import (
+    AUTHENTICATED_PREFIX,
+    error_of,
+    errors,
+    event_stream,
+    invalid_cursor,
+    response_of,
+    still_running,
+)
+from bloxserver.api.rendering import render_lines, render_page
 from bloxserver.api.request_schemas import WITHOUT_NUL
 from bloxserver.api.schemas import (
+    CursorPage,
     Execution,
-    ExecutionStatus,
     ExecutionSummary,
     FlowStats,
     PaginatedResponse,
@@ -36,6 +44,8 @@ from bloxserver.api.streaming import END_EVENT_ID, EventStream, WaitingResponse,
 from bloxserver.api.watching import Watch
 from bloxserver.clock import now
 from bloxserver.queries import executions as queries
+from bloxserver.queries.execution_lists import read_executions
+from bloxserver.queries.execution_statistics import read_statistics
 from bloxserver.queries.steps import read_steps
 from bloxserver.services import executions as services
 from bloxserver.services import retries, transitions
@@ -43,7 +53,6 @@ from bloxserver.storable import check_text
 
 router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"], route_class=JsonRoute)
 
-StatusFilter = Annotated[ExecutionStatus | None, Query(description="Return only executions with this status.")]
 InputPayload = Annotated[
     str | None,
     Query(description="The input as text. Takes precedence over the body.", json_schema_extra={"pattern": WITHOUT_NUL}),
@@ -66,21 +75,18 @@ RetryVersion = Annotated[
 
 @router.get(
     "",
-    response_model=PaginatedResponse[ExecutionSummary],
+    response_model=CursorPage[ExecutionSummary],
     operation_id="listExecutions",
     summary="List executions",
-    responses=response_of(200, "A page of executions.", examples.page(examples.EXECUTION_SUMMARY, 50)) | errors(404),
+    responses=response_of(200, "A page of executions.", examples.cursor_page(examples.EXECUTION_SUMMARY))
+    | invalid_cursor()
+    | errors(404),
 )
 async def list_executions(
-    user: AuthenticatedUser,
-    session: DbSession,
-    flow_id: FlowId,
-    page: ExecutionPage,
-    status_filter: StatusFilter = None,
+    user: AuthenticatedUser, session: DbSession, flow_id: FlowId, query: ExecutionListQuery
 ) -> Response:
     """Return the executions of a flow, newest first."""
-    executions = await queries.read_executions(session, user.id, flow_id, page, status_filter)
-    return await render_page(ExecutionSummary, executions)
+    return render_lines(await read_executions(session, user, flow_id, query.request()))
 
 
 @router.post(
@@ -126,9 +132,10 @@ async def run_flow(
     summary="Retrieve statistics",
     responses=response_of(200, "The statistics.", examples.STATISTICS) | errors(404),
 )
-async def get_statistics(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
-    """Return the counts and the mean duration of all executions of a flow."""
-    return await queries.read_statistics(session, user.id, flow_id)
+async def get_statistics(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> Response:
+    """Return the counts and the durations of all executions of a flow."""
+    statistics = FlowStats.model_validate(await read_statistics(session, user, flow_id))
+    return Response(statistics.model_dump_json(by_alias=True), media_type="application/json")
 
 
 @router.get(

@@ -1,6 +1,6 @@
 """Request and response bodies, with one module per resource."""
 
-from bloxserver.api.schemas.base import PaginatedResponse, RequestModel
+from bloxserver.api.schemas.base import CursorPage, PaginatedResponse, RequestModel
 from bloxserver.api.schemas.errors import ApiError
 from bloxserver.api.schemas.executions import (
     AwaitedExecution,
@@ -8,7 +8,7 @@ from bloxserver.api.schemas.executions import (
     ExecutionEvent,
     ExecutionOutline,
     ExecutionSummary,
-    FlowStats,
+    FlowExecutionSummary,
     RunRequest,
     Step,
     StepEvent,
@@ -25,6 +25,7 @@ from bloxserver.api.schemas.organisms import (
     Validation,
 )
 from bloxserver.api.schemas.secrets import CreateSecretRequest, Secret, SetSecretRequest
+from bloxserver.api.schemas.statistics import FlowStats, SeriesBucket, StatsSeries
 from bloxserver.api.schemas.triggers import (
     CreateTriggerRequest,
     Trigger,
@@ -61,6 +62,7 @@ __all__ = [
     "CreateFlowRequest",
     "CreateSecretRequest",
     "CreateTriggerRequest",
+    "CursorPage",
     "DefinitionProblem",
     "DeriveRequest",
     "DerivedOrganism",
@@ -71,6 +73,7 @@ __all__ = [
     "ExecutionSummary",
     "Flow",
     "FlowCanvas",
+    "FlowExecutionSummary",
     "FlowStats",
     "FlowStatus",
     "FlowSummary",
@@ -85,8 +88,10 @@ __all__ = [
     "RequestModel",
     "RunRequest",
     "Secret",
+    "SeriesBucket",
     "ServiceInfo",
     "SetSecretRequest",
+    "StatsSeries",
     "Step",
     "StepEvent",
     "StepOutline",

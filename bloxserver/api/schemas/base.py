@@ -40,6 +40,16 @@ class PaginatedResponse(CamelModel, Generic[Item]):
 
     items: list[Item]
     total: int = Field(description="The number of items on all pages.")
+    total_is_exact: bool = Field(True, description="Whether `total` is exact. If it is not, there are more items.")
     page: int = Field(description="The number of this page, from 1.")
     page_size: int
     has_more: bool = Field(description="Whether there is a next page.")
+
+
+class CursorPage(PaginatedResponse[Item], Generic[Item]):
+    """A page of a list that can also be read with cursors."""
+
+    next_cursor: str | None = Field(
+        description="The `cursor` of the next page; null on the last page. New rows move the numbers of pages, but not "
+        "cursors."
+    )

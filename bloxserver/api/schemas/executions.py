@@ -24,6 +24,13 @@ class ExecutionSummary(CamelModel):
     )
 
 
+class FlowExecutionSummary(ExecutionSummary):
+    """An execution as an item of a list over several flows."""
+
+    flow_id: UUID
+    flow_name: str
+
+
 class ExecutionOutline(ExecutionSummary):
     """An execution without its payloads."""
 
@@ -111,17 +118,6 @@ class StepEvent(CamelModel):
         "of their events has it.",
     )
     data: Json[StepOutline]
-
-
-class FlowStats(CamelModel):
-    """Statistics over all executions of a flow."""
-
-    flow_id: UUID
-    executions_total: int
-    executions_success: int
-    executions_error: int
-    avg_duration_ms: float = Field(description="Mean over the executions that have a duration; 0 if none has.")
-    last_executed_at: UtcTime | None = Field(description="`startedAt` of the newest execution.")
 
 
 class RunRequest(RequestModel):

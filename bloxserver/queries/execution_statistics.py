@@ -1,0 +1,82 @@
+"""Statistics of a flow, from totals that the database maintains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bloxserver.errors import NotFound
+from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, FlowRecord
+from bloxserver.queries.execution_places import NORMAL, total_of
+from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester
+
+RECENT_DURATIONS = 1_000
+"""The number of executions of which percentiles are calculated."""
+PERCENTILES = (50, 95, 99)
+COUNTERS = (
+    "executions",
+    *(status.value for status in ExecutionStatus),
+    "durations",
+    "duration_ms",
+    "input_tokens",
+    "output_tokens",
+)
+
+_flows_table = FlowRecord.__table__
+_flows, _executions, _totals = _flows_table.c, ExecutionRecord.__table__.c, ExecutionTotalsRecord.__table__.c
+
+
+def statement() -> sa.Select[Any]:
+    totals = (
+        sa.select(*(total_of(_totals[name]).label(name) for name in COUNTERS))
+        .where(_totals.flow_id == sa.bindparam("flow_id", type_=_flows.id.type), _totals.mode == NORMAL)
+        .subquery("totals")
+    )
+    newest_first = (
+        sa.select(_executions.started_at)
+        .where(_executions.flow_id == _flows.id, _executions.mode == NORMAL)
+        .order_by(_executions.started_at.desc())
+        .correlate(_flows_table)
+    )
+    recent = (
+        newest_first.with_only_columns(sa.cast(_executions.duration_ms, sa.Text).label("milliseconds"))
+        .where(_executions.duration_ms.is_not(None))
+        .limit(RECENT_DURATIONS)
+        .subquery("recent")
+    )
+    durations = sa.select(sa.func.aggregate_strings(recent.c.milliseconds, " ")).scalar_subquery()
+    columns = [*REQUESTER_COLUMNS, _flows.id.label("flow_id"), *totals.c, durations.label("recent_durations")]
+    columns.append(newest_first.limit(1).scalar_subquery().label("last_executed_at"))
+    return sa.select(*columns).select_from(REQUESTER_AND_FLOW.join(totals, sa.true()))
+
+
+STATISTICS = statement()
+
+
+async def read_statistics(session: AsyncSession, requester: Requester, flow_id: UUID) -> Mapping[str, Any]:
+    """The statistics of the requester's flow, in one statement. Raises `NotFound` for the flow."""
+    row = (await session.execute(STATISTICS, {"user_id": requester.id, "flow_id": flow_id})).one()
+    requester.confirm(row)
+    if row.flow_id is None:
+        raise NotFound("Flow")
+    recent = sorted(map(int, row.recent_durations.split())) if row.recent_durations else []
+    return {
+        "flow_id": flow_id,
+        "executions_total": row.executions,
+        **{f"executions_{status.value}": row._mapping[status.value] for status in ExecutionStatus},
+        "avg_duration_ms": row.duration_ms / row.durations if row.durations else 0,
+        **{f"p{percent}_duration_ms": percentile(recent, percent) for percent in PERCENTILES},
+        "input_tokens": row.input_tokens,
+        "output_tokens": row.output_tokens,
+        "last_executed_at": row.last_executed_at,
+    }
+
+
+def percentile(values: Sequence[int], percent: int) -> int | None:
+    """The smallest of the sorted values that is not exceeded by this share of them; None if there are none."""
+    return values[(len(values) * percent + 99) // 100 - 1] if values else None
