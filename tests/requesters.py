@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import UserRecord
 
@@ -18,8 +19,9 @@ class RecordedRequester:
     id: UUID
     confirmed: list[UUID | None] = field(default_factory=list)
 
-    def confirm(self, row: sa.Row[Any]) -> None:
+    async def confirm(self, session: AsyncSession, row: sa.Row[Any]) -> bool:
         self.confirmed.append(row.requester_id)
+        return True
 
 
 def requester(user: UserRecord) -> RecordedRequester:

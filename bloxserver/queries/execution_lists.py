@@ -16,7 +16,7 @@ from bloxserver.queries.cursors import Position, read_cursor, write_cursor
 from bloxserver.queries.execution_filters import SEARCHED, ExecutionFilter
 from bloxserver.queries.execution_pages import MAX_COUNT, Paging, flow_page, user_page
 from bloxserver.queries.paging import PageRequest
-from bloxserver.queries.requesters import Requester
+from bloxserver.queries.requesters import Requester, read_for
 
 MAX_READ_OFFSET = 10_000
 """The number of rows that a page may skip by reading them."""
@@ -58,8 +58,7 @@ async def read_executions(
     paging = _paging(request, can_count=shape.has_maintained_total)
     name = f"{requester.id} {flow_id} {request.filter}"
     statement = flow_page(shape, paging, session.get_bind().dialect.name)
-    row = (await session.execute(statement, _parameters(requester, request, name) | {"flow_id": flow_id})).one()
-    requester.confirm(row)
+    (row,) = await read_for(requester, session, statement, _parameters(request, name) | {"flow_id": flow_id})
     if row.flow_id is None:
         raise NotFound("Flow")
     return _list(row, request, name)
@@ -70,8 +69,7 @@ async def read_all_executions(session: AsyncSession, requester: Requester, reque
     paging = _paging(request, can_count=False)
     name = f"{requester.id} {request.filter}"
     statement = user_page(request.filter.shape, paging, session.get_bind().dialect.name)
-    row = (await session.execute(statement, _parameters(requester, request, name))).one()
-    requester.confirm(row)
+    (row,) = await read_for(requester, session, statement, _parameters(request, name))
     return _list(row, request, name)
 
 
@@ -90,9 +88,9 @@ def _paging(request: ListRequest, *, can_count: bool) -> Paging:
     return Paging.OFFSET
 
 
-def _parameters(requester: Requester, request: ListRequest, name: str) -> dict[str, Any]:
+def _parameters(request: ListRequest, name: str) -> dict[str, Any]:
     parameters = request.filter.parameters()
-    parameters |= {"user_id": requester.id, "limit": request.page.page_size + 1, "offset": request.page.offset}
+    parameters |= {"limit": request.page.page_size + 1, "offset": request.page.offset}
     if request.cursor is not None:
         position = read_cursor(request.cursor, name)
         parameters |= {"last_started_at": position.started_at, "last_id": position.id}

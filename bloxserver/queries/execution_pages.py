@@ -20,7 +20,7 @@ from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, Flo
 from bloxserver.models.types import UtcDateTime
 from bloxserver.queries.execution_filters import SEARCHED, FilterShape
 from bloxserver.queries.execution_places import NORMAL, counter, place_of, total_of
-from bloxserver.queries.requesters import REQUESTER, REQUESTER_AND_FLOW, REQUESTER_COLUMNS
+from bloxserver.queries.requesters import FLOW_ID, REQUESTER, REQUESTER_AND_FLOW, REQUESTER_COLUMNS, USER_ID
 
 MAX_COUNT = 10_000
 """Rows are counted up to this number if the database does not maintain their number."""
@@ -32,8 +32,6 @@ _own = _flows_table.alias("own").c
 _LISTED = ("id", "status", "trigger_type", "started_at", "duration_ms")
 _READ = [_executions[name] for name in (*_LISTED, "flow_id", "error_message")]
 _FIRST_TIME = sa.literal(datetime(1, 1, 1, tzinfo=UTC), UtcDateTime())
-_user_id = sa.bindparam("user_id", type_=_flows.user_id.type)
-_flow_id = sa.bindparam("flow_id", type_=_flows.id.type)
 
 Number = sa.ColumnElement[int]
 Condition = Callable[[Any], sa.ColumnElement[bool]]
@@ -75,6 +73,7 @@ class _Statement:
     def __init__(self, shape: FilterShape, paging: Paging, dialect: str, *, is_of_flow: bool) -> None:
         self.shape = shape
         self.is_of_flow = is_of_flow
+        self.is_of_one_source = is_of_flow and len(shape.statuses) <= 1
         self.is_postgresql = dialect == "postgresql"
         self.limit: Number = sa.bindparam("limit", type_=sa.BigInteger)
         self.offset: Number = sa.bindparam("offset", type_=sa.BigInteger)
@@ -100,33 +99,35 @@ class _Statement:
     def _matching(self) -> sa.ScalarSelect[int]:
         if self.shape.has_maintained_total:
             total = total_of(counter(_totals, self.shape.statuses))
-            return sa.select(total).where(self._is_of_flows(_totals), _totals.mode == NORMAL).scalar_subquery()
-        matching: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
-            self._is_of_flows(_executions), *self._conditions()
-        )
-        if self.shape.statuses:
-            matching = matching.where(_executions.status.in_(self.shape.statuses))
-        counted = matching.limit(MAX_COUNT + 1).correlate(_flows_table).subquery()
-        return sa.select(sa.func.count()).select_from(counted).scalar_subquery()
+            return sa.select(total).where(self._is_of_flows(), _totals.mode == NORMAL).scalar_subquery()
+        limit = sa.literal(MAX_COUNT + 1)
+        if self.is_of_one_source:
+            # Its order makes PostgreSQL read an index instead of the whole table, of which it expects to read little.
+            matching = self._rows(_is_anywhere, limit, None)
+        else:
+            rows, _ = self._of_each(self._sources(), limit, _is_anywhere)
+            matching = sa.select(sa.literal_column("1")).select_from(rows).limit(limit)
+        return sa.select(sa.func.count()).select_from(matching.subquery()).scalar_subquery()
+
+    def _is_of_flows(self) -> sa.ColumnElement[bool]:
+        if self.is_of_flow:
+            return _totals.flow_id == _flows.id
+        return _totals.flow_id.in_(self._own_flows().with_only_columns(_own.id))
 
     def _found(self) -> sa.Subquery:
         """The executions that a search finds."""
-        searched = self._rows(_is_anywhere, sa.literal(SEARCHED), sa.literal(0)).subquery("searched")
+        searched = self._rows(_is_anywhere, sa.literal(SEARCHED), None).subquery("searched")
         position = sa.func.strpos if self.is_postgresql else sa.func.instr
         text = sa.bindparam("error_text", type_=sa.Text)
         return sa.select(searched).where(position(searched.c.error_message, text) > 0).subquery("found")
 
-    def _is_of_flows(self, columns: Any) -> sa.ColumnElement[bool]:
-        flow_id: sa.ColumnElement[Any] = columns.flow_id
-        return flow_id == _flows.id if self.is_of_flow else flow_id.in_(self._own_flows().with_only_columns(_own.id))
-
     def _conditions(self) -> list[sa.ColumnElement[bool]]:
         return [_executions.mode == NORMAL, *self.shape.conditions()]
 
-    def _rows(self, is_in_place: Condition, limit: Number, offset: Number) -> sa.Select[Any]:
+    def _rows(self, is_in_place: Condition, limit: Number, offset: Number | None) -> sa.Select[Any]:
         """The newest executions that match the filters, apart from a search."""
-        if not self.is_of_flow or len(self.shape.statuses) > 1:
-            return self._merged_rows(is_in_place, limit, offset)
+        if not self.is_of_one_source:
+            return self._merged_rows(is_in_place, limit, offset if offset is not None else sa.literal(0))
         wanted = sa.select(*_READ).where(_executions.flow_id == _flows.id, *self._conditions())
         for status in self.shape.statuses:
             wanted = wanted.where(_executions.status == status)
@@ -165,9 +166,9 @@ class _Statement:
 
     def _own_flows(self) -> sa.Select[Any]:
         """The flows of the requester that the list is about."""
-        flows = sa.select(_own.id, _own.name).where(_own.user_id == _user_id, _own.deleted_at.is_(None))
+        flows = sa.select(_own.id, _own.name).where(_own.user_id == USER_ID, _own.deleted_at.is_(None))
         if self.is_of_flow:
-            return flows.where(_own.id == _flow_id)
+            return flows.where(_own.id == FLOW_ID)
         if "flow_ids" in self.shape.names:
             return flows.where(_own.id.in_(sa.bindparam("flow_ids", expanding=True)))
         return flows

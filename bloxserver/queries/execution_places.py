@@ -12,6 +12,7 @@ from sqlalchemy.sql import expression
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionSeriesRecord
 from bloxserver.models.types import UtcDateTime
+from bloxserver.queries.requesters import FLOW_ID
 
 NORMAL = "normal"
 """The mode of the executions in lists, statistics and series."""
@@ -71,7 +72,7 @@ def _bucket(
     buckets = (
         sa.select(_series.start, total_of(counter(_series, statuses)).label("rows"))
         .where(
-            _series.flow_id == sa.bindparam("flow_id", type_=_series.flow_id.type),
+            _series.flow_id == FLOW_ID,
             _series.mode == NORMAL,
             _series.seconds == seconds,
             *conditions,

@@ -23,7 +23,7 @@ from bloxserver.models.json_lines import json_lines
 from bloxserver.models.tables import ExecutionSeriesRecord, FlowRecord
 from bloxserver.models.types import UtcDateTime
 from bloxserver.queries.execution_places import MINUTE_SECONDS, NORMAL, QUARTER_SECONDS, total_of
-from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester
+from bloxserver.queries.requesters import FLOW_ID, REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
 
 MAX_BUCKETS = 1_500
 MINUTE = timedelta(minutes=1)
@@ -67,17 +67,15 @@ async def read_series(
 
     Raises `NotFound` for the flow, and `Unprocessable` for an interval that is empty or has too many buckets.
     """
-    limits = [limit.strftime("%Y-%m-%d %H:%M:%S.%f") for limit in limits_of(request)]
+    limits = [limit.replace(tzinfo=None).isoformat(" ", "microseconds") for limit in limits_of(request)]
     buckets = [{"start": start, "end": end} for start, end in pairwise(limits)]
     statement = _statement(session.get_bind().dialect.name)
     parameters = {
-        "user_id": requester.id,
         "flow_id": flow_id,
         "seconds": MINUTE_SECONDS if request.interval is Interval.MINUTE else QUARTER_SECONDS,
         "buckets": json.dumps(buckets),
     }
-    row = (await session.execute(statement, parameters)).one()
-    requester.confirm(row)
+    (row,) = await read_for(requester, session, statement, parameters)
     if row.flow_id is None:
         raise NotFound("Flow")
     lines: list[str] = row.lines.split("\n")
@@ -87,28 +85,26 @@ async def read_series(
 @lru_cache
 def _statement(dialect: str) -> sa.Select[Any]:
     buckets = _buckets(dialect)
-    of_flow = _series.flow_id == sa.bindparam("flow_id", type_=_series.flow_id.type)
+    durations = sa.func.nullif(sa.func.sum(_series.durations), 0)
+    mean = sa.cast(sa.func.sum(_series.duration_ms), sa.Double) / durations
+    counters: list[sa.Label[Any]] = [total_of(_series[name]).label(name) for name in _COUNTERS]
+    counters.append(sa.func.coalesce(mean, 0).label("avg_duration_ms"))
     is_in_bucket = sa.and_(
-        of_flow,
+        _series.flow_id == FLOW_ID,
         _series.mode == NORMAL,
         _series.seconds == sa.bindparam("seconds", type_=sa.Integer),
         _series.start >= buckets.c.start,
         _series.start < buckets.c.end,
     )
-    durations = sa.func.nullif(sa.func.sum(_series.durations), 0)
-    mean = sa.cast(sa.func.sum(_series.duration_ms), sa.Double) / durations
-    rows = (
-        sa.select(
-            *buckets.c,
-            *(total_of(_series[name]).label(name) for name in _COUNTERS),
-            sa.func.coalesce(mean, 0).label("avg_duration_ms"),
-        )
-        .select_from(buckets.outerjoin(ExecutionSeriesRecord.__table__, is_in_bucket))
-        .group_by(*buckets.c)
-        .order_by(buckets.c.start)
-        .subquery("buckets_of_flow")
-    )
-    lines = json_lines(rows, ("start", "end", *_COUNTERS, "avg_duration_ms")).scalar_subquery()
+    if dialect == "postgresql":
+        # An outer join would compare each bucket with each row.
+        counted = sa.select(*counters).where(is_in_bucket).lateral()
+        rows = sa.select(*buckets.c, *counted.c).select_from(buckets.join(counted, sa.true()))
+    else:
+        joined = buckets.outerjoin(ExecutionSeriesRecord.__table__, is_in_bucket)
+        rows = sa.select(*buckets.c, *counters).select_from(joined).group_by(*buckets.c)
+    ordered = rows.order_by(buckets.c.start).subquery("buckets_of_flow")
+    lines = json_lines(ordered, ("start", "end", *_COUNTERS, "avg_duration_ms")).scalar_subquery()
     columns = (*REQUESTER_COLUMNS, _flows.id.label("flow_id"), lines.label("lines"))
     return sa.select(*columns).select_from(REQUESTER_AND_FLOW)
 
@@ -121,8 +117,8 @@ def _buckets(dialect: str) -> sa.FromClause:
         rows = sa.func.json_to_recordset(sa.cast(buckets, sa.JSON)).table_valued(*columns)
         return rows.render_derived(name="buckets", with_types=True)
     values = sa.func.json_each(buckets).table_valued("value").c.value
-    members = (sa.type_coerce(sa.func.json_extract(values, f"$.{name}"), UtcDateTime()) for name in ("start", "end"))
-    return sa.select(*(member.label(name) for member, name in zip(members, ("start", "end"), strict=True))).subquery()
+    members = (sa.func.json_extract(values, f"$.{name}").label(name) for name in ("start", "end"))
+    return sa.select(*(sa.type_coerce(member, UtcDateTime()).label(member.name) for member in members)).subquery()
 
 
 def limits_of(request: SeriesRequest) -> list[datetime]:

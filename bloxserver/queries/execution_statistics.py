@@ -13,7 +13,7 @@ from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, FlowRecord
 from bloxserver.queries.execution_places import NORMAL, total_of
-from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester
+from bloxserver.queries.requesters import FLOW_ID, REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
 
 RECENT_DURATIONS = 1_000
 """The number of executions of which percentiles are calculated."""
@@ -34,7 +34,7 @@ _flows, _executions, _totals = _flows_table.c, ExecutionRecord.__table__.c, Exec
 def statement() -> sa.Select[Any]:
     totals = (
         sa.select(*(total_of(_totals[name]).label(name) for name in COUNTERS))
-        .where(_totals.flow_id == sa.bindparam("flow_id", type_=_flows.id.type), _totals.mode == NORMAL)
+        .where(_totals.flow_id == FLOW_ID, _totals.mode == NORMAL)
         .subquery("totals")
     )
     newest_first = (
@@ -60,8 +60,7 @@ STATISTICS = statement()
 
 async def read_statistics(session: AsyncSession, requester: Requester, flow_id: UUID) -> Mapping[str, Any]:
     """The statistics of the requester's flow, in one statement. Raises `NotFound` for the flow."""
-    row = (await session.execute(STATISTICS, {"user_id": requester.id, "flow_id": flow_id})).one()
-    requester.confirm(row)
+    (row,) = await read_for(requester, session, STATISTICS, {"flow_id": flow_id})
     if row.flow_id is None:
         raise NotFound("Flow")
     recent = sorted(map(int, row.recent_durations.split())) if row.recent_durations else []
