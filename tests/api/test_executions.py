@@ -293,7 +293,7 @@ class TestStatistics:
             "lastExecutedAt": None,
         }
 
-    @covers("executions.stats", "executions.duration-by-hand", "testers.rows-by-hand")
+    @covers("executions.stats", "executions.stats.added-members", "executions.duration-by-hand", "testers.rows-by-hand")
     async def test_statistics_include_rows_written_to_the_database(
         self,
         client: httpx.AsyncClient,
