@@ -26,7 +26,7 @@ async def flow(session: AsyncSession, dev_user: UserRecord) -> FlowRecord:
 @pytest.fixture
 async def ages(session: AsyncSession, flow: FlowRecord) -> dict[str, int]:
     """The ages in minutes of the flow's executions, by id."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"status": ExecutionStatus.SUCCESS, "duration_ms": 5},
         {"status": ExecutionStatus.ERROR, "duration_ms": 50, "error_message": "100% of a_b failed"},
         {"status": ExecutionStatus.TIMEOUT, "trigger_type": TriggerType.SCHEDULE, "error_message": "too slow"},
