@@ -3,6 +3,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
+from bloxserver.api.current_user import reads_requester
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
 from bloxserver.api.execution_queries import AllExecutionsListQuery
 from bloxserver.api.json_bodies import JsonRoute
@@ -22,6 +23,7 @@ router = APIRouter(prefix="/executions", tags=["executions"], route_class=JsonRo
     responses=response_of(200, "A page of executions.", examples.cursor_page(examples.FLOW_EXECUTION_SUMMARY))
     | invalid_cursor(),
 )
+@reads_requester
 async def list_all_executions(user: AuthenticatedUser, session: DbSession, query: AllExecutionsListQuery) -> Response:
     """Return the executions of all flows of the user, newest first."""
     return render_lines(await read_all_executions(session, user, query.request(tuple(sorted(set(query.flow_id))))))

@@ -82,6 +82,7 @@ RetryVersion = Annotated[
     | invalid_cursor()
     | errors(404),
 )
+@reads_requester
 async def list_executions(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, query: ExecutionListQuery
 ) -> Response:
@@ -132,6 +133,7 @@ async def run_flow(
     summary="Retrieve statistics",
     responses=response_of(200, "The statistics.", examples.STATISTICS) | errors(404),
 )
+@reads_requester
 async def get_statistics(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> Response:
     """Return the counts and the durations of all executions of a flow."""
     statistics = FlowStats.model_validate(await read_statistics(session, user, flow_id))

@@ -3,6 +3,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
+from bloxserver.api.current_user import reads_requester
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
 from bloxserver.api.execution_queries import SeriesQuery
 from bloxserver.api.json_bodies import JsonRoute
@@ -21,6 +22,7 @@ router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"], ro
     summary="Retrieve statistics over time",
     responses=response_of(200, "The buckets.", examples.SERIES) | errors(404),
 )
+@reads_requester
 async def get_series(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, query: SeriesQuery) -> Response:
     """Return counts and mean durations of a flow's executions, by the time at which they started.
 
