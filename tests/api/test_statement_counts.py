@@ -58,7 +58,7 @@ COSTS = {
     "list executions": Cost(1, "GET", "/api/v1/flows/{running}/executions"),
     "list executions of a status": Cost(1, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),
     "list executions of several statuses": Cost(
-        2, "GET", "/api/v1/flows/{running}/executions?status_filter=error&status_filter=timeout"
+        1, "GET", "/api/v1/flows/{running}/executions?status_filter=error&status_filter=timeout"
     ),
     "list executions with all other filters": Cost(
         1,
