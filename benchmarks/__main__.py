@@ -6,6 +6,7 @@ import asyncio
 import os
 import platform
 import sqlite3
+import sys
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Annotated
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import bare, claim, expressions, fairness, idle, isolation, latency, scaling, throughput, waiting
+from benchmarks.api.command import api
 from benchmarks.installation import POSTGRESQL, SQLITE, BenchmarkEnvironment, create_environment
 from benchmarks.neighbours.cases import CASES
 from benchmarks.neighbours.measurement import Outcome, measure_case
@@ -37,6 +39,7 @@ BENCHMARKS: dict[str, Measure] = {
 
 
 NEIGHBOURS = "neighbours"
+API = "api"
 
 
 class Databases(StrEnum):
@@ -123,4 +126,9 @@ def _load() -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    # The benchmark of the API has other options than the other ones.
+    if sys.argv[1:2] == [API]:
+        del sys.argv[1]
+        typer.run(api)
+    else:
+        typer.run(main)

@@ -1,0 +1,1 @@
+"""The API under load, compared with a bare server on the same database."""
