@@ -8,14 +8,13 @@ import platform
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from benchmarks import bare, claim, expressions, fairness, idle, isolation, latency, scaling, throughput, waiting
-from benchmarks.api.command import api
-from benchmarks.installation import POSTGRESQL, SQLITE, BenchmarkEnvironment, create_environment
+from benchmarks.api.command import KINDS, Database, api
+from benchmarks.installation import BenchmarkEnvironment, create_environment
 from benchmarks.neighbours.cases import CASES
 from benchmarks.neighbours.measurement import Outcome, measure_case
 from benchmarks.neighbours.table import cells, format_rows
@@ -42,25 +41,15 @@ NEIGHBOURS = "neighbours"
 API = "api"
 
 
-class Databases(StrEnum):
-    SQLITE = "sqlite"
-    POSTGRESQL = "postgresql"
-    BOTH = "both"
-
-
-KINDS = {
-    Databases.SQLITE: [SQLITE],
-    Databases.POSTGRESQL: [POSTGRESQL],
-    Databases.BOTH: [POSTGRESQL, SQLITE],
-}
-
-
 def main(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME…", help=f"all, or names of benchmarks: {', '.join(BENCHMARKS)}; or {NEIGHBOURS}"),
+        typer.Argument(
+            metavar="NAME…",
+            help=f"all, or names of benchmarks: {', '.join(BENCHMARKS)}; or {NEIGHBOURS}, or {API} (api --help)",
+        ),
     ],
-    database: Annotated[Databases, typer.Option(help="The databases to measure.")] = Databases.BOTH,
+    database: Annotated[Database, typer.Option(help="The databases to measure.")] = Database.BOTH,
     small: Annotated[bool, typer.Option(help="Only check that the benchmarks run; results are meaningless.")] = False,
     setting: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting for the measured processes.")
@@ -126,7 +115,7 @@ def _load() -> str:
 
 
 if __name__ == "__main__":
-    # The benchmark of the API has other options than the other ones.
+    # Its options differ from those of the other benchmarks.
     if sys.argv[1:2] == [API]:
         del sys.argv[1]
         typer.run(api)

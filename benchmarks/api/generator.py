@@ -40,13 +40,13 @@ class Load:
 @dataclass
 class Measured:
     requests: int
-    """Requests that began after the warm-up and were answered."""
+    """Requests that began after the warm-up and were answered with 200."""
     seconds: float
     """From the end of the warm-up until the last answer."""
     p50_ms: float
     p99_ms: float
     answered: int
-    """All requests that were answered, warm-up included."""
+    """All answers, warm-up included."""
     unanswered: int
     statuses: dict[str, int] = field(default_factory=dict)
     body: str = ""
@@ -55,6 +55,11 @@ class Measured:
     @property
     def rate(self) -> float:
         return self.requests / self.seconds
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """The other statuses than 200."""
+        return {status: count for status, count in self.statuses.items() if status != "200"}
 
 
 class Generator:
@@ -147,7 +152,7 @@ class Connection(asyncio.Protocol):
         generator.statuses[status] += 1
         if status != "200":
             generator.body = self._received.decode(errors="replace")[:2000]
-        if self._began_at >= generator.measured_from:
+        elif self._began_at >= generator.measured_from:
             generator.latencies.append(moment - self._began_at)
             generator.last_answer_at = moment
         self._received, self._length = b"", 0

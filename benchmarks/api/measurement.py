@@ -7,12 +7,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import sqlalchemy as sa
 import typer
 
 from benchmarks.api.agreement import require_agreement
 from benchmarks.api.generator import Load
 from benchmarks.api.history import History, fill
+from benchmarks.api.memory_growth import MemoryGrowth, measure_memory
 from benchmarks.api.requests import KEPT, OURS, Endpoint
+from benchmarks.api.samples import Row, Sample, summarize
 from benchmarks.api.servers import (
     Server,
     SignIn,
@@ -23,12 +26,13 @@ from benchmarks.api.servers import (
     serving_ours,
     signing_in,
 )
+from benchmarks.api.setup import read_database_version
 from benchmarks.installation import BenchmarkEnvironment, Installation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """What is measured on each database."""
 
     histories: list[int]
     concurrencies: list[int]
@@ -37,32 +41,19 @@ class Plan:
     seconds: float
     with_token: bool = False
     one_address: bool = False
+    memory_requests: int = 0
+    """Requests between two measurements of the memory, with the shortest history."""
     profile: Path | None = None
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One variant in one round."""
-
-    database: str
-    history: int
-    endpoint: str
-    concurrency: int
-    variant: str
-    round: int
-    rate: float
-    """Requests per second."""
-    p50_ms: float
-    p99_ms: float
-    cpu_ms: float
-    """CPU time of the server per request."""
-    database_cpu_ms: float | None
-    """CPU time of PostgreSQL per request."""
-    requests: int
-    unanswered: int
-
-
 @dataclass
+class Measurement:
+    database_version: str = ""
+    rows: list[Row] = field(default_factory=list)
+    memory: MemoryGrowth | None = None
+
+
+@dataclass(frozen=True)
 class Target:
     """The servers of one database with one history."""
 
@@ -73,19 +64,26 @@ class Target:
     ceiling: Server
     sign_in: SignIn
     keeps_totals: bool
-    samples: list[Sample] = field(default_factory=list)
 
 
-async def measure(environment: BenchmarkEnvironment, kind: str, plan: Plan, core: int | None) -> list[Sample]:
+async def measure(environment: BenchmarkEnvironment, kind: str, plan: Plan, core: int | None) -> Measurement:
     """Measure all histories, each on a new database."""
-    samples: list[Sample] = []
+    measurement = Measurement()
     for executions in plan.histories:
+        shortest = executions == min(plan.histories)
+        samples: list[Sample] = []
         async with prepared(environment, kind, executions, plan.with_token, core) as target:
+            measurement.database_version = await read_database_version(target.installation)
             for endpoint in plan.endpoints:
-                for concurrency in plan.concurrencies:
-                    await _measure_endpoint(target, endpoint, concurrency, plan)
-        samples += target.samples
-    return samples
+                if endpoint.reads_history or shortest:
+                    for concurrency in plan.concurrencies:
+                        samples += await _measure_endpoint(target, endpoint, concurrency, plan)
+            if plan.memory_requests and shortest:
+                measurement.memory = await measure_memory(
+                    target.ours, target.history, target.sign_in.token, plan.memory_requests
+                )
+        measurement.rows += summarize(samples)
+    return measurement
 
 
 @asynccontextmanager
@@ -96,6 +94,7 @@ async def prepared(
     async with signing_in(with_token) as sign_in, environment.installation(kind, migrate=False) as installation:
         async with serving_ours(installation, sign_in, None):
             pass  # migrates the database
+        typer.echo(f"{kind}: inserting {executions:,} executions …", err=True)
         history = await fill(installation.url, executions, sign_in.subject)
         async with (
             serving_ours(installation, sign_in, core) as ours,
@@ -108,23 +107,30 @@ async def prepared(
 async def has_totals(installation: Installation) -> bool:
     """Whether the measured version of BloxServer keeps totals."""
     async with installation.database.engine.connect() as connection:
-        return await connection.run_sync(lambda sync: sync.dialect.has_table(sync, "execution_totals"))
+        return await connection.run_sync(lambda sync: sa.inspect(sync).has_table("execution_totals"))
 
 
-async def _measure_endpoint(target: Target, endpoint: Endpoint, concurrency: int, plan: Plan) -> None:
+async def _measure_endpoint(target: Target, endpoint: Endpoint, concurrency: int, plan: Plan) -> list[Sample]:
     variants = [variant for variant in endpoint.variants if target.keeps_totals or variant != KEPT]
+    samples: list[Sample] = []
     for number in range(plan.rounds):
         await require_agreement(endpoint, variants, target.ours, target.ceiling, target.history, target.sign_in.token)
         # Each variant is the first one in some round: the first one may find colder caches.
-        for variant in variants[number % len(variants) :] + variants[: number % len(variants)]:
+        begin = number % len(variants)
+        for variant in variants[begin:] + variants[:begin]:
             sample = await _sample(target, endpoint, concurrency, variant, number, plan)
-            target.samples.append(sample)
-            typer.echo(
-                f"{sample.database} {sample.history:,} {sample.endpoint} c={sample.concurrency} {sample.variant}:"
-                f" {sample.rate:.0f}/s, p50 {sample.p50_ms:.1f} ms, p99 {sample.p99_ms:.1f} ms,"
-                f" CPU {sample.cpu_ms:.2f} ms",
-                err=True,
-            )
+            typer.echo(f"{target.installation.kind}: {_line(sample)}", err=True)
+            samples.append(sample)
+    return samples
+
+
+def _line(sample: Sample) -> str:
+    failed = f", {sample.failed} failed" if sample.failed else ""
+    return (
+        f"{sample.endpoint}, {sample.history:,} executions, c={sample.concurrency}, {sample.variant}:"
+        f" {sample.rate:.0f}/s, p50 {sample.p50_ms:.1f} ms, p99 {sample.p99_ms:.1f} ms,"
+        f" CPU {sample.cpu_ms:.2f} ms{failed}"
+    )
 
 
 async def _sample(
@@ -141,14 +147,13 @@ async def _sample(
     file = None
     if plan.profile is not None and variant == OURS:
         file = plan.profile.with_stem(f"{plan.profile.stem}-{endpoint.name}-{target.executions}-{concurrency}")
-    cpu, database_cpu = server.cpu_seconds(), await target.installation.postgres_cpu_seconds()
+    before = server.cpu_seconds(), await target.installation.postgres_cpu_seconds()
     async with profiling(server, file, plan.seconds):
         measured = await generate(load)
-    cpu = server.cpu_seconds() - cpu
-    after = await target.installation.postgres_cpu_seconds()
+    after = server.cpu_seconds(), await target.installation.postgres_cpu_seconds()
     answered = max(1, measured.answered)
+    has_database = before[1] is not None and after[1] is not None
     return Sample(
-        database=target.installation.kind,
         history=target.executions,
         endpoint=endpoint.name,
         concurrency=concurrency,
@@ -157,8 +162,7 @@ async def _sample(
         rate=measured.rate,
         p50_ms=measured.p50_ms,
         p99_ms=measured.p99_ms,
-        cpu_ms=cpu / answered * 1000,
-        database_cpu_ms=None if database_cpu is None or after is None else (after - database_cpu) / answered * 1000,
-        requests=measured.requests,
-        unanswered=measured.unanswered,
+        cpu_ms=(after[0] - before[0]) / answered * 1000,
+        database_cpu_ms=((after[1] or 0) - (before[1] or 0)) / answered * 1000 if has_database else None,
+        failed=sum(measured.failures.values()) + measured.unanswered,
     )

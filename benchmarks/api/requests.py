@@ -21,6 +21,8 @@ class Endpoint:
     ceilings: dict[str, str]
     """The paths of the bare server, by its variant."""
     writes: bool = False
+    reads_history: bool = True
+    """Whether its cost may depend on the number of executions. Others are measured with the shortest history only."""
 
     @property
     def variants(self) -> list[str]:
@@ -42,9 +44,9 @@ class Endpoint:
 ENDPOINTS = {
     endpoint.name: endpoint
     for endpoint in (
-        Endpoint("health", "/health/live", {BARE: "/floor"}),
-        Endpoint("flows", "/api/v1/flows", {BARE: "/flows"}),
-        Endpoint("flow", "/api/v1/flows/{flow}", {BARE: "/flow"}),
+        Endpoint("health", "/health/live", {BARE: "/floor"}, reads_history=False),
+        Endpoint("flows", "/api/v1/flows", {BARE: "/flows"}, reads_history=False),
+        Endpoint("flow", "/api/v1/flows/{flow}", {BARE: "/flow"}, reads_history=False),
         Endpoint(
             "list",
             "/api/v1/flows/{flow}/executions?page_size=50",
