@@ -19,7 +19,7 @@ UV_COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hash
 	--quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) demo serve test test-slow requests coverage benchmark chaos client check format format-check lint types imports lock upgrade clean FORCE
+.PHONY: help $(VENV) demo serve test test-slow requests coverage benchmark benchmark-api chaos client check format format-check lint types imports lock upgrade clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -50,6 +50,9 @@ coverage: $(INSTALLED) ## Run make test and list uncovered lines; needs Python 3
 
 benchmark: $(INSTALLED) ## Run the benchmarks on SQLite and PostgreSQL, and print one table; takes about ten minutes
 	@$(RUN) benchmarks all
+
+benchmark-api: $(INSTALLED) ## Measure the API against a bare server, and write the results and their tables; takes an hour
+	@$(RUN) benchmarks api --save .
 
 chaos: $(INSTALLED) ## Kill, freeze, disconnect and restart processes, and check the results; takes half an hour
 	@$(RUN) tests.chaos all

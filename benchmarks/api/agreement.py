@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from benchmarks.api.history import History
-from benchmarks.api.requests import OURS, Endpoint
+from benchmarks.api.requests import ENDPOINTS, OURS, Endpoint
 from benchmarks.api.servers import Server, server_of
 
 WITHOUT_VALUES = {"timestamp", "executionId"}
@@ -28,6 +28,14 @@ async def require_agreement(
     for variant, body in bodies.items():
         if difference := find_difference(body, bodies[OURS]):
             raise RuntimeError(f"{endpoint.name}: the answers of {variant} and {OURS} differ: {difference}")
+
+
+async def read_total(ours: Server, history: History, token: str | None) -> int:
+    """Return the number of executions of the flow."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        page = await _answer(client, ours.url, ENDPOINTS["list"].request(OURS, history, token))
+    total: int = page["total"]
+    return total
 
 
 async def _answer(client: httpx.AsyncClient, url: str, request: str) -> Any:

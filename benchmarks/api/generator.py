@@ -65,8 +65,9 @@ class Measured:
 class Generator:
     """The state that all connections share."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, warm_up_seconds: float = WARM_UP_SECONDS) -> None:
         self.load = load
+        self._warm_up_seconds = warm_up_seconds
         self.requests = [request.encode() for request in load.requests]
         self.latencies: list[float] = []
         self.statuses: Counter[str] = Counter()
@@ -78,7 +79,7 @@ class Generator:
 
     async def run(self) -> Measured:
         loop = asyncio.get_running_loop()
-        self.measured_from = time.perf_counter() + WARM_UP_SECONDS
+        self.measured_from = time.perf_counter() + self._warm_up_seconds
         self.ends_at = self.measured_from + self.load.seconds
         connections = [Connection(self, number) for number in range(self.load.connections)]
         for number, connection in enumerate(connections):
@@ -86,7 +87,7 @@ class Generator:
             await loop.create_connection(lambda: connection, LOOPBACK, self.load.port, local_addr=(source, 0))  # noqa: B023
         _, open_still = await asyncio.wait(
             [asyncio.ensure_future(connection.ended) for connection in connections],
-            timeout=WARM_UP_SECONDS + self.load.seconds + ANSWER_SECONDS,
+            timeout=self._warm_up_seconds + self.load.seconds + ANSWER_SECONDS,
         )
         self.unanswered += len(open_still)
         ordered = sorted(self.latencies)

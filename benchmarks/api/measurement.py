@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 import typer
 
-from benchmarks.api.agreement import require_agreement
+from benchmarks.api.agreement import read_total, require_agreement
 from benchmarks.api.generator import Load
 from benchmarks.api.history import History, fill
 from benchmarks.api.memory_growth import MemoryGrowth, measure_memory
@@ -113,14 +113,20 @@ async def has_totals(installation: Installation) -> bool:
 async def _measure_endpoint(target: Target, endpoint: Endpoint, concurrency: int, plan: Plan) -> list[Sample]:
     variants = [variant for variant in endpoint.variants if target.keeps_totals or variant != KEPT]
     samples: list[Sample] = []
+    token = target.sign_in.token
+    total = await read_total(target.ours, target.history, token)
     for number in range(plan.rounds):
-        await require_agreement(endpoint, variants, target.ours, target.ceiling, target.history, target.sign_in.token)
+        await require_agreement(endpoint, variants, target.ours, target.ceiling, target.history, token)
         # Each variant is the first one in some round: the first one may find colder caches.
         begin = number % len(variants)
         for variant in variants[begin:] + variants[:begin]:
             sample = await _sample(target, endpoint, concurrency, variant, number, plan)
             typer.echo(f"{target.installation.kind}: {_line(sample)}", err=True)
             samples.append(sample)
+    inserted = await read_total(target.ours, target.history, token) - total
+    expected = sum(sample.answered for sample in samples) + plan.rounds * len(variants) if endpoint.writes else 0
+    if inserted != expected and not any(sample.failed for sample in samples):
+        raise RuntimeError(f"{endpoint.name}: {inserted} executions were inserted instead of {expected}")
     return samples
 
 
@@ -164,5 +170,6 @@ async def _sample(
         p99_ms=measured.p99_ms,
         cpu_ms=(after[0] - before[0]) / answered * 1000,
         database_cpu_ms=((after[1] or 0) - (before[1] or 0)) / answered * 1000 if has_database else None,
+        answered=measured.answered,
         failed=sum(measured.failures.values()) + measured.unanswered,
     )

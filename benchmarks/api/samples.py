@@ -26,7 +26,9 @@ class Sample:
     """CPU time of the server per request."""
     database_cpu_ms: float | None
     """CPU time of PostgreSQL per request."""
-    failed: int = 0
+    answered: int
+    """All answers, also those of the warm-up."""
+    failed: int
     """Requests that were answered with 5xx, or not at all."""
 
 

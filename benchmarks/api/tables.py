@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.api import targets
+from benchmarks.api import plot, targets
 from benchmarks.api.memory_growth import MemoryGrowth
-from benchmarks.api.requests import BARE, COUNTING, KEPT
+from benchmarks.api.requests import BARE, COUNTING, KEPT, OURS
 from benchmarks.api.samples import Row, Summary
 
 if TYPE_CHECKING:
@@ -27,7 +27,23 @@ HEADER = (
     "ratio",
     "ratio to kept totals",
 )
+VARIANTS_HEADER = (
+    "endpoint",
+    "executions",
+    "c",
+    "server",
+    "requests/s",
+    "p50 / p99 ms",
+    "CPU ms",
+    "CPU ms of PostgreSQL",
+    "ratio",
+)
+NAMES = {OURS: "BloxServer", BARE: "bare", COUNTING: "bare, counts", KEPT: "bare, kept totals"}
 SHORT_ENDPOINTS = ("webhook", "list", "stats")
+SHORT_TEXT = (
+    "Measured with 16 connections and the server on one core. The ratio is the rate of BloxServer divided by that of\n"
+    "the bare server, which counts the executions for each list and for the statistics."
+)
 
 
 def short(results: Mapping[str, Results]) -> str:
@@ -44,7 +60,7 @@ def short(results: Mapping[str, Results]) -> str:
     for endpoint, history in shown:
         found = [targets.find_row(each.rows, endpoint, history) for each in results.values()]
         rows.append((endpoint, f"{history:,}", *(NOT_MEASURED if row is None else _brief(row) for row in found)))
-    return markdown(rows)
+    return "\n\n".join([f"![{plot.TITLE}](benchmarks/results/api.svg)", SHORT_TEXT, markdown(rows)])
 
 
 def _brief(row: Row) -> str:
@@ -54,11 +70,14 @@ def _brief(row: Row) -> str:
 
 
 def detailed(results: Mapping[str, Results]) -> str:
-    """The tables of the document: all endpoints at 16 connections, targets, memory, and requests with a token."""
-    parts = [_targets(results)]
+    """The plot and tables of the document: targets, and all endpoints at 16 connections."""
+    plotted = f"![{plot.TITLE}](../benchmarks/results/api.svg)"
+    parts = [plotted, _targets(results), "[All results](../benchmarks/results/api.md)"]
     for database, each in results.items():
         rows = [row for row in each.rows if row.concurrency == targets.CONCURRENCY]
         parts.append(f"**{database}**, 16 connections. {each.setup.line}.\n\n{format_rows(rows)}")
+        if each.memory is not None:
+            parts.append(_memory(each.memory))
         if each.signed_in:
             parts.append(f"**{database}**, with a token that is verified:\n\n{format_rows(each.signed_in)}")
     return "\n\n".join(part for part in parts if part)
@@ -68,11 +87,11 @@ def all_results(results: Mapping[str, Results]) -> str:
     """The complete results."""
     parts = ["# The API against a bare server", "[What is compared](../../docs/performance.md#api)", _targets(results)]
     for database, each in results.items():
-        parts += [f"## {database}", f"{each.setup.line}.", format_rows(each.rows)]
+        parts += [f"## {database}", f"{each.setup.line}.", format_variants(each.rows)]
         if each.memory is not None:
             parts.append(_memory(each.memory))
         if each.signed_in:
-            parts += ["With a token that is verified:", format_rows(each.signed_in)]
+            parts += ["With a token that is verified:", format_variants(each.signed_in)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -121,10 +140,33 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _latency(ours: Summary) -> Iterator[str]:
-    failed = f" ({ours.failed} failed)" if ours.failed else ""
-    yield f"{ours.rate:,.0f}{failed}"
-    yield f"{ours.p50_ms:.1f} / {ours.p99_ms:.1f}"
+def format_variants(rows: Iterable[Row]) -> str:
+    """Format one line for each server of each row."""
+    return markdown(
+        [
+            VARIANTS_HEADER,
+            *(
+                (
+                    row.endpoint,
+                    f"{row.history:,}",
+                    str(row.concurrency),
+                    NAMES[variant],
+                    *_latency(summary),
+                    f"{summary.cpu_ms:.2f}",
+                    NOT_MEASURED if summary.database_cpu_ms is None else f"{summary.database_cpu_ms:.2f}",
+                    NOT_MEASURED if summary.ratio is None else f"{summary.ratio:.2f}",
+                )
+                for row in rows
+                for variant, summary in sorted(row.variants.items(), key=lambda item: list(NAMES).index(item[0]))
+            ),
+        ]
+    )
+
+
+def _latency(summary: Summary) -> Iterator[str]:
+    failed = f" ({summary.failed} failed)" if summary.failed else ""
+    yield f"{summary.rate:,.0f}{failed}"
+    yield f"{summary.p50_ms:.1f} / {summary.p99_ms:.1f}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
