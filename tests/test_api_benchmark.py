@@ -95,6 +95,12 @@ class TestGenerator:
         assert paths.count("/one") == paths.count("/two") == REQUESTS / 2
         assert addresses == {"127.0.0.1", "127.0.0.2"}
 
+    async def test_each_connection_is_measured_if_the_server_is_slow(self) -> None:
+        async with answering(OK) as (port, _, _):
+            measured = await Generator(Load(port, 3, 0, [GET]), warm_up_seconds=0.0).run()
+        assert measured.requests == measured.answered == 3
+        assert measured.p50_ms > 0
+
 
 class TestAgreement:
     @pytest.mark.parametrize(

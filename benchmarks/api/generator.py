@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import cast
 
 WARM_UP_SECONDS = 0.3
-"""Requests that begin in this time are not measured."""
+"""Answers in this time are not counted."""
 ANSWER_SECONDS = 60
 """How long the generator waits for the answers to the last requests."""
 LOOPBACK = "127.0.0.1"
@@ -40,10 +40,11 @@ class Load:
 @dataclass
 class Measured:
     requests: int
-    """Requests that began after the warm-up and were answered with 200."""
+    """Answers with 200 after the warm-up."""
     seconds: float
-    """From the end of the warm-up until the last answer."""
+    """From the end of the warm-up until the last of these answers."""
     p50_ms: float
+    """Of requests that began after the warm-up. Each connection sends at least one."""
     p99_ms: float
     answered: int
     """All answers, warm-up included."""
@@ -70,6 +71,7 @@ class Generator:
         self._warm_up_seconds = warm_up_seconds
         self.requests = [request.encode() for request in load.requests]
         self.latencies: list[float] = []
+        self.completed = 0
         self.statuses: Counter[str] = Counter()
         self.body = ""
         self.remaining = math.inf if load.maximum is None else load.maximum
@@ -92,7 +94,7 @@ class Generator:
         self.unanswered += len(open_still)
         ordered = sorted(self.latencies)
         return Measured(
-            requests=len(ordered),
+            requests=self.completed,
             seconds=max(self.last_answer_at - self.measured_from, 1e-9),
             p50_ms=_rank(ordered, 0.5),
             p99_ms=_rank(ordered, 0.99),
@@ -112,7 +114,7 @@ class Connection(asyncio.Protocol):
         self._received = b""
         self._length = 0
         """Bytes of the response that is being received; 0 until its head is complete."""
-        self._began_at = 0.0
+        self._began_at = math.inf
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -137,7 +139,8 @@ class Connection(asyncio.Protocol):
     def _send(self) -> None:
         generator = self._generator
         moment = time.perf_counter()
-        if moment >= generator.ends_at or not generator.remaining:
+        is_measured = generator.measured_from <= self._began_at < math.inf
+        if (moment >= generator.ends_at and is_measured) or not generator.remaining:
             self.ended.set_result(None)
             self._transport.close()
             return
@@ -153,9 +156,11 @@ class Connection(asyncio.Protocol):
         generator.statuses[status] += 1
         if status != "200":
             generator.body = self._received.decode(errors="replace")[:2000]
-        elif self._began_at >= generator.measured_from:
-            generator.latencies.append(moment - self._began_at)
+        elif moment >= generator.measured_from:
+            generator.completed += 1
             generator.last_answer_at = moment
+            if self._began_at >= generator.measured_from:
+                generator.latencies.append(moment - self._began_at)
         self._received, self._length = b"", 0
         self._send()
 
