@@ -1,7 +1,8 @@
-"""Checks that BloxServer and the bare server answer the same."""
+"""Single requests: they check that BloxServer and the bare server answer the same."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ from benchmarks.api.history import History
 from benchmarks.api.requests import ENDPOINTS, OURS, Endpoint
 from benchmarks.api.servers import Server, server_of
 
+RECOVERY_SECONDS = 300
 WITHOUT_VALUES = {"timestamp", "executionId"}
 """Members whose values differ by nature."""
 
@@ -36,6 +38,18 @@ async def read_total(ours: Server, history: History, token: str | None) -> int:
         page = await _answer(client, ours.url, ENDPOINTS["list"].request(OURS, history, token))
     total: int = page["total"]
     return total
+
+
+async def recover(server: Server, request: str) -> None:
+    """Wait until an overloaded server answers a request, because it continues with those whose clients have gone."""
+    async with asyncio.timeout(RECOVERY_SECONDS), httpx.AsyncClient(timeout=RECOVERY_SECONDS) as client:
+        while True:
+            try:
+                await _answer(client, server.url, request)
+            except httpx.HTTPStatusError:
+                await asyncio.sleep(1)
+            else:
+                return
 
 
 async def _answer(client: httpx.AsyncClient, url: str, request: str) -> Any:

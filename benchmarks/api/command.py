@@ -38,41 +38,52 @@ class Auth(StrEnum):
     JWT = "jwt"
 
 
-def api(
-    database: Annotated[Database, typer.Option(help="The databases to measure.")] = Database.BOTH,
-    history: Annotated[
-        list[int] | None, typer.Option(min=1, help=f"Executions of the flow; {HISTORIES} if not set.")
-    ] = None,
-    concurrency: Annotated[
-        list[int] | None, typer.Option(min=1, help=f"Connections; {CONCURRENCIES} if not set.")
-    ] = None,
-    endpoint: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"Of {', '.join(ENDPOINTS)}; all if not set.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the medians are shown.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.05, help="Seconds of each variant in each round.")] = 2,
-    auth: Annotated[Auth, typer.Option(help="Sign in as the development user, or with a token (RS256).")] = (
-        Auth.DEVELOPMENT
+DatabaseOption = Annotated[Database, typer.Option(help="The databases to measure.")]
+HistoryOption = Annotated[
+    list[int] | None, typer.Option(min=1, help=f"Executions of the flow; {HISTORIES} if not set.")
+]
+ConcurrencyOption = Annotated[list[int] | None, typer.Option(min=1, help=f"Connections; {CONCURRENCIES} if not set.")]
+EndpointOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help=f"Of {', '.join(ENDPOINTS)}; all if not set.")
+]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Rounds; the medians are shown.")]
+SecondsOption = Annotated[float, typer.Option(min=0.05, help="Seconds of each server in each round.")]
+AuthOption = Annotated[Auth, typer.Option(help="Sign in as the development user, or with a token (RS256).")]
+MemoryOption = Annotated[
+    int, typer.Option(min=0, help="Requests between two measurements of the memory; 0 measures none.")
+]
+SettingOption = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of BloxServer.")]
+AddressOption = Annotated[
+    bool, typer.Option("--one-address", help="Use one client address, not one for each connection.")
+]
+ProfileOption = Annotated[
+    Path | None, typer.Option(help="Profile BloxServer with py-spy, to one file for each measured row.")
+]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ROOT",
+        help="Also measure memory and requests with a token, and write benchmarks/results, README.md and "
+        "docs/performance.md of the repository at ROOT.",
     ),
-    memory_requests: Annotated[
-        int, typer.Option(min=0, help="Requests between two measurements of the memory; 0 measures none.")
-    ] = 0,
-    setting: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of BloxServer.")] = None,
-    one_address: Annotated[
-        bool, typer.Option("--one-address", help="Use one client address, not one for each connection.")
-    ] = False,
-    profile: Annotated[
-        Path | None, typer.Option(help="Profile BloxServer with py-spy, to one file for each measured row.")
-    ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="ROOT",
-            help="Also measure memory and requests with a token, and write benchmarks/results, README.md and "
-            "docs/performance.md of the repository at ROOT.",
-        ),
-    ] = None,
-    small: Annotated[bool, typer.Option("--small", help="Only check that it runs; results are meaningless.")] = False,
+]
+SmallOption = Annotated[bool, typer.Option("--small", help="Only check that it runs; results are meaningless.")]
+
+
+def api(
+    database: DatabaseOption = Database.BOTH,
+    history: HistoryOption = None,
+    concurrency: ConcurrencyOption = None,
+    endpoint: EndpointOption = None,
+    rounds: RoundsOption = 3,
+    seconds: SecondsOption = 2,
+    auth: AuthOption = Auth.DEVELOPMENT,
+    memory_requests: MemoryOption = 0,
+    setting: SettingOption = None,
+    one_address: AddressOption = False,
+    profile: ProfileOption = None,
+    save: SaveOption = None,
+    small: SmallOption = False,
 ) -> None:
     """Measure the API against a bare server, and print one Markdown table for each database.
 

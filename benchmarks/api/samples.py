@@ -78,7 +78,7 @@ def _summary(variant: str, rounds: list[Sample], ours: list[Sample]) -> Summary:
         return median(map(value, rounds))
 
     rates = {sample.round: sample.rate for sample in ours}
-    ratios = [rates[sample.round] / sample.rate for sample in rounds if sample.rate]
+    ratios = [rates[sample.round] / sample.rate for sample in rounds if sample.rate and sample.round in rates]
     database = [sample.database_cpu_ms for sample in rounds if sample.database_cpu_ms is not None]
     return Summary(
         rate=middle(lambda sample: sample.rate),
