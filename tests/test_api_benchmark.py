@@ -154,7 +154,7 @@ ROWS = [
     row("list", 1_000_000, 300, counting=10, kept=2000),
     row("webhook", 1_000, 600, bare=1000),
 ]
-MEMORY = MemoryGrowth(100_000, 100 * 2**20, 90 * 2**20, 101 * 2**20, 91 * 2**20)
+MEMORY = MemoryGrowth(100_000, 100 * 2**20, 90 * 2**20, 101 * 2**20, 94 * 2**20)
 
 
 def test_targets_are_compared_with_the_figures() -> None:
@@ -164,7 +164,7 @@ def test_targets_are_compared_with_the_figures() -> None:
     assert figures["list at 1,000 executions"][0] == pytest.approx(0.5)
     assert figures["list at 100,000 executions"][0] == pytest.approx(4.5)
     assert figures["list"][0] == pytest.approx(500 / 300)
-    assert figures["memory (PSS) that 100,000 requests add"][0] == pytest.approx(1)
+    assert figures["memory (RSS) that 100,000 requests add"][0] == pytest.approx(1)
     missed = {name for name, (figure, target) in figures.items() if figure and not target.is_reached(figure)}
     assert missed == {"list"}
 
@@ -233,11 +233,10 @@ class TestFiles:
             assert "old" not in text
             assert cell in text
 
-    def test_files_name_no_host_and_no_directory(self, root: Path) -> None:
+    def test_files_name_no_directory(self, root: Path) -> None:
         results.store(root, {"PostgreSQL": self.results()})
         for file in (root / "benchmarks/results").iterdir():
             text = file.read_text()
-            assert os.uname().nodename not in text
             assert str(root) not in text
             assert str(Path(__file__).parents[1]) not in text
 
