@@ -12,7 +12,19 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import bare, claim, expressions, fairness, idle, isolation, latency, scaling, throughput, waiting
+from benchmarks import (
+    bare,
+    claim,
+    expressions,
+    fairness,
+    idle,
+    isolation,
+    latency,
+    scaling,
+    throughput,
+    totals,
+    waiting,
+)
 from benchmarks.api.command import KINDS, Database, api
 from benchmarks.installation import BenchmarkEnvironment, create_environment
 from benchmarks.neighbours.cases import CASES
@@ -34,6 +46,7 @@ BENCHMARKS: dict[str, Measure] = {
     "bare": bare.measure,
     "isolation": isolation.measure,
     "expressions": expressions.measure,
+    "totals": totals.measure,
 }
 
 

@@ -29,6 +29,8 @@ class Sizes:
     expression_sizes: tuple[int, ...] = (1_000, 30_000, 1_000_000)
     """Characters of the texts in expressions."""
     random_expressions: int = 10_000
+    totals: int = 2_000
+    """Rows that each kind of statement writes in a round of the benchmark of totals."""
 
 
 SMALL = Sizes(
@@ -49,5 +51,6 @@ SMALL = Sizes(
     tasks=3,
     expression_sizes=(1_000,),
     random_expressions=30,
+    totals=200,
 )
 """Minimal sizes, to check that the benchmarks run. Their results are meaningless."""
