@@ -27,8 +27,8 @@ COUNTED = ("status", "duration_ms", "input_tokens", "output_tokens")
 """The columns of an execution on which the counters depend, apart from the key."""
 BUCKETS = (60, 900)
 """The widths of buckets, in seconds. Time zones differ by multiples of 15 minutes."""
-FILL_PERCENT = 50
-"""Free space in each page, so that most updates of counters change no index."""
+FILL_PERCENT = {"execution_totals": 50, "execution_series": 80}
+"""The rest of each page is left free, so that most updates of counters change no index."""
 
 
 def create_triggers(dialect: str) -> list[str]:
@@ -230,8 +230,8 @@ _EVENTS = {
 
 
 def _postgresql() -> Iterator[str]:
-    for table in ("execution_totals", "execution_series"):
-        yield f"ALTER TABLE {table} SET (fillfactor = {FILL_PERCENT})"
+    for table, percent in FILL_PERCENT.items():
+        yield f"ALTER TABLE {table} SET (fillfactor = {percent})"
     for event, (transition, is_needed) in _EVENTS.items():
         yield _counting_function(event.lower(), transition, is_needed)
         yield _trigger(event.lower(), f"AFTER {event} ON executions REFERENCING {transition} FOR EACH STATEMENT")
