@@ -260,12 +260,14 @@ async def test_cursor_of_another_list_is_rejected(session: AsyncSession, user: U
     other_flow = await create_flow(session, user)
     of_flow, of_user = reads(session, user, flow)
     wanted = ExecutionFilter(statuses=(S.ERROR,))
-    cursor = (await of_flow(page(1, 1, wanted))).next_cursor
+    cursor, of_all = [(await read(page(1, 1, wanted))).next_cursor for read in (of_flow, of_user)]
     assert len((await of_flow(after(cursor, 1, wanted))).items) == 1
     for read, request in (
         (of_flow, after(cursor, 1)),
         (of_flow, after(cursor, 1, ExecutionFilter(statuses=(S.ERROR, S.TIMEOUT)))),
         (of_user, after(cursor, 1, wanted)),
+        (of_user, after(of_all, 1)),
+        (of_flow, after(of_all, 1, wanted)),
         (reads(session, user, other_flow)[0], after(cursor, 1, wanted)),
         (reads(session, await create_user(session), flow)[0], after(cursor, 1, wanted)),
     ):
@@ -314,6 +316,19 @@ async def test_every_list_is_read_with_one_statement(
                     await read(request)
                 assert len(statements) == 1
                 assert "payload" not in statements[0]
+
+
+@pytest.mark.usefixtures("small_limits")
+async def test_total_is_exact_up_to_the_number_of_rows_that_are_counted(
+    session: AsyncSession, user: UserRecord, flow: FlowRecord
+) -> None:
+    wanted = ExecutionFilter(has_error=False)
+    for rows, total in ((SMALL, SMALL), (1, SMALL)):
+        session.add_all(ExecutionRecord(flow_id=flow.id, trigger_type=T.MANUAL) for _ in range(rows))
+        await session.commit()
+        for read in reads(session, user, flow):
+            found = await read(page(1, 1, wanted))
+            assert (found.total, found.total_is_exact) == (total, rows == SMALL)
 
 
 async def test_filter_by_a_deleted_trigger_finds_nothing(
