@@ -229,6 +229,11 @@ class ExecutionRecord(Base):
         sa.Index(None, "flow_id", "mode", "started_at", "id"),
         sa.Index(None, "flow_id", "mode", "status", "started_at", "id"),
         sa.Index(None, "trigger_id", "started_at", "id"),
+        # Percentiles of durations, and lists of errors, among many executions that run or succeed.
+        partial_index(
+            "ix_executions_durations", "flow_id", "mode", "started_at", "duration_ms", where="duration_ms IS NOT NULL"
+        ),
+        partial_index("ix_executions_failed", "flow_id", "mode", "started_at", "id", where="error_message IS NOT NULL"),
         # The queue: executions that wait for a worker, by flow, so that one flow's backlog does not slow down others.
         partial_index("ix_executions_waiting", "flow_id", "resume_at", "started_at", "id", where=WAITING),
         # Waiting executions that may be the cause of repeated worker crashes.
