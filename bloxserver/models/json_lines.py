@@ -30,6 +30,14 @@ class _id_text(expression.FunctionElement[str]):  # noqa: N801
     inherit_cache = True
 
 
+class text_lines(expression.FunctionElement[str]):  # noqa: N801
+    """The texts of all rows in their order, one a line; null if there are no rows."""
+
+    # Unlike `aggregate_strings` of SQLAlchemy, it needs no change of the statement at each execution.
+    type = sa.Text()
+    inherit_cache = True
+
+
 class _json_object(expression.FunctionElement[str]):  # noqa: N801
     """An object with all columns of a subquery, which are its arguments, as text."""
 
@@ -44,7 +52,7 @@ def json_lines(rows: sa.FromClause, names: Sequence[str]) -> sa.Select[str | Non
     """
     members = [_member(rows.c[name]).label(to_camel(name)) for name in names]
     item = sa.select(*members).select_from(rows).subquery("item")
-    return sa.select(sa.func.aggregate_strings(_json_object(*item.c), "\n")).select_from(item)
+    return sa.select(text_lines(_json_object(*item.c))).select_from(item)
 
 
 def _member(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -83,6 +91,16 @@ def _(element: Any, compiler: Any, **options: Any) -> str:
     return " || '-' || ".join(
         f"substr({text}, {begin}, {length})" for begin, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
     )
+
+
+@compiles(text_lines, "postgresql")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    return f"string_agg({compiler.process(element.clauses, **options)}, chr(10))"
+
+
+@compiles(text_lines, "sqlite")
+def _(element: Any, compiler: Any, **options: Any) -> str:
+    return f"group_concat({compiler.process(element.clauses, **options)}, char(10))"
 
 
 @compiles(_json_object, "postgresql")

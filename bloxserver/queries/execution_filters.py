@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -41,7 +42,7 @@ class ExecutionFilter:
     error_text: str | None = None
     """A part of the error message."""
 
-    @property
+    @cached_property
     def shape(self) -> FilterShape:
         names = [field.name for field in fields(self) if getattr(self, field.name) not in (None, ())]
         if self.has_error is not None:

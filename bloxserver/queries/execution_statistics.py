@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.json_lines import text_lines
 from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, FlowRecord
 from bloxserver.queries.execution_places import NORMAL, total_of
 from bloxserver.queries.requesters import FLOW_ID, REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
@@ -49,7 +50,7 @@ def statement() -> sa.Select[Any]:
         .limit(RECENT_DURATIONS)
         .subquery("recent")
     )
-    durations = sa.select(sa.func.aggregate_strings(recent.c.milliseconds, " ")).scalar_subquery()
+    durations = sa.select(text_lines(recent.c.milliseconds)).scalar_subquery()
     columns = [*REQUESTER_COLUMNS, _flows.id.label("flow_id"), *totals.c, durations.label("recent_durations")]
     columns.append(newest_first.limit(1).scalar_subquery().label("last_executed_at"))
     return sa.select(*columns).select_from(REQUESTER_AND_FLOW.join(totals, sa.true()))
