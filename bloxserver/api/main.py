@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from bloxserver import __version__
@@ -22,8 +22,6 @@ from bloxserver.api.stream_slots import StreamSlots
 from bloxserver.api.turns import RequestTurns, Turns
 from bloxserver.api.watching import ExecutionWatcher
 from bloxserver.api.webhook_route import WebhookRoute
-from bloxserver.blocks.registry import get_registry
-from bloxserver.engine.engine import Engine
 from bloxserver.errors import SettingsError
 from bloxserver.models import database as models_database
 from bloxserver.models.database import Database
@@ -53,10 +51,8 @@ def create_app() -> FastAPI:
     public = [*PUBLIC, *(DOCUMENTATION if settings.enable_docs else [])]
     for router in public:
         app.include_router(router)
-    authenticated = APIRouter(prefix=AUTHENTICATED_PREFIX)
     for router in AUTHENTICATED:
-        authenticated.include_router(router)
-    app.include_router(authenticated)
+        app.include_router(router, prefix=AUTHENTICATED_PREFIX)
     table = PathTable()
     table.add(public)
     table.add(AUTHENTICATED, AUTHENTICATED_PREFIX)
@@ -64,6 +60,8 @@ def create_app() -> FastAPI:
     app.state.shutdown = Shutdown()
     app.state.kill_when_blocked = False
     """Whether this process is killed if its event loop is blocked. `bloxserver serve` sets it."""
+    app.state.is_database_prepared = False
+    """Whether `prepare_database` was called before the start. `bloxserver serve` sets it."""
     app.state.watcher = ExecutionWatcher()
     app.state.stream_slots = StreamSlots()
     install_error_handlers(app)
@@ -93,6 +91,10 @@ def create_app() -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    # Blocks and engine are half of all modules. Only a process that starts needs them, not one that imports `app`.
+    from bloxserver.blocks.registry import get_registry
+    from bloxserver.engine.engine import Engine
+
     settings = get_settings()
     configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=settings.operator_secrets)
     settings.check_startup()
@@ -102,13 +104,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     _warn(settings)
     start_tracing(settings)
     database = models_database.database
-    await prepare_database(settings, database)
+    if not app.state.is_database_prepared:
+        await prepare_database(settings, database)
     engine = Engine(
         settings,
         database,
         run_worker=settings.run_worker,
         kill_when_blocked=app.state.kill_when_blocked,
-        woken=app.state.watcher.wake,
+        watcher=app.state.watcher,
     )
     app.state.engine = engine if settings.run_worker else None
     await engine.start()

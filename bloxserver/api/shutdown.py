@@ -18,6 +18,7 @@ class Shutdown:
 
     def __init__(self) -> None:
         self._requested = False
+        self._callbacks: set[Callable[[], None]] = set()
 
     @property
     def requested(self) -> bool:
@@ -26,6 +27,12 @@ class Shutdown:
     def request(self) -> None:
         """End open responses as soon as possible."""
         self._requested = True
+        for callback in [*self._callbacks]:
+            callback()
+
+    def on_request(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when a shutdown is requested, in the thread that requests it, or in a signal handler."""
+        self._callbacks.add(callback)
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

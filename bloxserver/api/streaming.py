@@ -68,6 +68,8 @@ class Waiter:
         self._watch = watch
         self._clock = asyncio.get_running_loop().time
         self._deadline = self._clock() + timeout
+        self.has_changed = False
+        """Whether the last wait ended with a change."""
 
     async def __aenter__(self) -> Self:
         self._disconnect = asyncio.create_task(self._wait_for_disconnect())
@@ -89,7 +91,7 @@ class Waiter:
         """Wait for a change, at most for `seconds`. Returns False at once when waiting has ended."""
         remaining = self._deadline - self._clock()
         if remaining > 0 and not self._has_ended():
-            await self._watcher.wait(self._watch, min(seconds, remaining))
+            self.has_changed = await self._watcher.wait(self._watch, min(seconds, remaining))
         return self._deadline > self._clock() and not self._has_ended()
 
     @property
@@ -216,8 +218,13 @@ class EventStream(Response):
             if execution.status is not ExecutionStatus.RUNNING:
                 yield _event("execution", execution, END_EVENT_ID)
                 return
-            if not await waiter.wait(sent_at + KEEPALIVE_SECONDS - clock()):
-                return
+            while True:
+                if not await waiter.wait(sent_at + KEEPALIVE_SECONDS - clock()):
+                    return
+                if waiter.has_changed:
+                    break
+                yield KEEPALIVE_COMMENT
+                sent_at = clock()
 
     async def _read(self) -> tuple[ExecutionOutline | None, Sequence[Any]]:
         """The execution and its changed steps, read in this order, so that an ended execution has all its steps.

@@ -1,13 +1,15 @@
-"""Watches the executions that open responses wait for: one statement reads all executions of the process.
+"""Watches the executions that open responses wait for.
 
-The statement is repeated when a transaction of any process may have changed an execution, and at intervals, because
-not every change is announced. An open response holds no database connection and reads nothing itself until its
-execution has changed.
+An open response holds no database connection and reads nothing itself until its execution has changed. The watcher
+reads an execution when the engine reports a change of it, in this or in another process. At intervals, one statement
+reads all executions, because some changes are not reported: those of other programs, and those of other processes while
+the connection for notifications is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from uuid import UUID
 
@@ -17,18 +19,20 @@ from bloxserver.api.dependencies import SessionSource
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.enums import ExecutionStatus
-from bloxserver.queries.executions import Progress, read_progress
+from bloxserver.models.execution_changes import ANY, change_key
+from bloxserver.queries.progress import Progress, read_progress
 
 log = structlog.stdlib.get_logger("bloxserver.request")
 
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.01
 """Minimum time between two reads."""
+NOTIFIED_INTERVAL_SECONDS = 5.0
+"""How often all executions are read while changes are reported."""
 MIN_INTERVAL_SECONDS = 0.02
-"""How soon executions are read again after a change."""
 MAX_INTERVAL_SECONDS = 0.25
-"""How often idle executions are read."""
+"""How often all executions are read otherwise: at first, and while none changes."""
 MAX_EXECUTIONS_PER_SECOND = 5_000
-"""The statement reads so many executions per second. With more responses, it is repeated less often."""
+"""A statement reads so many executions per second. With more responses, it is repeated less often."""
 RUNNING = Progress(ExecutionStatus.RUNNING, None)
 
 
@@ -42,22 +46,25 @@ class Watch:
         self.sessions = sessions
         self.shutdown = shutdown
         self.execution_id = execution_id
+        self.with_steps = with_steps
         self.changed = asyncio.Event()
         """Set when the execution has changed or was deleted, and when the server shuts down."""
-        self._with_steps = with_steps
+        self.is_unread = True
+        """Whether the execution must be read, although no change was reported."""
         self._seen: Progress | None = RUNNING
 
     def forget(self) -> None:
         """Report the last change again, because it could not be read."""
         self._seen = RUNNING
+        self.is_unread = True
 
     def compare(self, progress: Progress | None) -> bool:
         """Set `changed` if the execution has changed since the last call; None means that it was deleted."""
-        if progress is not None and not self._with_steps:
+        if progress is not None and not self.with_steps:
             progress = Progress(progress.status, None)
         is_changed = progress != self._seen
         self._seen = progress
-        if is_changed or self.shutdown.requested:
+        if is_changed:
             self.changed.set()
         return is_changed
 
@@ -66,35 +73,85 @@ class ExecutionWatcher:
     """The watches of a process. It reads nothing while there is none."""
 
     def __init__(self) -> None:
-        self._watches: set[Watch] = set()
+        self._watches: dict[UUID, set[Watch]] = {}
+        self._ids: dict[str, set[UUID]] = {}
+        """The watched executions by their `change_key`."""
+        self._unread: set[UUID] = set()
+        self._reads_all_at = 0.0
+        self._is_notified = False
         self._task: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._reading = asyncio.Lock()
 
-    def wake(self) -> None:
-        """Read the executions soon, because some may have changed; to be called on the event loop."""
-        self._woken.set()
+    def changed(self, keys: frozenset[str]) -> None:
+        """Read the watched executions with these keys soon; to be called on the event loop."""
+        if ANY in keys:
+            self._read_all()
+        elif found := self._ids.keys() & keys:
+            self._read_soon(id for key in found for id in self._ids[key])
 
-    async def wait(self, watch: Watch, seconds: float) -> None:
-        """Wait for a change of the execution, at most for `seconds`."""
+    def set_notified(self, is_notified: bool) -> None:
+        """Whether `changed` is called for all changes of BloxServer. Changes may have been missed until now."""
+        self._is_notified = is_notified
+        self._read_all()
+
+    async def wait(self, watch: Watch, seconds: float) -> bool:
+        """Wait for a change of the execution, at most for `seconds`. Returns False if the time elapsed."""
         if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
             self._woken, self._reading = asyncio.Event(), asyncio.Lock()
+            self._reads_all_at = 0.0
             self._task = asyncio.create_task(self._run())
-        if watch not in self._watches:
-            self._watches.add(watch)
-            self.wake()
+        if watch not in self._watches.get(watch.execution_id, ()):
+            self._add(watch)
+        if watch.is_unread:
+            watch.is_unread = False
+            self._read_soon([watch.execution_id])
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await watch.changed.wait()
+        has_changed = watch.changed.is_set()
         watch.changed.clear()
+        return has_changed
 
     async def end(self, watch: Watch) -> None:
         """Forget a watch. After the end of the last one, no statement runs."""
-        self._watches.discard(watch)
+        watches = self._watches.get(watch.execution_id, set())
+        watches.discard(watch)
+        if not watches and self._watches.pop(watch.execution_id, None) is not None:
+            key = change_key(watch.execution_id)
+            self._ids[key].discard(watch.execution_id)
+            if not self._ids[key]:
+                del self._ids[key]
         if not self._watches:
-            self.wake()
+            self._woken.set()
             async with self._reading:
                 pass
+
+    def _add(self, watch: Watch) -> None:
+        self._watches.setdefault(watch.execution_id, set()).add(watch)
+        self._ids.setdefault(change_key(watch.execution_id), set()).add(watch.execution_id)
+        watch.shutdown.on_request(self._shut_down)
+        if watch.shutdown.requested:
+            watch.changed.set()
+
+    def _shut_down(self) -> None:
+        if self._task is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._task.get_loop().call_soon_threadsafe(self._end_responses)
+
+    def _end_responses(self) -> None:
+        for watches in self._watches.values():
+            for watch in watches:
+                if watch.shutdown.requested:
+                    watch.changed.set()
+
+    def _read_all(self) -> None:
+        self._reads_all_at = 0.0
+        self._woken.set()
+
+    def _read_soon(self, execution_ids: Iterable[UUID]) -> None:
+        self._unread.update(execution_ids)
+        self._woken.set()
 
     async def _run(self) -> None:
         current_tenant.set(None)  # not the tenant whose request started this task
@@ -102,32 +159,40 @@ class ExecutionWatcher:
         interval = MIN_INTERVAL_SECONDS
         while self._watches:
             started = clock()
+            reads_all = started >= self._reads_all_at
+            ids = [*self._watches] if reads_all else [id for id in self._unread if id in self._watches]
+            # Changes that are reported from now on may be missing in what is read now.
+            self._unread.clear()
+            if reads_all:
+                self._reads_all_at = started + (NOTIFIED_INTERVAL_SECONDS if self._is_notified else interval)
             async with self._reading:
-                has_changed = await self._read()
-            pause = max(PAUSE_SECONDS, len(self._watches) / MAX_EXECUTIONS_PER_SECOND)
-            await asyncio.sleep(max(0.0, started + pause - clock()))
+                has_changed = await self._read(ids)
+            if has_changed is None:
+                self._reads_all_at = min(self._reads_all_at, started + MAX_INTERVAL_SECONDS)
             interval = MIN_INTERVAL_SECONDS if has_changed else min(interval * 1.5, MAX_INTERVAL_SECONDS)
+            pause = max(PAUSE_SECONDS, len(ids) / MAX_EXECUTIONS_PER_SECOND)
+            await asyncio.sleep(max(0.0, started + pause - clock()))
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, started + interval - clock())):
+                async with asyncio.timeout(max(0.0, self._reads_all_at - clock())):
                     await self._woken.wait()
                 interval = MIN_INTERVAL_SECONDS
             self._woken.clear()
 
-    async def _read(self) -> bool:
-        """Read all executions. Returns whether one has changed."""
-        watches = list(self._watches)
+    async def _read(self, ids: Sequence[UUID]) -> bool | None:
+        """Read these executions. Returns whether one has changed; None if they cannot be read now."""
+        watches = [watch for id in ids for watch in self._watches.get(id, ())]
         if not watches:
             return False
-        ids = {watch.execution_id for watch in watches}
+        found: dict[UUID, Progress] = {}
         try:
             async with watches[-1].sessions.reading() as session:
-                found = await read_progress(session, ids)
+                for with_steps in (True, False):
+                    wanted = {watch.execution_id for watch in watches if watch.with_steps is with_steps} - found.keys()
+                    if wanted:
+                        found |= await read_progress(session, wanted, with_steps=with_steps)
         except Exception as error:
             # The responses stay open until the database is available again.
             log.warning("execution poll failed", error=type(error).__name__)
-            for watch in watches:
-                if watch.shutdown.requested:
-                    watch.changed.set()
-            return False
+            return None
         changed = [watch for watch in watches if watch.compare(found.get(watch.execution_id))]
         return bool(changed)

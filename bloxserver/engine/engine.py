@@ -16,7 +16,7 @@ from bloxserver.engine.background.sweeper import Sweeper
 from bloxserver.engine.loops import cancel, run_forever
 from bloxserver.engine.queue.claims import release_orphaned_claims
 from bloxserver.engine.queue.heartbeat import Heartbeat
-from bloxserver.engine.queue.notify import WakeNotifier
+from bloxserver.engine.queue.notify import ChangeListener, WakeNotifier
 from bloxserver.engine.queue.recovery import Recovery, recover_all
 from bloxserver.engine.run.claimer import Claimer
 from bloxserver.engine.run.context import SharedClients
@@ -44,16 +44,16 @@ class Engine:
         *,
         run_worker: bool,
         kill_when_blocked: bool = False,
-        woken: Callable[[], None] = lambda: None,
+        watcher: ChangeListener | None = None,
     ) -> None:
         """With `kill_when_blocked`, a process whose event loop is blocked for `EVENT_LOOP_TIMEOUT` is killed.
 
-        `woken` is called when an execution may have changed: after a commit of this or another process.
+        `watcher` learns which executions this and other processes have changed.
         """
         self._settings = settings
         self._database = database
         self._run_worker = run_worker
-        self._woken = woken
+        self._watcher = watcher
         self.worker_id = f"w-{uuid4().hex[:12]}"
         """The id of this worker in `bloxserver status`."""
         self._clients = SharedClients.of(settings)
@@ -79,7 +79,7 @@ class Engine:
             database, self._clients.http, self._clients.mail, settings, self._clients.shares
         )
         self._deletions = Deletions(database)
-        self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake)
+        self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake, watcher)
         self._state = _State.STARTING
         self._intake: list[asyncio.Task[None]] = []
         """Tasks that start new work. They are cancelled first at shutdown."""
@@ -93,7 +93,12 @@ class Engine:
         self._unlisten.append(self._database.on_commit(self._wake))
         if self._notify is not None:
             self._unlisten.append(self._database.on_commit(self._notify.notify))
+            self._unlisten.append(self._database.on_execution_change(self._notify.notify_changes))
             self._loop(self._notify.run)
+        if self._watcher is not None:
+            self._unlisten.append(self._database.on_execution_change(self._watcher.changed))
+            # On SQLite, one process makes almost all changes. On PostgreSQL, the notifier sets it once it listens.
+            self._watcher.set_notified(self._notify is None)
         if self._run_worker:
             await self._heartbeat.start()
             if self._settings.uses_sqlite:
@@ -133,6 +138,8 @@ class Engine:
             await self._worker.drain(self._settings.shutdown_grace_seconds)
         for unlisten in self._unlisten:
             unlisten()
+        if self._watcher is not None:
+            self._watcher.set_notified(False)
         await cancel(self._loops)
         if self._run_worker:
             await self._leave()
@@ -154,8 +161,6 @@ class Engine:
 
     def _wake(self, work: frozenset[WakeReason]) -> None:
         self._sweeper.wake(work)
-        if work & {WakeReason.EXECUTION, WakeReason.CANCELLATION}:
-            self._woken()
         if not self._run_worker:
             return
         if WakeReason.EXECUTION in work:

@@ -21,9 +21,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 
-from bloxserver.models import migrate, postgres, postgres_connect, sqlite_connection
+from bloxserver.models import migrate, postgres, sqlite_connection
 from bloxserver.models.base import Base
 from bloxserver.models.connection_pool import ConnectionPool
+from bloxserver.models.execution_changes import CHANGES
 from bloxserver.models.transient_errors import describe_error, is_connection_error
 from bloxserver.settings import Settings, get_settings
 
@@ -180,12 +181,18 @@ class Database:
 
         Returns a function that removes the callback.
         """
+        return self._listen(_WAKE_REASONS, wake)
 
+    def on_execution_change(self, changed: Callable[[frozenset[str]], None]) -> Callable[[], None]:
+        """As `on_commit`, for commits that change executions: call `changed` with their keys."""
+        return self._listen(CHANGES, changed)
+
+    def _listen(self, member: str, callback: Callable[[Any], None]) -> Callable[[], None]:
         def after_commit(session: Session) -> None:
             # The event also occurs when a savepoint is released, before the work is visible to others.
-            # The reasons are kept for other listeners.
-            if not session.in_nested_transaction() and (reasons := session.info.get(_WAKE_REASONS)):
-                wake(reasons)
+            # The values are kept for other listeners.
+            if not session.in_nested_transaction() and (values := session.info.get(member)):
+                callback(values)
 
         event.listen(self._session_class, "after_commit", after_commit)
         return lambda: event.remove(self._session_class, "after_commit", after_commit)
@@ -295,6 +302,8 @@ def _create_engine(settings: Settings, timeouts: postgres.Timeouts) -> AsyncEngi
 def _create_postgres_engine(
     settings: Settings, timeouts: postgres.Timeouts, *, limits_statements: bool = True
 ) -> AsyncEngine:
+    from bloxserver.models import postgres_connect  # imports the driver, which a server with SQLite does not need
+
     engine = create_async_engine(
         settings.database_url,
         echo=settings.sql_echo,

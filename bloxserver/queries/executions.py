@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -9,13 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
 from bloxserver.errors import NotFound
-from bloxserver.models.enums import ExecutionStatus
-from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, TriggerRecord
+from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
 from bloxserver.queries.flows import flow_exists, owned_by
 from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
-
-MAX_IDS = 4096
-"""Ids in one statement: both databases accept about 32,000 values."""
 
 
 async def read_execution(
@@ -87,36 +82,6 @@ _ONE = sa.select(
         ),
     ).outerjoin(_triggers, _triggers.c.id == _executions.c.trigger_id)
 )
-
-
-class Progress(NamedTuple):
-    """The progress of an execution: it has changed if one of the values is another one."""
-
-    status: ExecutionStatus
-    sequence: int | None
-    """The highest sequence number of its steps."""
-
-
-async def read_progress(session: AsyncSession, execution_ids: Collection[UUID]) -> dict[UUID, Progress]:
-    """The progress of executions of any users; deleted ones are left out. One statement reads up to `MAX_IDS`."""
-    last = (
-        sa.select(sa.func.max(ExecutionStepRecord.sequence))
-        .where(ExecutionStepRecord.execution_id == ExecutionRecord.id)
-        .scalar_subquery()
-    )
-    ids = list(execution_ids)
-    found: dict[UUID, Progress] = {}
-    for begin in range(0, len(ids), MAX_IDS):
-        part = ids[begin : begin + MAX_IDS]
-        # The number of ids is a power of two, so that there are few different statements to prepare.
-        part += part[-1:] * ((1 << (len(part) - 1).bit_length()) - len(part))
-        rows = await session.execute(
-            sa.select(ExecutionRecord.id, ExecutionRecord.status, last).where(
-                ExecutionRecord.id.in_(part), flow_exists()
-            )
-        )
-        found |= {row[0]: Progress(row[1], row[2]) for row in rows}
-    return found
 
 
 async def require_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, execution_id: UUID) -> None:

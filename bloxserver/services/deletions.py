@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.execution_changes import announce_any_change
 from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
@@ -49,6 +50,7 @@ async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> No
     else:
         await _mark_flow(session, flow_id)
         wake_engine_after_commit(session, WakeReason.DELETION)
+    announce_any_change(session)
     wake_engine_after_commit(session, WakeReason.CANCELLATION)
     wake_engine_after_commit(session, WakeReason.EXECUTION)
 

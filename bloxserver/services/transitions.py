@@ -17,6 +17,7 @@ from bloxserver.clock import now
 from bloxserver.errors import BadRequest
 from bloxserver.models.database import WakeReason, after_commit, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus, StepStatus, TriggerType
+from bloxserver.models.execution_changes import announce_changes
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.observability import metrics
 from bloxserver.queries.executions import read_execution
@@ -77,6 +78,7 @@ async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], trig
         update = update.where(row.c.id == sa.bindparam("of")).values(output_payload=sa.bindparam("output"))
         await session.execute(update, [{"of": id, "output": output} for id, output in outputs.items()])
     _count(session, ExecutionStatus.SUCCESS, triggers)
+    announce_changes(session, outputs)
     wake_engine_after_commit(session, WakeReason.EXECUTION)
 
 
@@ -167,6 +169,7 @@ async def _end(
     if parent_ids:
         suspended = ExecutionRecord.id.in_(parent_ids), ExecutionRecord.lease.is_(None)
         await _update(session, *suspended, resume_at=moment)
+    announce_changes(session, ended)
     wake_engine_after_commit(session, WakeReason.EXECUTION)
     if status is ExecutionStatus.CANCELLED:
         wake_engine_after_commit(session, WakeReason.CANCELLATION)

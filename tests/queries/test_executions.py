@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.errors import NotFound
@@ -16,13 +16,10 @@ from bloxserver.queries.executions import (
     find_execution,
     read_execution,
     read_outline,
-    read_progress,
     require_execution,
 )
 from bloxserver.queries.paging import PageRequest
 from tests.factories import create_execution, create_flow, create_trigger, create_user
-from tests.statements import count_statements
-from tests.steps import create_step
 
 MINUTE = timedelta(minutes=1)
 PAGE = PageRequest(1, 10)
@@ -97,24 +94,4 @@ async def test_reads_without_a_user_return_none_for_deleted_flows_and_unknown_id
     execution = await create_execution(session, await create_flow(session, user, deleted_at=now()))
     for execution_id in (execution.id, uuid4()):
         assert await find_execution(session, execution_id) is None
-        assert await read_progress(session, [execution_id]) == {}
         assert await read_outline(session, execution_id) is None
-
-
-async def test_progress_of_several_executions_is_read_in_one_statement(
-    session: AsyncSession, flow: FlowRecord, database_engine: AsyncEngine
-) -> None:
-    running = await create_execution(session, flow)
-    ended = await create_execution(session, flow, status=ExecutionStatus.ERROR)
-    without_steps = await create_execution(session, flow)
-    for execution, sequence in ((running, 1), (running, 7), (ended, 2)):
-        await create_step(session, execution, f"l{sequence}", sequence=sequence)
-    ids = [running.id, ended.id, without_steps.id, uuid4(), running.id]
-    with count_statements(database_engine) as statements:
-        progress = await read_progress(session, ids)
-    assert progress == {
-        running.id: (ExecutionStatus.RUNNING, 7),
-        ended.id: (ExecutionStatus.ERROR, 2),
-        without_steps.id: (ExecutionStatus.RUNNING, None),
-    }
-    assert len(statements) == 1

@@ -22,6 +22,7 @@ from bloxserver.engine.retry import retry_transaction
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
+from bloxserver.models.execution_changes import announce_changes
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.models.transient_errors import describe_error
 from bloxserver.observability import metrics
@@ -110,6 +111,7 @@ async def save_checkpoints(
 async def save_steps(session: AsyncSession, steps: Sequence[dict[str, Any]]) -> None:
     """Insert or update steps. The caller has locked the leases, or written the executions in this transaction."""
     if steps:
+        announce_changes(session, {step["execution_id"] for step in steps})
         # A step may exist: it continues, or it is the same because the answer to an earlier commit was lost.
         names = tuple(steps[0])
         if session.get_bind().dialect.name == "postgresql":
