@@ -7,15 +7,14 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
+from typing import TYPE_CHECKING
 from uuid import UUID
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bloxserver.production_checks import MINIMUM_SECRET_BYTES
 from bloxserver.settings import Settings
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 SECRET_NAME = "[A-Za-z_][A-Za-z0-9_]{0,63}"  # noqa: S105
 """The pattern of a valid secret name."""
@@ -39,6 +38,11 @@ class SecretCipher:
 
     def __init__(self, keys: Sequence[str]) -> None:
         """`keys` are texts of any length. Raises `ValueError` if there are none."""
+        # Servers without an encryption key do not need it.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
         if not keys:
             raise ValueError("no encryption key is given")
         self._ciphers: dict[str, AESGCM] = {}
@@ -60,6 +64,8 @@ class SecretCipher:
 
     def decrypt(self, ciphertext: str, *, owner: UUID, name: str) -> str:
         """Return the plaintext. Raises `DecryptionError`."""
+        from cryptography.exceptions import InvalidTag
+
         version, key_id, content = [*ciphertext.split(".", 2), "", ""][:3]
         cipher = self._ciphers.get(key_id)
         if cipher is None or version != VERSION:

@@ -20,7 +20,6 @@ from bloxserver.api.current_user import CurrentUser as CurrentUser
 from bloxserver.api.current_user import find_unread_user, read_user
 from bloxserver.api.hosts import check_bypass
 from bloxserver.api.shutdown import Shutdown
-from bloxserver.clients.clerk import get_verifier
 from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import get_db, read_only_request
@@ -121,6 +120,8 @@ def bearer_token(authorization: str | None) -> str:
 
 async def validate_clerk_token(token: str) -> dict[str, Any]:
     """The claims of a valid token. Raises `Unauthorized`, or `Unavailable` if Clerk's keys cannot be fetched."""
+    from bloxserver.clients.clerk import get_verifier  # its cryptography is imported in no development server
+
     return await get_verifier(get_settings()).verify(token)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -13,13 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bloxserver.api.addresses import address_key
 from bloxserver.api.errors import error_response
 from bloxserver.api.hosts import PROBES
-from bloxserver.clients.redis_counters import RedisCounters
 from bloxserver.engine.loops import PollLoop, cancel, run_forever
 from bloxserver.errors import RateLimited, SettingsError
 from bloxserver.models.database import Database
 from bloxserver.services.rate_counters import SHARE_SECONDS, CounterSharing, DatabaseCounters
 from bloxserver.services.rate_limits import WINDOW_SECONDS, Admission, RateLimiter
 from bloxserver.settings import Settings
+
+if TYPE_CHECKING:
+    from bloxserver.clients.redis_counters import RedisCounters
 
 HEADERS = ("RateLimit", "RateLimit-Policy")
 
@@ -81,6 +84,8 @@ async def sharing_counters(limiter: RateLimiter | None, settings: Settings, data
 
 
 def _redis_counters(url: str) -> RedisCounters:
+    from bloxserver.clients.redis_counters import RedisCounters  # few installations use Redis
+
     try:
         return RedisCounters(url)
     except ValueError as error:

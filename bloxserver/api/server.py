@@ -46,9 +46,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the app, listen, and only then log `ready`."""
-        # The app is loaded by now and has not started.
-        freeze_heap()
         await super().startup(sockets=[])  # the app only
+        freeze_heap()  # the start of the app has imported the engine
         try:
             bound = await bound_sockets(self.config.host, self.config.port)
         except OSError as error:

@@ -8,6 +8,7 @@ from typing import IO, Annotated
 
 import typer
 
+from bloxserver import gc_tuning
 from bloxserver.cli.startup import fail, load_checked_settings, run
 from bloxserver.settings import Settings, get_settings
 
@@ -28,6 +29,7 @@ def serve(
     `bloxserver migrate` before this command. In development without CLERK_ISSUER, every request is authenticated as the
     development user.
     """
+    gc_tuning.pause()
     settings = load_checked_settings()
     development = settings.env == "development"
     if host is None:
@@ -47,6 +49,7 @@ def serve(
     app.state.kill_when_blocked = True
     lock = _lock(settings)
     run(_prepare_database(settings))
+    app.state.is_database_prepared = True
     # After a graceful shutdown uvicorn raises the signal that stopped it again. The exit status must be 0 nevertheless.
     signal.signal(signal.SIGTERM, lambda *_: None)
     serving(app, host, port).run_or_exit()

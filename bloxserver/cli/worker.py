@@ -7,7 +7,7 @@ import signal
 
 import structlog
 
-from bloxserver import __version__
+from bloxserver import __version__, gc_tuning
 from bloxserver.cli.startup import fail, load_checked_settings, run
 from bloxserver.settings import Settings, misspelt_settings
 
@@ -20,6 +20,7 @@ def worker() -> None:
     Stops on SIGTERM or SIGINT. Running executions have SHUTDOWN_GRACE_SECONDS to end; another worker resumes the rest.
     If WORKER_PORT is set, the worker serves /health/live, /health/ready and /metrics on that port.
     """
+    gc_tuning.pause()
     settings = load_checked_settings()
     if settings.uses_sqlite:
         fail("a worker needs PostgreSQL; with SQLite, `bloxserver serve` runs the executions")
@@ -30,7 +31,6 @@ async def _work(settings: Settings) -> None:
     from bloxserver.api.main import prepare_database
     from bloxserver.api.worker_server import serve_worker_endpoints
     from bloxserver.engine.engine import Engine
-    from bloxserver.gc_tuning import freeze_heap
     from bloxserver.models.database import database
     from bloxserver.observability.tracing import start_tracing, stop_tracing
 
@@ -42,7 +42,7 @@ async def _work(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     engine = Engine(settings, database, run_worker=True, kill_when_blocked=True)
-    freeze_heap()
+    gc_tuning.freeze_heap()
     async with serve_worker_endpoints(settings, engine):
         await engine.start()
         log.info("worker ready", version=__version__, worker=engine.worker_id)

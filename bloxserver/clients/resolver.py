@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from bloxserver.clients.addresses import Address, read_address
 from bloxserver.clients.errors import OutgoingRequestError
-from bloxserver.clients.names import Names
 from bloxserver.clients.shares import UNLIMITED, Share
 
 RESOLVE_SECONDS = 10.0
@@ -22,7 +21,7 @@ class Resolver:
 
     def __init__(self, lookup: Lookup | None = None, *, timeout_seconds: float = RESOLVE_SECONDS) -> None:
         """`lookup` is by default that of /etc/hosts and DNS."""
-        self._lookup = lookup or Names().look_up
+        self._lookup = lookup
         self._timeout_seconds = timeout_seconds
 
     async def resolve(self, host: str, share: Share = UNLIMITED) -> list[Address]:
@@ -44,6 +43,10 @@ class Resolver:
 
     async def _look_up(self, host: str) -> list[Address]:
         """Return the distinct addresses; empty if there is none."""
+        if self._lookup is None:
+            from bloxserver.clients.names import Names  # its DNS library is not needed before the first name
+
+            self._lookup = Names().look_up
         try:
             return _distinct_addresses(await self._lookup(host))
         except ValueError:  # labels that are not valid in a domain name, answers that are not addresses

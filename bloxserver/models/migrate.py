@@ -1,20 +1,22 @@
-"""Runs migrations, and checks whether this version can use the schema."""
+"""Runs migrations, and checks whether this version can use the schema.
+
+Alembic is imported only to migrate: most starts find a schema that is current.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from bloxserver.errors import SettingsError
 from bloxserver.models.base import Base
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 
 def find_scripts(package: Path) -> Path:
@@ -27,6 +29,7 @@ def find_scripts(package: Path) -> Path:
 
 
 SCRIPTS = find_scripts(Path(__file__).parents[1])
+REVISION_TABLE = "alembic_version"
 
 
 class SchemaState(StrEnum):
@@ -39,6 +42,8 @@ class SchemaState(StrEnum):
 
 
 def _config(connection: sa.Connection) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS))
     config.attributes["connection"] = connection
@@ -52,6 +57,12 @@ def upgrade(connection: sa.Connection, revision: str = "head") -> None:
     database has other tables of these names.
     """
     state = schema_state(connection)
+    if state in (SchemaState.NEWER, SchemaState.CURRENT) and revision == "head":
+        return
+    from alembic import command
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
     if state is SchemaState.MISSING and sa.inspect(connection).has_table("flows"):
         if compare_metadata(MigrationContext.configure(connection), Base.metadata):
             raise SettingsError(["DATABASE_URL: the database has tables that bloxserver did not create"])
@@ -61,27 +72,36 @@ def upgrade(connection: sa.Connection, revision: str = "head") -> None:
 
 
 def downgrade(connection: sa.Connection, revision: str) -> None:
+    from alembic import command
+
     command.downgrade(_config(connection), revision)
 
 
 def check(connection: sa.Connection) -> None:
     """Raise `alembic.util.CommandError` if models and migrations differ."""
+    from alembic import command
+
     command.check(_config(connection))
 
 
 @lru_cache
-def _revisions() -> tuple[frozenset[str], frozenset[str]]:
-    """Return the newest revisions, and all known revisions."""
-    scripts = ScriptDirectory(str(SCRIPTS))
-    return frozenset(scripts.get_heads()), frozenset(script.revision for script in scripts.walk_revisions())
+def known_revisions() -> tuple[str, ...]:
+    """Return all revisions in their order. They are in the names of the scripts: `DATE_REVISION_TITLE.py`."""
+    return tuple(sorted(script.name.split("_")[1] for script in (SCRIPTS / "versions").glob("*_*_*.py")))
 
 
 def schema_state(connection: sa.Connection) -> SchemaState:
     """Compare the revision of the database with the newest known revision."""
-    current = set(MigrationContext.configure(connection).get_current_heads())
-    heads, known = _revisions()
-    if not current:
+    current = _revision_of(connection)
+    if current is None:
         return SchemaState.MISSING
-    if current == heads:
+    if current == known_revisions()[-1]:
         return SchemaState.CURRENT
-    return SchemaState.OLDER if current <= known else SchemaState.NEWER
+    return SchemaState.OLDER if current in known_revisions() else SchemaState.NEWER
+
+
+def _revision_of(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table(REVISION_TABLE):
+        return None
+    revision: str | None = connection.scalar(sa.select(sa.column("version_num")).select_from(sa.table(REVISION_TABLE)))
+    return revision

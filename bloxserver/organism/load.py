@@ -1,4 +1,7 @@
-"""Definitions as executions run them: read once, outside of the event loop if they are large."""
+"""Definitions as executions run them: read once, outside of the event loop if they are large.
+
+The parser is imported when it is needed: a process that only serves the API needs it late or never.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,21 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bloxserver.blocks.registry import get_registry
 from bloxserver.isolation import RequestTooLarge, ResourceExceeded, TaskCrashed, isolated
-from bloxserver.organism.compiled import CompiledOrganism
 from bloxserver.organism.messages import problems_of_json
-from bloxserver.organism.model import Organism
-from bloxserver.organism.parse import parse
 from bloxserver.organism.problems import OrganismError, Problem
+
+if TYPE_CHECKING:
+    from bloxserver.organism.compiled import CompiledOrganism
+    from bloxserver.organism.model import Organism
 
 SMALL_CHARACTERS = 512
 """Definitions of up to this length are read in less than 5 milliseconds, also if they are invalid."""
 MAX_CACHED_CHARACTERS = 8 * 1024 * 1024
 
-RunnableOrganism: TypeAlias = Organism | CompiledOrganism
+RunnableOrganism: TypeAlias = "Organism | CompiledOrganism"
 
 
 async def parse_organism(text: str, tenant: Hashable) -> RunnableOrganism:
@@ -69,6 +72,9 @@ class _Cache:
             self._known.move_to_end(text)
             return known
         if len(text) <= SMALL_CHARACTERS:
+            from bloxserver.blocks.registry import get_registry
+            from bloxserver.organism.parse import parse
+
             return self._add(text, parse(text, get_registry()))
         reading = self._reading.get(text)
         if reading is None or reading.get_loop() is not asyncio.get_running_loop():
@@ -76,6 +82,9 @@ class _Cache:
         return await asyncio.shield(reading)
 
     async def _read(self, text: str, tenant: Hashable) -> RunnableOrganism:
+        from bloxserver.blocks.registry import get_registry
+        from bloxserver.organism.compiled import CompiledOrganism
+
         try:
             request = text.encode(errors="surrogatepass")
             compiled = await run_isolated("organism.compile", request, tenant)

@@ -1,4 +1,7 @@
-"""Checks of definitions before a start."""
+"""Checks of definitions before a start.
+
+`preflight` and the parser are imported when they are needed: they import the clients of all services.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,11 @@ from bloxserver.errors import Unavailable
 from bloxserver.event_loop import in_parts
 from bloxserver.isolation import IsolationUnavailable
 from bloxserver.models.database import release
-from bloxserver.organism.isolated import read_definition
 from bloxserver.organism.load import run_isolated
 from bloxserver.organism.messages import limit_problems, problems_of_json, requirements_of_json
 from bloxserver.organism.problems import OrganismError, Problem
 from bloxserver.organism.requirements import Requirement
 from bloxserver.queries.flows import read_flow, require_flow
-from bloxserver.services.preflight import PART_REQUIREMENTS, check_installation, settings_problems
 from bloxserver.settings import Settings
 
 
@@ -32,6 +33,8 @@ class Checked(NamedTuple):
 
 async def check(definition: bytes, tenant: Hashable) -> Checked:
     """Check a definition in another process. Raises `IsolationUnavailable`."""
+    from bloxserver.services.preflight import PART_REQUIREMENTS
+
     try:
         checked = await run_isolated("organism.check", definition, tenant)
     except OrganismError as error:
@@ -46,6 +49,8 @@ async def validate(
     session: AsyncSession, settings: Settings, user_id: UUID, definition: bytes, flow_id: UUID | None = None
 ) -> list[Problem]:
     """All problems of a definition for this user and this flow, in the order of its text. Raises `Unavailable`."""
+    from bloxserver.services.preflight import check_installation
+
     await release(session)
     try:
         checked = await check(definition, user_id)
@@ -85,6 +90,9 @@ def check_definition(settings: Settings | None, definition: bytes) -> list[Probl
 
     It runs in this process, and blocks it.
     """
+    from bloxserver.organism.isolated import read_definition
+    from bloxserver.services.preflight import settings_problems
+
     reading = read_definition(definition)
     found = settings_problems(settings, reading.requirements) if settings is not None else []
     return sorted([*reading.problems, *found], key=lambda problem: (problem.line, problem.column))

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -365,14 +366,20 @@ def later_code(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """Simulate a version with one more migration. Undo the patch to return to this version."""
     scripts = tmp_path / "migrations"
     shutil.copytree(migrate.SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (head,) = migrate._revisions()[0]
-    (scripts / "versions" / "9999_later.py").write_text(LATER_REVISION.format(head=head))
+    head = migrate.known_revisions()[-1]
+    (scripts / "versions" / "20990101_9999_later.py").write_text(LATER_REVISION.format(head=head))
     patch = pytest.MonkeyPatch()
     patch.setattr(migrate, "SCRIPTS", scripts)
-    migrate._revisions.cache_clear()
+    migrate.known_revisions.cache_clear()
     yield patch
     patch.undo()
-    migrate._revisions.cache_clear()
+    migrate.known_revisions.cache_clear()
+
+
+def test_names_of_scripts_have_their_revisions_in_order() -> None:
+    scripts = ScriptDirectory(str(migrate.SCRIPTS))
+    assert list(migrate.known_revisions()) == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert scripts.get_heads() == [migrate.known_revisions()[-1]]
 
 
 def production(settings: Settings) -> Settings:
@@ -391,7 +398,7 @@ async def test_production_starts_only_with_a_compatible_schema(database: Databas
     await prepare_database(settings, database)
     await database.migrate()
     assert await state(database) is SchemaState.NEWER, "an older process leaves a newer schema alone"
-    await set_revision(database, next(iter(migrate._revisions()[0])))
+    await set_revision(database, migrate.known_revisions()[-1])
 
 
 async def test_development_migrates_unless_disabled(database: Database, live_settings: Settings) -> None:
@@ -438,7 +445,7 @@ async def test_new_version_migrates_an_older_schema_with_rows(
     assert await state(database) is SchemaState.CURRENT
     assert await contents(database) == before
     later_code.undo()
-    migrate._revisions.cache_clear()
+    migrate.known_revisions.cache_clear()
     assert await state(database) is SchemaState.NEWER
     async with database.transaction() as session:
         session.add(tables.UserRecord(clerk_id="written by the older code"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 
@@ -12,13 +12,13 @@ from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
 from bloxserver.api.json_bodies import definition_in_body
 from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import BlockDescription, Validation
-from bloxserver.blocks.agent import agent
-from bloxserver.blocks.base import AnyBlock
-from bloxserver.blocks.registry import get_registry
 from bloxserver.models.database import read_only_request
 from bloxserver.organism.problems import Problem
 from bloxserver.services import validation as services
 from bloxserver.settings import get_settings
+
+if TYPE_CHECKING:
+    from bloxserver.blocks.base import AnyBlock
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -92,13 +92,18 @@ async def list_blocks(user: AuthenticatedUser) -> Response:
 @lru_cache(maxsize=1)
 def _rendered_blocks() -> bytes:
     """The response body. The registry does not change while the process runs."""
+    from bloxserver.blocks.agent import agent
+    from bloxserver.blocks.registry import get_registry
+
     blocks = sorted([*get_registry().blocks, agent], key=lambda block: block.name)
-    return json.dumps([_described(block).model_dump(by_alias=True) for block in blocks], ensure_ascii=False).encode()
+    return json.dumps(
+        [_described(block, is_agent=block is agent).model_dump(by_alias=True) for block in blocks], ensure_ascii=False
+    ).encode()
 
 
-def _described(block: AnyBlock) -> BlockDescription:
+def _described(block: AnyBlock, *, is_agent: bool) -> BlockDescription:
     return BlockDescription(
-        kind="agent" if block is agent else "block",
+        kind="agent" if is_agent else "block",
         name=block.name,
         aliases=list(block.aliases),
         description=block.description,
