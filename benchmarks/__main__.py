@@ -21,8 +21,10 @@ from benchmarks import (
     isolation,
     latency,
     scaling,
+    startup,
     throughput,
     totals,
+    waiters,
     waiting,
 )
 from benchmarks.api.command import KINDS, Database, api
@@ -39,8 +41,10 @@ BENCHMARKS: dict[str, Measure] = {
     "latency": latency.measure,
     "throughput": throughput.measure,
     "scaling": scaling.measure,
+    "startup": startup.measure,
     "idle": idle.measure,
     "waiting": waiting.measure,
+    "waiters": waiters.measure,
     "fairness": fairness.measure,
     "claim": claim.measure,
     "bare": bare.measure,

@@ -48,10 +48,10 @@ class Installation:
         return {"DATABASE_URL": self.url} | dict(settings) | dict(self.settings)
 
     def serve(
-        self, *arguments: str, settings: Mapping[str, str] = DEFAULTS
+        self, *arguments: str, settings: Mapping[str, str] = DEFAULTS, python: str | None = None
     ) -> AbstractAsyncContextManager[tuple[Process, httpx.AsyncClient]]:
         """Run `bloxserver serve` and wait until it is ready. Yields the process and a client for it."""
-        return serving(self.directory, self._environment(settings), *arguments)
+        return serving(self.directory, self._environment(settings), *arguments, python=python)
 
     @asynccontextmanager
     async def workers(self, count: int = 1, settings: Mapping[str, str] = DEFAULTS) -> AsyncIterator[list[Process]]:

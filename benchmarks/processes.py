@@ -17,6 +17,7 @@ import httpx
 from benchmarks import cpu_time
 
 READY_SECONDS = 60
+READY_POLL_SECONDS = 0.01
 STOP_SECONDS = 60
 INHERITED_VARIABLES = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
 """Environment variables that processes inherit. Settings are not inherited."""
@@ -28,12 +29,15 @@ PYTHON_VARIABLE = "BENCHMARK_PYTHON"
 class Process:
     """A running `bloxserver` command."""
 
-    def __init__(self, directory: Path, settings: Mapping[str, str], *arguments: str) -> None:
+    def __init__(
+        self, directory: Path, settings: Mapping[str, str], *arguments: str, python: str | None = None
+    ) -> None:
+        """`python` is the interpreter; by default `BENCHMARK_PYTHON`, or this one."""
         environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
         self.log = directory / "processes.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                [os.environ.get(PYTHON_VARIABLE, sys.executable), "-m", "bloxserver", *arguments],
+                [python or os.environ.get(PYTHON_VARIABLE, sys.executable), "-m", "bloxserver", *arguments],
                 env=environment | {"LOG_LEVEL": "WARNING"} | dict(settings),
                 cwd=directory,
                 stdout=log,
@@ -72,9 +76,11 @@ class Process:
 
 
 @asynccontextmanager
-async def running(directory: Path, settings: Mapping[str, str], *arguments: str) -> AsyncIterator[Process]:
+async def running(
+    directory: Path, settings: Mapping[str, str], *arguments: str, python: str | None = None
+) -> AsyncIterator[Process]:
     """Run a process during the block."""
-    process = Process(directory, settings, *arguments)
+    process = Process(directory, settings, *arguments, python=python)
     try:
         yield process
     finally:
@@ -83,18 +89,20 @@ async def running(directory: Path, settings: Mapping[str, str], *arguments: str)
 
 @asynccontextmanager
 async def serving(
-    directory: Path, settings: Mapping[str, str], *arguments: str
+    directory: Path, settings: Mapping[str, str], *arguments: str, python: str | None = None
 ) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
     """Run `bloxserver serve` and wait until it is ready. Yields the process and a client for it."""
     port = free_port()
     async with (
-        running(directory, settings, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments) as process,
+        running(
+            directory, settings, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments, python=python
+        ) as process,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
         async with asyncio.timeout(READY_SECONDS):
             while not await _is_ready(client):
                 process.require_running()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(READY_POLL_SECONDS)
         yield process, client
 
 

@@ -18,6 +18,13 @@ class Sizes:
     waiting: int = 1_000
     response_seconds: float = 5
     """Response time of the slow server."""
+    waiters: int = 1_000
+    """Waiting clients of each kind."""
+    ends: int = 60
+    """Executions whose ends are awaited."""
+    unrelated: int = 4_000
+    """Executions that run meanwhile and for which nobody waits."""
+    starts: int = 9
     flood: int = 10_000
     others: int = 20
     queued: int = 50_000
@@ -42,6 +49,10 @@ SMALL = Sizes(
     idle_seconds=0.2,
     waiting=5,
     response_seconds=0.2,
+    waiters=3,
+    ends=2,
+    unrelated=12,
+    starts=1,
     flood=30,
     others=3,
     queued=50,

@@ -31,7 +31,7 @@ def names_in(output: str, database: str) -> set[str]:
 
 
 def test_benchmarks_run_on_sqlite() -> None:
-    names = {"latency", "idle", "waiting", "fairness", "bare", "isolation"}
+    names = {"latency", "startup", "idle", "waiting", "waiters", "fairness", "bare", "isolation"}
     ended = run_benchmarks(*names, "--database", "sqlite")
     assert ended.returncode == 0, ended.stderr
     assert names_in(ended.stdout, "SQLite") == names
@@ -39,7 +39,7 @@ def test_benchmarks_run_on_sqlite() -> None:
 
 
 def test_benchmarks_run_on_postgresql(postgres: sa.URL) -> None:
-    names = {"throughput", "claim"}
+    names = {"throughput", "claim", "waiters", "startup"}
     url = postgres.render_as_string(hide_password=False)
     ended = run_benchmarks(*names, "--database", "postgresql", TEST_POSTGRES_URL=url)
     assert ended.returncode == 0, ended.stderr
