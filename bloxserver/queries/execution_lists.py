@@ -22,6 +22,8 @@ MAX_READ_OFFSET = 10_000
 """The number of rows that a page may skip by reading them."""
 MIN_SERIES_OFFSET = 1_000
 """Fewer rows are read faster than their counters."""
+LIMITS = (21, 51, 101, 201, 1_001)
+"""The numbers of rows that statements read: usual sizes of pages, and the first row of the next page."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ async def read_executions(
     shape = request.filter.shape
     paging = _paging(request, can_count=shape.has_maintained_total)
     name = f"{requester.id} {flow_id} {request.filter}"
-    statement = flow_page(shape, paging, session.get_bind().dialect.name)
+    statement = flow_page(shape, paging, _limit(request), session.get_bind().dialect.name)
     (row,) = await read_for(requester, session, statement, _parameters(request, name) | {"flow_id": flow_id})
     if row.flow_id is None:
         raise NotFound("Flow")
@@ -68,7 +70,7 @@ async def read_all_executions(session: AsyncSession, requester: Requester, reque
     """A page of the executions of all flows of the requester. Raises `BadRequest` and `Unprocessable`."""
     paging = _paging(request, can_count=False)
     name = f"{requester.id} {request.filter}"
-    statement = user_page(request.filter.shape, paging, session.get_bind().dialect.name)
+    statement = user_page(request.filter.shape, paging, _limit(request), session.get_bind().dialect.name)
     (row,) = await read_for(requester, session, statement, _parameters(request, name))
     return _list(row, request, name)
 
@@ -85,12 +87,16 @@ def _paging(request: ListRequest, *, can_count: bool) -> Paging:
         raise Unprocessable(
             {"query.page": f"With these filters, a page begins within the first {MAX_READ_OFFSET} items. Use cursor"}
         )
-    return Paging.OFFSET
+    return Paging.OFFSET if offset else Paging.START
+
+
+def _limit(request: ListRequest) -> int:
+    return next(limit for limit in LIMITS if limit > request.page.page_size)
 
 
 def _parameters(request: ListRequest, name: str) -> dict[str, Any]:
     parameters = request.filter.parameters()
-    parameters |= {"limit": request.page.page_size + 1, "offset": request.page.offset}
+    parameters["offset"] = request.page.offset
     if request.cursor is not None:
         position = read_cursor(request.cursor, name)
         parameters |= {"last_started_at": position.started_at, "last_id": position.id}

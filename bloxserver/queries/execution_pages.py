@@ -31,6 +31,7 @@ _executions, _flows, _totals = _executions_table.c, _flows_table.c, ExecutionTot
 _own = _flows_table.alias("own").c
 _LISTED = ("id", "status", "trigger_type", "started_at", "duration_ms")
 _READ = [_executions[name] for name in (*_LISTED, "flow_id", "error_message")]
+_OFFSET = sa.bindparam("offset", type_=sa.BigInteger)
 _FIRST_TIME = sa.literal(datetime(1, 1, 1, tzinfo=UTC), UtcDateTime())
 
 Number = sa.ColumnElement[int]
@@ -41,6 +42,8 @@ Condition = Callable[[Any], sa.ColumnElement[bool]]
 class Paging(enum.Enum):
     """How the beginning of a page is found."""
 
+    START = enum.auto()
+    """It is the beginning of the list."""
     OFFSET = enum.auto()
     """By reading the rows before it."""
     CURSOR = enum.auto()
@@ -50,38 +53,40 @@ class Paging(enum.Enum):
 
 
 @lru_cache(CACHED_STATEMENTS)
-def flow_page(shape: FilterShape, paging: Paging, dialect: str) -> sa.Select[Any]:
+def flow_page(shape: FilterShape, paging: Paging, limit: int, dialect: str) -> sa.Select[Any]:
     """The statement for a page of one flow's executions. Its row has `flow_id`, null if the flow is not found.
 
     `lines` has the items of the page and the next one as JSON. `matching` is the number of executions that match the
     filters, up to `MAX_COUNT` + 1 unless it is maintained. `found` is the number that a search found.
     """
-    statement = _Statement(shape, paging, dialect, is_of_flow=True)
+    statement = _Statement(shape, paging, limit, dialect, is_of_flow=True)
     return sa.select(*statement.columns(), _flows.id.label("flow_id")).select_from(REQUESTER_AND_FLOW)
 
 
 @lru_cache(CACHED_STATEMENTS)
-def user_page(shape: FilterShape, paging: Paging, dialect: str) -> sa.Select[Any]:
+def user_page(shape: FilterShape, paging: Paging, limit: int, dialect: str) -> sa.Select[Any]:
     """The statement for a page of the executions of all flows of the requester. Its items also name the flow."""
-    statement = _Statement(shape, paging, dialect, is_of_flow=False)
+    statement = _Statement(shape, paging, limit, dialect, is_of_flow=False)
     return sa.select(*statement.columns()).select_from(REQUESTER)
 
 
 class _Statement:
     """The parts of a statement."""
 
-    def __init__(self, shape: FilterShape, paging: Paging, dialect: str, *, is_of_flow: bool) -> None:
+    def __init__(self, shape: FilterShape, paging: Paging, limit: int, dialect: str, *, is_of_flow: bool) -> None:
         self.shape = shape
         self.is_of_flow = is_of_flow
         self.is_of_one_source = is_of_flow and len(shape.statuses) <= 1
         self.is_postgresql = dialect == "postgresql"
-        self.limit: Number = sa.bindparam("limit", type_=sa.BigInteger)
-        self.offset: Number = sa.bindparam("offset", type_=sa.BigInteger)
+        self.limit = _constant(limit)
+        self.offset: Number | None = None
         self.is_in_place: Condition = _is_anywhere
-        if paging is Paging.CURSOR:
+        if paging is Paging.OFFSET:
+            self.offset = _OFFSET
+        elif paging is Paging.CURSOR:
             self.is_in_place = _is_after_cursor
         elif paging is Paging.SERIES:
-            until, self.offset = place_of(self.offset, shape.statuses)
+            until, self.offset = place_of(_OFFSET, shape.statuses)
             self.is_in_place = lambda columns: columns.started_at <= until
         self.listed = [*_LISTED] if is_of_flow else [*_LISTED, "flow_id", "flow_name"]
 
@@ -100,7 +105,7 @@ class _Statement:
         if self.shape.has_maintained_total:
             total = total_of(counter(_totals, self.shape.statuses))
             return sa.select(total).where(self._is_of_flows(), _totals.mode == NORMAL).scalar_subquery()
-        limit = sa.literal(MAX_COUNT + 1)
+        limit = _constant(MAX_COUNT + 1)
         if self.is_of_one_source:
             # Its order makes PostgreSQL read an index instead of the whole table, of which it expects to read little.
             matching = self._rows(_is_anywhere, limit, None)
@@ -116,7 +121,7 @@ class _Statement:
 
     def _found(self) -> sa.Subquery:
         """The executions that a search finds."""
-        searched = self._rows(_is_anywhere, sa.literal(SEARCHED), None).subquery("searched")
+        searched = self._rows(_is_anywhere, _constant(SEARCHED), None).subquery("searched")
         position = sa.func.strpos if self.is_postgresql else sa.func.instr
         text = sa.bindparam("error_text", type_=sa.Text)
         return sa.select(searched).where(position(searched.c.error_message, text) > 0).subquery("found")
@@ -127,21 +132,21 @@ class _Statement:
     def _rows(self, is_in_place: Condition, limit: Number, offset: Number | None) -> sa.Select[Any]:
         """The newest executions that match the filters, apart from a search."""
         if not self.is_of_one_source:
-            return self._merged_rows(is_in_place, limit, offset if offset is not None else sa.literal(0))
+            return self._merged_rows(is_in_place, limit, offset)
         wanted = sa.select(*_READ).where(_executions.flow_id == _flows.id, *self._conditions())
         for status in self.shape.statuses:
             wanted = wanted.where(_executions.status == status)
         wanted = wanted.where(is_in_place(_executions)).correlate(_flows_table)
         return _newest_first(wanted, _executions, limit, offset)
 
-    def _merged_rows(self, is_in_place: Condition, limit: Number, offset: Number) -> sa.Select[Any]:
+    def _merged_rows(self, is_in_place: Condition, limit: Number, offset: Number | None) -> sa.Select[Any]:
         """The newest executions of several sources.
 
         The heads of all sources together have more rows than the page reaches to, unless some sources are short. Then
         the last of the newest heads limits the rows that are read.
         """
         sources = self._sources()
-        reach = limit + offset
+        reach = limit if offset is None else limit + offset
         share = reach * 2 // (sa.select(sa.func.count()).select_from(sources).scalar_subquery() + 1) + 1
         rows, head = self._of_each(sources, share, is_in_place)
         heads = sa.select(*sources.c, head.started_at).select_from(rows).cte()
@@ -185,6 +190,11 @@ class _Statement:
         # SQLite has no LATERAL.
         found = _executions_table.alias()
         return sources.join(found, found.c.id.in_(newest.with_only_columns(_executions.id))), found.c
+
+
+def _constant(number: int) -> Number:
+    """A number in the text of the statement. With a parameter as limit, PostgreSQL would plan each execution anew."""
+    return sa.literal_column(str(number), sa.BigInteger)
 
 
 def _newest_first(rows: sa.Select[Any], columns: Any, limit: Number, offset: Number | None) -> sa.Select[Any]:

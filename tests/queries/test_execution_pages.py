@@ -25,14 +25,16 @@ def statements() -> Iterator[Any]:
         shape = ExecutionFilter(statuses=statuses).shape
         for paging in Paging:
             yield pytest.param(
-                flow_page(shape, paging, "sqlite"),
+                flow_page(shape, paging, 51, "sqlite"),
                 len(statuses) < 2 and paging is not Paging.SERIES,
                 id=f"flow-{paging.name}-{name}",
             )
-        yield pytest.param(user_page(shape, Paging.OFFSET, "sqlite"), False, id=f"user-{name}")
-    yield pytest.param(user_page(UNINDEXED.shape, Paging.OFFSET, "sqlite"), False, id="user-other-filters")
-    yield pytest.param(flow_page(UNINDEXED.shape, Paging.OFFSET, "sqlite"), True, id="flow-other-filters")
-    yield pytest.param(flow_page(ExecutionFilter(error_text="x").shape, Paging.CURSOR, "sqlite"), False, id="search")
+        yield pytest.param(user_page(shape, Paging.OFFSET, 51, "sqlite"), False, id=f"user-{name}")
+    yield pytest.param(user_page(UNINDEXED.shape, Paging.OFFSET, 51, "sqlite"), False, id="user-other-filters")
+    yield pytest.param(flow_page(UNINDEXED.shape, Paging.OFFSET, 51, "sqlite"), True, id="flow-other-filters")
+    yield pytest.param(
+        flow_page(ExecutionFilter(error_text="x").shape, Paging.CURSOR, 51, "sqlite"), False, id="search"
+    )
 
 
 @pytest.mark.parametrize(("statement", "is_of_one_source"), list(statements()))
