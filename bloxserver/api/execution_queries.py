@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from bloxserver.api.query_models import query_reader
 from bloxserver.api.request_schemas import WITHOUT_NUL
 from bloxserver.clock import as_utc
 from bloxserver.models.enums import ExecutionStatus, TriggerType
@@ -135,5 +136,5 @@ class StatsSeriesQuery(BaseModel):
 
 
 SeriesQuery = Annotated[StatsSeriesQuery, Query()]
-ExecutionListQuery = Annotated[ExecutionQuery, Query()]
-AllExecutionsListQuery = Annotated[AllExecutionsQuery, Query()]
+ExecutionListQuery = Annotated[ExecutionQuery, Depends(query_reader(ExecutionQuery))]
+AllExecutionsListQuery = Annotated[AllExecutionsQuery, Depends(query_reader(AllExecutionsQuery))]

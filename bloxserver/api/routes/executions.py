@@ -17,7 +17,7 @@ from bloxserver.api.dependencies import (
     StepPage,
     WaitSeconds,
 )
-from bloxserver.api.execution_queries import ExecutionListQuery
+from bloxserver.api.execution_queries import ExecutionListQuery, ExecutionQuery
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import (
     AUTHENTICATED_PREFIX,
@@ -28,6 +28,7 @@ from bloxserver.api.openapi import (
     response_of,
     still_running,
 )
+from bloxserver.api.query_models import query_document
 from bloxserver.api.rendering import render_lines, render_page
 from bloxserver.api.request_schemas import WITHOUT_NUL
 from bloxserver.api.schemas import (
@@ -81,6 +82,7 @@ RetryVersion = Annotated[
     responses=response_of(200, "A page of executions.", examples.cursor_page(examples.EXECUTION_SUMMARY))
     | invalid_cursor()
     | errors(404),
+    openapi_extra=query_document(ExecutionQuery),
 )
 @reads_requester
 async def list_executions(
