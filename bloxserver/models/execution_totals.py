@@ -165,6 +165,7 @@ DECLARE
   modes text[];
   slots integer[];
   is_empty boolean;
+  emptied execution_series[];
 BEGIN
   IF NOT {is_needed} THEN RETURN NULL; END IF;
   FOR d IN
@@ -191,13 +192,22 @@ BEGIN
     END IF;
   END LOOP;
   IF slots IS NOT NULL THEN
-    FOR d IN
-      SELECT flow_id, mode, slot, {row_minute} AS time, {sums}
+    WITH deltas AS MATERIALIZED (
+      SELECT flow_id, mode, slot, {row_minute} AS start, {sums}
       FROM ({rows}) AS e JOIN unnest(flow_ids, modes, slots) AS s (flow_id, mode, slot) USING (flow_id, mode)
       GROUP BY flow_id, mode, slot, {row_minute} HAVING {changed}
-    LOOP
-      {add_to_series}
-    END LOOP;
+    ), changed AS (
+      INSERT INTO execution_series AS s (flow_id, mode, seconds, start, slot, {names})
+      SELECT flow_id, mode, 60, start, slot, {names} FROM deltas
+      UNION ALL
+      SELECT flow_id, mode, 900, {row_quarter}, slot, {sums_of_deltas} FROM deltas
+      GROUP BY flow_id, mode, {row_quarter}, slot
+      ON CONFLICT (flow_id, mode, seconds, start, slot) DO UPDATE SET {add_excluded}
+      RETURNING s AS bucket, {empty} AS is_empty
+    )
+    SELECT array_agg(c.bucket) INTO emptied FROM changed AS c WHERE c.is_empty;
+    DELETE FROM execution_series AS s USING unnest(emptied) AS e
+    WHERE s.flow_id = e.flow_id AND s.mode = e.mode AND s.seconds = e.seconds AND s.start = e.start AND s.slot = e.slot;
   END IF;
   RETURN NULL;
 END $$"""
@@ -207,14 +217,15 @@ _ADD_TO_SERIES = """
         INSERT INTO execution_series AS s (flow_id, mode, seconds, start, slot, {names})
         VALUES (d.flow_id, d.mode, 60, {minute}, d.slot, {values}),
           (d.flow_id, d.mode, 900, {quarter}, d.slot, {values})
-        ON CONFLICT (flow_id, mode, seconds, start, slot) DO UPDATE SET {add}
+        ON CONFLICT (flow_id, mode, seconds, start, slot) DO UPDATE SET {add_excluded}
         RETURNING {empty} AS empty
       )
       SELECT bool_or(empty) INTO is_empty FROM changed;
       IF is_empty THEN
-        DELETE FROM execution_series AS s USING (VALUES (60, {minute}), (900, {quarter})) AS b (seconds, start)
-        WHERE s.flow_id = d.flow_id AND s.mode = d.mode AND s.seconds = b.seconds AND s.start = b.start
-          AND s.slot = d.slot AND {empty};
+        DELETE FROM execution_series AS s WHERE s.flow_id = d.flow_id AND s.mode = d.mode AND s.seconds = 60
+          AND s.start = {minute} AND s.slot = d.slot AND {empty};
+        DELETE FROM execution_series AS s WHERE s.flow_id = d.flow_id AND s.mode = d.mode AND s.seconds = 900
+          AND s.start = {quarter} AND s.slot = d.slot AND {empty};
       END IF;"""
 
 _EVENTS = {
@@ -268,7 +279,7 @@ def _counting_function(name: str, transition: str, is_needed: str) -> str:
         "minute": _bucket("d.time", 60, "postgresql"),
         "quarter": _bucket("d.time", 900, "postgresql"),
     }
-    series = _ADD_TO_SERIES.format(**parts, add=_each("{name} = s.{name} + excluded.{name}"), empty=_is_empty("s"))
+    parts |= {"add_excluded": _each("{name} = s.{name} + excluded.{name}"), "empty": _is_empty("s")}
     return _FUNCTION.format(
         **parts,
         name=name,
@@ -279,7 +290,9 @@ def _counting_function(name: str, transition: str, is_needed: str) -> str:
         add=_each("{name} = t.{name} + d.{name}"),
         last_minute=_bucket("d.last", 60, "postgresql"),
         row_minute=_bucket("started_at", 60, "postgresql"),
-        add_to_series=series,
+        row_quarter=_bucket("start", 900, "postgresql"),
+        sums_of_deltas=_each("sum({name})"),
+        add_to_series=_ADD_TO_SERIES.format(**parts),
     )
 
 
