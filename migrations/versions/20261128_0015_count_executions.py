@@ -2,6 +2,12 @@
 
 Triggers count the executions of each flow, in total and by the time of their start. Executions get a mode.
 
+On PostgreSQL, the migration reads the executions twice and creates three indexes. Until it ends, other processes cannot
+read or write executions, or write flows. With 1,000,000 executions of 10 flows in 333,000 minutes, it took 39 s on
+PostgreSQL, and 81 s on SQLite, of which 10 s were CPU time, on two cores that several other programs used fully. Workers
+and APIs of the previous version run on, and what they write is counted. They wait for the locks, and their lists sort the
+executions of the flow, because the indexes start with the mode.
+
 Revision ID: 0015
 Revises: 0014
 """
