@@ -51,7 +51,7 @@ coverage: $(INSTALLED) ## Run make test and list uncovered lines; needs Python 3
 benchmark: $(INSTALLED) ## Run the benchmarks on SQLite and PostgreSQL, and print one table; takes about ten minutes
 	@$(RUN) benchmarks all
 
-benchmark-api: $(INSTALLED) ## Measure the API against a bare server, and write the results and their tables; takes an hour
+benchmark-api: $(INSTALLED) ## Measure the API against a bare server, and write the results and their tables; takes 40 minutes
 	@$(RUN) benchmarks api --save .
 
 chaos: $(INSTALLED) ## Kill, freeze, disconnect and restart processes, and check the results; takes half an hour

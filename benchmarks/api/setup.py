@@ -44,7 +44,7 @@ class Setup:
         settings = "".join(f"; {name}={value}" for name, value in self.settings.items())
         return (
             f"Commit {self.commit}, {self.date}; {self.system}, {self.cores} cores, load average before the run"
-            f" {self.load_average}; medians of {self.rounds} rounds of {self.seconds:g} s; {versions}{settings}"
+            f" {self.load_average}; medians of rounds of {self.seconds:g} s: {self.rounds}; {versions}{settings}"
         )
 
 

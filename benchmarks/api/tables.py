@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MEBIBYTE = 1024 * 1024
 NOT_MEASURED = "-"
+MAX_WITH_DECIMALS = 100
 HEADER = (
     "endpoint",
     "executions",
@@ -65,7 +66,7 @@ def short(results: Mapping[str, Results]) -> str:
 
 def _brief(row: Row) -> str:
     bare = row.variants.get(COUNTING) or row.variants.get(BARE)
-    ratio = "" if bare is None or bare.ratio is None else f", ratio {bare.ratio:.2f}"
+    ratio = "" if bare is None or bare.ratio is None else f", ratio {_number(bare.ratio)}"
     return f"{row.ours.rate:,.0f}/s{ratio}, p50 {row.ours.p50_ms:.1f} ms"
 
 
@@ -109,7 +110,7 @@ def _targets(results: Mapping[str, Results]) -> str:
 def _figure(target: targets.Target, figure: float | None) -> str:
     if figure is None:
         return NOT_MEASURED
-    return f"{figure:.2f}{target.unit}{'' if target.is_reached(figure) else ' (missed)'}"
+    return f"{_number(figure)}{target.unit}{'' if target.is_reached(figure) else ' (missed)'}"
 
 
 def _memory(memory: MemoryGrowth) -> str:
@@ -117,7 +118,7 @@ def _memory(memory: MemoryGrowth) -> str:
         f"RSS {rss / MEBIBYTE:.1f} MiB, PSS {pss / MEBIBYTE:.1f} MiB"
         for rss, pss in ((memory.rss_before, memory.pss_before), (memory.rss_after, memory.pss_after))
     )
-    return f"Memory before and after {memory.requests:,} requests to all endpoints in turn: {before}; {after}."
+    return f"Memory before {memory.requests:,} requests to all endpoints in turn: {before}; after them: {after}."
 
 
 def format_rows(rows: Iterable[Row]) -> str:
@@ -136,7 +137,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         *_latency(ours),
         f"{ours.cpu_ms:.2f}{database}",
         *(NOT_MEASURED if bare is None else f"{bare.rate:,.0f}" for bare in (counting, kept)),
-        *(NOT_MEASURED if bare is None or bare.ratio is None else f"{bare.ratio:.2f}" for bare in (counting, kept)),
+        *(NOT_MEASURED if bare is None or bare.ratio is None else _number(bare.ratio) for bare in (counting, kept)),
     )
 
 
@@ -154,7 +155,7 @@ def format_variants(rows: Iterable[Row]) -> str:
                     *_latency(summary),
                     f"{summary.cpu_ms:.2f}",
                     NOT_MEASURED if summary.database_cpu_ms is None else f"{summary.database_cpu_ms:.2f}",
-                    NOT_MEASURED if summary.ratio is None else f"{summary.ratio:.2f}",
+                    NOT_MEASURED if summary.ratio is None else _number(summary.ratio),
                 )
                 for row in rows
                 for variant, summary in sorted(row.variants.items(), key=lambda item: list(NAMES).index(item[0]))
@@ -167,6 +168,10 @@ def _latency(summary: Summary) -> Iterator[str]:
     failed = f" ({summary.failed} failed)" if summary.failed else ""
     yield f"{summary.rate:,.0f}{failed}"
     yield f"{summary.p50_ms:.1f} / {summary.p99_ms:.1f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < MAX_WITH_DECIMALS else f"{value:,.0f}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
