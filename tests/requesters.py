@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import UserRecord
 
@@ -19,9 +18,12 @@ class RecordedRequester:
     id: UUID
     confirmed: list[UUID | None] = field(default_factory=list)
 
-    async def confirm(self, session: AsyncSession, row: sa.Row[Any]) -> bool:
+    def confirm(self, row: sa.Row[Any]) -> bool:
         self.confirmed.append(row.requester_id)
         return True
+
+    async def read(self) -> None:
+        raise AssertionError("every row is confirmed")
 
 
 def requester(user: UserRecord) -> RecordedRequester:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from bloxserver.services.users import user_of_claims
 MAX_KNOWN_IDS = 10_000
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+OpenSession = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+"""Opens the session in which a user is read or created."""
 
 _known_ids: dict[str, UUID] = {}
 """Ids of users by the subjects of their tokens. Each use is confirmed by the database."""
@@ -92,9 +95,12 @@ class CurrentUser:
         """The billing period that contains `moment`."""
         return period_at(moment, self._loaded("current_period_start"), self.current_period_end)
 
-    async def confirm(self, session: AsyncSession, row: sa.Row[Any]) -> bool:
+    def confirm(self, row: sa.Row[Any]) -> bool:
         """See `queries.requesters.Requester`. This user was read before, or by an override of the sign-in."""
         return True
+
+    async def read(self) -> None:
+        """Does nothing: the user was read before."""
 
 
 class UnreadUser(CurrentUser):
@@ -103,20 +109,27 @@ class UnreadUser(CurrentUser):
     Until `confirm` returns, nothing but `id` may be used.
     """
 
-    def __init__(self, user_id: UUID, claims: dict[str, Any], admission: Admission) -> None:
+    def __init__(self, user_id: UUID, claims: dict[str, Any], admission: Admission, open_session: OpenSession) -> None:
         super().__init__(UserRecord(id=user_id, clerk_id=claims["sub"]), claims)
-        object.__setattr__(self, "_admission", admission)
+        vars(self).update(_admission=admission, _open_session=open_session)
 
-    async def confirm(self, session: AsyncSession, row: sa.Row[Any]) -> bool:
+    def confirm(self, row: sa.Row[Any]) -> bool:
+        if row.requester_clerk_id != self.clerk_id:  # deleted, or of another database
+            return False
+        set_committed_value(self.user, "tier", row.requester_tier)
+        set_committed_value(self.user, "limits", row.requester_limits)
+        self._count()
+        return True
+
+    async def read(self) -> None:
+        open_session: OpenSession = vars(self)["_open_session"]
+        async with open_session() as session:
+            vars(self).update(user=await read_user(session, self.clerk_payload))
+        self._count()
+
+    def _count(self) -> None:
         admission: Admission = vars(self)["_admission"]
-        is_known: bool = row.requester_clerk_id == self.clerk_id
-        if is_known:
-            set_committed_value(self.user, "tier", row.requester_tier)
-            set_committed_value(self.user, "limits", row.requester_limits)
-        else:  # deleted, or of another database
-            object.__setattr__(self, "user", await read_user(session, self.clerk_payload))
         admission.count("user", self.clerk_id, self.plan.requests_per_minute)
-        return is_known
 
 
 def reads_requester(endpoint: Endpoint) -> Endpoint:
@@ -125,12 +138,14 @@ def reads_requester(endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
-def find_unread_user(request: Request, claims: dict[str, Any], admission: Admission) -> UnreadUser | None:
+def find_unread_user(
+    request: Request, claims: dict[str, Any], admission: Admission, open_session: OpenSession
+) -> UnreadUser | None:
     """The user of a verified token, if the route reads them; None if they are to be read now."""
     if not getattr(request.scope.get("endpoint"), "reads_requester", False):
         return None
     user_id = _known_ids.get(claims["sub"])
-    return None if user_id is None else UnreadUser(user_id, claims, admission)
+    return None if user_id is None else UnreadUser(user_id, claims, admission, open_session)
 
 
 async def read_user(session: AsyncSession, claims: dict[str, Any]) -> UserRecord:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from typing import Annotated, Any, Protocol
 from uuid import UUID
 
@@ -17,12 +17,13 @@ from fastapi import Depends, Header, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.current_user import CurrentUser as CurrentUser
-from bloxserver.api.current_user import find_unread_user, read_user
+from bloxserver.api.current_user import OpenSession, find_unread_user, read_user
 from bloxserver.api.hosts import check_bypass
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import get_db, read_only_request
+from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import Tier
 from bloxserver.queries.paging import PageRequest
 from bloxserver.services.executions import Input, input_of_body
@@ -37,6 +38,10 @@ DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
 """The request's session. With function scope it commits before the response is sent, so that a client that receives 201
 can GET the resource.
 """
+
+
+ReadingStatements = Annotated[Statements, Depends(get_db, scope="function")]
+"""The same for a route that executes one statement. The session is left out if the framework is, see `lean_routes`."""
 
 
 class SessionSource:
@@ -136,14 +141,20 @@ RequestAdmission = Annotated[Admission, Depends(request_admission)]
 
 async def get_current_user(request: Request, session: DbSession, authorization: Authorization = None) -> CurrentUser:
     """The signed-in user. The first valid token creates the user. Raises `Unauthorized` and `RateLimited`."""
+    return await sign_in(request, authorization, lambda: nullcontext(session))
+
+
+async def sign_in(request: Request, authorization: str | None, open_session: OpenSession) -> CurrentUser:
+    """As `get_current_user`. The session is opened only to read or create the user."""
     admission = await request_admission(request)
     claims = await _claims(request, authorization, admission)
     current_tenant.set(claims["sub"])
     admission.refuse_exceeded("user", claims["sub"])
-    unread = find_unread_user(request, claims, admission)
+    unread = find_unread_user(request, claims, admission, open_session)
     if unread is not None:
         return unread
-    user = CurrentUser(await read_user(session, claims), claims)
+    async with open_session() as session:
+        user = CurrentUser(await read_user(session, claims), claims)
     admission.count("user", claims["sub"], user.plan.requests_per_minute)
     return user
 

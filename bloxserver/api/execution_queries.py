@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from fastapi import Depends, Query
+from fastapi import Depends
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
@@ -135,6 +135,6 @@ class StatsSeriesQuery(BaseModel):
         return SeriesRequest(self.bucket, ZoneInfo(self.tz), self.begin, self.end)
 
 
-SeriesQuery = Annotated[StatsSeriesQuery, Query()]
+SeriesQuery = Annotated[StatsSeriesQuery, Depends(query_reader(StatsSeriesQuery))]
 ExecutionListQuery = Annotated[ExecutionQuery, Depends(query_reader(ExecutionQuery))]
 AllExecutionsListQuery = Annotated[AllExecutionsQuery, Depends(query_reader(AllExecutionsQuery))]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from fastapi import APIRouter
-from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.datastructures import URLPath
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Match, NoMatchFound, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bloxserver.api.errors import problem
+from bloxserver.api.lean_routes import lean_app
 
 PATH_CHARACTERS = "!$&'()*+,;=:@-._~"
 """Characters that need no percent-encoding in a segment of a path (RFC 3986)."""
@@ -125,6 +126,11 @@ class PathMethods:
             await send({"type": "http.response.body", "body": b""})
 
 
+class IndexedRoute(NamedTuple):
+    route: APIRoute
+    app: ASGIApp
+
+
 class RouteIndex(BaseRoute):
     """The first route of an application: it calls the route of the path that `PathMethods` has found.
 
@@ -134,7 +140,7 @@ class RouteIndex(BaseRoute):
 
     def __init__(self, router: APIRouter) -> None:
         self._router = router
-        self._routes: dict[tuple[str, str], RouteContext] = {}
+        self._routes: dict[tuple[str, str], IndexedRoute] = {}
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         path: Path | None = scope.get(FOUND_PATH)
@@ -142,7 +148,7 @@ class RouteIndex(BaseRoute):
             return Match.NONE, {}
         found = path.pattern.match(_route_path(scope))
         parameters = {} if found is None else found.groupdict()
-        return Match.FULL, {"route": route.original_route, "endpoint": route.endpoint, "path_params": parameters}
+        return Match.FULL, {"route": route.route, "endpoint": route.route.endpoint, "path_params": parameters}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._find(scope[FOUND_PATH].template, scope["method"])
@@ -151,12 +157,14 @@ class RouteIndex(BaseRoute):
     def url_path_for(self, name: str, /, **path_params: object) -> URLPath:
         raise NoMatchFound(name, path_params)
 
-    def _find(self, template: str, method: str) -> RouteContext | None:
+    def _find(self, template: str, method: str) -> IndexedRoute | None:
         if not self._routes:  # not when the application is created: handlers of all routes are made
             for context in iter_route_contexts(self._router.routes):
-                if isinstance(context.original_route, APIRoute):
+                route = context.original_route
+                if isinstance(route, APIRoute):
+                    indexed = IndexedRoute(route, lean_app(route.endpoint, context.app))
                     for each in context.methods or ():
-                        self._routes.setdefault((str(context.path), each), context)
+                        self._routes.setdefault((str(context.path), each), indexed)
         return self._routes.get((template, method))
 
 

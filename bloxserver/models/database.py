@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -22,10 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session
 
 from bloxserver.models import migrate, postgres, sqlite_connection
+from bloxserver.models.availability import Availability
 from bloxserver.models.base import Base
 from bloxserver.models.connection_pool import ConnectionPool
 from bloxserver.models.execution_changes import CHANGES
-from bloxserver.models.transient_errors import describe_error, is_connection_error
+from bloxserver.models.single_statements import SingleStatements
 from bloxserver.settings import Settings, get_settings
 
 log = structlog.stdlib.get_logger("bloxserver.database")
@@ -62,23 +62,6 @@ class WakeReason(enum.StrEnum):
     """A flow or a trigger was deleted, and its rows are still to be deleted or changed."""
 
 
-class _Availability:
-    """Logs one event when the database connection is lost, and one when it is restored."""
-
-    def __init__(self) -> None:
-        self._lost_at: float | None = None
-
-    def failed(self, error: BaseException) -> None:
-        if self._lost_at is None and is_connection_error(error):
-            self._lost_at = time.monotonic()
-            log.warning("database connection lost", reason=describe_error(error))
-
-    def succeeded(self) -> None:
-        if self._lost_at is not None:
-            log.info("database connection restored", seconds=round(time.monotonic() - self._lost_at, 1))
-            self._lost_at = None
-
-
 class Database:
     """Engines and session factories. `sessions` can write. `reading_sessions` do not wait for a writer on SQLite."""
 
@@ -92,7 +75,9 @@ class Database:
             self._reading_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         elif not _is_in_memory(settings):
             self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
-        self.availability = _Availability()
+        self.availability = Availability()
+        self.statements = SingleStatements(self._reading_engine.sync_engine, self.availability)
+        """Executes statements that read. For a request that executes one statement, it is faster than a session."""
         self._session_class = type("DatabaseSession", (Session,), {})
         event.listen(self._session_class, "after_commit", _run_callbacks)
         event.listen(self._session_class, "after_rollback", lambda session: session.info.pop(_CALLBACKS, None))

@@ -29,7 +29,7 @@ class Position(NamedTuple):
 
 
 def write_cursor(position: Position, list_name: str) -> str:
-    """The cursor of a list. `list_name` identifies the list: whose it is, its filters and its order."""
+    """The cursor of a list. `list_name` identifies the list: its flow and its filters."""
     microseconds = (position.started_at - _EPOCH) // _MICROSECOND
     content = microseconds.to_bytes(_TIME_BYTES, signed=True) + position.id.bytes + _hash(list_name)
     return urlsafe_b64encode(content).decode()

@@ -9,9 +9,9 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import NotFound, Unprocessable
+from bloxserver.models.single_statements import Statements
 from bloxserver.queries.cursors import Position, read_cursor, write_cursor
 from bloxserver.queries.execution_filters import SEARCHED, ExecutionFilter
 from bloxserver.queries.execution_pages import MAX_COUNT, Paging, flow_page, user_page
@@ -50,7 +50,7 @@ class ExecutionList:
 
 
 async def read_executions(
-    session: AsyncSession, requester: Requester, flow_id: UUID, request: ListRequest
+    session: Statements, requester: Requester, flow_id: UUID, request: ListRequest
 ) -> ExecutionList:
     """A page of the executions of the requester's flow, the newest first.
 
@@ -58,7 +58,7 @@ async def read_executions(
     """
     shape = request.filter.shape
     paging = _paging(request, can_count=shape.has_maintained_total)
-    name = f"{requester.id} {flow_id} {request.filter}"
+    name = f"{flow_id} {request.filter}"
     statement = flow_page(shape, paging, _limit(request), session.get_bind().dialect.name)
     (row,) = await read_for(requester, session, statement, _parameters(request, name) | {"flow_id": flow_id})
     if row.flow_id is None:
@@ -66,10 +66,10 @@ async def read_executions(
     return _list(row, request, name)
 
 
-async def read_all_executions(session: AsyncSession, requester: Requester, request: ListRequest) -> ExecutionList:
+async def read_all_executions(session: Statements, requester: Requester, request: ListRequest) -> ExecutionList:
     """A page of the executions of all flows of the requester. Raises `BadRequest` and `Unprocessable`."""
     paging = _paging(request, can_count=False)
-    name = f"{requester.id} {request.filter}"
+    name = f"{request.filter}"
     statement = user_page(request.filter.shape, paging, _limit(request), session.get_bind().dialect.name)
     (row,) = await read_for(requester, session, statement, _parameters(request, name))
     return _list(row, request, name)

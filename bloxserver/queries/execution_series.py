@@ -14,12 +14,12 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.errors import NotFound, Unprocessable
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.json_lines import json_lines
+from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import ExecutionSeriesRecord, FlowRecord
 from bloxserver.models.types import UtcDateTime
 from bloxserver.queries.execution_places import MINUTE_SECONDS, NORMAL, QUARTER_SECONDS, total_of
@@ -61,7 +61,7 @@ class SeriesRequest:
 
 
 async def read_series(
-    session: AsyncSession, requester: Requester, flow_id: UUID, request: SeriesRequest
+    session: Statements, requester: Requester, flow_id: UUID, request: SeriesRequest
 ) -> Sequence[str]:
     """The buckets of the requester's flow as JSON, the oldest first, also those without executions.
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import ExecutionStatus
-from bloxserver.models.json_lines import text_lines
+from bloxserver.models.percentiles import PERCENTS, percentiles, read_percentiles
+from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, FlowRecord
 from bloxserver.queries.execution_places import NORMAL, total_of
 from bloxserver.queries.requesters import FLOW_ID, REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
 
 RECENT_DURATIONS = 1_000
 """The number of executions of which percentiles are calculated."""
-PERCENTILES = (50, 95, 99)
 COUNTERS = (
     "executions",
     *(status.value for status in ExecutionStatus),
@@ -45,13 +44,13 @@ def statement() -> sa.Select[Any]:
         .correlate(_flows_table)
     )
     recent = (
-        newest_first.with_only_columns(sa.cast(_executions.duration_ms, sa.Text).label("milliseconds"))
+        newest_first.with_only_columns(_executions.duration_ms)
         .where(_executions.duration_ms.is_not(None))
         .limit(RECENT_DURATIONS)
         .subquery("recent")
     )
-    durations = sa.select(text_lines(recent.c.milliseconds)).scalar_subquery()
-    columns = [*REQUESTER_COLUMNS, _flows.id.label("flow_id"), *totals.c, durations.label("recent_durations")]
+    durations = sa.select(percentiles(recent.c.duration_ms)).scalar_subquery()
+    columns = [*REQUESTER_COLUMNS, _flows.id.label("flow_id"), *totals.c, durations.label("percentiles")]
     columns.append(newest_first.limit(1).scalar_subquery().label("last_executed_at"))
     return sa.select(*columns).select_from(REQUESTER_AND_FLOW.join(totals, sa.true()))
 
@@ -59,24 +58,19 @@ def statement() -> sa.Select[Any]:
 STATISTICS = statement()
 
 
-async def read_statistics(session: AsyncSession, requester: Requester, flow_id: UUID) -> Mapping[str, Any]:
+async def read_statistics(session: Statements, requester: Requester, flow_id: UUID) -> Mapping[str, Any]:
     """The statistics of the requester's flow, in one statement. Raises `NotFound` for the flow."""
     (row,) = await read_for(requester, session, STATISTICS, {"flow_id": flow_id})
     if row.flow_id is None:
         raise NotFound("Flow")
-    recent = sorted(map(int, row.recent_durations.split())) if row.recent_durations else []
+    found = zip(PERCENTS, read_percentiles(row.percentiles), strict=True)
     return {
         "flow_id": flow_id,
         "executions_total": row.executions,
         **{f"executions_{status.value}": row._mapping[status.value] for status in ExecutionStatus},
         "avg_duration_ms": row.duration_ms / row.durations if row.durations else 0,
-        **{f"p{percent}_duration_ms": percentile(recent, percent) for percent in PERCENTILES},
+        **{f"p{percent}_duration_ms": duration_ms for percent, duration_ms in found},
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "last_executed_at": row.last_executed_at,
     }
-
-
-def percentile(values: Sequence[int], percent: int) -> int | None:
-    """The smallest of the sorted values that is not exceeded by this share of them; None if there are none."""
-    return values[(len(values) * percent + 99) // 100 - 1] if values else None

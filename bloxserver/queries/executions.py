@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
 from bloxserver.errors import NotFound
+from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
 from bloxserver.queries.flows import flow_exists, owned_by
 from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
@@ -31,7 +32,7 @@ async def read_execution(
 
 
 async def read_execution_of(
-    session: AsyncSession, requester: Requester, flow_id: UUID, execution_id: UUID
+    session: Statements, requester: Requester, flow_id: UUID, execution_id: UUID
 ) -> sa.Row[Any]:
     """The columns of one execution of the requester's flow, in one statement. Raises `NotFound`."""
     (row,) = await read_for(requester, session, _ONE, {"flow_id": flow_id, "execution_id": execution_id})

@@ -12,6 +12,7 @@ from sqlalchemy.orm import aliased
 from bloxserver.errors import NotFound
 from bloxserver.ids import read_id
 from bloxserver.models.enums import FlowStatus
+from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, FlowRecord
 from bloxserver.queries.paging import Page, PageRequest
 from bloxserver.queries.requesters import (
@@ -77,14 +78,14 @@ LIST = (
 ONE = sa.select(*REQUESTER_COLUMNS, *_flows.c).select_from(REQUESTER_AND_FLOW)
 
 
-async def read_flows(session: AsyncSession, requester: Requester, page: PageRequest) -> Page:
+async def read_flows(session: Statements, requester: Requester, page: PageRequest) -> Page:
     """A page of the requester's flows, the most recently changed first."""
     parameters = {"limit": page.page_size, "offset": page.offset}
     rows = await read_for(requester, session, LIST, parameters)
     return Page([row for row in rows if row.id is not None], rows[0].total, page.page, page.page_size)
 
 
-async def read_flow_of(session: AsyncSession, requester: Requester, flow_id: UUID) -> sa.Row[Any]:
+async def read_flow_of(session: Statements, requester: Requester, flow_id: UUID) -> sa.Row[Any]:
     """The columns of the requester's flow. Raises `NotFound`."""
     row = (await read_for(requester, session, ONE, {"flow_id": flow_id}))[0]
     if row.id is None:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import FlowRecord, UserRecord
 
 USER_ID, FLOW_ID = (sa.bindparam(name, type_=UserRecord.__table__.c.id.type) for name in ("user_id", "flow_id"))
@@ -40,22 +40,25 @@ class Requester(Protocol):
     @property
     def id(self) -> UUID: ...
 
-    async def confirm(self, session: AsyncSession, row: sa.Row[Any]) -> bool:
+    def confirm(self, row: sa.Row[Any]) -> bool:
         """Take tier and limits from a row with `REQUESTER_COLUMNS`, and count the request.
 
-        Returns whether the statement was about this user. Otherwise the user was read or created, and has another id.
-        Raises `RateLimited`.
+        Returns false if the statement was about another user. Raises `RateLimited`.
         """
+
+    async def read(self) -> None:
+        """Read or create the user, who then has another id, and count the request. Raises `RateLimited`."""
 
 
 async def read_for(
-    requester: Requester, session: AsyncSession, statement: sa.Executable, parameters: Mapping[str, Any]
+    requester: Requester, session: Statements, statement: sa.Executable, parameters: Mapping[str, Any]
 ) -> Sequence[sa.Row[Any]]:
     """The rows of a statement that joins `REQUESTER`, and selects `REQUESTER_COLUMNS` in the first row.
 
     The statement is executed again if the requester was not known. Raises `RateLimited`.
     """
     rows = (await session.execute(statement, {**parameters, "user_id": requester.id})).all()
-    if not await requester.confirm(session, rows[0]):
+    if not requester.confirm(rows[0]):
+        await requester.read()
         rows = (await session.execute(statement, {**parameters, "user_id": requester.id})).all()
     return rows

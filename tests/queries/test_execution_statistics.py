@@ -13,7 +13,7 @@ from bloxserver.clock import now
 from bloxserver.errors import NotFound
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, TriggerType, UserRecord
 from bloxserver.queries import execution_statistics
-from bloxserver.queries.execution_statistics import percentile, read_statistics
+from bloxserver.queries.execution_statistics import read_statistics
 from tests.factories import create_execution, create_flow, create_user
 from tests.requesters import requester
 from tests.statements import count_statements
@@ -82,16 +82,6 @@ async def test_percentiles_are_of_the_newest_executions_with_a_duration(
     await session.commit()
     found = await read_statistics(session, requester(user), flow.id)
     assert [found[f"p{percent}_duration_ms"] for percent in (50, 95, 99)] == [49, 94, 98]
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 99, 100, 101, 1000])
-def test_percentile_is_the_smallest_value_with_that_share_of_values_up_to_it(count: int) -> None:
-    values = list(range(count))
-    for percent in (50, 95, 99):
-        found = percentile(values, percent)
-        assert found is not None
-        assert (found + 1) * 100 >= percent * count > found * 100
-    assert percentile([], 50) is None
 
 
 async def test_statistics_of_another_users_flow_are_not_found(session: AsyncSession, flow: FlowRecord) -> None:

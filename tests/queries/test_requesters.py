@@ -22,10 +22,11 @@ class Moved:
         self.id = known
         self._user = user
 
-    async def confirm(self, session: AsyncSession, row: sa.Row[tuple[object, ...]]) -> bool:
-        is_known = self.id == self._user.id
+    def confirm(self, row: sa.Row[tuple[object, ...]]) -> bool:
+        return self.id == self._user.id
+
+    async def read(self) -> None:
         self.id = self._user.id
-        return is_known
 
 
 async def test_statement_has_one_row_for_any_user_and_flow(session: AsyncSession, user: UserRecord) -> None:

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
 from bloxserver.api.current_user import reads_requester
-from bloxserver.api.dependencies import AuthenticatedUser, DbSession
+from bloxserver.api.dependencies import AuthenticatedUser, ReadingStatements
 from bloxserver.api.execution_queries import AllExecutionsListQuery, AllExecutionsQuery
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import invalid_cursor, response_of
@@ -26,6 +26,8 @@ router = APIRouter(prefix="/executions", tags=["executions"], route_class=JsonRo
     openapi_extra=query_document(AllExecutionsQuery),
 )
 @reads_requester
-async def list_all_executions(user: AuthenticatedUser, session: DbSession, query: AllExecutionsListQuery) -> Response:
+async def list_all_executions(
+    user: AuthenticatedUser, session: ReadingStatements, query: AllExecutionsListQuery
+) -> Response:
     """Return the executions of all flows of the user, newest first."""
     return render_lines(await read_all_executions(session, user, query.request(tuple(sorted(set(query.flow_id))))))

@@ -12,6 +12,7 @@ from bloxserver.api.dependencies import (
     DbSession,
     ExecutionId,
     FlowId,
+    ReadingStatements,
     ServerShutdown,
     Sessions,
     StepPage,
@@ -86,7 +87,7 @@ RetryVersion = Annotated[
 )
 @reads_requester
 async def list_executions(
-    user: AuthenticatedUser, session: DbSession, flow_id: FlowId, query: ExecutionListQuery
+    user: AuthenticatedUser, session: ReadingStatements, flow_id: FlowId, query: ExecutionListQuery
 ) -> Response:
     """Return the executions of a flow, newest first."""
     return render_lines(await read_executions(session, user, flow_id, query.request()))
@@ -136,7 +137,7 @@ async def run_flow(
     responses=response_of(200, "The statistics.", examples.STATISTICS) | errors(404),
 )
 @reads_requester
-async def get_statistics(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> Response:
+async def get_statistics(user: AuthenticatedUser, session: ReadingStatements, flow_id: FlowId) -> Response:
     """Return the counts and the durations of all executions of a flow."""
     statistics = FlowStats.model_validate(await read_statistics(session, user, flow_id))
     return Response(statistics.model_dump_json(by_alias=True), media_type="application/json")

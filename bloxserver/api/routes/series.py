@@ -4,10 +4,11 @@ from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
 from bloxserver.api.current_user import reads_requester
-from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
-from bloxserver.api.execution_queries import SeriesQuery
+from bloxserver.api.dependencies import AuthenticatedUser, FlowId, ReadingStatements
+from bloxserver.api.execution_queries import SeriesQuery, StatsSeriesQuery
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import errors, response_of
+from bloxserver.api.query_models import query_document
 from bloxserver.api.rendering import render_series
 from bloxserver.api.schemas import StatsSeries
 from bloxserver.queries.execution_series import read_series
@@ -21,9 +22,12 @@ router = APIRouter(prefix="/flows/{flow_id}/executions", tags=["executions"], ro
     operation_id="getFlowStatsSeries",
     summary="Retrieve statistics over time",
     responses=response_of(200, "The buckets.", examples.SERIES) | errors(404),
+    openapi_extra=query_document(StatsSeriesQuery),
 )
 @reads_requester
-async def get_series(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, query: SeriesQuery) -> Response:
+async def get_series(
+    user: AuthenticatedUser, session: ReadingStatements, flow_id: FlowId, query: SeriesQuery
+) -> Response:
     """Return counts and mean durations of a flow's executions, by the time at which they started.
 
     They are those of the executions that are stored. Hours and days are those of `tz`: a day has 23 or 25 hours if the
