@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, mapped_column
+from sqlalchemy.schema import CreateIndex
 
 from bloxserver.clock import now
 from bloxserver.ids import new_id
 from bloxserver.models.types import UtcDateTime, database_now, database_uuid
+
+_CONDITION = "bloxserver_condition"
 
 
 class Base(DeclarativeBase):
@@ -35,5 +39,12 @@ Counter = Annotated[int, mapped_column(sa.BigInteger, default=0, server_default=
 
 def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> sa.Index:
     """An index of the rows that meet the condition."""
-    condition = sa.text(where)
-    return sa.Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
+    # The arguments `sqlite_where` and `postgresql_where` would import both dialects, of which a process needs one.
+    return sa.Index(name, *columns, unique=unique, info={_CONDITION: where})
+
+
+@compiles(CreateIndex)
+def _(create: Any, compiler: Any, **options: Any) -> str:
+    statement: str = compiler.visit_create_index(create, **options)
+    condition = create.element.info.get(_CONDITION)
+    return statement if condition is None else f"{statement} WHERE {condition}"

@@ -8,7 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
+from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt, partial_index
 from bloxserver.models.enums import NotificationChannel
 from bloxserver.models.execution_totals import create_triggers
 from bloxserver.models.maintained import create_with
@@ -41,18 +41,8 @@ class FailureNotificationRecord(Base):
     __tablename__ = "failure_notifications"
     __table_args__ = (
         sa.UniqueConstraint("execution_id", "channel"),
-        sa.Index(
-            "ix_failure_notifications_due",
-            "due_at",
-            sqlite_where=sa.text("due_at IS NOT NULL"),
-            postgresql_where=sa.text("due_at IS NOT NULL"),
-        ),
-        sa.Index(
-            "ix_failure_notifications_trigger",
-            "trigger_id",
-            sqlite_where=sa.text("trigger_id IS NOT NULL"),
-            postgresql_where=sa.text("trigger_id IS NOT NULL"),
-        ),
+        partial_index("ix_failure_notifications_due", "due_at", where="due_at IS NOT NULL"),
+        partial_index("ix_failure_notifications_trigger", "trigger_id", where="trigger_id IS NOT NULL"),
     )
 
     id: Mapped[Id]

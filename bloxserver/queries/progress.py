@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.enums import ExecutionStatus
@@ -54,7 +53,7 @@ def _statement(dialect: str, with_steps: bool) -> sa.Select[Any]:
         else sa.cast(sa.null(), sa.Integer())
     )
     wanted = (
-        execution.id == sa.any_(sa.bindparam("ids", type_=postgresql.ARRAY(execution.id.type)))
+        execution.id == sa.any_(sa.bindparam("ids", type_=sa.ARRAY(execution.id.type)))
         if dialect == "postgresql"
         else execution.id.in_(sa.bindparam("ids", expanding=True))
     )

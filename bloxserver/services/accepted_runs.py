@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.ids import new_id
 from bloxserver.models.tables import ExecutionRecord, UsageRecord
+from bloxserver.models.upsert import insert_on
 from bloxserver.queries.usage import Period
 from bloxserver.services.usage import any_slot
 
@@ -48,9 +49,9 @@ async def insert_runs(session: AsyncSession, runs: Sequence[AcceptedRun]) -> Non
     if session.get_bind().dialect.name == "postgresql":
         arrays = {f"execution_{name}": [row[name] for row in executions] for name in EXECUTION_COLUMNS}
         arrays |= {f"usage_{name}": [row[name] for row in usage] for name in USAGE_COLUMNS}
-        await session.execute(_POSTGRESQL, arrays)
+        await session.execute(_postgresql_statement(), arrays)
     else:
-        await session.execute(_SQLITE_USAGE, usage)
+        await session.execute(_sqlite_usage(), usage)
         await session.execute(_SQLITE_EXECUTIONS, executions)
 
 
@@ -83,7 +84,7 @@ def _upsert_of_usage(statement: Any) -> Any:
 def _rows(prefix: str, table: sa.Table, names: Sequence[str]) -> sa.Select[Any]:
     """The rows whose columns are array parameters."""
     arrays = [
-        sa.bindparam(f"{prefix}_{name}", type_=postgresql.ARRAY(_type_in_array(table.c[name].type), dimensions=1))
+        sa.bindparam(f"{prefix}_{name}", type_=sa.ARRAY(_type_in_array(table.c[name].type), dimensions=1))
         for name in names
     ]
     return sa.select(*sa.func.unnest(*arrays).table_valued(*names).render_derived(name=prefix).c)
@@ -94,20 +95,26 @@ def _type_in_array(kind: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
     return sa.Text() if isinstance(kind, sa.String) and not isinstance(kind, sa.Enum) else kind
 
 
-_POSTGRESQL = (
-    postgresql.insert(_executions)
-    .from_select(EXECUTION_COLUMNS, _rows("execution", _executions, EXECUTION_COLUMNS), include_defaults=False)
-    .add_cte(
-        _upsert_of_usage(
-            postgresql.insert(_usage).from_select(
-                USAGE_COLUMNS, _rows("usage", _usage, USAGE_COLUMNS), include_defaults=False
-            )
-        ).cte("counted")
+@cache
+def _postgresql_statement() -> sa.Executable:
+    rows = _rows("execution", _executions, EXECUTION_COLUMNS)
+    counted = insert_on("postgresql", _usage).from_select(
+        USAGE_COLUMNS, _rows("usage", _usage, USAGE_COLUMNS), include_defaults=False
     )
-)
-_SQLITE_USAGE = _upsert_of_usage(
-    sqlite.insert(_usage).values({name: sa.bindparam(name, type_=_usage.c[name].type) for name in USAGE_COLUMNS})
-)
+    return (
+        sa.insert(_executions)
+        .from_select(EXECUTION_COLUMNS, rows, include_defaults=False)
+        .add_cte(_upsert_of_usage(counted).cte("counted"))
+    )
+
+
+@cache
+def _sqlite_usage() -> sa.Executable:
+    values = {name: sa.bindparam(name, type_=_usage.c[name].type) for name in USAGE_COLUMNS}
+    statement: sa.Executable = _upsert_of_usage(insert_on("sqlite", _usage).values(values))
+    return statement
+
+
 _SQLITE_EXECUTIONS = sa.insert(_executions).values(
     {name: sa.bindparam(name, type_=_executions.c[name].type) for name in EXECUTION_COLUMNS}
 )

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import aliased
@@ -68,8 +67,8 @@ async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], trig
     if session.get_bind().dialect.name == "postgresql":
         # One statement for all executions, so that triggers run once.
         arrays = sa.func.unnest(
-            sa.bindparam("ids", type_=postgresql.ARRAY(row.c.id.type)),
-            sa.bindparam("outputs", type_=postgresql.ARRAY(row.c.output_payload.type)),
+            sa.bindparam("ids", type_=sa.ARRAY(row.c.id.type)),
+            sa.bindparam("outputs", type_=sa.ARRAY(row.c.output_payload.type)),
         )
         ended = arrays.table_valued("id", "output").render_derived()
         update = update.where(row.c.id == ended.c.id).values(output_payload=ended.c.output)

@@ -52,6 +52,8 @@ AUTHENTICATED: dict[str, Call] = {
     "listExecutions": Call(),
     "runFlow": Call({"inputPayload": "x"}),
     "getFlowStats": Call(),
+    "getFlowStatsSeries": Call(),
+    "listAllExecutions": Call(),
     "getExecution": Call(),
     "listSecrets": Call(),
     "createSecret": Call({"name": "NEW", "value": "x"}),

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.engine.queue.claims import ClaimedExecution
@@ -25,6 +24,7 @@ from bloxserver.models.enums import StepStatus
 from bloxserver.models.execution_changes import announce_changes
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.models.transient_errors import describe_error
+from bloxserver.models.upsert import insert_on
 from bloxserver.observability import metrics
 from bloxserver.services.transitions import end_successes
 
@@ -128,13 +128,13 @@ def _upsert_of_steps(dialect: str, names: Sequence[str]) -> sa.Executable:
     On PostgreSQL, one statement writes all steps, so that the triggers run once. Its parameters are arrays.
     """
     table = ExecutionStepRecord.metadata.tables[ExecutionStepRecord.__tablename__]
-    statement: Any = sqlite.insert(table)
+    statement: Any = insert_on(dialect, table)
     if dialect == "postgresql":
         # With one dimension, a list in a JSON column is a value and not a nested array.
-        kinds = {name: postgresql.ARRAY(_type_in_array(table.c[name].type), dimensions=1) for name in names}
+        kinds = {name: sa.ARRAY(_type_in_array(table.c[name].type), dimensions=1) for name in names}
         arrays = [sa.bindparam(name, type_=kinds[name]) for name in names]
         rows = sa.func.unnest(*arrays).table_valued(*names).render_derived()
-        statement = postgresql.insert(table).from_select(names, sa.select(*rows.c))
+        statement = statement.from_select(names, sa.select(*rows.c))
     new = statement.excluded
     changes: dict[str, Any] = {name: new[name] for name in CHANGING}
     changes["input_payload"] = sa.func.coalesce(new.input_payload, table.c.input_payload)
