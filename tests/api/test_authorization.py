@@ -251,6 +251,8 @@ async def test_lists_contain_only_rows_of_the_user(
     assert [trigger["id"] for trigger in triggers] == [own["trigger_id"]]
     executions = (await call(client, "listExecutions", own, headers)).json()
     assert ([row["id"] for row in executions["items"]], executions["total"]) == ([own["execution_id"]], 1)
+    everything = (await call(client, "listAllExecutions", own, headers)).json()
+    assert [row["id"] for row in everything["items"]] == [own["execution_id"]]
     secrets = (await call(client, "listSecrets", own, headers)).json()
     assert sorted(secret["name"] for secret in secrets) == [own["name"]]
     assert (await call(client, "getFlowStats", own, headers)).json()["executionsTotal"] == 1
