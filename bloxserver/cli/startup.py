@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 import typer
@@ -46,12 +46,15 @@ def load_settings() -> Settings:
     return settings
 
 
-def run(coroutine: Coroutine[Any, Any, None]) -> None:
+def run(
+    coroutine: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> None:
     """Run a coroutine; exits with status 1 and one line if a setting is invalid or the database fails."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        asyncio.run(_join_sqlite_threads(coroutine))
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(_join_sqlite_threads(coroutine))
     except SettingsError as error:
         fail(str(error))
     except (OSError, SQLAlchemyError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 
 import structlog
 
@@ -24,7 +25,16 @@ def worker() -> None:
     settings = load_checked_settings()
     if settings.uses_sqlite:
         fail("a worker needs PostgreSQL; with SQLite, `bloxserver serve` runs the executions")
-    run(_work(settings))
+    run(_work(settings), _loop_factory())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The factory of the event loop that also uvicorn uses; None for Python's own, where uvloop is not available."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return None
+    return new_event_loop
 
 
 async def _work(settings: Settings) -> None:

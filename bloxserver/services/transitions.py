@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -55,30 +56,39 @@ async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], trig
     The calling code has locked their rows, and has checked that they are running.
     """
     moment = now()
+    dialect = session.get_bind().dialect.name
+    if dialect == "postgresql":
+        arrays = {"ids": list(outputs), "outputs": list(outputs.values()), "moment": moment}
+        await session.execute(_success(dialect), arrays)
+    else:
+        rows = [{"of": id, "output": output, "moment": moment} for id, output in outputs.items()]
+        await session.execute(_success(dialect), rows)
+    _count(session, ExecutionStatus.SUCCESS, triggers)
+    announce_changes(session, outputs)
+    wake_engine_after_commit(session, WakeReason.EXECUTION)
+
+
+@cache
+def _success(dialect: str) -> sa.Executable:
     row = ExecutionRecord.metadata.tables[ExecutionRecord.__tablename__]
+    moment = sa.bindparam("moment", type_=row.c.completed_at.type)
     update = sa.update(row).values(
         status=ExecutionStatus.SUCCESS,
         completed_at=moment,
-        duration_ms=elapsed_ms(row.c.started_at, _instant(moment)),
+        duration_ms=elapsed_ms(row.c.started_at, moment),
         resume_at=None,
         lease=None,
         worker_id=None,
     )
-    if session.get_bind().dialect.name == "postgresql":
-        # One statement for all executions, so that triggers run once.
-        arrays = sa.func.unnest(
-            sa.bindparam("ids", type_=sa.ARRAY(row.c.id.type)),
-            sa.bindparam("outputs", type_=sa.ARRAY(row.c.output_payload.type)),
-        )
-        ended = arrays.table_valued("id", "output").render_derived()
-        update = update.where(row.c.id == ended.c.id).values(output_payload=ended.c.output)
-        await session.execute(update, {"ids": list(outputs), "outputs": list(outputs.values())})
-    else:
-        update = update.where(row.c.id == sa.bindparam("of")).values(output_payload=sa.bindparam("output"))
-        await session.execute(update, [{"of": id, "output": output} for id, output in outputs.items()])
-    _count(session, ExecutionStatus.SUCCESS, triggers)
-    announce_changes(session, outputs)
-    wake_engine_after_commit(session, WakeReason.EXECUTION)
+    if dialect != "postgresql":
+        return update.where(row.c.id == sa.bindparam("of")).values(output_payload=sa.bindparam("output"))
+    # One statement for all executions, so that triggers run once.
+    arrays = sa.func.unnest(
+        sa.bindparam("ids", type_=sa.ARRAY(row.c.id.type)),
+        sa.bindparam("outputs", type_=sa.ARRAY(row.c.output_payload.type)),
+    )
+    ended = arrays.table_valued("id", "output").render_derived()
+    return update.where(row.c.id == ended.c.id).values(output_payload=ended.c.output)
 
 
 async def cancel_executions(session: AsyncSession, execution_ids: Sequence[UUID], reason: str) -> int:

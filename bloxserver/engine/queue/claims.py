@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -37,25 +38,26 @@ MAX_IDS = 5_000
 """Ids in one statement: both databases accept about 32,000 values."""
 
 
+_executions = ExecutionRecord.metadata.tables[ExecutionRecord.__tablename__]
 CLAIMED_COLUMNS = (
-    ExecutionRecord.id,
-    ExecutionRecord.flow_id,
-    ExecutionRecord.flow_version_id,
-    ExecutionRecord.input_payload,
-    ExecutionRecord.target,
-    ExecutionRecord.parent_id,
-    ExecutionRecord.depth,
-    ExecutionRecord.active_ms,
-    ExecutionRecord.cpu_ms,
-    ExecutionRecord.input_tokens,
-    ExecutionRecord.output_tokens,
-    ExecutionRecord.crash_count,
-    ExecutionRecord.trace_parent,
-    ExecutionRecord.trigger_type,
-    ExecutionRecord.started_at,
-    ExecutionRecord.resume_at,
-    ExecutionRecord.picked_up_at,
-    ExecutionRecord.retry_of,
+    "id",
+    "flow_id",
+    "flow_version_id",
+    "input_payload",
+    "target",
+    "parent_id",
+    "depth",
+    "active_ms",
+    "cpu_ms",
+    "input_tokens",
+    "output_tokens",
+    "crash_count",
+    "trace_parent",
+    "trigger_type",
+    "started_at",
+    "resume_at",
+    "picked_up_at",
+    "retry_of",
 )
 
 
@@ -143,22 +145,38 @@ async def claim_executions(
         # The one worker of SQLite reads without the lock of the file: no other claims in between.
         await begin_writing(session)
     moment = now()  # read again: executions may have been accepted while the transaction waited
-    # A row that another transaction ends or deletes is skipped: a claim that never waits cannot cause a deadlock.
-    unlocked = (
-        sa.select(ExecutionRecord.id).where(ExecutionRecord.id.in_(chosen), *_waits()).with_for_update(skip_locked=True)
-    )
-    conditions: list[sa.ColumnElement[bool]] = [ExecutionRecord.id.in_(unlocked)]
-    if is_postgres and heartbeat_timeout is not None:
-        conditions.append(has_fresh_heartbeat(worker_id, heartbeat_timeout))
-    claimed = await session.execute(
-        sa.update(ExecutionRecord)
-        .where(*conditions)
-        .values(lease=lease, worker_id=worker_id, picked_up_at=sa.func.coalesce(ExecutionRecord.picked_up_at, moment))
-        .returning(*CLAIMED_COLUMNS)
-        .execution_options(synchronize_session=False)
-    )
+    values = {"chosen": chosen, "new_lease": lease, "worker": worker_id, "moment": moment}
+    if needs_heartbeat := is_postgres and heartbeat_timeout is not None:
+        values["heartbeat_timeout"] = heartbeat_timeout
+    claimed = await session.execute(_claim(needs_heartbeat=needs_heartbeat), values)
     by_id = {row.id: row for row in claimed}
     return await _with_details(session, lease, moment, [by_id[id_] for id_ in chosen if id_ in by_id])
+
+
+@cache
+def _claim(*, needs_heartbeat: bool) -> sa.Executable:
+    """Built once, as all statements that each execution needs: building one takes longer than executing it.
+
+    A row that another transaction ends or deletes is skipped: a claim that never waits cannot cause a deadlock.
+    """
+    waits = _executions.c.status == ExecutionStatus.RUNNING, _executions.c.lease.is_(None)
+    chosen = _executions.c.id.in_(sa.bindparam("chosen", expanding=True))
+    unlocked = sa.select(_executions.c.id).where(chosen, *waits).with_for_update(skip_locked=True)
+    conditions: list[sa.ColumnElement[bool]] = [_executions.c.id.in_(unlocked)]
+    worker = sa.bindparam("worker", type_=_executions.c.worker_id.type)
+    if needs_heartbeat:
+        conditions.append(_has_fresh_heartbeat(worker, sa.bindparam("heartbeat_timeout", type_=sa.Interval())))
+    moment = sa.bindparam("moment", type_=_executions.c.picked_up_at.type)
+    return (
+        sa.update(_executions)
+        .where(*conditions)
+        .values(
+            lease=sa.bindparam("new_lease", type_=_executions.c.lease.type),
+            worker_id=worker,
+            picked_up_at=sa.func.coalesce(_executions.c.picked_up_at, moment),
+        )
+        .returning(*(_executions.c[name] for name in CLAIMED_COLUMNS))
+    )
 
 
 async def _with_details(
@@ -244,21 +262,27 @@ def _waited(row: Any, moment: datetime) -> timedelta | None:
 
 
 async def _flows(session: AsyncSession, flow_ids: Collection[UUID]) -> dict[UUID, Any]:
-    rows = await session.execute(
-        sa.select(
-            FlowRecord.id,
-            FlowRecord.organism_yaml,
-            FlowRecord.user_id,
-            UserRecord.tier,
-            UserRecord.limits,
-            stored_bytes_of(FlowRecord.user_id).label("stored_bytes"),
-            UserRecord.current_period_start,
-            UserRecord.current_period_end,
-        )
-        .outerjoin(UserRecord, UserRecord.id == FlowRecord.user_id)
-        .where(FlowRecord.id.in_(flow_ids))
-    )
+    rows = await session.execute(_flows_and_users(), {"ids": list(flow_ids)})
     return {row.id: row for row in rows}
+
+
+@cache
+def _flows_and_users() -> sa.Executable:
+    flows, users = FlowRecord.__table__, UserRecord.__table__
+    return (
+        sa.select(
+            flows.c.id,
+            flows.c.organism_yaml,
+            flows.c.user_id,
+            users.c.tier,
+            users.c.limits,
+            stored_bytes_of(flows.c.user_id).label("stored_bytes"),
+            users.c.current_period_start,
+            users.c.current_period_end,
+        )
+        .select_from(flows.outerjoin(users, users.c.id == flows.c.user_id))
+        .where(flows.c.id.in_(sa.bindparam("ids", expanding=True)))
+    )
 
 
 async def _versions(session: AsyncSession, version_ids: Collection[UUID]) -> dict[UUID | None, str]:
@@ -291,14 +315,10 @@ async def release_orphaned_claims(session: AsyncSession, worker_id: str, known: 
     return len(orphaned)
 
 
-def has_fresh_heartbeat(worker_id: str, timeout: timedelta) -> sa.ColumnElement[bool]:
+def _has_fresh_heartbeat(worker_id: Any, timeout: Any) -> sa.ColumnElement[bool]:
     """Whether the worker's stored heartbeat is younger than `timeout`, by the database's clock. PostgreSQL only."""
-    oldest = database_now() - sa.literal(timeout, sa.Interval())
-    return sa.exists().where(WorkerRecord.worker_id == worker_id, WorkerRecord.last_heartbeat_at >= oldest)
-
-
-def _waits() -> tuple[sa.ColumnElement[bool], ...]:
-    return ExecutionRecord.status == ExecutionStatus.RUNNING, ExecutionRecord.lease.is_(None)
+    worker = WorkerRecord.__table__.c
+    return sa.exists().where(worker.worker_id == worker_id, worker.last_heartbeat_at >= database_now() - timeout)
 
 
 def is_claimed() -> tuple[sa.ColumnElement[bool], ...]:

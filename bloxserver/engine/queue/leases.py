@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -41,16 +42,20 @@ async def lock_leases(session: AsyncSession, keys: Collection[LeaseKey], *, skip
     With `skip_locked`, leases whose rows other transactions have locked are left out. Every transaction that waits for
     the locks of several executions locks them in the order of their ids.
     """
-    rows = await session.execute(
-        sa.select(ExecutionRecord.id, ExecutionRecord.lease)
-        .where(
-            ExecutionRecord.id.in_({execution_id for execution_id, _ in keys}),
-            ExecutionRecord.status == ExecutionStatus.RUNNING,
-        )
-        .order_by(ExecutionRecord.id)
+    ids = {execution_id for execution_id, _ in keys}
+    rows = await session.execute(_locked_leases(skip_locked=skip_locked), {"ids": list(ids)})
+    return set(keys) & {(row.id, row.lease) for row in rows}
+
+
+@cache
+def _locked_leases(*, skip_locked: bool) -> sa.Executable:
+    row = ExecutionRecord.__table__.c
+    return (
+        sa.select(row.id, row.lease)
+        .where(row.id.in_(sa.bindparam("ids", expanding=True)), row.status == ExecutionStatus.RUNNING)
+        .order_by(row.id)
         .with_for_update(key_share=True, skip_locked=skip_locked)
     )
-    return set(keys) & {(row.id, row.lease) for row in rows}
 
 
 async def record_usage(session: AsyncSession, execution: ClaimedExecution, total: tuple[int, int]) -> None:

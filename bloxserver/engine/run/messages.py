@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import NamedTuple
 from uuid import UUID
 
@@ -30,7 +31,7 @@ class Message:
     id: UUID = field(default_factory=new_id, compare=False)
     """The id of the step that handles the message."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         call = "" if self.call is None else f":{self.call}"
         return f"{self.parent_id or ''}:{self.listener}{call}"
