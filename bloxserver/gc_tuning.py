@@ -6,18 +6,10 @@ import gc
 
 YOUNG_OBJECTS = 10_000
 """New objects that start a collection. Every import, and every few requests, create Python's default of 700."""
-IMPORTED_OBJECTS = 300_000
-"""More new objects than the import of the API leaves."""
 
 
-def prepare_for_imports() -> None:
-    """Start no collection during the imports that follow, until `end_imports`."""
-    gc.set_threshold(IMPORTED_OBJECTS, *gc.get_threshold()[1:])
-
-
-def end_imports() -> None:
-    """Exclude all existing objects from garbage collection, and start collections only after many new objects."""
-    gc.freeze()
+def collect_less_often() -> None:
+    """Start collections only after many new objects."""
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 

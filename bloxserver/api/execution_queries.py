@@ -16,7 +16,6 @@ from bloxserver.api.query_models import query_reader
 from bloxserver.api.request_schemas import WITHOUT_NUL
 from bloxserver.clock import as_utc
 from bloxserver.models.enums import ExecutionStatus, TriggerType
-from bloxserver.queries.cursors import MAX_CURSOR_LENGTH
 from bloxserver.queries.execution_filters import ExecutionFilter
 from bloxserver.queries.execution_lists import ListRequest
 from bloxserver.queries.execution_series import Interval, SeriesRequest
@@ -69,7 +68,6 @@ class ExecutionQuery(BaseModel):
     page_size: int = Field(50, ge=1, le=1000, description="The maximum number of items in a page.")
     cursor: str | None = Field(
         None,
-        max_length=MAX_CURSOR_LENGTH,
         description="`nextCursor` of a page of the same list with the same filters: return the items after that page. "
         "Excludes `page`.",
     )
@@ -120,14 +118,18 @@ class AllExecutionsQuery(ExecutionQuery):
 class StatsSeriesQuery(BaseModel):
     """The query parameters of statistics over time."""
 
-    bucket: Interval = Field(Interval.HOUR, description="The width of the buckets.")
+    bucket: Interval = Field(Interval.HOUR, description="The width of the buckets. An execution counts at `startedAt`.")
     begin: QueryTime | None = Field(
         None,
         alias="from",
-        description="The first bucket contains this time. By default there are 60 minutes, 24 hours or 30 days.",
+        description="The first bucket contains this time. Without an offset it is UTC. By default there are 60 "
+        "minutes, 24 hours or 30 days.",
     )
     end: QueryTime | None = Field(
-        None, alias="to", description="The last bucket contains the moment before this time. The default is now."
+        None,
+        alias="to",
+        description="The last bucket contains the moment before this time. Without an offset it is UTC. The default is "
+        "now.",
     )
     tz: ZoneName = Field("UTC", description="The time zone of hours and days, for example `Europe/Berlin`.")
 

@@ -1,7 +1,7 @@
 """Calls the endpoints of hot routes without FastAPI, which takes longer to solve dependencies than a statement takes.
 
-The result is the same. The framework handles requests if a program has overridden dependencies, and requests with an
-invalid parameter in the path.
+The responses are the same. The framework handles requests if a program has overridden dependencies, and requests whose
+ids in the path are not in the usual notation.
 """
 
 from __future__ import annotations
@@ -34,15 +34,19 @@ class Parameters:
     """The functions that read the others from the request."""
 
     def ids_in(self, path: Mapping[str, str]) -> dict[str, UUID]:
-        """The ids in the path of a request. Raises `ValueError`."""
-        return {name: UUID(path[name]) for name in self.ids}
+        """The ids in the path of a request. Raises `ValueError`, also for unusual notations of ids."""
+        ids = {name: UUID(path[name]) for name in self.ids}
+        if any(str(found) != path[name] for name, found in ids.items()):
+            raise ValueError
+        return ids
 
 
 def lean_app(endpoint: Callable[..., Any], framework: ASGIApp) -> ASGIApp:
-    """Return the app that calls the endpoint of a route; `framework` if only the framework can call it.
+    """Return the app that calls the endpoint of a route without dependencies of its own.
 
-    The endpoint must be marked with `reads_requester`, return a `Response`, and have no other parameters than the user,
-    `ReadingStatements` as `session`, ids in the path, and dependencies that have only the request.
+    The result is `framework` if only the framework can call the endpoint. Otherwise the endpoint is marked with
+    `reads_requester` and returns a `Response`. It has no other parameters than the user, `ReadingStatements` as
+    `session`, ids in the path, and dependencies that have only the request.
     """
     parameters = _parameters_of(endpoint) if getattr(endpoint, "reads_requester", False) else None
     if parameters is None:
@@ -74,7 +78,7 @@ def _parameters_of(endpoint: Callable[..., Any]) -> Parameters | None:
         return None
     parameters = Parameters([], {})
     for name, annotation in types.items():
-        kind, marker = get_args(annotation)
+        kind, marker = get_args(annotation) if len(get_args(annotation)) == 2 else (None, None)
         if isinstance(marker, Path) and kind is UUID:
             parameters.ids.append(name)
         elif not isinstance(marker, Depends) or marker.dependency is None:

@@ -23,7 +23,6 @@ from bloxserver.api.turns import RequestTurns, Turns
 from bloxserver.api.watching import ExecutionWatcher
 from bloxserver.api.webhook_route import WebhookRoute
 from bloxserver.errors import SettingsError
-from bloxserver.gc_tuning import end_imports
 from bloxserver.models import database as models_database
 from bloxserver.models.database import Database
 from bloxserver.models.migrate import SchemaState, schema_state
@@ -151,7 +150,6 @@ def _warn(settings: Settings) -> None:
 
 
 app = create_app()
-end_imports()
 
 if __name__ == "__main__":
     from bloxserver.api.server import serving

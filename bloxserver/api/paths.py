@@ -159,12 +159,14 @@ class RouteIndex(BaseRoute):
 
     def _find(self, template: str, method: str) -> IndexedRoute | None:
         if not self._routes:  # not when the application is created: handlers of all routes are made
+            found: dict[tuple[str, str], IndexedRoute] = {}
             for context in iter_route_contexts(self._router.routes):
                 route = context.original_route
                 if isinstance(route, APIRoute):
-                    indexed = IndexedRoute(route, lean_app(route.endpoint, context.app))
+                    app = context.app if context.dependencies else lean_app(route.endpoint, context.app)
                     for each in context.methods or ():
-                        self._routes.setdefault((str(context.path), each), indexed)
+                        found.setdefault((str(context.path), each), IndexedRoute(route, app))
+            self._routes = found
         return self._routes.get((template, method))
 
 

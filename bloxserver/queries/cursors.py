@@ -37,6 +37,8 @@ def write_cursor(position: Position, list_name: str) -> str:
 
 def read_cursor(cursor: str, list_name: str) -> Position:
     """The position in a cursor. Raises `BadRequest` if it is malformed or belongs to another list."""
+    if len(cursor) > MAX_CURSOR_LENGTH:
+        raise _invalid()
     try:
         content = urlsafe_b64decode(cursor.encode("ascii"))
         at = _EPOCH + int.from_bytes(content[:_TIME_BYTES], signed=True) * _MICROSECOND

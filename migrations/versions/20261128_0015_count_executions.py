@@ -4,9 +4,9 @@ Triggers count the executions of each flow, in total and by the time of their st
 
 On PostgreSQL, the migration reads the executions twice and creates three indexes. Until it ends, other processes cannot
 read or write executions, or write flows. With 1,000,000 executions of 10 flows in 333,000 minutes, it took 39 s on
-PostgreSQL, and 81 s on SQLite, of which 10 s were CPU time, on two cores that several other programs used fully. Workers
-and APIs of the previous version run on, and what they write is counted. They wait for the locks, and their lists sort the
-executions of the flow, because the indexes start with the mode.
+PostgreSQL, on two cores that several other programs used fully. On SQLite it took 81 s (10 s of CPU time). Workers and
+APIs of the previous version run on, and what they write is counted. They wait for the locks, and their lists sort the
+executions of the flow, because the new indexes have the mode after the flow.
 
 Revision ID: 0015
 Revises: 0014

@@ -1,6 +1,7 @@
 """index durations and errors
 
-Statistics and lists find executions with a duration or an error among many others.
+Statistics and lists find executions with a duration or an error among many others. On PostgreSQL, other processes can
+read executions meanwhile. Writes wait.
 
 Revision ID: 0016
 Revises: 0015

@@ -82,7 +82,7 @@ async def test_next_cursor_leads_to_the_last_page(
 
 
 @covers("executions.list.cursor.invalid")
-@pytest.mark.parametrize("cursor", ["", "x", "é", "\0", "A" * 44, "=" * 100, "💥"])
+@pytest.mark.parametrize("cursor", ["", "x", "é", "\0", "A" * 44, "=" * 100, "A" * 10_000, "💥"])
 async def test_invalid_cursor_is_rejected(client: httpx.AsyncClient, flow: FlowRecord, cursor: str) -> None:
     for path in (f"{path_of(flow)}/executions", ALL):
         response = await client.get(path, params={"cursor": cursor})
@@ -111,7 +111,6 @@ async def test_cursor_with_other_filters_is_rejected(
         ("min_duration_ms", ["-1", "1.5", str(2**63), ""]),
         ("has_error", ["", "2", "maybe"]),
         ("q", ["", "a\0b", "x" * 1001]),
-        ("cursor", ["x" * 101]),
     ],
 )
 async def test_invalid_filter_is_rejected(

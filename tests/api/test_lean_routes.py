@@ -18,6 +18,7 @@ from bloxserver.api.current_user import reads_requester
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, ReadingStatements
 from bloxserver.api.lean_routes import lean_app
 from bloxserver.api.main import app
+from bloxserver.api.paths import RouteIndex
 from bloxserver.api.routes import all_executions, executions, series
 from bloxserver.models import database as models_database
 from bloxserver.models.database import Database
@@ -50,6 +51,9 @@ PATHS = {
     "id in another format": "flows/urn:uuid:{flow}/executions/stats",
     "id in braces": "flows/{{{flow}}}/executions/stats",
     "id without hyphens": "flows/{hex}/executions/stats",
+    "id with a misplaced hyphen": "flows/-{hex}/executions/stats",
+    "id with an underscore": "flows/0_{hex}/executions/stats",
+    "id in capitals": "flows/{upper}/executions/stats",
 }
 
 
@@ -94,7 +98,7 @@ def reading_engine(database: Database) -> Any:
 async def test_request_is_answered_as_by_the_framework(
     own_client: httpx.AsyncClient, live_database: Database, flow: FlowRecord, name: str
 ) -> None:
-    path = PATHS[name].format(flow=flow.id, hex=flow.id.hex, foreign=UUID(int=1))
+    path = PATHS[name].format(flow=flow.id, hex=flow.id.hex, upper=str(flow.id).upper(), foreign=UUID(int=1))
     for _ in range(2):  # the id of the user is not known in the first request
         answer = await answer_of(own_client, f"{API}/{path}")
         with override_database(app, live_database):
@@ -172,6 +176,14 @@ async def framework(scope: Scope, receive: Receive, send: Send) -> None:
 )
 def test_hot_routes_do_not_need_the_framework(endpoint: Callable[..., Any]) -> None:
     assert lean_app(endpoint, framework) is not framework
+
+
+def test_index_of_routes_calls_them_without_the_framework() -> None:
+    index = next(route for route in app.routes if isinstance(route, RouteIndex))
+    for path, is_lean in (("executions", True), ("executions/stats", True), ("executions/{execution_id}", False)):
+        found = index._find(f"{API}/flows/{{flow_id}}/{path}", "GET")
+        assert found is not None
+        assert (found.app.__module__ == lean_app.__module__) == is_lean, path
 
 
 async def _with_a_session(request: DbSession) -> None: ...

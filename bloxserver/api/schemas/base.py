@@ -40,7 +40,7 @@ class PaginatedResponse(CamelModel, Generic[Item]):
 
     items: list[Item]
     total: int = Field(description="The number of items on all pages.")
-    total_is_exact: bool = Field(True, description="Whether `total` is exact. If it is not, there are more items.")
+    total_is_exact: bool = Field(True, description="Whether `total` is exact. If it is not, there may be more items.")
     page: int = Field(description="The number of this page, from 1.")
     page_size: int
     has_more: bool = Field(description="Whether there is a next page.")

@@ -185,6 +185,8 @@ async def _with_details(
     flows = await _flows(session, {row.flow_id for row in rows})
     organisms = await _versions(session, {row.flow_version_id for row in rows if row.flow_version_id is not None})
     executions: list[ClaimedExecution] = []
+    plans = {id_: get_plan(flow.tier or Tier.FREE, flow.limits) for id_, flow in flows.items()}
+    periods = {id_: period_at(now(), flow.current_period_start, flow.current_period_end) for id_, flow in flows.items()}
     for row in rows:
         flow = flows[row.flow_id]
         executions.append(
@@ -193,10 +195,10 @@ async def _with_details(
                 lease=lease,
                 flow_id=row.flow_id,
                 user_id=flow.user_id,
-                tier=(tier := flow.tier or Tier.FREE).value,
-                plan=get_plan(tier, flow.limits),
+                tier=(flow.tier or Tier.FREE).value,
+                plan=plans[row.flow_id],
                 stored_bytes=flow.stored_bytes,
-                period=period_at(now(), flow.current_period_start, flow.current_period_end),
+                period=periods[row.flow_id],
                 parent_id=row.parent_id,
                 depth=row.depth,
                 input_payload=row.input_payload,

@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Protocol, cast
 from uuid import UUID
 
@@ -34,7 +35,7 @@ from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.engine.queue.values import CalledResult, LeaseLost
 from bloxserver.engine.run.blocks import checked_answer, rendered_config, validated_config, validated_payload
 from bloxserver.engine.run.large_messages import needs_process, redact_large, run_large
-from bloxserver.engine.run.messages import Message, Step, Tokens
+from bloxserver.engine.run.messages import NO_TOKENS, Message, Step, Tokens
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.observability import metrics, tracing
 from bloxserver.organism.model import Listener
@@ -149,9 +150,14 @@ async def handle(attempt: Attempt, context: ExecutionContext, conversation: Reco
         span.set_attributes({"bloxserver.step.status": step.status.value})
         if step.error_code is not None:
             span.fail(step.error_code)
-    metrics.STEPS.labels(name, step.status.value).inc()
-    metrics.STEP_SECONDS.labels(name).observe(time.perf_counter() - started)
+    _number_of_steps(name, step.status.value).inc()
+    _seconds_of_steps(name).observe(time.perf_counter() - started)
     return step
+
+
+_number_of_steps = cache(metrics.STEPS.labels)
+_seconds_of_steps = cache(metrics.STEP_SECONDS.labels)
+"""Finding the metric of labels takes as long as changing it."""
 
 
 async def _handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation) -> Step:
@@ -181,12 +187,13 @@ async def _handle(attempt: Attempt, context: ExecutionContext, conversation: Rec
         else:
             log.error("block failed unexpectedly", block=listener.block.name, exc_info=None if secrets else bug)
             step = attempt.failure(BlockError("internal_error", "internal error"))
-    step = replace(step, tokens=conversation.tokens)
+    if conversation.tokens != NO_TOKENS:
+        step = step._replace(tokens=conversation.tokens)
     if step.is_open:
-        step = replace(step, state=conversation.state)
+        step = step._replace(state=conversation.state)
     if secrets:
         error = redact(step.error, secrets)
-        step = replace(step, error=None if error is None else str(error))
+        step = step._replace(error=None if error is None else str(error))
     return step
 
 
@@ -216,8 +223,8 @@ async def _call(
     if not secrets:
         return step
     if isinstance(step.output, RawJson):
-        return replace(step, output=await redact_large(context.isolated, step.output, secrets))
-    return replace(step, output=redact(step.output, secrets))
+        return step._replace(output=await redact_large(context.isolated, step.output, secrets))
+    return step._replace(output=redact(step.output, secrets))
 
 
 async def _call_in_process(attempt: Attempt, context: ExecutionContext, secrets: Mapping[str, str]) -> Step:
@@ -241,7 +248,7 @@ async def _step_in_process(
         config = validated_config(listener, cast(dict[str, JsonValue], plain(answer)))
         result = await listener.block.handler(validated_payload(listener, None), config, block_context)
         step = _step_of(attempt, result)
-        return replace(step, output=redact(plain(step.output), secrets))
+        return step._replace(output=redact(plain(step.output), secrets))
     if "until" in described:
         return _step_of(attempt, Wait(datetime.fromisoformat(described["until"]), answer))
     if "to" in described:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -107,7 +108,7 @@ class ClaimedExecutionContext:
                     lease=execution.lease,
                 ),
             ),
-            mail=self._clients.mail.limited_to(self._share, EmailCounter(self._database, execution.user_id)),
+            mail=self._mail,
             isolated=self.isolated,
             input=self.input,
             depth=execution.depth,
@@ -115,6 +116,11 @@ class ClaimedExecutionContext:
             memory=memory,
             turn=self.turn,
         )
+
+    @cached_property
+    def _mail(self) -> Mailer:
+        counter = EmailCounter(self._database, self._execution.user_id)
+        return self._clients.mail.limited_to(self._share, counter)
 
     async def turn(self) -> None:
         await self._clients.turns.take(self._execution.user_id)

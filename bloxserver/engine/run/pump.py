@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -35,6 +35,7 @@ from bloxserver.engine.run.messages import (
     wake_time,
 )
 from bloxserver.engine.run.routing import RoutingError, route
+from bloxserver.engine.run.wake_timer import WakeTimer
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.load import RunnableOrganism
 from bloxserver.raw_json import Value
@@ -83,6 +84,7 @@ class Pump:
         self._sequence = sequence
         self._tokens = {key: step.tokens for key, step in self._saved.items()}
         self._inbox: asyncio.Queue[Item] = asyncio.Queue()
+        self._timer = WakeTimer(partial(self._inbox.put_nowait, None))
         self._queued = 0
         """Steps in the inbox that did not come from an attempt of this run."""
         self._running: dict[UUID, asyncio.Task[None]] = {}  # by step
@@ -111,6 +113,7 @@ class Pump:
         try:
             return await self._run(entry)
         finally:
+            self._timer.cancel()
             for task in (tasks := [*self._running.values(), *self._cancelled]):
                 task.cancel()
             if tasks and (await asyncio.wait(tasks, timeout=self._cancel_grace_seconds))[1]:
@@ -160,12 +163,9 @@ class Pump:
 
     async def _next_steps(self, until: datetime | None) -> list[Step]:
         """Wait for the next steps that have ended; none if a timer or an agent's call woke the pump."""
-        seconds = None if until is None else max(0.0, (until - now()).total_seconds())
-        try:
-            async with asyncio.timeout(seconds):
-                items = take_batch(self._inbox, await self._inbox.get(), self._organism)
-        except TimeoutError:
-            return []
+        if until is not None:
+            self._timer.wake_by(until)
+        items = take_batch(self._inbox, await self._inbox.get(), self._organism)
         self._queued = self._inbox.qsize()
         if (error := next((item for item in items if isinstance(item, BaseException)), None)) is not None:
             raise error
@@ -186,9 +186,9 @@ class Pump:
         for key, step in due:
             del self._waiting[key]
             if step.status is StepStatus.WAITING:
-                answers.append(replace(step, status=StepStatus.SUCCESS))
+                answers.append(step._replace(status=StepStatus.SUCCESS))
             else:
-                self._start(replace(step, attempt=step.attempt + 1))
+                self._start(step._replace(attempt=step.attempt + 1))
         return answers
 
     def _next_visible_time(self) -> datetime | None:
@@ -275,7 +275,7 @@ class Pump:
                 attempt = self._attempts.get(message.id)
                 step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)
             tokens = self._tokens.get(key, NO_TOKENS)
-            abandoned.append(replace(step, status=StepStatus.CANCELLED, completed_at=now(), state=None, tokens=tokens))
+            abandoned.append(step._replace(status=StepStatus.CANCELLED, completed_at=now(), state=None, tokens=tokens))
             abandoned += self._abandon_calls(message.id)
         return abandoned
 
@@ -394,6 +394,6 @@ class Pump:
             self._sequence += 1
             used = used.plus(step.tokens.minus(self._tokens.get(step.message.key, NO_TOKENS)))
             self._tokens[step.message.key] = step.tokens
-            numbered.append(replace(step, sequence=self._sequence))
+            numbered.append(step._replace(sequence=self._sequence))
             self._unsaved.pop(step.id, None)
         await self._save(Change(numbered, used, outcome))

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 import structlog
 
@@ -67,6 +68,8 @@ class Worker:
         self.call_results = CallResults(database)
         """The caller runs it together with the worker, and wakes it when an execution has ended on any worker."""
         self._running: dict[asyncio.Task[Any], ClaimedExecution] = {}
+        self._tasks: dict[UUID, asyncio.Task[Any]] = {}
+        """The newest task of each execution."""
         self._quarantine = Quarantine()
         self._draining = False
         self._lease_check = PollLoop(
@@ -95,14 +98,16 @@ class Worker:
 
         def free_slot(task: asyncio.Task[Any]) -> None:
             self._running.pop(task, None)
+            if self._tasks.get(execution.id) is task:
+                del self._tasks[execution.id]
             self._quarantine.clear(execution)
             ended()
 
-        for older, earlier in self._running.items():
-            if earlier.id == execution.id:
-                self._note_lost(earlier)  # it was recovered from this worker, which claimed it again before noticing
-                older.cancel()
-        task = asyncio.create_task(self.run(execution))
+        older = self._tasks.get(execution.id)
+        if older is not None:
+            self._note_lost(self._running[older])  # it was recovered from this worker, which claimed it again
+            older.cancel()
+        task = self._tasks[execution.id] = asyncio.create_task(self.run(execution))
         self._running[task] = execution
         self._quarantine.begin(execution)
         task.add_done_callback(free_slot)

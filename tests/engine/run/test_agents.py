@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -60,7 +59,7 @@ async def test_agent_suspends_while_a_tool_waits_and_repeats_no_request() -> Non
         assert len(model.requests) == 1
         early, second = await pump(text, kept=first.steps, settings=settings_of(model))
         assert (early, second.handled(), len(model.requests)) == (outcome, [], 1)
-        due = [replace(step, completed_at=now()) for step in first.steps]
+        due = [step._replace(completed_at=now()) for step in first.steps]
         late, third = await pump(text, kept=due, settings=settings_of(model))
         assert (late, len(model.requests)) == (Finished({"text": "Done."}), 2)
     assert third.handled() == ["a", "b"], "c was spared"

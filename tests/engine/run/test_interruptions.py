@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -77,7 +76,7 @@ async def test_an_interrupted_retry_is_repeated_with_its_number() -> None:
 
 
 async def test_a_step_that_waits_was_not_interrupted() -> None:
-    kept = [replace(running(attempt=2, interruptions=1), status=StepStatus.RETRYING, completed_at=now())]
+    kept = [running(attempt=2, interruptions=1)._replace(status=StepStatus.RETRYING, completed_at=now())]
     _, log = await pump(organism(RETRIED), kept=kept, blocks=[block("act", succeed)])
     assert tries(log)[-1] == (StepStatus.SUCCESS, 3, 1)
 
@@ -88,7 +87,7 @@ class TestAgents:
         async with language_model([calls(("b", {"input": 1})), says("Done.")]) as model:
             outcome, first = await pump(text, settings=settings_of(model))
             assert isinstance(outcome, Suspended)
-            due = [replace(step, completed_at=now()) for step in first.steps]
+            due = [step._replace(completed_at=now()) for step in first.steps]
             _, log = await pump(text, kept=due, settings=settings_of(model))
         assert {(step.message.listener, step.attempt, step.interruptions) for step in log.steps} == {
             ("a", 1, 0),
@@ -111,7 +110,7 @@ class TestAgents:
         blocks = [block("act", succeed)]
         async with language_model([calls(("b", {"input": 1})), says("Done.")]) as model:
             _, whole = await pump(text, settings=settings_of(model), blocks=blocks)
-        agent, call = whole.saved[0], replace(whole.saved[1], status=StepStatus.RUNNING, completed_at=None)
+        agent, call = whole.saved[0], whole.saved[1]._replace(status=StepStatus.RUNNING, completed_at=None)
         async with language_model([says("Done.")]) as model:
             _, log = await pump(text, kept=[agent, call], settings=settings_of(model), blocks=blocks)
         assert (tries(log)[-1], tries(log, "b")[-1]) == (

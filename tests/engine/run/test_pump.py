@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -81,7 +80,7 @@ async def test_listener_exceeding_its_timeout_fails() -> None:
 async def test_finished_steps_of_an_earlier_run_are_not_run_again() -> None:
     text = organism(echo("a", "b"), echo("b", "c"), echo("c"))
     _, first = await pump(text, "new")
-    kept = [replace(step, output="kept") for step in first.steps[:2]]
+    kept = [step._replace(output="kept") for step in first.steps[:2]]
     outcome, second = await pump(text, "new", kept=kept)
     assert outcome == Finished("kept")
     assert second.handled() == ["c"], "a and b were spared"
@@ -100,7 +99,7 @@ async def test_delay_suspends_the_execution_after_other_branches_ended() -> None
     assert early == outcome
     assert log.handled() == [], "nothing is due, nothing is written again"
 
-    due = [replace(step, completed_at=now()) for step in first.steps]
+    due = [step._replace(completed_at=now()) for step in first.steps]
     late, second = await pump(text, "m", kept=due)
     assert late == Finished({"c": "m", "d": "m"})
     assert {step.message.listener: step.status for step in second.steps} == {
@@ -191,7 +190,7 @@ async def test_long_backoff_suspends_the_execution() -> None:
     assert isinstance(outcome, Suspended)
     assert outcome.until >= now() + timedelta(seconds=99)
     assert (await pump(text, kept=first.steps, blocks=[block("fails", fails)]))[0] == outcome
-    due = [replace(first.steps[0], completed_at=now())]
+    due = [first.steps[0]._replace(completed_at=now())]
     assert (await pump(text, kept=due, blocks=[block("fails", fails)]))[0] == Failed("a (attempt 2 of 2): no")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Self
 
 import pytest
@@ -123,5 +122,5 @@ async def test_resumed_run_does_not_end_before_saved_steps_are_followed() -> Non
     wait = "name: b, handler: delay, config: {seconds: 60}"
     text = organism(echo("a", "b", "c"), wait, echo("c", "d"), echo("d", "e"), echo("e"))
     _, first = await pump(text, "m")
-    due = [replace(step, completed_at=now()) for step in first.steps]
+    due = [step._replace(completed_at=now()) for step in first.steps]
     assert (await pump(text, "m", kept=due))[0] == Finished({"b": "m", "e": "m"})
