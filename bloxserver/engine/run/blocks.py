@@ -16,6 +16,7 @@ from bloxserver.raw_json import RawJson, Value, is_large
 from bloxserver.storable import json_text
 
 MAX_LOCATION = 200
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 
 def validated_payload(listener: Listener, payload: JsonValue) -> BaseModel:
@@ -30,7 +31,7 @@ def validated_payload(listener: Listener, payload: JsonValue) -> BaseModel:
 def checked_answer(answer: Value) -> Value:
     """The answer of a block, if it can be stored; as text if it is large. Raises `BlockError`."""
     try:
-        text = answer.text if isinstance(answer, RawJson) else json.dumps(answer, allow_nan=False, ensure_ascii=False)
+        text = answer.text if isinstance(answer, RawJson) else _ENCODER.encode(answer)
     except (TypeError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise BlockError("invalid_answer", f"the answer is not JSON: {reason}", retryable=False) from None
