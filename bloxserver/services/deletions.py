@@ -26,7 +26,7 @@ from bloxserver.models.tables import (
     TriggerRecord,
 )
 from bloxserver.models.types import size_of
-from bloxserver.queries.flows import require_flow
+from bloxserver.queries.flows import modes_of, require_flow
 from bloxserver.queries.triggers import read_trigger
 from bloxserver.services.transitions import lock_executions
 
@@ -120,6 +120,7 @@ async def _mark_flow(session: AsyncSession, flow_id: UUID) -> None:
         ExecutionRecord.flow_id == flow_id,
         ExecutionRecord.status == ExecutionStatus.RUNNING,
         ExecutionRecord.lease.is_not(None),
+        ExecutionRecord.mode.in_(modes_of(flow_id)),  # for the index
     )
     await lock_executions(session, *claimed)
     await session.execute(
