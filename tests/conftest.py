@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -31,6 +32,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 import structlog
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import StaticPool
 
@@ -253,10 +255,19 @@ def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.
         )
 
 
+def refuse_lock(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    """Fail for a statement that needs a transaction: a session for reading has none."""
+    assert not re.search(
+        r"^(INSERT|UPDATE|DELETE|WITH .*(INSERT|UPDATE|DELETE))|FOR .*(UPDATE|SHARE)|xact_lock", statement
+    )
+
+
 @pytest.fixture
 async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
     """A `Database` on a migrated database."""
     database = Database(live_settings, Timeouts(connect=PATIENCE_SECONDS, lock=PATIENCE_SECONDS))
+    if not database.is_sqlite:  # SQLite refuses writes itself
+        event.listen(database.reading_engine.sync_engine, "before_cursor_execute", refuse_lock)
     yield database
     await database.dispose()
     await join_connection_threads()

@@ -69,21 +69,21 @@ class Database:
         self._settings = settings
         self._timeouts = timeouts
         self.engine = _create_engine(settings, timeouts)
-        self._reading_engine = self.engine
+        self.reading_engine = self.engine
         if not settings.uses_sqlite:
             # Shares the connections. Each statement is its own transaction, without statements that begin and end it.
-            self._reading_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            self.reading_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         elif not _is_in_memory(settings):
-            self._reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
+            self.reading_engine = _create_sqlite_engine(settings, pool_size=settings.database_pool_size, writes=False)
         self.availability = Availability()
-        self.statements = SingleStatements(self._reading_engine.sync_engine, self.availability)
+        self.statements = SingleStatements(self.reading_engine.sync_engine, self.availability)
         """Executes statements that read. For a request that executes one statement, it is faster than a session."""
         self._session_class = type("DatabaseSession", (Session,), {})
         event.listen(self._session_class, "after_commit", _run_callbacks)
         event.listen(self._session_class, "after_rollback", lambda session: session.info.pop(_CALLBACKS, None))
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, sync_session_class=self._session_class)
         self.reading_sessions = async_sessionmaker(
-            self._reading_engine,
+            self.reading_engine,
             expire_on_commit=False,
             sync_session_class=self._session_class,
             info={_WRITING_ENGINE: self.engine},
@@ -99,7 +99,7 @@ class Database:
 
     def pools(self) -> Mapping[str, ConnectionPool]:
         """Return the connection pools by their names in metrics."""
-        pools = (self.engine.pool, self._reading_engine.pool)
+        pools = (self.engine.pool, self.reading_engine.pool)
         return {str(pool.logging_name): pool for pool in pools if isinstance(pool, ConnectionPool)}
 
     async def dispose(self) -> None:
@@ -107,7 +107,7 @@ class Database:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeouts.close):
                 await self.engine.dispose()
-                await self._reading_engine.dispose()
+                await self.reading_engine.dispose()
 
     def transaction(self, *, read_only: bool = False) -> AbstractAsyncContextManager[AsyncSession]:
         """Open a session that is committed at the end of the block, or rolled back if the block raises.

@@ -91,7 +91,7 @@ async def answer_of(client: httpx.AsyncClient, url: str) -> object:
 
 
 def reading_engine(database: Database) -> Any:
-    return database._reading_engine
+    return database.reading_engine
 
 
 @pytest.mark.parametrize("name", PATHS)

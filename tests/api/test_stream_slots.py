@@ -170,7 +170,7 @@ class TestRequests:
         events = f"{path_of(flow)}/executions/{ids[0]}/events"
         for path in paths:
             assert (await live_client.post(path, params={"wait": "60"}, headers=token)).status_code == 403
-        with count_statements(live_database.engine) as written, count_statements(live_database._reading_engine) as read:
+        with count_statements(live_database.engine) as written, count_statements(live_database.reading_engine) as read:
             refused = [await live_client.post(path, params={"wait": "60"}, headers=token) for path in paths]
             refused.append(await live_client.get(events, headers=token))
         assert [(answer.status_code, answer.json()["code"]) for answer in refused] == [

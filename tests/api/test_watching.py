@@ -97,7 +97,7 @@ async def test_1500_responses_need_one_connection_and_few_statements(live_databa
     watcher, source = ExecutionWatcher(), Source(live_database)
     running = await executions(live_database, flow, 15)
     watches = [watch(source, running[number % 15].id) for number in range(1500)]
-    with count_statements(live_database._reading_engine) as statements:
+    with count_statements(live_database.reading_engine) as statements:
         tasks = [asyncio.create_task(watcher.wait(each, 1.0)) for each in watches]
         await asyncio.wait(tasks)
     assert 0 < len(statements) <= 10
@@ -112,10 +112,10 @@ async def test_idle_responses_run_no_statement(
     source = Source(live_database)
     waits = [watch(source, one.id) for one in await executions(live_database, flow, 10)]
     streams = [watch(source, one.id, with_steps=True) for one in await executions(live_database, flow, 10)]
-    with count_statements(live_database._reading_engine) as statements:
+    with count_statements(live_database.reading_engine) as statements:
         tasks = await until_read(notified, [*waits, *streams])
     assert 0 < len(statements) <= 4
-    with count_statements(live_database._reading_engine) as statements:
+    with count_statements(live_database.reading_engine) as statements:
         await asyncio.wait(tasks, timeout=0.5)
         notified.changed(frozenset(["ffffffff", "00000000"]))  # changes of executions that nobody watches
         await asyncio.wait(tasks, timeout=0.2)

@@ -135,6 +135,7 @@ async def claim_executions(
     """
     is_postgres = session.get_bind().dialect.name == "postgresql"
     if is_postgres:
+        await begin_writing(session)  # a session for reading would release the lock at the end of this statement
         locked = await session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(CLAIM_LOCK)))
         if not locked:
             raise ClaimLockBusy

@@ -292,3 +292,18 @@ async def plan_of_next_executions(session: AsyncSession) -> str:
         *(sa.bindparam(name, 100, sa.Integer()) for name in ("most", "most_in_all", "quarantined", *values)),
     )
     return "".join(f"{row[-1]}\n" for row in await session.execute(statement))
+
+
+async def test_claim_of_a_reading_session_holds_the_lock_until_its_end(live_database: Database) -> None:
+    async with live_database.transaction() as session:
+        await create_execution(session, await flow_of(session))
+    async with live_database.transaction(read_only=True) as session:
+        assert len(await claim(session)) == 1
+        async with live_database.transaction(read_only=True) as other:
+            if live_database.is_sqlite:
+                assert session.sync_session.bind is live_database.engine.sync_engine
+            else:
+                with pytest.raises(ClaimLockBusy):
+                    await claim(other)
+    async with live_database.transaction(read_only=True) as session:
+        assert await claim(session) == []

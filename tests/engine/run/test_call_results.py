@@ -173,7 +173,7 @@ async def test_one_statement_reads_the_calls_of_all_callers(live_database: Datab
     gone = new_id()
     callers = {execution_id: Waiting(called_id, gone) for execution_id, called_id in pairs}
     results = CallResults(live_database, poll_seconds=3600)
-    with ExitStack() as stack, count_statements(live_database._reading_engine) as statements:
+    with ExitStack() as stack, count_statements(live_database.reading_engine) as statements:
         for execution_id, caller in callers.items():
             stack.enter_context(results.passed_to(caller, execution_id))
         results.wake()
@@ -205,7 +205,7 @@ async def test_nothing_is_read_while_no_caller_waits(live_client: httpx.AsyncCli
     await started_flow(live_client, ENDS_AT_ONCE, name="Called")
     call = "organism: {name: x}\nlisteners: [{name: a, description: d, handler: flow.call, config: {flow: Called}}]"
     path = await started_flow(live_client, call)
-    with count_statements(engine._database._reading_engine) as statements:
+    with count_statements(engine._database.reading_engine) as statements:
         assert (await run(live_client, path, "x"))["status"] == "success"
     read = [
         one for one in statements if one.startswith("SELECT executions.parent_id, executions.id, executions.status")
