@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 for name in (
     "CLERK_ISSUER",
@@ -255,11 +256,12 @@ def live_settings(backend: str, tmp_path: Path, worker_id: str, request: pytest.
         )
 
 
+NEEDS_TRANSACTION = re.compile(r"^(INSERT|UPDATE|DELETE|WITH .*(INSERT|UPDATE|DELETE))|FOR .*(UPDATE|SHARE)|xact_lock")
+
+
 def refuse_lock(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
     """Fail for a statement that needs a transaction: a session for reading has none."""
-    assert not re.search(
-        r"^(INSERT|UPDATE|DELETE|WITH .*(INSERT|UPDATE|DELETE))|FOR .*(UPDATE|SHARE)|xact_lock", statement
-    )
+    assert not NEEDS_TRANSACTION.search(statement)
 
 
 @pytest.fixture
