@@ -54,9 +54,10 @@ class ProcessLoad:
         self._load = 0.0
 
     def is_busy(self) -> bool:
-        moment, used = time.perf_counter(), time.process_time()
+        moment = time.perf_counter()
         seconds = moment - self._sampled_at[0]
         if seconds >= SAMPLE_SECONDS:
+            used = time.process_time()  # a system call, unlike the clock
             self._load = (used - self._sampled_at[1]) / seconds
             self._sampled_at = moment, used
         return self._load >= BUSY
