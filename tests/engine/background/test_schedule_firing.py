@@ -53,7 +53,7 @@ async def stored(database: Database, trigger: TriggerRecord) -> TriggerRecord:
 
 async def executions(database: Database) -> list[ExecutionRecord]:
     async with database.sessions() as session:
-        return list(await session.scalars(sa.select(ExecutionRecord)))
+        return list(await session.scalars(sa.select(ExecutionRecord).order_by(ExecutionRecord.started_at)))
 
 
 def at(text: str) -> datetime:
