@@ -23,7 +23,7 @@ class Sizes:
     ends: int = 60
     """Executions whose ends are awaited."""
     unrelated: int = 4_000
-    """Executions that run meanwhile and for which nobody waits."""
+    """Executions that run during the measurement, without a client that waits for them."""
     starts: int = 9
     flood: int = 10_000
     others: int = 20

@@ -193,7 +193,7 @@ class _Statement:
 
 
 def _constant(number: int) -> Number:
-    """A number in the text of the statement. With a parameter as limit, PostgreSQL would plan each execution anew."""
+    """A number in the text of the statement. If LIMIT is a parameter, PostgreSQL does not reuse the plan."""
     return sa.literal_column(str(number), sa.BigInteger)
 
 

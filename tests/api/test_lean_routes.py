@@ -154,7 +154,7 @@ async def test_database_that_cannot_be_reached_is_503(
     own_client: httpx.AsyncClient, flow: FlowRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await own_client.get(f"{API}/me")
-    url = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
+    url = "postgresql+asyncpg://user@127.0.0.1:1/database"
     unreachable = Database(get_settings().model_copy(update={"database_url": url}))
     monkeypatch.setattr(models_database, "database", unreachable)
     response = await own_client.get(f"{API}/flows/{flow.id}/executions")

@@ -117,7 +117,7 @@ async def test_idle_responses_run_no_statement(
     assert 0 < len(statements) <= 4
     with count_statements(live_database.reading_engine) as statements:
         await asyncio.wait(tasks, timeout=0.5)
-        notified.changed(frozenset(["ffffffff", "00000000"]))  # changes of executions that nobody watches
+        notified.changed(frozenset(["ffffffff", "00000000"]))  # changes of unwatched executions
         await asyncio.wait(tasks, timeout=0.2)
     assert statements == []
     async with asyncio.timeout(10):

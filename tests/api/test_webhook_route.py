@@ -122,7 +122,7 @@ async def test_other_methods_are_refused(own_client: httpx.AsyncClient) -> None:
 async def test_database_that_cannot_be_reached_is_503(
     own_client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
+    url = "postgresql+asyncpg://user@127.0.0.1:1/database"
     unreachable = Database(get_settings().model_copy(update={"database_url": url}))
     monkeypatch.setattr(models_database, "database", unreachable)
     response = await own_client.post("/webhooks/running")

@@ -1,4 +1,4 @@
-"""Totals and series of executions equal what the rows say, whoever writes them and however they are deleted."""
+"""Totals and series of executions equal what the rows say, however they are written and deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stored_bytes` equals the bytes of the rows, whoever writes them and however they are deleted."""
+"""`stored_bytes` equals the bytes of the rows, however they are written and deleted."""
 
 from __future__ import annotations
 

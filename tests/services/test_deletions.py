@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,7 +9,6 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver.blocks.base import BlockError
@@ -381,26 +379,3 @@ async def test_flow_and_trigger_of_another_user_are_not_deleted(session: AsyncSe
         await delete_trigger(session, other.id, flow.id, trigger.id)
     assert (error.value.code, error.value.status) == ("trigger_not_found", 404)
     assert await count(session, FlowRecord) == await count(session, TriggerRecord) == 1
-
-
-async def test_large_deletion_reads_only_running_executions(
-    session: AsyncSession, user: UserRecord, flow: FlowRecord, database_engine: AsyncEngine
-) -> None:
-    await add_executions(session, flow, LARGE)
-    found: list[tuple[str, Any]] = []
-
-    def record(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if "executions.lease IS NOT NULL" in statement:
-            found.append((statement, parameters))
-
-    event.listen(database_engine.sync_engine, "before_cursor_execute", record)
-    try:
-        await delete_flow(session, user.id, flow.id)
-    finally:
-        event.remove(database_engine.sync_engine, "before_cursor_execute", record)
-    connection = await session.connection()
-    explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
-    assert len(found) == 2
-    for statement, parameters in found:
-        plan = "\n".join(str(row[-1]) for row in await connection.exec_driver_sql(f"{explain} {statement}", parameters))
-        assert "ix_executions_claimed" in plan or re.search(r"mode.* AND .*status", plan), plan
