@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 for name in (
     "CLERK_ISSUER",
@@ -264,12 +265,25 @@ def refuse_lock(connection: Any, cursor: Any, statement: str, parameters: Any, c
     assert not NEEDS_TRANSACTION.search(statement)
 
 
+class SecondStatements:
+    """Fails for the second statement of a connection whose statements are each their own transaction."""
+
+    def __init__(self) -> None:
+        self._seen: WeakSet[Any] = WeakSet()
+
+    def refuse(self, connection: Any, *_: Any) -> None:
+        assert connection not in self._seen
+        self._seen.add(connection)
+
+
 @pytest.fixture
 async def live_database(live_settings: Settings) -> AsyncIterator[Database]:
     """A `Database` on a migrated database."""
     database = Database(live_settings, Timeouts(connect=PATIENCE_SECONDS, lock=PATIENCE_SECONDS))
     if not database.is_sqlite:  # SQLite refuses writes itself
         event.listen(database.reading_engine.sync_engine, "before_cursor_execute", refuse_lock)
+        single_statements = database.single_statement_sessions.kw["bind"].sync_engine
+        event.listen(single_statements, "before_cursor_execute", SecondStatements().refuse)
     yield database
     await database.dispose()
     await join_connection_threads()

@@ -88,6 +88,12 @@ class Database:
             sync_session_class=self._session_class,
             info={_WRITING_ENGINE: self.engine},
         )
+        self.single_statement_sessions = self.sessions
+        if not settings.uses_sqlite:
+            autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            self.single_statement_sessions = async_sessionmaker(
+                autocommit, expire_on_commit=False, sync_session_class=self._session_class
+            )
 
     @property
     def is_sqlite(self) -> bool:
@@ -109,12 +115,17 @@ class Database:
                 await self.engine.dispose()
                 await self.reading_engine.dispose()
 
-    def transaction(self, *, read_only: bool = False) -> AbstractAsyncContextManager[AsyncSession]:
+    def transaction(
+        self, *, read_only: bool = False, single_statement: bool = False
+    ) -> AbstractAsyncContextManager[AsyncSession]:
         """Open a session that is committed at the end of the block, or rolled back if the block raises.
 
-        With `read_only`, each statement sees what was committed before it.
+        With `read_only`, each statement sees what was committed before it. With `single_statement`, the block executes
+        at most one statement, which PostgreSQL commits without statements that begin and end a transaction.
         """
-        return _Transaction(self, (self.reading_sessions if read_only else self.sessions)())
+        if read_only:
+            return _Transaction(self, self.reading_sessions())
+        return _Transaction(self, (self.single_statement_sessions if single_statement else self.sessions)())
 
     def request_transaction(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Open the transaction of the current request."""

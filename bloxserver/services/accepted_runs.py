@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.ids import new_id
+from bloxserver.models.array_rows import array_rows, arrays_of
 from bloxserver.models.tables import ExecutionRecord, UsageRecord
 from bloxserver.models.upsert import insert_on
 from bloxserver.queries.usage import Period
@@ -47,8 +48,7 @@ async def insert_runs(session: AsyncSession, runs: Sequence[AcceptedRun]) -> Non
     usage = _usage_of(runs)
     executions = [run.execution for run in runs]
     if session.get_bind().dialect.name == "postgresql":
-        arrays = {f"execution_{name}": [row[name] for row in executions] for name in EXECUTION_COLUMNS}
-        arrays |= {f"usage_{name}": [row[name] for row in usage] for name in USAGE_COLUMNS}
+        arrays = arrays_of("execution", EXECUTION_COLUMNS, executions) | arrays_of("usage", USAGE_COLUMNS, usage)
         await session.execute(_postgresql_statement(), arrays)
     else:
         await session.execute(_sqlite_usage(), usage)
@@ -81,18 +81,8 @@ def _upsert_of_usage(statement: Any) -> Any:
     )
 
 
-def _rows(prefix: str, table: sa.Table, names: Sequence[str]) -> sa.Select[Any]:
-    """The rows whose columns are array parameters."""
-    arrays = [
-        sa.bindparam(f"{prefix}_{name}", type_=sa.ARRAY(_type_in_array(table.c[name].type), dimensions=1))
-        for name in names
-    ]
-    return sa.select(*sa.func.unnest(*arrays).table_valued(*names).render_derived(name=prefix).c)
-
-
-def _type_in_array(kind: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
-    # Parameters are cast to their type, and a cast to `varchar(n)` would cut a longer text.
-    return sa.Text() if isinstance(kind, sa.String) and not isinstance(kind, sa.Enum) else kind
+def _rows(name: str, table: sa.Table, columns: Sequence[str]) -> sa.Select[Any]:
+    return sa.select(*array_rows(name, {column: table.c[column].type for column in columns}).c)
 
 
 @cache

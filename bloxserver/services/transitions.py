@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -50,45 +49,30 @@ async def end_execution(
     return bool(ended)
 
 
-async def end_successes(session: AsyncSession, outputs: Mapping[UUID, str], triggers: Iterable[TriggerType]) -> None:
-    """End executions without a caller as successes, with their outputs. `triggers` are the kinds that started them.
+def success_of(output: sa.ColumnElement[str]) -> sa.Update:
+    """Return the UPDATE that ends executions as successes at the parameter `moment`. Its conditions are added to it.
 
-    The calling code has locked their rows, and has checked that they are running.
+    The calling code has locked the executions, has checked that they are running and have no caller, and calls
+    `note_successes`.
     """
-    moment = now()
-    dialect = session.get_bind().dialect.name
-    if dialect == "postgresql":
-        arrays = {"ids": list(outputs), "outputs": list(outputs.values()), "moment": moment}
-        await session.execute(_success(dialect), arrays)
-    else:
-        rows = [{"of": id, "output": output, "moment": moment} for id, output in outputs.items()]
-        await session.execute(_success(dialect), rows)
-    _count(session, ExecutionStatus.SUCCESS, triggers)
-    announce_changes(session, outputs)
-    wake_engine_after_commit(session, WakeReason.EXECUTION)
-
-
-@cache
-def _success(dialect: str) -> sa.Executable:
     row = ExecutionRecord.metadata.tables[ExecutionRecord.__tablename__]
     moment = sa.bindparam("moment", type_=row.c.completed_at.type)
-    update = sa.update(row).values(
+    return sa.update(row).values(
         status=ExecutionStatus.SUCCESS,
         completed_at=moment,
         duration_ms=elapsed_ms(row.c.started_at, moment),
+        output_payload=output,
         resume_at=None,
         lease=None,
         worker_id=None,
     )
-    if dialect != "postgresql":
-        return update.where(row.c.id == sa.bindparam("of")).values(output_payload=sa.bindparam("output"))
-    # One statement for all executions, so that triggers run once.
-    arrays = sa.func.unnest(
-        sa.bindparam("ids", type_=sa.ARRAY(row.c.id.type)),
-        sa.bindparam("outputs", type_=sa.ARRAY(row.c.output_payload.type)),
-    )
-    ended = arrays.table_valued("id", "output").render_derived()
-    return update.where(row.c.id == ended.c.id).values(output_payload=ended.c.output)
+
+
+def note_successes(session: AsyncSession, executions: Mapping[UUID, TriggerType]) -> None:
+    """After the commit, count these executions and tell those who wait for them. The values are what started them."""
+    _count(session, ExecutionStatus.SUCCESS, executions.values())
+    announce_changes(session, executions)
+    wake_engine_after_commit(session, WakeReason.EXECUTION)
 
 
 async def cancel_executions(session: AsyncSession, execution_ids: Sequence[UUID], reason: str) -> int:

@@ -317,6 +317,21 @@ class TestWakeReasons:
             wake_engine_after_commit(session, WakeReason.FLOW)
         assert seen == ["flow"] * 2
 
+    async def test_a_single_statement_is_committed_at_once_on_postgresql(self, live_database: Database) -> None:
+        names = sa.select(UserRecord.clerk_id)
+        seen: list[str] = []
+        unlisten = live_database.on_commit(lambda work: seen.extend(reason.value for reason in work))
+        async with live_database.transaction(single_statement=True) as session:
+            await session.execute(sa.insert(UserRecord).values(clerk_id="a"))
+            wake_engine_after_commit(session, WakeReason.FLOW)
+            if not live_database.is_sqlite:  # an in-memory database has one connection
+                assert (await live_database.statements.execute(names, {})).all() == [("a",)]
+            assert seen == []
+        unlisten()
+        assert seen == ["flow"]
+        async with live_database.transaction() as session:
+            assert (await session.scalars(names)).all() == ["a"]
+
     async def test_every_listener_is_called(self, live_database: Database) -> None:
         seen: list[str] = []
         unlisten = [live_database.on_commit(lambda work, name=name: seen.append(name)) for name in ("one", "other")]  # type: ignore[misc]

@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -14,39 +13,30 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.clock import now
+from bloxserver.engine.queue.checkpoint_statements import (
+    END_COLUMNS,
+    LEASE_COLUMNS,
+    STEP_COLUMNS,
+    save_group,
+    save_steps_of,
+    save_success,
+)
 from bloxserver.engine.queue.claims import ClaimedExecution
-from bloxserver.engine.queue.leases import lock_leases
+from bloxserver.engine.queue.leases import valid_leases
 from bloxserver.engine.queue.values import LeaseKey, LeaseLost
 from bloxserver.engine.retry import retry_transaction
+from bloxserver.models.array_rows import arrays_of
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.execution_changes import announce_changes
-from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.models.tables import ExecutionRecord
 from bloxserver.models.transient_errors import describe_error
-from bloxserver.models.upsert import insert_on
 from bloxserver.observability import metrics
-from bloxserver.services.transitions import end_successes
+from bloxserver.services.transitions import note_successes
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
-
-CHANGING = (
-    "sequence",
-    "status",
-    "attempt",
-    "interruptions",
-    "output_payload",
-    "error_message",
-    "error_code",
-    "completed_at",
-    "duration_ms",
-    "input_tokens",
-    "output_tokens",
-    "routed_to",
-    "called_id",
-    "state",
-)
-"""The columns of a step that change while its message is handled."""
 
 LARGE_COLUMNS = ("input_payload", "output_payload", "state")
 """The columns of a step whose size users control."""
@@ -90,65 +80,67 @@ class Checkpoint:
 async def save_checkpoints(
     session: AsyncSession, checkpoints: Sequence[Checkpoint], *, skip_locked: bool = False
 ) -> set[LeaseKey]:
-    """Save checkpoints, at most one for each lease; returns the leases of those that were not saved.
+    """Save checkpoints, at most one for each execution; returns the leases of those that were not saved.
 
-    Their leases are lost or, with `skip_locked`, their rows may also be locked by other transactions.
+    Their leases are lost or, with `skip_locked`, their rows may also be locked by other transactions. Executes one
+    statement on PostgreSQL, unless one of the checkpoints has `made_progress`.
     """
-    keys = [checkpoint.execution.lease_key for checkpoint in checkpoints]
-    locked = await lock_leases(session, keys, skip_locked=skip_locked)
-    saved = [checkpoint for checkpoint in checkpoints if checkpoint.execution.lease_key in locked]
-    await save_steps(session, [step for checkpoint in saved for step in checkpoint.steps])
-    ended = {checkpoint.execution.id: checkpoint.output for checkpoint in saved if checkpoint.output is not None}
+    write = _write_on_postgresql if session.get_bind().dialect.name == "postgresql" else _write_on_sqlite
+    valid = await write(session, checkpoints, skip_locked)
+    saved = [checkpoint for checkpoint in checkpoints if checkpoint.execution.lease_key in valid]
+    announce_changes(session, {checkpoint.execution.id for checkpoint in saved})
+    ended = {each.execution.id: each.execution.trigger_type for each in saved if each.output is not None}
     if ended:
-        triggers = [checkpoint.execution.trigger_type for checkpoint in saved if checkpoint.output is not None]
-        await end_successes(session, ended, triggers)
+        note_successes(session, ended)
     progressed = [checkpoint.execution.id for checkpoint in saved if checkpoint.made_progress]
     if progressed:
         await reset_crash_count(session, progressed)
-    return set(keys) - locked
+    return {checkpoint.execution.lease_key for checkpoint in checkpoints} - valid
+
+
+async def _write_on_postgresql(
+    session: AsyncSession, checkpoints: Sequence[Checkpoint], skip_locked: bool
+) -> set[LeaseKey]:
+    """Write steps and successes; returns the leases that are valid."""
+    leases = [dict(zip(LEASE_COLUMNS, each.execution.lease_key, strict=True)) for each in checkpoints]
+    steps = [step for checkpoint in checkpoints for step in checkpoint.steps]
+    ended = [{"id": each.execution.id, "output": each.output} for each in checkpoints if each.output is not None]
+    rows = await session.scalars(
+        save_group(skip_locked=skip_locked),
+        arrays_of("lease", LEASE_COLUMNS, leases)
+        | arrays_of("step", STEP_COLUMNS, steps)
+        | arrays_of("ended", END_COLUMNS, ended)
+        | {"moment": now()},
+    )
+    valid = set(rows)
+    return {each.execution.lease_key for each in checkpoints if each.execution.id in valid}
+
+
+async def _write_on_sqlite(
+    session: AsyncSession, checkpoints: Sequence[Checkpoint], skip_locked: bool
+) -> set[LeaseKey]:
+    """The same. No row is locked, because the transaction has the lock of the file."""
+    valid = await valid_leases(session, [checkpoint.execution.lease_key for checkpoint in checkpoints])
+    saved = [checkpoint for checkpoint in checkpoints if checkpoint.execution.lease_key in valid]
+    await save_steps(session, [step for checkpoint in saved for step in checkpoint.steps])
+    moment = now()
+    ended = [
+        {"ended_id": each.execution.id, "ended_output": each.output, "moment": moment}
+        for each in saved
+        if each.output is not None
+    ]
+    if ended:
+        await session.execute(save_success(), ended)
+    return valid
 
 
 async def save_steps(session: AsyncSession, steps: Sequence[dict[str, Any]]) -> None:
     """Insert or update steps. The caller has locked the leases, or written the executions in this transaction."""
     if steps:
         announce_changes(session, {step["execution_id"] for step in steps})
-        # A step may exist: it continues, or it is the same because the answer to an earlier commit was lost.
-        names = tuple(steps[0])
-        if session.get_bind().dialect.name == "postgresql":
-            columns = {name: [step[name] for step in steps] for name in names}
-            await session.execute(_upsert_of_steps("postgresql", names), columns)
-        else:
-            await session.execute(_upsert_of_steps("sqlite", names), steps)
-
-
-@lru_cache
-def _upsert_of_steps(dialect: str, names: Sequence[str]) -> sa.Executable:
-    """Cached: building the statement takes longer than running it.
-
-    On PostgreSQL, one statement writes all steps, so that the triggers run once. Its parameters are arrays.
-    """
-    table = ExecutionStepRecord.metadata.tables[ExecutionStepRecord.__tablename__]
-    statement: Any = insert_on(dialect, table)
-    if dialect == "postgresql":
-        # With one dimension, a list in a JSON column is a value and not a nested array.
-        kinds = {name: sa.ARRAY(_type_in_array(table.c[name].type), dimensions=1) for name in names}
-        arrays = [sa.bindparam(name, type_=kinds[name]) for name in names]
-        rows = sa.func.unnest(*arrays).table_valued(*names).render_derived()
-        statement = statement.from_select(names, sa.select(*rows.c))
-    new = statement.excluded
-    changes: dict[str, Any] = {name: new[name] for name in CHANGING}
-    changes["input_payload"] = sa.func.coalesce(new.input_payload, table.c.input_payload)
-    # A save that was cancelled may take effect late, after newer ones.
-    newer = new.sequence >= table.c.sequence
-    upsert: sa.Executable = statement.on_conflict_do_update(
-        index_elements=["execution_id", "key"], set_=changes, where=newer
-    )
-    return upsert
-
-
-def _type_in_array(kind: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
-    # Parameters are cast to their type, and a cast to `varchar(n)` would cut a longer text.
-    return sa.Text() if isinstance(kind, sa.String) and not isinstance(kind, sa.Enum) else kind
+        dialect = session.get_bind().dialect.name
+        rows = arrays_of("step", STEP_COLUMNS, steps) if dialect == "postgresql" else steps
+        await session.execute(save_steps_of(dialect), rows)
 
 
 async def reset_crash_count(session: AsyncSession, execution_ids: Collection[UUID]) -> None:
@@ -258,11 +250,15 @@ class GroupCommit:
         """Write entries in one transaction; returns those that were not written, whose leases may be lost."""
         if not entries:
             return []
-        async with self._database.transaction() as session:
-            unsaved = await save_checkpoints(session, [checkpoint for checkpoint, _ in entries], skip_locked=True)
-        metrics.CHECKPOINT_BATCH_SIZE.observe(len(entries) - len(unsaved))
-        remaining: list[Entry] = []
-        for entry in entries:
+        # An execution that this worker has claimed again may have two. The others are written alone.
+        group = {entry[0].execution.id: entry for entry in reversed(entries)}
+        remaining = [entry for entry in entries if group[entry[0].execution.id] is not entry]
+        checkpoints = [checkpoint for checkpoint, _ in group.values()]
+        is_single = not any(checkpoint.made_progress for checkpoint in checkpoints)
+        async with self._database.transaction(single_statement=is_single) as session:
+            unsaved = await save_checkpoints(session, checkpoints, skip_locked=True)
+        metrics.CHECKPOINT_BATCH_SIZE.observe(len(group) - len(unsaved))
+        for entry in group.values():
             if entry[0].execution.lease_key in unsaved:
                 remaining.append(entry)
             else:

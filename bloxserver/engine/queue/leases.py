@@ -36,25 +36,17 @@ async def lock_lease(
         raise LeaseLost
 
 
-async def lock_leases(session: AsyncSession, keys: Collection[LeaseKey], *, skip_locked: bool = False) -> set[LeaseKey]:
-    """Lock the rows of these executions until the transaction ends; returns the leases that are still valid.
-
-    With `skip_locked`, leases whose rows other transactions have locked are left out. Every transaction that waits for
-    the locks of several executions locks them in the order of their ids.
-    """
-    ids = {execution_id for execution_id, _ in keys}
-    rows = await session.execute(_locked_leases(skip_locked=skip_locked), {"ids": list(ids)})
+async def valid_leases(session: AsyncSession, keys: Collection[LeaseKey]) -> set[LeaseKey]:
+    """Return the leases that are still valid, without a lock."""
+    rows = await session.execute(_leases(), {"ids": [execution_id for execution_id, _ in keys]})
     return set(keys) & {(row.id, row.lease) for row in rows}
 
 
 @cache
-def _locked_leases(*, skip_locked: bool) -> sa.Executable:
+def _leases() -> sa.Executable:
     row = ExecutionRecord.__table__.c
-    return (
-        sa.select(row.id, row.lease)
-        .where(row.id.in_(sa.bindparam("ids", expanding=True)), row.status == ExecutionStatus.RUNNING)
-        .order_by(row.id)
-        .with_for_update(key_share=True, skip_locked=skip_locked)
+    return sa.select(row.id, row.lease).where(
+        row.id.in_(sa.bindparam("ids", expanding=True)), row.status == ExecutionStatus.RUNNING
     )
 
 

@@ -47,6 +47,11 @@ def checkpoint(execution: ClaimedExecution, listener: str = "a", output: str | N
     return Checkpoint(execution, [step_row(step, execution.id, JsonTextCache(), known=False)], output)
 
 
+def statements_of_group(database: Database) -> int:
+    """Statements of a group without ends: SQLite reads the leases first."""
+    return 2 if database.is_sqlite else 1
+
+
 async def statuses(database: Database) -> dict[str, int]:
     async with database.sessions() as session:
         rows = await session.execute(
@@ -65,7 +70,7 @@ async def test_a_group_costs_as_many_statements_as_one_checkpoint(live_database:
     checkpoints = CheckpointWriter(live_database)
     with count_statements(live_database.engine) as statements:
         await asyncio.gather(*(checkpoints.save(checkpoint(execution, output="1")) for execution in executions))
-    assert len(statements) == 3, "lock, steps, ends"
+    assert len(statements) == (3 if live_database.is_sqlite else 1), "leases, steps, ends"
     assert await statuses(live_database) == {"success": NUMBER}
     assert await count_steps(live_database) == NUMBER
 
@@ -229,7 +234,7 @@ async def test_large_checkpoints_of_a_user_share_no_group_with_others_and_have_a
         each.steps[0]["output_payload"] = "x" * (MAX_GROUP_CHARACTERS // 2)
     with count_statements(live_database.engine) as statements:
         await asyncio.gather(*map(save, [*large, checkpoint(other[0])]))
-    assert len(statements) == 4 * 2, "three groups of large ones and another: lock, steps"
+    assert len(statements) == 4 * statements_of_group(live_database), "three groups of large ones and another"
     if live_database.engine.dialect.name == "sqlite":  # has one connection that writes
         assert order.index(other[0].user_id) < 3
     assert order.count(many[0].user_id) == 6
@@ -242,10 +247,10 @@ async def test_checkpoints_of_many_steps_share_no_group_with_others(live_databas
     steps = [checkpoint(many, f"l{number}").steps[0] for number in range(LARGE_STEPS)]
     with count_statements(live_database.engine) as statements:
         await asyncio.gather(checkpoints.save(Checkpoint(many, steps)), checkpoints.save(checkpoint(few)))
-    assert len(statements) == 2 * 2, "two groups: lock, steps"
+    assert len(statements) == 2 * statements_of_group(live_database)
     with count_statements(live_database.engine) as statements:
         await asyncio.gather(checkpoints.save(checkpoint(many, "last")), checkpoints.save(checkpoint(few, "last")))
-    assert len(statements) == 2, "one group: lock, steps"
+    assert len(statements) == statements_of_group(live_database)
 
 
 async def test_a_group_has_a_limited_number_of_steps(live_database: Database) -> None:
@@ -258,5 +263,5 @@ async def test_a_group_has_a_limited_number_of_steps(live_database: Database) ->
     ]
     with count_statements(live_database.engine) as statements:
         await asyncio.gather(*map(checkpoints.save, saved))
-    assert len(statements) == 2 * 2, "two groups: lock, steps"
+    assert len(statements) == 2 * statements_of_group(live_database)
     assert await count_steps(live_database) == 3 * steps
