@@ -196,6 +196,25 @@ async def test_locked_execution_whose_lease_is_lost_is_reported(live_database: D
     assert await count_steps(live_database) == 1
 
 
+async def test_execution_whose_row_was_changed_while_its_checkpoint_waited_ends(live_database: Database) -> None:
+    if live_database.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer")
+    executions = await claimed_executions(live_database)
+    checkpoints = CheckpointWriter(live_database)
+    async with live_database.transaction() as session:
+        await session.execute(
+            sa.update(ExecutionRecord).where(ExecutionRecord.id == executions[0].id).values(input_tokens=7)
+        )
+        blocked = asyncio.create_task(checkpoints.save(checkpoint(executions[0], output="1")))
+        await checkpoints.save(checkpoint(executions[1], output="1"))
+        assert not blocked.done()
+    await blocked
+    assert await statuses(live_database) == {"success": 2, "running": NUMBER - 2}
+    assert await count_steps(live_database) == 2
+    async with live_database.sessions() as session:
+        assert await session.scalar(sa.select(sa.func.sum(ExecutionRecord.input_tokens))) == 7
+
+
 async def test_saving_again_changes_nothing(live_database: Database) -> None:
     """As after a commit whose answer was lost."""
     execution = (await claimed_executions(live_database))[0]
