@@ -1,127 +1,25 @@
-"""Migrations match the models, and a process detects an incompatible schema."""
+"""Migrations match the models, and keep the rows of users in both directions."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.api.main import prepare_database
-from bloxserver.errors import SettingsError
 from bloxserver.ids import new_id
 from bloxserver.models import migrate, tables
 from bloxserver.models.database import Base, Database
-from bloxserver.models.migrate import SchemaState, schema_state
+from bloxserver.models.migrate import SchemaState
 from bloxserver.models.stored_bytes import ROW_BYTES, SOURCES
-from bloxserver.models.types import StoredJson, TierText, UtcDateTime
-from bloxserver.settings import Settings
+from bloxserver.models.types import UtcDateTime
 from tests.factories import create_execution, create_flow, create_trigger, create_user
-
-MOMENT = datetime(2026, 6, 1, 12, 30, 45, 123456, tzinfo=UTC)
-LATER_REVISION = """
-import sqlalchemy as sa
-from alembic import op
-
-revision = "9999"
-down_revision = "{head}"
-branch_labels = None
-depends_on = None
-
-
-def upgrade() -> None:
-    op.add_column("users", sa.Column("nickname", sa.String(10), server_default="none", nullable=False))
-
-
-def downgrade() -> None:
-    op.drop_column("users", "nickname")
-"""
-
-
-@pytest.fixture
-async def database(live_settings: Settings) -> AsyncIterator[Database]:
-    """An empty database."""
-    database = Database(live_settings)
-    yield database
-    async with database.engine.begin() as connection:
-        await connection.run_sync(empty)
-    await database.dispose()
-
-
-def empty(connection: sa.Connection) -> None:
-    found = sa.MetaData()
-    found.reflect(connection)
-    found.drop_all(connection)
-
-
-async def state(database: Database) -> SchemaState:
-    async with database.engine.connect() as connection:
-        return await connection.run_sync(schema_state)
-
-
-async def downgrade(database: Database) -> None:
-    async with database.engine.begin() as connection:
-        await connection.run_sync(migrate.downgrade, "base")
-
-
-async def fill(session: AsyncSession) -> None:
-    """Insert a row with values for all columns into every table."""
-    user, flow, version, trigger, execution, step = (new_id() for _ in range(6))
-    keys: dict[str, dict[str, Any]] = {
-        "users": {"id": user},
-        "flows": {"id": flow, "user_id": user, "active_version_id": version},
-        "flow_versions": {"id": version, "flow_id": flow},
-        "triggers": {"id": trigger, "flow_id": flow},
-        "executions": {"id": execution, "flow_id": flow, "flow_version_id": version, "trigger_id": trigger},
-        "execution_steps": {"id": step, "execution_id": execution},
-        "usage_records": {"user_id": user},
-        "user_api_keys": {"user_id": user},
-        "stripe_events": {},
-        "workers": {},
-        "rate_counters": {},
-        "secrets": {"user_id": user},
-        "email_counts": {"user_id": user},
-        "stored_bytes": {"user_id": user},
-        "execution_totals": {},
-        "execution_series": {},
-        "key_values": {"flow_id": flow},
-        "failure_notifications": {"execution_id": execution, "trigger_id": trigger},
-    }
-    samples: dict[type[Any], Any] = {
-        sa.String: "t",
-        sa.Integer: 2**31 - 1,
-        sa.Boolean: True,
-        sa.LargeBinary: b"\0\xff",
-        sa.JSON: {"a": [1, None]},
-        StoredJson: {"a": [1, None]},
-        UtcDateTime: MOMENT,
-        TierText: "pro",
-        sa.Uuid: user,
-        sa.Date: MOMENT.date(),
-    }
-    for table in Base.metadata.sorted_tables:
-        values: dict[str, Any] = {}
-        for column in table.columns:
-            kind = next(kind for kind in samples if isinstance(column.type, kind))
-            values[column.name] = column.type.enums[0] if isinstance(column.type, sa.Enum) else samples[kind]
-        await session.execute(sa.insert(table).values(values | keys[table.name]))
-
-
-async def contents(database: Database) -> dict[str, list[Any]]:
-    async with database.transaction(read_only=True) as session:
-        return {
-            table.name: [tuple(row) for row in await session.execute(sa.select(table))]
-            for table in Base.metadata.sorted_tables
-        }
+from tests.models.migrating import MOMENT, contents, downgrade, empty, fill, state
 
 
 async def test_migrations_run_up_down_and_up_with_data(database: Database) -> None:
@@ -354,98 +252,3 @@ async def test_create_all_creates_the_same_schema_as_migrations(database: Databa
         migrated = await connection.run_sync(schema)
     for table, described in made.items():
         assert migrated[table] == described, table
-
-
-async def set_revision(database: Database, revision: str) -> None:
-    async with database.engine.begin() as connection:
-        await connection.execute(sa.text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
-
-
-@pytest.fixture
-def later_code(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Simulate a version with one more migration. Undo the patch to return to this version."""
-    scripts = tmp_path / "migrations"
-    shutil.copytree(migrate.SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    head = migrate.known_revisions()[-1]
-    (scripts / "versions" / "20990101_9999_later.py").write_text(LATER_REVISION.format(head=head))
-    patch = pytest.MonkeyPatch()
-    patch.setattr(migrate, "SCRIPTS", scripts)
-    migrate.known_revisions.cache_clear()
-    yield patch
-    patch.undo()
-    migrate.known_revisions.cache_clear()
-
-
-def test_names_of_scripts_have_their_revisions_in_order() -> None:
-    scripts = ScriptDirectory(str(migrate.SCRIPTS))
-    assert list(migrate.known_revisions()) == [script.revision for script in scripts.walk_revisions()][::-1]
-    assert scripts.get_heads() == [migrate.known_revisions()[-1]]
-
-
-def production(settings: Settings) -> Settings:
-    return settings.model_copy(update={"env": "production", "auto_create_tables": True})
-
-
-async def test_production_starts_only_with_a_compatible_schema(database: Database, live_settings: Settings) -> None:
-    settings = production(live_settings)
-    with pytest.raises(SettingsError, match="schema is missing: run `bloxserver migrate` first"):
-        await prepare_database(settings, database)
-    assert await state(database) is SchemaState.MISSING, "nothing was created"
-    await database.migrate()
-    await prepare_database(settings, database)
-    await set_revision(database, "from_the_future")
-    assert await state(database) is SchemaState.NEWER
-    await prepare_database(settings, database)
-    await database.migrate()
-    assert await state(database) is SchemaState.NEWER, "an older process leaves a newer schema alone"
-    await set_revision(database, migrate.known_revisions()[-1])
-
-
-async def test_development_migrates_unless_disabled(database: Database, live_settings: Settings) -> None:
-    await prepare_database(live_settings.model_copy(update={"auto_create_tables": False}), database)
-    assert await state(database) is SchemaState.MISSING
-    await prepare_database(live_settings, database)
-    assert await state(database) is SchemaState.CURRENT
-
-
-async def test_tables_from_create_all_are_stamped(database: Database) -> None:
-    async with database.engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-    async with database.transaction() as session:
-        await fill(session)
-    before = await contents(database)
-    await database.migrate()
-    assert await state(database) is SchemaState.CURRENT
-    assert await contents(database) == before
-
-
-async def test_foreign_tables_of_the_same_name_are_not_changed(database: Database) -> None:
-    async with database.engine.begin() as connection:
-        await connection.execute(sa.text("CREATE TABLE flows (id INTEGER PRIMARY KEY, mine TEXT)"))
-        before = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
-    with pytest.raises(SettingsError, match="tables that bloxserver did not create"):
-        await database.migrate()
-    async with database.engine.connect() as connection:
-        assert await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()) == before
-
-
-async def test_new_version_migrates_an_older_schema_with_rows(
-    database: Database, live_settings: Settings, later_code: pytest.MonkeyPatch
-) -> None:
-    async with database.engine.begin() as connection:
-        await connection.run_sync(migrate.upgrade, "9999")
-        await connection.run_sync(migrate.downgrade, "-1")
-    async with database.transaction() as session:
-        await fill(session)
-    before = await contents(database)
-    assert await state(database) is SchemaState.OLDER
-    with pytest.raises(SettingsError, match="schema is older"):
-        await prepare_database(production(live_settings), database)
-    await database.migrate()
-    assert await state(database) is SchemaState.CURRENT
-    assert await contents(database) == before
-    later_code.undo()
-    migrate.known_revisions.cache_clear()
-    assert await state(database) is SchemaState.NEWER
-    async with database.transaction() as session:
-        session.add(tables.UserRecord(clerk_id="written by the older code"))

@@ -13,7 +13,7 @@ from bloxserver.models import migrate
 from bloxserver.models.database import Database
 from bloxserver.models.migrate import SchemaState
 from bloxserver.settings import Settings
-from tests.models.test_migrations import state
+from tests.models.migrating import state
 
 
 @pytest.fixture
