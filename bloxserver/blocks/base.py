@@ -176,9 +176,9 @@ async def no_turn() -> None:
     """Do not wait."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class BlockContext:
-    """The services and data that a handler can use."""
+    """The services and data that a handler can use. Not frozen, because one that is takes longer to make."""
 
     http: GuardedClient
     clock: Callable[[], datetime]

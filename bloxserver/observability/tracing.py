@@ -10,7 +10,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,6 +76,7 @@ class Span:
 
 
 NO_SPAN = Span()
+_NO_CHILD = nullcontext(NO_SPAN)
 
 
 @contextmanager
@@ -103,14 +104,9 @@ def continue_trace(
             span.end()
 
 
-@contextmanager
-def child_span(name: str, attributes: Attributes) -> Iterator[Span]:
+def child_span(name: str, attributes: Attributes) -> AbstractContextManager[Span]:
     """Open a child of the current span."""
-    if _tracer is None:
-        yield NO_SPAN
-        return
-    with continue_trace(name, _current.get(), attributes) as span:
-        yield span
+    return _NO_CHILD if _tracer is None else continue_trace(name, _current.get(), attributes)
 
 
 def _start_span(

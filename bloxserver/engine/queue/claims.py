@@ -61,9 +61,11 @@ CLAIMED_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, weakref_slot=True)
 class ClaimedExecution:
-    """An execution with the lease of this worker, and what is needed to run it."""
+    """An execution with the lease of this worker, and what is needed to run it. Not changed, but not frozen, which
+    takes longer to make.
+    """
 
     id: UUID
     lease: UUID

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -23,6 +24,10 @@ log = structlog.stdlib.get_logger("bloxserver.engine")
 
 MIN_INTERVAL_SECONDS = 0.01
 """Minimum time between two claims. Under load, executions that arrive in this time are claimed together."""
+LARGE_CLAIM = 10
+"""Executions. After a claim of as many, more are waiting most likely."""
+LARGE_CLAIM_PAUSE_SECONDS = 0.015
+"""Pause after a large claim. The next one is larger then, and each execution costs less."""
 CLAIM_LOCK_RETRY_SECONDS = 0.015
 """Pause if another worker is claiming."""
 
@@ -83,6 +88,8 @@ class Claimer:
         for execution in claimed:
             self._worker.begin(execution, self.wake)
         if claimed:
+            if len(claimed) >= LARGE_CLAIM:
+                await asyncio.sleep(LARGE_CLAIM_PAUSE_SECONDS)
             return 0.0
         async with self._database.transaction(read_only=True) as session:
             due = await read_next_resume(session, before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -34,8 +33,7 @@ RETRYABLE = frozenset({"flow_not_running"})
 MAX_NAME_LENGTH = 100
 
 
-@dataclass(frozen=True)
-class CallingExecution:
+class CallingExecution(NamedTuple):
     """The execution that calls. `key` names one attempt at one of its steps: a repeated call finds the first one."""
 
     id: UUID

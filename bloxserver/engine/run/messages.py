@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import NamedTuple
 from uuid import UUID
 
@@ -19,9 +18,9 @@ CALL_CHECK = timedelta(minutes=5)
 """How often a suspended execution checks the executions that it called, in case a wake-up was lost."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Message:
-    """A message to a listener. `key` identifies it within its execution, and is the same in every run."""
+    """A message to a listener. Not changed after it is made, but not frozen, which takes longer to make."""
 
     listener: str
     payload: Value
@@ -30,11 +29,12 @@ class Message:
     """The id of an agent's call within its conversation: the answer goes to the agent, not to the listener's peers."""
     id: UUID = field(default_factory=new_id, compare=False)
     """The id of the step that handles the message."""
+    key: str = field(init=False)
+    """Identifies the message within its execution, and is the same in every run."""
 
-    @cached_property
-    def key(self) -> str:
+    def __post_init__(self) -> None:
         call = "" if self.call is None else f":{self.call}"
-        return f"{self.parent_id or ''}:{self.listener}{call}"
+        self.key = f"{self.parent_id or ''}:{self.listener}{call}"
 
 
 class Tokens(NamedTuple):
@@ -51,6 +51,8 @@ class Tokens(NamedTuple):
 
 
 NO_TOKENS = Tokens()
+_ENDED = (StepStatus.SUCCESS, StepStatus.ERROR, StepStatus.CANCELLED)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class Step(NamedTuple):
@@ -85,14 +87,14 @@ class Step(NamedTuple):
     @property
     def is_open(self) -> bool:
         """Whether the step has not ended."""
-        return self.status not in (StepStatus.SUCCESS, StepStatus.ERROR, StepStatus.CANCELLED)
+        return self.status not in _ENDED
 
     @property
     def duration_ms(self) -> int | None:
         """Milliseconds from the first try to the end; None for an open step."""
         if self.is_open or self.completed_at is None:
             return None
-        return max(0, int((self.completed_at - self.started_at) / timedelta(milliseconds=1)))
+        return max(0, (self.completed_at - self.started_at) // _MILLISECOND)
 
 
 def interrupted_steps(steps: Collection[Step]) -> list[Step]:

@@ -392,7 +392,8 @@ class Pump:
         numbered: list[Step] = []
         for step in steps:
             self._sequence += 1
-            used = used.plus(step.tokens.minus(self._tokens.get(step.message.key, NO_TOKENS)))
+            if step.tokens != (before := self._tokens.get(step.message.key, NO_TOKENS)):
+                used = used.plus(step.tokens.minus(before))
             self._tokens[step.message.key] = step.tokens
             numbered.append(step._replace(sequence=self._sequence))
             self._unsaved.pop(step.id, None)
