@@ -25,13 +25,12 @@ from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import get_db, read_only_request
 from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import Tier
-from bloxserver.queries.paging import PageRequest
+from bloxserver.queries.paging import MAX_PAGE, PageRequest
 from bloxserver.services.executions import Input, input_of_body
 from bloxserver.services.rate_limits import UNLIMITED, Admission
 from bloxserver.services.users import DEV_CLAIMS
 from bloxserver.settings import get_settings
 
-MAX_PAGE = 1_000_000_000
 MAX_DEPTH_HEADER = 1000
 
 DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]

@@ -19,10 +19,9 @@ from bloxserver.models.enums import ExecutionStatus, TriggerType
 from bloxserver.queries.execution_filters import ExecutionFilter
 from bloxserver.queries.execution_lists import ListRequest
 from bloxserver.queries.execution_series import Interval, SeriesRequest
-from bloxserver.queries.paging import PageRequest
+from bloxserver.queries.paging import MAX_PAGE, PageRequest
 from bloxserver.storable import check_text
 
-MAX_PAGE = 1_000_000_000
 MAX_FLOWS = 100
 MAX_SEARCH_LENGTH = 1_000
 

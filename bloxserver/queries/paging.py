@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+MAX_PAGE = 1_000_000_000
 PART_ROWS = 100
 """About a millisecond to read."""
 
