@@ -31,7 +31,7 @@ NOTIFIED_INTERVAL_SECONDS = 5.0
 MIN_INTERVAL_SECONDS = 0.02
 MAX_INTERVAL_SECONDS = 0.25
 """How often all executions are read otherwise: at first, and while none changes."""
-MAX_EXECUTIONS_PER_SECOND = 5_000
+MAX_EXECUTIONS_PER_SECOND: float = 5_000
 """A statement reads so many executions per second. With more responses, it is repeated less often."""
 RUNNING = Progress(ExecutionStatus.RUNNING, None)
 
@@ -78,6 +78,8 @@ class ExecutionWatcher:
         """The watched executions by their `change_key`."""
         self._unread: set[UUID] = set()
         self._reads_all_at = 0.0
+        self._earliest_all_at = 0.0
+        """All executions are not read before, so that reading many of them takes a small share of the time."""
         self._is_notified = False
         self._task: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
@@ -99,7 +101,7 @@ class ExecutionWatcher:
         """Wait for a change of the execution, at most for `seconds`. Returns False if the time elapsed."""
         if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
             self._woken, self._reading = asyncio.Event(), asyncio.Lock()
-            self._reads_all_at = 0.0
+            self._reads_all_at = self._earliest_all_at = 0.0
             self._task = asyncio.create_task(self._run())
         if watch not in self._watches.get(watch.execution_id, ()):
             self._add(watch)
@@ -153,27 +155,33 @@ class ExecutionWatcher:
         self._unread.update(execution_ids)
         self._woken.set()
 
+    @property
+    def _next_all_at(self) -> float:
+        return max(self._reads_all_at, self._earliest_all_at)
+
     async def _run(self) -> None:
         current_tenant.set(None)  # not the tenant whose request started this task
         clock = asyncio.get_running_loop().time
         interval = MIN_INTERVAL_SECONDS
         while self._watches:
             started = clock()
-            reads_all = started >= self._reads_all_at
+            reads_all = started >= self._next_all_at
             ids = [*self._watches] if reads_all else [id for id in self._unread if id in self._watches]
             # Changes that are reported from now on may be missing in what is read now.
             self._unread.clear()
+            pause = len(ids) / MAX_EXECUTIONS_PER_SECOND
             if reads_all:
                 self._reads_all_at = started + (NOTIFIED_INTERVAL_SECONDS if self._is_notified else interval)
+                self._earliest_all_at = started + pause
+                pause = 0.0  # reported changes do not wait
             async with self._reading:
                 has_changed = await self._read(ids)
             if has_changed is None:
                 self._reads_all_at = min(self._reads_all_at, started + MAX_INTERVAL_SECONDS)
             interval = MIN_INTERVAL_SECONDS if has_changed else min(interval * 1.5, MAX_INTERVAL_SECONDS)
-            pause = max(PAUSE_SECONDS, len(ids) / MAX_EXECUTIONS_PER_SECOND)
-            await asyncio.sleep(max(0.0, started + pause - clock()))
+            await asyncio.sleep(max(0.0, started + max(pause, PAUSE_SECONDS) - clock()))
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, self._reads_all_at - clock())):
+                async with asyncio.timeout(max(0.0, self._next_all_at - clock())):
                     await self._woken.wait()
                 interval = MIN_INTERVAL_SECONDS
             self._woken.clear()

@@ -147,6 +147,20 @@ async def test_end_wakes_only_the_responses_of_the_execution(
         await notified.end(each)
 
 
+async def test_change_is_read_although_all_executions_were_read_just_before(
+    notified: ExecutionWatcher, live_database: Database, flow: FlowRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [execution] = await executions(live_database, flow, 1)
+    waiting = watch(Source(live_database), execution.id)
+    monkeypatch.setattr(watching, "MAX_EXECUTIONS_PER_SECOND", 1e-6)
+    [task] = await until_read(notified, [waiting])
+    async with live_database.transaction() as session:
+        await cancel_execution(session, flow.user_id, flow.id, execution.id)
+    async with asyncio.timeout(10):
+        assert await task is True
+    await notified.end(waiting)
+
+
 async def test_deletion_wakes_the_responses_of_the_flow(
     notified: ExecutionWatcher, live_database: Database, flow: FlowRecord
 ) -> None:
