@@ -68,15 +68,11 @@ class LimitReached(Forbidden):
         super().__init__(code or f"{name}_limit_reached", message, details={"name": name, "limit": limit, "used": used})
 
 
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
-
-
 class NotFound(BloxError):
     status = 404
 
     def __init__(self, resource: str) -> None:
-        super().__init__(f"{resource.lower()}_not_found", f"{resource} not found")
+        super().__init__(f"{resource.lower().replace(' ', '_')}_not_found", f"{resource} not found")
 
 
 class Conflict(BloxError):

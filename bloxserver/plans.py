@@ -32,6 +32,7 @@ class Plan:
     versions_per_flow: int = 100
     """At this number, the oldest version that nothing refers to is deleted."""
     secrets: int = 100
+    api_keys: int = 20
     stored_bytes: int = GIBIBYTE
     """Bytes in executions, steps, versions and key-value storage."""
 
@@ -53,6 +54,8 @@ class Plan:
 
     requests_per_minute: int = 600
     """API requests of the user."""
+    key_requests_per_minute: int = 300
+    """Those with one API key."""
     webhooks_per_minute: int = 600
     """Requests to one webhook token."""
 
@@ -75,6 +78,7 @@ _PAID = Plan(
     trigger_config_bytes=64 * 1024,
     versions_per_flow=1_000,
     secrets=1_000,
+    api_keys=1_000,
     stored_bytes=1_000 * GIBIBYTE,
     streams=500,
     outgoing_requests=1_000,
@@ -84,6 +88,7 @@ _PAID = Plan(
     execution_cpu_seconds=3_600,
     execution_memory_bytes=256 * MEBIBYTE,
     requests_per_minute=12_000,
+    key_requests_per_minute=6_000,
     webhooks_per_minute=60_000,
 )
 
@@ -97,6 +102,7 @@ PLANS = {
         trigger_config_bytes=64 * 1024,
         versions_per_flow=500,
         secrets=500,
+        api_keys=100,
         stored_bytes=50 * GIBIBYTE,
         streams=100,
         outgoing_requests=200,
@@ -106,6 +112,7 @@ PLANS = {
         execution_cpu_seconds=600,
         execution_memory_bytes=128 * MEBIBYTE,
         requests_per_minute=3_000,
+        key_requests_per_minute=1_500,
         webhooks_per_minute=6_000,
     ),
     "enterprise": _PAID,

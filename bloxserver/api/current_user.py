@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,13 +14,19 @@ from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
+from bloxserver.errors import Unauthorized
+from bloxserver.models.enums import Scope
 from bloxserver.models.tables import Tier, UserRecord
 from bloxserver.plans import Plan, get_plan
+from bloxserver.queries.api_keys import KeyAccess
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.rate_limits import Admission
 from bloxserver.services.users import user_of_claims
 
+NO_FLOW = UUID(int=0)
+"""No flow has this id."""
 MAX_KNOWN_IDS = 10_000
+INVALID_KEY = "The API key is unknown, revoked or expired"
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 OpenSession = Callable[[], AbstractAsyncContextManager[AsyncSession]]
@@ -36,6 +42,8 @@ class CurrentUser:
 
     user: UserRecord
     clerk_payload: dict[str, Any]
+    api_key: KeyAccess | None = None
+    """What the request's API key gives access to; None without one."""
 
     def _loaded(self, name: str) -> Any:
         return vars(self.user).get(name)
@@ -91,6 +99,22 @@ class CurrentUser:
         at: datetime | None = self._loaded("created_at")
         return at
 
+    @property
+    def flow_ids(self) -> Collection[UUID] | None:
+        """The flows to which the request is restricted by its API key; None if it is not."""
+        return None if self.api_key is None else self.api_key.flow_ids
+
+    def visible_flows(self, wanted: Collection[UUID]) -> tuple[UUID, ...]:
+        """The flows to which a list is restricted: those that are wanted, if any, and that the request may read."""
+        if self.flow_ids is None:
+            return tuple(sorted({*wanted}))
+        visible = {*self.flow_ids} & {*wanted} if wanted else {*self.flow_ids}
+        return tuple(sorted(visible or {NO_FLOW}))
+
+    def has_scope(self, scope: Scope) -> bool:
+        """Whether the request may do what `scope` names. Only API keys are limited to scopes."""
+        return self.api_key is None or scope in self.api_key.scopes
+
     def period_at(self, moment: datetime) -> Period:
         """The billing period that contains `moment`."""
         return period_at(moment, self._loaded("current_period_start"), self.current_period_end)
@@ -109,8 +133,15 @@ class UnreadUser(CurrentUser):
     Until `confirm` returns, nothing but `id` may be used.
     """
 
-    def __init__(self, user_id: UUID, claims: dict[str, Any], admission: Admission, open_session: OpenSession) -> None:
-        super().__init__(UserRecord(id=user_id, clerk_id=claims["sub"]), claims)
+    def __init__(
+        self,
+        user_id: UUID,
+        claims: dict[str, Any],
+        access: KeyAccess | None,
+        admission: Admission,
+        open_session: OpenSession,
+    ) -> None:
+        super().__init__(UserRecord(id=user_id, clerk_id=claims["sub"]), claims, access)
         vars(self).update(_admission=admission, _open_session=open_session)
 
     def confirm(self, row: sa.Row[Any]) -> bool:
@@ -124,12 +155,19 @@ class UnreadUser(CurrentUser):
     async def read(self) -> None:
         open_session: OpenSession = vars(self)["_open_session"]
         async with open_session() as session:
-            vars(self).update(user=await read_user(session, self.clerk_payload))
+            vars(self).update(user=await read_user(session, self.clerk_payload, self.api_key))
         self._count()
 
     def _count(self) -> None:
         admission: Admission = vars(self)["_admission"]
-        admission.count("user", self.clerk_id, self.plan.requests_per_minute)
+        count_request(self, admission)
+
+
+def count_request(user: CurrentUser, admission: Admission) -> None:
+    """Count the request of a user who was read. Raises `RateLimited`."""
+    if user.api_key is not None:
+        admission.count("api_key", str(user.api_key.id), user.plan.key_requests_per_minute)
+    admission.count("user", user.clerk_id, user.plan.requests_per_minute)
 
 
 def reads_requester(endpoint: Endpoint) -> Endpoint:
@@ -139,17 +177,29 @@ def reads_requester(endpoint: Endpoint) -> Endpoint:
 
 
 def find_unread_user(
-    request: Request, claims: dict[str, Any], admission: Admission, open_session: OpenSession
+    request: Request,
+    claims: dict[str, Any],
+    access: KeyAccess | None,
+    admission: Admission,
+    open_session: OpenSession,
 ) -> UnreadUser | None:
-    """The user of a verified token, if the route reads them; None if they are to be read now."""
+    """The user of a verified token or key, if the route reads them; None if they are to be read now."""
     if not getattr(request.scope.get("endpoint"), "reads_requester", False):
         return None
-    user_id = _known_ids.get(claims["sub"])
-    return None if user_id is None else UnreadUser(user_id, claims, admission, open_session)
+    user_id = _known_ids.get(claims["sub"]) if access is None else access.user_id
+    return None if user_id is None else UnreadUser(user_id, claims, access, admission, open_session)
 
 
-async def read_user(session: AsyncSession, claims: dict[str, Any]) -> UserRecord:
-    """The user of a verified token. The first token creates the user."""
+async def read_user(session: AsyncSession, claims: dict[str, Any], access: KeyAccess | None = None) -> UserRecord:
+    """The user of a verified token or key. The first token creates the user.
+
+    Raises `Unauthorized` if the user of the key was deleted.
+    """
+    if access is not None:
+        owner = await session.get(UserRecord, access.user_id, populate_existing=True)
+        if owner is None:
+            raise Unauthorized("invalid_api_key", INVALID_KEY)
+        return owner
     user = await user_of_claims(session, claims)
     if len(_known_ids) >= MAX_KNOWN_IDS:
         del _known_ids[next(iter(_known_ids))]

@@ -16,15 +16,19 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.api.api_key_sign_in import find_key_access
 from bloxserver.api.current_user import CurrentUser as CurrentUser
-from bloxserver.api.current_user import OpenSession, find_unread_user, read_user
+from bloxserver.api.current_user import OpenSession, count_request, find_unread_user, read_user
 from bloxserver.api.hosts import check_bypass
+from bloxserver.api.scopes import check_access
 from bloxserver.api.shutdown import Shutdown
+from bloxserver.api_key_format import is_key
 from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import get_db, read_only_request
 from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import Tier
+from bloxserver.queries.api_keys import KeyAccess
 from bloxserver.queries.paging import MAX_PAGE, PageRequest
 from bloxserver.services.executions import Input, input_of_body
 from bloxserver.services.rate_limits import UNLIMITED, Admission
@@ -146,27 +150,38 @@ async def get_current_user(request: Request, session: DbSession, authorization: 
 async def sign_in(request: Request, authorization: str | None, open_session: OpenSession) -> CurrentUser:
     """As `get_current_user`. The session is opened only to read or create the user."""
     admission = await request_admission(request)
-    claims = await _claims(request, authorization, admission)
+    claims, access = await _identity(request, authorization, admission, open_session)
     current_tenant.set(claims["sub"])
     admission.refuse_exceeded("user", claims["sub"])
-    unread = find_unread_user(request, claims, admission, open_session)
+    if access is not None:
+        admission.refuse_exceeded("api_key", str(access.id))
+        check_access(request, access)
+    unread = find_unread_user(request, claims, access, admission, open_session)
     if unread is not None:
         return unread
     async with open_session() as session:
-        user = CurrentUser(await read_user(session, claims), claims)
-    admission.count("user", claims["sub"], user.plan.requests_per_minute)
+        user = CurrentUser(await read_user(session, claims, access), claims, access)
+    count_request(user, admission)
     return user
 
 
-async def _claims(request: Request, authorization: str | None, admission: Admission) -> dict[str, Any]:
-    """The claims of the request's token. The session has no connection yet, so none is held while keys are fetched."""
+async def _identity(
+    request: Request, authorization: str | None, admission: Admission, open_session: OpenSession
+) -> tuple[dict[str, Any], KeyAccess | None]:
+    """The claims of the request's token, or those of the user of its API key, and the access of the key.
+
+    The session has no connection yet, so none is held while the issuer's keys are fetched.
+    """
     # Checks of the sign-in, not of the routes, so that they do not apply if a test overrides the sign-in.
     if get_settings().dev_bypass:
         check_bypass(request)
-        return DEV_CLAIMS
+        return DEV_CLAIMS, None
     token = bearer_token(authorization)
     try:
-        return await validate_clerk_token(token)
+        if is_key(token):
+            access = await find_key_access(request, token, open_session)
+            return {"sub": access.clerk_id}, access
+        return await validate_clerk_token(token), None
     except Unauthorized:
         admission.charge_invalid_token()
         raise

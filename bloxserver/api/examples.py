@@ -272,6 +272,23 @@ SECRET = {
     "updatedAt": "2026-03-02T08:40:00.000000Z",
 }
 
+API_KEY = {
+    "id": "5d0f6f3e-8f5b-4b0e-9d3c-1a7f0c2b9e44",
+    "name": "Deployment",
+    "hint": "blx_live_…m2Xq",
+    "scopes": ["read", "run"],
+    "flowIds": None,
+    "expiresAt": "2027-03-02T00:00:00.000000Z",
+    "lastUsedAt": "2026-03-02T08:40:00.000000Z",
+    "lastUsedAddress": "203.0.113.7",
+    "createdAt": "2026-03-02T08:40:00.000000Z",
+}
+CREATED_API_KEY = API_KEY | {
+    "lastUsedAt": None,
+    "lastUsedAddress": None,
+    "key": "blx_live_" + "…",
+}
+
 PROBLEM = {
     "line": 6,
     "column": 14,

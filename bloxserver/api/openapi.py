@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from bloxserver.api.examples import EVENTS, STILL_RUNNING
 from bloxserver.api.request_schemas import complete_request_schemas
 from bloxserver.api.schemas import ApiError, AwaitedExecution, ExecutionEvent, StepEvent
+from bloxserver.api.scopes import required_scope
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -27,6 +30,7 @@ TAGS = [
     {"name": "flows", "description": "Flows and the versions of their definitions."},
     {"name": "triggers", "description": "Webhooks and schedules that start executions of a flow."},
     {"name": "executions", "description": "Runs of a flow: start, monitor, cancel and retry them."},
+    {"name": "api keys", "description": "Secrets with which programs call the API as a user."},
     {"name": "secrets", "description": "Encrypted, write-only values for the config of listeners."},
     {"name": "organisms", "description": "Validation of definitions, the available blocks, and canvases."},
     {"name": "webhooks", "description": "Public endpoints that start executions. The URL contains a secret token."},
@@ -59,6 +63,7 @@ DESCRIPTIONS = {
     "describe the limits of the request, and `Retry-After` has the seconds to wait.",
     503: "The database or another dependency is unavailable. `Retry-After` has the seconds to wait before a retry.",
 }
+API_KEY_SCHEME = "An API key. Each operation names the scope that the key needs."
 EVENT_SCHEMAS = (ExecutionEvent, StepEvent)
 
 
@@ -178,13 +183,24 @@ def install_openapi(app: FastAPI) -> None:
             document = get_openapi(
                 title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS
             )
-            app.openapi_schema = _completed(document)
+            app.openapi_schema = _completed(document, _scopes(app))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _completed(document: dict[str, Any]) -> dict[str, Any]:
+def _scopes(app: FastAPI) -> dict[str, str]:
+    """The scope that an API key needs for each operation, by the operation's id."""
+    routes = [context.original_route for context in iter_route_contexts(app.router.routes)]
+    return {
+        route.operation_id: required_scope(route.endpoint, method)
+        for route in routes
+        if isinstance(route, APIRoute) and route.operation_id
+        for method in route.methods or ()
+    }
+
+
+def _completed(document: dict[str, Any], scopes: Mapping[str, str]) -> dict[str, Any]:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -192,7 +208,8 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     schemas["ApiError"] = ApiError.model_json_schema(mode="serialization")
     schemas |= _event_schemas()
     components["securitySchemes"] = {
-        "clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A Clerk session token."}
+        "clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A Clerk session token."},
+        "apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "blx_live_…", "description": API_KEY_SCHEME},
     }
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -206,13 +223,20 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
             if not path.startswith("/health") and path != "/":
                 responses |= _errors_by_name(503)
             if path.startswith(AUTHENTICATED_PREFIX):
-                operation["security"] = [{"clerk": []}]
+                scope = scopes[operation["operationId"]]
+                operation["security"] = [{"clerk": []}, {"apiKey": [scope]}]
                 responses |= _errors_by_name(401)
+                responses.setdefault("403", _missing_scope(scope))
             operation["responses"] = dict(sorted(responses.items()))
             for response in responses.values():
                 _decode_examples(response)
     complete_request_schemas(document)
     return document
+
+
+def _missing_scope(scope: str) -> dict[str, Any]:
+    message = f"The API key does not have the scope `{scope}`"
+    return _error(403, "The API key does not have the scope of the operation.", "missing_scope", message)
 
 
 def _event_schemas() -> dict[str, Any]:

@@ -83,6 +83,28 @@ class UserApiKeyRecord(Base):
     created_at: Mapped[CreatedAt]
 
 
+class ApiKeyRecord(Base):
+    """A key with which programs call the API as a user. The key itself is not stored."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (sa.UniqueConstraint("key_hash"), sa.Index(None, "user_id"))
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(sa.String(100))
+    key_hash: Mapped[bytes] = mapped_column(sa.LargeBinary(32))
+    """SHA-256."""
+    hint: Mapped[str] = mapped_column(sa.String(32))
+    scopes: Mapped[list[str]] = mapped_column(sa.JSON)
+    flow_ids: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """The flows to which the key is restricted; null if it is not."""
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """Written at most once a minute."""
+    last_used_address: Mapped[str | None] = mapped_column(sa.String(64))
+    created_at: Mapped[CreatedAt]
+
+
 class SecretRecord(Base):
     """A secret of a user, encrypted."""
 

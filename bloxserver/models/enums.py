@@ -54,6 +54,19 @@ class StepStatus(StrEnum):
     """The execution ended before the step."""
 
 
+class Scope(StrEnum):
+    """What an API key may do. No scope includes another one."""
+
+    READ = "read"
+    """Read flows, triggers and executions."""
+    WRITE = "write"
+    """Change flows and triggers, and start and stop flows."""
+    RUN = "run"
+    """Run flows, and cancel and retry executions."""
+    ADMIN = "admin"
+    """Manage API keys and secrets."""
+
+
 class NotificationChannel(StrEnum):
     """How a failure notification is delivered."""
 

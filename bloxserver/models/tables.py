@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from bloxserver.clock import now
 from bloxserver.models.account_tables import (
+    ApiKeyRecord,
     EmailCountRecord,
     RateCounterRecord,
     SecretRecord,
@@ -31,6 +32,7 @@ from bloxserver.models.enums import (
     FlowStatus,
     InputEncoding,
     NotificationChannel,
+    Scope,
     StepStatus,
     Tier,
     TriggerType,
@@ -46,6 +48,7 @@ from bloxserver.raw_json import RawJson
 from bloxserver.settings import get_settings
 
 __all__ = [
+    "ApiKeyRecord",
     "BillingStatus",
     "EmailCountRecord",
     "ExecutionRecord",
@@ -61,6 +64,7 @@ __all__ = [
     "KeyValueRecord",
     "NotificationChannel",
     "RateCounterRecord",
+    "Scope",
     "SecretRecord",
     "StepStatus",
     "StoredBytesRecord",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -56,32 +57,39 @@ async def require_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, l
 
 
 _flows = FlowRecord.__table__
-_summaries = (
-    sa.select(_flows.c.id, _flows.c.name, _flows.c.description, _flows.c.status, _flows.c.updated_at)
-    .where(_flows.c.user_id == USER_ID, _flows.c.deleted_at.is_(None))
-    .order_by(_flows.c.updated_at.desc(), _flows.c.id.desc())
-    .limit(sa.bindparam("limit", type_=sa.Integer))
-    .offset(sa.bindparam("offset", type_=sa.BigInteger))
-    .subquery("page")
-)
-_total = (
-    sa.select(sa.func.count())
-    .select_from(_flows)
-    .where(_flows.c.user_id == USER_ID, _flows.c.deleted_at.is_(None))
-    .scalar_subquery()
-)
-LIST = (
-    sa.select(*REQUESTER_COLUMNS, _total.label("total"), *_summaries.c)
-    .select_from(REQUESTER.outerjoin(_summaries, sa.true()))
-    .order_by(_summaries.c.updated_at.desc(), _summaries.c.id.desc())
-)
 ONE = sa.select(*REQUESTER_COLUMNS, *_flows.c).select_from(REQUESTER_AND_FLOW)
 
 
-async def read_flows(session: Statements, requester: Requester, page: PageRequest) -> Page:
-    """A page of the requester's flows, the most recently changed first."""
-    parameters = {"limit": page.page_size, "offset": page.offset}
-    rows = await read_for(requester, session, LIST, parameters)
+@cache
+def _list(*, is_restricted: bool) -> sa.Executable:
+    """The statement of a page of flows: all, or those of the parameter `flow_ids`."""
+    wanted = sa.and_(_flows.c.user_id == USER_ID, _flows.c.deleted_at.is_(None))
+    if is_restricted:
+        wanted = sa.and_(wanted, _flows.c.id.in_(sa.bindparam("flow_ids", expanding=True)))
+    summaries = (
+        sa.select(_flows.c.id, _flows.c.name, _flows.c.description, _flows.c.status, _flows.c.updated_at)
+        .where(wanted)
+        .order_by(_flows.c.updated_at.desc(), _flows.c.id.desc())
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .offset(sa.bindparam("offset", type_=sa.BigInteger))
+        .subquery("page")
+    )
+    total = sa.select(sa.func.count()).select_from(_flows).where(wanted).scalar_subquery()
+    return (
+        sa.select(*REQUESTER_COLUMNS, total.label("total"), *summaries.c)
+        .select_from(REQUESTER.outerjoin(summaries, sa.true()))
+        .order_by(summaries.c.updated_at.desc(), summaries.c.id.desc())
+    )
+
+
+async def read_flows(
+    session: Statements, requester: Requester, page: PageRequest, flow_ids: Collection[UUID] | None = None
+) -> Page:
+    """A page of the requester's flows, the most recently changed first: all, or those with these ids."""
+    parameters: dict[str, Any] = {"limit": page.page_size, "offset": page.offset}
+    if flow_ids is not None:
+        parameters["flow_ids"] = list(flow_ids)
+    rows = await read_for(requester, session, _list(is_restricted=flow_ids is not None), parameters)
     return Page([row for row in rows if row.id is not None], rows[0].total, page.page, page.page_size)
 
 

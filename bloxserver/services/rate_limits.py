@@ -28,9 +28,15 @@ MAX_KEYS = 20_000
 HINTS = {
     "address": "Send fewer requests from this address.",
     "user": "Send fewer requests, or ask the operator to raise the limit of your plan.",
+    "api_key": "Send fewer requests with this API key, or ask the operator to raise the limit of your plan.",
     "webhook": "Send fewer requests to this webhook, or ask the operator to raise the limit of your plan.",
 }
-NAMES = {"address": "address_requests_per_minute", "user": "requests_per_minute", "webhook": "webhooks_per_minute"}
+NAMES = {
+    "address": "address_requests_per_minute",
+    "user": "requests_per_minute",
+    "api_key": "key_requests_per_minute",
+    "webhook": "webhooks_per_minute",
+}
 
 
 class WindowStorage(Storage):
@@ -141,7 +147,7 @@ class RateLimiter:
         self._exceeded_window = 0
 
     def count(self, name: str, identity: str, limit: int, cost: int = 1) -> Quota:
-        """Count a request of the address, user or webhook `identity`."""
+        """Count a request of the address, user, API key or webhook `identity`."""
         key = key_of(name, identity)
         strategy = self._strategies[name]
         item = RateLimitItemPerMinute(limit)

@@ -12,11 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.encryption import DecryptionError, SecretCipher
 from bloxserver.errors import Conflict, LimitReached, NotFound, Unavailable
-from bloxserver.models.enums import Tier
-from bloxserver.models.tables import SecretRecord, UserRecord
+from bloxserver.models.tables import SecretRecord
 from bloxserver.models.upsert import insert_into
-from bloxserver.plans import FREE, get_plan
 from bloxserver.queries.secrets import SHOWN, SecretRow, read_ciphertexts
+from bloxserver.services.users import lock_plan
 
 REASONS: Final = {
     "missing": "does not exist",
@@ -174,9 +173,7 @@ def _ciphertext(cipher: SecretCipher | None, user_id: UUID, name: str, value: st
 
 async def _lock_user(session: AsyncSession, user_id: UUID, name: str) -> None:
     """Lock the user's row, so that the limit is exact. Raises `LimitReached`."""
-    user = sa.select(UserRecord.tier, UserRecord.limits).where(UserRecord.id == user_id)
-    row = (await session.execute(user.with_for_update(key_share=True))).first()
-    plan = FREE if row is None else get_plan(row.tier or Tier.FREE, row.limits)
+    plan = await lock_plan(session, user_id)
     others = sa.select(sa.func.count()).where(SecretRecord.user_id == user_id, SecretRecord.name != name)
     number = await session.scalar(others) or 0
     if number >= plan.secrets:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.database import begin_writing
 from bloxserver.models.enums import Tier
 from bloxserver.models.tables import UserRecord
 from bloxserver.models.upsert import insert_into
+from bloxserver.plans import FREE, Plan, get_plan
 from bloxserver.queries.users import read_user_by_clerk_id
 
 DEV_CLERK_ID = "dev_user_001"
@@ -30,6 +33,13 @@ async def user_of_claims(session: AsyncSession, claims: dict[str, Any]) -> UserR
     if user is None:
         raise RuntimeError("the user row vanished between insert and select")
     return user
+
+
+async def lock_plan(session: AsyncSession, user_id: UUID) -> Plan:
+    """The limits of a user, whose row is locked until the transaction ends, so that limits are exact."""
+    user = sa.select(UserRecord.tier, UserRecord.limits).where(UserRecord.id == user_id)
+    row = (await session.execute(user.with_for_update(key_share=True))).first()
+    return FREE if row is None else get_plan(row.tier or Tier.FREE, row.limits)
 
 
 def _profile(claims: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -14,82 +13,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import app
 from bloxserver.models.database import Base
-from bloxserver.models.tables import FlowStatus, FlowVersionRecord, SecretRecord, Tier, UserRecord
+from bloxserver.models.tables import Tier, UserRecord
 from tests import factories
+from tests.api.operations import AUTHENTICATED, OPERATIONS, PUBLIC, call, ids_of
 from tests.clerk import Clerk, clerk_authentication, override_settings
 
 OWNER = "user_owner"
 STRANGER = "user_stranger"
-METHODS = {"get", "put", "post", "patch", "delete"}
 
 
-class Call(NamedTuple):
-    """A successful call of an operation by the owner, without the ids in its path."""
-
-    body: dict[str, Any] | None = None
-    status: FlowStatus = FlowStatus.RUNNING
-    """The flow's status before the call."""
-    query: str = ""
-
-
-AUTHENTICATED: dict[str, Call] = {
-    "getCurrentUser": Call(),
-    "getUsage": Call(),
-    "listFlows": Call(),
-    "createFlow": Call({"name": "Another"}),
-    "getFlow": Call(),
-    "updateFlow": Call({"name": "Renamed", "canvasState": None}),
-    "deleteFlow": Call(),
-    "startFlow": Call(status=FlowStatus.STOPPED),
-    "stopFlow": Call(),
-    "listTriggers": Call(),
-    "createTrigger": Call({"type": "webhook", "name": "Mine", "config": {}}),
-    "getTrigger": Call(),
-    "updateTrigger": Call({"name": "Renamed"}),
-    "listUpcomingFirings": Call(),
-    "deleteTrigger": Call(),
-    "regenerateTriggerToken": Call(),
-    "listExecutions": Call(),
-    "runFlow": Call({"inputPayload": "x"}),
-    "getFlowStats": Call(),
-    "getFlowStatsSeries": Call(),
-    "listAllExecutions": Call(),
-    "getExecution": Call(),
-    "listSecrets": Call(),
-    "createSecret": Call({"name": "NEW", "value": "x"}),
-    "setSecret": Call({"value": "x"}),
-    "deleteSecret": Call(),
-    "listSteps": Call(),
-    "streamExecution": Call(query="?last_event_id=end"),
-    "cancelExecution": Call(),
-    "retryExecution": Call(),
-    "listFlowVersions": Call(),
-    "getFlowVersion": Call(),
-    "restoreFlowVersion": Call(),
-    "listBlocks": Call(),
-    "validateOrganism": Call({"organismYaml": "x"}),
-    "validateFlow": Call(),
-    "getFlowCanvas": Call(),
-    "deriveOrganism": Call(),
-}
-PUBLIC = {"getServiceInfo", "getHealth", "getLiveness", "getReadiness", "receiveWebhook", "testWebhook"}
-
-
-class Operation(NamedTuple):
-    method: str
-    path: str
-
-    @property
-    def ids(self) -> set[str]:
-        return set(re.findall(r"{(\w+)}", self.path))
-
-
-OPERATIONS = {
-    operation["operationId"]: Operation(method.upper(), path)
-    for path, methods in app.openapi()["paths"].items()
-    for method, operation in methods.items()
-    if method in METHODS
-}
 NAMES = {"name"}
 """Path parameters that are not ids: several users may have a secret of the same name."""
 WITH_ID = {name: OPERATIONS[name] for name in AUTHENTICATED if name in OPERATIONS and OPERATIONS[name].ids - NAMES}
@@ -106,26 +38,6 @@ async def clerk() -> AsyncIterator[Clerk]:
 @pytest.fixture
 async def owner(session: AsyncSession) -> UserRecord:
     return await factories.create_user(session, clerk_id=OWNER, tier=Tier.PRO)
-
-
-async def ids_of(session: AsyncSession, user: UserRecord, status: FlowStatus = FlowStatus.RUNNING) -> dict[str, str]:
-    """The path parameters of a new flow of the user with a version, a trigger and an execution, and of a new secret."""
-    flow = await factories.create_flow(session, user, status=status, canvas_state={"nodes": []})
-    trigger = await factories.create_trigger(session, flow)
-    execution = await factories.create_execution(session, flow, trigger_id=trigger.id)
-    secret = SecretRecord(user_id=user.id, name=f"S_{uuid4().hex}")
-    session.add_all([secret, FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml="v")])
-    await session.commit()
-    ids = {"flow_id": flow.id, "trigger_id": trigger.id, "execution_id": execution.id, "number": 1, "name": secret.name}
-    return {name: str(value) for name, value in ids.items()}
-
-
-async def call(
-    client: httpx.AsyncClient, name: str, ids: dict[str, str], headers: dict[str, str] | None = None
-) -> httpx.Response:
-    operation = OPERATIONS[name]
-    body, query = AUTHENTICATED[name].body, AUTHENTICATED[name].query
-    return await client.request(operation.method, operation.path.format(**ids) + query, json=body, headers=headers)
 
 
 def without_request_id(response: httpx.Response) -> tuple[int, dict[str, Any]]:
@@ -145,7 +57,7 @@ def test_table_lists_every_operation() -> None:
     assert {name for name, operation in OPERATIONS.items() if operation.path.startswith("/api/v1/")} == set(
         AUTHENTICATED
     )
-    assert len(WITH_ID) == 27
+    assert len(WITH_ID) == 28
     assert set(NESTED) == {
         "getTrigger",
         "updateTrigger",
@@ -165,7 +77,7 @@ def test_document_marks_operations_that_need_a_token() -> None:
         operation["operationId"]
         for methods in app.openapi()["paths"].values()
         for operation in methods.values()
-        if operation.get("security") == [{"clerk": []}]
+        if {"clerk": []} in operation.get("security", [])
     }
     assert secured == set(AUTHENTICATED)
 
@@ -195,7 +107,7 @@ async def test_owner_can_call_every_operation(
         ids = await ids_of(session, owner, operation.status)
         answers[name] = (await call(client, name, ids, clerk.headers(OWNER))).status_code
     created = {"createFlow": 201, "createTrigger": 201, "runFlow": 201, "deleteFlow": 204, "deleteTrigger": 204}
-    created |= {"createSecret": 201, "deleteSecret": 204}
+    created |= {"createSecret": 201, "deleteSecret": 204, "createApiKey": 201, "revokeApiKey": 204}
     refused = {
         "listUpcomingFirings": 400,
         "retryExecution": 400,

@@ -23,51 +23,55 @@ from bloxserver.organism.parse import parse
 from tests.api.sse import parse_events, validated
 
 OPERATIONS = """
-DELETE /api/v1/flows/{flow_id} deleteFlow 204 401 404 422 429 503
-DELETE /api/v1/flows/{flow_id}/triggers/{trigger_id} deleteTrigger 204 401 404 422 429 503
-DELETE /api/v1/secrets/{name} deleteSecret 204 401 404 422 429 503
+DELETE /api/v1/api-keys/{key_id} revokeApiKey 204 401 403 404 422 429 503
+DELETE /api/v1/flows/{flow_id} deleteFlow 204 401 403 404 422 429 503
+DELETE /api/v1/flows/{flow_id}/triggers/{trigger_id} deleteTrigger 204 401 403 404 422 429 503
+DELETE /api/v1/secrets/{name} deleteSecret 204 401 403 404 422 429 503
 GET / getServiceInfo 200 429
-GET /api/v1/blocks listBlocks 200 401 422 429 503
-GET /api/v1/executions listAllExecutions 200 400 401 422 429 503
-GET /api/v1/flows listFlows 200 401 422 429 503
-GET /api/v1/flows/{flow_id} getFlow 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/canvas getFlowCanvas 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/executions listExecutions 200 400 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/executions/stats getFlowStats 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/executions/stats/series getFlowStatsSeries 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/executions/{execution_id} getExecution 200 401 404 422 429 503
+GET /api/v1/api-keys listApiKeys 200 401 403 422 429 503
+GET /api/v1/blocks listBlocks 200 401 403 422 429 503
+GET /api/v1/executions listAllExecutions 200 400 401 403 422 429 503
+GET /api/v1/flows listFlows 200 401 403 422 429 503
+GET /api/v1/flows/{flow_id} getFlow 200 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/canvas getFlowCanvas 200 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/executions listExecutions 200 400 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/executions/stats getFlowStats 200 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/executions/stats/series getFlowStatsSeries 200 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/executions/{execution_id} getExecution 200 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/executions/{execution_id}/events streamExecution 200 204 401 403 404 422 429 503
-GET /api/v1/flows/{flow_id}/executions/{execution_id}/steps listSteps 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/triggers listTriggers 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/triggers/{trigger_id} getTrigger 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/upcoming listUpcomingFirings 200 400 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/versions listFlowVersions 200 401 404 422 429 503
-GET /api/v1/flows/{flow_id}/versions/{number} getFlowVersion 200 401 404 422 429 503
-GET /api/v1/me getCurrentUser 200 401 422 429 503
-GET /api/v1/secrets listSecrets 200 401 422 429 503
-GET /api/v1/usage getUsage 200 401 422 429 503
+GET /api/v1/flows/{flow_id}/executions/{execution_id}/steps listSteps 200 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/triggers listTriggers 200 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/triggers/{trigger_id} getTrigger 200 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/upcoming listUpcomingFirings 200 400 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/versions listFlowVersions 200 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/versions/{number} getFlowVersion 200 401 403 404 422 429 503
+GET /api/v1/me getCurrentUser 200 401 403 422 429 503
+GET /api/v1/secrets listSecrets 200 401 403 422 429 503
+GET /api/v1/usage getUsage 200 401 403 422 429 503
 GET /health getHealth 200
 GET /health/live getLiveness 200
 GET /health/ready getReadiness 200 503
 GET /webhooks/{webhook_token}/test testWebhook 200 404 422 429 503
 PATCH /api/v1/flows/{flow_id} updateFlow 200 401 403 404 408 413 422 429 503
 PATCH /api/v1/flows/{flow_id}/triggers/{trigger_id} updateTrigger 200 401 403 404 408 413 422 429 503
+POST /api/v1/api-keys createApiKey 201 401 403 404 408 413 422 429 503
 POST /api/v1/flows createFlow 201 401 403 408 413 422 429 503
-POST /api/v1/flows/{flow_id}/canvas/derive deriveOrganism 200 401 404 408 413 422 429 503
+POST /api/v1/flows/{flow_id}/canvas/derive deriveOrganism 200 401 403 404 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/executions/run runFlow 201 202 400 401 403 404 408 413 422 429 503
-POST /api/v1/flows/{flow_id}/executions/{execution_id}/cancel cancelExecution 200 400 401 404 422 429 503
+POST /api/v1/flows/{flow_id}/executions/{execution_id}/cancel cancelExecution 200 400 401 403 404 422 429 503
 POST /api/v1/flows/{flow_id}/executions/{execution_id}/retry retryExecution 201 400 401 403 404 422 429 503
-POST /api/v1/flows/{flow_id}/start startFlow 200 400 401 404 422 429 503
-POST /api/v1/flows/{flow_id}/stop stopFlow 200 400 401 404 422 429 503
+POST /api/v1/flows/{flow_id}/start startFlow 200 400 401 403 404 422 429 503
+POST /api/v1/flows/{flow_id}/stop stopFlow 200 400 401 403 404 422 429 503
 POST /api/v1/flows/{flow_id}/triggers createTrigger 201 401 403 404 408 413 422 429 503
-POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/regenerate-token regenerateTriggerToken 200 400 401 404 422 429 503
-POST /api/v1/flows/{flow_id}/validate validateFlow 200 401 404 408 413 422 429 503
+POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/regenerate-token regenerateTriggerToken 200 400 401 403 404 422 429 503
+POST /api/v1/flows/{flow_id}/validate validateFlow 200 401 403 404 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/versions/{number}/restore restoreFlowVersion 200 401 403 404 422 429 503
-POST /api/v1/organisms/validate validateOrganism 200 401 408 413 422 429 503
+POST /api/v1/organisms/validate validateOrganism 200 401 403 408 413 422 429 503
 POST /api/v1/secrets createSecret 201 401 403 408 409 413 422 429 503
 POST /webhooks/{webhook_token} receiveWebhook 200 202 400 403 404 408 409 413 422 429 503
 PUT /api/v1/secrets/{name} setSecret 200 401 403 408 413 422 429 503
-""".strip()
+""".strip()  # noqa: E501
+TAGS = {"flows", "triggers", "executions", "users", "webhooks", "health", "secrets", "api keys", "organisms"}
 
 ADDITIONAL_SUCCESSES = {"202", "204"}
 """Success responses that an operation may have in addition to the usual one."""
@@ -156,7 +160,17 @@ class TestOperation:
         assert not operation["summary"].istitle(), "the default title is made from the function's name"
         assert re.fullmatch(r"[A-Z].*\.", operation["description"], re.DOTALL)
         (tag,) = operation["tags"]
-        assert tag in {"flows", "triggers", "executions", "users", "webhooks", "health", "secrets", "organisms"}
+        assert tag in {
+            "flows",
+            "triggers",
+            "executions",
+            "users",
+            "webhooks",
+            "health",
+            "secrets",
+            "api keys",
+            "organisms",
+        }
         successes = [status for status in operation["responses"] if status.startswith("2")]
         assert len(successes) == 1 or set(successes[1:]) <= ADDITIONAL_SUCCESSES
         for parameter in operation.get("parameters", []):

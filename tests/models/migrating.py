@@ -45,6 +45,7 @@ async def fill(session: AsyncSession) -> None:
         "execution_steps": {"id": step, "execution_id": execution},
         "usage_records": {"user_id": user},
         "user_api_keys": {"user_id": user},
+        "api_keys": {"user_id": user},
         "stripe_events": {},
         "workers": {},
         "rate_counters": {},

@@ -5,6 +5,7 @@ Those in `DOCUMENTATION` need none either, and exist only with `ENABLE_DOCS`.
 
 from bloxserver.api.routes import (
     all_executions,
+    api_keys,
     canvas,
     documentation,
     executions,
@@ -31,6 +32,7 @@ AUTHENTICATED = [
     all_executions.router,
     series.router,
     secrets.router,
+    api_keys.router,
     organisms.router,
     canvas.router,
 ]

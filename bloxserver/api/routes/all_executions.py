@@ -30,4 +30,4 @@ async def list_all_executions(
     user: AuthenticatedUser, session: ReadingStatements, query: AllExecutionsListQuery
 ) -> Response:
     """Return the executions of all flows of the user, newest first."""
-    return render_lines(await read_all_executions(session, user, query.request(tuple(sorted(set(query.flow_id))))))
+    return render_lines(await read_all_executions(session, user, query.request(user.visible_flows(query.flow_id))))

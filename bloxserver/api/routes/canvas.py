@@ -8,6 +8,8 @@ from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.routes.organisms import use_read_only_session
 from bloxserver.api.schemas import CanvasState, DerivedOrganism, DeriveRequest, FlowCanvas
+from bloxserver.api.scopes import requires_scope
+from bloxserver.models.enums import Scope
 from bloxserver.queries import canvas as queries
 
 router = APIRouter(
@@ -37,6 +39,7 @@ async def get_canvas(user: AuthenticatedUser, session: DbSession, flow_id: FlowI
     summary="Convert a canvas to YAML",
     responses=response_of(200, "The definition and its problems.", examples.DERIVED_ORGANISM) | errors(404),
 )
+@requires_scope(Scope.READ)
 async def derive_organism(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: DeriveRequest | None = None
 ) -> object:

@@ -41,10 +41,12 @@ from bloxserver.api.schemas import (
     RunRequest,
     Step,
 )
+from bloxserver.api.scopes import requires_scope
 from bloxserver.api.stream_slots import StreamSlot, WaitSlot, refuse_stream_again, refuse_wait_again
 from bloxserver.api.streaming import END_EVENT_ID, EventStream, WaitingResponse, Watcher
 from bloxserver.api.watching import Watch
 from bloxserver.clock import now
+from bloxserver.models.enums import Scope
 from bloxserver.queries import executions as queries
 from bloxserver.queries.execution_lists import read_executions
 from bloxserver.queries.execution_statistics import read_statistics
@@ -104,6 +106,7 @@ async def list_executions(
     | still_running()
     | errors(400, 403, 404),
 )
+@requires_scope(Scope.RUN)
 async def run_flow(
     user: AuthenticatedUser,
     session: DbSession,
@@ -222,6 +225,7 @@ async def stream_execution(
     )
     | errors(404),
 )
+@requires_scope(Scope.RUN)
 async def cancel_execution(
     user: AuthenticatedUser, session: DbSession, flow_id: FlowId, execution_id: ExecutionId
 ) -> object:
@@ -244,6 +248,7 @@ async def cancel_execution(
     )
     | errors(403, 404),
 )
+@requires_scope(Scope.RUN)
 async def retry_execution(
     user: AuthenticatedUser,
     session: DbSession,

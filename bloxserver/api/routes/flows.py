@@ -9,6 +9,7 @@ from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of, storage_limit_reached
 from bloxserver.api.rendering import render_page
 from bloxserver.api.schemas import CreateFlowRequest, Flow, FlowSummary, PaginatedResponse, UpdateFlowRequest
+from bloxserver.api.scopes import for_all_flows
 from bloxserver.queries import flows as queries
 from bloxserver.services import deletions
 from bloxserver.services import flows as services
@@ -26,7 +27,7 @@ router = APIRouter(prefix="/flows", tags=["flows"], route_class=JsonRoute)
 @reads_requester
 async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage) -> Response:
     """Return the user's flows, most recently changed first."""
-    return await render_page(FlowSummary, await queries.read_flows(session, user, page))
+    return await render_page(FlowSummary, await queries.read_flows(session, user, page, user.flow_ids))
 
 
 @router.post(
@@ -43,6 +44,7 @@ async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage
         "Flow limit reached (1). Upgrade to create more flows.",
     ),
 )
+@for_all_flows
 async def create_flow(user: AuthenticatedUser, session: DbSession, body: CreateFlowRequest) -> object:
     """Create a stopped flow. Without a definition it gets the default definition."""
     return await services.create_flow(session, user.id, user.plan, body.name, body.description, body.organism_yaml)

@@ -12,7 +12,9 @@ from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
 from bloxserver.api.json_bodies import definition_in_body
 from bloxserver.api.openapi import errors, response_of
 from bloxserver.api.schemas import BlockDescription, Validation
+from bloxserver.api.scopes import requires_scope
 from bloxserver.models.database import read_only_request
+from bloxserver.models.enums import Scope
 from bloxserver.organism.problems import Problem
 from bloxserver.services import validation as services
 from bloxserver.settings import get_settings
@@ -57,6 +59,7 @@ def _validation(problems: Sequence[Problem]) -> dict[str, Any]:
     responses=response_of(200, "All problems of the definition.", examples.VALIDATION),
     openapi_extra=_body("The definition, or a JSON object with the member `organismYaml`.", required=False),
 )
+@requires_scope(Scope.READ)
 async def validate_organism(definition: DefinitionInBody, user: AuthenticatedUser, session: DbSession) -> object:
     """Return all problems that a start of a flow with this definition would report. Nothing is stored."""
     return _validation(await services.validate(session, get_settings(), user.id, definition or b""))
@@ -70,6 +73,7 @@ async def validate_organism(definition: DefinitionInBody, user: AuthenticatedUse
     responses=response_of(200, "All problems of the definition.", examples.VALID) | errors(404),
     openapi_extra=_body("Another definition for the flow. If absent, the flow's own definition.", required=False),
 )
+@requires_scope(Scope.READ)
 async def validate_flow(
     definition: DefinitionInBody, user: AuthenticatedUser, session: DbSession, flow_id: FlowId
 ) -> object:

@@ -9,7 +9,9 @@ from bloxserver.api.dependencies import AuthenticatedUser, DbSession
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, response_of
 from bloxserver.api.schemas import CreateSecretRequest, Secret, SetSecretRequest
+from bloxserver.api.scopes import requires_scope
 from bloxserver.encryption import SECRET_NAME, get_cipher
+from bloxserver.models.enums import Scope
 from bloxserver.queries import secrets as queries
 from bloxserver.services import secrets as services
 from bloxserver.settings import get_settings
@@ -33,6 +35,7 @@ SecretName = Annotated[str, Path(pattern=f"^{SECRET_NAME}$", description="The se
     summary="List secrets",
     responses=response_of(200, "The secrets, sorted by name.", [examples.SECRET]),
 )
+@requires_scope(Scope.ADMIN)
 async def list_secrets(user: AuthenticatedUser, session: DbSession) -> object:
     """Return the names of all secrets, without their values."""
     return await queries.read_secrets(session, user.id)
@@ -48,6 +51,7 @@ async def list_secrets(user: AuthenticatedUser, session: DbSession) -> object:
     | LIMIT_REACHED
     | error_of(409, "A secret with this name exists.", "secret_exists", "There is a secret called SHOP_TOKEN already"),
 )
+@requires_scope(Scope.ADMIN)
 async def create_secret(user: AuthenticatedUser, session: DbSession, body: CreateSecretRequest) -> object:
     """Create a secret. If a secret with this name exists, it is not changed and the response is 409."""
     cipher = get_cipher(get_settings())
@@ -61,6 +65,7 @@ async def create_secret(user: AuthenticatedUser, session: DbSession, body: Creat
     summary="Create or replace a secret",
     responses=response_of(200, "The secret.", examples.SECRET) | LIMIT_REACHED,
 )
+@requires_scope(Scope.ADMIN)
 async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretName, body: SetSecretRequest) -> object:
     """Create a secret or replace its value. Each attempt uses the current value."""
     cipher = get_cipher(get_settings())
@@ -75,6 +80,7 @@ async def set_secret(user: AuthenticatedUser, session: DbSession, name: SecretNa
     responses=response_of(204, "The secret is deleted.")
     | error_of(404, "Not found.", "secret_not_found", "Secret not found"),
 )
+@requires_scope(Scope.ADMIN)
 async def delete_secret(user: AuthenticatedUser, session: DbSession, name: SecretName) -> None:
     """Delete a secret. Flows that use it fail from then on."""
     await services.delete_secret(session, user.id, name)

@@ -8,11 +8,13 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from bloxserver.api import examples
-from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, TriggerId
+from bloxserver.api.dependencies import AuthenticatedUser, CurrentUser, DbSession, FlowId, TriggerId
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of
 from bloxserver.api.schemas import CreateTriggerRequest, Trigger, UpcomingFirings, UpdateTriggerRequest
 from bloxserver.clock import as_utc
+from bloxserver.models.enums import Scope
+from bloxserver.models.tables import TriggerRecord
 from bloxserver.queries import triggers as queries
 from bloxserver.services import deletions
 from bloxserver.services import triggers as services
@@ -39,6 +41,14 @@ def read_cursor(text: str) -> queries.TriggerCursor:
     """Return the position of a text that matches `CURSOR`."""
     microseconds, _, trigger_id = text.partition("~")
     return queries.TriggerCursor(EPOCH + int(microseconds) * MICROSECOND, UUID(trigger_id))
+
+
+def _shown(user: CurrentUser, trigger: TriggerRecord) -> Trigger:
+    """The trigger, without the token of a webhook for an API key that may neither run flows nor change triggers."""
+    shown = Trigger.model_validate(trigger)
+    if not (user.has_scope(Scope.RUN) or user.has_scope(Scope.WRITE)):
+        shown.webhook_token = shown.webhook_url = None
+    return shown
 
 
 UpcomingCount = Annotated[int, Query(ge=1, le=100, description="The number of times to return.")]
@@ -69,7 +79,7 @@ async def list_triggers(
     if page.next is not None:
         query = urlencode({"limit": limit, "cursor": cursor_text(page.next)})
         response.headers["Link"] = f'<?{query}>; rel="next"'
-    return page.triggers
+    return [_shown(user, trigger) for trigger in page.triggers]
 
 
 @router.post(
@@ -96,7 +106,7 @@ async def create_trigger(
 )
 async def get_trigger(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId) -> object:
     """Return a trigger of a flow."""
-    return await queries.read_trigger(session, user.id, flow_id, trigger_id)
+    return _shown(user, await queries.read_trigger(session, user.id, flow_id, trigger_id))
 
 
 @router.patch(

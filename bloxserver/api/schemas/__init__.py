@@ -1,5 +1,6 @@
 """Request and response bodies, with one module per resource."""
 
+from bloxserver.api.schemas.api_keys import ApiKey, CreateApiKeyRequest, CreatedApiKey
 from bloxserver.api.schemas.base import CursorPage, PaginatedResponse, RequestModel
 from bloxserver.api.schemas.errors import ApiError
 from bloxserver.api.schemas.executions import (
@@ -42,6 +43,7 @@ from bloxserver.models.enums import (
     ExecutionStatus,
     FlowStatus,
     InputEncoding,
+    Scope,
     StepStatus,
     Tier,
     TriggerType,
@@ -51,6 +53,7 @@ from bloxserver.organism.react_flow import CanvasEdge, CanvasNode, CanvasState
 __all__ = [
     "AddApiKeyRequest",
     "ApiError",
+    "ApiKey",
     "ApiKeyInfo",
     "AwaitedExecution",
     "BillingStatus",
@@ -59,9 +62,11 @@ __all__ = [
     "CanvasEdge",
     "CanvasNode",
     "CanvasState",
+    "CreateApiKeyRequest",
     "CreateFlowRequest",
     "CreateSecretRequest",
     "CreateTriggerRequest",
+    "CreatedApiKey",
     "CursorPage",
     "DefinitionProblem",
     "DeriveRequest",
@@ -87,6 +92,7 @@ __all__ = [
     "Readiness",
     "RequestModel",
     "RunRequest",
+    "Scope",
     "Secret",
     "SeriesBucket",
     "ServiceInfo",

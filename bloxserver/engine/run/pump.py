@@ -325,10 +325,8 @@ class Pump:
                 if message.key in self._calls:
                     self._calls[message.key] = saved.message
                 self._start(saved)
-            elif saved.status is StepStatus.CALLING:
-                self._enqueue(self._resolve(saved, self._called))
             else:
-                self._enqueue(saved)
+                self._enqueue(self._resolve(saved, self._called) if saved.status is StepStatus.CALLING else saved)
 
     def _enqueue(self, step: Step) -> None:
         self._queued += 1
