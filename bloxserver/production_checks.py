@@ -31,7 +31,10 @@ def production_problems(settings: Settings) -> list[str]:
     given, webhooks = settings.model_fields_set, settings.webhook_base_url
     keys, token = settings.encryption_keys, settings.metrics_token
     checks = {
-        "CLERK_ISSUER must be an https address in production": not (settings.clerk_issuer or "").startswith("https://"),
+        "CLERK_ISSUER must be an https address in production (or set AUTH=keys)": settings.auth != "keys"
+        and not (settings.clerk_issuer or "").startswith("https://"),
+        "CLERK_ISSUER has no effect with AUTH=keys: remove one of them": settings.auth == "keys"
+        and settings.clerk_issuer is not None,
         "DATABASE_URL must be PostgreSQL in production (or set ALLOW_SQLITE=1)": settings.uses_sqlite
         and not settings.allow_sqlite,
         "CORS_ORIGINS must be set in production: its default contains domains that are not yours": "cors_origins"
@@ -63,7 +66,7 @@ def production_warnings(settings: Settings) -> list[str]:
     """Return the warnings about settings that are unsafe in most installations."""
     checks = {
         "CLERK_AUTHORIZED_PARTIES is empty: tokens issued to any origin are accepted": (
-            not settings.clerk_authorized_parties
+            settings.auth is None and not settings.clerk_authorized_parties
         ),
         "CLERK_ISSUER is a development instance of Clerk": (settings.clerk_issuer or "").endswith(
             ".clerk.accounts.dev"

@@ -7,78 +7,34 @@ An invalid setting does not break an import: `get_settings` uses the default and
 from __future__ import annotations
 
 import os
-import re
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from bloxserver.database_url import normalised_database_url
 from bloxserver.errors import SettingsError
 from bloxserver.production_checks import production_problems, production_warnings
 from bloxserver.setting_names import find_misspelt
+from bloxserver.setting_types import (
+    CommaSeparated,
+    HostPatterns,
+    Networks,
+    OptionalSecret,
+    OptionalText,
+    Proxies,
+    blank_as_none,
+    split_commas,
+)
 
 SYSTEM_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MONTY_BIN", "TMPDIR", "TZ")
-HOST_PATTERN = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
 MIN_OPERATOR_SECRET_LENGTH = 12
 VALUE_ERROR_PREFIX = "Value error, "
 """Pydantic's prefix for the message of a `ValueError`."""
 
 
-def _split_commas(text: str) -> list[str]:
-    """Return the non-empty parts between commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _split(value: object) -> object:
-    return _split_commas(value) if isinstance(value, str) else value
-
-
-def _networks(value: object) -> object:
-    return tuple(map(_network, _split_commas(value))) if isinstance(value, str) else value
-
-
-def _proxies(value: object) -> object:
-    networks = _networks(value)
-    if isinstance(networks, tuple) and not all(network.prefixlen for network in networks):
-        raise ValueError("a network that contains every address would let clients choose their own address")
-    return networks
-
-
-def _network(text: str) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(text)
-    except ValueError:
-        pass
-    try:
-        meant = f"; did you mean {ip_network(text, strict=False)}?"
-    except ValueError:
-        meant = ""
-    raise ValueError(f"{text[:50]!r} is not a network like 10.0.0.0/8 or fd00::/8{meant}")
-
-
-def _host_patterns(value: object) -> object:
-    return tuple(map(_host_pattern, _split_commas(value))) if isinstance(value, str) else value
-
-
-def _host_pattern(text: str) -> str:
-    if not HOST_PATTERN.fullmatch(text):
-        raise ValueError(f"{text[:50]!r} is not a host like api.example.com or *.example.com, without scheme and port")
-    return text.lower()
-
-
-def _blank_as_none(value: object) -> object:
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
-Proxies = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_proxies)]
-HostPatterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_patterns)]
-OptionalText = Annotated[str | None, BeforeValidator(_blank_as_none)]
-OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_blank_as_none)]
+Tier = Literal["free", "pro", "enterprise", "high_frequency"]
 
 
 class Settings(BaseSettings):
@@ -117,7 +73,7 @@ class Settings(BaseSettings):
     forwarded_allow_ips: Proxies = Field(
         (), description="Addresses and networks of the proxies whose X-Forwarded-* headers are used, comma-separated."
     )
-    rate_limits: Annotated[bool | None, BeforeValidator(_blank_as_none)] = Field(
+    rate_limits: Annotated[bool | None, BeforeValidator(blank_as_none)] = Field(
         None, description="Limit the rates of requests; if unset, only with ENV=staging and production."
     )
 
@@ -138,6 +94,10 @@ class Settings(BaseSettings):
         30, ge=1, le=3_600, description="Maximum duration of a PostgreSQL statement."
     )
 
+    auth: Annotated[Literal["keys"] | None, BeforeValidator(blank_as_none)] = Field(
+        None, description="`keys`: users sign in with API keys only, which the operator creates."
+    )
+    default_tier: Tier = Field("free", description="Tier of new users.")
     clerk_issuer: OptionalText = Field(
         None, description="Issuer of the Clerk tokens, for example https://x.clerk.accounts.dev."
     )
@@ -152,7 +112,7 @@ class Settings(BaseSettings):
         100, ge=1, le=10_000, description="Maximum concurrent executions of each tier on one worker."
     )
     worker_host: str = Field("127.0.0.1", description="Address on which `bloxserver worker` serves health and metrics.")
-    worker_port: Annotated[int | None, BeforeValidator(_blank_as_none)] = Field(
+    worker_port: Annotated[int | None, BeforeValidator(blank_as_none)] = Field(
         None,
         ge=0,
         le=65535,
@@ -214,7 +174,7 @@ class Settings(BaseSettings):
         100, ge=0, description="Number of versions to keep per flow, besides those in use; 0 keeps all."
     )
 
-    llm_provider: Annotated[Literal["openai", "anthropic"] | None, BeforeValidator(_blank_as_none)] = Field(
+    llm_provider: Annotated[Literal["openai", "anthropic"] | None, BeforeValidator(blank_as_none)] = Field(
         None, description="API of the language model; if unset, derived from LLM_BASE_URL and LLM_MODEL."
     )
     llm_base_url: OptionalText = Field(
@@ -286,8 +246,8 @@ class Settings(BaseSettings):
 
     @property
     def dev_bypass(self) -> bool:
-        """Whether requests are authenticated as the development user: only in development without a Clerk issuer."""
-        return self.env == "development" and self.clerk_issuer is None
+        """Whether requests are authenticated as the development user: only in development without another sign-in."""
+        return self.env == "development" and self.clerk_issuer is None and self.auth is None
 
     @property
     def limits_rates(self) -> bool:
@@ -313,7 +273,7 @@ class Settings(BaseSettings):
     def encryption_keys(self) -> tuple[str, ...]:
         """The keys in `API_KEY_ENCRYPTION_KEY`, in order; empty if it is not set."""
         given = self.api_key_encryption_key
-        return () if given is None else tuple(_split_commas(given.get_secret_value()))
+        return () if given is None else tuple(split_commas(given.get_secret_value()))
 
     @property
     def operator_secrets(self) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
-from bloxserver.errors import Unauthorized
+from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.enums import Scope
 from bloxserver.models.tables import Tier, UserRecord
 from bloxserver.plans import Plan, get_plan
@@ -147,6 +147,7 @@ class UnreadUser(CurrentUser):
     def confirm(self, row: sa.Row[Any]) -> bool:
         if row.requester_clerk_id != self.clerk_id:  # deleted, or of another database
             return False
+        refuse_disabled(row.requester_disabled_at)
         set_committed_value(self.user, "tier", row.requester_tier)
         set_committed_value(self.user, "limits", row.requester_limits)
         self._count()
@@ -161,6 +162,12 @@ class UnreadUser(CurrentUser):
     def _count(self) -> None:
         admission: Admission = vars(self)["_admission"]
         count_request(self, admission)
+
+
+def refuse_disabled(disabled_at: datetime | None) -> None:
+    """Raise `Forbidden` if an operator has disabled the user."""
+    if disabled_at is not None:
+        raise Forbidden("user_disabled", "The operator has disabled this account")
 
 
 def count_request(user: CurrentUser, admission: Admission) -> None:
@@ -193,14 +200,16 @@ def find_unread_user(
 async def read_user(session: AsyncSession, claims: dict[str, Any], access: KeyAccess | None = None) -> UserRecord:
     """The user of a verified token or key. The first token creates the user.
 
-    Raises `Unauthorized` if the user of the key was deleted.
+    Raises `Unauthorized` if the user of the key was deleted, and `Forbidden` if the user is disabled.
     """
     if access is not None:
         owner = await session.get(UserRecord, access.user_id, populate_existing=True)
         if owner is None:
             raise Unauthorized("invalid_api_key", INVALID_KEY)
+        refuse_disabled(owner.disabled_at)
         return owner
     user = await user_of_claims(session, claims)
+    refuse_disabled(user.disabled_at)
     if len(_known_ids) >= MAX_KNOWN_IDS:
         del _known_ids[next(iter(_known_ids))]
     _known_ids[claims["sub"]] = user.id

@@ -181,6 +181,8 @@ async def _identity(
         if is_key(token):
             access = await find_key_access(request, token, open_session)
             return {"sub": access.clerk_id}, access
+        if get_settings().auth == "keys":
+            raise Unauthorized("invalid_token", "This server accepts only API keys")
         return await validate_clerk_token(token), None
     except Unauthorized:
         admission.charge_invalid_token()

@@ -1,4 +1,5 @@
-"""The command line: `bloxserver serve`, `worker`, `migrate`, `status`, `prune`, `rotate-keys`, `demo`, `check`.
+"""The command line: `bloxserver serve`, `worker`, `migrate`, `status`, `prune`, `rotate-keys`, `users`, `api-keys`,
+`demo`, `check`.
 
 Command modules import the rest of the package inside their functions, so that `bloxserver --help` starts fast.
 """
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bloxserver import __version__
-from bloxserver.cli import check, demo, migrate, prune, rotate_keys, serve, status, worker
+from bloxserver.cli import api_keys, check, demo, migrate, prune, rotate_keys, serve, status, users, worker
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +43,9 @@ for command in (
     status.status,
     prune.prune,
     rotate_keys.rotate_keys,
-    demo.demo,
-    check.check,
 ):
     app.command()(command)
+app.add_typer(users.app, name="users")
+app.add_typer(api_keys.app, name="api-keys")
+app.command()(demo.demo)
+app.command()(check.check)

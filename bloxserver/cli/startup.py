@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 
 import typer
 
-from bloxserver.errors import SettingsError
+from bloxserver.errors import BloxError, SettingsError
 from bloxserver.observability.log import configure_logging
 from bloxserver.settings import Settings, get_settings, misspelt_settings
 
@@ -57,10 +57,28 @@ def run(
             runner.run(_join_sqlite_threads(coroutine))
     except SettingsError as error:
         fail(str(error))
+    except BloxError as error:
+        fail(error.message)
     except (OSError, SQLAlchemyError) as error:
         from bloxserver.models.transient_errors import describe_error
 
         fail(f"the database cannot be used: {describe_error(error)}")
+
+
+def run_in_transaction(change: Callable[[Any], Awaitable[str]]) -> None:
+    """Run a function with a session of a new transaction, and print what it returns after the commit."""
+
+    async def main() -> None:
+        from bloxserver.models.database import database
+
+        try:
+            async with database.transaction() as session:
+                text = await change(session)
+        finally:
+            await database.dispose()
+        typer.echo(text)
+
+    run(main())
 
 
 async def _join_sqlite_threads(coroutine: Coroutine[Any, Any, None]) -> None:

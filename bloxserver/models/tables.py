@@ -106,6 +106,8 @@ class UserRecord(Base):
     current_period_end: Mapped[datetime | None]
     limits: Mapped[dict[str, Any] | None] = mapped_column(LenientJson(none_as_null=True))
     """Limits that an operator set for this user: names of attributes of `plans.Plan`, and their values."""
+    disabled_at: Mapped[datetime | None]
+    """When an operator disabled the user, whose requests are refused since then."""
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
 

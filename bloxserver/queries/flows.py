@@ -120,6 +120,11 @@ async def find_flows(session: AsyncSession, user_id: UUID, references: Collectio
     return called | {reference: found for reference, found in named.items() if found}
 
 
+async def read_flow_ids(session: AsyncSession, user_id: UUID) -> list[UUID]:
+    """The ids of all flows of the user."""
+    return list(await session.scalars(sa.select(FlowRecord.id).where(owned_by(user_id)).order_by(FlowRecord.id)))
+
+
 async def count_flows(session: AsyncSession, user_id: UUID) -> int:
     return await session.scalar(sa.select(sa.func.count()).select_from(FlowRecord).where(owned_by(user_id))) or 0
 

@@ -22,6 +22,7 @@ REQUESTER_COLUMNS = (
     _users.c.clerk_id.label("requester_clerk_id"),
     _users.c.tier.label("requester_tier"),
     _users.c.limits.label("requester_limits"),
+    _users.c.disabled_at.label("requester_disabled_at"),
 )
 """The columns that `Requester.confirm` reads. All are null if the user has no row."""
 

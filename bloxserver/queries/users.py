@@ -5,6 +5,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.ids import read_id
 from bloxserver.models.enums import Tier
 from bloxserver.models.tables import UserRecord
 from bloxserver.plans import FREE, Plan, get_plan
@@ -20,3 +21,16 @@ async def read_plan(session: AsyncSession, user_id: UUID) -> Plan:
         await session.execute(sa.select(UserRecord.tier, UserRecord.limits).where(UserRecord.id == user_id))
     ).first()
     return FREE if user is None else get_plan(user.tier or Tier.FREE, user.limits)
+
+
+async def read_users(session: AsyncSession) -> list[UserRecord]:
+    """All users of the installation, the oldest first."""
+    return list(await session.scalars(sa.select(UserRecord).order_by(UserRecord.created_at, UserRecord.id)))
+
+
+async def find_users(session: AsyncSession, reference: str) -> list[UserRecord]:
+    """The users whom an operator means: by id, by the identity of the sign-in (`clerk_id`), or by email."""
+    named = [UserRecord.clerk_id == reference, UserRecord.email == reference]
+    if (user_id := read_id(reference)) is not None:
+        named.append(UserRecord.id == user_id)
+    return list(await session.scalars(sa.select(UserRecord).where(sa.or_(*named)).order_by(UserRecord.id)))

@@ -66,13 +66,12 @@ async def create_api_key(
     return written.one(), key
 
 
-async def revoke_api_key(session: AsyncSession, user_id: UUID, key_id: UUID) -> None:
-    """Delete the key; raises `NotFound`."""
-    deleted = await session.execute(
-        sa.delete(ApiKeyRecord)
-        .where(ApiKeyRecord.user_id == user_id, ApiKeyRecord.id == key_id)
-        .returning(ApiKeyRecord.id)
-    )
+async def revoke_api_key(session: AsyncSession, key_id: UUID, *, user_id: UUID | None = None) -> None:
+    """Delete the key, if it is the user's or no user is given. Raises `NotFound`."""
+    wanted = [ApiKeyRecord.id == key_id]
+    if user_id is not None:
+        wanted.append(ApiKeyRecord.user_id == user_id)
+    deleted = await session.execute(sa.delete(ApiKeyRecord).where(*wanted).returning(ApiKeyRecord.id))
     if deleted.first() is None:
         raise NotFound("API key")
 

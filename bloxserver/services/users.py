@@ -12,6 +12,7 @@ from bloxserver.models.tables import UserRecord
 from bloxserver.models.upsert import insert_into
 from bloxserver.plans import FREE, Plan, get_plan
 from bloxserver.queries.users import read_user_by_clerk_id
+from bloxserver.settings import get_settings
 
 DEV_CLERK_ID = "dev_user_001"
 DEV_CLAIMS: dict[str, Any] = {"sub": DEV_CLERK_ID, "dev": True}
@@ -49,7 +50,7 @@ def _profile(claims: dict[str, Any]) -> dict[str, Any]:
         "email": _text(claims.get("email"), 320) or f"{claims['sub']}@unknown",
         "name": _text(claims.get("name"), 255),
         "avatar_url": _text(claims.get("image_url"), 2048),
-        "tier": Tier.FREE,
+        "tier": Tier(get_settings().default_tier),
     }
 
 

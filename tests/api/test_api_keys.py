@@ -350,5 +350,5 @@ async def test_keys_of_another_user_cannot_be_revoked(session: AsyncSession, own
     stranger = await factories.create_user(session)
     row, _ = await create_api_key(session, owner.id, NewKey("k", [Scope.READ]))
     with pytest.raises(Exception, match="API key not found"):
-        await revoke_api_key(session, stranger.id, row.id)
-    await revoke_api_key(session, owner.id, row.id)
+        await revoke_api_key(session, row.id, user_id=stranger.id)
+    await revoke_api_key(session, row.id, user_id=owner.id)

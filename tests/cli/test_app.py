@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bloxserver import __version__
 from bloxserver.cli import app
 
-COMMANDS = ("serve", "worker", "migrate", "status", "prune", "rotate-keys", "demo", "check")
+COMMANDS = ("serve", "worker", "migrate", "status", "prune", "rotate-keys", "demo", "check", "users", "api-keys")
 SLOW_IMPORTS = {"alembic", "asyncpg", "fastapi", "httpx", "httpx2", "openai", "pydantic_ai", "uvicorn"}
 
 

@@ -69,5 +69,5 @@ async def create_api_key(user: AuthenticatedUser, session: DbSession, body: Crea
 @requires_scope(Scope.ADMIN)
 async def revoke_api_key(user: AuthenticatedUser, session: DbSession, key_id: ApiKeyId) -> None:
     """Delete an API key. Every server rejects it within a second."""
-    await services.revoke_api_key(session, user.id, key_id)
+    await services.revoke_api_key(session, key_id, user_id=user.id)
     sa.event.listen(session.sync_session, "after_commit", forget_keys, once=True)
