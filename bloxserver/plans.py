@@ -1,4 +1,4 @@
-"""The limits and prices of each tier. An unknown tier has the free plan.
+"""The limits and prices of each tier. An unknown tier has the free plan. `PLANS_FILE` replaces single limits.
 
 An operator can override single limits for a user: the column `users.limits` maps names of attributes to values.
 """
@@ -127,7 +127,7 @@ INVALID_TOKEN_COST = 20
 
 def get_plan(tier: str, overrides: Mapping[str, object] | None = None) -> Plan:
     """Return the plan of a tier, with the limits that an operator set for the user. Unusable overrides are ignored."""
-    plan = PLANS.get(tier, FREE)
+    plan = PLANS.get(tier) or PLANS["free"]
     # Another program may have stored any JSON value.
     return replace(plan, **usable_overrides(overrides)) if overrides and isinstance(overrides, Mapping) else plan
 

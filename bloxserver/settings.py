@@ -98,6 +98,7 @@ class Settings(BaseSettings):
         None, description="`keys`: users sign in with API keys only, which the operator creates."
     )
     default_tier: Tier = Field("free", description="Tier of new users.")
+    plans_file: OptionalText = Field(None, description="YAML file with limits of plans, which replace the defaults.")
     clerk_issuer: OptionalText = Field(
         None, description="Issuer of the Clerk tokens, for example https://x.clerk.accounts.dev."
     )

@@ -29,6 +29,7 @@ from bloxserver.models.migrate import SchemaState, schema_state
 from bloxserver.models.sqlite_connection import shorten_switch_interval
 from bloxserver.observability.log import configure_logging
 from bloxserver.observability.tracing import start_tracing, stop_tracing
+from bloxserver.plans_file import use_plans_file
 from bloxserver.services.rate_limits import RateLimiter
 from bloxserver.settings import Settings, get_settings, misspelt_settings
 
@@ -98,6 +99,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = get_settings()
     configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=settings.operator_secrets)
     settings.check_startup()
+    use_plans_file(settings.plans_file)
     if settings.uses_sqlite:
         shorten_switch_interval()
     get_registry()  # an unusable block of an installed package must stop the start of the server, not fail flows later

@@ -11,6 +11,7 @@ import typer
 
 from bloxserver.errors import BloxError, SettingsError
 from bloxserver.observability.log import configure_logging
+from bloxserver.plans_file import use_plans_file
 from bloxserver.settings import Settings, get_settings, misspelt_settings
 
 
@@ -24,6 +25,7 @@ def load_checked_settings() -> Settings:
     settings = get_settings()
     try:
         settings.check_startup()
+        use_plans_file(settings.plans_file)
         get_registry()
     except SettingsError as error:
         fail(str(error))
@@ -41,6 +43,10 @@ def load_settings() -> Settings:
         fail(str(SettingsError(settings.problems)))
     for line in misspelt_settings():
         typer.echo(f"bloxserver: warning: {line}", err=True)
+    try:
+        use_plans_file(settings.plans_file)
+    except SettingsError as error:
+        fail(str(error))
     # The command prints its own failures.
     configure_logging(level="ERROR", as_json=False, secrets=settings.operator_secrets)
     return settings

@@ -20,7 +20,7 @@ from bloxserver.models.tables import (
     UsageRecord,
     UserRecord,
 )
-from bloxserver.plans import FREE, MAX_LIMIT, PLANS, Plan
+from bloxserver.plans import MAX_LIMIT, PLANS, Plan
 
 NEAR = 0.8
 """The share of a limit from which a user is near it."""
@@ -74,7 +74,7 @@ def _limit(name: str, tier: sa.ColumnElement[str]) -> sa.ColumnElement[float]:
     """A user's limit; null if unlimited. Like `plans.get_plan`, it ignores unusable overrides."""
     by_tier = sa.case(
         *((tier == known, sa.cast(getattr(plan, name), sa.Float)) for known, plan in PLANS.items()),
-        else_=sa.cast(getattr(FREE, name), sa.Float),
+        else_=sa.cast(getattr(PLANS["free"], name), sa.Float),
     )
     kind, number = limit_kind(UserRecord.limits, name), limit_number(UserRecord.limits, name)
     cases: list[Any] = [(number.is_not(None), number)]

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.ids import read_id
 from bloxserver.models.enums import Tier
 from bloxserver.models.tables import UserRecord
-from bloxserver.plans import FREE, Plan, get_plan
+from bloxserver.plans import Plan, get_plan
 
 
 async def read_user_by_clerk_id(session: AsyncSession, clerk_id: str) -> UserRecord | None:
@@ -20,7 +20,7 @@ async def read_plan(session: AsyncSession, user_id: UUID) -> Plan:
     user = (
         await session.execute(sa.select(UserRecord.tier, UserRecord.limits).where(UserRecord.id == user_id))
     ).first()
-    return FREE if user is None else get_plan(user.tier or Tier.FREE, user.limits)
+    return get_plan(Tier.FREE) if user is None else get_plan(user.tier or Tier.FREE, user.limits)
 
 
 async def read_users(session: AsyncSession) -> list[UserRecord]:

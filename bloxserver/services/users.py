@@ -10,7 +10,7 @@ from bloxserver.models.database import begin_writing
 from bloxserver.models.enums import Tier
 from bloxserver.models.tables import UserRecord
 from bloxserver.models.upsert import insert_into
-from bloxserver.plans import FREE, Plan, get_plan
+from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.users import read_user_by_clerk_id
 from bloxserver.settings import get_settings
 
@@ -40,7 +40,7 @@ async def lock_plan(session: AsyncSession, user_id: UUID) -> Plan:
     """The limits of a user, whose row is locked until the transaction ends, so that limits are exact."""
     user = sa.select(UserRecord.tier, UserRecord.limits).where(UserRecord.id == user_id)
     row = (await session.execute(user.with_for_update(key_share=True))).first()
-    return FREE if row is None else get_plan(row.tier or Tier.FREE, row.limits)
+    return get_plan(Tier.FREE) if row is None else get_plan(row.tier or Tier.FREE, row.limits)
 
 
 def _profile(claims: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""Reads `PLANS_FILE`: limits of plans that replace those of `plans.PLANS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from bloxserver.errors import SettingsError
+from bloxserver.plans import MAX_LIMIT, PLANS, Plan, usable_overrides
+
+
+def use_plans_file(path: str | None) -> None:
+    """Replace the limits of this process by those in the file, if one is set. Raises `SettingsError`."""
+    if path is not None:
+        PLANS.update(read_plans(Path(path)))
+
+
+def read_plans(path: Path) -> dict[str, Plan]:
+    """Return the plans of the tiers in the file. Limits that it does not have are the defaults.
+
+    Raises `SettingsError` with a line for each problem.
+    """
+    import yaml  # only for installations with such a file
+
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _strict_loader())  # noqa: S506
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError([f"PLANS_FILE cannot be read: {reason}"]) from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+        raise SettingsError([f"PLANS_FILE is not valid YAML: {error.problem}{line}"]) from None
+    except yaml.YAMLError:
+        raise SettingsError(["PLANS_FILE is not valid YAML"]) from None
+    document = {} if document is None else document
+    problems = _problems(document)
+    if problems:
+        raise SettingsError(problems)
+    return {tier: replace(PLANS[tier], **usable_overrides(limits)) for tier, limits in document.items()}
+
+
+def _problems(document: object) -> list[str]:
+    if not isinstance(document, Mapping):
+        return ["PLANS_FILE must map tiers to limits, for example `free: {flows: 5}`"]
+    problems: list[str] = []
+    for tier, limits in document.items():
+        if tier not in PLANS:
+            problems.append(f"PLANS_FILE: {tier!r} is not a tier; the tiers are {', '.join(PLANS)}")
+        elif not isinstance(limits, Mapping):
+            problems.append(f"PLANS_FILE: {tier} must map names of limits to numbers")
+        else:
+            problems += [f"PLANS_FILE: {tier}.{problem}" for problem in _problems_of_limits(limits)]
+    return problems
+
+
+def _problems_of_limits(limits: Mapping[Any, Any]) -> list[str]:
+    kinds = {field.name: str(field.type) for field in fields(Plan)}
+    usable = usable_overrides(limits)
+    problems: list[str] = []
+    for name, value in limits.items():
+        if name not in kinds:
+            problems.append(f"{name} is not a limit")
+        elif name not in usable or (isinstance(value, float) and "float" not in kinds[name]):
+            kind = "a number" if "float" in kinds[name] else "a whole number"
+            unlimited = ", or null" if "None" in kinds[name] else ""
+            problems.append(f"{name} must be {kind} from 0 to {MAX_LIMIT}{unlimited}")
+    return problems
+
+
+def _strict_loader() -> type[Any]:
+    """A loader that refuses repeated keys, of which YAML would silently use the last one."""
+    import yaml
+
+    class StrictLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            for index, (key, _) in enumerate(node.value):
+                if key.value in names[:index]:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value} is given twice", problem_mark=key.start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
+    return StrictLoader
