@@ -31,10 +31,12 @@ def production_problems(settings: Settings) -> list[str]:
     given, webhooks = settings.model_fields_set, settings.webhook_base_url
     keys, token = settings.encryption_keys, settings.metrics_token
     checks = {
-        "CLERK_ISSUER must be an https address in production (or set AUTH=keys)": settings.auth != "keys"
+        "CLERK_ISSUER must be an https address in production (or set OIDC_ISSUER or AUTH=keys)": settings.auth is None
+        and settings.oidc_issuer is None
         and not (settings.clerk_issuer or "").startswith("https://"),
-        "CLERK_ISSUER has no effect with AUTH=keys: remove one of them": settings.auth == "keys"
-        and settings.clerk_issuer is not None,
+        "OIDC_ISSUER must be an https address in production": not (settings.oidc_issuer or "https://").startswith(
+            "https://"
+        ),
         "DATABASE_URL must be PostgreSQL in production (or set ALLOW_SQLITE=1)": settings.uses_sqlite
         and not settings.allow_sqlite,
         "CORS_ORIGINS must be set in production: its default contains domains that are not yours": "cors_origins"
@@ -62,11 +64,27 @@ def production_problems(settings: Settings) -> list[str]:
     return [problem for problem, holds in checks.items() if holds]
 
 
+def sign_in_problems(settings: Settings) -> list[str]:
+    """Return the problems with the settings of the sign-in, in every kind of installation."""
+    checks = {
+        "Only one of CLERK_ISSUER, OIDC_ISSUER and AUTH=keys can be set": sum(
+            value is not None for value in (settings.clerk_issuer, settings.oidc_issuer, settings.auth)
+        )
+        > 1,
+        "OIDC_ISSUER must be an http or https address": not (settings.oidc_issuer or "https://").startswith(
+            ("http://", "https://")
+        ),
+        "OIDC_AUDIENCE must be set when OIDC_ISSUER is": settings.oidc_issuer is not None
+        and settings.oidc_audience is None,
+    }
+    return [problem for problem, holds in checks.items() if holds]
+
+
 def production_warnings(settings: Settings) -> list[str]:
     """Return the warnings about settings that are unsafe in most installations."""
     checks = {
         "CLERK_AUTHORIZED_PARTIES is empty: tokens issued to any origin are accepted": (
-            settings.auth is None and not settings.clerk_authorized_parties
+            settings.clerk_issuer is not None and not settings.clerk_authorized_parties
         ),
         "CLERK_ISSUER is a development instance of Clerk": (settings.clerk_issuer or "").endswith(
             ".clerk.accounts.dev"

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 
 from bloxserver.database_url import normalised_database_url
 from bloxserver.errors import SettingsError
-from bloxserver.production_checks import production_problems, production_warnings
+from bloxserver.production_checks import production_problems, production_warnings, sign_in_problems
 from bloxserver.setting_names import find_misspelt
 from bloxserver.setting_types import (
     CommaSeparated,
@@ -98,6 +98,15 @@ class Settings(BaseSettings):
         None, description="`keys`: users sign in with API keys only, which the operator creates."
     )
     default_tier: Tier = Field("free", description="Tier of new users.")
+    oidc_issuer: OptionalText = Field(
+        None,
+        max_length=512,
+        description="Issuer of OpenID Connect tokens, for example https://sso.example.com/realms/staff.",
+    )
+    oidc_audience: OptionalText = Field(None, description="Audience that these tokens must have.")
+    oidc_email_claim: str = Field("email", description="Claim with the email address of a new user.")
+    oidc_name_claim: str = Field("name", description="Claim with the name of a new user.")
+    oidc_picture_claim: str = Field("picture", description="Claim with the address of a new user's picture.")
     plans_file: OptionalText = Field(None, description="YAML file with limits of plans, which replace the defaults.")
     clerk_issuer: OptionalText = Field(
         None, description="Issuer of the Clerk tokens, for example https://x.clerk.accounts.dev."
@@ -248,7 +257,7 @@ class Settings(BaseSettings):
     @property
     def dev_bypass(self) -> bool:
         """Whether requests are authenticated as the development user: only in development without another sign-in."""
-        return self.env == "development" and self.clerk_issuer is None and self.auth is None
+        return self.env == "development" and not any((self.clerk_issuer, self.oidc_issuer, self.auth))
 
     @property
     def limits_rates(self) -> bool:
@@ -300,6 +309,7 @@ class Settings(BaseSettings):
                 "HEARTBEAT_TIMEOUT_SECONDS must be at least twice HEARTBEAT_INTERVAL_SECONDS: "
                 "live workers would be declared dead"
             )
+        problems += sign_in_problems(self)
         if self.is_production:
             problems += production_problems(self)
         if problems:

@@ -11,18 +11,40 @@ from functools import lru_cache
 from typing import Any, Literal, Self
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from jwt.algorithms import RSAAlgorithm
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from jwt.utils import base64url_encode
 
 JWKS_PATH = "/.well-known/jwks.json"
+CONFIGURATION_PATH = "/.well-known/openid-configuration"
 
 
 @lru_cache
 def _private_key(name: str, bits: int) -> rsa.RSAPrivateKey:
     """Create a key. Cached by name and size."""
     return rsa.generate_private_key(public_exponent=65537, key_size=bits)
+
+
+@lru_cache
+def _elliptic_key(name: str) -> ec.EllipticCurvePrivateKey:
+    """Create a key. Cached by name."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+class EllipticKey:
+    """A key for ES256 with an id."""
+
+    def __init__(self, kid: str = "elliptic") -> None:
+        self.kid = kid
+        self.private = _elliptic_key(kid)
+
+    def jwk(self, **overrides: object) -> dict[str, object]:
+        public = ECAlgorithm.to_jwk(self.private.public_key(), as_dict=True)
+        return public | {"use": "sig", "kid": self.kid} | overrides
+
+    def sign(self, payload: dict[str, object]) -> str:
+        return jwt.encode(payload, self.private, "ES256", headers={"kid": self.kid})
 
 
 class SigningKey:
@@ -90,11 +112,15 @@ class Mode(StrEnum):
 class JwksServer:
     """Serves `keys` at `{issuer}/.well-known/jwks.json` and counts the requests in `fetches`.
 
+    It also serves the configuration of an OpenID Connect provider, which names these keys.
+
     In the mode `HANG` it answers when `release` is set, and sets `requested` before.
     """
 
-    def __init__(self, *keys: SigningKey) -> None:
+    def __init__(self, *keys: SigningKey | EllipticKey) -> None:
         self.keys: list[object] = [key.jwk() for key in keys]
+        self.configuration: dict[str, object] = {}
+        """Replaces members of the configuration of an OpenID Connect provider."""
         self.mode = Mode.OK
         self.fetches = 0
         self.requested = asyncio.Event()
@@ -136,6 +162,9 @@ class JwksServer:
         }
         mode = self.mode if path == JWKS_PATH else Mode.OK
         body = bodies.get(mode, key_set)
+        if path.endswith(CONFIGURATION_PATH):
+            standard = {"issuer": self.issuer, "jwks_uri": f"{self.issuer}{JWKS_PATH}"}
+            body = json.dumps(standard | self.configuration)
         lines = [
             f"HTTP/1.1 {statuses.get(mode, '200 OK')}",
             "Content-Type: application/json",

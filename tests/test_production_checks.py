@@ -132,3 +132,46 @@ def test_unsafe_values_are_accepted_outside_production() -> None:
     values = {"metrics_token": "a", "cors_origins": "null", "ssrf_allow_cidrs": "0.0.0.0/0", "enable_docs": True}
     for env in ("development", "test", "staging"):
         Settings(**VALID | values | {"env": env}).check_startup()
+
+
+class TestSignIn:
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"clerk_issuer": None}, ["CLERK_ISSUER"]),
+            ({"clerk_issuer": "http://clerk.example.com"}, ["CLERK_ISSUER"]),
+            ({"clerk_issuer": None, "auth": "keys"}, []),
+            ({"auth": "keys"}, ["Only"]),
+            ({"clerk_issuer": None, "oidc_issuer": "https://sso.example.com", "oidc_audience": "blox"}, []),
+            ({"clerk_issuer": None, "oidc_issuer": "https://sso.example.com"}, ["OIDC_AUDIENCE"]),
+            (
+                {"clerk_issuer": None, "oidc_issuer": "http://sso.example.com", "oidc_audience": "blox"},
+                ["OIDC_ISSUER"],
+            ),
+            ({"oidc_issuer": "https://sso.example.com", "oidc_audience": "blox"}, ["Only"]),
+        ],
+        ids=str,
+    )
+    def test_production_needs_exactly_one_way_to_sign_in(self, changes: dict[str, Any], expected: list[str]) -> None:
+        assert problems(**changes) == expected
+
+    @pytest.mark.parametrize("env", ["development", "test", "staging", "production"])
+    def test_incomplete_provider_prevents_every_start(self, env: str) -> None:
+        changes = {"env": env, "clerk_issuer": None, "oidc_issuer": "sso.example.com"}
+        assert {"OIDC_ISSUER", "OIDC_AUDIENCE"} <= {*problems(**changes)}
+
+    @pytest.mark.parametrize(
+        ("changes", "is_bypassed"),
+        [
+            ({"clerk_issuer": None}, True),
+            ({}, False),
+            ({"clerk_issuer": None, "oidc_issuer": "https://sso.example.com"}, False),
+            ({"clerk_issuer": None, "auth": "keys"}, False),
+        ],
+        ids=str,
+    )
+    def test_development_user_exists_only_without_another_sign_in(
+        self, changes: dict[str, Any], is_bypassed: bool
+    ) -> None:
+        assert Settings(**VALID | {"env": "development"} | changes).dev_bypass is is_bypassed
+        assert not Settings(**VALID | changes).dev_bypass

@@ -133,6 +133,18 @@ async def validate_clerk_token(token: str) -> dict[str, Any]:
     return await get_verifier(get_settings()).verify(token)
 
 
+async def _token_claims(token: str) -> dict[str, Any]:
+    """The claims of a token of the configured identity provider. Raises `Unauthorized` and `Unavailable`."""
+    settings = get_settings()
+    if settings.auth == "keys":
+        raise Unauthorized("invalid_token", "This server accepts only API keys")
+    if settings.oidc_issuer is None:
+        return await validate_clerk_token(token)
+    from bloxserver.clients.oidc import get_verifier
+
+    return await get_verifier(settings).verify(token)
+
+
 async def request_admission(request: Request) -> Admission:
     """The rate limits of the request."""
     admission: Admission = request.scope.get("state", {}).get("admission", UNLIMITED)
@@ -181,9 +193,7 @@ async def _identity(
         if is_key(token):
             access = await find_key_access(request, token, open_session)
             return {"sub": access.clerk_id}, access
-        if get_settings().auth == "keys":
-            raise Unauthorized("invalid_token", "This server accepts only API keys")
-        return await validate_clerk_token(token), None
+        return await _token_claims(token), None
     except Unauthorized:
         admission.charge_invalid_token()
         raise

@@ -208,7 +208,7 @@ def _completed(document: dict[str, Any], scopes: Mapping[str, str]) -> dict[str,
     schemas["ApiError"] = ApiError.model_json_schema(mode="serialization")
     schemas |= _event_schemas()
     components["securitySchemes"] = {
-        "clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A Clerk session token."},
+        "clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A token of the issuer."},
         "apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "blx_live_…", "description": API_KEY_SCHEME},
     }
     for path, operations in document["paths"].items():

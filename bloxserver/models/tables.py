@@ -91,6 +91,10 @@ class UserRecord(Base):
 
     id: Mapped[Id]
     clerk_id: Mapped[str] = mapped_column(sa.String(255), unique=True)
+    """The subject of a user of Clerk; for others `oidc:` or `local:` and a text that identifies them."""
+    issuer: Mapped[str | None] = mapped_column(sa.String(512))
+    subject: Mapped[str | None] = mapped_column(sa.String(255))
+    """Issuer and subject of a user of an OpenID Connect provider."""
     email: Mapped[str] = mapped_column(sa.String(320), default="", server_default="")
     name: Mapped[str | None] = mapped_column(sa.String(255))
     avatar_url: Mapped[str | None] = mapped_column(sa.Text)

@@ -51,7 +51,15 @@ def _profile(claims: dict[str, Any]) -> dict[str, Any]:
         "name": _text(claims.get("name"), 255),
         "avatar_url": _text(claims.get("image_url"), 2048),
         "tier": Tier(get_settings().default_tier),
+        **_issuer_and_subject(claims),
     }
+
+
+def _issuer_and_subject(claims: dict[str, Any]) -> dict[str, str]:
+    """Those of a token of an OpenID Connect provider. Clerk's tokens cannot have such a subject."""
+    if not claims["sub"].startswith("oidc:"):
+        return {}
+    return {name: claims["oidc"][name] for name in ("issuer", "subject")}
 
 
 def _text(claim: object, limit: int) -> str | None:

@@ -101,6 +101,8 @@ class TestClaims:
             ({"sub": "\ud800"}, INVALID),
             ({"sub": "u" * 255}, OK),
             ({"sub": "u" * 256}, INVALID),
+            ({"sub": "local:0b5c"}, INVALID),
+            ({"sub": "oidc:0b5c"}, INVALID),
             ({"sts": "pending"}, INVALID),
             ({"sts": ["pending"]}, OK),
             ({"azp": ["https://app.openblox.ai"]}, INVALID),
@@ -284,7 +286,7 @@ class TestVerifiedTokens:
         assert await clerk.outcome(token) == INVALID
 
     async def test_number_of_remembered_tokens_is_bounded(self, clerk: Clerk, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bloxserver.clients.clerk.MAX_VERIFIED", 2)
+        monkeypatch.setattr("bloxserver.clients.token_verifier.MAX_VERIFIED", 2)
         tokens = [clerk.token(sub=f"user_{number}") for number in range(4)]
         assert [await clerk.outcome(token) for token in [*tokens, *tokens]] == [OK] * 8
         assert len(clerk.verifier._verified) == 2
