@@ -18,13 +18,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def _iso_utc(value: datetime) -> str:
+def iso_utc(value: datetime) -> str:
     return as_utc(value).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 UtcTime = Annotated[
     datetime,
-    PlainSerializer(_iso_utc, return_type=str),
+    PlainSerializer(iso_utc, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
 ]
 """A time that is serialized as ISO 8601 in UTC, with microseconds and `Z`."""

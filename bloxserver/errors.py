@@ -2,6 +2,7 @@
 
 BloxError
 ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 (LimitReached) · NotFound 404 · Conflict 409
+├── PreconditionFailed 412
 ├── Unprocessable 422 · RateLimited 429
 └── Unavailable 503
 SettingsError: the process cannot start; never a response
@@ -77,6 +78,10 @@ class NotFound(BloxError):
 
 class Conflict(BloxError):
     status = 409
+
+
+class PreconditionFailed(BloxError):
+    status = 412
 
 
 class Unprocessable(BloxError):

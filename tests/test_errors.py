@@ -28,6 +28,7 @@ STATUSES = {
     errors.LimitReached: 403,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.PreconditionFailed: 412,
     errors.Unprocessable: 422,
     errors.RateLimited: 429,
     errors.Unavailable: 503,

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.clock import now
-from bloxserver.errors import BadRequest, Forbidden
+from bloxserver.clock import iso_utc, now
+from bloxserver.errors import BadRequest, Forbidden, PreconditionFailed
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.enums import FlowStatus
@@ -17,6 +18,7 @@ from bloxserver.models.tables import (
     UserRecord,
 )
 from bloxserver.plans import Plan
+from bloxserver.queries.flow_etags import etag_of, matches
 from bloxserver.queries.flows import count_flows, read_flow
 from bloxserver.queries.usage import stored_bytes_of
 from bloxserver.queries.versions import read_version
@@ -65,13 +67,35 @@ async def create_flow(
 
 
 async def update_flow(
-    session: AsyncSession, user_id: UUID, plan: Plan, flow_id: UUID, changes: dict[str, Any]
+    session: AsyncSession,
+    user_id: UUID,
+    plan: Plan,
+    flow_id: UUID,
+    changes: dict[str, Any],
+    expected: Collection[str] | None = None,
 ) -> FlowRecord:
-    """Set the columns in `changes`. A changed definition makes a new version. Raises `NotFound`, `LimitReached`."""
-    flow = await read_flow(session, user_id, flow_id, lock=not changes.keys().isdisjoint(DEFINITION))
+    """Set the columns in `changes`. A changed definition makes a new version.
+
+    Raises `NotFound`, `LimitReached`, and `PreconditionFailed` if no tag in `expected` is that of the flow.
+    """
+    lock = expected is not None or not changes.keys().isdisjoint(DEFINITION)
+    flow = await read_flow(session, user_id, flow_id, lock=lock)
+    if expected is not None and not matches(flow, expected):
+        raise _flow_changed(flow)
     if changes:
         await _change(session, plan, flow, changes)
     return flow
+
+
+def _flow_changed(flow: FlowRecord) -> PreconditionFailed:
+    """The error for a change that is based on an older flow, with what identifies the current one."""
+    etag = etag_of(flow)
+    return PreconditionFailed(
+        "flow_changed",
+        "The flow has changed meanwhile. Read it again before you change it.",
+        details={"etag": etag, "latestVersion": flow.latest_version, "updatedAt": iso_utc(flow.updated_at)},
+        headers={"ETag": etag},
+    )
 
 
 async def restore_version(session: AsyncSession, user_id: UUID, plan: Plan, flow_id: UUID, number: int) -> FlowRecord:

@@ -5,12 +5,14 @@ from fastapi import APIRouter, Response
 from bloxserver.api import examples
 from bloxserver.api.current_user import reads_requester
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
+from bloxserver.api.etags import IfMatch, IfNoneMatch, is_known, tagged
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of, storage_limit_reached
 from bloxserver.api.rendering import render_page
 from bloxserver.api.schemas import CreateFlowRequest, Flow, FlowSummary, PaginatedResponse, UpdateFlowRequest
 from bloxserver.api.scopes import for_all_flows
 from bloxserver.queries import flows as queries
+from bloxserver.queries.flow_etags import read_etags
 from bloxserver.services import deletions
 from bloxserver.services import flows as services
 
@@ -45,9 +47,12 @@ async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage
     ),
 )
 @for_all_flows
-async def create_flow(user: AuthenticatedUser, session: DbSession, body: CreateFlowRequest) -> object:
+async def create_flow(
+    user: AuthenticatedUser, session: DbSession, response: Response, body: CreateFlowRequest
+) -> object:
     """Create a stopped flow. Without a definition it gets the default definition."""
-    return await services.create_flow(session, user.id, user.plan, body.name, body.description, body.organism_yaml)
+    flow = await services.create_flow(session, user.id, user.plan, body.name, body.description, body.organism_yaml)
+    return tagged(response, flow)
 
 
 @router.get(
@@ -55,12 +60,21 @@ async def create_flow(user: AuthenticatedUser, session: DbSession, body: CreateF
     response_model=Flow,
     operation_id="getFlow",
     summary="Retrieve a flow",
-    responses=response_of(200, "The flow.", examples.FLOW) | errors(404),
+    responses=response_of(200, "The flow.", examples.FLOW)
+    | response_of(304, "The client has this flow: its `ETag` is in `If-None-Match`.")
+    | errors(404),
 )
 @reads_requester
-async def get_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
-    """Return a flow with its definition and canvas."""
-    return await queries.read_flow_of(session, user, flow_id)
+async def get_flow(
+    user: AuthenticatedUser,
+    session: DbSession,
+    response: Response,
+    flow_id: FlowId,
+    if_none_match: IfNoneMatch = None,
+) -> object:
+    """Return a flow with its definition and canvas. The `ETag` is the same until one of its members is changed."""
+    flow = tagged(response, await queries.read_flow_of(session, user, flow_id))
+    return Response(status_code=304, headers=response.headers) if is_known(flow, if_none_match) else flow
 
 
 @router.patch(
@@ -68,11 +82,28 @@ async def get_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId)
     response_model=Flow,
     operation_id="updateFlow",
     summary="Update a flow",
-    responses=response_of(200, "The updated flow.", examples.UPDATED_FLOW) | storage_limit_reached() | errors(404),
+    responses=response_of(200, "The updated flow.", examples.UPDATED_FLOW)
+    | storage_limit_reached()
+    | error_of(
+        412,
+        "The flow has another `ETag` than `If-Match`. `details` has its `etag`, `latestVersion` and `updatedAt`.",
+        "flow_changed",
+        "The flow has changed meanwhile. Read it again before you change it.",
+    )
+    | errors(404),
 )
-async def update_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: UpdateFlowRequest) -> object:
+async def update_flow(
+    user: AuthenticatedUser,
+    session: DbSession,
+    response: Response,
+    flow_id: FlowId,
+    body: UpdateFlowRequest,
+    if_match: IfMatch = None,
+) -> object:
     """Change the members in the body. A running flow continues with the version that its last start activated."""
-    return await services.update_flow(session, user.id, user.plan, flow_id, body.changes())
+    expected = None if if_match is None else read_etags(if_match)
+    flow = await services.update_flow(session, user.id, user.plan, flow_id, body.changes(), expected)
+    return tagged(response, flow)
 
 
 @router.delete(
@@ -101,9 +132,9 @@ async def delete_flow(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     )
     | errors(404),
 )
-async def start_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
+async def start_flow(user: AuthenticatedUser, session: DbSession, response: Response, flow_id: FlowId) -> object:
     """Start a flow. Its status is `starting`, then `running`, or `error` with the reason in `errorMessage`."""
-    return await services.start_flow(session, user.id, flow_id)
+    return tagged(response, await services.start_flow(session, user.id, flow_id))
 
 
 @router.post(
@@ -117,6 +148,6 @@ async def start_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowI
     )
     | errors(404),
 )
-async def stop_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
+async def stop_flow(user: AuthenticatedUser, session: DbSession, response: Response, flow_id: FlowId) -> object:
     """Stop a flow. Its status is `stopping`, then `stopped`. New runs are rejected at once."""
-    return await services.stop_flow(session, user.id, flow_id)
+    return tagged(response, await services.stop_flow(session, user.id, flow_id))

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, VersionNumber, VersionPage
+from bloxserver.api.etags import tagged
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import errors, response_of, storage_limit_reached
 from bloxserver.api.rendering import render_page
@@ -48,7 +49,7 @@ async def get_version(user: AuthenticatedUser, session: DbSession, flow_id: Flow
     | errors(404),
 )
 async def restore_version(
-    user: AuthenticatedUser, session: DbSession, flow_id: FlowId, number: VersionNumber
+    user: AuthenticatedUser, session: DbSession, response: Response, flow_id: FlowId, number: VersionNumber
 ) -> object:
     """Save an earlier definition as the flow's newest version. A running flow continues with its active version."""
-    return await services.restore_version(session, user.id, user.plan, flow_id, number)
+    return tagged(response, await services.restore_version(session, user.id, user.plan, flow_id, number))
