@@ -20,7 +20,7 @@ from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, Flo
 from bloxserver.models.types import UtcDateTime
 from bloxserver.queries.execution_filters import SEARCHED, FilterShape
 from bloxserver.queries.execution_places import NORMAL, counter, place_of, total_of
-from bloxserver.queries.requesters import FLOW_ID, REQUESTER, REQUESTER_AND_FLOW, REQUESTER_COLUMNS, USER_ID
+from bloxserver.queries.requesters import FLOW_ID, REQUESTER, REQUESTER_AND_FLOW, REQUESTER_COLUMNS, USER_ID, owned_by
 
 MAX_COUNT = 10_000
 """Rows are counted up to this number if the database does not maintain their number."""
@@ -171,7 +171,7 @@ class _Statement:
 
     def _own_flows(self) -> sa.Select[Any]:
         """The flows of the requester that the list is about."""
-        flows = sa.select(_own.id, _own.name).where(_own.user_id == USER_ID, _own.deleted_at.is_(None))
+        flows = sa.select(_own.id, _own.name).where(owned_by(USER_ID, _own))
         if self.is_of_flow:
             return flows.where(_own.id == FLOW_ID)
         if "flow_ids" in self.shape.names:

@@ -10,8 +10,8 @@ from sqlalchemy.orm.attributes import set_committed_value
 from bloxserver.errors import NotFound
 from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
-from bloxserver.queries.flows import flow_exists, owned_by
-from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, read_for
+from bloxserver.queries.flows import flow_exists
+from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, owned_by, read_for
 
 
 async def read_execution(

@@ -22,14 +22,10 @@ from bloxserver.queries.requesters import (
     REQUESTER_COLUMNS,
     USER_ID,
     Requester,
+    owned_by,
     read_for,
 )
 from bloxserver.storable import storable_text
-
-
-def owned_by(user_id: UUID) -> sa.ColumnElement[bool]:
-    """The condition that a flow belongs to the user and was not deleted. Every read for a user starts from it."""
-    return sa.and_(FlowRecord.user_id == user_id, FlowRecord.deleted_at.is_(None))
 
 
 def flow_exists() -> sa.ColumnElement[bool]:
@@ -63,7 +59,7 @@ ONE = sa.select(*REQUESTER_COLUMNS, *_flows.c).select_from(REQUESTER_AND_FLOW)
 @cache
 def _list(*, is_restricted: bool) -> sa.Executable:
     """The statement of a page of flows: all, or those of the parameter `flow_ids`."""
-    wanted = sa.and_(_flows.c.user_id == USER_ID, _flows.c.deleted_at.is_(None))
+    wanted = owned_by(USER_ID, _flows.c)
     if is_restricted:
         wanted = sa.and_(wanted, _flows.c.id.in_(sa.bindparam("flow_ids", expanding=True)))
     summaries = (

@@ -29,9 +29,16 @@ REQUESTER_COLUMNS = (
 REQUESTER = sa.select(sa.literal_column("1").label("one")).subquery("request").outerjoin(_users, _users.c.id == USER_ID)
 """The FROM clause of a statement about a requester: one row, whether the user has a row or not."""
 
-REQUESTER_AND_FLOW = REQUESTER.outerjoin(
-    _flows, sa.and_(_flows.c.id == FLOW_ID, _flows.c.user_id == USER_ID, _flows.c.deleted_at.is_(None))
-)
+
+def owned_by(user_id: UUID | sa.BindParameter[UUID], flows: Any = FlowRecord) -> sa.ColumnElement[bool]:
+    """The condition that a flow belongs to the user and was not deleted. Every statement for a user starts from it.
+
+    `flows` has the columns of flows.
+    """
+    return sa.and_(flows.user_id == user_id, flows.deleted_at.is_(None))
+
+
+REQUESTER_AND_FLOW = REQUESTER.outerjoin(_flows, sa.and_(_flows.c.id == FLOW_ID, owned_by(USER_ID, _flows.c)))
 """The same with the flow, which is null unless it is the requester's and was not deleted."""
 
 

@@ -12,8 +12,8 @@ from bloxserver.errors import NotFound
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.models.types import text_bytes
-from bloxserver.queries.flows import owned_by
 from bloxserver.queries.paging import Page, PageRequest, read_rows
+from bloxserver.queries.requesters import owned_by
 
 WAITING = (StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024

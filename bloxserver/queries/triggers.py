@@ -12,7 +12,8 @@ from bloxserver.errors import NotFound
 from bloxserver.models.enums import FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import FlowRecord, FlowVersionRecord, TriggerRecord, UserRecord
 from bloxserver.plans import Plan, get_plan
-from bloxserver.queries.flows import owned_by, require_flow
+from bloxserver.queries.flows import require_flow
+from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.usage import stored_bytes_of
 from bloxserver.raw_json import plain_object
 

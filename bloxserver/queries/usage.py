@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import as_utc
 from bloxserver.models.tables import FlowRecord, SecretRecord, StoredBytesRecord, TriggerRecord, UsageRecord
 from bloxserver.plans import Plan
-from bloxserver.queries.flows import owned_by
+from bloxserver.queries.requesters import owned_by
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import NotFound
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, FlowVersionRecord
-from bloxserver.queries.flows import owned_by
 from bloxserver.queries.paging import Page, PageRequest, read_rows
+from bloxserver.queries.requesters import owned_by
 
 
 async def read_versions(session: AsyncSession, user_id: UUID, flow_id: UUID, page: PageRequest) -> Page:

@@ -18,7 +18,7 @@ from bloxserver.models.database import begin_writing
 from bloxserver.models.enums import Scope
 from bloxserver.models.tables import ApiKeyRecord, FlowRecord
 from bloxserver.queries.api_keys import SHOWN, KeyAccess
-from bloxserver.queries.flows import owned_by
+from bloxserver.queries.requesters import owned_by
 from bloxserver.services.users import lock_plan
 
 USE_INTERVAL = timedelta(minutes=1)

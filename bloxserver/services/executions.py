@@ -18,7 +18,7 @@ from bloxserver.models.tables import ExecutionRecord, FlowRecord
 from bloxserver.observability import metrics
 from bloxserver.observability.tracing import current_traceparent
 from bloxserver.plans import Plan
-from bloxserver.queries.flows import owned_by
+from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.triggers import TriggerRow
 from bloxserver.queries.usage import Period, period_at, stored_bytes_of
 from bloxserver.raw_json import text_of_value

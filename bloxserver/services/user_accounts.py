@@ -12,7 +12,7 @@ from bloxserver.errors import BadRequest, Conflict, NotFound
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import FlowStatus, Tier
 from bloxserver.models.tables import FlowRecord, UserRecord
-from bloxserver.queries.flows import owned_by
+from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.users import find_users
 from bloxserver.services.flows import transition_flow
 from bloxserver.storable import storable_text

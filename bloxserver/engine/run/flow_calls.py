@@ -22,7 +22,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.enums import FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, UserRecord
 from bloxserver.plans import get_plan
-from bloxserver.queries.flows import owned_by
+from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.usage import period_at, stored_bytes_of
 from bloxserver.services.executions import MAX_TARGET_LENGTH, Input, accept, require_depth
 from bloxserver.services.usage import count_run, require_storage
