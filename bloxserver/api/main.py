@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 
 from bloxserver import __version__
+from bloxserver.api.cors import Cors
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.hosts import TrustedHosts
 from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
@@ -76,7 +76,7 @@ def create_app() -> FastAPI:
     if app.state.rate_limiter is not None:
         app.add_middleware(RateLimits, limiter=app.state.rate_limiter)
     app.add_middleware(
-        CORSMiddleware,
+        Cors,
         allow_origins=list(settings.cors_origins),
         allow_credentials=True,
         allow_methods=["*"],
