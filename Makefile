@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 # The tests start many processes. Without the cache of bytecode, each of them compiles all modules again.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(RUN) pytest -n auto
+AUDIT := .venv-audit
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL = "$(PYTHON)" -m pip --python $(BIN)/python --disable-pip-version-check -qq install
@@ -19,7 +20,7 @@ UV_COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hash
 	--quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) demo serve test test-slow requests coverage benchmark benchmark-api chaos client check format format-check lint types imports lock upgrade clean FORCE
+.PHONY: help $(VENV) demo serve test test-slow requests coverage benchmark benchmark-api chaos client check format format-check lint types imports security audit sbom lock upgrade clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -60,7 +61,7 @@ chaos: $(INSTALLED) ## Kill, freeze, disconnect and restart processes, and check
 client: $(INSTALLED) ## Generate a TypeScript client from the OpenAPI document and compile it; needs node and npm
 	@PYTHON=$(BIN)/python scripts/check-openapi-client.sh
 
-check: format-check lint types imports test ## Run everything that a change must pass, except the slow tests
+check: format-check lint types imports security test ## Run everything that a change must pass, except the slow tests
 
 format: $(INSTALLED) ## Format the code, and apply fixes of the linter
 	@$(RUN) ruff check --fix --quiet .
@@ -78,16 +79,32 @@ types: $(INSTALLED) ## Check the types
 imports: $(INSTALLED) ## Check the import contracts
 	@$(BIN)/lint-imports
 
+security: $(INSTALLED) ## Search the code for insecure calls
+	@$(BIN)/bandit --quiet --severity-level medium --configfile pyproject.toml --recursive bloxserver
+
+audit: $(AUDIT)/.installed ## Search the locked packages for known vulnerabilities; fails if one cannot be checked
+	@$(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+
+sbom: $(AUDIT)/.installed ## Write sbom.json, the locked packages in the format CycloneDX
+	@$(AUDIT)/bin/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --output-format JSON --output-file sbom.json
+
+$(AUDIT)/.installed: requirements-audit.lock
+	@"$(PYTHON)" -m venv --without-pip --clear $(AUDIT)
+	@"$(PYTHON)" -m pip --python $(AUDIT)/bin/python --disable-pip-version-check -qq install --require-hashes --no-deps --requirement $<
+	@touch $@
+
 lock: ## Update the lock files for pyproject.toml, keeping locked versions; needs uv
 	@$(UV_COMPILE) pyproject.toml --extra tracing --output-file requirements.lock
 	@$(UV_COMPILE) pyproject.toml --extra tracing --group dev --output-file requirements-dev.lock
 	@$(UV_COMPILE) --group build --output-file requirements-build.lock
+	@$(UV_COMPILE) --group audit --output-file requirements-audit.lock
 
 upgrade: ## Update the lock files to the newest versions; needs uv
 	@$(MAKE) --no-print-directory lock UV_COMPILE='$(UV_COMPILE) --upgrade'
 
 clean: ## Remove .venv, caches and build output; databases are kept
-	rm -rf $(VENV) .venv-coverage dist build htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-coverage $(AUDIT) sbom.json dist build htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The two lines of .locked are the directory and the Python of the environment. An environment works only in its

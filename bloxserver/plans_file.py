@@ -25,7 +25,7 @@ def read_plans(path: Path) -> dict[str, Plan]:
     import yaml  # only for installations with such a file
 
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _strict_loader())  # noqa: S506
+        document = yaml.load(path.read_text(encoding="utf-8"), _strict_loader())  # noqa: S506  # nosec B506
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingsError([f"PLANS_FILE cannot be read: {reason}"]) from None

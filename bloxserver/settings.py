@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     env: Literal["development", "test", "staging", "production"] = Field(
         "development", description="Kind of installation. In production, unsafe settings are refused."
     )
-    host: str = Field("0.0.0.0", description="Address that the API binds to.")  # noqa: S104
+    host: str = Field("0.0.0.0", description="Address that the API binds to.")  # noqa: S104  # nosec B104
     port: int = Field(8000, ge=0, le=65535, description="Port that the API binds to; 0 selects a free port.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Minimum log level.")
     enable_docs: bool = Field(True, description="Serve /docs, /redoc and /openapi.json.")

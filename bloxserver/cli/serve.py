@@ -39,7 +39,7 @@ def serve(
     if worker is not None:
         os.environ["RUN_WORKER"] = str(worker)
     if development and "webhook_base_url" not in settings.model_fields_set:
-        public_host = "localhost" if host in ("0.0.0.0", "127.0.0.1", "::") else host  # noqa: S104
+        public_host = "localhost" if host in ("0.0.0.0", "127.0.0.1", "::") else host  # noqa: S104  # nosec B104
         os.environ["WEBHOOK_BASE_URL"] = f"http://{public_host}:{port}/webhooks"
     get_settings.cache_clear()
 
