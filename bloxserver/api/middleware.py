@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
-import uuid
 from contextlib import AbstractContextManager, nullcontext
 
 import structlog
@@ -41,6 +41,15 @@ SECURITY_HEADERS = {
 HSTS = "max-age=31536000"
 
 
+def _random_id() -> str:
+    """Return 32 hexadecimal digits.
+
+    The identifier is no secret. Random bytes of the operating system would release the interpreter to another thread,
+    for which a busy server on SQLite waits.
+    """
+    return f"{random.getrandbits(128):032x}"
+
+
 class RequestContext:
     """The outermost middleware. Sets the request id and the security headers, and logs each request once."""
 
@@ -52,7 +61,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         client_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = client_id if REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
+        request_id = client_id if REQUEST_ID.fullmatch(client_id) else _random_id()
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
