@@ -32,7 +32,7 @@ def read_plans(path: Path) -> dict[str, Plan]:
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
         raise SettingsError([f"PLANS_FILE is not valid YAML: {error.problem}{line}"]) from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # such as a date that does not exist
         raise SettingsError(["PLANS_FILE is not valid YAML"]) from None
     document = {} if document is None else document
     problems = _problems(document)

@@ -71,6 +71,7 @@ def test_without_a_file_the_defaults_remain(file: Path) -> None:
         ("free: {flows: 1", "PLANS_FILE is not valid YAML: expected ',' or '}', but got '<stream end>' (line 1)"),
         ("free: !!python/object:os.system {}", "PLANS_FILE is not valid YAML: could not determine a constructor"),
         ("free: \x01", "PLANS_FILE is not valid YAML"),
+        ("free: {flows: 2020-13-45}", "PLANS_FILE is not valid YAML"),
     ],
 )
 def test_wrong_file_is_refused_with_the_problem(file: Path, text: str, problem: str) -> None:

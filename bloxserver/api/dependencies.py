@@ -6,10 +6,8 @@ takes longer than most of them and waits for the interpreter while the event loo
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Annotated, Any, Protocol
 from uuid import UUID
 
@@ -21,11 +19,12 @@ from bloxserver.api.current_user import CurrentUser as CurrentUser
 from bloxserver.api.current_user import OpenSession, count_request, find_unread_user, read_user
 from bloxserver.api.hosts import check_bypass
 from bloxserver.api.scopes import check_access
+from bloxserver.api.session_source import SessionSource as SessionSource
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.api_key_format import is_key
 from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.connection_pool import current_tenant
-from bloxserver.models.database import get_db, read_only_request
+from bloxserver.models.database import get_db
 from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import Tier
 from bloxserver.queries.api_keys import KeyAccess
@@ -45,35 +44,6 @@ can GET the resource.
 
 ReadingStatements = Annotated[Statements, Depends(get_db, scope="function")]
 """The same for a route that executes one statement. The session is left out if the framework is, see `lean_routes`."""
-
-
-class SessionSource:
-    """Makes short sessions for responses that outlive the request's session, with `get_db` or its override."""
-
-    def __init__(self, request: Request) -> None:
-        self._make: Callable[[], Any] = request.app.dependency_overrides.get(get_db, get_db)
-
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncSession]:
-        """A read-only session. Its connection is returned to the pool at the end of the block."""
-        token = read_only_request.set(True)
-        try:
-            async with AsyncExitStack() as stack:
-                yield await _entered(stack, self._make())
-        finally:
-            read_only_request.reset(token)
-
-
-async def _entered(stack: AsyncExitStack, result: Any) -> AsyncSession:
-    """The session from the result of a dependency: a session, an awaitable, or a generator."""
-    if inspect.isasyncgen(result):
-        result = await stack.enter_async_context(asynccontextmanager(lambda: result)())
-    elif inspect.isgenerator(result):
-        result = stack.enter_context(contextmanager(lambda: result)())
-    elif inspect.isawaitable(result):
-        result = await result
-    session: AsyncSession = result
-    return session
 
 
 async def _session_source(request: Request) -> SessionSource:
@@ -162,7 +132,7 @@ async def get_current_user(request: Request, session: DbSession, authorization: 
 async def sign_in(request: Request, authorization: str | None, open_session: OpenSession) -> CurrentUser:
     """As `get_current_user`. The session is opened only to read or create the user."""
     admission = await request_admission(request)
-    claims, access = await _identity(request, authorization, admission, open_session)
+    claims, access = await _identity(request, authorization, admission)
     current_tenant.set(claims["sub"])
     admission.refuse_exceeded("user", claims["sub"])
     if access is not None:
@@ -178,7 +148,7 @@ async def sign_in(request: Request, authorization: str | None, open_session: Ope
 
 
 async def _identity(
-    request: Request, authorization: str | None, admission: Admission, open_session: OpenSession
+    request: Request, authorization: str | None, admission: Admission
 ) -> tuple[dict[str, Any], KeyAccess | None]:
     """The claims of the request's token, or those of the user of its API key, and the access of the key.
 
@@ -191,7 +161,7 @@ async def _identity(
     token = bearer_token(authorization)
     try:
         if is_key(token):
-            access = await find_key_access(request, token, open_session)
+            access = await find_key_access(request, token)
             return {"sub": access.clerk_id}, access
         return await _token_claims(token), None
     except Unauthorized:

@@ -71,7 +71,7 @@ def list_keys(
                 "flows": ",".join(key.flow_ids or ()) or "all flows",
                 "expires": "never" if key.expires_at is None else key.expires_at.isoformat(),
                 "last use": "never" if key.last_used_at is None else key.last_used_at.isoformat(),
-                "name": key.name,
+                "name": " ".join(key.name.splitlines()),
             }
             for key in await read_api_keys(session, owner.id)
         ]

@@ -82,9 +82,14 @@ def run_in_transaction(change: Callable[[Any], Awaitable[str]]) -> None:
                 text = await change(session)
         finally:
             await database.dispose()
-        typer.echo(text)
+        # Names and emails are texts of users: escapes would change the terminal.
+        typer.echo("\n".join(_printable(line) for line in text.split("\n")))
 
     run(main())
+
+
+def _printable(line: str) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
 
 
 async def _join_sqlite_threads(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -150,4 +150,4 @@ async def _delete(reference: str) -> None:
 
 
 def _cell(value: object) -> str:
-    return ("disabled" if value else "enabled") if isinstance(value, bool) else str(value)
+    return ("disabled" if value else "enabled") if isinstance(value, bool) else " ".join(str(value).splitlines())

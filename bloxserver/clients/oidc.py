@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from bloxserver.clients.jwks import FETCH_SECONDS, SigningKeys
-from bloxserver.clients.token_verifier import TokenVerifier
+from bloxserver.clients.token_verifier import TokenVerifier, invalid
 from bloxserver.settings import Settings
 
 IDENTITY_PREFIX = "oidc:"
@@ -49,6 +49,12 @@ class OidcVerifier(TokenVerifier):
             "name": settings.oidc_name_claim,
             "image_url": settings.oidc_picture_claim,
         }
+
+    def _check_claims(self, claims: dict[str, Any]) -> None:
+        super()._check_claims(claims)
+        # A logout token has the issuer and the audience of an ID token (OpenID Connect Back-Channel Logout, 2.4).
+        if "events" in claims:
+            raise invalid("not a token of a sign-in")
 
     async def verify(self, token: str) -> dict[str, Any]:
         """Return the claims of the token, with the names that those of Clerk have.

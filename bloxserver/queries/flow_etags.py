@@ -29,7 +29,7 @@ def etag_of(flow: Any) -> str:
 
 
 def read_etags(header: str) -> frozenset[str]:
-    """Return the tags in an `If-Match` or `If-None-Match` header, which may be `*`. Weak tags keep their `W/`."""
+    """Return the tags in an `If-Match` header, which may be `*`. Weak tags keep their `W/`."""
     return frozenset(part.strip() for part in header.split(",") if part.strip())
 
 

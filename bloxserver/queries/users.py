@@ -29,8 +29,14 @@ async def read_users(session: AsyncSession) -> list[UserRecord]:
 
 
 async def find_users(session: AsyncSession, reference: str) -> list[UserRecord]:
-    """The users whom an operator means: by id, by the identity of the sign-in (`clerk_id`), or by email."""
-    named = [UserRecord.clerk_id == reference, UserRecord.email == reference]
+    """The users whom an operator means: by id, by the identity of the sign-in (`clerk_id`), or by email.
+
+    An email is what the provider sent, so it must not hide the user with this id or identity.
+    """
     if (user_id := read_id(reference)) is not None:
-        named.append(UserRecord.id == user_id)
-    return list(await session.scalars(sa.select(UserRecord).where(sa.or_(*named)).order_by(UserRecord.id)))
+        return list(await session.scalars(sa.select(UserRecord).where(UserRecord.id == user_id)))
+    for column in (UserRecord.clerk_id, UserRecord.email):
+        wanted = sa.select(UserRecord).where(column == reference).order_by(UserRecord.id)
+        if found := list(await session.scalars(wanted)):
+            return found
+    return []

@@ -278,6 +278,8 @@ async def test_flow_of_another_user_cannot_be_in_a_restriction(
         {"expiresAt": "2100-01-01T00:00:00"},
         {"expiresAt": "soon"},
         {"expiresAt": 10**30},
+        {"expiresAt": "9999-12-31T23:59:59-12:00"},
+        {"expiresAt": "0001-01-01T00:00:00+12:00"},
     ],
     ids=str,
 )
@@ -352,3 +354,20 @@ async def test_keys_of_another_user_cannot_be_revoked(session: AsyncSession, own
     with pytest.raises(Exception, match="API key not found"):
         await revoke_api_key(session, row.id, user_id=stranger.id)
     await revoke_api_key(session, row.id, user_id=owner.id)
+
+
+async def test_request_is_answered_although_its_use_cannot_be_stored(
+    client: httpx.AsyncClient,
+    headers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a standby that was not promoted yet."""
+    created = await create(client, headers)
+
+    async def refuse(*arguments: object) -> bool:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(api_key_sign_in, "note_use", refuse)
+    assert (await client.get(f"{API}/flows", headers=bearer(created))).status_code == 200
+    (key,) = (await client.get(f"{API}/api-keys", headers=headers)).json()
+    assert key["lastUsedAt"] is None

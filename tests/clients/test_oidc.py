@@ -105,6 +105,7 @@ def test_equal_subjects_of_two_issuers_are_two_identities() -> None:
         ({"sub": ""}, "Invalid token: invalid claim sub"),
         ({"sub": "é"}, "Invalid token: invalid claim sub"),
         ({"sub": "x" * 256}, "Invalid token: invalid claim sub"),
+        ({"events": {}}, "Invalid token: not a token of a sign-in"),
     ],
     ids=str,
 )

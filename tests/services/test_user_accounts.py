@@ -39,6 +39,13 @@ async def test_email_of_several_users_is_ambiguous(session: AsyncSession) -> Non
     assert all(str(user.id) in raised.value.message for user in users)
 
 
+async def test_email_of_another_user_does_not_hide_an_id_or_identity(session: AsyncSession) -> None:
+    user = await factories.create_user(session, clerk_id="user_ada")
+    for reference in (str(user.id), "user_ada"):
+        await factories.create_user(session, email=reference)
+        assert await find_user(session, reference) is user
+
+
 async def test_second_user_with_the_same_email_is_refused(session: AsyncSession) -> None:
     await create_user(session, "ada@example.com", Tier.FREE)
     with pytest.raises(Conflict, match="exists"):

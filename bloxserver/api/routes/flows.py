@@ -5,7 +5,7 @@ from fastapi import APIRouter, Response
 from bloxserver.api import examples
 from bloxserver.api.current_user import reads_requester
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
-from bloxserver.api.etags import IfMatch, IfNoneMatch, is_known, tagged
+from bloxserver.api.etags import IfMatch, tagged
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of, storage_limit_reached
 from bloxserver.api.rendering import render_page
@@ -60,9 +60,7 @@ async def create_flow(
     response_model=Flow,
     operation_id="getFlow",
     summary="Retrieve a flow",
-    responses=response_of(200, "The flow.", examples.FLOW)
-    | response_of(304, "The client has this flow: its `ETag` is in `If-None-Match`.")
-    | errors(404),
+    responses=response_of(200, "The flow.", examples.FLOW) | errors(404),
 )
 @reads_requester
 async def get_flow(
@@ -70,11 +68,12 @@ async def get_flow(
     session: DbSession,
     response: Response,
     flow_id: FlowId,
-    if_none_match: IfNoneMatch = None,
 ) -> object:
-    """Return a flow with its definition and canvas. The `ETag` is the same until one of its members is changed."""
-    flow = tagged(response, await queries.read_flow_of(session, user, flow_id))
-    return Response(status_code=304, headers=response.headers) if is_known(flow, if_none_match) else flow
+    """Return a flow with its definition and canvas.
+
+    The `ETag` is for `If-Match`: it changes with name, description, definition and canvas, and not with the status.
+    """
+    return tagged(response, await queries.read_flow_of(session, user, flow_id))
 
 
 @router.patch(

@@ -1,16 +1,28 @@
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic_core import PydanticCustomError
 
 from bloxserver.api.schemas.base import RequestModel
-from bloxserver.clock import UtcTime
+from bloxserver.clock import UtcTime, as_utc
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import Scope
 
 MAX_FLOWS = 100
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return as_utc(value)
+    except OverflowError:
+        raise PydanticCustomError("time_out_of_range", "Not a time between the years 1 and 9999 in UTC") from None
+
+
+ExpiryTime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class ApiKey(CamelModel):
@@ -43,6 +55,6 @@ class CreateApiKeyRequest(RequestModel):
     flow_ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_FLOWS)] | None = Field(
         None, description="Restrict the key to these flows: others do not exist for it, and it cannot create flows."
     )
-    expires_at: AwareDatetime | None = Field(
+    expires_at: ExpiryTime | None = Field(
         None, description="When the key becomes invalid. Without it, the key is valid until it is revoked."
     )
