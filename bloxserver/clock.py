@@ -6,11 +6,20 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 
 def as_utc(value: datetime) -> datetime:
     """Convert a time to UTC. A naive value is taken as UTC."""
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def checked_utc(value: datetime) -> datetime:
+    """Return the time in UTC, for fields of models. Raises `PydanticCustomError` outside of the years 1 to 9999."""
+    try:
+        return as_utc(value)
+    except OverflowError:
+        raise PydanticCustomError("time_out_of_range", "Must be a time of the years 1 to 9999 in UTC") from None
 
 
 def now() -> datetime:

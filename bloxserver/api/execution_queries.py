@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from bloxserver.api.query_models import query_reader
 from bloxserver.api.request_schemas import WITHOUT_NUL
-from bloxserver.clock import as_utc
+from bloxserver.clock import checked_utc
 from bloxserver.models.enums import ExecutionStatus, TriggerType
 from bloxserver.queries.execution_filters import ExecutionFilter
 from bloxserver.queries.execution_lists import ListRequest
@@ -33,14 +33,7 @@ def _iso_text(value: Any) -> Any:
     return value
 
 
-def _utc(value: datetime) -> datetime:
-    try:
-        return as_utc(value)
-    except OverflowError:
-        raise PydanticCustomError("time_out_of_range", "Must be a time of the years 1 to 9999 in UTC") from None
-
-
-QueryTime = Annotated[datetime, BeforeValidator(_iso_text), AfterValidator(_utc)]
+QueryTime = Annotated[datetime, BeforeValidator(_iso_text), AfterValidator(checked_utc)]
 """A time in ISO 8601. Without an offset it is UTC."""
 SearchText = Annotated[
     str,

@@ -82,14 +82,14 @@ def run_in_transaction(change: Callable[[Any], Awaitable[str]]) -> None:
                 text = await change(session)
         finally:
             await database.dispose()
-        # Names and emails are texts of users: escapes would change the terminal.
-        typer.echo("\n".join(_printable(line) for line in text.split("\n")))
+        print_lines(text)
 
     run(main())
 
 
-def _printable(line: str) -> str:
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+def print_lines(text: str) -> None:
+    """Print a text that contains names or emails of users, without escapes that would change the terminal."""
+    typer.echo("".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text))
 
 
 async def _join_sqlite_threads(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from bloxserver import __version__
 from bloxserver.cli import app
+from bloxserver.cli.startup import print_lines
 
 COMMANDS = ("serve", "worker", "migrate", "status", "prune", "rotate-keys", "demo", "check", "users", "api-keys")
 SLOW_IMPORTS = {"alembic", "asyncpg", "fastapi", "httpx", "httpx2", "openai", "pydantic_ai", "uvicorn"}
@@ -26,6 +27,11 @@ def test_help_lists_the_commands_in_order() -> None:
     output = CliRunner().invoke(app, ["--help"]).output
     positions = [output.index(f"│ {name} ") for name in COMMANDS]
     assert positions == sorted(positions)
+
+
+def test_escapes_in_names_of_users_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_lines("ada\x1b[2J\nbob\r")
+    assert capsys.readouterr().out == "ada\N{REPLACEMENT CHARACTER}[2J\nbob\N{REPLACEMENT CHARACTER}\n"
 
 
 def test_version_option_prints_the_version() -> None:

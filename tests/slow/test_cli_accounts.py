@@ -57,7 +57,7 @@ async def test_delete_removes_a_user_with_their_flows(live_settings: Settings, l
 
 
 async def test_unknown_user_is_one_line(live_settings: Settings, live_database: Database) -> None:
-    for arguments in (("users", "disable", "nobody"), ("api-keys", "create", "--user", "nobody")):
+    for arguments in (("users", "disable", "unknown"), ("api-keys", "create", "--user", "unknown")):
         refused = bloxserver(*arguments, DATABASE_URL=live_settings.database_url)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert refused.stderr == "bloxserver: User not found\n"

@@ -1,28 +1,16 @@
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, Field
-from pydantic_core import PydanticCustomError
 
 from bloxserver.api.schemas.base import RequestModel
-from bloxserver.clock import UtcTime, as_utc
+from bloxserver.clock import UtcTime, checked_utc
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import Scope
 
 MAX_FLOWS = 100
-
-
-def _in_utc(value: datetime) -> datetime:
-    try:
-        return as_utc(value)
-    except OverflowError:
-        raise PydanticCustomError("time_out_of_range", "Not a time between the years 1 and 9999 in UTC") from None
-
-
-ExpiryTime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class ApiKey(CamelModel):
@@ -53,8 +41,8 @@ class CreateApiKeyRequest(RequestModel):
         description="What the key may do. No scope includes another one.", examples=[["read", "run"]]
     )
     flow_ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_FLOWS)] | None = Field(
-        None, description="Restrict the key to these flows: others do not exist for it, and it cannot create flows."
+        None, description="Restrict the key to these flows: requests for others are 404, and it cannot create flows."
     )
-    expires_at: ExpiryTime | None = Field(
+    expires_at: Annotated[AwareDatetime, AfterValidator(checked_utc)] | None = Field(
         None, description="When the key becomes invalid. Without it, the key is valid until it is revoked."
     )
