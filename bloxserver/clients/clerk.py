@@ -5,14 +5,12 @@ Clerk's own claims are described at https://clerk.com/docs/guides/sessions/sessi
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 from bloxserver.clients.jwks import FETCH_SECONDS, SigningKeys
-from bloxserver.clients.token_verifier import TokenVerifier, invalid, text_of
+from bloxserver.clients.token_verifier import TokenVerifier, invalid, shared_verifier, text_of
 from bloxserver.settings import Settings
 
 RESERVED = ("local:", "oidc:")
@@ -64,21 +62,10 @@ class ClerkVerifier(TokenVerifier):
             raise invalid("wrong authorized party")
 
 
-_verifiers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...], ClerkVerifier]] = WeakKeyDictionary()
+SETTINGS = ("clerk_issuer", "clerk_audience", "clerk_authorized_parties", "clerk_require_azp")
+"""The settings on which a verifier depends."""
 
 
 def get_verifier(settings: Settings) -> ClerkVerifier:
-    """Return the verifier of the running event loop for these settings, so that its keys are fetched once.
-
-    Raises `RuntimeError` outside of an event loop.
-    """
-    configuration = (
-        settings.clerk_issuer,
-        settings.clerk_audience,
-        settings.clerk_authorized_parties,
-        settings.clerk_require_azp,
-    )
-    verifiers = _verifiers.setdefault(asyncio.get_running_loop(), {})
-    if configuration not in verifiers:
-        verifiers[configuration] = ClerkVerifier(settings)
-    return verifiers[configuration]
+    """See `shared_verifier`."""
+    return shared_verifier(ClerkVerifier, settings, *SETTINGS)

@@ -5,15 +5,13 @@ Its configuration names its keys (https://openid.net/specs/openid-connect-discov
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from bloxserver.clients.jwks import FETCH_SECONDS, SigningKeys
-from bloxserver.clients.token_verifier import TokenVerifier, invalid
+from bloxserver.clients.token_verifier import TokenVerifier, invalid, shared_verifier
 from bloxserver.settings import Settings
 
 IDENTITY_PREFIX = "oidc:"
@@ -72,17 +70,10 @@ def identity_of(issuer: str, subject: str) -> str:
     return IDENTITY_PREFIX + sha256(f"{issuer}\n{subject}".encode()).hexdigest()[:40]
 
 
-_verifiers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...], OidcVerifier]] = WeakKeyDictionary()
+SETTINGS = ("oidc_issuer", "oidc_audience", "oidc_email_claim", "oidc_name_claim", "oidc_picture_claim")
+"""The settings on which a verifier depends."""
 
 
 def get_verifier(settings: Settings) -> OidcVerifier:
-    """Return the verifier of the running event loop for these settings, so that its keys are fetched once.
-
-    Raises `RuntimeError` outside of an event loop.
-    """
-    names = ("oidc_issuer", "oidc_audience", "oidc_email_claim", "oidc_name_claim", "oidc_picture_claim")
-    configuration = tuple(getattr(settings, name) for name in names)
-    verifiers = _verifiers.setdefault(asyncio.get_running_loop(), {})
-    if configuration not in verifiers:
-        verifiers[configuration] = OidcVerifier(settings)
-    return verifiers[configuration]
+    """See `shared_verifier`."""
+    return shared_verifier(OidcVerifier, settings, *SETTINGS)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
 import re
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import jwt
 
 from bloxserver.clients.jwks import PublicKey, SigningKeys, algorithm_of
 from bloxserver.errors import Unauthorized, Unavailable
+from bloxserver.settings import Settings
 
 MAX_TOKEN_CHARACTERS = 8 * 1024
 MAX_VERIFIED = 10_000
@@ -124,6 +127,23 @@ class TokenVerifier:
         if not isinstance(key_id, str):
             raise invalid("missing key id")
         return key_id
+
+
+Verifier = TypeVar("Verifier", bound=TokenVerifier)
+_verifiers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...], Any]] = WeakKeyDictionary()
+
+
+def shared_verifier(make: Callable[[Settings], Verifier], settings: Settings, *names: str) -> Verifier:
+    """Return the verifier of the running event loop for the settings of these names, so that keys are fetched once.
+
+    Raises `RuntimeError` outside of an event loop.
+    """
+    configuration = (make, *(getattr(settings, name) for name in names))
+    verifiers = _verifiers.setdefault(asyncio.get_running_loop(), {})
+    if configuration not in verifiers:
+        verifiers[configuration] = make(settings)
+    verifier: Verifier = verifiers[configuration]
+    return verifier
 
 
 def invalid(reason: str) -> Unauthorized:
