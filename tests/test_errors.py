@@ -17,6 +17,7 @@ from bloxserver import errors
 from bloxserver.api.errors import unexpected_error_response
 from bloxserver.errors import BloxError
 from bloxserver.services.executions import FlowNotRunning
+from bloxserver.services.idempotency import KeyReused
 from bloxserver.services.secrets import SecretUnavailable
 from tests.conftest import api_client
 
@@ -33,6 +34,7 @@ STATUSES = {
     errors.RateLimited: 429,
     errors.Unavailable: 503,
     FlowNotRunning: 400,
+    KeyReused: 422,
     SecretUnavailable: 409,
 }
 

@@ -86,10 +86,11 @@ def _is_json(request: Request) -> bool:
 class _ReadRequest(Request):
     """A request whose JSON body was read in another process."""
 
-    def __init__(self, request: Request, value: Any) -> None:
+    def __init__(self, request: Request, value: Any, sent: bytes) -> None:
         super().__init__(request.scope, request.receive)
         self._body = b"{}"
         self._value = value
+        self.sent = sent
 
     async def json(self) -> Any:
         if isinstance(self._value, Exception):
@@ -108,13 +109,18 @@ async def _handle_large(
     for (name, is_text), text in zip(result.get("large", ()), texts, strict=True):
         value[name] = text.decode() if is_text else RawJson(text.decode())
     try:
-        return await handler(_ReadRequest(request, value))
+        return await handler(_ReadRequest(request, value, body))
     except RequestValidationError as invalid:
         if "errors" not in result:
             raise
         others = [error for error in invalid.errors() if error["loc"] != ("body",)]
         of_body = [error | {"loc": ("body", *error["loc"])} for error in result["errors"]]
         raise RequestValidationError([*others, *of_body]) from None
+
+
+async def sent_body(request: Request) -> bytes:
+    """The body of the request as the client sent it."""
+    return request.sent if isinstance(request, _ReadRequest) else await request.body()
 
 
 def _malformed(message: str, position: int) -> json.JSONDecodeError:

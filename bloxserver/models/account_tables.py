@@ -119,6 +119,29 @@ class SecretRecord(Base):
     updated_at: Mapped[UpdatedAt]
 
 
+class IdempotencyKeyRecord(Base):
+    """The `Idempotency-Key` of a request that created something, so that a repeated request does not create it again.
+
+    `services.idempotency` replaces a key that has expired, and retention deletes it.
+    """
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (sa.Index(None, "created_at"),)
+
+    owner_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    """The user or the webhook whose keys these are. No foreign key: an expired key refers to nothing."""
+    key_hash: Mapped[bytes] = mapped_column(sa.LargeBinary(32), primary_key=True)
+    """SHA-256. The key itself may be long, and may be a sender's secret."""
+    request_hash: Mapped[bytes] = mapped_column(sa.LargeBinary(32))
+    """HMAC-SHA-256 of what a repeated request must have in common with the first.
+
+    The key of the HMAC is the idempotency key: a plain hash would let readers of the table guess secrets in bodies.
+    """
+    result: Mapped[str | None] = mapped_column(sa.String(255))
+    """The id or the name of what the first request created."""
+    created_at: Mapped[CreatedAt]
+
+
 class StripeEventRecord(Base):
     """A received Stripe event. A repeated delivery has the same id, and is stored once."""
 

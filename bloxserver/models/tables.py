@@ -16,6 +16,7 @@ from bloxserver.clock import now
 from bloxserver.models.account_tables import (
     ApiKeyRecord,
     EmailCountRecord,
+    IdempotencyKeyRecord,
     RateCounterRecord,
     SecretRecord,
     StoredBytesRecord,
@@ -60,6 +61,7 @@ __all__ = [
     "FlowRecord",
     "FlowStatus",
     "FlowVersionRecord",
+    "IdempotencyKeyRecord",
     "InputEncoding",
     "KeyValueRecord",
     "NotificationChannel",

@@ -9,6 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.errors import NotFound
 from bloxserver.models.tables import ApiKeyRecord, UserRecord
 
 _keys, _users = ApiKeyRecord.__table__, UserRecord.__table__
@@ -54,6 +55,14 @@ async def find_access(session: AsyncSession, key_hash: bytes) -> KeyAccess | Non
     return KeyAccess(
         row.id, row.user_id, row.clerk_id, frozenset(row.scopes), flow_ids, row.expires_at, row.last_used_at
     )
+
+
+async def read_api_key(session: AsyncSession, user_id: UUID, key_id: UUID) -> sa.Row[Any]:
+    """One of the user's keys. Raises `NotFound`."""
+    row = (await session.execute(sa.select(*SHOWN).where(_keys.c.user_id == user_id, _keys.c.id == key_id))).first()
+    if row is None:
+        raise NotFound("API key")
+    return row
 
 
 async def read_api_keys(session: AsyncSession, user_id: UUID) -> list[sa.Row[Any]]:

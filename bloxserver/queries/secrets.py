@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.encryption import SECRET_NAME
+from bloxserver.errors import NotFound
 from bloxserver.models.tables import SecretRecord
 
 SHOWN = (SecretRecord.name, SecretRecord.created_at, SecretRecord.updated_at)
@@ -22,6 +23,15 @@ async def read_secrets(session: AsyncSession, user_id: UUID) -> list[SecretRow]:
     rows = await session.execute(sa.select(*SHOWN).where(SecretRecord.user_id == user_id))
     # Sorted here: the databases have different collations.
     return sorted(rows.all(), key=lambda row: row[0])
+
+
+async def read_secret(session: AsyncSession, user_id: UUID, name: str) -> SecretRow:
+    """One of the user's secrets, without its value. Raises `NotFound`."""
+    wanted = sa.select(*SHOWN).where(SecretRecord.user_id == user_id, SecretRecord.name == name)
+    row = (await session.execute(wanted)).first()
+    if row is None:
+        raise NotFound("Secret")
+    return row
 
 
 async def read_ciphertexts(session: AsyncSession, user_id: UUID, names: Collection[str]) -> dict[str, str]:

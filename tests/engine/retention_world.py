@@ -115,11 +115,11 @@ async def until(holds: Callable[[], Awaitable[bool]], *, interval_seconds: float
 
 @contextmanager
 def deleting_transactions(database: Database) -> Iterator[list[int]]:
-    """The rows that each transaction has deleted."""
+    """The rows of flows that each transaction has deleted."""
     transactions: list[int] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if statement.startswith("DELETE"):
+        if statement.startswith(("DELETE FROM execution", "DELETE FROM flow")):
             connection.info["deleted"] = connection.info.get("deleted", 0) + len(parameters)
 
     def end(connection: Any) -> None:

@@ -46,6 +46,7 @@ async def fill(session: AsyncSession) -> None:
         "usage_records": {"user_id": user},
         "user_api_keys": {"user_id": user},
         "api_keys": {"user_id": user},
+        "idempotency_keys": {},
         "stripe_events": {},
         "workers": {},
         "rate_counters": {},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Path
 from bloxserver.api import examples
 from bloxserver.api.api_key_sign_in import forget_keys
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
+from bloxserver.api.idempotency import Idempotent
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of
 from bloxserver.api.schemas import ApiKey, CreateApiKeyRequest, CreatedApiKey
@@ -51,12 +53,20 @@ async def list_api_keys(user: AuthenticatedUser, session: DbSession) -> object:
     | errors(404),
 )
 @requires_scope(Scope.ADMIN)
-async def create_api_key(user: AuthenticatedUser, session: DbSession, body: CreateApiKeyRequest) -> object:
+async def create_api_key(
+    user: AuthenticatedUser, session: DbSession, idempotent: Idempotent, body: CreateApiKeyRequest
+) -> object:
     """Create an API key. Only this response contains it. An API key can create only keys with no more access."""
     new = services.NewKey(body.name, body.scopes, body.flow_ids, body.expires_at)
-    row, key = await services.create_api_key(session, user.id, new, user.api_key)
-    created: dict[str, Any] = {**row._mapping, "key": key}
-    return created
+
+    async def create() -> dict[str, Any]:
+        row, key = await services.create_api_key(session, user.id, new, user.api_key)
+        return {**row._mapping, "key": key}
+
+    async def read(key_id: str) -> dict[str, Any]:
+        return {**(await queries.read_api_key(session, user.id, UUID(key_id)))._mapping, "key": None}
+
+    return await idempotent.create(create, read, name=itemgetter("id"))
 
 
 @router.delete(

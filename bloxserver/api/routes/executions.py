@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import AfterValidator
@@ -19,6 +20,7 @@ from bloxserver.api.dependencies import (
     WaitSeconds,
 )
 from bloxserver.api.execution_queries import ExecutionListQuery, ExecutionQuery
+from bloxserver.api.idempotency import Idempotent
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import (
     AUTHENTICATED_PREFIX,
@@ -114,6 +116,7 @@ async def run_flow(
     shutdown: ServerShutdown,
     watcher: Watcher,
     slot: WaitSlot,
+    idempotent: Idempotent,
     flow_id: FlowId,
     input_payload: InputPayload = None,
     wait: WaitSeconds = None,
@@ -122,7 +125,11 @@ async def run_flow(
     """Start an execution manually. Its status is `running` until it ends."""
     payload = input_payload if input_payload is not None else body and body.input_payload
     period = user.period_at(now())
-    execution = await services.run_flow(session, user.id, user.plan, period, flow_id, services.input_of_json(payload))
+    given = services.input_of_json(payload)
+    execution = await idempotent.create(
+        lambda: services.run_flow(session, user.id, user.plan, period, flow_id, given),
+        lambda execution_id: queries.read_execution(session, user.id, flow_id, UUID(execution_id)),
+    )
     if wait is None:
         return execution
     accepted = Execution.model_validate(execution)
@@ -252,6 +259,7 @@ async def cancel_execution(
 async def retry_execution(
     user: AuthenticatedUser,
     session: DbSession,
+    idempotent: Idempotent,
     flow_id: FlowId,
     execution_id: ExecutionId,
     begin: RetryFrom = retries.RetryFrom.START,
@@ -259,4 +267,7 @@ async def retry_execution(
 ) -> object:
     """Start a new execution with the input of an execution that has ended. It counts as a run."""
     period = user.period_at(now())
-    return await retries.retry_execution(session, user.id, user.plan, period, flow_id, execution_id, begin, version)
+    return await idempotent.create(
+        lambda: retries.retry_execution(session, user.id, user.plan, period, flow_id, execution_id, begin, version),
+        lambda new_id: queries.read_execution(session, user.id, flow_id, UUID(new_id)),
+    )

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from uuid import UUID
+
 from fastapi import APIRouter, Response
 
 from bloxserver.api import examples
 from bloxserver.api.current_user import reads_requester
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId, FlowPage
 from bloxserver.api.etags import IfMatch, tagged
+from bloxserver.api.idempotency import Idempotent
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of, storage_limit_reached
 from bloxserver.api.rendering import render_page
@@ -48,10 +51,17 @@ async def list_flows(user: AuthenticatedUser, session: DbSession, page: FlowPage
 )
 @for_all_flows
 async def create_flow(
-    user: AuthenticatedUser, session: DbSession, response: Response, body: CreateFlowRequest
+    user: AuthenticatedUser,
+    session: DbSession,
+    response: Response,
+    idempotent: Idempotent,
+    body: CreateFlowRequest,
 ) -> object:
     """Create a stopped flow. Without a definition it gets the default definition."""
-    flow = await services.create_flow(session, user.id, user.plan, body.name, body.description, body.organism_yaml)
+    flow = await idempotent.create(
+        lambda: services.create_flow(session, user.id, user.plan, body.name, body.description, body.organism_yaml),
+        lambda flow_id: queries.read_flow(session, user.id, UUID(flow_id)),
+    )
     return tagged(response, flow)
 
 

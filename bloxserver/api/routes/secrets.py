@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated
 
 from fastapi import APIRouter, Path
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
+from bloxserver.api.idempotency import Idempotent
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, response_of
 from bloxserver.api.schemas import CreateSecretRequest, Secret, SetSecretRequest
@@ -52,10 +54,16 @@ async def list_secrets(user: AuthenticatedUser, session: DbSession) -> object:
     | error_of(409, "A secret with this name exists.", "secret_exists", "There is a secret called SHOP_TOKEN already"),
 )
 @requires_scope(Scope.ADMIN)
-async def create_secret(user: AuthenticatedUser, session: DbSession, body: CreateSecretRequest) -> object:
+async def create_secret(
+    user: AuthenticatedUser, session: DbSession, idempotent: Idempotent, body: CreateSecretRequest
+) -> object:
     """Create a secret. If a secret with this name exists, it is not changed and the response is 409."""
     cipher = get_cipher(get_settings())
-    return await services.create_secret(session, cipher, user.id, body.name, body.value.get_secret_value())
+    return await idempotent.create(
+        lambda: services.create_secret(session, cipher, user.id, body.name, body.value.get_secret_value()),
+        lambda name: queries.read_secret(session, user.id, name),
+        name=attrgetter("name"),
+    )
 
 
 @router.put(

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import AuthenticatedUser, CurrentUser, DbSession, FlowId, TriggerId
+from bloxserver.api.idempotency import Idempotent
 from bloxserver.api.json_bodies import JsonRoute
 from bloxserver.api.openapi import error_of, errors, response_of
 from bloxserver.api.schemas import CreateTriggerRequest, Trigger, UpcomingFirings, UpdateTriggerRequest
@@ -91,10 +92,13 @@ async def list_triggers(
     responses=response_of(201, "The created trigger.", examples.SCHEDULE) | errors(403, 404),
 )
 async def create_trigger(
-    user: AuthenticatedUser, session: DbSession, flow_id: FlowId, body: CreateTriggerRequest
+    user: AuthenticatedUser, session: DbSession, flow_id: FlowId, idempotent: Idempotent, body: CreateTriggerRequest
 ) -> object:
     """Create a trigger. A webhook gets a secret token and a URL."""
-    return await services.create_trigger(session, user.id, flow_id, body.type, body.name, body.config)
+    return await idempotent.create(
+        lambda: services.create_trigger(session, user.id, flow_id, body.type, body.name, body.config),
+        lambda trigger_id: queries.read_trigger(session, user.id, flow_id, UUID(trigger_id)),
+    )
 
 
 @router.get(

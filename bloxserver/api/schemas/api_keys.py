@@ -30,7 +30,9 @@ class ApiKey(CamelModel):
 class CreatedApiKey(ApiKey):
     """A new API key. This is the only response that contains the key."""
 
-    key: str = Field(description="The secret for the header `Authorization: Bearer …`.")
+    key: str | None = Field(
+        description="The secret for the header `Authorization: Bearer …`; null in the response to a repeated request."
+    )
 
 
 class CreateApiKeyRequest(RequestModel):

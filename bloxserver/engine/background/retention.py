@@ -30,6 +30,7 @@ from bloxserver.engine.background.retention_batches import (
     PruneResult,
     RetentionLockBusy,
     delete_empty_buckets,
+    delete_idempotency_keys,
     delete_versions,
 )
 from bloxserver.engine.loops import PollLoop
@@ -105,6 +106,10 @@ class Retention:
                 for flow in versions:
                     with _continue_after_failure(flow.flow_id):
                         await self._prune_versions(flow, limits, pruned, dry_run=dry_run)
+            if not dry_run:
+                delete = partial(delete_idempotency_keys, moment=limits.moment)
+                while await self._deleter.in_transaction(delete, pruned):
+                    pass
         except RetentionLockBusy:
             pruned.lock_busy = True
         return pruned

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import groupby
 from uuid import UUID
@@ -24,7 +25,14 @@ from bloxserver.engine.background.expired import (
 )
 from bloxserver.models.database import Database
 from bloxserver.models.execution_totals import DELETE_EMPTY_BUCKETS
-from bloxserver.models.tables import ExecutionRecord, ExecutionSeriesRecord, ExecutionStepRecord, FlowVersionRecord
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    ExecutionSeriesRecord,
+    ExecutionStepRecord,
+    FlowVersionRecord,
+    IdempotencyKeyRecord,
+)
+from bloxserver.services.idempotency import KEPT
 
 PRUNE_LOCK = 0x626C6F78_707275
 """Advisory lock of retention: one process deletes at a time."""
@@ -202,6 +210,24 @@ async def delete_empty_buckets(session: AsyncSession, flow_id: UUID, until: Posi
     values = {"flow_id": flow_id, "mode": until.mode, "until": until.started_at, "limit": MAX_ROWS}
     types = [sa.bindparam(name, type_=series[of].type) for name, of in (("flow_id", "flow_id"), ("until", "start"))]
     deleted = await session.execute(sa.text(DELETE_EMPTY_BUCKETS).bindparams(*types), values)
+    return PruneResult(others=len(deleted.all()))
+
+
+async def delete_idempotency_keys(session: AsyncSession, moment: datetime) -> PruneResult:
+    """Delete about `MAX_ROWS` idempotency keys that expired more than a day before `moment`.
+
+    Earlier, a server whose clock is late may still regard them as valid. Raises `RetentionLockBusy`.
+    """
+    await acquire_advisory_lock(session)
+    created_at, expired = IdempotencyKeyRecord.created_at, moment - KEPT - timedelta(days=1)
+    oldest = sa.select(created_at).where(created_at < expired).order_by(created_at)
+    last = oldest.offset(MAX_ROWS - 1).limit(1).scalar_subquery()
+    deleted = await session.execute(
+        sa.delete(IdempotencyKeyRecord)
+        .where(created_at < expired, created_at <= sa.func.coalesce(last, expired))
+        .returning(created_at)
+        .execution_options(synchronize_session=False)
+    )
     return PruneResult(others=len(deleted.all()))
 
 

@@ -18,6 +18,7 @@ from bloxserver.models.tables import (
     ExecutionStepRecord,
     FailureNotificationRecord,
     FlowRecord,
+    IdempotencyKeyRecord,
     UserRecord,
 )
 from tests.engine.retention_world import DAY, SUCCESS, World
@@ -249,3 +250,13 @@ class TestModes:
         assert (await world.prune(days=30)).executions == 2
         assert await world.left() == {kept}
         assert await world.count(ExecutionSeriesRecord) == 2
+
+
+async def test_idempotency_keys_expire(world: World) -> None:
+    async with world.database.transaction() as session:
+        for days in (0, 7.9, 8.1, 30):
+            values = {"owner_id": world.user.id, "key_hash": bytes([int(days * 2)]), "request_hash": b"", "result": "x"}
+            session.add(IdempotencyKeyRecord(**values, created_at=now() - days * DAY))
+    assert await world.retention().prune(dry_run=True) == PruneResult()
+    assert await world.prune() == PruneResult(others=2)
+    assert await world.count(IdempotencyKeyRecord) == 2

@@ -26,6 +26,7 @@ from bloxserver.models.tables import (
     FailureNotificationRecord,
     FlowRecord,
     FlowVersionRecord,
+    IdempotencyKeyRecord,
 )
 from tests.engine.retention_world import SUCCESS, World, deleting_transactions, until
 from tests.factories import create_flow
@@ -242,6 +243,8 @@ async def fill(world: World) -> None:
         flows = [{"id": new_id(), "user_id": world.user.id, "name": "A"} for _ in range(OTHERS)]
         await session.execute(sa.insert(FlowRecord), flows)
         values = {"trigger_type": "manual", "status": SUCCESS, "started_at": moment, "completed_at": moment}
+        keys = [{"owner_id": new_id(), "key_hash": b"", "request_hash": b""} for _ in range(1000)]
+        await session.execute(sa.insert(IdempotencyKeyRecord), keys)
         versions = [
             {"id": new_id(), "flow_id": flow["id"], "number": number, "organism_yaml": "x"}
             for index, flow in enumerate(flows)
