@@ -19,6 +19,7 @@ from bloxserver.errors import BloxError
 from bloxserver.services.executions import FlowNotRunning
 from bloxserver.services.idempotency import KeyReused
 from bloxserver.services.secrets import SecretUnavailable
+from bloxserver.services.webhook_signatures import InvalidSignature
 from tests.conftest import api_client
 
 MEMBERS = {"type", "title", "status", "detail", "code", "message", "details", "requestId"}
@@ -34,6 +35,7 @@ STATUSES = {
     errors.RateLimited: 429,
     errors.Unavailable: 503,
     FlowNotRunning: 400,
+    InvalidSignature: 401,
     KeyReused: 422,
     SecretUnavailable: 409,
 }

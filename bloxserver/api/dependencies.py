@@ -29,9 +29,9 @@ from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import Tier
 from bloxserver.queries.api_keys import KeyAccess
 from bloxserver.queries.paging import MAX_PAGE, PageRequest
-from bloxserver.services.executions import Input, input_of_body
 from bloxserver.services.rate_limits import UNLIMITED, Admission
 from bloxserver.services.users import DEV_CLAIMS
+from bloxserver.services.webhooks import WebhookCall, webhook_call
 from bloxserver.settings import get_settings
 
 MAX_DEPTH_HEADER = 1000
@@ -238,14 +238,6 @@ async def refuse_exceeded_webhook(
     admission.refuse_exceeded("webhook", webhook_token)
 
 
-async def webhook_input(request: Request) -> Input:
-    """The body of a webhook. It is read before the session opens a connection, so that a slow client holds none."""
-    return input_of_body(await request.body(), request.headers.get("content-type"))
-
-
-WebhookInput = Annotated[Input, Depends(webhook_input)]
-
-
 async def call_depth(
     depth: Annotated[str, Header(alias="BloxServer-Depth", include_in_schema=False)] = "",
 ) -> int:
@@ -254,3 +246,13 @@ async def call_depth(
 
 
 CallDepth = Annotated[int, Depends(call_depth)]
+
+
+async def received_call(
+    request: Request, webhook_token: WebhookToken, depth: CallDepth, admission: RequestAdmission
+) -> WebhookCall:
+    """A call of a webhook. It is read before the session opens a connection, so that a slow client holds none."""
+    return webhook_call(webhook_token, await request.body(), request.headers, depth, admission)
+
+
+ReceivedCall = Annotated[WebhookCall, Depends(received_call)]

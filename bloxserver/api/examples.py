@@ -132,8 +132,39 @@ TRIGGER: Example = {
     "nextFireAt": None,
     "lastFiredAt": "2026-03-02T09:36:09.520000Z",
     "disabledReason": None,
+    "previousTokenExpiresAt": None,
     "createdAt": "2026-03-02T08:53:45.600000Z",
 }
+SIGNING_SECRET: Example = {
+    "id": "019cad83-4a5b-7c6d-8e7f-90a1b2c3d4e5",
+    "hint": "LaSw",
+    "createdAt": "2026-03-02T08:55:45.600000Z",
+}
+CREATED_SIGNING_SECRET = SIGNING_SECRET | {"secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+DELIVERIES: list[Example] = [
+    {
+        "id": "019cad90-5b6c-7d7e-8f80-a1b2c3d4e5f6",
+        "receivedAt": "2026-03-02T09:40:12.310000Z",
+        "outcome": "rejected",
+        "status": 401,
+        "code": "invalid_signature",
+        "message": "The signature does not match",
+        "bytes": 512,
+        "executionId": None,
+        "redeliveryOf": None,
+    },
+    {
+        "id": EXECUTION_ID,
+        "receivedAt": "2026-03-02T09:36:09.520000Z",
+        "outcome": "accepted",
+        "status": 200,
+        "code": None,
+        "message": None,
+        "bytes": 498,
+        "executionId": EXECUTION_ID,
+        "redeliveryOf": None,
+    },
+]
 CREATED_TRIGGER = TRIGGER | {"lastFiredAt": None}
 UPDATED_TRIGGER = TRIGGER | {"enabled": False}
 SCHEDULE: Example = {
@@ -148,6 +179,7 @@ SCHEDULE: Example = {
     "nextFireAt": "2026-03-03T08:00:00.000000Z",
     "lastFiredAt": None,
     "disabledReason": None,
+    "previousTokenExpiresAt": None,
     "createdAt": "2026-03-02T08:54:45.600000Z",
 }
 UPCOMING = {
@@ -197,6 +229,7 @@ RETRIED_EXECUTION = MANUAL_EXECUTION | {
     "retryOf": EXECUTION_ID,
     "startedAt": "2026-03-02T09:39:29.520000Z",
 }
+REDELIVERED_EXECUTION = RUNNING_EXECUTION | {"id": RETRY_ID, "retryOf": EXECUTION_ID}
 CANCELLED_EXECUTION = RUNNING_EXECUTION | {
     "status": "cancelled",
     "durationMs": 2480,

@@ -15,9 +15,9 @@ from fastapi import Depends, Request
 from bloxserver.api.dependencies import (
     AuthenticatedUser,
     Authorization,
+    ReceivedCall,
     Sessions,
     WaitSeconds,
-    WebhookInput,
     WebhookToken,
 )
 from bloxserver.errors import LimitReached, Unavailable
@@ -133,7 +133,7 @@ async def _wait_slot(
 
 
 async def _webhook_wait_slot(
-    webhook_token: WebhookToken, body: WebhookInput, sessions: Sessions, slots: Slots, wait: WaitSeconds = None
+    webhook_token: WebhookToken, call: ReceivedCall, sessions: Sessions, slots: Slots, wait: WaitSeconds = None
 ) -> AsyncIterator[None]:
     """Counted for the owner of the webhook. `body` is received before a session opens a connection."""
     if wait is None:

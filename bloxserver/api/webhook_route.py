@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
 
-from bloxserver.api.dependencies import call_depth, refuse_exceeded_webhook, request_admission
+from bloxserver.api.dependencies import call_depth, received_call, refuse_exceeded_webhook, request_admission
+from bloxserver.api.idempotency import REPLAYED
 from bloxserver.api.paths import FOUND_PATH
 from bloxserver.api.routes import webhooks
 from bloxserver.models import database as models_database
 from bloxserver.models.database import get_db
-from bloxserver.services.executions import input_of_body
 from bloxserver.services.webhook_batches import batches_of
 
 
@@ -43,8 +43,9 @@ class WebhookRoute(BaseRoute):
         token = scope["path"].rpartition("/")[2]
         admission = await request_admission(request)
         await refuse_exceeded_webhook(token, admission)
-        given = input_of_body(await request.body(), request.headers.get("content-type"))
         depth = await call_depth(request.headers.get("bloxserver-depth", ""))
-        execution_id = await batches_of(models_database.database).receive(token, given, depth, admission)
-        body = f'{{"status":"accepted","executionId":"{execution_id}","message":"{webhooks.ACCEPTED}"}}'
-        await Response(body, media_type="application/json")(scope, receive, send)
+        call = await received_call(request, token, depth, admission)
+        accepted = await batches_of(models_database.database).receive(call)
+        body = f'{{"status":"accepted","executionId":"{accepted.execution_id}","message":"{webhooks.ACCEPTED}"}}'
+        headers = REPLAYED if accepted.is_repeated else None
+        await Response(body, headers=headers, media_type="application/json")(scope, receive, send)

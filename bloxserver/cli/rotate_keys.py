@@ -25,18 +25,20 @@ async def _rotate_keys(settings: Settings) -> None:
     from bloxserver.encryption import get_cipher
     from bloxserver.models.database import database
     from bloxserver.services.secrets import rotate_stale
+    from bloxserver.services.signing_secrets import rotate_stale_signing_secrets
 
     cipher = get_cipher(settings)
     if cipher is None:
         raise SettingsError(["API_KEY_ENCRYPTION_KEY must be set"])
     rotated = unreadable = 0
-    after = None
-    while True:
-        async with database.transaction() as session:
-            batch = await rotate_stale(session, cipher, BATCH_SIZE, after)
-        rotated, unreadable, after = rotated + batch.rotated, unreadable + batch.unreadable, batch.last_id
-        if after is None:
-            break
+    for rotate in (rotate_stale, rotate_stale_signing_secrets):
+        after = None
+        while True:
+            async with database.transaction() as session:
+                batch = await rotate(session, cipher, BATCH_SIZE, after)
+            rotated, unreadable, after = rotated + batch.rotated, unreadable + batch.unreadable, batch.last_id
+            if after is None:
+                break
     await database.dispose()
     typer.echo(f"encrypted again: {rotated}; cannot be decrypted with any key: {unreadable}")
     if unreadable:

@@ -62,9 +62,9 @@ class Scope(StrEnum):
     WRITE = "write"
     """Change flows and triggers, and start and stop flows."""
     RUN = "run"
-    """Run flows, and cancel and retry executions."""
+    """Run flows, cancel and retry executions, and redeliver requests of webhooks."""
     ADMIN = "admin"
-    """Manage API keys and secrets."""
+    """Manage API keys, secrets and signing secrets."""
 
 
 class NotificationChannel(StrEnum):

@@ -60,6 +60,43 @@ class FailureNotificationRecord(Base):
     created_at: Mapped[CreatedAt]
 
 
+class SigningSecretRecord(Base):
+    """A secret with which the sender of a webhook proves who it is, encrypted."""
+
+    __tablename__ = "signing_secrets"
+    __table_args__ = (sa.Index(None, "trigger_id"),)
+
+    id: Mapped[Id]
+    trigger_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("triggers.id", ondelete="CASCADE"))
+    hint: Mapped[str] = mapped_column(sa.String(16))
+    """The last characters."""
+    ciphertext: Mapped[str] = mapped_column(sa.Text)
+    created_at: Mapped[CreatedAt]
+
+
+class WebhookDeliveryRecord(Base):
+    """A call of a webhook that started no execution: it was rejected, or it repeated an earlier one.
+
+    The last ones of each webhook are kept. Executions are the record of the other calls.
+    """
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (sa.Index(None, "trigger_id", "id"),)
+
+    id: Mapped[Id]
+    trigger_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("triggers.id", ondelete="CASCADE"))
+    received_at: Mapped[CreatedAt]
+    status: Mapped[int]
+    """The status of the response."""
+    code: Mapped[str] = mapped_column(sa.String(64))
+    message: Mapped[str] = mapped_column(sa.String(500))
+    """The reason, for the owner of the webhook."""
+    bytes: Mapped[int]
+    """The size of the body."""
+    execution_id: Mapped[uuid.UUID | None]
+    """The execution that an earlier call started. No foreign key: it may be deleted."""
+
+
 class ExecutionCounters:
     """Counters of executions. The sum of the slots counts; one slot may be negative."""
 

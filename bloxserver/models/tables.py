@@ -43,6 +43,8 @@ from bloxserver.models.flow_data_tables import (
     ExecutionTotalsRecord,
     FailureNotificationRecord,
     KeyValueRecord,
+    SigningSecretRecord,
+    WebhookDeliveryRecord,
 )
 from bloxserver.models.types import LenientJson, StoredJson, TierText, database_now, enum_text
 from bloxserver.raw_json import RawJson
@@ -68,6 +70,7 @@ __all__ = [
     "RateCounterRecord",
     "Scope",
     "SecretRecord",
+    "SigningSecretRecord",
     "StepStatus",
     "StoredBytesRecord",
     "StripeEventRecord",
@@ -77,6 +80,7 @@ __all__ = [
     "UsageRecord",
     "UserApiKeyRecord",
     "UserRecord",
+    "WebhookDeliveryRecord",
     "WorkerRecord",
 ]
 
@@ -186,6 +190,7 @@ class TriggerRecord(Base):
         sa.Index(None, "flow_id", "created_at", "id"),
         partial_index("ix_triggers_schedules", "next_fire_at", where="type = 'schedule'"),
         partial_index("ix_triggers_deleted", "deleted_at", where=DELETED),
+        partial_index("ix_triggers_previous_token", "previous_token", where="previous_token IS NOT NULL", unique=True),
     )
 
     id: Mapped[Id]
@@ -194,6 +199,9 @@ class TriggerRecord(Base):
     name: Mapped[str] = mapped_column(sa.String(100))
     config: Mapped[dict[str, Any] | RawJson] = mapped_column(StoredJson(), default=dict, server_default="{}")
     webhook_token: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
+    previous_token: Mapped[str | None] = mapped_column(sa.String(255))
+    """The token before the last regeneration, which is valid until `previous_token_expires_at`."""
+    previous_token_expires_at: Mapped[datetime | None]
     own_webhook_url: Mapped[str | None] = mapped_column("webhook_url", sa.Text)
     """A URL that another program stored; null for the URL based on `WEBHOOK_BASE_URL`."""
     enabled: Mapped[bool] = mapped_column(default=True, server_default=sa.true())

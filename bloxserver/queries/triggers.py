@@ -8,9 +8,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.clock import now
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import FlowRecord, FlowVersionRecord, TriggerRecord, UserRecord
+from bloxserver.models.types import UtcDateTime
 from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.flows import require_flow
 from bloxserver.queries.requesters import owned_by
@@ -131,7 +133,14 @@ _TRIGGER_ROWS = (
 )
 """Triggers of all users, with their flows and owners, in the order of `TriggerRow`."""
 _ONE_WEBHOOK = _TRIGGER_ROWS.where(
-    _triggers.c.webhook_token == sa.bindparam("token", type_=sa.String), _triggers.c.type == TriggerType.WEBHOOK
+    sa.or_(
+        _triggers.c.webhook_token == sa.bindparam("token", type_=sa.String),
+        sa.and_(
+            _triggers.c.previous_token == sa.bindparam("token", type_=sa.String),
+            _triggers.c.previous_token_expires_at > sa.bindparam("moment", type_=UtcDateTime),
+        ),
+    ),
+    _triggers.c.type == TriggerType.WEBHOOK,
 )
 _WEBHOOKS = (
     _TRIGGER_ROWS.where(
@@ -154,10 +163,18 @@ async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
     """The webhook with this token, with its flow and its owner, in one statement; raises `NotFound`."""
     if not _can_be_a_token(token):
         raise NotFound("Webhook")
-    row = (await session.execute(_ONE_WEBHOOK, {"token": token})).first()
+    row = (await session.execute(_ONE_WEBHOOK, {"token": token, "moment": now()})).first()
     if row is None:
         raise NotFound("Webhook")
     return _trigger_row(row)
+
+
+async def find_webhook_id(session: AsyncSession, token: str) -> UUID | None:
+    """The id of the webhook with this token."""
+    if not _can_be_a_token(token):
+        return None
+    row = (await session.execute(_ONE_WEBHOOK, {"token": token, "moment": now()})).first()
+    return None if row is None else row[0]
 
 
 class LockedWebhook(NamedTuple):
@@ -169,7 +186,10 @@ class LockedWebhook(NamedTuple):
 
 
 async def read_and_lock_webhooks(session: AsyncSession, tokens: Collection[str]) -> dict[str, LockedWebhook]:
-    """The webhooks with these tokens, in one statement. Leaves out those whose flow another transaction has locked."""
+    """The webhooks with these tokens, in one statement.
+
+    Leaves out those whose flow another transaction has locked, and those with previous tokens.
+    """
     wanted = [token for token in tokens if _can_be_a_token(token)]
     if not wanted:
         return {}

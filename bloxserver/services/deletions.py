@@ -23,7 +23,9 @@ from bloxserver.models.tables import (
     FlowRecord,
     FlowVersionRecord,
     KeyValueRecord,
+    SigningSecretRecord,
     TriggerRecord,
+    WebhookDeliveryRecord,
 )
 from bloxserver.models.types import size_of
 from bloxserver.queries.flows import modes_of, require_flow
@@ -96,7 +98,8 @@ async def _delete_rows(session: AsyncSession, flow_id: UUID) -> None:
     await _delete(session, FailureNotificationRecord, FailureNotificationRecord.execution_id.in_(executions))
     await _delete(session, ExecutionRecord, ExecutionRecord.flow_id == flow_id)
     triggers = sa.select(TriggerRecord.id).where(TriggerRecord.flow_id == flow_id)
-    await _delete(session, FailureNotificationRecord, FailureNotificationRecord.trigger_id.in_(triggers))
+    for table in (FailureNotificationRecord, SigningSecretRecord, WebhookDeliveryRecord):
+        await _delete(session, table, table.trigger_id.in_(triggers))
     await _delete(session, TriggerRecord, TriggerRecord.flow_id == flow_id)
     await _delete(session, KeyValueRecord, KeyValueRecord.flow_id == flow_id)
     await _delete(session, FlowVersionRecord, FlowVersionRecord.flow_id == flow_id)
@@ -114,7 +117,7 @@ async def _mark_flow(session: AsyncSession, flow_id: UUID) -> None:
     await session.execute(
         sa.update(TriggerRecord)
         .where(TriggerRecord.flow_id == flow_id)
-        .values(deleted_at=moment, webhook_token=None, own_webhook_url=None)
+        .values(deleted_at=moment, webhook_token=None, previous_token=None, own_webhook_url=None)
     )
     claimed = (
         ExecutionRecord.flow_id == flow_id,
@@ -148,11 +151,12 @@ async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, tr
         await session.execute(
             sa.update(TriggerRecord)
             .where(TriggerRecord.id == trigger_id)
-            .values(deleted_at=now(), webhook_token=None, own_webhook_url=None)
+            .values(deleted_at=now(), webhook_token=None, previous_token=None, own_webhook_url=None)
         )
         wake_engine_after_commit(session, WakeReason.DELETION)
         return
     await lock_executions(session, triggered)
     await session.execute(sa.update(ExecutionRecord).where(triggered).values(trigger_id=None))
-    await _delete(session, FailureNotificationRecord, FailureNotificationRecord.trigger_id == trigger_id)
+    for table in (FailureNotificationRecord, SigningSecretRecord, WebhookDeliveryRecord):
+        await _delete(session, table, table.trigger_id == trigger_id)
     await _delete(session, TriggerRecord, TriggerRecord.id == trigger_id)

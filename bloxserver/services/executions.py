@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
-from bloxserver.errors import BadRequest, Conflict, NotFound
+from bloxserver.errors import BadRequest, NotFound
 from bloxserver.ids import new_id
 from bloxserver.models.database import WakeReason, after_commit, wake_engine_after_commit
 from bloxserver.models.enums import FlowStatus, InputEncoding, TriggerType
@@ -22,7 +23,6 @@ from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.triggers import TriggerRow
 from bloxserver.queries.usage import Period, period_at, stored_bytes_of
 from bloxserver.raw_json import text_of_value
-from bloxserver.services.rate_limits import UNLIMITED, Admission, read_admitted_webhook
 from bloxserver.services.usage import count_run, require_storage
 from bloxserver.settings import get_settings
 
@@ -64,28 +64,6 @@ async def run_flow(
     return await accept(session, flow_id=flow_id, trigger_type=TriggerType.MANUAL, given=given)
 
 
-async def receive_webhook(
-    session: AsyncSession, token: str, given: Input, depth: int = 0, admission: Admission = UNLIMITED
-) -> UUID:
-    """Accept a run by webhook and return its id; raises as `run_flow` does, and `Conflict` for a disabled webhook.
-
-    `depth` is the call depth that the sender reports. Raises `BadRequest` if it is too large, and `RateLimited`.
-    """
-    webhook = await read_admitted_webhook(session, token, admission)
-    check_webhook(webhook, depth)
-    execution = await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, given, depth)
-    return execution.id
-
-
-def check_webhook(webhook: TriggerRow, depth: int) -> None:
-    """Raise `FlowNotRunning`, `Conflict` or `BadRequest` unless the webhook can start an execution now."""
-    if webhook.flow_status is not FlowStatus.RUNNING:
-        raise FlowNotRunning(webhook.flow_status)
-    if not webhook.enabled:
-        raise Conflict("trigger_disabled", "Webhook is disabled")
-    require_depth(depth)
-
-
 def require_depth(depth: int) -> None:
     """Raise `BadRequest` if the call depth exceeds `MAX_CALL_DEPTH`. This ends endless recursion between flows."""
     limit = get_settings().max_call_depth
@@ -94,9 +72,9 @@ def require_depth(depth: int) -> None:
 
 
 async def accept_for_trigger(
-    session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input, depth: int = 0
+    session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input, depth: int = 0, id: UUID | None = None
 ) -> ExecutionRecord:
-    """Count and accept a run for a trigger. Raises `Forbidden` at a limit, and the errors of `accept`."""
+    """Count and accept a run for a trigger, with this id. Raises `Forbidden` at a limit, and the errors of `accept`."""
     moment = now()
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
     require_storage(trigger.plan, trigger.stored_bytes)
@@ -106,15 +84,16 @@ async def accept_for_trigger(
         flow_id=trigger.flow_id,
         trigger_id=trigger.trigger_id,
         trigger_type=kind,
-        target=target_of(trigger),
+        target=target_of(trigger.config),
         given=given,
         depth=depth,
+        id=id or new_id(),
     )
 
 
-def target_of(trigger: TriggerRow) -> str | None:
-    """The entry listener that the trigger specifies."""
-    target = trigger.config.get("target")
+def target_of(config: Mapping[str, Any]) -> str | None:
+    """The entry listener that the config of a trigger specifies."""
+    target = config.get("target")
     return target[:MAX_TARGET_LENGTH] if isinstance(target, str) else None
 
 
@@ -124,14 +103,17 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
     The caller checks limits and counts the run.
     Raises `FlowNotRunning` or `NotFound` if the flow was stopped or deleted since the caller read it.
     """
-    values |= {
-        "id": new_id(),
-        "flow_id": flow_id,
-        "started_at": now(),
-        "input_payload": given.payload,
-        "input_encoding": given.encoding,
-        "trace_parent": current_traceparent(),
-    }
+    values = (
+        {"id": new_id()}
+        | values
+        | {
+            "flow_id": flow_id,
+            "started_at": now(),
+            "input_payload": given.payload,
+            "input_encoding": given.encoding,
+            "trace_parent": current_traceparent(),
+        }
+    )
     columns = ExecutionRecord.__table__.c
     chosen: dict[str, Any] = {
         "flow_version_id": FlowRecord.active_version_id,

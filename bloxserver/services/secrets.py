@@ -162,13 +162,18 @@ async def rotate_stale(
     return RotatedBatch(len(rows) - unreadable, unreadable, rows[-1].id if len(rows) == limit else None)
 
 
-def _ciphertext(cipher: SecretCipher | None, user_id: UUID, name: str, value: str) -> str:
+def require_cipher(cipher: SecretCipher | None) -> SecretCipher:
+    """Raise `Unavailable` if the server has no key to encrypt secrets with."""
     if cipher is None:
         raise Unavailable(
             "secrets_not_configured",
             "This server cannot store secrets: its API_KEY_ENCRYPTION_KEY must be set to a key of at least 32 bytes",
         )
-    return cipher.encrypt(value, owner=user_id, name=name)
+    return cipher
+
+
+def _ciphertext(cipher: SecretCipher | None, user_id: UUID, name: str, value: str) -> str:
+    return require_cipher(cipher).encrypt(value, owner=user_id, name=name)
 
 
 async def _lock_user(session: AsyncSession, user_id: UUID, name: str) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from bloxserver.queries.triggers import count_triggers, read_trigger
 from bloxserver.queries.users import read_plan
 from bloxserver.raw_json import RawJson, plain_object
 from bloxserver.services.cron import check_schedule, upcoming
+from bloxserver.services.webhook_schemes import check_signature
 
 TOKEN_BYTES = 32
 NO_FAILURE = {"failed_attempts": 0, "last_error": None, "retry_at": None}
@@ -30,7 +31,7 @@ async def create_trigger(
 ) -> TriggerRecord:
     """Create a trigger of the user's flow.
 
-    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires.
+    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires or an invalid signature.
     """
     plan = await read_plan(session, user_id)
     await read_flow(session, user_id, flow_id, lock=True)  # the lock makes the count of triggers exact
@@ -38,6 +39,8 @@ async def create_trigger(
     await _check_count(session, flow_id, plan)
     if kind is TriggerType.SCHEDULE:
         check_schedule(plain_object(config))
+    if kind is TriggerType.WEBHOOK:
+        check_signature(plain_object(config))
     trigger = TriggerRecord(
         flow_id=flow_id,
         type=kind,
@@ -56,7 +59,7 @@ async def update_trigger(
 ) -> TriggerRecord:
     """Change the columns in `changes`.
 
-    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires.
+    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires or an invalid signature.
     """
     # Locked: a sweep that arms the schedule meanwhile would keep the firing time of the previous config.
     trigger = await read_trigger(session, user_id, flow_id, trigger_id, lock=bool(changes))
@@ -64,6 +67,8 @@ async def update_trigger(
         _check_size(changes["config"], await read_plan(session, user_id))
     if trigger.type is TriggerType.SCHEDULE:
         changes = changes | _schedule_changes(trigger, changes)
+    if trigger.type is TriggerType.WEBHOOK and "config" in changes:
+        check_signature(plain_object(changes["config"]))
     for name, value in changes.items():
         setattr(trigger, name, value)
     await session.flush()
@@ -101,11 +106,18 @@ def _schedule_changes(trigger: TriggerRecord, changes: dict[str, Any]) -> dict[s
     return {"next_fire_at": None, **NO_FAILURE} if "enabled" in changes else {}
 
 
-async def regenerate_token(session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID) -> TriggerRecord:
-    """Replace the token of a webhook. The old token is invalid after the commit. Raises `NotFound`, `BadRequest`."""
-    trigger = await read_trigger(session, user_id, flow_id, trigger_id)
+async def regenerate_token(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, trigger_id: UUID, grace: timedelta = timedelta()
+) -> TriggerRecord:
+    """Replace the token of a webhook. Raises `NotFound`, `BadRequest`.
+
+    The old token is valid for the grace period, and every earlier one is invalid after the commit.
+    """
+    trigger = await read_trigger(session, user_id, flow_id, trigger_id, lock=True)
     if trigger.type is not TriggerType.WEBHOOK:
         raise BadRequest("trigger_not_a_webhook", "Can only regenerate token for webhook triggers")
+    trigger.previous_token = trigger.webhook_token if grace else None
+    trigger.previous_token_expires_at = now() + grace if grace else None
     trigger.webhook_token = _new_token()
     trigger.webhook_url = None
     await session.flush()

@@ -2,7 +2,8 @@
 
 A commit waits for the disk, and a transaction takes longer than the rest of a request. Each webhook is answered after
 its own execution is committed, and the refusal of one has no effect on others. A webhook has a transaction of its own
-if its body is large, if its user has a hard limit of runs, or if another transaction has locked its flow.
+if its body is large, if its sender must be verified or has sent an idempotency key, if its user has a hard limit of
+runs, or if another transaction has locked its flow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -30,9 +30,11 @@ from bloxserver.observability.tracing import current_traceparent
 from bloxserver.queries.triggers import LockedWebhook, read_and_lock_webhooks
 from bloxserver.queries.usage import period_at
 from bloxserver.services.accepted_runs import AcceptedRun, insert_runs
-from bloxserver.services.executions import Input, check_webhook, receive_webhook, target_of
-from bloxserver.services.rate_limits import UNLIMITED, Admission
+from bloxserver.services.executions import target_of
+from bloxserver.services.rate_limits import UNLIMITED
 from bloxserver.services.usage import require_storage
+from bloxserver.services.webhook_deliveries import Rejection, record_rejection, record_rejections
+from bloxserver.services.webhooks import AcceptedWebhook, WebhookCall, check_webhook, receive_webhook
 
 log = structlog.stdlib.get_logger("bloxserver.request")
 
@@ -44,21 +46,17 @@ MAX_TRANSACTIONS = 2
 """Batches at the same time on PostgreSQL: while one waits for the disk, the next one is written."""
 
 
-class WebhookCall(NamedTuple):
-    """A received webhook. `depth` is the call depth that the sender reports."""
+class Entry(NamedTuple):
+    """A call that waits for its transaction."""
 
-    token: str
-    given: Input
-    depth: int
-    admission: Admission
+    call: WebhookCall
     trace_parent: str | None
-
-    @property
-    def is_large(self) -> bool:
-        return self.given.payload is not None and len(self.given.payload) >= LARGE_CHARACTERS
+    accepted: asyncio.Future[AcceptedWebhook]
 
 
-Entry = tuple[WebhookCall, asyncio.Future[UUID]]
+def is_large(call: WebhookCall) -> bool:
+    """Whether a call would delay others in its transaction."""
+    return call.given.payload is not None and len(call.given.payload) >= LARGE_CHARACTERS
 
 
 class WebhookBatches:
@@ -71,13 +69,13 @@ class WebhookBatches:
         """By token, in the order of their turns."""
         self._running: list[asyncio.Task[None]] = []
 
-    async def receive(self, token: str, given: Input, depth: int, admission: Admission) -> UUID:
-        """Return the id of the execution when it is committed; raises as `receive_webhook` does."""
-        call = WebhookCall(token, given, depth, admission, current_traceparent())
-        if call.is_large:
+    async def receive(self, call: WebhookCall) -> AcceptedWebhook:
+        """Return the execution when it is committed; raises as `receive_webhook` does."""
+        if call.has_key or is_large(call):
             return await self._receive_alone(call)
-        accepted: asyncio.Future[UUID] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(token, deque()).append((call, accepted))
+        accepted: asyncio.Future[AcceptedWebhook] = asyncio.get_running_loop().create_future()
+        entry = Entry(call, current_traceparent(), accepted)
+        self._waiting.setdefault(call.token, deque()).append(entry)
         # Not by callbacks of the tasks, which run after those that wait for a batch.
         self._running = [task for task in self._running if not task.done()]
         if len(self._running) < self._maximum:
@@ -87,10 +85,23 @@ class WebhookBatches:
         except _NotInBatch as reason:
             return await self._receive_alone(call, counted=reason.counted)
 
-    async def _receive_alone(self, call: WebhookCall, *, counted: bool = False) -> UUID:
-        admission = UNLIMITED if counted else call.admission
-        async with self._database.transaction() as session:
-            return await receive_webhook(session, call.token, call.given, call.depth, admission)
+    async def _receive_alone(self, call: WebhookCall, *, counted: bool = False) -> AcceptedWebhook:
+        if counted:
+            call = call._replace(admission=UNLIMITED)
+        try:
+            async with self._database.transaction() as session:
+                return await receive_webhook(session, call)
+        except BloxError as error:
+            await self._record_rejection(call, error)
+            raise
+
+    async def _record_rejection(self, call: WebhookCall, rejection: BloxError) -> None:
+        """Record that the call was rejected. A failure is logged: the sender must learn why the call was rejected."""
+        try:
+            async with self._database.transaction() as session:
+                await record_rejection(session, call.token, rejection, len(call.body))
+        except Exception as error:
+            log.warning("rejected webhook was not recorded", reason=describe_error(error))
 
     async def _run(self) -> None:
         await asyncio.sleep(0)  # for webhooks that arrive in the same turn of the event loop
@@ -106,17 +117,17 @@ class WebhookBatches:
             entry = entries.popleft()
             if entries:
                 self._waiting[token] = entries
-            if not entry[1].done():
+            if not entry.accepted.done():
                 batch.append(entry)
         return batch
 
     async def _accept(self, entries: Sequence[Entry]) -> None:
         """Accept the webhooks of a batch and set their results."""
         current_tenant.set(object())  # not a tenant that has used a connection before: the batch is of many users
-        results: list[UUID | Exception] = []
+        results: list[AcceptedWebhook | Exception] = []
         try:
             async with self._database.transaction() as session:
-                await _accept_batch(session, [call for call, _ in entries], results)
+                await _accept_batch(session, entries, results)
         except Exception as error:
             # One of them may be the cause: each that the batch would have accepted is accepted alone.
             log.debug(
@@ -124,8 +135,8 @@ class WebhookBatches:
             )
             checked = results or [_NotInBatch(counted=False)] * len(entries)
             results = [result if isinstance(result, Exception) else _NotInBatch(counted=True) for result in checked]
-        for (_, accepted), result in zip(entries, results, strict=True):
-            _resolve(accepted, result)
+        for entry, result in zip(entries, results, strict=True):
+            _resolve(entry.accepted, result)
 
 
 class _NotInBatch(Exception):
@@ -137,32 +148,45 @@ class _NotInBatch(Exception):
         self.counted = counted
 
 
-async def _accept_batch(session: AsyncSession, calls: Sequence[WebhookCall], results: list[UUID | Exception]) -> None:
-    """Accept those webhooks that can be accepted together. Appends the ids of their executions, or the reasons.
+async def _accept_batch(
+    session: AsyncSession, entries: Sequence[Entry], results: list[AcceptedWebhook | Exception]
+) -> None:
+    """Accept those webhooks that can be accepted together. Appends their executions, or the reasons.
 
     All results are appended before the executions are inserted.
     """
-    webhooks = await read_and_lock_webhooks(session, {call.token for call in calls})
+    webhooks = await read_and_lock_webhooks(session, {entry.call.token for entry in entries})
     runs: list[AcceptedRun] = []
-    for call in calls:
+    rejections: list[Rejection] = []
+    for entry in entries:
+        webhook = webhooks.get(entry.call.token)
         try:
-            runs.append(run := _run_of(call, webhooks.get(call.token)))
-            results.append(run.execution["id"])
-        except (BloxError, _NotInBatch) as error:
+            runs.append(run := _run_of(entry, webhook))
+            results.append(AcceptedWebhook(run.execution["id"]))
+        except _NotInBatch as error:
             results.append(error)
+        except BloxError as error:
+            results.append(error)
+            if webhook is not None:
+                rejections.append(Rejection(webhook.trigger.trigger_id, error, len(entry.call.body)))
+    if rejections:
+        await record_rejections(session, rejections)
     if runs:
         await insert_runs(session, runs)
         after_commit(session, partial(metrics.EXECUTIONS_ACCEPTED.labels(TriggerType.WEBHOOK.value).inc, len(runs)))
         wake_engine_after_commit(session, WakeReason.EXECUTION)
 
 
-def _run_of(call: WebhookCall, webhook: LockedWebhook | None) -> AcceptedRun:
+def _run_of(entry: Entry, webhook: LockedWebhook | None) -> AcceptedRun:
     """The execution that the webhook starts. Raises the errors of `receive_webhook`, and `_NotInBatch`."""
+    call = entry.call
     if webhook is None:  # unknown or locked
         raise _NotInBatch(counted=False)
     trigger = webhook.trigger
     plan = trigger.plan
     call.admission.count("webhook", call.token, plan.webhooks_per_minute)
+    if trigger.config.get("signature") is not None:
+        raise _NotInBatch(counted=True)
     check_webhook(trigger, call.depth)
     require_storage(plan, trigger.stored_bytes)
     if plan.hard_run_limit is not None:
@@ -175,18 +199,18 @@ def _run_of(call: WebhookCall, webhook: LockedWebhook | None) -> AcceptedRun:
         "flow_version": webhook.version,
         "trigger_id": trigger.trigger_id,
         "trigger_type": TriggerType.WEBHOOK,
-        "target": target_of(trigger),
+        "target": target_of(trigger.config),
         "started_at": moment,
         "input_payload": call.given.payload,
         "input_encoding": call.given.encoding,
         "depth": call.depth,
-        "trace_parent": call.trace_parent,
+        "trace_parent": entry.trace_parent,
     }
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
     return AcceptedRun(execution, trigger.user_id, period)
 
 
-def _resolve(accepted: asyncio.Future[UUID], result: UUID | Exception) -> None:
+def _resolve(accepted: asyncio.Future[AcceptedWebhook], result: AcceptedWebhook | Exception) -> None:
     if accepted.done():
         return  # the request was cancelled
     if isinstance(result, Exception):

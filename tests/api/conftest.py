@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
+import httpx
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.connections import LimitedProtocol
+from bloxserver.api.main import app
+from bloxserver.models import database as models_database
+from bloxserver.models.database import Database
+from bloxserver.models.enums import Tier
 from bloxserver.models.tables import FlowRecord, UserRecord
+from tests.api.contract import API
+from tests.conftest import api_client
+from tests.database_override import override_database
 from tests.factories import create_flow
 
 
@@ -36,3 +45,19 @@ def protocols(monkeypatch: pytest.MonkeyPatch) -> list[LimitedProtocol]:
 async def stack() -> AsyncIterator[AsyncExitStack]:
     async with AsyncExitStack() as stack:
         yield stack
+
+
+@pytest.fixture(params=["own", "documented"])
+async def caller(
+    request: pytest.FixtureRequest, live_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The API on its own database, and with `get_db` overridden. Each has its own route of webhooks."""
+    monkeypatch.setattr(models_database, "database", live_database)
+    async with AsyncExitStack() as stack:
+        is_own = request.param == "own"
+        stack.enter_context(nullcontext() if is_own else override_database(app, live_database))
+        client = await stack.enter_async_context(api_client())
+        await client.get(f"{API}/me")
+        async with live_database.transaction() as session:
+            await session.execute(sa.update(UserRecord).values(tier=Tier.PRO))
+        yield client

@@ -10,7 +10,15 @@ import httpx
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.main import app
-from bloxserver.models.tables import ApiKeyRecord, FlowStatus, FlowVersionRecord, SecretRecord, UserRecord
+from bloxserver.models.tables import (
+    ApiKeyRecord,
+    FlowStatus,
+    FlowVersionRecord,
+    SecretRecord,
+    SigningSecretRecord,
+    TriggerType,
+    UserRecord,
+)
 from tests import factories
 
 METHODS = {"get", "put", "post", "patch", "delete"}
@@ -42,6 +50,11 @@ AUTHENTICATED: dict[str, Call] = {
     "listUpcomingFirings": Call(),
     "deleteTrigger": Call(),
     "regenerateTriggerToken": Call(),
+    "listSigningSecrets": Call(),
+    "createSigningSecret": Call(),
+    "deleteSigningSecret": Call(),
+    "listDeliveries": Call(),
+    "redeliverWebhook": Call(),
     "listExecutions": Call(),
     "runFlow": Call({"inputPayload": "x"}),
     "getFlowStats": Call(),
@@ -92,13 +105,14 @@ async def ids_of(session: AsyncSession, user: UserRecord, status: FlowStatus = F
     """The path parameters of a new flow of the user with all that can belong to it, of a secret and of an API key."""
     flow = await factories.create_flow(session, user, status=status, canvas_state={"nodes": []})
     trigger = await factories.create_trigger(session, flow)
-    execution = await factories.create_execution(session, flow, trigger_id=trigger.id)
+    execution = await factories.create_execution(session, flow, trigger_id=trigger.id, trigger_type=TriggerType.WEBHOOK)
+    signing = SigningSecretRecord(trigger_id=trigger.id, hint="", ciphertext="")
     secret = SecretRecord(user_id=user.id, name=f"S_{uuid4().hex}")
     key = ApiKeyRecord(user_id=user.id, name="Theirs", key_hash=uuid4().bytes, hint="", scopes=["read"])
-    session.add_all([secret, key, FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml="v")])
+    session.add_all([signing, secret, key, FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml="v")])
     await session.commit()
     ids = {"flow_id": flow.id, "trigger_id": trigger.id, "execution_id": execution.id, "number": 1}
-    ids |= {"name": secret.name, "key_id": key.id}
+    ids |= {"name": secret.name, "key_id": key.id, "secret_id": signing.id, "delivery_id": execution.id}
     return {name: str(value) for name, value in ids.items()}
 
 

@@ -57,7 +57,7 @@ def test_table_lists_every_operation() -> None:
     assert {name for name, operation in OPERATIONS.items() if operation.path.startswith("/api/v1/")} == set(
         AUTHENTICATED
     )
-    assert len(WITH_ID) == 28
+    assert len(WITH_ID) == 33
     assert set(NESTED) == {
         "getTrigger",
         "updateTrigger",
@@ -69,6 +69,11 @@ def test_table_lists_every_operation() -> None:
         "streamExecution",
         "cancelExecution",
         "retryExecution",
+        "listSigningSecrets",
+        "createSigningSecret",
+        "deleteSigningSecret",
+        "listDeliveries",
+        "redeliverWebhook",
     }
 
 
@@ -108,6 +113,7 @@ async def test_owner_can_call_every_operation(
         answers[name] = (await call(client, name, ids, clerk.headers(OWNER))).status_code
     created = {"createFlow": 201, "createTrigger": 201, "runFlow": 201, "deleteFlow": 204, "deleteTrigger": 204}
     created |= {"createSecret": 201, "deleteSecret": 204, "createApiKey": 201, "revokeApiKey": 204}
+    created |= {"createSigningSecret": 201, "deleteSigningSecret": 204, "redeliverWebhook": 201}
     refused = {
         "listUpcomingFirings": 400,
         "retryExecution": 400,

@@ -21,7 +21,7 @@ from tests.api.operations import AUTHENTICATED, OPERATIONS, call, ids_of
 from tests.clerk import override_settings
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
-SHOWN_ONCE = {"createApiKey": "key"}
+SHOWN_ONCE = {"createApiKey": "key", "createSigningSecret": "secret"}
 """Members that only the first response has."""
 CREATING = [
     operation["operationId"]

@@ -18,7 +18,7 @@ from tests.api.contract import covers
 from tests.api.operations import AUTHENTICATED, OPERATIONS, call, ids_of
 from tests.clerk import Clerk, clerk_authentication, override_settings
 
-RUN = {"runFlow", "cancelExecution", "retryExecution"}
+RUN = {"runFlow", "cancelExecution", "retryExecution", "redeliverWebhook"}
 ADMIN = {
     "listSecrets",
     "createSecret",
@@ -27,6 +27,9 @@ ADMIN = {
     "listApiKeys",
     "createApiKey",
     "revokeApiKey",
+    "listSigningSecrets",
+    "createSigningSecret",
+    "deleteSigningSecret",
 }
 WRITE = {
     "createFlow",

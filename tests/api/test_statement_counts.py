@@ -50,7 +50,7 @@ COSTS = {
     "stop a flow": Cost(4, "POST", "/api/v1/flows/{running}/stop"),
     # One for each table, the flow, its number of executions, its size and the user, and two for running executions and
     # their callers.
-    "delete a flow": Cost(14, "DELETE", "/api/v1/flows/{running}", 204),
+    "delete a flow": Cost(16, "DELETE", "/api/v1/flows/{running}", 204),
     "list triggers": Cost(3, "GET", "/api/v1/flows/{running}/triggers"),
     "create a trigger": Cost(
         5, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}

@@ -230,6 +230,45 @@ class TestRegenerateToken:
         assert new == old | {"webhookToken": new["webhookToken"], "webhookUrl": new["webhookUrl"]}
         assert (await client.get(f"{path_of(flow)}/triggers/{old['id']}")).json() == new
 
+    @covers("triggers.regenerate.grace")
+    async def test_old_token_is_valid_for_the_grace_period(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession
+    ) -> None:
+        body = {"type": "webhook", "name": "Hook", "config": CONFIG}
+        first = (await client.post(f"{path_of(flow)}/triggers", json=body)).json()
+        path = f"{path_of(flow)}/triggers/{first['id']}/regenerate-token"
+        before = now()
+        second = (await client.post(f"{path}?grace_seconds=60")).json()
+        until = datetime.fromisoformat(second["previousTokenExpiresAt"])
+        assert before + timedelta(seconds=60) <= until <= now() + timedelta(seconds=60)
+        for shown in (first, second):
+            assert (await client.post(f"/webhooks/{shown['webhookToken']}")).status_code == 200
+            assert (await client.get(f"/webhooks/{shown['webhookToken']}/test")).status_code == 200
+        await session.execute(sa.update(TriggerRecord).values(previous_token_expires_at=now()))
+        await session.commit()
+        assert (await client.post(f"/webhooks/{first['webhookToken']}")).status_code == 404
+        assert (await client.post(f"/webhooks/{second['webhookToken']}")).status_code == 200
+
+    async def test_regeneration_invalidates_all_earlier_tokens(
+        self, client: httpx.AsyncClient, flow: FlowRecord
+    ) -> None:
+        body = {"type": "webhook", "name": "Hook", "config": CONFIG}
+        tokens = [(await client.post(f"{path_of(flow)}/triggers", json=body)).json()]
+        path = f"{path_of(flow)}/triggers/{tokens[0]['id']}/regenerate-token"
+        tokens += [(await client.post(f"{path}?grace_seconds={grace}")).json() for grace in (600, 600, 0)]
+        statuses = [(await client.post(f"/webhooks/{one['webhookToken']}")).status_code for one in tokens]
+        assert statuses == [404, 404, 404, 200]
+        assert tokens[-1]["previousTokenExpiresAt"] is None
+
+    @pytest.mark.parametrize("grace", ["-1", "604801", "1.5", "x", "", "9" * 400])
+    async def test_invalid_grace_period_is_refused(
+        self, client: httpx.AsyncClient, flow: FlowRecord, session: AsyncSession, grace: str
+    ) -> None:
+        trigger = await factories.create_trigger(session, flow)
+        path = f"{path_of(flow)}/triggers/{trigger.id}/regenerate-token"
+        assert (await client.post(path, params={"grace_seconds": grace})).status_code == 422
+        assert (await client.post(f"/webhooks/{trigger.webhook_token}")).status_code == 200
+
     @covers("triggers.regenerate.refused")
     @pytest.mark.parametrize("kind", [TriggerType.SCHEDULE, TriggerType.MANUAL])
     async def test_token_of_other_types_cannot_be_regenerated(

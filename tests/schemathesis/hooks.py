@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import schemathesis
 from hypothesis import strategies
 
 from bloxserver.api.request_schemas import NESTING
+from bloxserver.services.idempotency import HEADER
 
 MAX_WAIT = 0.1
 
@@ -30,7 +32,12 @@ def before_load_schema(context: schemathesis.HookContext, raw_schema: dict[str, 
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, object]) -> None:
-    """Shorten valid waits, which are up to a minute, and remove what is invalid and cannot be described."""
+    """Shorten valid waits, which are up to a minute, and remove what is invalid and cannot be described.
+
+    An idempotency key is made unique, because the key of another request is refused.
+    """
+    if case.headers is not None and str(case.headers.get(HEADER, "")).strip():
+        case.headers[HEADER] += str(uuid4())
     wait = (case.query or {}).get("wait")
     if isinstance(wait, int | float) and MAX_WAIT < wait <= 60:
         case.query["wait"] = MAX_WAIT

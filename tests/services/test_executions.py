@@ -30,10 +30,10 @@ from bloxserver.services.executions import (
     accept_for_trigger,
     input_of_body,
     input_of_json,
-    receive_webhook,
     require_depth,
     run_flow,
 )
+from bloxserver.services.webhooks import receive_webhook, webhook_call
 from bloxserver.settings import get_settings
 from tests.factories import create_flow, create_trigger, create_user
 
@@ -55,6 +55,11 @@ async def stored(session: AsyncSession, execution_id: UUID) -> ExecutionRecord:
     return await session.get_one(ExecutionRecord, execution_id, populate_existing=True)
 
 
+async def receive(session: AsyncSession, token: str, depth: int = 0) -> UUID:
+    """Receive a webhook, and return the id of its execution."""
+    return (await receive_webhook(session, webhook_call(token, b"hello", depth=depth))).execution_id
+
+
 async def test_manual_run_has_the_active_version_of_its_flow(session: AsyncSession) -> None:
     trigger = await webhook(session)
     flow = await session.get_one(FlowRecord, trigger.flow_id)
@@ -68,7 +73,7 @@ async def test_manual_run_has_the_active_version_of_its_flow(session: AsyncSessi
 async def test_webhook_run_has_the_active_version_and_the_depth(session: AsyncSession, depth: int) -> None:
     trigger = await webhook(session)
     flow = await session.get_one(FlowRecord, trigger.flow_id)
-    execution = await stored(session, await receive_webhook(session, trigger.webhook_token or "", GIVEN, depth))
+    execution = await stored(session, await receive(session, trigger.webhook_token or "", depth))
     assert (execution.flow_version_id, execution.flow_version) == (flow.active_version_id, 4)
     assert (execution.depth, execution.parent_id, execution.input_payload) == (depth, None, "hello")
 
@@ -77,7 +82,7 @@ async def test_webhook_run_beyond_the_maximum_depth_is_rejected(session: AsyncSe
     """The limit ends a flow that sends requests to its own webhook."""
     trigger = await webhook(session)
     with pytest.raises(BadRequest, match=r"^Flows call each other more than 8 deep$") as error:
-        await receive_webhook(session, trigger.webhook_token or "", GIVEN, get_settings().max_call_depth + 1)
+        await receive(session, trigger.webhook_token or "", get_settings().max_call_depth + 1)
     assert error.value.code == "call_depth_exceeded"
     for table in (ExecutionRecord, UsageRecord):
         assert await session.scalar(sa.select(sa.func.count()).select_from(table)) == 0
@@ -86,11 +91,11 @@ async def test_webhook_run_beyond_the_maximum_depth_is_rejected(session: AsyncSe
 async def test_depth_is_checked_after_the_webhook(session: AsyncSession) -> None:
     trigger = await webhook(session)
     with pytest.raises(NotFound):
-        await receive_webhook(session, "no-such-token", GIVEN, 100)
+        await receive(session, "no-such-token", 100)
     trigger.enabled = False
     await session.flush()
     with pytest.raises(Conflict):
-        await receive_webhook(session, trigger.webhook_token or "", GIVEN, 100)
+        await receive(session, trigger.webhook_token or "", 100)
 
 
 async def test_manual_run_of_another_users_or_deleted_flow_is_not_found(session: AsyncSession) -> None:
@@ -114,7 +119,7 @@ async def test_run_of_a_flow_that_is_not_running_is_rejected_and_not_counted(
             run_flow(session, user.id, FREE, PERIOD, flow.id, GIVEN),
             f"Flow must be running to execute (current: {status.value})",
         ),
-        (receive_webhook(session, trigger.webhook_token or "", GIVEN), f"Flow is not running (status: {status.value})"),
+        (receive(session, trigger.webhook_token or ""), f"Flow is not running (status: {status.value})"),
     ):
         with pytest.raises(BadRequest) as error:
             await call
@@ -131,7 +136,7 @@ async def test_run_at_the_limit_of_the_plan_is_rejected(session: AsyncSession) -
     await session.commit()
     for call in (
         run_flow(session, user.id, FREE, PERIOD, flow.id, GIVEN),
-        receive_webhook(session, trigger.webhook_token or "", GIVEN),
+        receive(session, trigger.webhook_token or ""),
     ):
         with pytest.raises(Forbidden) as error:
             await call
@@ -144,7 +149,7 @@ async def test_run_of_a_disabled_webhook_is_rejected(session: AsyncSession) -> N
     trigger.enabled = False
     await session.flush()
     with pytest.raises(Conflict) as error:
-        await receive_webhook(session, trigger.webhook_token or "", GIVEN)
+        await receive(session, trigger.webhook_token or "")
     assert (error.value.code, error.value.status) == ("trigger_disabled", 409)
 
 

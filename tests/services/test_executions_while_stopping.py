@@ -30,11 +30,11 @@ from bloxserver.services.executions import (
     Input,
     accept,
     accept_for_trigger,
-    receive_webhook,
     run_flow,
 )
 from bloxserver.services.flows import stop_flow
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
+from bloxserver.services.webhooks import receive_webhook, webhook_call
 from bloxserver.settings import Settings
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 from tests.lock_waits import wait_for_lock_wait
@@ -75,7 +75,7 @@ class Installation:
         await run_flow(session, self.user.id, FREE, PERIOD, self.flow.id, Input("x"))
 
     async def receive(self, session: AsyncSession) -> None:
-        await receive_webhook(session, self.webhook.webhook_token or "", Input("x"))
+        await receive_webhook(session, webhook_call(self.webhook.webhook_token or "", b"x"))
 
     async def fire(self, session: AsyncSession) -> None:
         (due,) = await read_due_schedules(session, now(), 10)

@@ -23,11 +23,13 @@ from bloxserver.models.tables import (
     TriggerType,
     UsageRecord,
     UserRecord,
+    WebhookDeliveryRecord,
 )
 from bloxserver.services import webhook_batches
 from bloxserver.services.executions import Input
 from bloxserver.services.rate_limits import UNLIMITED, Admission, RateLimiter
-from bloxserver.services.webhook_batches import LARGE_CHARACTERS, batches_of
+from bloxserver.services.webhook_batches import LARGE_CHARACTERS, WebhookBatches, batches_of
+from bloxserver.services.webhooks import WebhookCall
 from bloxserver.settings import Settings
 from tests.factories import create_flow, create_trigger, create_user
 from tests.lock_waits import wait_for_lock_wait
@@ -46,12 +48,19 @@ async def create_webhook(database: Database, token: str, *, limits: object = Non
     return user
 
 
+async def receive(
+    batches: WebhookBatches, token: str, given: Input = GIVEN, depth: int = 0, admission: Admission = UNLIMITED
+) -> UUID:
+    """Receive a webhook, and return the id of its execution."""
+    return (await batches.receive(WebhookCall(token, b"", {}, given, depth, admission))).execution_id
+
+
 async def receive_all(
     database: Database, tokens: Sequence[str], given: Input = GIVEN, admission: Admission = UNLIMITED
 ) -> list[UUID | BaseException]:
     """Receive webhooks at the same time, each with its number as call depth modulo 2."""
     batches = batches_of(database)
-    calls = (batches.receive(token, given, number % 2, admission) for number, token in enumerate(tokens))
+    calls = (receive(batches, token, given, number % 2, admission) for number, token in enumerate(tokens))
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
@@ -126,7 +135,7 @@ async def test_webhook_that_cannot_be_stored_does_not_reject_the_others(live_dat
     user = await create_webhook(live_database, "good")
     batches = batches_of(live_database)
     results = await asyncio.gather(
-        *(batches.receive("good", SURROGATE if number == 1 else GIVEN, 0, UNLIMITED) for number in range(4)),
+        *(receive(batches, "good", SURROGATE if number == 1 else GIVEN) for number in range(4)),
         return_exceptions=True,
     )
     assert [isinstance(result, UUID) for result in results] == [True, False, True, True]
@@ -147,6 +156,9 @@ async def test_each_webhook_is_counted_once_for_its_rate_limit(live_database: Da
     admission = Admission(RateLimiter(lambda: 6029.0), "10.0.0.1")
     results = await receive_all(live_database, ["the-token"] * 5, admission=admission)
     assert sorted(code_of(result) for result in results) == ["UUID"] * 3 + ["rate_limited"] * 2
+    async with live_database.sessions() as session:
+        recorded = await session.scalars(sa.select(WebhookDeliveryRecord.code))
+        assert set(recorded) == {"rate_limited"}
 
 
 async def test_batch_that_fails_is_counted_once_for_its_rate_limit(live_database: Database) -> None:
@@ -181,18 +193,18 @@ async def test_tokens_take_turns(live_database: Database, monkeypatch: pytest.Mo
         await create_webhook(live_database, token)
     ended: list[str] = []
 
-    async def receive(token: str) -> None:
-        await batches_of(live_database).receive(token, GIVEN, 0, UNLIMITED)
+    async def receive_one(token: str) -> None:
+        await receive(batches_of(live_database), token)
         ended.append(token)
 
-    await asyncio.gather(*(receive(token) for token in ["many"] * 6 + ["one"]))
+    await asyncio.gather(*(receive_one(token) for token in ["many"] * 6 + ["one"]))
     assert "one" in ended[:2]
 
 
 async def test_webhook_of_a_cancelled_request_does_not_stop_others(live_database: Database) -> None:
     await create_webhook(live_database, "the-token")
     batches = batches_of(live_database)
-    cancelled, other = (asyncio.ensure_future(batches.receive("the-token", GIVEN, 0, UNLIMITED)) for _ in range(2))
+    cancelled, other = (asyncio.ensure_future(receive(batches, "the-token")) for _ in range(2))
     await asyncio.sleep(0)
     cancelled.cancel()
     assert await other in await read_executions(live_database)
@@ -208,8 +220,8 @@ async def test_locked_flow_does_not_delay_other_webhooks(live_database: Database
     await create_webhook(live_database, "free")
     async with live_database.transaction() as session:
         await session.execute(sa.select(FlowRecord.id).where(FlowRecord.user_id == user.id).with_for_update())
-        waiting = asyncio.ensure_future(batches_of(live_database).receive("locked", GIVEN, 0, UNLIMITED))
+        waiting = asyncio.ensure_future(receive(batches_of(live_database), "locked"))
         await wait_for_lock_wait(live_database, waiting)
         async with asyncio.timeout(4):  # less than the lock timeout
-            free = await batches_of(live_database).receive("free", GIVEN, 0, UNLIMITED)
+            free = await receive(batches_of(live_database), "free")
     assert {free, await waiting} == set(await read_executions(live_database))

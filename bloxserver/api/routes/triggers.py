@@ -52,6 +52,9 @@ def _shown(user: CurrentUser, trigger: TriggerRecord) -> Trigger:
     return shown
 
 
+GraceSeconds = Annotated[
+    int, Query(ge=0, le=7 * 86_400, description="Seconds for which the old token remains valid, at most 7 days.")
+]
 UpcomingCount = Annotated[int, Query(ge=1, le=100, description="The number of times to return.")]
 
 
@@ -170,7 +173,8 @@ async def delete_trigger(user: AuthenticatedUser, session: DbSession, flow_id: F
     | errors(404),
 )
 async def regenerate_token(
-    user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId
+    user: AuthenticatedUser, session: DbSession, flow_id: FlowId, trigger_id: TriggerId, grace_seconds: GraceSeconds = 0
 ) -> object:
-    """Replace the token and URL of a webhook. The old token is invalid at once."""
-    return await services.regenerate_token(session, user.id, flow_id, trigger_id)
+    """Replace the token and URL of a webhook. The old token is invalid at once, or after `grace_seconds`."""
+    grace = timedelta(seconds=grace_seconds)
+    return await services.regenerate_token(session, user.id, flow_id, trigger_id, grace)

@@ -1,27 +1,30 @@
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request, Response
 
 from bloxserver.api import examples
 from bloxserver.api.dependencies import (
-    CallDepth,
     DbSession,
+    ReceivedCall,
     RequestAdmission,
     ServerShutdown,
     Sessions,
     WaitSeconds,
-    WebhookInput,
     WebhookToken,
     refuse_exceeded_webhook,
 )
+from bloxserver.api.errors import error_response
+from bloxserver.api.idempotency import REPLAYED, IdempotencyKey
 from bloxserver.api.openapi import any_body, error_of, errors, response_of, still_running
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
 from bloxserver.api.stream_slots import WebhookWaitSlot, refuse_webhook_wait_again
 from bloxserver.api.streaming import WaitingResponse, Watcher
 from bloxserver.api.watching import Watch
+from bloxserver.errors import BloxError, NotFound
 from bloxserver.queries.executions import find_execution
-from bloxserver.services.executions import receive_webhook
 from bloxserver.services.rate_limits import read_admitted_webhook
+from bloxserver.services.webhook_deliveries import record_rejection
+from bloxserver.services.webhooks import receive_webhook
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], dependencies=[Depends(refuse_exceeded_webhook)])
 
@@ -50,28 +53,48 @@ NOT_FOUND = ("webhook_not_found", "Webhook not found")
         "Flow is not running (status: stopped)",
     )
     | error_of(404, "Not found.", *NOT_FOUND)
+    | error_of(
+        401,
+        "The trigger requires a signature, which is missing or invalid.",
+        "invalid_signature",
+        "The signature of the webhook is missing or invalid",
+    )
     | error_of(409, "The webhook is disabled.", "trigger_disabled", "Webhook is disabled"),
     openapi_extra=any_body("The input of the execution, of any content type. It becomes `inputPayload`."),
 )
 async def receive(
+    request: Request,
+    response: Response,
     session: DbSession,
     sessions: Sessions,
     shutdown: ServerShutdown,
     watcher: Watcher,
     slot: WebhookWaitSlot,
     webhook_token: WebhookToken,
-    webhook_input: WebhookInput,
-    depth: CallDepth,
-    admission: RequestAdmission,
+    call: ReceivedCall,
+    key: IdempotencyKey = None,
     wait: WaitSeconds = None,
 ) -> object:
-    """Start an execution of the webhook's flow. The body is its input; it may have any content type or be empty."""
-    execution_id = await receive_webhook(session, webhook_token, webhook_input, depth, admission)
+    """Start an execution of the webhook's flow. The body is its input; it may have any content type or be empty.
+
+    If the trigger has a `signature`, the sender must sign the body or send credentials, as its scheme requires.
+    """
+    try:
+        async with session.begin_nested():
+            accepted = await receive_webhook(session, call)
+    except BloxError as error:
+        await record_rejection(session, webhook_token, error, len(call.body))
+        return error_response(request, error)  # not raised: the record is committed
+    if accepted.is_repeated:
+        response.headers.update(REPLAYED)
     if wait is None:
-        return WebhookAccepted(status="accepted", execution_id=execution_id, message=ACCEPTED)
-    accepted = Execution.model_validate(await find_execution(session, execution_id))
-    watch = Watch(sessions, shutdown, accepted.id)
-    return WaitingResponse(watcher, watch, accepted, wait, status_code=200, body=AwaitedExecution)
+        return WebhookAccepted(status="accepted", execution_id=accepted.execution_id, message=ACCEPTED)
+    execution = await find_execution(session, accepted.execution_id)
+    if execution is None:
+        raise NotFound("Execution")
+    shown = Execution.model_validate(execution)
+    watch = Watch(sessions, shutdown, shown.id)
+    return WaitingResponse(watcher, watch, shown, wait, status_code=200, body=AwaitedExecution)
 
 
 @router.get(

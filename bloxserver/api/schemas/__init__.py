@@ -2,6 +2,12 @@
 
 from bloxserver.api.schemas.api_keys import ApiKey, CreateApiKeyRequest, CreatedApiKey
 from bloxserver.api.schemas.base import CursorPage, PaginatedResponse, RequestModel
+from bloxserver.api.schemas.deliveries import (
+    CreatedSigningSecret,
+    CreateSigningSecretRequest,
+    Delivery,
+    SigningSecret,
+)
 from bloxserver.api.schemas.errors import ApiError
 from bloxserver.api.schemas.executions import (
     AwaitedExecution,
@@ -65,10 +71,13 @@ __all__ = [
     "CreateApiKeyRequest",
     "CreateFlowRequest",
     "CreateSecretRequest",
+    "CreateSigningSecretRequest",
     "CreateTriggerRequest",
     "CreatedApiKey",
+    "CreatedSigningSecret",
     "CursorPage",
     "DefinitionProblem",
+    "Delivery",
     "DeriveRequest",
     "DerivedOrganism",
     "Execution",
@@ -97,6 +106,7 @@ __all__ = [
     "SeriesBucket",
     "ServiceInfo",
     "SetSecretRequest",
+    "SigningSecret",
     "StatsSeries",
     "Step",
     "StepEvent",

@@ -12,6 +12,7 @@ from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import FlowStatus, TriggerType
 from bloxserver.services.cron import CATCH_UP, MAX_CRON_LENGTH
+from bloxserver.services.webhook_schemes import SIGNATURE_SCHEMAS
 
 
 class Trigger(CamelModel):
@@ -30,6 +31,9 @@ class Trigger(CamelModel):
     disabled_reason: str | None = Field(
         description="Why the server disabled the schedule; null otherwise, and once it is enabled or changed."
     )
+    previous_token_expires_at: UtcTime | None = Field(
+        description="Until when the token before the last regeneration is valid; null if it is not."
+    )
     created_at: UtcTime
 
 
@@ -41,9 +45,18 @@ SCHEDULE_CONFIG: JsonDict = {
     },
     "required": ["cron"],
 }
+WEBHOOK_CONFIG: JsonDict = {"properties": {"signature": {"anyOf": [*SIGNATURE_SCHEMAS, {"type": "null"}]}}}
+
+
+def _config_of(kind: TriggerType, config: JsonDict) -> JsonDict:
+    return {
+        "if": {"properties": {"type": {"const": kind.value}}, "required": ["type"]},
+        "then": {"properties": {"config": config}},
+    }
+
+
 CONFIG_BY_TYPE: JsonDict = {
-    "if": {"properties": {"type": {"const": TriggerType.SCHEDULE.value}}},
-    "then": {"properties": {"config": SCHEDULE_CONFIG}},
+    "allOf": [_config_of(TriggerType.SCHEDULE, SCHEDULE_CONFIG), _config_of(TriggerType.WEBHOOK, WEBHOOK_CONFIG)]
 }
 
 
@@ -56,7 +69,7 @@ class CreateTriggerRequest(RequestModel):
     name: str = Field(min_length=1, max_length=100, examples=["Orders from the shop"])
     config: MaybeRaw[dict[str, Any]] = Field(
         description="A schedule needs `cron` (five fields). `timezone` defaults to UTC. `target` is the listener that "
-        "gets the input; the default is the entry listener.",
+        "gets the input; the default is the entry listener. `signature` is how a webhook verifies its senders.",
         examples=[{"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin"}],
     )
 
