@@ -1,9 +1,11 @@
-"""Client addresses as keys of limits."""
+"""Client addresses, also as keys of limits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any
 
 UNKNOWN = "unknown"
 IPV6_PREFIX = 64
@@ -29,3 +31,10 @@ def parse_address(host: str | None) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
+
+
+def client_address(scope: Mapping[str, Any]) -> str | None:
+    """The address of a request's client; None if it is unknown. uvicorn has replaced that of a trusted proxy."""
+    client = scope.get("client")
+    address = parse_address(client[0]) if client else None
+    return None if address is None else str(address)

@@ -8,7 +8,7 @@ import structlog
 from fastapi import Request
 
 from bloxserver import api_key_format
-from bloxserver.api.addresses import parse_address
+from bloxserver.api.addresses import client_address
 from bloxserver.api.current_user import INVALID_KEY
 from bloxserver.api.session_source import SessionSource
 from bloxserver.clock import now
@@ -58,7 +58,7 @@ async def _note_use(request: Request, access: KeyAccess) -> None:
     """Store the use in a transaction of its own: it counts whatever becomes of the request, and holds no lock."""
     try:
         async with SessionSource(request).reading() as session:
-            if await note_use(session, access, _address_of(request)):
+            if await note_use(session, access, client_address(request.scope)):
                 await release(session)
     except Exception as error:
         if not is_transient(error):
@@ -73,8 +73,3 @@ def forget_keys(*_: object) -> None:
 
 def _has_expired(access: KeyAccess) -> bool:
     return access.expires_at is not None and access.expires_at <= now()
-
-
-def _address_of(request: Request) -> str | None:
-    address = parse_address(request.client.host if request.client else None)
-    return None if address is None else str(address)

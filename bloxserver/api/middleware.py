@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bloxserver.api.addresses import parse_address
+from bloxserver.api.addresses import client_address
 from bloxserver.api.errors import unexpected_error_response
 from bloxserver.api.hosts import PROBES
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX
@@ -104,12 +104,6 @@ class RequestContext:
                 duration_ms=round(seconds * 1000, 1),
                 client=client_address(scope),
             )
-
-
-def client_address(scope: Scope) -> str | None:
-    """The address of the client; None if it is unknown. uvicorn has replaced the address of a trusted proxy."""
-    address = parse_address(scope["client"][0]) if scope.get("client") else None
-    return None if address is None else str(address)
 
 
 def _span(scope: Scope) -> AbstractContextManager[Span]:
