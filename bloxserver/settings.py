@@ -183,6 +183,9 @@ class Settings(BaseSettings):
     flow_version_retention: int = Field(
         100, ge=0, description="Number of versions to keep per flow, besides those in use; 0 keeps all."
     )
+    audit_retention_days: int = Field(
+        365, ge=0, le=36_500, description="Days after which events of the audit log are deleted; 0 keeps them forever."
+    )
 
     llm_provider: Annotated[Literal["openai", "anthropic"] | None, BeforeValidator(blank_as_none)] = Field(
         None, description="API of the language model; if unset, derived from LLM_BASE_URL and LLM_MODEL."

@@ -14,6 +14,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.api.addresses import client_address
 from bloxserver.api.api_key_sign_in import find_key_access
 from bloxserver.api.current_user import CurrentUser as CurrentUser
 from bloxserver.api.current_user import OpenSession, count_request, find_unread_user, read_user
@@ -25,10 +26,12 @@ from bloxserver.api_key_format import is_key
 from bloxserver.errors import Forbidden, Unauthorized
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.database import get_db
+from bloxserver.models.enums import ActorKind
 from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import Tier
 from bloxserver.queries.api_keys import KeyAccess
 from bloxserver.queries.paging import MAX_PAGE, PageRequest
+from bloxserver.services.audit import Actor, current_actor
 from bloxserver.services.rate_limits import UNLIMITED, Admission
 from bloxserver.services.users import DEV_CLAIMS
 from bloxserver.services.webhooks import WebhookCall, webhook_call
@@ -138,6 +141,7 @@ async def sign_in(request: Request, authorization: str | None, open_session: Ope
     if access is not None:
         admission.refuse_exceeded("api_key", str(access.id))
         check_access(request, access)
+    current_actor.set(_actor(request, access))
     unread = find_unread_user(request, claims, access, admission, open_session)
     if unread is not None:
         return unread
@@ -145,6 +149,12 @@ async def sign_in(request: Request, authorization: str | None, open_session: Ope
         user = CurrentUser(await read_user(session, claims, access), claims, access)
     count_request(user, admission)
     return user
+
+
+def _actor(request: Request, access: KeyAccess | None) -> Actor:
+    """Who changes what the request changes, for the audit log."""
+    kind, key_id = (ActorKind.USER, None) if access is None else (ActorKind.API_KEY, str(access.id))
+    return Actor(kind, key_id, client_address(request.scope), request.scope.get("state", {}).get("request_id"))
 
 
 async def _identity(

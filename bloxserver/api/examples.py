@@ -322,6 +322,20 @@ CREATED_API_KEY = API_KEY | {
     "key": "blx_live_" + "…",
 }
 
+AUDIT_EVENT = {
+    "id": "019cadc0-e46e-7b52-9c1d-8a3f5e7d2b40",
+    "createdAt": "2026-03-02T08:53:56.206000Z",
+    "actor": "api_key",
+    "actorId": API_KEY["id"],
+    "action": "flow.updated",
+    "resourceId": FLOW_ID,
+    "flowId": FLOW_ID,
+    "address": "203.0.113.7",
+    "requestId": "5f0c6f6e1f5c4c4b8d0e0a5b2f1f7a3e",
+    "before": {"name": "Orders", "latestVersion": 3},
+    "after": {"name": "Order intake", "latestVersion": 4},
+}
+
 PROBLEM = {
     "line": 6,
     "column": 14,

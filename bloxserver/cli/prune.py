@@ -15,12 +15,12 @@ def prune(
         bool, typer.Option("--dry-run", help="Print what would be deleted, without deleting it.")
     ] = False,
 ) -> None:
-    """Delete executions and flow versions that are past their retention, and finish the deletion of large flows.
+    """Delete executions, flow versions and audit events past their retention, and finish the deletion of large flows.
 
     Workers do the same in the background.
 
-    EXECUTION_RETENTION_DAYS, EXECUTION_RETENTION_PER_FLOW and FLOW_VERSION_RETENTION set the limits. The command can be
-    interrupted, repeated, and run while servers run.
+    EXECUTION_RETENTION_DAYS, EXECUTION_RETENTION_PER_FLOW, FLOW_VERSION_RETENTION and AUDIT_RETENTION_DAYS set the
+    limits. The command can be interrupted, repeated, and run while servers run.
     """
     run(_prune(load_settings(), dry_run=dry_run))
 
@@ -40,6 +40,7 @@ async def _prune(settings: Settings, *, dry_run: bool) -> None:
     elif finished.flows or finished.triggers:
         typer.echo(f"deletions finished: {finished.flows} flows, {finished.triggers} triggers")
     verb = "would be deleted" if dry_run else "deleted"
-    typer.echo(f"{verb}: {pruned.executions} executions, {pruned.steps} steps, {pruned.versions} versions")
+    rows = f"{pruned.executions} executions, {pruned.steps} steps, {pruned.versions} versions"
+    typer.echo(f"{verb}: {rows}, {pruned.audit_events} audit events")
     if pruned.lock_busy or not finished.is_complete:
         typer.echo("another process is pruning and deletes the rest")

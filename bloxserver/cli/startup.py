@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
@@ -13,6 +15,9 @@ from bloxserver.errors import BloxError, SettingsError
 from bloxserver.observability.log import configure_logging
 from bloxserver.plans_file import use_plans_file
 from bloxserver.settings import Settings, get_settings, misspelt_settings
+from bloxserver.storable import storable_text
+
+MAX_ACCOUNT_LENGTH = 64
 
 
 def load_checked_settings() -> Settings:
@@ -77,6 +82,7 @@ def run_in_transaction(change: Callable[[Any], Awaitable[str]]) -> None:
     async def main() -> None:
         from bloxserver.models.database import database
 
+        act_as_operator()
         try:
             async with database.transaction() as session:
                 text = await change(session)
@@ -85,6 +91,18 @@ def run_in_transaction(change: Callable[[Any], Awaitable[str]]) -> None:
         print_lines(text)
 
     run(main())
+
+
+def act_as_operator() -> None:
+    """Let the audit log name the account of the operating system that runs the command."""
+    from bloxserver.models.enums import ActorKind
+    from bloxserver.services.audit import Actor, current_actor
+
+    try:
+        name = storable_text(pwd.getpwuid(os.getuid()).pw_name)
+    except KeyError:  # a container may run with a number that has no account
+        name = str(os.getuid())
+    current_actor.set(Actor(ActorKind.OPERATOR, name[:MAX_ACCOUNT_LENGTH]))
 
 
 def print_lines(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bloxserver.cli.startup import fail, load_settings, run, run_in_transaction
+from bloxserver.cli.startup import act_as_operator, fail, load_settings, run, run_in_transaction
 from bloxserver.cli.tiers import TierName
 from bloxserver.settings import get_settings
 
@@ -70,10 +70,10 @@ def set_tier(user: User, tier: Annotated[TierName, typer.Argument(help="The new 
 
     async def change(session: Any) -> str:
         from bloxserver.models.enums import Tier
-        from bloxserver.services.user_accounts import find_user
+        from bloxserver.services import user_accounts
 
-        found = await find_user(session, user)
-        found.tier = Tier(tier.value)
+        found = await user_accounts.find_user(session, user)
+        await user_accounts.set_tier(session, found, Tier(tier.value))
         return f"{found.id}: {tier.value}"
 
     run_in_transaction(change)
@@ -100,10 +100,10 @@ def enable(user: User) -> None:
     load_settings()
 
     async def change(session: Any) -> str:
-        from bloxserver.services.user_accounts import find_user
+        from bloxserver.services.user_accounts import enable_user, find_user
 
         found = await find_user(session, user)
-        found.disabled_at = None
+        await enable_user(session, found)
         return f"{found.id}: enabled"
 
     run_in_transaction(change)
@@ -130,6 +130,7 @@ async def _delete(reference: str) -> None:
     from bloxserver.services.deletions import delete_flow
     from bloxserver.services.user_accounts import delete_user, disable_user, find_user
 
+    act_as_operator()
     try:
         async with database.transaction() as session:
             user = await find_user(session, reference)

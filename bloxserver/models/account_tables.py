@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import uuid
 from datetime import date, datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from bloxserver.clock import now
 from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
+from bloxserver.models.enums import ActorKind
 from bloxserver.models.maintained import create_with
 from bloxserver.models.stored_bytes import create_triggers
-from bloxserver.models.types import database_now
+from bloxserver.models.types import database_now, enum_text
 
 
 class UsageRecord(Base):
@@ -140,6 +142,32 @@ class IdempotencyKeyRecord(Base):
     result: Mapped[str | None] = mapped_column(sa.String(255))
     """The id or the name of what the first request created."""
     created_at: Mapped[CreatedAt]
+
+
+class AuditEventRecord(Base):
+    """A change by a user, an API key or an operator. Without foreign keys, because it outlives what it is about."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (sa.Index(None, "user_id", "created_at", "id"), sa.Index(None, "created_at", "id"))
+
+    id: Mapped[Id]
+    created_at: Mapped[CreatedAt]
+    user_id: Mapped[uuid.UUID]
+    """The user whose account was changed."""
+    actor: Mapped[ActorKind] = mapped_column(enum_text(ActorKind))
+    actor_id: Mapped[str] = mapped_column(sa.String(64))
+    """The id of the user or of the API key; for an operator the name of the account of the operating system."""
+    action: Mapped[str] = mapped_column(sa.String(64))
+    """Not an enum, so that an older version can read the actions of a newer one."""
+    resource_id: Mapped[str] = mapped_column(sa.String(64))
+    """What was changed: an id, or the name of a secret."""
+    flow_id: Mapped[uuid.UUID | None]
+    """The flow to which the resource belongs, or which it is."""
+    address: Mapped[str | None] = mapped_column(sa.String(64))
+    request_id: Mapped[str | None] = mapped_column(sa.String(128))
+    before: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    after: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """The changed members before and after the change, by their names in the API."""
 
 
 class StripeEventRecord(Base):

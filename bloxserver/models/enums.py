@@ -64,7 +64,45 @@ class Scope(StrEnum):
     RUN = "run"
     """Run flows, cancel and retry executions, and redeliver requests of webhooks."""
     ADMIN = "admin"
-    """Manage API keys, secrets and signing secrets."""
+    """Manage API keys, secrets and signing secrets, and read the audit log."""
+
+
+class ActorKind(StrEnum):
+    """Who made a change."""
+
+    USER = "user"
+    API_KEY = "api_key"
+    OPERATOR = "operator"
+
+
+class AuditAction(StrEnum):
+    """A change that the audit log records."""
+
+    USER_CREATED = "user.created"
+    USER_TIER_CHANGED = "user.tier_changed"
+    USER_DISABLED = "user.disabled"
+    USER_ENABLED = "user.enabled"
+    USER_DELETED = "user.deleted"
+    API_KEY_CREATED = "api_key.created"
+    API_KEY_REVOKED = "api_key.revoked"
+    SECRET_CREATED = "secret.created"  # noqa: S105
+    SECRET_UPDATED = "secret.updated"  # noqa: S105
+    SECRET_DELETED = "secret.deleted"  # noqa: S105
+    FLOW_CREATED = "flow.created"
+    FLOW_UPDATED = "flow.updated"
+    FLOW_VERSION_RESTORED = "flow.version_restored"
+    FLOW_STARTED = "flow.started"
+    FLOW_STOPPED = "flow.stopped"
+    FLOW_DELETED = "flow.deleted"
+    TRIGGER_CREATED = "trigger.created"
+    TRIGGER_UPDATED = "trigger.updated"
+    TRIGGER_TOKEN_REGENERATED = "trigger.token_regenerated"  # noqa: S105
+    TRIGGER_DELETED = "trigger.deleted"
+    SIGNING_SECRET_CREATED = "signing_secret.created"  # noqa: S105
+    SIGNING_SECRET_DELETED = "signing_secret.deleted"  # noqa: S105
+    EXECUTION_CANCELLED = "execution.cancelled"
+    EXECUTION_RETRIED = "execution.retried"
+    EXECUTION_REDELIVERED = "execution.redelivered"
 
 
 class NotificationChannel(StrEnum):

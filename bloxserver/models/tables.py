@@ -15,6 +15,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 from bloxserver.clock import now
 from bloxserver.models.account_tables import (
     ApiKeyRecord,
+    AuditEventRecord,
     EmailCountRecord,
     IdempotencyKeyRecord,
     RateCounterRecord,
@@ -52,6 +53,7 @@ from bloxserver.settings import get_settings
 
 __all__ = [
     "ApiKeyRecord",
+    "AuditEventRecord",
     "BillingStatus",
     "EmailCountRecord",
     "ExecutionRecord",

@@ -45,11 +45,13 @@ async def read_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock
     return flow
 
 
-async def require_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock: bool = False) -> None:
-    """Raise `NotFound` unless the flow is the user's."""
-    wanted = sa.select(FlowRecord.id).where(owned_by(user_id), FlowRecord.id == flow_id)
-    if await session.scalar(wanted.with_for_update() if lock else wanted) is None:
+async def require_flow(session: AsyncSession, user_id: UUID, flow_id: UUID, *, lock: bool = False) -> str:
+    """The name of the user's flow. Raises `NotFound`."""
+    wanted = sa.select(FlowRecord.name).where(owned_by(user_id), FlowRecord.id == flow_id)
+    name = await session.scalar(wanted.with_for_update() if lock else wanted)
+    if name is None:
         raise NotFound("Flow")
+    return name
 
 
 _flows = FlowRecord.__table__

@@ -12,13 +12,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api_key_format import hash_of, hint_of, new_key
-from bloxserver.clock import now
+from bloxserver.clock import iso_utc, now
 from bloxserver.errors import Forbidden, LimitReached, NotFound, Unprocessable
 from bloxserver.models.database import begin_writing
-from bloxserver.models.enums import Scope
+from bloxserver.models.enums import AuditAction, Scope
 from bloxserver.models.tables import ApiKeyRecord, FlowRecord
 from bloxserver.queries.api_keys import SHOWN, KeyAccess
 from bloxserver.queries.requesters import owned_by
+from bloxserver.services import audit
 from bloxserver.services.users import lock_plan
 
 USE_INTERVAL = timedelta(minutes=1)
@@ -63,7 +64,9 @@ async def create_api_key(
         )
         .returning(*SHOWN)
     )
-    return written.one(), key
+    row = written.one()
+    await audit.record(session, AuditAction.API_KEY_CREATED, user_id, row.id, after=_audited(row))
+    return row, key
 
 
 async def revoke_api_key(session: AsyncSession, key_id: UUID, *, user_id: UUID | None = None) -> None:
@@ -71,9 +74,17 @@ async def revoke_api_key(session: AsyncSession, key_id: UUID, *, user_id: UUID |
     wanted = [ApiKeyRecord.id == key_id]
     if user_id is not None:
         wanted.append(ApiKeyRecord.user_id == user_id)
-    deleted = await session.execute(sa.delete(ApiKeyRecord).where(*wanted).returning(ApiKeyRecord.id))
-    if deleted.first() is None:
+    deleted = await session.execute(sa.delete(ApiKeyRecord).where(*wanted).returning(ApiKeyRecord.user_id, *SHOWN))
+    row = deleted.first()
+    if row is None:
         raise NotFound("API key")
+    await audit.record(session, AuditAction.API_KEY_REVOKED, row.user_id, key_id, before=_audited(row))
+
+
+def _audited(key: sa.Row[Any]) -> dict[str, Any]:
+    """What the audit log shows of a key."""
+    expires_at = None if key.expires_at is None else iso_utc(key.expires_at)
+    return {"name": key.name, "scopes": key.scopes, "flowIds": key.flow_ids, "expiresAt": expires_at}
 
 
 async def note_use(session: AsyncSession, access: KeyAccess, address: str | None) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
-from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.enums import AuditAction, ExecutionStatus
 from bloxserver.models.execution_changes import announce_any_change
 from bloxserver.models.tables import (
     ExecutionRecord,
@@ -30,6 +30,7 @@ from bloxserver.models.tables import (
 from bloxserver.models.types import size_of
 from bloxserver.queries.flows import modes_of, require_flow
 from bloxserver.queries.triggers import read_trigger
+from bloxserver.services import audit
 from bloxserver.services.transitions import lock_executions
 
 MAX_EXECUTIONS = 500
@@ -45,7 +46,8 @@ async def delete_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> No
     A large flow is marked as deleted, which has the same effect on every read, and its rows are deleted in the
     background.
     """
-    await require_flow(session, user_id, flow_id, lock=True)
+    name = await require_flow(session, user_id, flow_id, lock=True)
+    await audit.record(session, AuditAction.FLOW_DELETED, user_id, flow_id, flow_id=flow_id, before={"name": name})
     if await _is_small(session, flow_id):
         await _wake_callers(session, flow_id)
         await _delete_rows(session, flow_id)
@@ -140,7 +142,15 @@ async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, tr
     A trigger with many executions is marked as deleted, which has the same effect on every read, and the executions
     are changed in the background.
     """
-    await read_trigger(session, user_id, flow_id, trigger_id)
+    trigger = await read_trigger(session, user_id, flow_id, trigger_id)
+    before = {"type": trigger.type, "name": trigger.name}
+    if await _remove_trigger(session, flow_id, trigger_id):
+        action = AuditAction.TRIGGER_DELETED
+        await audit.record(session, action, user_id, trigger_id, flow_id=flow_id, before=before)
+
+
+async def _remove_trigger(session: AsyncSession, flow_id: UUID, trigger_id: UUID) -> bool:
+    """Delete or mark the trigger. Returns False if another transaction did."""
     triggered = ExecutionRecord.trigger_id == trigger_id
     # Every transaction locks the flow before its executions.
     await session.execute(
@@ -148,15 +158,19 @@ async def delete_trigger(session: AsyncSession, user_id: UUID, flow_id: UUID, tr
     )
     some = sa.select(ExecutionRecord.id).where(triggered).limit(MAX_EXECUTIONS + 1).subquery()
     if (await session.scalar(sa.select(sa.func.count()).select_from(some)) or 0) > MAX_EXECUTIONS:
-        await session.execute(
-            sa.update(TriggerRecord)
-            .where(TriggerRecord.id == trigger_id)
-            .values(deleted_at=now(), webhook_token=None, previous_token=None, own_webhook_url=None)
-        )
         wake_engine_after_commit(session, WakeReason.DELETION)
-        return
+        marked = await session.execute(
+            sa.update(TriggerRecord)
+            .where(TriggerRecord.id == trigger_id, TriggerRecord.deleted_at.is_(None))
+            .values(deleted_at=now(), webhook_token=None, previous_token=None, own_webhook_url=None)
+            .returning(TriggerRecord.id)
+        )
+        return marked.first() is not None
     await lock_executions(session, triggered)
     await session.execute(sa.update(ExecutionRecord).where(triggered).values(trigger_id=None))
     for table in (FailureNotificationRecord, SigningSecretRecord, WebhookDeliveryRecord):
         await _delete(session, table, table.trigger_id == trigger_id)
-    await _delete(session, TriggerRecord, TriggerRecord.id == trigger_id)
+    deleted = await session.execute(
+        sa.delete(TriggerRecord).where(TriggerRecord.id == trigger_id).returning(TriggerRecord.id)
+    )
+    return deleted.first() is not None

@@ -11,7 +11,7 @@ from bloxserver.clock import iso_utc, now
 from bloxserver.errors import BadRequest, Forbidden, PreconditionFailed
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
-from bloxserver.models.enums import FlowStatus
+from bloxserver.models.enums import AuditAction, FlowStatus
 from bloxserver.models.tables import (
     FlowRecord,
     FlowVersionRecord,
@@ -22,6 +22,7 @@ from bloxserver.queries.flow_etags import etag_of, matches
 from bloxserver.queries.flows import count_flows, read_flow
 from bloxserver.queries.usage import stored_bytes_of
 from bloxserver.queries.versions import read_version
+from bloxserver.services import audit
 from bloxserver.services.usage import require_storage
 from bloxserver.services.versions import current_version, is_same_definition
 
@@ -63,7 +64,13 @@ async def create_flow(
     await session.flush()
     session.add(FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml=flow.organism_yaml))
     await session.flush()
+    await audit.record(session, AuditAction.FLOW_CREATED, user_id, flow.id, flow_id=flow.id, after=_audited(flow))
     return flow
+
+
+def _audited(flow: FlowRecord) -> dict[str, Any]:
+    """What the audit log shows of a flow, besides the number of the version that has the definition."""
+    return {"name": flow.name, "description": flow.description}
 
 
 async def update_flow(
@@ -78,12 +85,15 @@ async def update_flow(
 
     Raises `NotFound`, `LimitReached`, and `PreconditionFailed` if no tag in `expected` is that of the flow.
     """
-    lock = expected is not None or not changes.keys().isdisjoint(DEFINITION)
-    flow = await read_flow(session, user_id, flow_id, lock=lock)
+    flow = await read_flow(session, user_id, flow_id, lock=expected is not None or bool(changes))
     if expected is not None and not matches(flow, expected):
         raise _flow_changed(flow)
     if changes:
-        await _change(session, plan, flow, changes)
+        before, after = await _change(session, plan, flow, changes)
+        if after:
+            await audit.record(
+                session, AuditAction.FLOW_UPDATED, user_id, flow_id, flow_id=flow_id, before=before, after=after
+            )
     return flow
 
 
@@ -102,21 +112,33 @@ async def restore_version(session: AsyncSession, user_id: UUID, plan: Plan, flow
     """Give the flow the definition of an earlier version, as a new version. Raises `NotFound`, `LimitReached`."""
     flow = await read_flow(session, user_id, flow_id, lock=True)
     version = await read_version(session, user_id, flow_id, number)
-    await _change(session, plan, flow, {name: getattr(version, name) for name in DEFINITION})
+    definition = {name: getattr(version, name) for name in DEFINITION}
+    before, after = await _change(session, plan, flow, definition)
+    if after:
+        action, after = AuditAction.FLOW_VERSION_RESTORED, {**after, "number": number}
+        await audit.record(session, action, user_id, flow_id, flow_id=flow_id, before=before, after=after)
     return flow
 
 
-async def _change(session: AsyncSession, plan: Plan, flow: FlowRecord, changes: dict[str, Any]) -> None:
+async def _change(
+    session: AsyncSession, plan: Plan, flow: FlowRecord, changes: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Set the columns. Returns what the audit log shows of the change, before and after."""
     organism_yaml, canvas_state = (changes.get(name, getattr(flow, name)) for name in DEFINITION)
     redefined = not is_same_definition(flow, organism_yaml, canvas_state)
     if redefined and flow.latest_version is None:
         await current_version(session, flow)  # a row inserted by hand may have no version; this keeps its definition
+    before, version_before = _audited(flow), flow.latest_version
     for name, value in changes.items():
         setattr(flow, name, value)
     flow.updated_at = now()
     if redefined:
         await current_version(session, flow, plan)
     await session.flush()
+    before, after = audit.difference(before, _audited(flow))
+    if redefined:
+        before["latestVersion"], after["latestVersion"] = version_before, flow.latest_version
+    return before, after
 
 
 async def start_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
@@ -132,12 +154,24 @@ async def stop_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> Flow
 async def _request(
     session: AsyncSession, user_id: UUID, flow_id: UUID, to: FlowStatus, verb: str, **values: Any
 ) -> FlowRecord:
-    flow = await read_flow(session, user_id, flow_id)
+    flow = await read_flow(session, user_id, flow_id, lock=True)
+    before = flow.status
     if not await transition_flow(session, flow_id, to, **values):
-        raise BadRequest("flow_wrong_state", f"Cannot {verb} flow in {flow.status.value} state")
+        raise BadRequest("flow_wrong_state", f"Cannot {verb} flow in {before.value} state")
+    await record_request(session, user_id, flow_id, before, to)
     wake_engine_after_commit(session, WakeReason.FLOW)
     await session.refresh(flow)
     return flow
+
+
+async def record_request(
+    session: AsyncSession, user_id: UUID, flow_id: UUID, before: FlowStatus, to: FlowStatus
+) -> None:
+    """Record the request of a start or stop in the audit log."""
+    action = AuditAction.FLOW_STARTED if to is FlowStatus.STARTING else AuditAction.FLOW_STOPPED
+    await audit.record(
+        session, action, user_id, flow_id, flow_id=flow_id, before={"status": before}, after={"status": to}
+    )
 
 
 async def transition_flow(

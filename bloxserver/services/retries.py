@@ -14,13 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest
 from bloxserver.ids import new_id
-from bloxserver.models.enums import ExecutionStatus, FlowStatus, StepStatus, TriggerType
+from bloxserver.models.enums import AuditAction, ExecutionStatus, FlowStatus, StepStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.plans import Plan
 from bloxserver.queries.executions import read_execution, require_execution
 from bloxserver.queries.flows import read_flow
 from bloxserver.queries.steps import StepLink, read_step_links
 from bloxserver.queries.usage import Period, read_stored_bytes
+from bloxserver.services import audit
 from bloxserver.services.executions import Input, accept
 from bloxserver.services.usage import count_run, require_storage
 from bloxserver.services.versions import current_version
@@ -80,6 +81,8 @@ async def retry_execution(
     )
     if begin is RetryFrom.FAILED:
         await _copy_finished_steps(session, original.id, execution.id)
+    after = {"executionId": str(execution.id)}
+    await audit.record(session, AuditAction.EXECUTION_RETRIED, user_id, execution_id, flow_id=flow_id, after=after)
     return execution
 
 

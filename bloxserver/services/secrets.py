@@ -12,9 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.encryption import DecryptionError, SecretCipher
 from bloxserver.errors import Conflict, LimitReached, NotFound, Unavailable
+from bloxserver.models.enums import AuditAction
 from bloxserver.models.tables import SecretRecord
 from bloxserver.models.upsert import insert_into
 from bloxserver.queries.secrets import SHOWN, SecretRow, read_ciphertexts
+from bloxserver.services import audit
 from bloxserver.services.users import lock_plan
 
 REASONS: Final = {
@@ -48,7 +50,10 @@ async def set_secret(
         )
         .returning(*SHOWN)
     )
-    return written.one()
+    row = written.one()
+    is_new = row.created_at == moment
+    await audit.record(session, AuditAction.SECRET_CREATED if is_new else AuditAction.SECRET_UPDATED, user_id, name)
+    return row
 
 
 async def create_secret(
@@ -67,6 +72,7 @@ async def create_secret(
     row = written.first()
     if row is None:
         raise Conflict("secret_exists", f"There is a secret called {name} already")
+    await audit.record(session, AuditAction.SECRET_CREATED, user_id, name)
     return row
 
 
@@ -79,6 +85,7 @@ async def delete_secret(session: AsyncSession, user_id: UUID, name: str) -> None
     )
     if deleted.first() is None:
         raise NotFound("Secret")
+    await audit.record(session, AuditAction.SECRET_DELETED, user_id, name)
 
 
 async def decrypt_secrets(

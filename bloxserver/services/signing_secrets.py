@@ -14,11 +14,12 @@ from bloxserver.clients.signatures import PREFIX
 from bloxserver.encryption import DecryptionError, SecretCipher
 from bloxserver.errors import BadRequest, Conflict, NotFound, Unprocessable
 from bloxserver.ids import new_id
-from bloxserver.models.enums import TriggerType
+from bloxserver.models.enums import AuditAction, TriggerType
 from bloxserver.models.tables import FlowRecord, SigningSecretRecord, TriggerRecord
 from bloxserver.queries.signing_secrets import SHOWN
 from bloxserver.queries.triggers import read_trigger
 from bloxserver.raw_json import plain_object
+from bloxserver.services import audit
 from bloxserver.services.secrets import RotatedBatch, require_cipher
 from bloxserver.services.webhook_schemes import Unsigned, check_signature
 
@@ -64,6 +65,8 @@ async def create_signing_secret(
         )
         .returning(*SHOWN)
     )
+    action, after = AuditAction.SIGNING_SECRET_CREATED, {"triggerId": str(trigger_id)}
+    await audit.record(session, action, user_id, secret_id, flow_id=flow_id, after=after)
     return written.one(), secret
 
 
@@ -79,6 +82,8 @@ async def delete_signing_secret(
     )
     if deleted.first() is None:
         raise NotFound("Signing secret")
+    action, before = AuditAction.SIGNING_SECRET_DELETED, {"triggerId": str(trigger_id)}
+    await audit.record(session, action, user_id, secret_id, flow_id=flow_id, before=before)
 
 
 async def read_signing_secrets(

@@ -15,12 +15,13 @@ from sqlalchemy.sql import expression
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest
 from bloxserver.models.database import WakeReason, after_commit, wake_engine_after_commit
-from bloxserver.models.enums import ExecutionStatus, StepStatus, TriggerType
+from bloxserver.models.enums import AuditAction, ExecutionStatus, StepStatus, TriggerType
 from bloxserver.models.execution_changes import announce_changes
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
 from bloxserver.observability import metrics
 from bloxserver.queries.executions import read_execution
 from bloxserver.queries.flows import modes_of
+from bloxserver.services import audit
 
 OPEN_STEPS = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.RETRYING, StepStatus.CALLING)
 BATCH = 500
@@ -95,12 +96,25 @@ async def cancel_execution(session: AsyncSession, user_id: UUID, flow_id: UUID, 
     """
     execution = await read_execution(session, user_id, flow_id, execution_id)
     if execution.status is ExecutionStatus.RUNNING:
-        cancelled = ExecutionStatus.CANCELLED
-        await end_execution(session, execution_id, cancelled, parent_id=execution.parent_id, error=CANCELLED_BY_USER)
+        await _cancel(session, user_id, execution)
         execution = await read_execution(session, user_id, flow_id, execution_id)
     if execution.status is not ExecutionStatus.CANCELLED:
         raise BadRequest("execution_ended", f"Cannot cancel execution in {execution.status.value} state")
     return execution
+
+
+async def _cancel(session: AsyncSession, user_id: UUID, execution: ExecutionRecord) -> None:
+    status = ExecutionStatus.CANCELLED
+    if await end_execution(session, execution.id, status, parent_id=execution.parent_id, error=CANCELLED_BY_USER):
+        await audit.record(
+            session,
+            AuditAction.EXECUTION_CANCELLED,
+            user_id,
+            execution.id,
+            flow_id=execution.flow_id,
+            before={"status": execution.status},
+            after={"status": status},
+        )
 
 
 async def cancel_running(session: AsyncSession, flow_id: UUID, reason: str) -> int:

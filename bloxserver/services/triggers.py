@@ -8,16 +8,17 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.clock import now
+from bloxserver.clock import iso_utc, now
 from bloxserver.errors import BadRequest, LimitReached
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
-from bloxserver.models.enums import TriggerType
+from bloxserver.models.enums import AuditAction, TriggerType
 from bloxserver.models.tables import TriggerRecord
 from bloxserver.plans import Plan
 from bloxserver.queries.flows import read_flow
 from bloxserver.queries.triggers import count_triggers, read_trigger
 from bloxserver.queries.users import read_plan
 from bloxserver.raw_json import RawJson, plain_object
+from bloxserver.services import audit
 from bloxserver.services.cron import check_schedule, upcoming
 from bloxserver.services.webhook_schemes import check_signature
 
@@ -50,6 +51,8 @@ async def create_trigger(
     )
     session.add(trigger)
     await session.flush()
+    action, after = AuditAction.TRIGGER_CREATED, {"type": kind, "name": name}
+    await audit.record(session, action, user_id, trigger.id, flow_id=flow_id, after=after)
     wake_engine_after_commit(session, WakeReason.FLOW)  # sets the first firing of a schedule
     return trigger
 
@@ -69,11 +72,23 @@ async def update_trigger(
         changes = changes | _schedule_changes(trigger, changes)
     if trigger.type is TriggerType.WEBHOOK and "config" in changes:
         check_signature(plain_object(changes["config"]))
+    before = _audited(trigger)
     for name, value in changes.items():
         setattr(trigger, name, value)
     await session.flush()
+    before, after = audit.difference(before, _audited(trigger))
+    if after:
+        action, hidden = AuditAction.TRIGGER_UPDATED, {"config"}  # a config may contain anything
+        await audit.record(
+            session, action, user_id, trigger_id, flow_id=flow_id, before=before, after=after, hidden=hidden
+        )
     wake_engine_after_commit(session, WakeReason.FLOW)
     return trigger
+
+
+def _audited(trigger: TriggerRecord) -> dict[str, Any]:
+    """What the audit log shows of a trigger, and its config."""
+    return {"name": trigger.name, "enabled": trigger.enabled, "config": trigger.config}
 
 
 def _check_size(config: dict[str, Any] | RawJson, plan: Plan) -> None:
@@ -117,10 +132,15 @@ async def regenerate_token(
     if trigger.type is not TriggerType.WEBHOOK:
         raise BadRequest("trigger_not_a_webhook", "Can only regenerate token for webhook triggers")
     trigger.previous_token = trigger.webhook_token if grace else None
-    trigger.previous_token_expires_at = now() + grace if grace else None
+    trigger.previous_token_expires_at = expires_at = now() + grace if grace else None
     trigger.webhook_token = _new_token()
     trigger.webhook_url = None
     await session.flush()
+    action, after = (
+        AuditAction.TRIGGER_TOKEN_REGENERATED,
+        {"previousTokenExpiresAt": expires_at and iso_utc(expires_at)},
+    )
+    await audit.record(session, action, user_id, trigger_id, flow_id=flow_id, after=after)
     return trigger
 
 

@@ -10,11 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest, Conflict, NotFound
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
-from bloxserver.models.enums import FlowStatus, Tier
+from bloxserver.models.enums import AuditAction, FlowStatus, Tier
 from bloxserver.models.tables import FlowRecord, UserRecord
 from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.users import find_users
-from bloxserver.services.flows import transition_flow
+from bloxserver.services import audit
+from bloxserver.services.flows import record_request, transition_flow
 from bloxserver.storable import storable_text
 
 MAX_EMAIL_LENGTH = 320
@@ -45,27 +46,50 @@ async def create_user(session: AsyncSession, email: str, tier: Tier, name: str |
     )
     session.add(user)
     await session.flush()
+    await audit.record(session, AuditAction.USER_CREATED, user.id, user.id, after={"tier": tier})
     return user
+
+
+async def set_tier(session: AsyncSession, user: UserRecord, tier: Tier) -> None:
+    """Change the user's plan."""
+    before, after = audit.difference({"tier": user.tier}, {"tier": tier})
+    user.tier = tier
+    if after:
+        await audit.record(session, AuditAction.USER_TIER_CHANGED, user.id, user.id, before=before, after=after)
+
+
+async def enable_user(session: AsyncSession, user: UserRecord) -> None:
+    """Accept the user's requests again."""
+    if user.disabled_at is not None:
+        user.disabled_at = None
+        await audit.record(session, AuditAction.USER_ENABLED, user.id, user.id)
 
 
 async def disable_user(session: AsyncSession, user: UserRecord) -> int:
     """Refuse the user's requests from now on, and stop their flows. Returns the number of flows that are stopping."""
-    user.disabled_at = user.disabled_at or now()
+    if user.disabled_at is None:
+        user.disabled_at = now()
+        await audit.record(session, AuditAction.USER_DISABLED, user.id, user.id)
     active = (FlowStatus.STARTING, FlowStatus.RUNNING)
-    flows = await session.scalars(
-        sa.select(FlowRecord.id).where(owned_by(user.id), FlowRecord.status.in_(active)).order_by(FlowRecord.id)
+    flows = await session.execute(
+        sa.select(FlowRecord.id, FlowRecord.status)
+        .where(owned_by(user.id), FlowRecord.status.in_(active))
+        .order_by(FlowRecord.id)
     )
-    stopped = [
-        flow_id
-        for flow_id in flows.all()
-        if await transition_flow(session, flow_id, FlowStatus.STOPPING, stop_requested_at=now())
-    ]
+    stopped = 0
+    for flow_id, status in flows.all():
+        if await transition_flow(session, flow_id, FlowStatus.STOPPING, stop_requested_at=now()):
+            await record_request(session, user.id, flow_id, status, FlowStatus.STOPPING)
+            stopped += 1
     wake_engine_after_commit(session, WakeReason.FLOW)
-    return len(stopped)
+    return stopped
 
 
 async def delete_user(session: AsyncSession, user_id: UUID) -> None:
     """Delete a user whose flows are deleted, with the rest of their data. Raises `Conflict` if a flow has rows left."""
     if await session.scalar(sa.select(FlowRecord.id).where(FlowRecord.user_id == user_id).limit(1)) is not None:
         raise Conflict("flows_left", "The user still has flows: repeat the command")
-    await session.execute(sa.delete(UserRecord).where(UserRecord.id == user_id))
+    deleted = sa.delete(UserRecord).where(UserRecord.id == user_id).returning(UserRecord.tier)
+    tier = await session.scalar(deleted)
+    if tier is not None:
+        await audit.record(session, AuditAction.USER_DELETED, user_id, user_id, before={"tier": tier})

@@ -7,11 +7,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.database import begin_writing
-from bloxserver.models.enums import Tier
+from bloxserver.models.enums import AuditAction, Tier
 from bloxserver.models.tables import UserRecord
 from bloxserver.models.upsert import insert_into
 from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.users import read_user_by_clerk_id
+from bloxserver.services import audit
 from bloxserver.settings import get_settings
 
 DEV_CLERK_ID = "dev_user_001"
@@ -25,11 +26,15 @@ async def user_of_claims(session: AsyncSession, claims: dict[str, Any]) -> UserR
     if user is not None:
         return user
     await begin_writing(session)
-    await session.execute(
+    profile = _profile(claims)
+    created = await session.scalar(
         insert_into(session, UserRecord)
-        .values(clerk_id=clerk_id, **_profile(claims))
+        .values(clerk_id=clerk_id, **profile)
         .on_conflict_do_nothing(index_elements=[UserRecord.clerk_id])
+        .returning(UserRecord.id)
     )
+    if created is not None:
+        await audit.record(session, AuditAction.USER_CREATED, created, created, after={"tier": profile["tier"]})
     user = await read_user_by_clerk_id(session, clerk_id)
     if user is None:
         raise RuntimeError("the user row vanished between insert and select")

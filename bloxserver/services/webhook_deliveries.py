@@ -12,13 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest, BloxError, Conflict, NotFound
 from bloxserver.ids import new_id
-from bloxserver.models.enums import FlowStatus, TriggerType
+from bloxserver.models.enums import AuditAction, FlowStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, WebhookDeliveryRecord
 from bloxserver.plans import Plan
 from bloxserver.queries.triggers import find_webhook_id, read_trigger
 from bloxserver.queries.usage import Period, stored_bytes_of
 from bloxserver.queries.webhook_deliveries import MAX_DELIVERIES, find_delivered_input
 from bloxserver.raw_json import plain_object
+from bloxserver.services import audit
 from bloxserver.services.executions import Input, accept, target_of
 from bloxserver.services.usage import count_run, require_storage
 from bloxserver.services.webhook_signatures import InvalidSignature
@@ -78,7 +79,7 @@ async def redeliver(
         raise Conflict("trigger_disabled", "Webhook is disabled")
     require_storage(plan, flow.bytes)
     await count_run(session, user_id, plan, period, now())
-    return await accept(
+    execution = await accept(
         session,
         flow_id=flow_id,
         trigger_id=trigger_id,
@@ -87,6 +88,9 @@ async def redeliver(
         given=Input(delivered.input_payload, delivered.input_encoding),
         retry_of=delivered.id,
     )
+    after = {"executionId": str(execution.id)}
+    await audit.record(session, AuditAction.EXECUTION_REDELIVERED, user_id, delivered.id, flow_id=flow_id, after=after)
+    return execution
 
 
 def _row(trigger_id: UUID, status: int, code: str, message: str, size: int) -> dict[str, Any]:

@@ -68,6 +68,7 @@ AUTHENTICATED: dict[str, Call] = {
     "listApiKeys": Call(),
     "createApiKey": Call({"name": "Mine", "scopes": ["admin"]}),
     "revokeApiKey": Call(),
+    "listAuditEvents": Call(),
     "listSteps": Call(),
     "streamExecution": Call(query="?last_event_id=end"),
     "cancelExecution": Call(),

@@ -30,6 +30,7 @@ DELETE /api/v1/flows/{flow_id}/triggers/{trigger_id}/signing-secrets/{secret_id}
 DELETE /api/v1/secrets/{name} deleteSecret 204 401 403 404 422 429 503
 GET / getServiceInfo 200 429
 GET /api/v1/api-keys listApiKeys 200 401 403 422 429 503
+GET /api/v1/audit listAuditEvents 200 400 401 403 422 429 503
 GET /api/v1/blocks listBlocks 200 401 403 422 429 503
 GET /api/v1/executions listAllExecutions 200 400 401 403 422 429 503
 GET /api/v1/flows listFlows 200 401 403 422 429 503
@@ -76,7 +77,7 @@ POST /api/v1/secrets createSecret 201 401 403 408 409 413 422 429 503
 POST /webhooks/{webhook_token} receiveWebhook 200 202 400 401 403 404 408 409 413 422 429 503
 PUT /api/v1/secrets/{name} setSecret 200 401 403 408 413 422 429 503
 """.strip()  # noqa: E501
-TAGS = {"flows", "triggers", "executions", "users", "webhooks", "health", "secrets", "api keys", "organisms"}
+TAGS = {"flows", "triggers", "executions", "users", "webhooks", "health", "secrets", "api keys", "audit", "organisms"}
 
 ADDITIONAL_SUCCESSES = {"202", "204"}
 """Success responses that an operation may have in addition to the usual one."""
@@ -174,6 +175,7 @@ class TestOperation:
             "health",
             "secrets",
             "api keys",
+            "audit",
             "organisms",
         }
         successes = [status for status in operation["responses"] if status.startswith("2")]

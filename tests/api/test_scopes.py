@@ -30,6 +30,7 @@ ADMIN = {
     "listSigningSecrets",
     "createSigningSecret",
     "deleteSigningSecret",
+    "listAuditEvents",
 }
 WRITE = {
     "createFlow",

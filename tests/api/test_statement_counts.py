@@ -1,6 +1,6 @@
 """The number of statements of each request, for any number of rows.
 
-One statement reads the user, except on hot routes, whose own statement does.
+One statement reads the user, except on hot routes, whose own statement does. One inserts the audit event of a change.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ COSTS = {
     "current user": Cost(1, "GET", "/api/v1/me"),
     "usage": Cost(2, "GET", "/api/v1/usage"),
     "list flows": Cost(1, "GET", "/api/v1/flows"),
-    "create a flow with its first version": Cost(5, "POST", "/api/v1/flows", 201, {"name": "New"}),
+    "create a flow with its first version": Cost(6, "POST", "/api/v1/flows", 201, {"name": "New"}),
     "get a flow": Cost(1, "GET", "/api/v1/flows/{running}"),
-    "change a flow": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"name": "Changed"}),
+    "change a flow": Cost(4, "PATCH", "/api/v1/flows/{running}", 200, {"name": "Changed"}),
     "change a flow with an empty body": Cost(2, "PATCH", "/api/v1/flows/{running}", 200, {}),
     "send an unchanged definition": Cost(3, "PATCH", "/api/v1/flows/{running}", 200, {"canvasState": None}),
-    "change a definition": Cost(5, "PATCH", "/api/v1/flows/{versioned}", 200, {"organismYaml": "changed"}),
+    "change a definition": Cost(6, "PATCH", "/api/v1/flows/{versioned}", 200, {"organismYaml": "changed"}),
     "change a definition without versions": Cost(
-        8, "PATCH", "/api/v1/flows/{stopped}", 200, {"organismYaml": "changed"}
+        9, "PATCH", "/api/v1/flows/{stopped}", 200, {"organismYaml": "changed"}
     ),
     "list versions": Cost(3, "GET", "/api/v1/flows/{running}/versions"),
     "get a version": Cost(2, "GET", "/api/v1/flows/{running}/versions/1", 404),
-    "start a flow": Cost(4, "POST", "/api/v1/flows/{stopped}/start"),
-    "stop a flow": Cost(4, "POST", "/api/v1/flows/{running}/stop"),
+    "start a flow": Cost(5, "POST", "/api/v1/flows/{stopped}/start"),
+    "stop a flow": Cost(5, "POST", "/api/v1/flows/{running}/stop"),
     # One for each table, the flow, its number of executions, its size and the user, and two for running executions and
     # their callers.
-    "delete a flow": Cost(16, "DELETE", "/api/v1/flows/{running}", 204),
+    "delete a flow": Cost(17, "DELETE", "/api/v1/flows/{running}", 204),
     "list triggers": Cost(3, "GET", "/api/v1/flows/{running}/triggers"),
     "create a trigger": Cost(
-        5, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
+        6, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
     ),
     "list executions": Cost(1, "GET", "/api/v1/flows/{running}/executions"),
     "list executions of a status": Cost(1, "GET", "/api/v1/flows/{running}/executions?status_filter=error"),
@@ -74,7 +74,10 @@ COSTS = {
     "reconnect to an ended stream": Cost(
         2, "GET", "/api/v1/flows/{running}/executions/{execution}/events?last_event_id=end", 204
     ),
-    "cancel an execution": Cost(6, "POST", "/api/v1/flows/{running}/executions/{execution}/cancel"),
+    "cancel an execution": Cost(7, "POST", "/api/v1/flows/{running}/executions/{execution}/cancel"),
+    "audit log": Cost(2, "GET", "/api/v1/audit?since=2024-01-01T00:00:00Z&until=2100-01-01T00:00:00Z"),
+    # One finds the last of the events that the page searches.
+    "audit log with filters": Cost(3, "GET", "/api/v1/audit?action=flow.updated&actor=user&resource_id=x"),
     "statistics": Cost(1, "GET", "/api/v1/flows/{running}/executions/stats"),
     "run": Cost(4, "POST", "/api/v1/flows/{running}/executions/run", 201, {"inputPayload": "x"}),
     "run a stopped flow": Cost(2, "POST", "/api/v1/flows/{stopped}/executions/run", 400),

@@ -12,7 +12,19 @@ from bloxserver import __version__
 from bloxserver.cli import app
 from bloxserver.cli.startup import print_lines
 
-COMMANDS = ("serve", "worker", "migrate", "status", "prune", "rotate-keys", "demo", "check", "users", "api-keys")
+COMMANDS = (
+    "serve",
+    "worker",
+    "migrate",
+    "status",
+    "prune",
+    "rotate-keys",
+    "demo",
+    "check",
+    "users",
+    "api-keys",
+    "audit",
+)
 SLOW_IMPORTS = {"alembic", "asyncpg", "fastapi", "httpx", "httpx2", "openai", "pydantic_ai", "uvicorn"}
 
 

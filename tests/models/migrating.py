@@ -47,6 +47,7 @@ async def fill(session: AsyncSession) -> None:
         "user_api_keys": {"user_id": user},
         "api_keys": {"user_id": user},
         "idempotency_keys": {},
+        "audit_events": {},
         "stripe_events": {},
         "workers": {},
         "rate_counters": {},

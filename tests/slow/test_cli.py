@@ -108,9 +108,9 @@ async def test_prune_says_what_it_deletes(live_settings: Settings, live_database
             ended = {"status": ExecutionStatus.SUCCESS, "started_at": moment, "completed_at": moment}
             await create_step(session, await create_execution(session, flow, **ended))
     for arguments, told in (
-        (["--dry-run"], "would be deleted: 2 executions, 2 steps, 0 versions"),
-        ([], "deleted: 2 executions, 2 steps, 0 versions"),
-        ([], "deleted: 0 executions, 0 steps, 0 versions"),
+        (["--dry-run"], "would be deleted: 2 executions, 2 steps, 0 versions, 0 audit events"),
+        ([], "deleted: 2 executions, 2 steps, 0 versions, 0 audit events"),
+        ([], "deleted: 0 executions, 0 steps, 0 versions, 0 audit events"),
     ):
         done = await asyncio.to_thread(bloxserver, "prune", *arguments, DATABASE_URL=live_settings.database_url)
         assert (done.returncode, done.stdout) == (0, f"{told}\n"), done.stderr
@@ -123,7 +123,7 @@ async def test_prune_finishes_deletions(live_settings: Settings, live_database: 
         trigger = await create_trigger(session, kept, deleted_at=now())
         for flow in (gone, kept):
             await create_execution(session, flow, status=ExecutionStatus.SUCCESS, trigger_id=trigger.id)
-    nothing = "deleted: 0 executions, 0 steps, 0 versions"
+    nothing = "deleted: 0 executions, 0 steps, 0 versions, 0 audit events"
     for arguments, told in (
         (["--dry-run"], ["deletions to finish: 1 flows, 1 triggers", f"would be {nothing}"]),
         ([], ["deletions finished: 1 flows, 1 triggers", nothing]),
@@ -150,7 +150,7 @@ async def test_prune_leaves_it_to_another_process(
         await session.execute(sa.select(sa.func.pg_advisory_xact_lock(PRUNE_LOCK)))
         done = await asyncio.to_thread(bloxserver, "prune", DATABASE_URL=live_settings.database_url)
     assert done.stdout.splitlines() == [
-        "deleted: 0 executions, 0 steps, 0 versions",
+        "deleted: 0 executions, 0 steps, 0 versions, 0 audit events",
         "another process is pruning and deletes the rest",
     ]
 

@@ -6,6 +6,7 @@ Those in `DOCUMENTATION` need none either, and exist only with `ENABLE_DOCS`.
 from bloxserver.api.routes import (
     all_executions,
     api_keys,
+    audit,
     canvas,
     deliveries,
     documentation,
@@ -37,6 +38,7 @@ AUTHENTICATED = [
     series.router,
     secrets.router,
     api_keys.router,
+    audit.router,
     organisms.router,
     canvas.router,
 ]

@@ -1,6 +1,7 @@
 """Request and response bodies, with one module per resource."""
 
 from bloxserver.api.schemas.api_keys import ApiKey, CreateApiKeyRequest, CreatedApiKey
+from bloxserver.api.schemas.audit import AuditEvent, AuditEventPage
 from bloxserver.api.schemas.base import CursorPage, PaginatedResponse, RequestModel
 from bloxserver.api.schemas.deliveries import (
     CreatedSigningSecret,
@@ -45,6 +46,8 @@ from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, LimitUse,
 from bloxserver.api.schemas.versions import FlowVersion, FlowVersionSummary
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import (
+    ActorKind,
+    AuditAction,
     BillingStatus,
     ExecutionStatus,
     FlowStatus,
@@ -57,10 +60,14 @@ from bloxserver.models.enums import (
 from bloxserver.organism.react_flow import CanvasEdge, CanvasNode, CanvasState
 
 __all__ = [
+    "ActorKind",
     "AddApiKeyRequest",
     "ApiError",
     "ApiKey",
     "ApiKeyInfo",
+    "AuditAction",
+    "AuditEvent",
+    "AuditEventPage",
     "AwaitedExecution",
     "BillingStatus",
     "BlockDescription",

@@ -1,4 +1,4 @@
-"""Reads the executions and versions that may be deleted, flow by flow, with the existing indexes.
+"""Reads the executions, versions and audit events that may be deleted, with the existing indexes.
 
 Conditions on other rows use values, not EXISTS, for which PostgreSQL may scan a whole table.
 """
@@ -17,6 +17,7 @@ from sqlalchemy.orm import aliased
 
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import (
+    AuditEventRecord,
     ExecutionRecord,
     ExecutionStepRecord,
     ExecutionTotalsRecord,
@@ -36,7 +37,7 @@ ENDED = ExecutionRecord.status != ExecutionStatus.RUNNING
 
 @dataclass(frozen=True)
 class Limits:
-    """The executions and versions that are kept; None keeps all."""
+    """The executions, versions and audit events that are kept; None keeps all."""
 
     moment: datetime
     """Now, by the database's clock."""
@@ -46,6 +47,8 @@ class Limits:
     """The number of ended executions that are kept of each flow and mode, the newest first as in lists."""
     versions: int | None
     """The number of versions that are kept of each flow, the newest first."""
+    audit_since: datetime | None
+    """Events that are not older are kept."""
 
 
 class Position(NamedTuple):
@@ -240,3 +243,17 @@ def spare_versions(flow: VersionExcess, limits: Limits) -> sa.Select[UUID]:
 async def count_spare_versions(session: AsyncSession, flow: VersionExcess, limits: Limits) -> int:
     spare = spare_versions(flow, limits).order_by(None).subquery()
     return await session.scalar(sa.select(sa.func.count()).select_from(spare)) or 0
+
+
+def expired_events(since: datetime) -> sa.Select[UUID]:
+    """Audit events that may be deleted, the oldest first."""
+    return (
+        sa.select(AuditEventRecord.id)
+        .where(AuditEventRecord.created_at < since)
+        .order_by(AuditEventRecord.created_at, AuditEventRecord.id)
+    )
+
+
+async def count_expired_events(session: AsyncSession, since: datetime) -> int:
+    expired = expired_events(since).order_by(None).subquery()
+    return await session.scalar(sa.select(sa.func.count()).select_from(expired)) or 0

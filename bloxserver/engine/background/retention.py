@@ -1,4 +1,4 @@
-"""Retention: deletes executions and versions that need not be kept, in short transactions."""
+"""Retention: deletes executions, versions and audit events that need not be kept, in short transactions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bloxserver.engine.background.expired import (
     Limits,
     Position,
     VersionExcess,
+    count_expired_events,
     count_spare_versions,
     count_steps,
     read_execution_excess,
@@ -30,6 +31,7 @@ from bloxserver.engine.background.retention_batches import (
     PruneResult,
     RetentionLockBusy,
     delete_empty_buckets,
+    delete_events,
     delete_idempotency_keys,
     delete_versions,
 )
@@ -110,13 +112,14 @@ class Retention:
                 delete = partial(delete_idempotency_keys, moment=limits.moment)
                 while await self._deleter.in_transaction(delete, pruned):
                     pass
+            await self._prune_events(limits, pruned, dry_run=dry_run)
         except RetentionLockBusy:
             pruned.lock_busy = True
         return pruned
 
     async def _limits(self) -> Limits:
         """The limits by the database's clock: a worker with a wrong clock must not delete executions too early."""
-        days = self._settings.execution_retention_days
+        days, audit_days = self._settings.execution_retention_days, self._settings.audit_retention_days
         async with self._database.transaction(read_only=True) as session:
             moment = (await session.execute(sa.select(database_now()))).scalar_one()
         return Limits(
@@ -124,6 +127,7 @@ class Retention:
             since=moment - timedelta(days=days) if days else None,
             per_flow=self._settings.execution_retention_per_flow or None,
             versions=self._settings.flow_version_retention or None,
+            audit_since=moment - timedelta(days=audit_days) if audit_days else None,
         )
 
     async def _pages(self) -> AsyncIterator[Sequence[UUID]]:
@@ -167,6 +171,17 @@ class Retention:
         while await self._deleter.in_transaction(delete, pruned):
             pass
 
+    async def _prune_events(self, limits: Limits, pruned: PruneResult, *, dry_run: bool) -> None:
+        if limits.audit_since is None:
+            return
+        if dry_run:
+            async with self._database.transaction(read_only=True) as session:
+                pruned.audit_events = await count_expired_events(session, limits.audit_since)
+            return
+        delete = partial(delete_events, since=limits.audit_since)
+        while await self._deleter.in_transaction(delete, pruned):
+            pass
+
 
 @contextmanager
 def _continue_after_failure(flow_id: UUID) -> Iterator[None]:
@@ -182,5 +197,5 @@ def _continue_after_failure(flow_id: UUID) -> Iterator[None]:
 
 
 def _count(deleted: PruneResult) -> None:
-    for kind in ("executions", "steps", "versions"):
+    for kind in ("executions", "steps", "versions", "audit_events"):
         metrics.RETENTION_DELETED.labels(kind).inc(getattr(deleted, kind))

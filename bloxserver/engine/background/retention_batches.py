@@ -20,12 +20,14 @@ from bloxserver.engine.background.expired import (
     Position,
     StepSize,
     VersionExcess,
+    expired_events,
     read_step_sizes,
     spare_versions,
 )
 from bloxserver.models.database import Database
 from bloxserver.models.execution_totals import DELETE_EMPTY_BUCKETS
 from bloxserver.models.tables import (
+    AuditEventRecord,
     ExecutionRecord,
     ExecutionSeriesRecord,
     ExecutionStepRecord,
@@ -103,6 +105,7 @@ class PruneResult:
     executions: int = 0
     steps: int = 0
     versions: int = 0
+    audit_events: int = 0
     others: int = 0
     """Rows of all other tables."""
     lock_busy: bool = False
@@ -110,12 +113,13 @@ class PruneResult:
 
     @property
     def rows(self) -> int:
-        return self.executions + self.steps + self.versions + self.others
+        return self.executions + self.steps + self.versions + self.audit_events + self.others
 
     def add(self, other: PruneResult) -> None:
         self.executions += other.executions
         self.steps += other.steps
         self.versions += other.versions
+        self.audit_events += other.audit_events
         self.others += other.others
 
 
@@ -196,6 +200,18 @@ async def delete_versions(session: AsyncSession, flow: VersionExcess, limits: Li
         .execution_options(synchronize_session=False)
     )
     return PruneResult(versions=len(deleted.all()))
+
+
+async def delete_events(session: AsyncSession, since: datetime) -> PruneResult:
+    """Delete up to `MAX_ROWS` audit events that are older; raises `RetentionLockBusy`."""
+    await acquire_advisory_lock(session)
+    deleted = await session.execute(
+        sa.delete(AuditEventRecord)
+        .where(AuditEventRecord.id.in_(expired_events(since).limit(MAX_ROWS)))
+        .returning(AuditEventRecord.id)
+        .execution_options(synchronize_session=False)
+    )
+    return PruneResult(audit_events=len(deleted.all()))
 
 
 async def delete_empty_buckets(session: AsyncSession, flow_id: UUID, until: Position) -> PruneResult:

@@ -10,9 +10,11 @@ import pytest
 import sqlalchemy as sa
 
 from bloxserver.clock import now
-from bloxserver.engine.background.retention_batches import PruneResult
+from bloxserver.engine.background.retention import Retention
+from bloxserver.engine.background.retention_batches import MAX_ROWS, PruneResult
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel
 from bloxserver.models.tables import (
+    AuditEventRecord,
     ExecutionRecord,
     ExecutionSeriesRecord,
     ExecutionStepRecord,
@@ -260,3 +262,34 @@ async def test_idempotency_keys_expire(world: World) -> None:
     assert await world.retention().prune(dry_run=True) == PruneResult()
     assert await world.prune() == PruneResult(others=2)
     assert await world.count(IdempotencyKeyRecord) == 2
+
+
+class TestAuditEvents:
+    async def test_expired_events_are_deleted(self, world: World) -> None:
+        await self.add(world, *[31] * (MAX_ROWS + 1), 29, 0)
+        retention = self.retention(world, 30)
+        assert await retention.prune(dry_run=True) == PruneResult(audit_events=MAX_ROWS + 1)
+        assert await world.count(AuditEventRecord) == MAX_ROWS + 3
+        assert await retention.prune() == PruneResult(audit_events=MAX_ROWS + 1)
+        assert await world.count(AuditEventRecord) == 2
+        assert await retention.prune() == PruneResult()
+
+    async def test_events_are_kept_for_a_year_by_default(self, world: World) -> None:
+        await self.add(world, 364, 366)
+        assert await world.prune() == PruneResult(audit_events=1)
+
+    async def test_events_are_kept_forever_with_0(self, world: World) -> None:
+        await self.add(world, 36_500)
+        for dry_run in (True, False):
+            assert await self.retention(world, 0).prune(dry_run=dry_run) == PruneResult()
+
+    def retention(self, world: World, days: int) -> Retention:
+        settings = world.settings.model_copy(update={"audit_retention_days": days})
+        return Retention(settings, world.database, min_interval_seconds=0)
+
+    async def add(self, world: World, *ages: int) -> None:
+        """Add events of these ages in days."""
+        values = {"user_id": world.user.id, "actor": "user", "actor_id": "a", "action": "a", "resource_id": "r"}
+        async with world.database.transaction() as session:
+            rows = [{**values, "created_at": now() - days * DAY} for days in ages]
+            await session.execute(sa.insert(AuditEventRecord), rows)

@@ -21,6 +21,7 @@ from bloxserver.ids import new_id
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, NotificationChannel
 from bloxserver.models.tables import (
+    AuditEventRecord,
     ExecutionRecord,
     ExecutionStepRecord,
     FailureNotificationRecord,
@@ -245,6 +246,8 @@ async def fill(world: World) -> None:
         values = {"trigger_type": "manual", "status": SUCCESS, "started_at": moment, "completed_at": moment}
         keys = [{"owner_id": new_id(), "key_hash": b"", "request_hash": b""} for _ in range(1000)]
         await session.execute(sa.insert(IdempotencyKeyRecord), keys)
+        event = {"user_id": world.user.id, "actor": "user", "actor_id": "", "action": "", "resource_id": ""}
+        await session.execute(sa.insert(AuditEventRecord), [event] * 1000)
         versions = [
             {"id": new_id(), "flow_id": flow["id"], "number": number, "organism_yaml": "x"}
             for index, flow in enumerate(flows)
