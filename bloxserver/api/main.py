@@ -81,7 +81,7 @@ def create_app() -> FastAPI:
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["ETag", "Link", "X-Request-Id", "Retry-After", *HEADERS],
+        expose_headers=["ETag", "Idempotent-Replayed", "Link", "X-Request-Id", "Retry-After", *HEADERS],
     )
     app.add_middleware(
         RequestTurns, turns=Turns(settings.max_requests_per_address), proxies=settings.forwarded_allow_ips

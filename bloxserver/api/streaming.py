@@ -7,7 +7,7 @@ They are sent after the request's session has ended. They read the database with
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from typing import Annotated, Any, Self
@@ -39,6 +39,7 @@ MAX_STREAM_SECONDS = 3600.0
 KEEPALIVE_SECONDS = 15.0
 """An idle stream sends a comment after this time, so that proxies keep the connection and dead clients are detected."""
 RECONNECT_MS = 1000
+NO_HEADERS: Mapping[str, str] = {}
 STEP_BATCH_SIZE = 200
 """The maximum number of steps in one read."""
 PART_EVENTS = 50
@@ -116,8 +117,9 @@ class WaitingResponse(Response):
         status_code: int,
         body: type[Execution],
         location: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
-        """`status_code` and `body` are used if the execution has ended."""
+        """`status_code` and `body` are used if the execution has ended, `location` if it has not."""
         super().__init__(status_code=status_code)
         self._watcher = watcher
         self._watch = watch
@@ -125,6 +127,7 @@ class WaitingResponse(Response):
         self._seconds = seconds
         self._body = body
         self._location = location
+        self._added_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ended = None
@@ -132,10 +135,10 @@ class WaitingResponse(Response):
             while ended is None and await waiter.wait():
                 ended = await self._read()
         if ended is None:
-            headers = {"Location": self._location} if self._location else None
+            headers = {**self._added_headers, **({"Location": self._location} if self._location else {})}
             response = await _response(AwaitedExecution, self._accepted, "Execution is still running", 202, headers)
         else:
-            response = await _response(self._body, ended, "Execution has ended", self.status_code)
+            response = await _response(self._body, ended, "Execution has ended", self.status_code, self._added_headers)
         await response(scope, receive, send)
 
     async def _read(self) -> Execution | None:
@@ -158,7 +161,7 @@ class WaitingResponse(Response):
 
 
 async def _response(
-    body: type[Execution], execution: Execution, message: str, status: int, headers: dict[str, str] | None = None
+    body: type[Execution], execution: Execution, message: str, status: int, headers: Mapping[str, str]
 ) -> Response:
     values = execution.model_dump() | {"execution_id": execution.id, "message": message}
     content = body.model_validate(values)

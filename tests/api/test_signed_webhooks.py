@@ -291,6 +291,7 @@ class TestIdempotencyKey:
         headers = {"Idempotency-Key": "a-key"}
         waited = await caller.post(made.url + "?wait=0.01", content=BODY, headers=headers)
         assert (waited.status_code, waited.json()["executionId"]) == (202, first.json()["executionId"])
+        assert waited.headers["Idempotent-Replayed"] == "true"
         async with live_database.transaction() as session:
             await session.execute(sa.delete(ExecutionRecord))
         gone = await caller.post(made.url + "?wait=0.01", content=BODY, headers=headers)

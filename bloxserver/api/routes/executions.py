@@ -116,6 +116,7 @@ async def run_flow(
     shutdown: ServerShutdown,
     watcher: Watcher,
     slot: WaitSlot,
+    response: Response,
     idempotent: Idempotent,
     flow_id: FlowId,
     input_payload: InputPayload = None,
@@ -135,7 +136,9 @@ async def run_flow(
     accepted = Execution.model_validate(execution)
     location = f"{AUTHENTICATED_PREFIX}/flows/{flow_id}/executions/{accepted.id}"
     watch = Watch(sessions, shutdown, accepted.id)
-    return WaitingResponse(watcher, watch, accepted, wait, status_code=201, body=Execution, location=location)
+    return WaitingResponse(
+        watcher, watch, accepted, wait, status_code=201, body=Execution, location=location, headers=response.headers
+    )
 
 
 # Before `/{execution_id}`, which would match this path.

@@ -94,7 +94,9 @@ async def receive(
         raise NotFound("Execution")
     shown = Execution.model_validate(execution)
     watch = Watch(sessions, shutdown, shown.id)
-    return WaitingResponse(watcher, watch, shown, wait, status_code=200, body=AwaitedExecution)
+    return WaitingResponse(
+        watcher, watch, shown, wait, status_code=200, body=AwaitedExecution, headers=response.headers
+    )
 
 
 @router.get(
