@@ -73,6 +73,7 @@ USAGE = {
         {"name": "flows", "used": 4, "limit": 100},
         {"name": "triggers_per_flow", "used": 2, "limit": 50},
         {"name": "secrets", "used": 3, "limit": 500},
+        {"name": "api_keys", "used": 1, "limit": 100},
         {"name": "stored_bytes", "used": 18350080, "limit": 53687091200},
     ],
 }

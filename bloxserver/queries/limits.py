@@ -13,6 +13,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import expression
 
 from bloxserver.models.tables import (
+    ApiKeyRecord,
     FlowRecord,
     SecretRecord,
     StoredBytesRecord,
@@ -105,6 +106,7 @@ def _uses(moment: datetime) -> dict[str, sa.Subquery]:
             triggers.c.user_id
         ),
         "secrets": sa.select(SecretRecord.user_id, count).group_by(SecretRecord.user_id),
+        "api_keys": sa.select(ApiKeyRecord.user_id, count).group_by(ApiKeyRecord.user_id),
         "stored_bytes": sa.select(
             StoredBytesRecord.user_id, sa.func.sum(StoredBytesRecord.bytes).label("used")
         ).group_by(StoredBytesRecord.user_id),

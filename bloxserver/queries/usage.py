@@ -13,7 +13,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import as_utc
-from bloxserver.models.tables import FlowRecord, SecretRecord, StoredBytesRecord, TriggerRecord, UsageRecord
+from bloxserver.models.tables import (
+    ApiKeyRecord,
+    FlowRecord,
+    SecretRecord,
+    StoredBytesRecord,
+    TriggerRecord,
+    UsageRecord,
+)
 from bloxserver.plans import Plan
 from bloxserver.queries.requesters import owned_by
 
@@ -74,6 +81,7 @@ def _counts(user_id: UUID) -> dict[str, sa.ScalarSelect[int]]:
     """What the user has of each limit that counts rows. Triggers are those of the flow that has most of them."""
     flows = sa.select(sa.func.count()).select_from(FlowRecord).where(owned_by(user_id))
     secrets = sa.select(sa.func.count()).select_from(SecretRecord).where(SecretRecord.user_id == user_id)
+    keys = sa.select(sa.func.count()).select_from(ApiKeyRecord).where(ApiKeyRecord.user_id == user_id)
     triggers = (
         sa.select(sa.func.count().label("number"))
         .select_from(TriggerRecord)
@@ -86,6 +94,7 @@ def _counts(user_id: UUID) -> dict[str, sa.ScalarSelect[int]]:
         "flows": flows.scalar_subquery(),
         "triggers_per_flow": sa.select(sa.func.coalesce(sa.func.max(triggers.c.number), 0)).scalar_subquery(),
         "secrets": secrets.scalar_subquery(),
+        "api_keys": keys.scalar_subquery(),
         "stored_bytes": stored_bytes_of(user_id),
     }
 

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.engine.background.schedule_firing import fire_schedule
+from bloxserver.models.enums import Scope
 from bloxserver.models.stored_bytes import ROW_BYTES
 from bloxserver.models.tables import (
     ExecutionRecord,
@@ -28,6 +29,7 @@ from bloxserver.models.tables import (
 from bloxserver.plans import PLANS
 from bloxserver.queries.triggers import read_due_schedules
 from bloxserver.queries.usage import read_stored_bytes
+from bloxserver.services.api_keys import NewKey, create_api_key
 from tests.api.contract import API, assert_problem, covers, path_of
 from tests.clerk import override_settings
 from tests.factories import create_execution, create_flow, create_trigger
@@ -238,6 +240,7 @@ async def test_own_limit_of_secrets_replaces_that_of_the_tier(world: World) -> N
 @covers("usage.limits")
 async def test_usage_lists_the_limits(world: World) -> None:
     await create_trigger(world.session, world.flow)
+    await create_api_key(world.session, world.user.id, NewKey("A key", [Scope.READ]))
     await world.limit(secrets=7, stored_bytes=10**12)
     await world.client.post(f"{path_of(world.flow)}/executions/run")
     usage = (await world.client.get(f"{API}/usage")).json()
@@ -248,6 +251,7 @@ async def test_usage_lists_the_limits(world: World) -> None:
         {"name": "flows", "used": 1, "limit": 100},
         {"name": "triggers_per_flow", "used": 2, "limit": 50},
         {"name": "secrets", "used": 0, "limit": 7},
+        {"name": "api_keys", "used": 1, "limit": 100},
         {"name": "stored_bytes", "used": stored, "limit": 10**12},
     ]
 

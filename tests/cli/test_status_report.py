@@ -63,6 +63,7 @@ async def test_report_as_text(live_settings: Settings, live_database: Database) 
         [lines[14].split()[0], "(free)", "1", "of", "1"],
         ["triggers_per_flow", "0", "0"],
         ["secrets", "0", "0"],
+        ["api_keys", "0", "0"],
         ["stored_bytes", "0", "0"],
     ]
 
@@ -80,7 +81,7 @@ async def test_report_as_json(live_settings: Settings, live_database: Database) 
     assert found["queue"]["enterprise"] == {"waiting": 0, "running": 0, "suspended": 0, "oldestSeconds": None}
     assert found["endedInLastHour"] == {"success": 2, "error": 0, "timeout": 1, "cancelled": 0}
     limits = {limit.pop("name"): limit for limit in found["limits"]}
-    assert list(limits) == ["runs", "flows", "triggers_per_flow", "secrets", "stored_bytes"]
+    assert list(limits) == ["runs", "flows", "triggers_per_flow", "secrets", "api_keys", "stored_bytes"]
     (user,) = limits["flows"].pop("users")
     assert user.pop("clerkId").startswith("user_")
     assert (user, limits["flows"]) == ({"tier": "free", "used": 1, "limit": 1}, {"atLimit": 1, "nearLimit": 0})

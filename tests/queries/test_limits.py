@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.models.tables import SecretRecord, StoredBytesRecord, Tier, UsageRecord, UserRecord
+from bloxserver.models.tables import ApiKeyRecord, SecretRecord, StoredBytesRecord, Tier, UsageRecord, UserRecord
 from bloxserver.plans import get_plan
 from bloxserver.queries.limits import MAX_USERS, LimitState, read_limits
 from bloxserver.raw_json import RawJson
@@ -32,7 +32,7 @@ async def store(session: AsyncSession, size: int, **values: Any) -> None:
 
 async def test_without_users_no_limit_is_reached(session: AsyncSession) -> None:
     assert {name: tuple(state)[1:] for name, state in (await states(session)).items()} == dict.fromkeys(
-        ("runs", "flows", "triggers_per_flow", "secrets", "stored_bytes"), (0, 0, [])
+        ("runs", "flows", "triggers_per_flow", "secrets", "api_keys", "stored_bytes"), (0, 0, [])
     )
 
 
@@ -121,18 +121,21 @@ async def test_limits_depend_on_the_tier_and_null_is_unlimited(session: AsyncSes
     assert (runs.at, runs.near, [tuple(user) for user in runs.users]) == (1, 0, [("free", "free", 1_000, 1_000)])
 
 
-async def test_flows_triggers_and_secrets_are_counted(session: AsyncSession) -> None:
-    user = await create_user(session, clerk_id="ada", limits={"triggers_per_flow": 2, "secrets": 1, "flows": 3})
+async def test_flows_triggers_secrets_and_keys_are_counted(session: AsyncSession) -> None:
+    limits = {"triggers_per_flow": 2, "secrets": 1, "api_keys": 1, "flows": 3}
+    user = await create_user(session, clerk_id="ada", limits=limits)
     flows = [await create_flow(session, user) for _ in range(2)]
     await create_flow(session, user, deleted_at=MOMENT)
     for flow in (flows[0], flows[0], flows[1]):
         await create_trigger(session, flow)
     await create_trigger(session, flows[1], deleted_at=MOMENT)
     session.add(SecretRecord(user_id=user.id, name="A"))
+    session.add(ApiKeyRecord(user_id=user.id, name="A", key_hash=b"1", hint="", scopes=["read"]))
     await session.commit()
     found = await states(session)
     assert [(user.used, user.limit) for user in found["triggers_per_flow"].users] == [(2, 2)]
     assert [(user.used, user.limit) for user in found["secrets"].users] == [(1, 1)]
+    assert [(user.used, user.limit) for user in found["api_keys"].users] == [(1, 1)]
     assert found["flows"].users == []
     await create_flow(session, user)
     assert [(user.used, user.limit) for user in (await states(session))["flows"].users] == [(3, 3)]

@@ -30,7 +30,7 @@ class LimitUse(CamelModel):
 
     name: str = Field(
         description="runs: in this billing period; flows; triggers_per_flow: the flow with the most triggers; secrets;"
-        " stored_bytes."
+        " api_keys; stored_bytes."
     )
     used: int
     limit: int | None = Field(description="The maximum; null if unlimited.")
