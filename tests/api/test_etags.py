@@ -96,6 +96,14 @@ async def test_if_match_is_a_list_of_strong_tags_or_a_star(
     assert response.status_code == status
 
 
+async def test_several_headers_are_one_list(client: httpx.AsyncClient, flow: FlowRecord) -> None:
+    tag = (await etag(client, path_of(flow))).encode()
+    for values in ([tag, b'"other"'], [b'"other"', tag]):
+        headers = [(b"If-Match", value) for value in values]
+        response = await client.patch(path_of(flow), json={}, headers=headers)
+        assert response.status_code == 200, values
+
+
 async def test_change_without_a_tag_is_made(client: httpx.AsyncClient, flow: FlowRecord) -> None:
     for name in ("One", "Two"):
         assert (await client.patch(path_of(flow), json={"name": name})).json()["name"] == name
