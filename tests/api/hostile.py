@@ -13,7 +13,7 @@ DEEP = [65, 300, 500, 900]
 
 
 class Row(NamedTuple):
-    """A request and its expected status. `{flow}` and `{token}` in the path are replaced by existing values."""
+    """A request and its expected status. `{flow}`, `{trigger}` and `{token}` are replaced by existing values."""
 
     name: str
     status: int
@@ -64,6 +64,22 @@ def run(name: str, status: int, text: str | bytes, content_type: str = "applicat
 
 def hook(name: str, body: bytes, content_type: str = "application/json") -> Row:
     return post(name, 200, "/webhooks/{token}", body, content_type)
+
+
+def key(name: str, status: int, /, **members: str) -> Row:
+    """`members` are JSON texts."""
+    body = {"name": '"K"', "scopes": '["read"]'} | members
+    text = ", ".join(f'"{member}": {value}' for member, value in body.items())
+    return post(name, status, "/api/v1/api-keys", f"{{{text}}}")
+
+
+def expiry(text: str, status: int = 422) -> Row:
+    return key(f"expiry {text[:40]}", status, expiresAt=text)
+
+
+def with_header(name: str, status: int, method: str, path: str, header: str, value: bytes) -> Row:
+    body = None if method == "GET" else b'{"name": "x"}'
+    return Row(f"{header} of {method}: {name}", status, method, path, body, JSON | {header: value})
 
 
 def get(name: str, status: int, path: str) -> Row:
@@ -234,6 +250,123 @@ HOOKS = [
     Row("a key of 20 kB", 200, "POST", "/webhooks/{token}", b"x", {"Idempotency-Key": b"k" * 20_000}),
 ]  # fmt: skip
 
+FLOW_ID = '"{flow}"'
+UNKNOWN_IDS = [f'"{uuid4()}"' for _ in range(101)]
+KEYS = [
+    key("NUL in the name", 422, name=f'"a{NUL}b"'),
+    key("surrogate in the name", 422, name=f'"{SURROGATE}"'),
+    key("surrogate pair in the name", 201, name=r'"\ud83d\ude00"'),
+    key("101 characters", 422, name=json.dumps("n" * 101)),
+    key("100 characters of four bytes", 201, name=json.dumps("\U0001f600" * 100)),
+    *(key(f"{text[:20]} as name", 422, name=text) for text in ("NaN", "1e400", "true", "null", "[]", "1" + "0" * 400)),
+    key("5,000 digits as name", 422, name="9" * 5_000),
+    *(
+        key(f"scopes {text[:30]}", 422, scopes=text)
+        for text in (
+            "[]", "null", '"read"', "{}", "[null]", "[NaN]", f'["{NUL}"]', f'["{SURROGATE}"]', '["READ"]', "[[]]",
+        )
+    ),
+    key("the same scope ten times", 201, scopes=json.dumps(["read"] * 10)),
+    key("the same scope eleven times", 422, scopes=json.dumps(["read"] * 11)),
+    key("a scope of a million characters", 422, scopes=json.dumps(["r" * 1_000_000])),
+    *(
+        key(f"flowIds {text[:30]}", 422, flowIds=text)
+        for text in (
+            "[]", '"x"', "[null]", "[NaN]", "[1e400]", "[9223372036854775808]", f'["{NUL}"]', f'["{SURROGATE}"]', "{}",
+            "[1" + "0" * 400 + "]", '["%00"]', arrays(900), '[""]', "[{}]",
+        )
+    ),
+    key("flowIds null", 201, flowIds="null"),
+    key("an unknown flow", 404, flowIds=f"[{UNKNOWN_IDS[0]}]"),
+    key("100 unknown flows", 404, flowIds=f"[{', '.join(UNKNOWN_IDS[:100])}]"),
+    key("101 unknown flows", 422, flowIds=f"[{', '.join(UNKNOWN_IDS)}]"),
+    key("the same flow 100 times", 201, flowIds=f"[{', '.join([FLOW_ID] * 100)}]"),
+    key("the same flow 101 times", 422, flowIds=f"[{', '.join([FLOW_ID] * 101)}]"),
+    key("600 unknown flows", 422, flowIds=f"[{', '.join(UNKNOWN_IDS * 6)}]"),
+    *(
+        expiry(text)
+        for text in (
+            "NaN", "Infinity", "1e400", "-1e400", "1" + "0" * 400, "0", "-1", "true", "[]", '""', '"nan"', f'"{NUL}"',
+            f'"{SURROGATE}"', '"soon"', '"2100-01-01"', '"2100-01-01T00:00:00"', '"2100-02-30T00:00:00Z"',
+            '"0001-01-01T00:00:00Z"', '"0001-01-01T00:00:00+14:00"', '"9999-12-31T23:59:59-14:00"',
+            '"10000-01-01T00:00:00Z"', '"2100-01-01T00:00:00+24:00"', '"1970-01-01T00:00:00Z"', "99999999999999999999",
+            '"' + "9" * 5_000 + '"', '"2100-01-01T00:00:00Z\\u0000"',
+        )
+    ),
+    *(
+        expiry(text, 201)
+        for text in (
+            '"9999-12-31T23:59:59.999999Z"', '"9999-12-31T23:59:59+23:59"', '"2100-01-01T00:00:00-23:59"', "null",
+        )
+    ),
+    *(
+        key(f"unknown: {name}", 422 if name in UNPARSABLE else 201, extra=text)
+        for name, _, text in ANY_JSON
+    ),
+    post("no JSON", 422, "/api/v1/api-keys", b"\xff"),
+    *(
+        Row(f"key {text[:20]}", 404 if "%2F" in text else 422, "DELETE", f"/api/v1/api-keys/{text}", None, None)
+        for text in JUNK_IDS
+    ),
+    Row("an unknown key", 404, "DELETE", f"/api/v1/api-keys/{uuid4()}", None, None),
+]  # fmt: skip
+TAGS = {
+    "nothing": b"",
+    "spaces": b"   ",
+    "a comma": b",",
+    "commas": b"," * 5_000,
+    "not UTF-8": b"\xff\xfe",
+    "a euro sign": "\u20ac".encode(),
+    "20 kB": b'"' + b"x" * 20_000 + b'"',
+    "2,000 tags": b", ".join([b'"%d"' % number for number in range(2_000)]),
+    "a weak tag": b'W/"x"',
+    "half a tag": b'"',
+    "no quotes": b"x",
+    "stars": b"**",
+    "a star in quotes": b'"*"',
+    "a tab": b'"a\tb"',
+    "an escaped NUL": b"%00",
+    "JSON": b'{"a": [1e400]}',
+}
+CONDITIONS = [
+    *(with_header(name, 412, "PATCH", "/api/v1/flows/{flow}", "If-Match", tag) for name, tag in TAGS.items()),
+    with_header("a star", 200, "PATCH", "/api/v1/flows/{flow}", "If-Match", b" * "),
+    with_header("a star of an unknown flow", 404, "PATCH", f"/api/v1/flows/{uuid4()}", "If-Match", b"*"),
+    with_header("junk of an unknown flow", 404, "PATCH", f"/api/v1/flows/{uuid4()}", "If-Match", b"\xff"),
+    *(
+        with_header(name, 200, method, "/api/v1/flows/{flow}", header, tag)
+        for method, header in (("GET", "If-Match"), ("GET", "If-None-Match"), ("PATCH", "If-None-Match"))
+        for name, tag in (TAGS | {"a star": b"*"}).items()
+    ),
+    *(
+        with_header(name, 422 if not tag.strip() else 201, "POST", "/api/v1/flows", "Idempotency-Key", tag)
+        for name, tag in TAGS.items()
+    ),
+]
+
+TRIGGER = "/api/v1/flows/{flow}/triggers/{trigger}"
+TRIGGERS = [
+    *(
+        Row(f"grace {text[:20]}", 422, "POST", f"{TRIGGER}/regenerate-token?grace_seconds={text}", None, None)
+        for text in ("-1", "604801", "NaN", "1e400", "1.5", "", "%00", "9" * 5_000, "true", "null", "%FF")
+    ),
+    *(
+        post(f"signing secret {text[:30]}", 422, f"{TRIGGER}/signing-secrets", f'{{"secret": {text}}}')
+        for text in (
+            f'"aaaaaaaa{NUL}"', f'"aaaaaaaa{SURROGATE}"', '""', '"short"', json.dumps("x" * 513), "5", "NaN", "[]",
+            "1e400", "1" + "0" * 400, "true", arrays(900),
+        )
+    ),
+    *(
+        Row(f"{kind} {text[:20]}", 404 if "%2F" in text else 422, method, f"{TRIGGER}/{kind}/{text}{rest}", None, None)
+        for kind, method, rest in (("deliveries", "POST", "/redeliver"), ("signing-secrets", "DELETE", ""))
+        for text in JUNK_IDS
+    ),
+    Row("an unknown delivery", 404, "POST", f"{TRIGGER}/deliveries/{uuid4()}/redeliver", None, None),
+    get("deliveries", 200, f"{TRIGGER}/deliveries"),
+    get("signing secrets", 200, f"{TRIGGER}/signing-secrets"),
+]  # fmt: skip
+
 ROWS = {
     "text": TEXT,
     "numbers": NUMBERS,
@@ -243,4 +376,7 @@ ROWS = {
     "queries": QUERIES,
     "paths": PATHS,
     "hooks": HOOKS,
+    "keys": KEYS,
+    "conditions": CONDITIONS,
+    "triggers": TRIGGERS,
 }
