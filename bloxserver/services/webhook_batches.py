@@ -16,6 +16,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import structlog
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
@@ -128,6 +129,8 @@ class WebhookBatches:
         try:
             async with self._database.transaction() as session:
                 await _accept_batch(session, entries, results)
+        except PoolTimeout as error:
+            results = [error] * len(entries)  # alone, each would wait for a connection once more
         except Exception as error:
             # One of them may be the cause: each that the batch would have accepted is accepted alone.
             log.debug(

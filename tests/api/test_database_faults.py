@@ -27,6 +27,7 @@ from tests import factories
 from tests.api.contract import API, assert_problem
 from tests.api.own_database import own_database_client
 from tests.lock_waits import wait_for_lock_wait
+from tests.metric_increase import measure_increase
 from tests.postgres import SESSIONS, maintenance
 from tests.sqlite_threads import join_connection_threads
 
@@ -313,7 +314,10 @@ async def test_exhausted_pool(live_settings: Settings, paths: dict[str, str], mo
             async with database.transaction() as session:
                 await session.execute(sa.text("SELECT 1"))
                 refused = await writes(client, paths) + ([] if database.is_sqlite else await reads(client, paths))
-            assert_unavailable(refused)
+                with measure_increase("bloxserver_database_pool_wait_seconds_count", pool="writing") as waits:
+                    in_batch = await asyncio.gather(*[client.post(paths["webhook"]) for _ in range(3)])
+            assert_unavailable(refused + in_batch)
+            assert waits.number == 1, "no webhook waits again when its batch has waited"
             assert_successful(await writes(client, paths) + await reads(client, paths))
     finally:
         await database.dispose()
