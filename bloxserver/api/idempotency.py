@@ -17,17 +17,18 @@ REPLAYED = {"Idempotent-Replayed": "true"}
 """The header of a response to a repeated request."""
 
 
-async def idempotency_key(
-    key: Annotated[
-        str | None,
-        Header(
-            alias=HEADER,
-            description="A key that the client chooses. A repeated request with the same key creates nothing, and its "
-            "response has what the first request created, without secrets, and the header `Idempotent-Replayed`. Keys "
-            "are kept for 7 days. The same key with another request is 422.",
-        ),
-    ] = None,
-) -> str | None:
+IdempotencyHeader = Annotated[
+    str | None,
+    Header(
+        alias=HEADER,
+        description="A key that the client chooses. A repeated request with the same key creates nothing, and its "
+        "response has what the first request created, without secrets, and the header `Idempotent-Replayed`. Keys are "
+        "kept for 7 days. The same key with another request is 422.",
+    ),
+]
+
+
+async def idempotency_key(key: IdempotencyHeader = None) -> str | None:
     """The key of the request. Raises `Unprocessable` if it is empty."""
     if key is not None:
         require_valid_key(key)

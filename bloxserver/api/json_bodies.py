@@ -20,7 +20,9 @@ from bloxserver.errors import Unavailable, Unprocessable
 from bloxserver.isolation import IsolationError, IsolationUnavailable, ResourceExceeded, isolated
 from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.raw_json import MAX_STORED_VALUES, RawJson, is_large
+from bloxserver.services.idempotency import HEADER
 
+KEY_HEADER = HEADER.lower()
 SHALLOW = 200
 """Levels of JSON that are always parsed in this process."""
 BRACKETS = re.compile(rb"[\[\]{}]")
@@ -41,6 +43,8 @@ class JsonRoute(APIRoute):
 
         async def read_and_handle(request: Request) -> Response:
             if model is None:
+                if KEY_HEADER in request.headers:
+                    await request.body()  # part of what the key stands for: read before a session is opened
                 return await handler(request)
             body = await request.body()
             is_costly = is_large(body, MAX_STORED_VALUES) or _is_deep(body)

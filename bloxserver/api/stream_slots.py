@@ -135,7 +135,7 @@ async def _wait_slot(
 async def _webhook_wait_slot(
     webhook_token: WebhookToken, call: ReceivedCall, sessions: Sessions, slots: Slots, wait: WaitSeconds = None
 ) -> AsyncIterator[None]:
-    """Counted for the owner of the webhook. `body` is received before a session opens a connection."""
+    """Counted for the owner of the webhook. `call` is received before a session opens a connection."""
     if wait is None:
         yield
         return

@@ -20,6 +20,8 @@ from bloxserver.queries.usage import stored_bytes_of
 from bloxserver.raw_json import plain_object
 
 MAX_TOKEN_LENGTH = 255
+INVALID_CONFIG = {"signature": "The config is not an object"}
+"""Stands for a config that another program stored and that is not an object. No sender can meet this signature."""
 
 
 class TriggerCursor(NamedTuple):
@@ -132,7 +134,7 @@ _TRIGGER_ROWS = (
     .where(_flows.c.deleted_at.is_(None), _triggers.c.deleted_at.is_(None))
 )
 """Triggers of all users, with their flows and owners, in the order of `TriggerRow`."""
-_ONE_WEBHOOK = _TRIGGER_ROWS.where(
+_HAS_TOKEN = sa.and_(
     sa.or_(
         _triggers.c.webhook_token == sa.bindparam("token", type_=sa.String),
         sa.and_(
@@ -142,6 +144,8 @@ _ONE_WEBHOOK = _TRIGGER_ROWS.where(
     ),
     _triggers.c.type == TriggerType.WEBHOOK,
 )
+"""Whether a token is that of a webhook, or its previous one within the grace period."""
+_ONE_WEBHOOK = _TRIGGER_ROWS.where(_HAS_TOKEN)
 _WEBHOOKS = (
     _TRIGGER_ROWS.where(
         _triggers.c.webhook_token.in_(sa.bindparam("tokens", expanding=True, type_=sa.String)),
@@ -156,7 +160,8 @@ _WEBHOOKS = (
 
 def _trigger_row(row: Sequence[Any]) -> TriggerRow:
     trigger = TriggerRow(*row)
-    return trigger._replace(config=plain_object(trigger.config))
+    config = plain_object(trigger.config)
+    return trigger._replace(config=config if isinstance(config, dict) else INVALID_CONFIG)
 
 
 async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
@@ -173,8 +178,9 @@ async def find_webhook_id(session: AsyncSession, token: str) -> UUID | None:
     """The id of the webhook with this token."""
     if not _can_be_a_token(token):
         return None
-    row = (await session.execute(_ONE_WEBHOOK, {"token": token, "moment": now()})).first()
-    return None if row is None else row[0]
+    wanted = sa.select(_triggers.c.id).where(_HAS_TOKEN, _triggers.c.deleted_at.is_(None))
+    found: UUID | None = await session.scalar(wanted, {"token": token, "moment": now()})
+    return found
 
 
 class LockedWebhook(NamedTuple):

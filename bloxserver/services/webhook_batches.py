@@ -34,7 +34,7 @@ from bloxserver.services.accepted_runs import AcceptedRun, insert_runs
 from bloxserver.services.executions import target_of
 from bloxserver.services.rate_limits import UNLIMITED
 from bloxserver.services.usage import require_storage
-from bloxserver.services.webhook_deliveries import Rejection, record_rejection, record_rejections
+from bloxserver.services.webhook_deliveries import Rejection, not_required, record_rejection, record_rejections
 from bloxserver.services.webhooks import AcceptedWebhook, WebhookCall, check_webhook, receive_webhook
 
 log = structlog.stdlib.get_logger("bloxserver.request")
@@ -97,12 +97,10 @@ class WebhookBatches:
             raise
 
     async def _record_rejection(self, call: WebhookCall, rejection: BloxError) -> None:
-        """Record that the call was rejected. A failure is logged: the sender must learn why the call was rejected."""
-        try:
+        """Record that the call was rejected, in a transaction of its own."""
+        with not_required():
             async with self._database.transaction() as session:
                 await record_rejection(session, call.token, rejection, len(call.body))
-        except Exception as error:
-            log.warning("rejected webhook was not recorded", reason=describe_error(error))
 
     async def _run(self) -> None:
         await asyncio.sleep(0)  # for webhooks that arrive in the same turn of the event loop
@@ -136,8 +134,8 @@ class WebhookBatches:
             log.debug(
                 "webhook batch failed; accepting webhooks alone", reason=describe_error(error), number=len(entries)
             )
-            checked = results or [_NotInBatch(counted=False)] * len(entries)
-            results = [result if isinstance(result, Exception) else _NotInBatch(counted=True) for result in checked]
+            results = [result if isinstance(result, Exception) else _NotInBatch(counted=True) for result in results]
+            results += [_NotInBatch(counted=False)] * (len(entries) - len(results))
         for entry, result in zip(entries, results, strict=True):
             _resolve(entry.accepted, result)
 

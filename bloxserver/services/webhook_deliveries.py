@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
@@ -14,7 +16,9 @@ from bloxserver.errors import BadRequest, BloxError, Conflict, NotFound
 from bloxserver.ids import new_id
 from bloxserver.models.enums import AuditAction, FlowStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, WebhookDeliveryRecord
+from bloxserver.models.transient_errors import describe_error
 from bloxserver.plans import Plan
+from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.triggers import find_webhook_id, read_trigger
 from bloxserver.queries.usage import Period, stored_bytes_of
 from bloxserver.queries.webhook_deliveries import MAX_DELIVERIES, find_delivered_input
@@ -23,6 +27,8 @@ from bloxserver.services import audit
 from bloxserver.services.executions import Input, accept, target_of
 from bloxserver.services.usage import count_run, require_storage
 from bloxserver.services.webhook_signatures import InvalidSignature
+
+log = structlog.stdlib.get_logger("bloxserver.request")
 
 MAX_MESSAGE = 500
 REPEATED = 200, "repeated", "An earlier call with the same key started the execution"
@@ -43,11 +49,22 @@ async def record_rejections(session: AsyncSession, rejections: Sequence[Rejectio
     await _record(session, rows)
 
 
+@contextmanager
+def not_required() -> Iterator[None]:
+    """Log an error of recording, and continue: the sender must learn why the call was rejected."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("rejected webhook was not recorded", reason=describe_error(error))
+
+
 async def record_rejection(session: AsyncSession, token: str, error: BloxError, size: int) -> None:
-    """Record a rejected call of the webhook with this token, if there is one."""
-    trigger_id = None if isinstance(error, NotFound) else await find_webhook_id(session, token)
-    if trigger_id is not None:
-        await record_rejections(session, [Rejection(trigger_id, error, size)])
+    """Record a rejected call of the webhook with this token, if there is one. A failure is logged."""
+    with not_required():
+        async with session.begin_nested():
+            trigger_id = None if isinstance(error, NotFound) else await find_webhook_id(session, token)
+            if trigger_id is not None:
+                await record_rejections(session, [Rejection(trigger_id, error, size)])
 
 
 async def record_repetition(session: AsyncSession, trigger_id: UUID, execution_id: UUID, size: int) -> None:
@@ -71,8 +88,12 @@ async def redeliver(
     """
     trigger = await read_trigger(session, user_id, flow_id, trigger_id)
     delivered = await find_delivered_input(session, trigger_id, delivery_id)
-    wanted = sa.select(FlowRecord.status, stored_bytes_of(user_id).label("bytes")).where(FlowRecord.id == flow_id)
-    flow = (await session.execute(wanted)).one()
+    wanted = sa.select(FlowRecord.status, stored_bytes_of(user_id).label("bytes")).where(
+        owned_by(user_id), FlowRecord.id == flow_id
+    )
+    flow = (await session.execute(wanted)).first()
+    if flow is None:
+        raise NotFound("Flow")
     if flow.status is not FlowStatus.RUNNING:
         raise BadRequest("flow_not_running", f"Flow must be running to execute (current: {flow.status.value})")
     if not trigger.enabled:
@@ -114,13 +135,10 @@ async def _record(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None
     """Insert deliveries, and delete the oldest of the same webhooks."""
     await session.execute(sa.insert(WebhookDeliveryRecord), rows)
     for trigger_id in sorted({row["trigger_id"] for row in rows}):
-        surplus = (
-            sa.select(WebhookDeliveryRecord.id)
-            .where(WebhookDeliveryRecord.trigger_id == trigger_id)
-            .order_by(WebhookDeliveryRecord.id.desc())
-            .offset(MAX_DELIVERIES)
-            .with_for_update(skip_locked=True)
-        )
+        ids = sa.select(WebhookDeliveryRecord.id).where(WebhookDeliveryRecord.trigger_id == trigger_id)
+        first = ids.order_by(WebhookDeliveryRecord.id.desc()).offset(MAX_DELIVERIES).limit(1).scalar_subquery()
+        # Only the surplus is locked, so that a rejected call does not write to the rows that are kept.
+        surplus = ids.where(WebhookDeliveryRecord.id <= first).with_for_update(skip_locked=True)
         await session.execute(
             sa.delete(WebhookDeliveryRecord)
             .where(WebhookDeliveryRecord.id.in_(surplus))

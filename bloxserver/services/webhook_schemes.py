@@ -26,6 +26,8 @@ DEFAULT_TOLERANCE = 300
 MAX_PARSED_BYTES = 64 * 1024
 """The largest body in which the id of a delivery is searched, on the event loop."""
 MAX_ID_LENGTH = 255
+MAX_ERRORS = 100
+"""Reasons in the response to an invalid signature."""
 KEY_TEXT = r"[^\x00-\x1f\x7f]{8,512}"
 HEADER_NAME = "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}$"
 
@@ -35,7 +37,7 @@ class SignatureInvalid(Exception):
 
 
 Headers = Mapping[str, str]
-"""Names in any case, and values decoded as Latin-1."""
+"""Values by names in lower case, decoded as Latin-1."""
 
 
 class _Scheme(BaseModel):
@@ -56,6 +58,15 @@ class _Scheme(BaseModel):
     def delivery_id(self, body: bytes, headers: Headers) -> str | None:
         """The sender's own id of the delivery, which is the same if the sender repeats it."""
         return None
+
+
+class _SentSecret(_Scheme):
+    """A scheme whose sender sends the secret itself in a header."""
+
+    def check_secret(self, secret: str) -> None:
+        super().check_secret(secret)
+        if secret != secret.strip():
+            raise ValueError("must not begin or end with a space, which HTTP removes from headers")
 
 
 class Unsigned(_Scheme):
@@ -140,7 +151,7 @@ class Slack(_Timestamped):
         return _json_member(body, "event_id") if self.deduplicate else None
 
 
-class GitLab(_Scheme):
+class GitLab(_SentSecret):
     """The secret token of https://docs.gitlab.com/user/project/integrations/webhooks/.
 
     Deliveries have an `Idempotency-Key`, so they need no `deduplicate`.
@@ -182,7 +193,7 @@ class Basic(_Scheme):
         _require_any([sent], (f"{self.username}:{secret}".encode() for secret in secrets))
 
 
-class Bearer(_Scheme):
+class Bearer(_SentSecret):
     """A bearer token (RFC 6750). The signing secret is the token."""
 
     scheme: Literal["bearer"]
@@ -209,7 +220,7 @@ def check_signature(config: Mapping[str, Any]) -> Signature | None:
         return signature_of(config)
     except ValidationError as invalid:
         reasons: dict[str, str] = {}
-        for error in invalid.errors(include_url=False, include_input=False, include_context=False):
+        for error in invalid.errors(include_url=False, include_input=False, include_context=False)[:MAX_ERRORS]:
             # The first place is the scheme, by which the model was chosen.
             place = [str(part) for part in error["loc"][1:]]
             reasons.setdefault(".".join(["body.config.signature", *place]), error["msg"])

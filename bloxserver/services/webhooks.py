@@ -26,7 +26,7 @@ class WebhookCall(NamedTuple):
     token: str
     body: bytes
     headers: Mapping[str, str]
-    """Values are found by names in lower case."""
+    """By names in lower case."""
     given: Input
     """The body as it is stored."""
     depth: int
@@ -95,10 +95,12 @@ async def _claim(
     key = call.headers.get(KEY_HEADER)
     if key is not None:
         require_valid_key(key)
-        first = await claim_key(session, webhook.trigger_id, f"key {key}", call.body, str(execution_id))
-    elif signature is not None and (sender_id := signature.delivery_id(call.body, call.headers)):
+    # First the id of the sender, which may be signed: whoever repeats a recorded request can choose another key.
+    if signature is not None and (sender_id := signature.delivery_id(call.body, call.headers)):
         # Some senders change the body of a repeated delivery, for example to count the attempts.
         first = await claim_key(session, webhook.trigger_id, f"delivery {sender_id}", b"", str(execution_id))
+    elif key is not None:
+        first = await claim_key(session, webhook.trigger_id, f"key {key}", call.body, str(execution_id))
     else:
         return None
     return None if first is None else UUID(first)

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.models.database import Database
@@ -24,6 +25,7 @@ from bloxserver.models.tables import (
     WebhookDeliveryRecord,
 )
 from bloxserver.queries.webhook_deliveries import MAX_DELIVERIES
+from bloxserver.services import webhook_deliveries
 from tests.api.contract import API, assert_problem, covers
 from tests.api.webhook_sender import BODY, GITHUB, Webhook, count, webhook
 from tests.clerk import override_settings
@@ -130,6 +132,33 @@ async def test_last_deliveries_are_kept(caller: httpx.AsyncClient, live_database
     assert [delivery["outcome"] for delivery in found] == ["accepted"] + ["rejected"] * (MAX_DELIVERIES - 1)
     assert min(delivery["bytes"] for delivery in found[1:]) > 25
     assert len(await other.deliveries()) == 1
+
+
+async def test_recording_does_not_write_to_deliveries_that_are_kept(
+    caller: httpx.AsyncClient, live_database: Database, backend: str
+) -> None:
+    if backend == "sqlite":
+        pytest.skip("SQLite has no locks of rows")
+    made = await webhook(caller, live_database)
+    await set_flow(live_database, status=FlowStatus.STOPPED)
+    for number in range(MAX_DELIVERIES + 5):
+        await made.send(b"x" * number)
+    locked = sa.text("SELECT count(*) FROM webhook_deliveries WHERE xmax <> 0")
+    async with live_database.sessions() as session:
+        assert await session.scalar(locked) == 0
+    assert await count(live_database, WebhookDeliveryRecord) == MAX_DELIVERIES
+
+
+async def test_failure_to_record_does_not_replace_the_response(
+    caller: httpx.AsyncClient, live_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def find_webhook_id(session: AsyncSession, token: str) -> UUID:
+        return uuid4()  # a trigger that was deleted meanwhile
+
+    monkeypatch.setattr(webhook_deliveries, "find_webhook_id", find_webhook_id)
+    made = await webhook(caller, live_database, GITHUB)
+    for query in ("", "?wait=1"):
+        assert (await caller.post(made.url + query)).json()["code"] == "invalid_signature"
 
 
 async def test_unknown_token_is_not_recorded(caller: httpx.AsyncClient, live_database: Database) -> None:

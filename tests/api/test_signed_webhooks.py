@@ -7,6 +7,7 @@ import base64
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -94,6 +95,17 @@ class TestSignature:
         made = await webhook(caller, live_database, GITHUB)
         for body in (b"", b"\xff\x00", b'{ "a":1 }\n', b"x" * 100_000):
             assert (await made.send(body)).status_code == 200
+
+    @pytest.mark.parametrize("stored", [[], 5, "x", {"signature": "x"}])
+    async def test_config_that_is_not_an_object_does_not_affect_other_webhooks(
+        self, caller: httpx.AsyncClient, live_database: Database, stored: Any
+    ) -> None:
+        bad, good = await webhook(caller, live_database), await webhook(caller, live_database)
+        async with live_database.transaction() as session:
+            change = sa.update(TriggerRecord).where(TriggerRecord.id == UUID(bad.trigger["id"]))
+            await session.execute(change.values(config=stored))
+        answers = await asyncio.gather(*(one.send() for one in (good, bad, good, bad)))
+        assert [answer.status_code for answer in answers] == [200, 401, 200, 401]
 
     @pytest.mark.parametrize("stored", [{"scheme": "unknown"}, "github", {"scheme": "github", "x": 1}, True, 0])
     async def test_invalid_signature_in_a_stored_config_rejects_every_request(
@@ -311,6 +323,15 @@ class TestSendersIds:
         assert (await made.send(X_GitHub_Delivery="d-2")).json() != first.json()
         unsigned = await caller.post(made.url, content=BODY, headers={"X-GitHub-Delivery": "d-1"})
         assert_problem(unsigned, *INVALID)
+
+    async def test_idempotency_key_does_not_replace_the_id_of_the_sender(
+        self, caller: httpx.AsyncClient, live_database: Database
+    ) -> None:
+        """Otherwise whoever recorded a request could repeat it with other keys."""
+        made = await webhook(caller, live_database, GITHUB | {"deduplicate": True})
+        answers = [await made.send(X_GitHub_Delivery="d-1")]
+        answers += [await made.send(X_GitHub_Delivery="d-1", Idempotency_Key=key) for key in ("k1", "k2")]
+        assert len({answer.json()["executionId"] for answer in answers}) == 1
 
     async def test_ids_are_ignored_without_the_option_or_the_signature(
         self, caller: httpx.AsyncClient, live_database: Database

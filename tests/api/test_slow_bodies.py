@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -127,3 +128,18 @@ async def test_stalled_clients_do_not_block_others(port: int, live_database: Dat
         assert (await client.get("/api/v1/flows")).json()["total"] == 2
     await asyncio.gather(*answers, return_exceptions=True)
     assert await rows(live_database) == (2, 1)
+
+
+@pytest.mark.parametrize("path", ["executions/{id}/retry", "triggers/{id}/deliveries/{id}/redeliver"])
+async def test_stalled_body_with_an_idempotency_key_does_not_block_others(port: int, path: str) -> None:
+    """The body is part of what the key stands for, also if the operation has none."""
+    unknown = uuid4()
+    path = f"/api/v1/flows/{unknown}/{path.format(id=unknown)}"
+    with override_settings(BODY_TIMEOUT_SECONDS="60"):
+        async with AsyncExitStack() as stack, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            for _ in range(STALLED):
+                _, writer = await stack.enter_async_context(connection(port))
+                writer.write(head("POST", path, "Content-Length: 100", "Idempotency-Key: k") + b"half")
+                await writer.drain()
+            async with asyncio.timeout(10):  # less than the timeouts of a connection and a lock
+                assert (await client.post("/api/v1/flows", json={"name": "n"})).status_code == 201

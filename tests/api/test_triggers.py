@@ -248,6 +248,8 @@ class TestRegenerateToken:
         await session.commit()
         assert (await client.post(f"/webhooks/{first['webhookToken']}")).status_code == 404
         assert (await client.post(f"/webhooks/{second['webhookToken']}")).status_code == 200
+        shown = (await client.get(f"{path_of(flow)}/triggers/{first['id']}")).json()
+        assert shown["previousTokenExpiresAt"] is None
 
     async def test_regeneration_invalidates_all_earlier_tokens(
         self, client: httpx.AsyncClient, flow: FlowRecord

@@ -174,6 +174,13 @@ def test_timestamp_outside_of_the_tolerance_is_rejected(name: str) -> None:
         narrow.verify(late=6)
 
 
+@pytest.mark.parametrize("name", ["gitlab", "bearer"])
+def test_secret_that_http_would_change_is_refused(name: str) -> None:
+    for secret in (" with a space before", "with a space after ", " " * 10):
+        with pytest.raises(ValueError, match="must not begin or end"):
+            SENT[name].signature.check_secret(secret)
+
+
 JUNK = [
     "",
     " ",
@@ -259,6 +266,12 @@ def test_invalid_signature_in_a_config_is_refused(config: Any) -> None:
     with pytest.raises(Unprocessable) as raised:
         check_signature({"signature": config})
     assert all(place.startswith("body.config.signature") for place in raised.value.details or ())
+
+
+def test_reasons_are_bounded() -> None:
+    with pytest.raises(Unprocessable) as raised:
+        check_signature({"signature": {"scheme": "github", **{f"x{number}": 1 for number in range(3000)}}})
+    assert len(raised.value.details or ()) == 100
 
 
 def test_config_without_a_signature_accepts_every_sender() -> None:

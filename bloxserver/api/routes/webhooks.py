@@ -14,7 +14,7 @@ from bloxserver.api.dependencies import (
     refuse_exceeded_webhook,
 )
 from bloxserver.api.errors import error_response
-from bloxserver.api.idempotency import REPLAYED, IdempotencyKey
+from bloxserver.api.idempotency import REPLAYED, IdempotencyHeader
 from bloxserver.api.openapi import any_body, error_of, errors, response_of, still_running
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
 from bloxserver.api.stream_slots import WebhookWaitSlot, refuse_webhook_wait_again
@@ -72,7 +72,7 @@ async def receive(
     slot: WebhookWaitSlot,
     webhook_token: WebhookToken,
     call: ReceivedCall,
-    key: IdempotencyKey = None,
+    key: IdempotencyHeader = None,  # for the document: `call` has all headers
     wait: WaitSeconds = None,
 ) -> object:
     """Start an execution of the webhook's flow. The body is its input; it may have any content type or be empty.

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from bloxserver.api.large_values import MaybeRaw
 from bloxserver.api.schemas.base import RequestModel
-from bloxserver.clock import UtcTime
+from bloxserver.clock import UtcTime, now
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import FlowStatus, TriggerType
 from bloxserver.services.cron import CATCH_UP, MAX_CRON_LENGTH
 from bloxserver.services.webhook_schemes import SIGNATURE_SCHEMAS
+
+
+def _unless_past(moment: datetime | None) -> datetime | None:
+    return None if moment is None or moment <= now() else moment
 
 
 class Trigger(CamelModel):
@@ -31,7 +36,7 @@ class Trigger(CamelModel):
     disabled_reason: str | None = Field(
         description="Why the server disabled the schedule; null otherwise, and once it is enabled or changed."
     )
-    previous_token_expires_at: UtcTime | None = Field(
+    previous_token_expires_at: Annotated[UtcTime | None, AfterValidator(_unless_past)] = Field(
         description="Until when the token before the last regeneration is valid; null if it is not."
     )
     created_at: UtcTime

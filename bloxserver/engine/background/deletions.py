@@ -60,7 +60,7 @@ ROWS_OF_FLOW: tuple[tuple[Any, int], ...] = (
 )
 """Tables whose rows of a flow are deleted after its executions, and rows per transaction.
 
-The few notifications of disabled schedules are deleted with their triggers, by a cascade.
+Notifications of disabled schedules, signing secrets and deliveries are deleted with their triggers, by a cascade.
 """
 
 
