@@ -160,8 +160,12 @@ _WEBHOOKS = (
 
 def _trigger_row(row: Sequence[Any]) -> TriggerRow:
     trigger = TriggerRow(*row)
-    config = plain_object(trigger.config)
-    return trigger._replace(config=config if isinstance(config, dict) else INVALID_CONFIG)
+    return trigger._replace(config=plain_object(trigger.config))
+
+
+def _webhook_row(row: Sequence[Any]) -> TriggerRow:
+    webhook = _trigger_row(row)
+    return webhook if isinstance(webhook.config, dict) else webhook._replace(config=INVALID_CONFIG)
 
 
 async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
@@ -171,7 +175,7 @@ async def read_webhook(session: AsyncSession, token: str) -> TriggerRow:
     row = (await session.execute(_ONE_WEBHOOK, {"token": token, "moment": now()})).first()
     if row is None:
         raise NotFound("Webhook")
-    return _trigger_row(row)
+    return _webhook_row(row)
 
 
 async def find_webhook_id(session: AsyncSession, token: str) -> UUID | None:
@@ -202,7 +206,7 @@ async def read_and_lock_webhooks(session: AsyncSession, tokens: Collection[str])
     # Their number is a power of two, so that there are few different statements to prepare.
     wanted += wanted[-1:] * ((1 << (len(wanted) - 1).bit_length()) - len(wanted))
     rows = await session.execute(_WEBHOOKS, {"tokens": wanted})
-    return {row[-1]: LockedWebhook(_trigger_row(row[:-3]), row[-3], row[-2]) for row in rows}
+    return {row[-1]: LockedWebhook(_webhook_row(row[:-3]), row[-3], row[-2]) for row in rows}
 
 
 def _can_be_a_token(text: str) -> bool:
