@@ -228,7 +228,16 @@ class Settings(BaseSettings):
         None, description="Redis through which processes share the counts of rate limits; if unset, the database."
     )
     stripe_secret_key: OptionalSecret = Field(None, description="Secret key of the Stripe account.")
-    stripe_webhook_secret: OptionalSecret = Field(None, description="Signing secret of the Stripe webhook.")
+    stripe_webhook_secret: OptionalSecret = Field(
+        None, description="Signing secret of the Stripe webhook; two, comma-separated, during a rotation."
+    )
+    stripe_api_base: OptionalText = Field(None, description="URL of Stripe's API, if it is not https://api.stripe.com.")
+    billing_success_url: str = Field(
+        "http://localhost:3000/billing?checkout=success", description="Where a user returns after a checkout."
+    )
+    billing_cancel_url: str = Field(
+        "http://localhost:3000/billing", description="Where a user returns from a cancelled checkout and the portal."
+    )
     api_key_encryption_key: OptionalSecret = Field(
         None,
         description="Keys that encrypt users' secrets, comma-separated, each of at least 32 bytes; "

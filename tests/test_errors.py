@@ -15,6 +15,8 @@ from starlette.requests import Request
 
 from bloxserver import errors
 from bloxserver.api.errors import unexpected_error_response
+from bloxserver.api.routes.billing import BillingDisabled
+from bloxserver.billing.client import StripeUnavailable
 from bloxserver.errors import BloxError
 from bloxserver.services.executions import FlowNotRunning
 from bloxserver.services.idempotency import KeyReused
@@ -37,6 +39,8 @@ STATUSES = {
     FlowNotRunning: 400,
     InvalidSignature: 401,
     KeyReused: 422,
+    BillingDisabled: 404,
+    StripeUnavailable: 503,
     SecretUnavailable: 409,
 }
 

@@ -31,6 +31,7 @@ TAGS = [
     {"name": "triggers", "description": "Webhooks and schedules that start executions of a flow."},
     {"name": "executions", "description": "Runs of a flow: start, monitor, cancel and retry them."},
     {"name": "api keys", "description": "Secrets with which programs call the API as a user."},
+    {"name": "billing", "description": "The user's subscription at Stripe, if the server has billing."},
     {"name": "audit", "description": "Who changed what in the account."},
     {"name": "secrets", "description": "Encrypted, write-only values for the config of listeners."},
     {"name": "organisms", "description": "Validation of definitions, the available blocks, and canvases."},

@@ -73,6 +73,16 @@ class ActorKind(StrEnum):
     USER = "user"
     API_KEY = "api_key"
     OPERATOR = "operator"
+    BILLING = "billing"
+    """Billing, after a change of a subscription at Stripe."""
+
+
+class TierSource(StrEnum):
+    """What set the tier of a user, if it is not the default."""
+
+    OPERATOR = "operator"
+    """Subscriptions do not change it."""
+    STRIPE = "stripe"
 
 
 class AuditAction(StrEnum):

@@ -37,6 +37,7 @@ from bloxserver.models.enums import (
     Scope,
     StepStatus,
     Tier,
+    TierSource,
     TriggerType,
 )
 from bloxserver.models.flow_data_tables import (
@@ -113,6 +114,17 @@ class UserRecord(Base):
     stripe_customer_id: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
     stripe_subscription_id: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
     stripe_subscription_item_id: Mapped[str | None] = mapped_column(sa.String(255))
+    stripe_status: Mapped[str | None] = mapped_column(sa.String(32))
+    """Stripe's status of the subscription."""
+    stripe_synced_at: Mapped[datetime | None]
+    """The start of the last request to Stripe whose result is stored, by the database's clock."""
+    tier_source: Mapped[TierSource | None] = mapped_column(enum_text(TierSource))
+    trial_used_at: Mapped[datetime | None]
+    """When the user had their trial, of which there is one."""
+    cancel_at: Mapped[datetime | None]
+    """When the subscription ends, if it was cancelled."""
+    grace_ends_at: Mapped[datetime | None]
+    """Until when the tier is kept after a failed payment."""
     trial_ends_at: Mapped[datetime | None]
     current_period_start: Mapped[datetime | None]
     current_period_end: Mapped[datetime | None]

@@ -61,6 +61,13 @@ RATE_LIMITED = Counter(
     "bloxserver_rate_limited_total", "Requests that exceeded a rate limit.", ["limit"], registry=REGISTRY
 )
 
+STRIPE_ERRORS = Counter(
+    "bloxserver_stripe_errors_total",
+    "Requests to Stripe that failed, by the kind of error.",
+    ["kind"],
+    registry=REGISTRY,
+)
+
 # --- Executions ---
 
 EXECUTIONS_ACCEPTED = Counter(

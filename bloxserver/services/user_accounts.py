@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest, Conflict, NotFound
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
-from bloxserver.models.enums import AuditAction, FlowStatus, Tier
+from bloxserver.models.enums import AuditAction, FlowStatus, Tier, TierSource
 from bloxserver.models.tables import FlowRecord, UserRecord
 from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.users import find_users
@@ -53,7 +53,7 @@ async def create_user(session: AsyncSession, email: str, tier: Tier, name: str |
 async def set_tier(session: AsyncSession, user: UserRecord, tier: Tier) -> None:
     """Change the user's plan."""
     before, after = audit.difference({"tier": user.tier}, {"tier": tier})
-    user.tier = tier
+    user.tier, user.tier_source = tier, TierSource.OPERATOR
     if after:
         await audit.record(session, AuditAction.USER_TIER_CHANGED, user.id, user.id, before=before, after=after)
 

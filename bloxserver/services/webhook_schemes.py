@@ -118,7 +118,7 @@ class GitHub(_Scheme):
         return headers.get("x-github-delivery") if self.deduplicate else None
 
 
-class Stripe(_Timestamped):
+class StripeScheme(_Timestamped):
     """https://docs.stripe.com/webhooks#verify-manually"""
 
     scheme: Literal["stripe"]
@@ -202,7 +202,7 @@ class Bearer(_SentSecret):
         _require_any([_bytes(_credentials(headers, "bearer"))], (secret.encode() for secret in secrets))
 
 
-Signature = StandardWebhooks | GitHub | Stripe | Slack | GitLab | Hmac | Basic | Bearer
+Signature = StandardWebhooks | GitHub | StripeScheme | Slack | GitLab | Hmac | Basic | Bearer
 SIGNATURE_SCHEMAS: list[dict[str, Any]] = [scheme.model_json_schema() for scheme in get_args(Signature)]
 """The JSON Schemas of all schemes."""
 _ADAPTER: TypeAdapter[Signature] = TypeAdapter(Annotated[Signature, Field(discriminator="scheme")])

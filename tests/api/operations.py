@@ -36,6 +36,9 @@ class Call(NamedTuple):
 AUTHENTICATED: dict[str, Call] = {
     "getCurrentUser": Call(),
     "getUsage": Call(),
+    "getBilling": Call(),
+    "startCheckout": Call({}),
+    "openBillingPortal": Call(),
     "listFlows": Call(),
     "createFlow": Call({"name": "Another"}),
     "getFlow": Call(),
@@ -82,7 +85,15 @@ AUTHENTICATED: dict[str, Call] = {
     "getFlowCanvas": Call(),
     "deriveOrganism": Call(),
 }
-PUBLIC = {"getServiceInfo", "getHealth", "getLiveness", "getReadiness", "receiveWebhook", "testWebhook"}
+PUBLIC = {
+    "receiveStripeEvent",
+    "getServiceInfo",
+    "getHealth",
+    "getLiveness",
+    "getReadiness",
+    "receiveWebhook",
+    "testWebhook",
+}
 
 
 class Operation(NamedTuple):

@@ -46,7 +46,7 @@ AUDITED = {
     "revokeApiKey": ("api_key.revoked", "key_id"),
 }
 """For each operation that changes something: the action, and the parameter that is the resource."""
-NOT_AUDITED = {"runFlow", "validateOrganism", "validateFlow", "deriveOrganism"}
+NOT_AUDITED = {"runFlow", "validateOrganism", "validateFlow", "deriveOrganism", "startCheckout", "openBillingPortal"}
 """Operations that are no GET and change nothing, apart from executions, which are their own record."""
 CREATING = {"createFlow", "createTrigger", "createSigningSecret", "createSecret", "createApiKey"}
 

@@ -20,6 +20,9 @@ from tests.clerk import Clerk, clerk_authentication, override_settings
 
 RUN = {"runFlow", "cancelExecution", "retryExecution", "redeliverWebhook"}
 ADMIN = {
+    "getBilling",
+    "startCheckout",
+    "openBillingPortal",
     "listSecrets",
     "createSecret",
     "setSecret",
@@ -94,6 +97,7 @@ async def test_operation_needs_its_scope_and_no_other(
     assert refused.json()["details"] == {"scope": SCOPES[name].value}
     accepted = await call(client, name, ids, await key_of(session, owner, SCOPES[name]))
     refused_otherwise = {"listUpcomingFirings": 400, "retryExecution": 400}
+    refused_otherwise |= dict.fromkeys(("getBilling", "startCheckout", "openBillingPortal"), 404)
     expected = refused_otherwise.get(name)
     assert accepted.status_code == expected if expected else accepted.is_success, accepted.text
 

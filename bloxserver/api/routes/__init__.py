@@ -7,6 +7,7 @@ from bloxserver.api.routes import (
     all_executions,
     api_keys,
     audit,
+    billing,
     canvas,
     deliveries,
     documentation,
@@ -18,13 +19,14 @@ from bloxserver.api.routes import (
     secrets,
     series,
     signing_secrets,
+    stripe_events,
     triggers,
     users,
     versions,
     webhooks,
 )
 
-PUBLIC = [health.router, metrics.router, webhooks.router]
+PUBLIC = [health.router, metrics.router, stripe_events.router, webhooks.router]
 DOCUMENTATION = [documentation.router]
 AUTHENTICATED = [
     users.router,
@@ -39,6 +41,7 @@ AUTHENTICATED = [
     secrets.router,
     api_keys.router,
     audit.router,
+    billing.router,
     organisms.router,
     canvas.router,
 ]

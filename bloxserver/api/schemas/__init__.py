@@ -3,6 +3,7 @@
 from bloxserver.api.schemas.api_keys import ApiKey, CreateApiKeyRequest, CreatedApiKey
 from bloxserver.api.schemas.audit import AuditEvent, AuditEventPage
 from bloxserver.api.schemas.base import CursorPage, PaginatedResponse, RequestModel
+from bloxserver.api.schemas.billing import Billing, BillingPage, Price, ReceivedEvent, StartCheckoutRequest
 from bloxserver.api.schemas.deliveries import (
     CreatedSigningSecret,
     CreateSigningSecretRequest,
@@ -69,6 +70,8 @@ __all__ = [
     "AuditEvent",
     "AuditEventPage",
     "AwaitedExecution",
+    "Billing",
+    "BillingPage",
     "BillingStatus",
     "BlockDescription",
     "CamelModel",
@@ -105,7 +108,9 @@ __all__ = [
     "LimitUse",
     "Liveness",
     "PaginatedResponse",
+    "Price",
     "Readiness",
+    "ReceivedEvent",
     "RequestModel",
     "RunRequest",
     "Scope",
@@ -114,6 +119,7 @@ __all__ = [
     "ServiceInfo",
     "SetSecretRequest",
     "SigningSecret",
+    "StartCheckoutRequest",
     "StatsSeries",
     "Step",
     "StepEvent",

@@ -1,0 +1,22 @@
+"""Examples of billing in the OpenAPI document."""
+
+from __future__ import annotations
+
+from bloxserver.billing.overview import PRICES
+
+BILLING = {
+    "plan": "pro",
+    "planSource": "subscription",
+    "status": "trialing",
+    "trialEndsAt": "2026-03-16T08:53:45.000000Z",
+    "trialAvailable": False,
+    "currentPeriodStart": "2026-03-02T08:53:45.000000Z",
+    "currentPeriodEnd": "2026-03-16T08:53:45.000000Z",
+    "cancelAt": None,
+    "paymentProblem": None,
+    "graceEndsAt": None,
+    "prices": PRICES,
+}
+CHECKOUT = {"url": "https://checkout.stripe.com/c/pay/cs_live_a1b2c3"}
+PORTAL = {"url": "https://billing.stripe.com/p/session/live_a1b2c3"}
+RECEIVED_EVENT = {"received": True}

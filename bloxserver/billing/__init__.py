@@ -1,0 +1,1 @@
+"""Billing with Stripe. See docs/billing.md."""
