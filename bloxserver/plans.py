@@ -125,11 +125,22 @@ INVALID_TOKEN_COST = 20
 """The number of requests that a request with an unknown webhook token or an invalid sign-in counts as."""
 
 
-def get_plan(tier: str, overrides: Mapping[str, object] | None = None) -> Plan:
-    """Return the plan of a tier, with the limits that an operator set for the user. Unusable overrides are ignored."""
+WITHOUT_OVERAGE = ("trialing", "past_due")
+"""Billing statuses in which runs beyond the included ones are not paid, and therefore rejected."""
+
+
+def get_plan(tier: str, overrides: Mapping[str, object] | None = None, billing_status: str | None = None) -> Plan:
+    """Return the plan of a tier, with the limits that an operator set for the user. Unusable overrides are ignored.
+
+    In the billing statuses `WITHOUT_OVERAGE`, the included runs are a hard limit.
+    """
     plan = PLANS.get(tier) or PLANS["free"]
     # Another program may have stored any JSON value.
-    return replace(plan, **usable_overrides(overrides)) if overrides and isinstance(overrides, Mapping) else plan
+    if overrides and isinstance(overrides, Mapping):
+        plan = replace(plan, **usable_overrides(overrides))
+    if billing_status in WITHOUT_OVERAGE and plan.overage_usd_per_thousand is not None:
+        plan = replace(plan, overage_usd_per_thousand=None)
+    return plan
 
 
 def usable_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:

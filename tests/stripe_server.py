@@ -155,7 +155,7 @@ class StripeServer:
         if "customer" in values:
             found = [one for one in found if one["customer"] == values["customer"]]
         if "lookup_keys" in values:
-            found = [one for one in found if one.get("lookup_key") in values["lookup_keys"].values()]
+            found = [one for one in found if one.get("lookup_key") in values["lookup_keys"]]
         return found
 
     def _record(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +202,7 @@ async def _read(reader: StreamReader) -> Call:
 
 
 def _nested(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """`a[b][0]=c` as `{"a": {"b": {"0": "c"}}}`."""
+    """`a[b][0]=1` as `{"a": {"b": [1]}}`."""
     values: dict[str, Any] = {}
     for name, value in pairs:
         first, *others = name.replace("]", "").split("[")
@@ -210,5 +210,21 @@ def _nested(pairs: list[tuple[str, str]]) -> dict[str, Any]:
         for part in others:
             inner = inner.setdefault(last, {})
             last = part
-        inner[last] = value
-    return values
+        inner[last] = _typed(last, value)
+    nested: dict[str, Any] = _with_lists(values)
+    return nested
+
+
+def _typed(name: str, value: str) -> Any:
+    if value in ("true", "false"):
+        return value == "true"
+    if value == "inf":
+        return None
+    return int(value) if value.isdigit() and name not in ("unit_amount_decimal", "value", "identifier") else value
+
+
+def _with_lists(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    members = {name: _with_lists(member) for name, member in value.items()}
+    return [*members.values()] if members and all(name.isdigit() for name in members) else members

@@ -33,3 +33,13 @@ def test_unusable_overrides_are_ignored(name: str, value: str) -> None:
 @pytest.mark.parametrize("overrides", [None, [], [1], "flows", 7])
 def test_overrides_that_are_no_object_are_ignored(overrides: Any) -> None:
     assert get_plan("free", overrides) == FREE
+
+
+@pytest.mark.parametrize(
+    ("billing_status", "limit"), [("trialing", 100_000), ("past_due", 100_000), ("active", None), ("canceling", None)]
+)
+def test_included_runs_are_a_hard_limit_while_overage_is_not_paid(billing_status: str, limit: int | None) -> None:
+    assert get_plan("pro", billing_status=billing_status).hard_run_limit == limit
+    assert get_plan("enterprise", billing_status=billing_status).hard_run_limit is None
+    assert get_plan("pro", {"runs": 5}, billing_status).hard_run_limit == (limit and 5)
+    assert get_plan("free", billing_status=billing_status) == FREE

@@ -78,7 +78,7 @@ class CurrentUser:
     @property
     def plan(self) -> Plan:
         """The limits of the tier, with those that an operator set for this user."""
-        return get_plan(self.tier, self._loaded("limits"))
+        return get_plan(self.tier, self._loaded("limits"), self._loaded("billing_status"))
 
     @property
     def billing_status(self) -> str:

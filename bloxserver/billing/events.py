@@ -43,7 +43,8 @@ SYNCED = (
 """Events after which the customer is read again."""
 ALERTS = ("charge.dispute.created", "v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
 """Events that an operator must look at."""
-EVENT_TYPES = SYNCED + ALERTS
+ENDPOINT_EVENTS = tuple(kind for kind in SYNCED + ALERTS if not kind.startswith("v1."))
+"""Events of a webhook endpoint. The others are thin events, which need a destination of their own."""
 MAX_EVENT_BYTES = 256 * 1024
 MAX_ID = 255
 

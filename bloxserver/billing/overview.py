@@ -16,7 +16,6 @@ PROBLEMS = {"past_due": "payment_failed", "unpaid": "unpaid", "paused": "paused"
 PRICES = (
     {"name": "pro", "usd": "29.00", "unit": "month", "included": 0},
     {"name": "runs", "usd": "0.50", "unit": "1,000 runs", "included": prices.INCLUDED_RUNS},
-    {"name": "storage", "usd": "0.10", "unit": "gigabyte and month", "included": prices.INCLUDED_GIGABYTES},
 )
 
 

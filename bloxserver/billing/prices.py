@@ -4,16 +4,12 @@ from __future__ import annotations
 
 PRO_LOOKUP_KEY = "bloxserver_pro_base"
 RUNS_LOOKUP_KEY = "bloxserver_pro_runs"
-STORAGE_LOOKUP_KEY = "bloxserver_pro_storage"
 ENTERPRISE_LOOKUP_KEY = "bloxserver_enterprise_base"
 RUNS_METER = "bloxserver_runs"
-STORAGE_METER = "bloxserver_storage_gb"
 CURRENCY = "usd"
 PRO_CENTS = 2_900
 """The price of a month."""
 INCLUDED_RUNS = 100_000
 RUN_CENTS = "0.05"
 """The price of one run beyond the included ones: $0.50 for 1,000."""
-INCLUDED_GIGABYTES = 10
-GIGABYTE_CENTS = "10"
 TRIAL_DAYS = 14

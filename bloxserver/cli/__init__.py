@@ -1,5 +1,5 @@
 """The command line: `bloxserver serve`, `worker`, `migrate`, `status`, `prune`, `rotate-keys`, `users`, `api-keys`,
-`audit`, `demo`, `check`.
+`audit`, `billing`, `demo`, `check`.
 
 Command modules import the rest of the package inside their functions, so that `bloxserver --help` starts fast.
 """
@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from bloxserver import __version__
-from bloxserver.cli import api_keys, audit, check, demo, migrate, prune, rotate_keys, serve, status, users, worker
+from bloxserver.cli import (
+    api_keys,
+    audit,
+    billing,
+    check,
+    demo,
+    migrate,
+    prune,
+    rotate_keys,
+    serve,
+    status,
+    users,
+    worker,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,5 +61,6 @@ for command in (
 app.add_typer(users.app, name="users")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(audit.app, name="audit")
+app.add_typer(billing.app, name="billing")
 app.command()(demo.demo)
 app.command()(check.check)

@@ -64,8 +64,14 @@ def list_users(
 
 
 @app.command()
-def set_tier(user: User, tier: Annotated[TierName, typer.Argument(help="The new plan.")]) -> None:
-    """Change the plan of a user. It applies to their next request."""
+def set_tier(
+    user: User,
+    tier: Annotated[TierName, typer.Argument(help="The new plan.")],
+    until_subscription: Annotated[
+        bool, typer.Option("--until-subscription", help="Let the next change of the user's subscription replace it.")
+    ] = False,
+) -> None:
+    """Change the plan of a user. It applies to their next request, and subscriptions do not change it."""
     load_settings()
 
     async def change(session: Any) -> str:
@@ -73,7 +79,7 @@ def set_tier(user: User, tier: Annotated[TierName, typer.Argument(help="The new 
         from bloxserver.services import user_accounts
 
         found = await user_accounts.find_user(session, user)
-        await user_accounts.set_tier(session, found, Tier(tier.value))
+        await user_accounts.set_tier(session, found, Tier(tier.value), is_fixed=not until_subscription)
         return f"{found.id}: {tier.value}"
 
     run_in_transaction(change)

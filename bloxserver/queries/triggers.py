@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.errors import NotFound
-from bloxserver.models.enums import FlowStatus, Tier, TriggerType
+from bloxserver.models.enums import BillingStatus, FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import FlowRecord, FlowVersionRecord, TriggerRecord, UserRecord
 from bloxserver.models.types import UtcDateTime
 from bloxserver.plans import Plan, get_plan
@@ -105,11 +105,12 @@ class TriggerRow(NamedTuple):
     """The bytes that the owner stores."""
     current_period_start: datetime | None
     current_period_end: datetime | None
+    billing_status: BillingStatus | None
 
     @property
     def plan(self) -> Plan:
         """The owner's plan."""
-        return get_plan(self.tier or Tier.FREE, self.limits)
+        return get_plan(self.tier or Tier.FREE, self.limits, self.billing_status)
 
 
 _triggers, _flows, _users = TriggerRecord.__table__, FlowRecord.__table__, UserRecord.__table__
@@ -128,6 +129,7 @@ _TRIGGER_ROWS = (
         stored_bytes_of(_flows.c.user_id),
         _users.c.current_period_start,
         _users.c.current_period_end,
+        _users.c.billing_status,
     )
     .select_from(_triggers.join(_flows, _flows.c.id == _triggers.c.flow_id))
     .outerjoin(_users, _users.c.id == _flows.c.user_id)

@@ -50,10 +50,10 @@ async def create_user(session: AsyncSession, email: str, tier: Tier, name: str |
     return user
 
 
-async def set_tier(session: AsyncSession, user: UserRecord, tier: Tier) -> None:
-    """Change the user's plan."""
+async def set_tier(session: AsyncSession, user: UserRecord, tier: Tier, *, is_fixed: bool = True) -> None:
+    """Change the user's plan. If `is_fixed`, subscriptions do not change it."""
     before, after = audit.difference({"tier": user.tier}, {"tier": tier})
-    user.tier, user.tier_source = tier, TierSource.OPERATOR
+    user.tier, user.tier_source = tier, TierSource.OPERATOR if is_fixed else None
     if after:
         await audit.record(session, AuditAction.USER_TIER_CHANGED, user.id, user.id, before=before, after=after)
 

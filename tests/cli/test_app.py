@@ -24,6 +24,7 @@ COMMANDS = (
     "users",
     "api-keys",
     "audit",
+    "billing",
 )
 SLOW_IMPORTS = {"alembic", "asyncpg", "fastapi", "httpx", "httpx2", "openai", "pydantic_ai", "uvicorn"}
 

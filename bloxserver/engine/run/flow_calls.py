@@ -19,7 +19,7 @@ from bloxserver.engine.retry import retry_transaction
 from bloxserver.errors import BadRequest, BloxError, Conflict
 from bloxserver.ids import read_id
 from bloxserver.models.database import Database
-from bloxserver.models.enums import FlowStatus, Tier, TriggerType
+from bloxserver.models.enums import BillingStatus, FlowStatus, Tier, TriggerType
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, UserRecord
 from bloxserver.plans import get_plan
 from bloxserver.queries.requesters import owned_by
@@ -72,7 +72,7 @@ async def call_flow(
         raise BadRequest("flow_not_running", f"The called flow is not running (status: {called.status.value})")
     moment = now()
     period = period_at(moment, called.current_period_start, called.current_period_end)
-    plan = get_plan(called.tier or Tier.FREE, called.limits)
+    plan = get_plan(called.tier or Tier.FREE, called.limits, called.billing_status)
     require_storage(plan, called.stored_bytes)
     await count_run(session, caller.user_id, plan, period, moment)
     execution = await accept(
@@ -93,6 +93,7 @@ class _CalledFlow(NamedTuple):
     status: FlowStatus
     tier: Tier | None
     limits: dict[str, Any] | None
+    billing_status: BillingStatus | None
     stored_bytes: int
     """The bytes that the owner stores."""
     current_period_start: datetime | None
@@ -109,6 +110,7 @@ async def _find(session: AsyncSession, user_id: UUID, flow: str) -> list[_Called
             FlowRecord.status,
             UserRecord.tier,
             UserRecord.limits,
+            UserRecord.billing_status,
             stored_bytes_of(FlowRecord.user_id),
             UserRecord.current_period_start,
             UserRecord.current_period_end,
