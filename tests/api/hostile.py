@@ -363,6 +363,17 @@ TRIGGERS = [
         for text in JUNK_IDS
     ),
     Row("an unknown delivery", 404, "POST", f"{TRIGGER}/deliveries/{uuid4()}/redeliver", None, None),
+    *(
+        get(f"audit {query[:40]}", 422, f"/api/v1/audit?{query}")
+        for query in (
+            *("limit=0", "limit=-1", "limit=101", "limit=1e400", f"limit={10**400}", "limit=%00"),
+            *("action=nope", "action=", "action=%00", "actor=%FF", "actor=USER", "flow_id=x", "flow_id=%00"),
+            *("since=nope", "since=%00", "since=9999-12-31T23:59:59-14:00", "until=0001-01-01T00:00:00%2B14:00"),
+            *("until=1e400", "resource_id=%00", "resource_id=" + "x" * 5000),
+        )
+    ),
+    *(get(f"audit cursor {text[:20]}", 400, f"/api/v1/audit?cursor={text}") for text in ("x", "e30", "%00", "%FF")),
+    get("audit with an empty interval", 200, "/api/v1/audit?since=2030-01-01T00:00:00Z&until=2020-01-01T00:00:00Z"),
     get("deliveries", 200, f"{TRIGGER}/deliveries"),
     get("signing secrets", 200, f"{TRIGGER}/signing-secrets"),
 ]  # fmt: skip

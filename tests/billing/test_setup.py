@@ -16,7 +16,8 @@ from tests.processes import bloxserver
 from tests.stripe_server import StripeServer, stripe_server
 
 URL = "https://flows.example.com/webhooks/stripe"
-CREATED = ["product", "meter", "price", "price", "portal configuration", "webhook endpoint"]
+CREATED = ["product", "meter", "price", "price", "configuration", "webhook endpoint"]
+PRICES = PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY
 
 
 def client_of(server: StripeServer) -> Stripe:
@@ -43,9 +44,7 @@ async def test_objects_are_created_once() -> None:
         assert {*results(second).values()} == {"exists"}
         assert all(one.is_right for one in second)
         assert server.objects == objects
-        assert sorted(kinds(server)) == sorted(
-            ["product", "meter", "price", "price", "configuration", "webhook endpoint"]
-        )
+        assert kinds(server) == CREATED
         (endpoint,) = server.of_kind("webhook_endpoint")
         assert (endpoint["url"], endpoint["enabled_events"]) == (URL, [*ENDPOINT_EVENTS])
         assert not any(kind.startswith("v1.") for kind in endpoint["enabled_events"])
@@ -56,9 +55,6 @@ async def test_objects_are_created_once() -> None:
             (100_000, "0"),
             (None, "0.05"),
         ]
-
-
-PRICES = PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY
 
 
 @pytest.mark.parametrize(
