@@ -17,6 +17,13 @@ BILLING = {
     "graceEndsAt": None,
     "prices": PRICES,
 }
+USAGE_PERIOD = {
+    "periodStart": "2026-02-01T00:00:00.000000Z",
+    "periodEnd": "2026-03-01T00:00:00.000000Z",
+    "runs": 98120,
+    "inputTokens": 1204000,
+    "outputTokens": 310200,
+}
 CHECKOUT = {"url": "https://checkout.stripe.com/c/pay/cs_live_a1b2c3"}
 PORTAL = {"url": "https://billing.stripe.com/p/session/live_a1b2c3"}
 RECEIVED_EVENT = {"received": True}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -128,3 +128,19 @@ async def read_usage(session: AsyncSession, user_id: UUID, plan: Plan, period: P
             *(LimitUse(name, getattr(row, name), getattr(plan, name)) for name in _counts(user_id)),
         ],
     )
+
+
+async def read_usage_history(session: AsyncSession, user_id: UUID, periods: int) -> list[sa.Row[Any]]:
+    """What the user used in each of their last billing periods with usage, the newest first."""
+    usage = UsageRecord
+    sums = {"runs": usage.workflow_runs, "input_tokens": usage.llm_tokens_in, "output_tokens": usage.llm_tokens_out}
+    columns: list[Any] = [usage.period_start, sa.func.max(usage.period_end).label("period_end")]
+    columns += [sa.cast(sa.func.sum(column), sa.BigInteger).label(name) for name, column in sums.items()]
+    rows = await session.execute(
+        sa.select(*columns)
+        .where(usage.user_id == user_id)
+        .group_by(usage.period_start)
+        .order_by(usage.period_start.desc())
+        .limit(periods)
+    )
+    return list(rows.all())

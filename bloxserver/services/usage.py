@@ -15,6 +15,7 @@ from bloxserver.models.tables import UsageRecord, UserRecord
 from bloxserver.models.upsert import insert_into
 from bloxserver.plans import PLANS, Plan
 from bloxserver.queries.usage import Period, read_usage
+from bloxserver.settings import get_settings
 
 SLOTS = 16
 """Counter rows per user without a hard limit, so that concurrent runs do not wait for the lock of one row."""
@@ -61,11 +62,11 @@ async def count_run(session: AsyncSession, user_id: UUID, plan: Plan, period: Pe
     if (await session.execute(limited)).first() is None:
         used = (await read_usage(session, user_id, plan, period, now)).runs_used
         resets_at = period.end.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        raise Forbidden(
-            "run_limit_reached",
-            f"Run limit reached ({limit}). Upgrade to run more.",
-            details={"limit": limit, "used": used, "resetsAt": resets_at},
-        )
+        details = {"limit": limit, "used": used, "resetsAt": resets_at}
+        settings = get_settings()
+        if settings.stripe_secret_key is not None:
+            details["upgradeUrl"] = settings.billing_cancel_url
+        raise Forbidden("run_limit_reached", f"Run limit reached ({limit}). Upgrade to run more.", details=details)
 
 
 def require_storage(plan: Plan, stored_bytes: int) -> None:

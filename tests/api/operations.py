@@ -36,6 +36,7 @@ class Call(NamedTuple):
 AUTHENTICATED: dict[str, Call] = {
     "getCurrentUser": Call(),
     "getUsage": Call(),
+    "getUsageHistory": Call(),
     "getBilling": Call(),
     "startCheckout": Call({}),
     "openBillingPortal": Call(),

@@ -53,6 +53,7 @@ GET /api/v1/flows/{flow_id}/versions/{number} getFlowVersion 200 401 403 404 422
 GET /api/v1/me getCurrentUser 200 401 403 422 429 503
 GET /api/v1/secrets listSecrets 200 401 403 422 429 503
 GET /api/v1/usage getUsage 200 401 403 422 429 503
+GET /api/v1/usage/history getUsageHistory 200 401 403 422 429 503
 GET /health getHealth 200
 GET /health/live getLiveness 200
 GET /health/ready getReadiness 200 503

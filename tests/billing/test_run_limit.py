@@ -44,3 +44,13 @@ async def test_overage_needs_a_paid_subscription(
         assert await session.scalar(sa.select(sa.func.count()).select_from(FlowRecord)) == 1
     assert counted == (LIMIT if is_limited else 5)
     assert periods == {(await world.user()).current_period_start}
+
+
+async def test_error_has_the_address_at_which_the_user_can_upgrade(world: BillingWorld) -> None:
+    user = await world.user()
+    async with world.database.sessions() as session:
+        await session.execute(sa.update(UserRecord).values(limits={"runs": 0}))
+        flow = await factories.create_flow(session, user, status=FlowStatus.RUNNING)
+    answer = await world.client.post(f"{API}/flows/{flow.id}/executions/run")
+    assert (answer.status_code, answer.json()["code"]) == (403, "run_limit_reached")
+    assert answer.json()["details"]["upgradeUrl"] == "http://localhost:3000/billing"

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import UsageRecord
 from bloxserver.plans import FREE, get_plan
-from bloxserver.queries.usage import Period, period_at, read_usage
+from bloxserver.queries.usage import Period, period_at, read_usage, read_usage_history
 from tests.factories import create_user
 
 TODAY = datetime(2026, 6, 15, tzinfo=UTC)
@@ -98,3 +98,21 @@ def test_period_is_the_known_one_while_it_lasts_and_else_the_month(
     now: datetime, known: tuple[datetime | None, datetime | None], expected: Period
 ) -> None:
     assert period_at(now, *known) == expected
+
+
+async def test_history_has_the_last_periods_with_usage(session: AsyncSession) -> None:
+    user, other = await create_user(session), await create_user(session)
+    for month in (3, 4, 6):
+        start = datetime(2026, month, 1, tzinfo=UTC)
+        for slot in (0, 5):
+            counts = {"workflow_runs": month, "llm_tokens_in": 10 * month, "llm_tokens_out": 1}
+            values = {"period_start": start, "period_end": start + timedelta(days=28), "slot": slot, **counts}
+            session.add_all(UsageRecord(user_id=owner.id, **values) for owner in (user, other))
+    await session.commit()
+    rows = await read_usage_history(session, user.id, 2)
+    assert [(row.period_start.month, row.runs, row.input_tokens, row.output_tokens) for row in rows] == [
+        (6, 12, 120, 2),
+        (4, 8, 80, 2),
+    ]
+    assert rows[0].period_end == datetime(2026, 6, 29, tzinfo=UTC)
+    assert await read_usage_history(session, (await create_user(session)).id, 2) == []

@@ -43,7 +43,7 @@ from bloxserver.api.schemas.triggers import (
     WebhookAccepted,
     WebhookTest,
 )
-from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, LimitUse, UsageDashboard, User
+from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, LimitUse, UsageDashboard, UsagePeriod, User
 from bloxserver.api.schemas.versions import FlowVersion, FlowVersionSummary
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import (
@@ -132,6 +132,7 @@ __all__ = [
     "UpdateFlowRequest",
     "UpdateTriggerRequest",
     "UsageDashboard",
+    "UsagePeriod",
     "User",
     "Validation",
     "WebhookAccepted",

@@ -52,6 +52,16 @@ class UsageDashboard(CamelModel):
     limits: list[LimitUse] = Field(description="The limits of the plan that count something.")
 
 
+class UsagePeriod(CamelModel):
+    """The user's usage in one billing period."""
+
+    period_start: UtcTime
+    period_end: UtcTime | None
+    runs: int
+    input_tokens: int = Field(description="Input tokens of language models.")
+    output_tokens: int = Field(description="Output tokens of language models.")
+
+
 class ApiKeyInfo(CamelModel):
     """A user's API key for a provider, without the key itself."""
 
