@@ -24,6 +24,7 @@ IdempotencyHeader = Annotated[
         description="A key that the client chooses. A repeated request with the same key creates nothing, and its "
         "response has what the first request created, without secrets, and the header `Idempotent-Replayed`. Keys are "
         "kept for 7 days. The same key with another request is 422.",
+        json_schema_extra={"minLength": 1, "pattern": r"\S"},
     ),
 ]
 
