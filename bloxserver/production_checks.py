@@ -74,6 +74,8 @@ def sign_in_problems(settings: Settings) -> list[str]:
         "OIDC_ISSUER must be an http or https address": not (settings.oidc_issuer or "https://").startswith(
             ("http://", "https://")
         ),
+        "CLERK_ISSUER must be set when CLERK_WEBHOOK_SECRET is": settings.clerk_webhook_secret is not None
+        and settings.clerk_issuer is None,
         "OIDC_AUDIENCE must be set when OIDC_ISSUER is": settings.oidc_issuer is not None
         and settings.oidc_audience is None,
     }

@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
+from bloxserver.signing_key_format import read_secret
+
 HOST_PATTERN = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
 
 
@@ -58,9 +60,18 @@ def blank_as_none(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+def _signing_secrets(value: object) -> object:
+    if isinstance(value, str):
+        for secret in split_commas(value):
+            read_secret(secret)
+        return value if split_commas(value) else None
+    return value
+
+
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
 Proxies = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_proxies)]
 HostPatterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_patterns)]
 OptionalText = Annotated[str | None, BeforeValidator(blank_as_none)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(blank_as_none)]
+SigningSecrets = Annotated[SecretStr | None, BeforeValidator(_signing_secrets)]

@@ -24,6 +24,7 @@ from bloxserver.setting_types import (
     OptionalSecret,
     OptionalText,
     Proxies,
+    SigningSecrets,
     blank_as_none,
     split_commas,
 )
@@ -116,6 +117,16 @@ class Settings(BaseSettings):
         (), description="Accepted origins of tokens (`azp`), comma-separated; empty accepts any."
     )
     clerk_require_azp: bool = Field(False, description="Refuse tokens without `azp`.")
+    clerk_webhook_secret: SigningSecrets = Field(
+        None,
+        description="Signing secret of Clerk's webhook, whsec_…; during a rotation two of them, comma-separated. If "
+        "unset, POST /webhooks/clerk is 404.",
+    )
+    user_deletion: Literal["purge", "anonymise"] = Field(
+        "purge",
+        description="What becomes of a deleted user: `purge` deletes all rows, `anonymise` keeps the usage and a row "
+        "without personal data.",
+    )
 
     run_worker: bool = Field(True, description="Run executions in the API process; if false, only workers run them.")
     worker_concurrency: int = Field(
@@ -298,6 +309,12 @@ class Settings(BaseSettings):
         return () if given is None else tuple(split_commas(given.get_secret_value()))
 
     @property
+    def clerk_webhook_secrets(self) -> tuple[str, ...]:
+        """The secrets in `CLERK_WEBHOOK_SECRET`; empty if it is not set."""
+        given = self.clerk_webhook_secret
+        return () if given is None else tuple(split_commas(given.get_secret_value()))
+
+    @property
     def operator_secrets(self) -> list[tuple[str, str]]:
         """Pairs of the mark that replaces a secret of the operator, and the secret.
 
@@ -307,6 +324,7 @@ class Settings(BaseSettings):
         values = {name.upper(): getattr(self, name) for name in type(self).model_fields}
         secrets = [(name, value.get_secret_value()) for name, value in values.items() if isinstance(value, SecretStr)]
         secrets += [("API_KEY_ENCRYPTION_KEY", key) for key in self.encryption_keys]
+        secrets += [("CLERK_WEBHOOK_SECRET", secret) for secret in self.clerk_webhook_secrets]
         secrets.append(("DATABASE_URL", normalised_database_url(self.database_url).password or ""))
         return [(f"[setting {name}]", text) for name, text in secrets if len(text) >= MIN_OPERATOR_SECRET_LENGTH]
 

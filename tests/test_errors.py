@@ -21,6 +21,7 @@ from bloxserver.errors import BloxError
 from bloxserver.services.executions import FlowNotRunning
 from bloxserver.services.idempotency import KeyReused
 from bloxserver.services.secrets import SecretUnavailable
+from bloxserver.services.users import AccountDeleted
 from bloxserver.services.webhook_signatures import InvalidSignature
 from tests.conftest import api_client
 
@@ -42,6 +43,7 @@ STATUSES = {
     BillingDisabled: 404,
     StripeUnavailable: 503,
     SecretUnavailable: 409,
+    AccountDeleted: 401,
 }
 
 

@@ -149,6 +149,7 @@ class TestSignIn:
                 ["OIDC_ISSUER"],
             ),
             ({"oidc_issuer": "https://sso.example.com", "oidc_audience": "blox"}, ["Only"]),
+            ({"clerk_issuer": None, "auth": "keys", "clerk_webhook_secret": "whsec_" + "A" * 32}, ["CLERK_ISSUER"]),
         ],
         ids=str,
     )

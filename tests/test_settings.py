@@ -264,6 +264,35 @@ def test_encryption_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch
     assert load(monkeypatch, {"API_KEY_ENCRYPTION_KEY": " "}).encryption_keys == ()
 
 
+SIGNING_SECRET = "whsec_" + "A" * 32
+
+
+@pytest.mark.parametrize(
+    ("given", "secrets"),
+    [
+        (SIGNING_SECRET, (SIGNING_SECRET,)),
+        (f" {SIGNING_SECRET},, whsec_{'B' * 43}= ", (SIGNING_SECRET, f"whsec_{'B' * 43}=")),
+        ("", ()),
+        (" , ", ()),
+    ],
+)
+def test_signing_secrets_of_clerk_are_separated_by_commas(
+    monkeypatch: pytest.MonkeyPatch, given: str, secrets: tuple[str, ...]
+) -> None:
+    settings = load(monkeypatch, VALID | {"CLERK_WEBHOOK_SECRET": given})
+    assert settings.clerk_webhook_secrets == secrets
+    settings.check_startup()
+
+
+@pytest.mark.parametrize(
+    "given", ["A" * 32, "whsec_", "whsec_AAAA", "whsec_" + "?" * 32, f"{SIGNING_SECRET},whsec_x", "é"]
+)
+def test_invalid_signing_secret_of_clerk_prevents_the_start(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    [problem] = problems(monkeypatch, VALID | {"CLERK_WEBHOOK_SECRET": given})
+    assert problem.startswith("CLERK_WEBHOOK_SECRET: the secret must be whsec_")
+    assert given not in problem.removeprefix("CLERK_WEBHOOK_SECRET: the secret must be whsec_")
+
+
 def test_secrets_of_the_operator_have_marks_unless_they_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         "DATABASE_URL": f"postgresql://blox:{SECRET}%2F1@db.example.com/blox",

@@ -21,7 +21,7 @@ from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.api_keys import KeyAccess
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.rate_limits import Admission
-from bloxserver.services.users import user_of_claims
+from bloxserver.services.users import AccountDeleted, user_of_claims
 
 NO_FLOW = UUID(int=0)
 """No flow has this id."""
@@ -147,7 +147,7 @@ class UnreadUser(CurrentUser):
     def confirm(self, row: sa.Row[Any]) -> bool:
         if row.requester_clerk_id != self.clerk_id:  # deleted, or of another database
             return False
-        refuse_disabled(row.requester_disabled_at)
+        refuse_blocked(row.requester_disabled_at, row.requester_deleted_at)
         set_committed_value(self.user, "tier", row.requester_tier)
         set_committed_value(self.user, "limits", row.requester_limits)
         self._count()
@@ -164,8 +164,10 @@ class UnreadUser(CurrentUser):
         count_request(self, admission)
 
 
-def refuse_disabled(disabled_at: datetime | None) -> None:
-    """Raise `Forbidden` if an operator has disabled the user."""
+def refuse_blocked(disabled_at: datetime | None, deleted_at: datetime | None) -> None:
+    """Raise `AccountDeleted` if the user was deleted, and `Forbidden` if an operator has disabled the user."""
+    if deleted_at is not None:
+        raise AccountDeleted
     if disabled_at is not None:
         raise Forbidden("user_disabled", "The operator has disabled this account")
 
@@ -200,16 +202,16 @@ def find_unread_user(
 async def read_user(session: AsyncSession, claims: dict[str, Any], access: KeyAccess | None = None) -> UserRecord:
     """The user of a verified token or key. The first token creates the user.
 
-    Raises `Unauthorized` if the user of the key was deleted, and `Forbidden` if the user is disabled.
+    Raises `Unauthorized` if the user was deleted, and `Forbidden` if the user is disabled.
     """
     if access is not None:
         owner = await session.get(UserRecord, access.user_id, populate_existing=True)
         if owner is None:
             raise Unauthorized("invalid_api_key", INVALID_KEY)
-        refuse_disabled(owner.disabled_at)
+        refuse_blocked(owner.disabled_at, owner.deleted_at)
         return owner
     user = await user_of_claims(session, claims)
-    refuse_disabled(user.disabled_at)
+    refuse_blocked(user.disabled_at, user.deleted_at)
     if len(_known_ids) >= MAX_KNOWN_IDS:
         del _known_ids[next(iter(_known_ids))]
     _known_ids[claims["sub"]] = user.id

@@ -11,7 +11,8 @@ from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.http_bodies import encode_json
 from bloxserver.blocks.http_headers import ConfigHeaders, is_form, set_default
 from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, send_request, status_error, without_null
-from bloxserver.clients.signatures import identify, read_secret, sign
+from bloxserver.clients.signatures import identify, sign
+from bloxserver.signing_key_format import read_secret
 
 OWN_HEADERS = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"})
 

@@ -37,8 +37,9 @@ async def _prune(settings: Settings, *, dry_run: bool) -> None:
     await database.dispose()
     if dry_run and (flows or triggers):
         typer.echo(f"deletions to finish: {flows} flows, {triggers} triggers")
-    elif finished.flows or finished.triggers:
-        typer.echo(f"deletions finished: {finished.flows} flows, {finished.triggers} triggers")
+    elif finished.users or finished.flows or finished.triggers:
+        users = f"{finished.users} users, " if finished.users else ""
+        typer.echo(f"deletions finished: {users}{finished.flows} flows, {finished.triggers} triggers")
     verb = "would be deleted" if dry_run else "deleted"
     rows = f"{pruned.executions} executions, {pruned.steps} steps, {pruned.versions} versions"
     typer.echo(f"{verb}: {rows}, {pruned.audit_events} audit events")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bloxserver.cli.startup import act_as_operator, fail, load_settings, run, run_in_transaction
+from bloxserver.cli.startup import act_as_operator, load_settings, run, run_in_transaction
 from bloxserver.cli.tiers import TierName
 from bloxserver.settings import get_settings
 
@@ -119,9 +119,9 @@ def enable(user: User) -> None:
 def delete(
     user: User, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False
 ) -> None:
-    """Delete a user with their flows, executions, secrets and keys.
+    """Delete a user with their flows, executions, secrets and keys. Their identity cannot sign in again.
 
-    The command can be interrupted and repeated.
+    If the command is interrupted, a worker or `bloxserver prune` deletes the rest of the rows.
     """
     load_settings()
     if not yes:
@@ -132,28 +132,20 @@ def delete(
 async def _delete(reference: str) -> None:
     from bloxserver.engine.background.deletions import Deletions
     from bloxserver.models.database import database
-    from bloxserver.queries.flows import read_flow_ids
-    from bloxserver.services.deletions import delete_flow
-    from bloxserver.services.user_accounts import delete_user, disable_user, find_user
+    from bloxserver.services.account_deletions import delete_account
+    from bloxserver.services.user_accounts import find_user
 
     act_as_operator()
     try:
         async with database.transaction() as session:
-            user = await find_user(session, reference)
-            await disable_user(session, user)
-            user_id = user.id
-            flow_ids = await read_flow_ids(session, user_id)
-        for flow_id in flow_ids:
-            async with database.transaction() as session:
-                await delete_flow(session, user_id, flow_id)
+            user_id = (await find_user(session, reference)).id
+            await delete_account(session, user_id)
         finished = await Deletions(database).finish()
-        if not finished.is_complete:
-            fail("another process is deleting flows; repeat the command when it has ended")
-        async with database.transaction() as session:
-            await delete_user(session, user_id)
     finally:
         await database.dispose()
-    typer.echo(f"{user_id}: deleted; flows: {len(flow_ids)}")
+    typer.echo(f"{user_id}: deleted")
+    if not finished.is_complete:
+        typer.echo("another process deletes the rest of the rows")
 
 
 def _cell(value: object) -> str:

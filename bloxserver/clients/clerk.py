@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from bloxserver.clients.identities import RESERVED
 from bloxserver.clients.jwks import FETCH_SECONDS, SigningKeys
 from bloxserver.clients.token_verifier import TokenVerifier, invalid, shared_verifier, text_of
 from bloxserver.settings import Settings
-
-RESERVED = ("local:", "oidc:")
-"""The beginnings of identities of users whom Clerk does not know."""
 
 
 class ClerkVerifier(TokenVerifier):

@@ -17,6 +17,16 @@ from bloxserver.models.stored_bytes import create_triggers
 from bloxserver.models.types import database_now, enum_text
 
 
+class DeletedUserRecord(Base):
+    """The identity of a deleted user, so that no late event and no token that is still valid creates the user again."""
+
+    __tablename__ = "deleted_users"
+
+    identity: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    """As `users.clerk_id`."""
+    deleted_at: Mapped[CreatedAt]
+
+
 class UsageRecord(Base):
     """The usage of a user in a billing period.
 
@@ -156,7 +166,7 @@ class AuditEventRecord(Base):
     """The user whose account was changed."""
     actor: Mapped[ActorKind] = mapped_column(enum_text(ActorKind))
     actor_id: Mapped[str] = mapped_column(sa.String(64))
-    """The id of the user or of the API key; for an operator the name of the account of the operating system."""
+    """The id of the user or of the API key; `clerk`; or the name of the operator's account of the operating system."""
     action: Mapped[str] = mapped_column(sa.String(64))
     """Not an enum, so that an older version can read the actions of a newer one."""
     resource_id: Mapped[str] = mapped_column(sa.String(64))

@@ -64,7 +64,7 @@ class Scope(StrEnum):
     RUN = "run"
     """Run flows, cancel and retry executions, and redeliver requests of webhooks."""
     ADMIN = "admin"
-    """Manage API keys, secrets and signing secrets, and read the audit log."""
+    """Manage API keys, secrets and signing secrets, read the audit log, and export and delete the account."""
 
 
 class ActorKind(StrEnum):
@@ -73,6 +73,7 @@ class ActorKind(StrEnum):
     USER = "user"
     API_KEY = "api_key"
     OPERATOR = "operator"
+    IDENTITY_PROVIDER = "identity_provider"
     BILLING = "billing"
     """Billing, after a change of a subscription at Stripe."""
 

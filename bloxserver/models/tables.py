@@ -16,6 +16,7 @@ from bloxserver.clock import now
 from bloxserver.models.account_tables import (
     ApiKeyRecord,
     AuditEventRecord,
+    DeletedUserRecord,
     EmailCountRecord,
     IdempotencyKeyRecord,
     RateCounterRecord,
@@ -56,6 +57,7 @@ __all__ = [
     "ApiKeyRecord",
     "AuditEventRecord",
     "BillingStatus",
+    "DeletedUserRecord",
     "EmailCountRecord",
     "ExecutionRecord",
     "ExecutionSeriesRecord",
@@ -93,14 +95,21 @@ CLAIMED = "status = 'running' AND lease IS NOT NULL"
 QUARANTINE_THRESHOLD = 3
 QUARANTINED = f"{WAITING} AND crash_count >= {QUARANTINE_THRESHOLD}"
 DELETED = "deleted_at IS NOT NULL"
+ANONYMOUS = "deleted:"
+"""The beginning of the `clerk_id` of users whose deletion is complete, and whose row is kept."""
+DELETING = f"deleted_at IS NOT NULL AND clerk_id NOT LIKE '{ANONYMOUS}%'"
 
 
 class UserRecord(Base):
     __tablename__ = "users"
+    __table_args__ = (partial_index("ix_users_deleting", "deleted_at", where=DELETING),)
 
     id: Mapped[Id]
     clerk_id: Mapped[str] = mapped_column(sa.String(255), unique=True)
-    """The subject of a user of Clerk; for others `oidc:` or `local:` and a text that identifies them."""
+    """The subject of a user of Clerk; for others `oidc:` or `local:` and a text that identifies them.
+
+    `deleted:` and a random id for a deleted user whose row is kept.
+    """
     issuer: Mapped[str | None] = mapped_column(sa.String(512))
     subject: Mapped[str | None] = mapped_column(sa.String(255))
     """Issuer and subject of a user of an OpenID Connect provider."""
@@ -132,6 +141,10 @@ class UserRecord(Base):
     """Limits that an operator set for this user: names of attributes of `plans.Plan`, and their values."""
     disabled_at: Mapped[datetime | None]
     """When an operator disabled the user, whose requests are refused since then."""
+    clerk_updated_at: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """When Clerk last changed the profile that is stored, in milliseconds since 1970; null before the first event."""
+    deleted_at: Mapped[datetime | None]
+    """When the user was deleted. Requests are refused, and the rows are deleted in the background."""
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
 

@@ -11,7 +11,6 @@ from bloxserver.blocks.checking import checking
 from bloxserver.blocks.http_request import check_url
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.mail_headers import read_mailbox
-from bloxserver.clients.signatures import read_secret
 from bloxserver.organism.called_flows import require_called_flows
 from bloxserver.organism.limits import check_limits
 from bloxserver.organism.listeners import read_listeners
@@ -21,6 +20,7 @@ from bloxserver.organism.problems import OrganismError, Problem, quoted
 from bloxserver.organism.requirements import AddressRequirement, MailRequirement, Requirement, ValidityRequirement
 from bloxserver.organism.sections import MAX_NAME, UNUSED_KEYS, ProblemReport, Section
 from bloxserver.organism.yaml_loader import load
+from bloxserver.signing_key_format import read_secret
 
 MAX_ITERATIONS = 10_000
 

@@ -23,6 +23,7 @@ REQUESTER_COLUMNS = (
     _users.c.tier.label("requester_tier"),
     _users.c.limits.label("requester_limits"),
     _users.c.disabled_at.label("requester_disabled_at"),
+    _users.c.deleted_at.label("requester_deleted_at"),
 )
 """The columns that `Requester.confirm` reads. All are null if the user has no row."""
 

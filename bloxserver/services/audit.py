@@ -29,7 +29,7 @@ class Actor(NamedTuple):
 
     kind: ActorKind = ActorKind.USER
     id: str | None = None
-    """The API key's id or the operator's name; None for the user whose account is changed."""
+    """The API key's id, `clerk` or the operator's name; None for the user whose account is changed."""
     address: str | None = None
     request_id: str | None = None
 

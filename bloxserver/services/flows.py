@@ -24,6 +24,7 @@ from bloxserver.queries.usage import stored_bytes_of
 from bloxserver.queries.versions import read_version
 from bloxserver.services import audit
 from bloxserver.services.usage import require_storage
+from bloxserver.services.users import AccountDeleted
 from bloxserver.services.versions import current_version, is_same_definition
 
 TRANSITIONS = {
@@ -41,11 +42,15 @@ DEFINITION = ("organism_yaml", "canvas_state")
 async def create_flow(
     session: AsyncSession, user_id: UUID, plan: Plan, name: str, description: str | None, organism_yaml: str | None
 ) -> FlowRecord:
-    """Create a stopped flow. Raises `Forbidden` at a limit. The number of flows is exact under concurrency."""
+    """Create a stopped flow. The number of flows is exact under concurrency.
+
+    Raises `Forbidden` at a limit, and `AccountDeleted` if the user was deleted since the sign-in.
+    """
     # The lock of the user's row makes the count exact. SQLite has one writer, so it needs no lock.
-    stored = await session.scalar(
-        sa.select(stored_bytes_of(user_id)).where(UserRecord.id == user_id).with_for_update(key_share=True)
-    )
+    owner = sa.select(stored_bytes_of(user_id), UserRecord.deleted_at).where(UserRecord.id == user_id)
+    stored, deleted_at = (await session.execute(owner.with_for_update(key_share=True))).one_or_none() or (0, None)
+    if deleted_at is not None:
+        raise AccountDeleted
     if await count_flows(session, user_id) >= plan.flows:
         raise Forbidden(
             "flow_limit_reached",

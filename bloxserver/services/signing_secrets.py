@@ -10,7 +10,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.clients.signatures import PREFIX
 from bloxserver.encryption import DecryptionError, SecretCipher
 from bloxserver.errors import BadRequest, Conflict, NotFound, Unprocessable
 from bloxserver.ids import new_id
@@ -22,6 +21,7 @@ from bloxserver.raw_json import plain_object
 from bloxserver.services import audit
 from bloxserver.services.secrets import RotatedBatch, require_cipher
 from bloxserver.services.webhook_schemes import Unsigned, check_signature
+from bloxserver.signing_key_format import PREFIX
 
 MAX_SECRETS = 2
 """Valid at the same time: the current one and the next one, during a rotation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,10 +16,9 @@ from bloxserver.queries.requesters import owned_by
 from bloxserver.queries.users import find_users
 from bloxserver.services import audit
 from bloxserver.services.flows import record_request, transition_flow
+from bloxserver.services.users import MAX_EMAIL_LENGTH, MAX_NAME_LENGTH
 from bloxserver.storable import storable_text
 
-MAX_EMAIL_LENGTH = 320
-MAX_NAME_LENGTH = 255
 LOCAL_PREFIX = "local:"
 """The beginning of the identity of users without an identity provider."""
 
@@ -83,13 +82,3 @@ async def disable_user(session: AsyncSession, user: UserRecord) -> int:
             stopped += 1
     wake_engine_after_commit(session, WakeReason.FLOW)
     return stopped
-
-
-async def delete_user(session: AsyncSession, user_id: UUID) -> None:
-    """Delete a user whose flows are deleted, with the rest of their data. Raises `Conflict` if a flow has rows left."""
-    if await session.scalar(sa.select(FlowRecord.id).where(FlowRecord.user_id == user_id).limit(1)) is not None:
-        raise Conflict("flows_left", "The user still has flows: repeat the command")
-    deleted = sa.delete(UserRecord).where(UserRecord.id == user_id).returning(UserRecord.tier)
-    tier = await session.scalar(deleted)
-    if tier is not None:
-        await audit.record(session, AuditAction.USER_DELETED, user_id, user_id, before={"tier": tier})

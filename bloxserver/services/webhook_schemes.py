@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from bloxserver.clients.signatures import read_secret
 from bloxserver.encryption import SECRET_NAME
 from bloxserver.errors import Unprocessable
+from bloxserver.signing_key_format import read_secret
 
 DEFAULT_TOLERANCE = 300
 """Seconds, as Standard Webhooks, Stripe and Slack recommend."""

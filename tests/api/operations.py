@@ -35,6 +35,7 @@ class Call(NamedTuple):
 
 AUTHENTICATED: dict[str, Call] = {
     "getCurrentUser": Call(),
+    "exportCurrentUser": Call(),
     "getUsage": Call(),
     "getUsageHistory": Call(),
     "getBilling": Call(),
@@ -85,15 +86,17 @@ AUTHENTICATED: dict[str, Call] = {
     "validateFlow": Call(),
     "getFlowCanvas": Call(),
     "deriveOrganism": Call(),
+    "deleteCurrentUser": Call(),  # the last: a test makes all calls as one user
 }
 PUBLIC = {
-    "receiveStripeEvent",
     "getServiceInfo",
     "getHealth",
     "getLiveness",
     "getReadiness",
     "receiveWebhook",
     "testWebhook",
+    "receiveClerkEvent",
+    "receiveStripeEvent",
 }
 
 

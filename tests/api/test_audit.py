@@ -44,6 +44,7 @@ AUDITED = {
     "deleteSecret": ("secret.deleted", "name"),
     "createApiKey": ("api_key.created", "key_id"),
     "revokeApiKey": ("api_key.revoked", "key_id"),
+    "deleteCurrentUser": ("user.deleted", "user_id"),
 }
 """For each operation that changes something: the action, and the parameter that is the resource."""
 NOT_AUDITED = {"runFlow", "validateOrganism", "validateFlow", "deriveOrganism", "startCheckout", "openBillingPortal"}
@@ -70,7 +71,7 @@ async def all_events(session: AsyncSession) -> list[AuditEventRecord]:
 
 async def arranged(session: AsyncSession, user: UserRecord, name: str) -> dict[str, str]:
     """The path parameters of the operation, without events so far."""
-    ids = await ids_of(session, user, AUTHENTICATED[name].status)
+    ids = await ids_of(session, user, AUTHENTICATED[name].status) | {"user_id": str(user.id)}
     if name == "retryExecution":
         await session.execute(sa.update(ExecutionRecord).values(status=ExecutionStatus.SUCCESS))
     await session.execute(sa.delete(AuditEventRecord))

@@ -114,6 +114,7 @@ async def test_owner_can_call_every_operation(
     created = {"createFlow": 201, "createTrigger": 201, "runFlow": 201, "deleteFlow": 204, "deleteTrigger": 204}
     created |= {"createSecret": 201, "deleteSecret": 204, "createApiKey": 201, "revokeApiKey": 204}
     created |= {"createSigningSecret": 201, "deleteSigningSecret": 204, "redeliverWebhook": 201}
+    created |= {"deleteCurrentUser": 204}
     refused = {
         "listUpcomingFirings": 400,
         "retryExecution": 400,

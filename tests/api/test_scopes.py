@@ -23,6 +23,8 @@ ADMIN = {
     "getBilling",
     "startCheckout",
     "openBillingPortal",
+    "deleteCurrentUser",
+    "exportCurrentUser",
     "listSecrets",
     "createSecret",
     "setSecret",

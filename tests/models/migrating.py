@@ -38,6 +38,7 @@ async def fill(session: AsyncSession) -> None:
     user, flow, version, trigger, execution, step = (new_id() for _ in range(6))
     keys: dict[str, dict[str, Any]] = {
         "users": {"id": user},
+        "deleted_users": {},
         "flows": {"id": flow, "user_id": user, "active_version_id": version},
         "flow_versions": {"id": version, "flow_id": flow},
         "triggers": {"id": trigger, "flow_id": flow},

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.errors import BadRequest, Conflict, NotFound
-from bloxserver.models.database import Database
-from bloxserver.models.enums import Scope
-from bloxserver.models.tables import ApiKeyRecord, FlowStatus, Tier, UserRecord
-from bloxserver.services.api_keys import NewKey, create_api_key
-from bloxserver.services.deletions import delete_flow
-from bloxserver.services.user_accounts import create_user, delete_user, disable_user, find_user
+from bloxserver.models.tables import FlowStatus, Tier
+from bloxserver.services.user_accounts import create_user, disable_user, find_user
 from tests import factories
 
 
@@ -74,18 +69,3 @@ async def test_disabling_a_user_stops_their_flows(session: AsyncSession) -> None
     assert first is not None
     assert await disable_user(session, user) == 0
     assert user.disabled_at == first
-
-
-async def test_user_is_deleted_with_their_keys_once_their_flows_are_gone(live_database: Database) -> None:
-    async with live_database.transaction() as session:
-        user, other = await factories.create_user(session), await factories.create_user(session)
-        flow = await factories.create_flow(session, user)
-        for owner in (user, other):
-            await create_api_key(session, owner.id, NewKey("key", [Scope.READ]))
-        with pytest.raises(Conflict, match="still has flows"):
-            await delete_user(session, user.id)
-        await delete_flow(session, user.id, flow.id)
-        await delete_user(session, user.id)
-    async with live_database.transaction(read_only=True) as session:
-        assert (await session.scalars(sa.select(UserRecord.id))).all() == [other.id]
-        assert (await session.scalars(sa.select(ApiKeyRecord.user_id))).all() == [other.id]

@@ -58,7 +58,7 @@ async def test_commands_of_operators_are_exported(live_settings: Settings, live_
     ]
     assert [event["action"] for event in events] == actions
     after_deletion = export(live_settings, "--user", user_id)
-    assert [event["action"] for event in after_deletion] == [*actions, "user.disabled", "user.deleted"]
+    assert [event["action"] for event in after_deletion] == [*actions, "user.deleted"]
     assert after_deletion[: len(events)] == events
     account = output_of("id -un").stdout.strip()
     for event in after_deletion:

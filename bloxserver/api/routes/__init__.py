@@ -9,6 +9,7 @@ from bloxserver.api.routes import (
     audit,
     billing,
     canvas,
+    clerk,
     deliveries,
     documentation,
     executions,
@@ -26,7 +27,7 @@ from bloxserver.api.routes import (
     webhooks,
 )
 
-PUBLIC = [health.router, metrics.router, stripe_events.router, webhooks.router]
+PUBLIC = [health.router, metrics.router, clerk.router, stripe_events.router, webhooks.router]
 DOCUMENTATION = [documentation.router]
 AUTHENTICATED = [
     users.router,

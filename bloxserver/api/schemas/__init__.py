@@ -43,7 +43,15 @@ from bloxserver.api.schemas.triggers import (
     WebhookAccepted,
     WebhookTest,
 )
-from bloxserver.api.schemas.users import AddApiKeyRequest, ApiKeyInfo, LimitUse, UsageDashboard, UsagePeriod, User
+from bloxserver.api.schemas.users import (
+    AddApiKeyRequest,
+    ApiKeyInfo,
+    EventReceived,
+    LimitUse,
+    UsageDashboard,
+    UsagePeriod,
+    User,
+)
 from bloxserver.api.schemas.versions import FlowVersion, FlowVersionSummary
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import (
@@ -90,6 +98,7 @@ __all__ = [
     "Delivery",
     "DeriveRequest",
     "DerivedOrganism",
+    "EventReceived",
     "Execution",
     "ExecutionEvent",
     "ExecutionOutline",

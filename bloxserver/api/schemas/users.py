@@ -25,6 +25,12 @@ class User(CamelModel):
     created_at: UtcTime | None
 
 
+class EventReceived(CamelModel):
+    """The response to an event of Clerk."""
+
+    status: str
+
+
 class LimitUse(CamelModel):
     """A limit of the user's plan, and how much of it is used."""
 

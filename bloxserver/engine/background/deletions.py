@@ -1,4 +1,4 @@
-"""Completes the deletion of large flows and triggers, which requests have only marked as deleted.
+"""Completes the deletion of users, and of large flows and triggers, which requests have only marked as deleted.
 
 All work is done in short transactions, so that other writes do not wait long. After a crash it continues with the
 remaining rows.
@@ -7,7 +7,7 @@ remaining rows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.engine.background.account_deletions import finish_user, read_pending_users
 from bloxserver.engine.background.expired import Position, read_ended
 from bloxserver.engine.background.retention_batches import (
     MAX_ROWS,
@@ -68,6 +69,7 @@ Notifications of disabled schedules, signing secrets and deliveries are deleted 
 class DeletionResult:
     """Completed deletions, the number of their rows, and whether all pending deletions are complete."""
 
+    users: int = 0
     flows: int = 0
     triggers: int = 0
     detached: int = 0
@@ -104,9 +106,10 @@ class Deletions:
 
     async def _poll(self) -> float:
         result = await self.finish()
-        if result.flows or result.triggers or result.detached or result.rows.rows:
+        if result.users or result.flows or result.triggers or result.detached or result.rows.rows:
             log.info(
                 "deletions finished" if result.is_complete else "deletions continued",
+                users=result.users,
                 flows=result.flows,
                 triggers=result.triggers,
                 executions=result.rows.executions,
@@ -125,10 +128,20 @@ class Deletions:
         result = DeletionResult()
         async with self._database.transaction(read_only=True) as session:
             triggers, flows = await _pending_triggers(session), await _pending_flows(session)
-        work = [
-            *(partial(self._finish_trigger, trigger_id, result) for trigger_id in triggers),
-            *(partial(self._finish_flow, flow_id, result) for flow_id in flows),
-        ]
+        await self._finish_each(
+            [
+                *(partial(self._finish_trigger, trigger_id, result) for trigger_id in triggers),
+                *(partial(self._finish_flow, flow_id, result) for flow_id in flows),
+            ],
+            result,
+        )
+        async with self._database.transaction(read_only=True) as session:
+            users = await read_pending_users(session)
+        await self._finish_each([partial(self._finish_user, user_id, result) for user_id in users.ready], result)
+        result.is_complete = result.is_complete and not users.others
+        return result
+
+    async def _finish_each(self, work: Sequence[Callable[[], Awaitable[bool]]], result: DeletionResult) -> None:
         for finish in work:
             try:
                 done = await finish()
@@ -142,7 +155,10 @@ class Deletions:
                 log.error("deletion failed", exc_info=error)
                 done = False
             result.is_complete = result.is_complete and done
-        return result
+
+    async def _finish_user(self, user_id: UUID, result: DeletionResult) -> bool:
+        result.users += await finish_user(self._database, user_id)
+        return True
 
     async def _finish_trigger(self, trigger_id: UUID, result: DeletionResult) -> bool:
         """Whether no execution refers to the trigger any more, and it was deleted."""
