@@ -51,6 +51,17 @@ class Stripe:
             )
             return [subscription.to_dict() async for subscription in found.auto_paging_iter()]
 
+    async def cancel_subscription(self, subscription_id: str) -> None:
+        """Cancel the subscription at once. Does nothing if it does not exist, or was cancelled before."""
+        import stripe
+
+        with errors():
+            try:
+                await self.client.v1.subscriptions.cancel_async(subscription_id)
+            except stripe.InvalidRequestError as error:
+                if error.code != "resource_missing":
+                    raise
+
     async def create_customer(self, user_id: str, email: str | None, key: str) -> str:
         """Create a customer, and return its id. Of requests with one key, one creates it."""
         values: dict[str, Any] = {"metadata": {"user_id": user_id}}

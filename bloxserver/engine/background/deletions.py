@@ -17,6 +17,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.billing.cancellations import cancel_subscriptions_of_deleted_users
 from bloxserver.engine.background.account_deletions import finish_user, read_pending_users
 from bloxserver.engine.background.expired import Position, read_ended
 from bloxserver.engine.background.retention_batches import (
@@ -135,6 +136,7 @@ class Deletions:
             ],
             result,
         )
+        await cancel_subscriptions_of_deleted_users(self._database)
         async with self._database.transaction(read_only=True) as session:
             users = await read_pending_users(session)
         await self._finish_each([partial(self._finish_user, user_id, result) for user_id in users.ready], result)
