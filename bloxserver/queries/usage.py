@@ -33,10 +33,22 @@ class Period:
     end: datetime
 
 
+RENEWAL = timedelta(days=3)
+"""For how long the next period is assumed to follow the known one. Stripe repeats the event of a renewal for 3 days."""
+
+
 def period_at(now: datetime, known_start: datetime | None, known_end: datetime | None) -> Period:
-    """The known Stripe period if it contains `now`, else the calendar month in UTC."""
-    if known_start is not None and known_end is not None and as_utc(known_start) <= now < as_utc(known_end):
-        return Period(as_utc(known_start), as_utc(known_end))
+    """The known Stripe period if it contains `now`, the one after it shortly after its end, else the month in UTC.
+
+    Until the event of a renewal arrives, runs count for the period that it will announce: it starts when the known one
+    ends. Otherwise they would be in the row of a calendar month, which is not billed.
+    """
+    if known_start is not None and known_end is not None:
+        start, end = as_utc(known_start), as_utc(known_end)
+        if start <= now < end:
+            return Period(start, end)
+        if start < end <= now < end + RENEWAL:
+            return Period(end, end + max(end - start, RENEWAL))
     start = datetime(now.year, now.month, 1, tzinfo=UTC)
     return Period(start, (start + timedelta(days=32)).replace(day=1))
 

@@ -72,6 +72,7 @@ def utc(*parts: int) -> datetime:
 
 JUNE = Period(utc(2026, 6, 1), utc(2026, 7, 1))
 STRIPE = (utc(2026, 5, 20, 8, 30), utc(2026, 6, 20, 8, 30))
+AFTER = Period(utc(2026, 6, 20, 8, 30), utc(2026, 7, 21, 8, 30))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,10 @@ STRIPE = (utc(2026, 5, 20, 8, 30), utc(2026, 6, 20, 8, 30))
         (utc(2026, 6, 10), STRIPE, Period(*STRIPE)),
         (STRIPE[0], STRIPE, Period(*STRIPE)),
         (STRIPE[1] - timedelta(microseconds=1), STRIPE, Period(*STRIPE)),
-        (STRIPE[1], STRIPE, JUNE),
+        (STRIPE[1], STRIPE, AFTER),
+        (STRIPE[1] + RENEWAL - timedelta(microseconds=1), STRIPE, AFTER),
+        (STRIPE[1] + RENEWAL, STRIPE, JUNE),
+        (utc(2026, 6, 10), (utc(2026, 6, 11), utc(2026, 6, 9)), JUNE),
         (utc(2026, 6, 30, 23, 59, 59), STRIPE, JUNE),
         (utc(2026, 6, 10), (None, None), JUNE),
         (utc(2026, 6, 10), (STRIPE[0], None), JUNE),
@@ -94,7 +98,7 @@ STRIPE = (utc(2026, 5, 20, 8, 30), utc(2026, 6, 20, 8, 30))
         (utc(2028, 2, 29), (None, None), Period(utc(2028, 2, 1), utc(2028, 3, 1))),
     ],
 )
-def test_period_is_the_known_one_while_it_lasts_and_else_the_month(
+def test_period_is_the_known_one_then_the_next_one_and_else_the_month(
     now: datetime, known: tuple[datetime | None, datetime | None], expected: Period
 ) -> None:
     assert period_at(now, *known) == expected
