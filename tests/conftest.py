@@ -75,6 +75,7 @@ PATIENCE_SECONDS = 30
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database", choices=BACKENDS, help="run tests that need a database only on this one")
+    parser.addoption("--metering-kills", type=int, default=8, help="processes that the test of metering kills")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

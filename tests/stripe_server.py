@@ -50,8 +50,9 @@ class StripeServer:
     fault: Fault = lambda call: None
     hold: Callable[[Call], asyncio.Event | None] = lambda call: None
     """Returns the event for which the answer waits. It is the answer of the time of the request."""
-    meter_events: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By identifier."""
+    meter_events: list[dict[str, Any]] = field(default_factory=list)
+    identifiers: set[str] = field(default_factory=set)
+    """Those of which an event is refused. Stripe forgets them after 24 hours or later."""
     _answers: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -90,7 +91,7 @@ class StripeServer:
         """The sum of a meter, as Stripe bills it."""
         return sum(
             int(event["payload"]["value"])
-            for event in self.meter_events.values()
+            for event in self.meter_events
             if event["payload"]["stripe_customer_id"] == customer_id
             and event["event_name"] == event_name
             and start <= event["timestamp"] < end
@@ -132,6 +133,8 @@ class StripeServer:
         path = call.path.removeprefix("/v1/")
         if path == "billing/meter_events":
             return self._record(call.values)
+        if path.endswith("/event_summaries"):
+            return self._summaries(call)
         kind, prefix = KINDS[path] if path in KINDS else KINDS[path.rpartition("/")[0]]
         if path not in KINDS:
             found = self.objects.get(path.rpartition("/")[2])
@@ -154,6 +157,8 @@ class StripeServer:
         found = self.of_kind(kind)
         if "customer" in values:
             found = [one for one in found if one["customer"] == values["customer"]]
+        if kind == "billing.meter" and "status" in values:
+            found = [one for one in found if one.get("status", "active") == values["status"]]
         if "lookup_keys" in values:
             found = [one for one in found if one.get("lookup_key") in values["lookup_keys"]]
         return found
@@ -161,13 +166,25 @@ class StripeServer:
     def _record(self, values: dict[str, Any]) -> dict[str, Any]:
         """Accept a meter event as Stripe does: once for each identifier, and up to 35 days back."""
         timestamp = int(values.get("timestamp", time.time()))
-        if values["identifier"] in self.meter_events:
+        if values["identifier"] in self.identifiers:
             raise Refused(400, f"An event already exists with identifier {values['identifier']}.", "duplicate")
         if not time.time() - MAX_PAST_DAYS * DAY <= timestamp <= time.time() + 300:
             raise Refused(400, "The timestamp is outside of the window", "timestamp_too_far_in_past")
         event = {"object": "billing.meter_event", **values, "timestamp": timestamp}
-        self.meter_events[values["identifier"]] = event
+        self.meter_events.append(event)
+        self.identifiers.add(values["identifier"])
         return event
+
+    def _summaries(self, call: Call) -> dict[str, Any]:
+        """The sum of a customer's events, of whole minutes."""
+        meter = self.objects[call.path.split("/")[-2]]
+        customer_id, start, end = call.values["customer"], int(call.values["start_time"]), int(call.values["end_time"])
+        if start % 60 or end % 60 or start >= end:
+            raise Refused(400, "Times must be aligned with minute boundaries")
+        total = float(self.sum_of(customer_id, meter["event_name"], start, end))
+        made = {"id": "mtrusg_1", "object": "billing.meter_event_summary", "meter": meter["id"], "livemode": False}
+        made |= {"aggregated_value": total, "start_time": start, "end_time": end}
+        return {"object": "list", "url": call.path, "has_more": False, "data": [made] if total else []}
 
 
 KINDS = {
@@ -215,12 +232,20 @@ def _nested(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     return nested
 
 
+TEXTS = ("unit_amount_decimal", "value", "identifier", "timestamp")
+"""Members that remain texts, although they may have only digits."""
+
+
 def _typed(name: str, value: str) -> Any:
     if value in ("true", "false"):
         return value == "true"
     if value == "inf":
         return None
-    return int(value) if value.isdigit() and name not in ("unit_amount_decimal", "value", "identifier") else value
+    return (
+        int(value)
+        if value.isdigit() and name not in ("unit_amount_decimal", "value", "identifier", "timestamp")
+        else value
+    )
 
 
 def _with_lists(value: Any) -> Any:

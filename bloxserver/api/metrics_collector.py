@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bloxserver.api.dependencies import SessionSource
 from bloxserver.clock import now
 from bloxserver.models import database as models_database
-from bloxserver.queries.overview import read_queue, read_schedules, read_workers
+from bloxserver.queries.overview import read_queue, read_schedules, read_unsent_since, read_workers
 from bloxserver.settings import get_settings
 
 log = structlog.stdlib.get_logger("bloxserver.observability.metrics")
@@ -37,11 +37,12 @@ async def collect_metrics(sessions: SessionSource) -> list[Metric]:
 
 
 async def _read(sessions: SessionSource) -> list[Metric]:
-    moment = now()
+    moment, settings = now(), get_settings()
     async with sessions.reading() as session:
         queue = await read_queue(session, moment)
-        workers = await read_workers(session, timedelta(seconds=get_settings().heartbeat_timeout_seconds))
+        workers = await read_workers(session, timedelta(seconds=settings.heartbeat_timeout_seconds))
         schedules = await read_schedules(session, moment)
+        unsent_since = None if settings.stripe_secret_key is None else await read_unsent_since(session)
     depth = GaugeMetricFamily(
         "bloxserver_queue_executions",
         "Executions that have not ended: waiting for a worker, running, or suspended until a time or an answer.",
@@ -62,6 +63,11 @@ async def _read(sessions: SessionSource) -> list[Metric]:
         GaugeMetricFamily("bloxserver_workers_alive", "Workers with a recent heartbeat.", len(workers)),
         GaugeMetricFamily("bloxserver_schedules_armed", "Schedules of running flows.", schedules.armed),
         GaugeMetricFamily("bloxserver_schedules_due", "Schedules of running flows that are overdue.", schedules.due),
+        GaugeMetricFamily(
+            "bloxserver_metering_lag_seconds",
+            "Age of the oldest report of usage that Stripe has not accepted.",
+            _age(unsent_since, moment),
+        ),
     ]
 
 

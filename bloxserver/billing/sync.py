@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.billing.client import Stripe
+from bloxserver.billing.periods import record_period
 from bloxserver.billing.state import BillingState, UnknownStatus, state_of
 from bloxserver.errors import Unavailable
 from bloxserver.models.database import release
@@ -76,6 +77,7 @@ async def store_state(session: AsyncSession, customer_id: str, state: BillingSta
         user.trial_used_at = started_at
     user.stripe_synced_at = started_at
     await session.flush()
+    await record_period(session, user, started_at)
     await _record(session, user.id, before, {"tier": user.tier, "billingStatus": user.billing_status})
     return True
 

@@ -1,6 +1,8 @@
-"""`bloxserver billing`: sets up billing at Stripe."""
+"""`bloxserver billing`: sets up billing at Stripe, and compares and repairs what is reported to it."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
@@ -8,12 +10,12 @@ from bloxserver.cli.startup import fail, load_settings, run
 from bloxserver.errors import SettingsError
 from bloxserver.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="Set up billing with Stripe.")
+app = typer.Typer(no_args_is_help=True, help="Set up billing at Stripe, and compare and repair what is reported to it.")
 
 
 @app.callback()
-def billing() -> None:
-    """Set up billing with Stripe."""
+def main() -> None:
+    """Set up billing at Stripe, and compare and repair what is reported to it."""
 
 
 @app.command()
@@ -42,4 +44,43 @@ async def _setup(settings: Settings) -> None:
         if one.secret is not None:
             typer.echo(f"STRIPE_WEBHOOK_SECRET={one.secret}")
     if not all(one.is_right for one in done):
+        raise typer.Exit(1)
+
+
+@app.command()
+def reconcile(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the differences, without repairing them or reading customers.")
+    ] = False,
+) -> None:
+    """Compare the runs of billed periods with Stripe's meter, send what Stripe lacks, and read all customers again.
+
+    Prints each period that differs or was repaired. Exits with status 1 if a difference remains. Workers do the same
+    every day.
+    """
+    run(_reconcile(load_settings(), dry_run=dry_run))
+
+
+async def _reconcile(settings: Settings, *, dry_run: bool) -> None:
+    from bloxserver.billing.client import get_stripe
+    from bloxserver.billing.reconcile import Reconciler
+    from bloxserver.models.database import database
+
+    stripe = get_stripe(settings)
+    if stripe is None:
+        fail("STRIPE_SECRET_KEY is not set")
+    reconciler = Reconciler(database, stripe)
+    periods = differences = read = failed = 0
+    try:
+        if not dry_run:
+            read, failed = await reconciler.sync_customers()
+        async for result in reconciler.reconcile_all(dry_run=dry_run):
+            periods += 1
+            differences += result.differs
+            if result.differs or result.resent or result.confirmed:
+                typer.echo(str(result))
+    finally:
+        await database.dispose()
+    typer.echo(f"periods: {periods}, differences: {differences}, customers read: {read}, not read: {failed}")
+    if differences or failed:
         raise typer.Exit(1)

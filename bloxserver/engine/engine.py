@@ -9,7 +9,9 @@ from uuid import uuid4
 
 import structlog
 
+from bloxserver.billing.client import get_stripe
 from bloxserver.engine.background.deletions import Deletions
+from bloxserver.engine.background.metering import Metering, Reconciliation
 from bloxserver.engine.background.notifications import NotificationSender
 from bloxserver.engine.background.retention import Retention
 from bloxserver.engine.background.sweeper import Sweeper
@@ -112,6 +114,9 @@ class Engine:
             self._loop(self._notifier.run)
             self._loop(Retention(self._settings, self._database).run)
             self._loop(self._deletions.run)
+            if (stripe := get_stripe(self._settings)) is not None:
+                self._loop(Metering(self._database, stripe).run)
+                self._loop(Reconciliation(self._database, stripe).run)
         self._intake.append(asyncio.create_task(run_forever(self._sweeper.run)))
         self._state = _State.WORKING
 

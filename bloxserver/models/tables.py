@@ -28,6 +28,7 @@ from bloxserver.models.account_tables import (
     WorkerRecord,
 )
 from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt, partial_index
+from bloxserver.models.billing_tables import BillingPeriodRecord, MeterReportRecord
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.enums import (
     BillingStatus,
@@ -56,6 +57,7 @@ from bloxserver.settings import get_settings
 __all__ = [
     "ApiKeyRecord",
     "AuditEventRecord",
+    "BillingPeriodRecord",
     "BillingStatus",
     "DeletedUserRecord",
     "EmailCountRecord",
@@ -71,6 +73,7 @@ __all__ = [
     "IdempotencyKeyRecord",
     "InputEncoding",
     "KeyValueRecord",
+    "MeterReportRecord",
     "NotificationChannel",
     "RateCounterRecord",
     "Scope",

@@ -67,6 +67,12 @@ STRIPE_ERRORS = Counter(
     ["kind"],
     registry=REGISTRY,
 )
+METER_REPORTS = Counter(
+    "bloxserver_meter_reports_total",
+    "Reports of usage to Stripe, by outcome: sent, or failed and kept for reconciliation.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 
 # --- Executions ---
 

@@ -11,7 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clock import now
 from bloxserver.models.enums import ExecutionStatus, FlowStatus, Tier, TriggerType
-from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord, UserRecord, WorkerRecord
+from bloxserver.models.tables import (
+    ExecutionRecord,
+    FlowRecord,
+    MeterReportRecord,
+    TriggerRecord,
+    UserRecord,
+    WorkerRecord,
+)
 from bloxserver.models.types import database_now
 from bloxserver.queries.flows import flow_exists
 
@@ -162,6 +169,14 @@ async def read_workers(session: AsyncSession, dead_after: timedelta) -> list[Liv
         for name, version, started_at, last_heartbeat_at, moment in rows
     ]
     return sorted((one for one in workers if one.silence <= dead_after), key=lambda one: (one.started_at, one.name))
+
+
+async def read_unsent_since(session: AsyncSession) -> datetime | None:
+    """When the oldest report was made that Stripe has not accepted; None if there is none."""
+    oldest: datetime | None = await session.scalar(
+        sa.select(sa.func.min(MeterReportRecord.created_at)).where(MeterReportRecord.sent_at.is_(None))
+    )
+    return oldest
 
 
 async def count_taken(session: AsyncSession) -> dict[str | None, int]:

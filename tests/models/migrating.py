@@ -50,6 +50,8 @@ async def fill(session: AsyncSession) -> None:
         "idempotency_keys": {},
         "audit_events": {},
         "stripe_events": {},
+        "billing_periods": {},
+        "meter_reports": {},
         "workers": {},
         "rate_counters": {},
         "secrets": {"user_id": user},

@@ -17,10 +17,12 @@ from bloxserver.queries.exports import EXECUTIONS, MAX_BYTES, MAX_ROWS, PARTS, K
 from tests.factories import create_flow, create_user
 
 NOT_EXPORTED = {
+    "billing_periods": "is what has been reported of the usage to Stripe",
     "deleted_users": "is about users without an account",
     "execution_series": "is computed from executions",
     "execution_totals": "is computed from executions",
     "idempotency_keys": "has hashes only, for 8 days",
+    "meter_reports": "is what has been reported of the usage to Stripe",
     "rate_counters": "has hashes only, for minutes",
     "stored_bytes": "is computed from the other tables",
     "stripe_events": "belongs to no user",

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import UsageRecord
 from bloxserver.plans import FREE, get_plan
-from bloxserver.queries.usage import Period, period_at, read_usage, read_usage_history
+from bloxserver.queries.usage import RENEWAL, Period, period_at, read_usage, read_usage_history
 from tests.factories import create_user
 
 TODAY = datetime(2026, 6, 15, tzinfo=UTC)

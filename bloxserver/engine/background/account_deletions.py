@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.billing.metering import cut_period, read_periods_of
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ANONYMOUS, DELETING, FlowRecord, StoredBytesRecord, UserRecord
 from bloxserver.settings import Settings, get_settings
@@ -40,6 +41,9 @@ async def finish_user(database: Database, user_id: UUID) -> bool:
     settings = get_settings()
     wanted = (UserRecord.id == user_id, *_pending(settings), ~_has_flows)
     async with database.transaction() as session:
+        # The counters are deleted with the user. Their last runs are reported nevertheless.
+        for key in await read_periods_of(session, user_id):
+            await cut_period(session, key, skip_locked=False)
         if settings.user_deletion == "purge":
             finished = await session.execute(
                 sa.delete(UserRecord).where(*wanted).returning(UserRecord.id).execution_options(**_UNSYNCHRONIZED)
