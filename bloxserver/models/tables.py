@@ -44,6 +44,7 @@ from bloxserver.models.enums import (
 )
 from bloxserver.models.flow_data_tables import (
     ExecutionSeriesRecord,
+    ExecutionStepRecord,
     ExecutionTotalsRecord,
     FailureNotificationRecord,
     KeyValueRecord,
@@ -355,46 +356,3 @@ class ExecutionRecord(Base):
 
     flow: Mapped[FlowRecord] = relationship(back_populates="executions", lazy="raise")
     trigger: Mapped[TriggerRecord | None] = relationship(back_populates="executions", lazy="raise")
-
-
-class ExecutionStepRecord(Base):
-    """One handled message; the row is both checkpoint and log. A step with status `success` never runs again."""
-
-    __tablename__ = "execution_steps"
-    __table_args__ = (sa.UniqueConstraint("execution_id", "key"), sa.Index(None, "execution_id", "sequence"))
-
-    id: Mapped[Id]
-    execution_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
-    key: Mapped[str] = mapped_column(sa.String(255))
-    """Identifies the message within the execution by the sender's step and the listener; stable across attempts."""
-    sequence: Mapped[int] = mapped_column(default=0, server_default="0")
-    """The number of the last change of this step, counted over all steps of the execution."""
-    parent_id: Mapped[uuid.UUID | None]
-    """The step whose output is this message; null for the entry."""
-    listener: Mapped[str] = mapped_column(sa.String(255))
-    handler: Mapped[str | None] = mapped_column(sa.String(255))
-    status: Mapped[StepStatus] = mapped_column(
-        enum_text(StepStatus), default=StepStatus.SUCCESS, server_default=StepStatus.SUCCESS.value
-    )
-    attempt: Mapped[int] = mapped_column(default=1, server_default="1")
-    """Tries so far, including interrupted ones."""
-    interruptions: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Tries that were interrupted, for example by a crash of the worker. They do not count as retries."""
-    input_payload: Mapped[str | None] = mapped_column(sa.Text)
-    output_payload: Mapped[str | None] = mapped_column(sa.Text)
-    error_message: Mapped[str | None] = mapped_column(sa.Text)
-    error_code: Mapped[str | None] = mapped_column(sa.String(64))
-    started_at: Mapped[datetime] = mapped_column(default=now, server_default=database_now())
-    completed_at: Mapped[datetime | None]
-    """When the step ended. For a waiting step, when it continues."""
-    duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
-    input_tokens: Mapped[Counter]
-    output_tokens: Mapped[Counter]
-    routed_to: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
-    """The listeners that the block selected for its output; null if the definition selects them."""
-    called_id: Mapped[uuid.UUID | None]
-    """The called execution, whose result is the output."""
-    copied: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
-    """Copied from the execution that is retried."""
-    state: Mapped[str | None] = mapped_column(sa.Text)
-    """The conversation of an agent as JSON, with which it continues after an interruption."""
