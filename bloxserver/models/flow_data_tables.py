@@ -1,4 +1,4 @@
-"""Tables of data of a flow and its executions: steps, key-value storage, failure notifications, deliveries and totals."""
+"""Tables of data of a flow and its executions: steps, key-value storage, notifications, deliveries and totals."""
 
 from __future__ import annotations
 
