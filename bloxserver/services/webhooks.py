@@ -95,7 +95,7 @@ async def _claim(
     key = call.headers.get(KEY_HEADER)
     if key is not None:
         require_valid_key(key)
-    # First the id of the sender, which may be signed: whoever repeats a recorded request can choose another key.
+    # The id of the sender takes precedence, because it may be signed. A replayed request can have another key.
     if signature is not None and (sender_id := signature.delivery_id(call.body, call.headers)):
         # Some senders change the body of a repeated delivery, for example to count the attempts.
         first = await claim_key(session, webhook.trigger_id, f"delivery {sender_id}", b"", str(execution_id))

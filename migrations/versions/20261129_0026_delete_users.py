@@ -30,7 +30,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # The older version knows no deleted users. Nobody can sign in as a user with this identity.
+    # The older version does not read `deleted_at`. No sign-in can have this identity.
     op.execute(sa.text(f"UPDATE users SET clerk_id = 'deleted:' || id WHERE {DELETING}"))  # noqa: S608
     op.drop_index("ix_users_deleting", table_name="users")
     op.drop_column("users", "deleted_at")
