@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from bloxserver.database_url import normalised_database_url
 from bloxserver.errors import SettingsError
 from bloxserver.production_checks import production_problems, production_warnings, sign_in_problems
+from bloxserver.setting_groups import BillingSettings, LanguageModelSettings, MailSettings, SignInSettings
 from bloxserver.setting_names import find_misspelt
 from bloxserver.setting_types import (
     CommaSeparated,
@@ -24,7 +25,6 @@ from bloxserver.setting_types import (
     OptionalSecret,
     OptionalText,
     Proxies,
-    SigningSecrets,
     blank_as_none,
     split_commas,
 )
@@ -38,7 +38,7 @@ VALUE_ERROR_PREFIX = "Value error, "
 Tier = Literal["free", "pro", "enterprise", "high_frequency"]
 
 
-class Settings(BaseSettings):
+class Settings(SignInSettings, LanguageModelSettings, MailSettings, BillingSettings, BaseSettings):
     """Settings from the environment and from `.env` in the working directory. The environment takes precedence."""
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
@@ -95,39 +95,8 @@ class Settings(BaseSettings):
         30, ge=1, le=3_600, description="Maximum duration of a PostgreSQL statement."
     )
 
-    auth: Annotated[Literal["keys"] | None, BeforeValidator(blank_as_none)] = Field(
-        None, description="`keys`: users sign in with API keys only, which the operator creates."
-    )
     default_tier: Tier = Field("free", description="Tier of new users.")
-    oidc_issuer: OptionalText = Field(
-        None,
-        max_length=512,
-        description="Issuer of OpenID Connect tokens, for example https://sso.example.com/realms/staff.",
-    )
-    oidc_audience: OptionalText = Field(None, description="Audience that these tokens must have.")
-    oidc_email_claim: str = Field("email", description="Claim with the email address of a new user.")
-    oidc_name_claim: str = Field("name", description="Claim with the name of a new user.")
-    oidc_picture_claim: str = Field("picture", description="Claim with the address of a new user's picture.")
     plans_file: OptionalText = Field(None, description="YAML file with limits of plans, which replace the defaults.")
-    clerk_issuer: OptionalText = Field(
-        None, description="Issuer of the Clerk tokens, for example https://x.clerk.accounts.dev."
-    )
-    clerk_audience: OptionalText = Field(None, description="Audience that tokens must have; unset accepts any.")
-    clerk_authorized_parties: CommaSeparated = Field(
-        (), description="Accepted origins of tokens (`azp`), comma-separated; empty accepts any."
-    )
-    clerk_require_azp: bool = Field(False, description="Refuse tokens without `azp`.")
-    clerk_webhook_secret: SigningSecrets = Field(
-        None,
-        description="Signing secret of Clerk's webhook, whsec_…; during a rotation two of them, comma-separated. If "
-        "unset, POST /webhooks/clerk is 404.",
-    )
-    user_deletion: Literal["purge", "anonymise"] = Field(
-        "purge",
-        description="What becomes of a deleted user: `purge` deletes all rows, `anonymise` keeps the usage and a row "
-        "without personal data.",
-    )
-
     run_worker: bool = Field(True, description="Run executions in the API process; if false, only workers run them.")
     worker_concurrency: int = Field(
         100, ge=1, le=10_000, description="Maximum concurrent executions of each tier on one worker."
@@ -198,32 +167,6 @@ class Settings(BaseSettings):
         365, ge=0, le=36_500, description="Days after which events of the audit log are deleted; 0 keeps them forever."
     )
 
-    llm_provider: Annotated[Literal["openai", "anthropic"] | None, BeforeValidator(blank_as_none)] = Field(
-        None, description="API of the language model; if unset, derived from LLM_BASE_URL and LLM_MODEL."
-    )
-    llm_base_url: OptionalText = Field(
-        None, description="Base URL of an OpenAI-compatible server or of Anthropic; if unset, the provider's default."
-    )
-    llm_api_key: OptionalSecret = Field(None, description="API key of the language model.")
-    llm_model: OptionalText = Field(None, description="Default model for agents.")
-    llm_timeout_seconds: float = Field(
-        120, gt=0, le=3_600, description="Maximum wait for one response of a language model."
-    )
-
-    smtp_host: OptionalText = Field(None, description="Mail server for email.send and failure notifications.")
-    smtp_port: int = Field(587, ge=1, le=65535, description="Port of the mail server.")
-    smtp_security: Literal["starttls", "tls", "none"] = Field(
-        "starttls", description="Encryption of the connection to the mail server."
-    )
-    smtp_username: OptionalText = Field(None, description="User name for the mail server.")
-    smtp_password: OptionalSecret = Field(None, description="Password for the mail server.")
-    smtp_from: OptionalText = Field(None, description="Sender of emails through the mail server.")
-    smtp_senders: Literal["fixed", "name", "domain"] = Field(
-        "fixed",
-        description="Which `from` of users the mail server accepts: `fixed` is SMTP_FROM only, `name` is its address "
-        "with any display name, `domain` is any address of its domain.",
-    )
-
     metrics_token: OptionalSecret = Field(
         None, description="Bearer token for /metrics; if unset, /metrics is disabled."
     )
@@ -237,17 +180,6 @@ class Settings(BaseSettings):
 
     redis_url: OptionalText = Field(
         None, description="Redis through which processes share the counts of rate limits; if unset, the database."
-    )
-    stripe_secret_key: OptionalSecret = Field(None, description="Secret key of the Stripe account.")
-    stripe_webhook_secret: OptionalSecret = Field(
-        None, description="Signing secret of the Stripe webhook; two, comma-separated, during a rotation."
-    )
-    stripe_api_base: OptionalText = Field(None, description="URL of Stripe's API, if it is not https://api.stripe.com.")
-    billing_success_url: str = Field(
-        "http://localhost:3000/billing?checkout=success", description="Where a user returns after a checkout."
-    )
-    billing_cancel_url: str = Field(
-        "http://localhost:3000/billing", description="Where a user returns from a cancelled checkout and the portal."
     )
     api_key_encryption_key: OptionalSecret = Field(
         None,
