@@ -9,6 +9,7 @@ from typing import Any
 
 from bloxserver.errors import SettingsError
 from bloxserver.plans import MAX_LIMIT, PLANS, Plan, usable_overrides
+from bloxserver.yaml_files import read_yaml_file
 
 
 def use_plans_file(path: str | None) -> None:
@@ -22,18 +23,7 @@ def read_plans(path: Path) -> dict[str, Plan]:
 
     Raises `SettingsError` with a line for each problem.
     """
-    import yaml  # only for installations with such a file
-
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _strict_loader())  # noqa: S506  # nosec B506
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsError([f"PLANS_FILE cannot be read: {reason}"]) from None
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
-        raise SettingsError([f"PLANS_FILE is not valid YAML: {error.problem}{line}"]) from None
-    except (yaml.YAMLError, ValueError):  # such as a date that does not exist
-        raise SettingsError(["PLANS_FILE is not valid YAML"]) from None
+    document: Any = read_yaml_file("PLANS_FILE", path)
     document = {} if document is None else document
     problems = _problems(document)
     if problems:
@@ -67,20 +57,3 @@ def _problems_of_limits(limits: Mapping[Any, Any]) -> list[str]:
             unlimited = ", or null" if "None" in kinds[name] else ""
             problems.append(f"{name} must be {kind} from 0 to {MAX_LIMIT}{unlimited}")
     return problems
-
-
-def _strict_loader() -> type[Any]:
-    """A loader that refuses repeated keys, of which YAML would silently use the last one."""
-    import yaml
-
-    class StrictLoader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            names = [key.value for key, _ in node.value]
-            for index, (key, _) in enumerate(node.value):
-                if key.value in names[:index]:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"{key.value} is given twice", problem_mark=key.start_mark
-                    )
-            return super().construct_mapping(node, deep)
-
-    return StrictLoader

@@ -55,8 +55,21 @@ class LanguageModelSettings(BaseModel):
     )
     llm_api_key: OptionalSecret = Field(None, description="API key of the language model.")
     llm_model: OptionalText = Field(None, description="Default model for agents.")
-    llm_timeout_seconds: float = Field(
-        120, gt=0, le=3_600, description="Maximum wait for one response of a language model."
+    llm_timeout_seconds: Annotated[Annotated[float, Field(gt=0, le=3_600)] | None, BeforeValidator(blank_as_none)] = (
+        Field(
+            None,
+            description="Maximum wait for one response of a language model; if unset, 120 seconds, or 60 for one of at "
+            "most 2,000 tokens.",
+        )
+    )
+    llm_providers: OptionalText = Field(
+        None, description="YAML file with several providers of language models, instead of the settings before."
+    )
+    anthropic_api_key: OptionalSecret = Field(None, description="API key of Anthropic, for models named claude….")
+    openai_api_key: OptionalSecret = Field(None, description="API key of OpenAI, for its models.")
+    xai_api_key: OptionalSecret = Field(None, description="API key of xAI, for models named grok….")
+    together_api_key: OptionalSecret = Field(
+        None, description="API key of Together, for models with a slash in the name."
     )
 
 

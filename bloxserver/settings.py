@@ -313,6 +313,14 @@ def misspelt_settings() -> list[str]:
     return [f"{name} is not a setting and has no effect; did you mean {meant}?" for name, meant in misspelt.items()]
 
 
+def read_variable(name: str) -> str | None:
+    """Return a variable of the environment or `.env` that a file of the operator names; None if it is empty."""
+    given = os.environ.get(name)
+    if given is None:
+        given = DotEnvSettingsSource(Settings).env_vars.get(name.lower())
+    return given or None
+
+
 def environment_without_settings() -> dict[str, str]:
     """Return the environment for processes that run work of users: what programs need to run, and no secrets."""
     return {name: os.environ[name] for name in SYSTEM_VARIABLES if name in os.environ}

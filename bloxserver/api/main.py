@@ -23,6 +23,7 @@ from bloxserver.api.turns import RequestTurns, Turns
 from bloxserver.api.watching import ExecutionWatcher
 from bloxserver.api.webhook_route import WebhookRoute
 from bloxserver.errors import SettingsError
+from bloxserver.model_catalogue import operator_secrets
 from bloxserver.models import database as models_database
 from bloxserver.models.database import Database
 from bloxserver.models.migrate import SchemaState, schema_state
@@ -97,8 +98,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     from bloxserver.engine.engine import Engine
 
     settings = get_settings()
-    configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=settings.operator_secrets)
     settings.check_startup()
+    secrets = operator_secrets(settings)
+    configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=secrets)
     use_plans_file(settings.plans_file)
     if settings.uses_sqlite:
         shorten_switch_interval()

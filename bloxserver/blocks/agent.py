@@ -26,7 +26,7 @@ from bloxserver.blocks.agent_calls import (
 )
 from bloxserver.blocks.base import AgentContext, Block, BlockConfig, BlockContext, BlockError, Conversation, Tool
 from bloxserver.blocks.tools import tool_name
-from bloxserver.clients.llm import ModelError
+from bloxserver.clients.model_errors import ModelError
 from bloxserver.raw_json import RawJson, plain
 
 if TYPE_CHECKING:

@@ -18,7 +18,9 @@ from bloxserver.isolation.limits import TaskLimits
 from bloxserver.raw_json import RawJson, Value
 
 if TYPE_CHECKING:
-    from bloxserver.clients.llm import LanguageModels
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.tools import ToolDefinition
+
     from bloxserver.clients.mail import Mailer
 
 
@@ -161,6 +163,27 @@ class Conversation(Protocol):
         `call` identifies the call within the conversation. A call that was answered before an interruption is not
         repeated.
         """
+
+
+class LanguageModels(Protocol):
+    """The access to language models."""
+
+    async def load(self, model: str | None) -> None:
+        """Prepare requests to the model; to be called before pydantic_ai's messages are imported.
+
+        Raises `ModelError`.
+        """
+
+    async def request(
+        self,
+        messages: Sequence[ModelMessage],
+        *,
+        model: str | None = None,
+        tools: Sequence[ToolDefinition] = (),
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> ModelResponse:
+        """Return the complete response of the model. Raises `ModelError`."""
 
 
 @dataclass(frozen=True)

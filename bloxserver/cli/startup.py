@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from bloxserver.errors import BloxError, SettingsError
+from bloxserver.model_catalogue import operator_secrets
 from bloxserver.observability.log import configure_logging
 from bloxserver.plans_file import use_plans_file
 from bloxserver.settings import Settings, get_settings, misspelt_settings
@@ -31,10 +32,11 @@ def load_checked_settings() -> Settings:
     try:
         settings.check_startup()
         use_plans_file(settings.plans_file)
+        secrets = operator_secrets(settings)
         get_registry()
     except SettingsError as error:
         fail(str(error))
-    configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=settings.operator_secrets)
+    configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=secrets)
     return settings
 
 
@@ -50,10 +52,11 @@ def load_settings() -> Settings:
         typer.echo(f"bloxserver: warning: {line}", err=True)
     try:
         use_plans_file(settings.plans_file)
+        secrets = operator_secrets(settings)
     except SettingsError as error:
         fail(str(error))
     # The command prints its own failures.
-    configure_logging(level="ERROR", as_json=False, secrets=settings.operator_secrets)
+    configure_logging(level="ERROR", as_json=False, secrets=secrets)
     return settings
 
 

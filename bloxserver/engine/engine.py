@@ -58,7 +58,7 @@ class Engine:
         self._watcher = watcher
         self.worker_id = f"w-{uuid4().hex[:12]}"
         """The id of this worker in `bloxserver status`."""
-        self._clients = SharedClients.of(settings)
+        self._clients = SharedClients.of(settings, database)
         self._sweeper = Sweeper(settings, database)
         self._worker = Worker(
             database,

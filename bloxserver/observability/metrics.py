@@ -67,6 +67,12 @@ STRIPE_ERRORS = Counter(
     ["kind"],
     registry=REGISTRY,
 )
+LLM_REQUESTS = Counter(
+    "bloxserver_llm_requests_total",
+    "Requests to providers of language models, by outcome: success, refused by the circuit breaker, or an error.",
+    ["provider", "outcome"],
+    registry=REGISTRY,
+)
 METER_REPORTS = Counter(
     "bloxserver_meter_reports_total",
     "Reports of usage to Stripe, by outcome: sent, or failed and kept for reconciliation.",

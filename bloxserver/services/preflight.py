@@ -15,10 +15,10 @@ from bloxserver.clients.addresses import read_address
 from bloxserver.clients.connections import check_addresses
 from bloxserver.clients.errors import OutgoingRequestError
 from bloxserver.clients.http import PORTS, read_url
-from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail_headers import read_mailbox, sender_problem
 from bloxserver.encryption import get_cipher
 from bloxserver.event_loop import in_parts
+from bloxserver.model_catalogue import Catalogue, catalogue_of
 from bloxserver.organism.problems import Problem, quoted
 from bloxserver.organism.requirements import (
     AddressRequirement,
@@ -71,7 +71,7 @@ async def check_installation(
 
 def settings_problems(settings: Settings, requirements: Sequence[Requirement]) -> list[Problem]:
     """Requirements that the settings do not meet, in the order of the text. Needs no database."""
-    models, cipher = LanguageModels(settings), get_cipher(settings)
+    models, cipher = catalogue_of(settings), get_cipher(settings)
     found: list[Problem | None] = []
     for requirement in requirements:
         match requirement:
@@ -153,7 +153,7 @@ def _problem(requirement: Requirement, code: str, message: str, hint: str) -> Pr
     return Problem(*requirement.place, code, message, hint, severity_of(requirement), requirement.path)
 
 
-def _model_problem(models: LanguageModels, requirement: ModelRequirement) -> Problem | None:
+def _model_problem(models: Catalogue, requirement: ModelRequirement) -> Problem | None:
     problem = models.problem(requirement.model)
     if problem is None:
         return None

@@ -15,7 +15,7 @@ from bloxserver.blocks import http_request, transform
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, Tool
 from bloxserver.blocks.tools import tool_of
-from bloxserver.clients.llm import LanguageModels
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.raw_json import Value, plain, text_of_value
 from bloxserver.settings import Settings
 from tests.llm_server import Api, LanguageModelServer, Reply, language_model

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.agent_calls import MAX_RESULT_BYTES, MAX_STATE_BYTES
 from bloxserver.blocks.base import BlockContext, BlockError
-from bloxserver.clients.llm import LanguageModels
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.settings import Settings
 from tests.blocks.agents import (
     KEY,
@@ -220,7 +220,7 @@ async def test_conversation_that_exceeds_the_state_limit_fails(context: BlockCon
 @pytest.mark.parametrize(
     ("fault", "code", "retryable", "retry_after"),
     [
-        (fails(429, headers={"Retry-After": "17"}), "llm_rate_limited", True, 17),
+        (fails(429, headers={"Retry-After": "0"}), "llm_rate_limited", True, 0),
         (fails(500), "llm_unavailable", True, None),
         (fails(401, f"Incorrect key {KEY}"), "llm_unauthorized", False, None),
         (fails(400, f"cannot use {KEY}"), "llm_rejected", False, None),

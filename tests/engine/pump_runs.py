@@ -13,7 +13,6 @@ from pydantic import JsonValue, RootModel
 from bloxserver.blocks.base import AgentContext, Block, BlockContext, NoConfig, Result
 from bloxserver.blocks.registry import BlockRegistry, get_registry
 from bloxserver.clients.http import GuardedClient
-from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer
 from bloxserver.clients.memory import MemoryBudget
 from bloxserver.clock import now
@@ -22,6 +21,7 @@ from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Change, Message, Outcome, Save, Step, Tokens
 from bloxserver.engine.run.pump import Pump
 from bloxserver.engine.run.turns import Turns
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
 from bloxserver.plans import PLANS

@@ -22,6 +22,7 @@ NOT_EXPORTED = {
     "execution_series": "is computed from executions",
     "execution_totals": "is computed from executions",
     "idempotency_keys": "has hashes only, for 8 days",
+    "llm_providers": "belongs to no user",
     "meter_reports": "is what has been reported of the usage to Stripe",
     "rate_counters": "has hashes only, for minutes",
     "stored_bytes": "is computed from the other tables",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.clients.test_llm import both_providers
+from tests.llm.test_requests import both_providers
 from tests.llm_server import (
     Api,
 )
@@ -13,7 +13,7 @@ from tests.llm_server import (
 IN_A_PROCESS_OF_ITS_OWN = """
 import asyncio, sys
 import bloxserver.api.main, bloxserver.cli
-from bloxserver.clients.llm import LanguageModels
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.settings import Settings
 
 HEAVY = ("pydantic_ai", "openai", "anthropic", "httpx2")

@@ -23,12 +23,12 @@ from bloxserver.blocks.base import (
     Called,
     Conversation,
     IsolatedTasks,
+    LanguageModels,
     Result,
     Routed,
     Wait,
 )
 from bloxserver.blocks.cel.values import CostLimitExceeded
-from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.backoff import backoff_seconds
@@ -51,7 +51,9 @@ MAX_CODE = 64
 class ExecutionContext(Protocol):
     """The services and data that the blocks of one execution may use."""
 
-    models: LanguageModels
+    @property
+    def models(self) -> LanguageModels:
+        """The access to language models."""
 
     @property
     def input(self) -> Value:

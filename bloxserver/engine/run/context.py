@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError
 from bloxserver.clients.http import GuardedClient
-from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer, create_mailer
 from bloxserver.clients.memory import MemoryBudget, UserMemory
 from bloxserver.clients.shares import OutgoingShares
@@ -28,6 +27,7 @@ from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.turns import Turns
 from bloxserver.errors import BloxError
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.models.database import Database
 from bloxserver.raw_json import Value
 from bloxserver.services import key_values
@@ -50,11 +50,11 @@ class SharedClients:
     turns: Turns = field(default_factory=Turns)
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: Settings, database: Database | None = None) -> Self:
         return cls(
             http=GuardedClient(allow=settings.ssrf_allow_cidrs),
             mail=create_mailer(settings),
-            models=LanguageModels(settings),
+            models=LanguageModels(settings, database),
             cipher=get_cipher(settings),
             shares=OutgoingShares(),
             memory=UserMemory(),

@@ -10,9 +10,9 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.registry import get_registry
 from bloxserver.clients.http import GuardedClient
-from bloxserver.clients.llm import LanguageModels
 from bloxserver.engine.run.messages import Failed, Finished, Message, Outcome
 from bloxserver.engine.run.pump import Pump
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.organism.parse import parse
 from bloxserver.raw_json import is_large, plain
 from bloxserver.settings import Settings

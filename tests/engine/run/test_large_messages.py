@@ -13,11 +13,11 @@ from pydantic import JsonValue
 from bloxserver.blocks.base import AgentContext, BlockContext
 from bloxserver.blocks.registry import get_registry
 from bloxserver.clients.http import GuardedClient
-from bloxserver.clients.llm import LanguageModels
 from bloxserver.clients.mail import Mailer, MailServer
 from bloxserver.engine.run.large_messages import MAX_CONFIG_CHARACTERS
 from bloxserver.engine.run.messages import Failed, Finished, Message, Outcome, Suspended
 from bloxserver.engine.run.pump import Pump
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.parse import parse
 from bloxserver.raw_json import RawJson, plain

@@ -14,7 +14,9 @@ import pytest
 from pydantic_ai.messages import ModelMessage, ModelRequest, SystemPromptPart, UserPromptPart
 from pydantic_ai.tools import ToolDefinition
 
-from bloxserver.clients.llm import MAX_REASON_CHARACTERS, LanguageModels, ModelError
+from bloxserver.clients.model_errors import MAX_REASON_CHARACTERS, ModelError
+from bloxserver.llm.gateway import LanguageModels
+from bloxserver.model_catalogue import catalogue_of
 from bloxserver.settings import Settings
 from tests.clients.loopback import answer
 from tests.llm_server import (
@@ -49,6 +51,11 @@ def settings(**given: Any) -> Settings:
         "llm_api_key": None,
         "llm_model": None,
         "llm_timeout_seconds": 20,
+        "llm_providers": None,
+        "openai_api_key": None,
+        "anthropic_api_key": None,
+        "xai_api_key": None,
+        "together_api_key": None,
     }
     return Settings(**(nothing | given))
 
@@ -79,7 +86,7 @@ async def models_with(
 )
 async def test_missing_settings_are_named(given: dict[str, Any], model: str | None, named: list[str]) -> None:
     models = LanguageModels(settings(**given))
-    problem = models.problem(model)
+    problem = catalogue_of(settings(**given)).problem(model)
     assert problem is not None
     assert [name for name in ("LLM_API_KEY", "LLM_BASE_URL", "LLM_MODEL") if name in problem] == named
     with pytest.raises(ModelError) as caught:
@@ -97,7 +104,7 @@ async def test_missing_settings_are_named(given: dict[str, Any], model: str | No
     ],
 )
 def test_model_with_a_key_or_a_server_is_sufficient(given: dict[str, Any], model: str | None) -> None:
-    assert LanguageModels(settings(**given)).problem(model) is None
+    assert catalogue_of(settings(**given)).problem(model) is None
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,8 @@ def test_model_with_a_key_or_a_server_is_sufficient(given: dict[str, Any], model
     ],
 )
 def test_provider_is_configured_or_derived_from_url_and_model(given: dict[str, Any], model: str, provider: Api) -> None:
-    assert LanguageModels(settings(**given)).select_provider(model) == provider
+    [*routes] = catalogue_of(settings(**{"llm_api_key": KEY, **given})).routes(model)
+    assert (routes[0].provider.kind, routes[0].model) == (provider, model)
 
 
 @both_providers
@@ -303,7 +311,8 @@ async def test_environment_variables_of_the_libraries_are_ignored(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         monkeypatch.setenv(name, "sk-somebody-elses")
-    async with models_with(says("Hello."), provider=provider, llm_api_key=None) as (models, server):
+    keys = {"openai_api_key": "sk-somebody-elses", "anthropic_api_key": "sk-somebody-elses", "llm_api_key": None}
+    async with models_with(says("Hello."), provider=provider, **keys) as (models, server):
         await models.request(MESSAGES)
     assert "sk-somebody-elses" not in str(server.requests[0].headers)
 

@@ -1,0 +1,141 @@
+"""The one access to language models: selects the provider of a model, and asks another one if it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bloxserver.clients.llm import ModelClient, create_http_client
+from bloxserver.clients.model_errors import ModelError
+from bloxserver.clock import now
+from bloxserver.llm.states import Breakers, Clock, DatabaseStates, MemoryStates, Request
+from bloxserver.model_catalogue import Provider, Route, catalogue_of, operator_secrets
+from bloxserver.models.database import Database
+from bloxserver.observability import metrics
+from bloxserver.redaction import Redactor
+from bloxserver.settings import Settings
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.tools import ToolDefinition
+
+FAILURES = ("llm_unavailable", "llm_unreachable", "llm_timeout", "llm_cut_off", "llm_unusable_answer")
+"""Errors of a provider, which count for its circuit breaker."""
+EXHAUSTED = ("llm_rate_limited", "llm_quota_exceeded")
+"""The provider works, but does not accept the request now."""
+
+
+class LanguageModels:
+    """Sends requests to the providers in the settings. An instance belongs to one event loop."""
+
+    def __init__(self, settings: Settings, database: Database | None = None, clock: Clock = now) -> None:
+        """With a database, all processes share the states of circuit breakers.
+
+        Raises `SettingsError` if the file of `LLM_PROVIDERS` is invalid.
+        """
+        self._catalogue = catalogue_of(settings)
+        self._redactor = Redactor(operator_secrets(settings))
+        self._clock = clock
+        self._breakers = Breakers(MemoryStates() if database is None else DatabaseStates(database), clock)
+        self._http: AsyncClient | None = None
+        self._clients: dict[str, ModelClient] = {}
+        self._load_lock = asyncio.Lock()
+
+    async def load(self, model: str | None) -> None:
+        """Import the libraries for this model and create its clients, in a thread. The first call takes seconds.
+
+        `request` calls this too. Call it before importing pydantic_ai's messages. Raises `ModelError`.
+        """
+        for route in self._routes(model):
+            await self._client(route.provider)
+
+    async def request(
+        self,
+        messages: Sequence[ModelMessage],
+        *,
+        model: str | None = None,
+        tools: Sequence[ToolDefinition] = (),
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> ModelResponse:
+        """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`.
+
+        Each provider of the model is asked once, in the order of the catalogue, until one responds. Errors that another
+        provider would give as well are raised at once.
+        """
+        failure: ModelError | None = None
+        routes = self._routes(model)
+        for route in routes:
+            client = await self._client(route.provider)
+            request = await self._breakers.admit(route.provider.name, client.timeout_seconds(max_tokens))
+            if request is None:
+                metrics.LLM_REQUESTS.labels(route.provider.name, "refused").inc()
+                continue
+            try:
+                response = await client.request(
+                    messages, route.model, tools=tools, temperature=temperature, max_tokens=max_tokens
+                )
+            except ModelError as error:
+                metrics.LLM_REQUESTS.labels(route.provider.name, error.code).inc()
+                await _record(request, error)
+                if error.code not in FAILURES and error.code not in EXHAUSTED:
+                    raise
+                failure = error
+            except BaseException:
+                await request.ended()
+                raise
+            else:
+                metrics.LLM_REQUESTS.labels(route.provider.name, "success").inc()
+                await request.succeeded()
+                return response
+        raise failure or await self._unavailable(routes)
+
+    async def aclose(self) -> None:
+        """Close the connections. The instance cannot be used afterwards."""
+        if self._http is not None:
+            await self._http.aclose()
+
+    def _routes(self, model: str | None) -> list[Route]:
+        if problem := self._catalogue.problem(model):
+            raise ModelError("llm_not_configured", f"no language model is configured: {problem}", retryable=False)
+        return self._catalogue.routes(model)
+
+    async def _client(self, provider: Provider) -> ModelClient:
+        if provider.name not in self._clients:
+            async with self._load_lock:
+                if provider.name not in self._clients:
+                    self._clients[provider.name] = await asyncio.to_thread(self._create_client, provider)
+        return self._clients[provider.name]
+
+    def _create_client(self, provider: Provider) -> ModelClient:
+        import pydantic_ai.direct  # noqa: F401
+
+        if self._http is None:
+            self._http = create_http_client()
+        return ModelClient(provider, self._http, self._redactor)
+
+    async def _unavailable(self, routes: Sequence[Route]) -> ModelError:
+        """The error if no provider may be asked now."""
+        moment = self._clock()
+        states = [await self._breakers.state(route.provider.name) for route in routes]
+        seconds = max(0.0, (min(state.available_at(moment) for state in states) - moment).total_seconds())
+        if any(state.is_closed for state in states):
+            message = "the rate limit of the language model's server is exceeded"
+            return ModelError("llm_rate_limited", message, retryable=True, retry_after=seconds)
+        message = "the language model's server has failed repeatedly, and is not asked again yet"
+        return ModelError("llm_unavailable", message, retryable=True, retry_after=seconds)
+
+
+async def _record(request: Request, error: ModelError) -> None:
+    """Tell the circuit breaker of the provider about the error."""
+    if error.code in FAILURES:
+        await request.failed()
+    elif error.code == "llm_rate_limited" and error.retry_after is not None:
+        await request.paused(error.retry_after)
+    elif error.code in EXHAUSTED:
+        await request.ended()
+    else:
+        # The provider has responded; the error is that of the request.
+        await request.succeeded()
