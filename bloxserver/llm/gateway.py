@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bloxserver.clients.llm import ModelClient, create_http_client
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clock import now
+from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.states import Breakers, Clock, DatabaseStates, MemoryStates, Request
 from bloxserver.model_catalogue import Provider, Route, catalogue_of, operator_secrets
 from bloxserver.models.database import Database
@@ -51,46 +52,59 @@ class LanguageModels:
         for route in self._routes(model):
             await self._client(route.provider)
 
-    async def request(
-        self,
-        messages: Sequence[ModelMessage],
-        *,
-        model: str | None = None,
-        tools: Sequence[ToolDefinition] = (),
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> ModelResponse:
-        """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`.
+    def of(self, caller: Caller) -> CallerModels:
+        """Return the access for one caller."""
+        return CallerModels(self, caller)
 
-        Each provider of the model is asked once, in the order of the catalogue, until one responds. Errors that another
-        provider would give as well are raised at once.
+    async def request(self, call: ModelCall, caller: Caller | None = None) -> ModelResponse:
+        """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`."""
+        return await self._ask_providers(call)
+
+    async def _ask_providers(self, call: ModelCall) -> ModelResponse:
+        """Ask each provider of the model once, in the order of the catalogue, until one responds.
+
+        Errors that another provider would give as well are raised at once.
         """
         failure: ModelError | None = None
-        routes = self._routes(model)
+        routes = self._routes(call.model)
         for route in routes:
-            client = await self._client(route.provider)
-            request = await self._breakers.admit(route.provider.name, client.timeout_seconds(max_tokens))
-            if request is None:
-                metrics.LLM_REQUESTS.labels(route.provider.name, "refused").inc()
-                continue
             try:
-                response = await client.request(
-                    messages, route.model, tools=tools, temperature=temperature, max_tokens=max_tokens
-                )
+                response = await self._ask(route, call)
             except ModelError as error:
-                metrics.LLM_REQUESTS.labels(route.provider.name, error.code).inc()
-                await _record(request, error)
                 if error.code not in FAILURES and error.code not in EXHAUSTED:
                     raise
                 failure = error
-            except BaseException:
-                await request.ended()
-                raise
             else:
-                metrics.LLM_REQUESTS.labels(route.provider.name, "success").inc()
-                await request.succeeded()
-                return response
+                if response is not None:
+                    return response
         raise failure or await self._unavailable(routes)
+
+    async def _ask(self, route: Route, call: ModelCall) -> ModelResponse | None:
+        """Return the response of one provider; None if it must not be asked now. Raises `ModelError`."""
+        name = route.provider.name
+        client = await self._client(route.provider)
+        request = await self._breakers.admit(name, client.timeout_seconds(call.max_tokens))
+        if request is None:
+            metrics.LLM_REQUESTS.labels(name, "refused").inc()
+            return None
+        try:
+            response = await client.request(
+                call.messages,
+                route.model,
+                tools=call.tools,
+                temperature=call.temperature,
+                max_tokens=call.max_tokens,
+            )
+        except ModelError as error:
+            metrics.LLM_REQUESTS.labels(name, error.code).inc()
+            await _record(request, error)
+            raise
+        except BaseException:
+            await request.ended()
+            raise
+        metrics.LLM_REQUESTS.labels(name, "success").inc()
+        await request.succeeded()
+        return response
 
     async def aclose(self) -> None:
         """Close the connections. The instance cannot be used afterwards."""
@@ -126,6 +140,30 @@ class LanguageModels:
             return ModelError("llm_rate_limited", message, retryable=True, retry_after=seconds)
         message = "the language model's server has failed repeatedly, and is not asked again yet"
         return ModelError("llm_unavailable", message, retryable=True, retry_after=seconds)
+
+
+class CallerModels:
+    """The access to language models for one caller."""
+
+    def __init__(self, models: LanguageModels, caller: Caller) -> None:
+        self._models = models
+        self._caller = caller
+
+    async def load(self, model: str | None) -> None:
+        """See `LanguageModels.load`."""
+        await self._models.load(model)
+
+    async def request(
+        self,
+        messages: Sequence[ModelMessage],
+        *,
+        model: str | None = None,
+        tools: Sequence[ToolDefinition] = (),
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> ModelResponse:
+        """See `LanguageModels.request`."""
+        return await self._models.request(ModelCall(messages, model, tools, temperature, max_tokens), self._caller)
 
 
 async def _record(request: Request, error: ModelError) -> None:

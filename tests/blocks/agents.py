@@ -15,9 +15,10 @@ from bloxserver.blocks import http_request, transform
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, Tool
 from bloxserver.blocks.tools import tool_of
-from bloxserver.llm.gateway import LanguageModels
+from bloxserver.llm.gateway import CallerModels, LanguageModels
 from bloxserver.raw_json import Value, plain, text_of_value
 from bloxserver.settings import Settings
+from tests.llm.callers import caller
 from tests.llm_server import Api, LanguageModelServer, Reply, language_model
 
 KEY = "sk-canary-key-4711"
@@ -67,7 +68,7 @@ async def refused(payload: JsonValue) -> JsonValue:
 @asynccontextmanager
 async def language_models(
     *script: Reply, provider: Api = "openai"
-) -> AsyncIterator[tuple[LanguageModels, LanguageModelServer]]:
+) -> AsyncIterator[tuple[CallerModels, LanguageModelServer]]:
     async with language_model(script) as server:
         settings = Settings(
             llm_provider=provider,
@@ -77,13 +78,13 @@ async def language_models(
             llm_timeout_seconds=20,
         )
         models = LanguageModels(settings)
-        yield models, server
+        yield models.of(caller()), server
         await models.aclose()
 
 
 async def answer_of(
     context: BlockContext,
-    models: LanguageModels,
+    models: CallerModels,
     memory: StoredConversation,
     payload: JsonValue = QUESTION,
     tools: tuple[Tool, ...] = (FETCH, SHAPE),

@@ -22,6 +22,7 @@ from tests.blocks.agents import (
     fetched,
     language_models,
 )
+from tests.llm.callers import caller
 from tests.llm_server import Api, Reply, calls, cut, fails, page, says, sends
 
 
@@ -259,7 +260,7 @@ async def test_next_attempt_after_a_model_error_repeats_no_finished_request(
 
 
 async def test_agent_without_configured_model_reports_the_missing_setting(context: BlockContext) -> None:
-    models = LanguageModels(Settings(llm_base_url=None, llm_api_key=None, llm_model=None))
+    models = LanguageModels(Settings(llm_base_url=None, llm_api_key=None, llm_model=None)).of(caller())
     with pytest.raises(BlockError, match="LLM_API_KEY") as caught:
         await answer_of(context, models, StoredConversation())
     assert (caught.value.code, caught.value.retryable) == ("llm_not_configured", False)

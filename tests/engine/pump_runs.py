@@ -21,13 +21,14 @@ from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Change, Message, Outcome, Save, Step, Tokens
 from bloxserver.engine.run.pump import Pump
 from bloxserver.engine.run.turns import Turns
-from bloxserver.llm.gateway import LanguageModels
+from bloxserver.llm.gateway import CallerModels, LanguageModels
 from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
 from bloxserver.plans import PLANS
 from bloxserver.raw_json import Value
 from bloxserver.settings import Settings
 from tests.blocks.conftest import NoFlows, NoStore
+from tests.llm.callers import caller
 
 
 @dataclass
@@ -73,13 +74,16 @@ class World:
     def __init__(
         self, http: GuardedClient, models: LanguageModels, secrets: Mapping[str, str], payload: Value = None
     ) -> None:
-        self.models = models
+        self._models = models
         self.input = payload
         self.isolated = IsolatedTasks(uuid4(), PLANS["enterprise"])
         self._turns = Turns()
         self.memory = MemoryBudget()
         self._http = http
         self._secrets = secrets
+
+    def models(self, message: Message) -> CallerModels:
+        return self._models.of(caller())
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         return BlockContext(

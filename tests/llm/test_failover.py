@@ -17,6 +17,7 @@ from bloxserver.clock import now
 from bloxserver.llm.breaker import FAILURES
 from bloxserver.llm.gateway import LanguageModels
 from bloxserver.models.database import Database
+from tests.llm.callers import caller
 from tests.llm.catalogues import Clock, providers, settings_of
 from tests.llm_server import (
     Asked,
@@ -80,7 +81,7 @@ async def test_another_provider_is_asked_after_a_failure(tmp_path: Path, fault: 
         first,
         second,
     ):
-        response = await models.request(MESSAGES, model="parrot-1")
+        response = await models.of(caller()).request(MESSAGES, model="parrot-1")
         assert response.text == "I did."
         assert (len(first.requests), len(second.requests)) == (1, 1)
 
@@ -99,7 +100,7 @@ async def test_error_of_the_request_is_not_sent_to_another_provider(tmp_path: Pa
     async with two_providers(tmp_path, always(fault), always(says("I did."))) as (models, first, second):
         for _ in range(FAILURES + 1):  # these errors do not open the breaker
             with pytest.raises(ModelError) as caught:
-                await models.request(MESSAGES, model="parrot-1")
+                await models.of(caller()).request(MESSAGES, model="parrot-1")
             assert caught.value.code == code
         assert (len(first.requests), len(second.requests)) == (FAILURES + 1, 0)
 
@@ -112,11 +113,11 @@ async def test_provider_that_fails_is_not_asked_while_its_breaker_is_open(tmp_pa
         second,
     ):
         for _ in range(FAILURES + 3):
-            await models.request(MESSAGES, model="parrot-1")
+            await models.of(caller()).request(MESSAGES, model="parrot-1")
         assert (len(first.requests), len(second.requests)) == (FAILURES, FAILURES + 3)
         clock.advance(30)
-        await models.request(MESSAGES, model="parrot-1")
-        await models.request(MESSAGES, model="parrot-1")
+        await models.of(caller()).request(MESSAGES, model="parrot-1")
+        await models.of(caller()).request(MESSAGES, model="parrot-1")
         assert len(first.requests) == FAILURES + 1  # the probe has failed
 
 
@@ -125,19 +126,19 @@ async def test_provider_is_asked_again_after_the_time_in_retry_after(tmp_path: P
     async with two_providers(
         tmp_path, lambda asked: next(replies, says("First.")), always(says("Second.")), clock=clock
     ) as (models, first, _):
-        texts = [(await models.request(MESSAGES, model="parrot-1")).text for _ in range(3)]
+        texts = [(await models.of(caller()).request(MESSAGES, model="parrot-1")).text for _ in range(3)]
         assert (texts, len(first.requests)) == (["Second."] * 3, 1)
         clock.advance(17)
-        assert (await models.request(MESSAGES, model="parrot-1")).text == "First."
+        assert (await models.of(caller()).request(MESSAGES, model="parrot-1")).text == "First."
 
 
 async def test_error_while_no_provider_may_be_asked_has_the_time_to_wait(tmp_path: Path) -> None:
     async with two_providers(tmp_path, always(fails(500)), always(fails(503))) as (models, first, second):
         for _ in range(FAILURES):
             with pytest.raises(ModelError, match=r"status 503"):
-                await models.request(MESSAGES, model="parrot-1")
+                await models.of(caller()).request(MESSAGES, model="parrot-1")
         with pytest.raises(ModelError, match="has failed repeatedly") as caught:
-            await models.request(MESSAGES, model="parrot-1")
+            await models.of(caller()).request(MESSAGES, model="parrot-1")
         assert (caught.value.code, caught.value.retryable) == ("llm_unavailable", True)
         assert caught.value.retry_after is not None
         assert 0 < caught.value.retry_after <= 30
@@ -149,7 +150,7 @@ async def test_paused_providers_give_the_error_of_a_rate_limit(tmp_path: Path) -
     async with two_providers(tmp_path, always(fault), always(fault)) as (models, first, _):
         for _ in range(2):
             with pytest.raises(ModelError) as caught:
-                await models.request(MESSAGES, model="parrot-1")
+                await models.of(caller()).request(MESSAGES, model="parrot-1")
             assert caught.value.code == "llm_rate_limited"
             assert caught.value.retry_after is not None
             assert 10 < caught.value.retry_after <= 17
@@ -167,13 +168,13 @@ async def test_no_request_fails_when_one_of_two_providers_dies_under_load(
     async with two_providers(tmp_path, first_script, always(says("Second.")), live_database) as (models, first, _):
         texts: Counter[str | None] = Counter()
 
-        async def caller(number: int) -> None:
+        async def requests(number: int) -> None:
             for index in range(20):
                 if number == 0 and index == 5:
                     dead.set()
-                texts[(await models.request(MESSAGES, model="parrot-1")).text] += 1
+                texts[(await models.of(caller()).request(MESSAGES, model="parrot-1")).text] += 1
 
-        await asyncio.gather(*(caller(number) for number in range(20)))
+        await asyncio.gather(*(requests(number) for number in range(20)))
         assert texts.total() == 400
         assert texts["First."] > 0
         assert texts["Second."] > 0
@@ -188,13 +189,13 @@ async def test_cancelled_probe_does_not_block_the_provider(tmp_path: Path) -> No
     ) as (models, first, _):
         for _ in range(FAILURES):
             with pytest.raises(ModelError):
-                await models.request(MESSAGES, model="parrot-1")
+                await models.of(caller()).request(MESSAGES, model="parrot-1")
         clock.advance(30)
         first.was_asked.clear()
-        probe = asyncio.create_task(models.request(MESSAGES, model="parrot-1"))
+        probe = asyncio.create_task(models.of(caller()).request(MESSAGES, model="parrot-1"))
         async with asyncio.timeout(10):
             await first.was_asked.wait()
         probe.cancel()
         with pytest.raises(asyncio.CancelledError):
             await probe
-        assert (await models.request(MESSAGES, model="parrot-1")).text == "First."
+        assert (await models.of(caller()).request(MESSAGES, model="parrot-1")).text == "First."

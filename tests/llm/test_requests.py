@@ -19,6 +19,7 @@ from bloxserver.llm.gateway import LanguageModels
 from bloxserver.model_catalogue import catalogue_of
 from bloxserver.settings import Settings
 from tests.clients.loopback import answer
+from tests.llm.callers import caller
 from tests.llm_server import (
     Api,
     LanguageModelServer,
@@ -90,7 +91,7 @@ async def test_missing_settings_are_named(given: dict[str, Any], model: str | No
     assert problem is not None
     assert [name for name in ("LLM_API_KEY", "LLM_BASE_URL", "LLM_MODEL") if name in problem] == named
     with pytest.raises(ModelError) as caught:
-        await models.request(MESSAGES, model=model)
+        await models.of(caller()).request(MESSAGES, model=model)
     assert (caught.value.code, caught.value.retryable) == ("llm_not_configured", False)
     assert KEY not in caught.value.message
 
@@ -129,7 +130,9 @@ async def test_all_parts_of_a_request_are_sent(provider: Api) -> None:
     schema = {"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]}
     tool = ToolDefinition(name="fetch", parameters_json_schema=schema, description="Fetches a page.", strict=False)
     async with models_with(says("A canary.", input_tokens=21, output_tokens=7), provider=provider) as (models, server):
-        response = await models.request(MESSAGES, model="parrot-2", tools=[tool], temperature=0.5, max_tokens=99)
+        response = await models.of(caller()).request(
+            MESSAGES, model="parrot-2", tools=[tool], temperature=0.5, max_tokens=99
+        )
     assert (response.text, response.usage.input_tokens, response.usage.output_tokens) == ("A canary.", 21, 7)
     assert response.provider_url is None
     [asked] = server.requests
@@ -146,7 +149,7 @@ async def test_all_parts_of_a_request_are_sent(provider: Api) -> None:
 @both_providers
 async def test_unset_parameters_are_not_sent(provider: Api) -> None:
     async with models_with(says("Hello."), provider=provider) as (models, server):
-        await models.request(MESSAGES)
+        await models.of(caller()).request(MESSAGES)
     sent = server.requests[0].json
     assert sent["model"] == "parrot-1"
     assert not {"temperature", "tools", "tool_choice", "max_completion_tokens"} & sent.keys()
@@ -158,7 +161,7 @@ async def test_unset_parameters_are_not_sent(provider: Api) -> None:
 async def test_response_has_all_tool_calls(provider: Api) -> None:
     reply = calls(("fetch", {"url": "a"}), ("fetch", {"url": "b"}), text="Let me look.")
     async with models_with(reply, provider=provider) as (models, _):
-        response = await models.request(MESSAGES)
+        response = await models.of(caller()).request(MESSAGES)
     assert response.text == "Let me look."
     assert [(call.tool_name, call.args_as_dict()) for call in response.tool_calls] == [
         ("fetch", {"url": "a"}),
@@ -209,7 +212,7 @@ async def test_errors_have_distinct_codes_without_key_or_prompt(
 ) -> None:
     async with models_with(fault, says("the second attempt"), provider=provider) as (models, server):
         with pytest.raises(ModelError) as caught:
-            await models.request(MESSAGES)
+            await models.of(caller()).request(MESSAGES)
     error = caught.value
     assert (error.code, error.retryable, error.retry_after) == (code, retryable, None)
     assert len(server.requests) == 1
@@ -223,7 +226,7 @@ async def test_errors_have_distinct_codes_without_key_or_prompt(
 async def test_exhausted_credit_is_not_retryable() -> None:
     async with models_with(fails(429, code="insufficient_quota"), provider="openai") as (models, _):
         with pytest.raises(ModelError) as caught:
-            await models.request(MESSAGES)
+            await models.of(caller()).request(MESSAGES)
     assert (caught.value.code, caught.value.retryable) == ("llm_quota_exceeded", False)
 
 
@@ -237,7 +240,7 @@ async def test_exhausted_credit_is_not_retryable() -> None:
 async def test_exceeded_context_window_has_its_own_code(provider: Api, reply: Reply) -> None:
     async with models_with(reply, provider=provider) as (models, _):
         with pytest.raises(ModelError) as caught:
-            await models.request(MESSAGES)
+            await models.of(caller()).request(MESSAGES)
     assert (caught.value.code, caught.value.retryable) == ("llm_context_exceeded", False)
 
 
@@ -245,7 +248,7 @@ async def test_exceeded_context_window_has_its_own_code(provider: Api, reply: Re
 async def test_retry_after_of_the_server_is_passed_on(provider: Api) -> None:
     async with models_with(fails(429, headers={"Retry-After": "17"}), provider=provider) as (models, _):
         with pytest.raises(ModelError) as caught:
-            await models.request(MESSAGES)
+            await models.of(caller()).request(MESSAGES)
     assert caught.value.retry_after == 17
 
 
@@ -253,7 +256,7 @@ async def test_retry_after_of_the_server_is_passed_on(provider: Api) -> None:
 async def test_rejection_contains_the_message_of_the_server(provider: Api) -> None:
     async with models_with(fails(400, "temperature:\x1brange\nis 0..1"), provider=provider) as (models, _):
         with pytest.raises(ModelError, match=r"\(status 400\): temperature: range is 0\.\.1$"):
-            await models.request(MESSAGES)
+            await models.of(caller()).request(MESSAGES)
 
 
 @both_providers
@@ -261,7 +264,7 @@ async def test_unusable_response_has_token_counts(provider: Api) -> None:
     reply = says("I", finish="length", input_tokens=30, output_tokens=4)
     async with models_with(reply, provider=provider) as (models, _):
         with pytest.raises(ModelError) as caught:
-            await models.request(MESSAGES)
+            await models.of(caller()).request(MESSAGES)
     assert (caught.value.input_tokens, caught.value.output_tokens) == (30, 4)
 
 
@@ -269,14 +272,14 @@ async def test_response_without_a_finish_reason_is_accepted() -> None:
     choice = '{"index": 0, "message": {"role": "assistant", "content": "Hello."}}'
     body = f'{{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [{choice}]}}'
     async with models_with(sends(body), provider="openai") as (models, _):
-        assert (await models.request(MESSAGES)).text == "Hello."
+        assert (await models.of(caller()).request(MESSAGES)).text == "Hello."
 
 
 @both_providers
 async def test_unresponsive_model_times_out(provider: Api) -> None:
     async with models_with(never(), provider=provider, llm_timeout_seconds=0.2) as (models, server):
         with pytest.raises(ModelError, match=r"within 0\.2 seconds") as caught:
-            await models.request(MESSAGES)
+            await models.of(caller()).request(MESSAGES)
     assert (caught.value.code, caught.value.retryable) == ("llm_timeout", True)
     assert len(server.requests) == 1
 
@@ -284,7 +287,7 @@ async def test_unresponsive_model_times_out(provider: Api) -> None:
 @both_providers
 async def test_request_can_be_cancelled(provider: Api) -> None:
     async with models_with(never(), provider=provider) as (models, server):
-        request = asyncio.create_task(models.request(MESSAGES))
+        request = asyncio.create_task(models.of(caller()).request(MESSAGES))
         async with asyncio.timeout(10):
             await server.was_asked.wait()
             request.cancel()
@@ -298,7 +301,7 @@ async def test_unreachable_server_is_retryable(provider: Api) -> None:
         port = listener.getsockname()[1]
     models = LanguageModels(settings(llm_base_url=f"http://127.0.0.1:{port}/v1", llm_model="m", llm_provider=provider))
     with pytest.raises(ModelError) as caught:
-        await models.request(MESSAGES)
+        await models.of(caller()).request(MESSAGES)
     await models.aclose()
     assert (caught.value.code, caught.value.retryable) == ("llm_unreachable", True)
 
@@ -313,7 +316,7 @@ async def test_environment_variables_of_the_libraries_are_ignored(
         monkeypatch.setenv(name, "sk-somebody-elses")
     keys = {"openai_api_key": "sk-somebody-elses", "anthropic_api_key": "sk-somebody-elses", "llm_api_key": None}
     async with models_with(says("Hello."), provider=provider, **keys) as (models, server):
-        await models.request(MESSAGES)
+        await models.of(caller()).request(MESSAGES)
     assert "sk-somebody-elses" not in str(server.requests[0].headers)
 
 
@@ -321,7 +324,7 @@ async def test_environment_variables_of_the_libraries_are_ignored(
 async def test_requests_reuse_connections(provider: Api) -> None:
     async with models_with(*[says("Hello.")] * 3, provider=provider) as (models, server):
         for model in ("parrot-1", "parrot-2", "parrot-3"):
-            await models.request(MESSAGES, model=model)
+            await models.of(caller()).request(MESSAGES, model=model)
         assert server.server.connections == 1
 
 
@@ -329,10 +332,10 @@ async def test_requests_reuse_connections(provider: Api) -> None:
 async def test_logs_do_not_contain_the_key(provider: Api, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with models_with(says("Hello."), fails(401), fails(500), provider=provider) as (models, server):
-        await models.request(MESSAGES)
+        await models.of(caller()).request(MESSAGES)
         for _ in range(2):
             with pytest.raises(ModelError):
-                await models.request(MESSAGES)
+                await models.of(caller()).request(MESSAGES)
     assert len(server.requests) == 3
     assert KEY not in caplog.text
 
@@ -342,11 +345,11 @@ async def test_key_that_the_server_repeats_is_replaced(provider: Api) -> None:
     told = f"You sent Bearer {KEY.upper()}."
     script = (says(told), calls(("save", {"text": told, "list": [KEY.encode().hex()]})), fails(400, f"no: {KEY[::-1]}"))
     async with models_with(*script, provider=provider) as (models, _):
-        assert (await models.request(MESSAGES)).text == "You sent Bearer [setting LLM_API_KEY]."
+        assert (await models.of(caller()).request(MESSAGES)).text == "You sent Bearer [setting LLM_API_KEY]."
         tools = [ToolDefinition(name="save", parameters_json_schema={"type": "object"})]
-        (call,) = (await models.request(MESSAGES, tools=tools)).tool_calls
+        (call,) = (await models.of(caller()).request(MESSAGES, tools=tools)).tool_calls
         mark = "[setting LLM_API_KEY]"
         assert call.args_as_dict() == {"text": f"You sent Bearer {mark}.", "list": [mark]}
         with pytest.raises(ModelError) as caught:
-            await models.request(MESSAGES)
+            await models.of(caller()).request(MESSAGES)
         assert caught.value.message.endswith(f": no: {mark}")

@@ -51,9 +51,8 @@ MAX_CODE = 64
 class ExecutionContext(Protocol):
     """The services and data that the blocks of one execution may use."""
 
-    @property
-    def models(self) -> LanguageModels:
-        """The access to language models."""
+    def models(self, message: Message) -> LanguageModels:
+        """The access to language models for the step that handles the message."""
 
     @property
     def input(self) -> Value:
@@ -210,7 +209,7 @@ async def _call(
     if isinstance(payload, RawJson):
         payload = await prompt_of(payload, context.isolated)
     execution_input = None if isinstance(context.input, RawJson) else context.input
-    agent = AgentContext(context.models, listener.tools, conversation)
+    agent = AgentContext(context.models(message), listener.tools, conversation)
     block_context = context.context(message, attempt.counted_number, agent)
     try:
         with closing(block_context.memory):

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.blocks.base import AgentContext, BlockContext, BlockError
+from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, LanguageModels
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.mail import Mailer, create_mailer
 from bloxserver.clients.memory import MemoryBudget, UserMemory
@@ -27,7 +27,8 @@ from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.turns import Turns
 from bloxserver.errors import BloxError
-from bloxserver.llm.gateway import LanguageModels
+from bloxserver.llm.calls import Caller
+from bloxserver.llm.gateway import LanguageModels as Gateway
 from bloxserver.models.database import Database
 from bloxserver.raw_json import Value
 from bloxserver.services import key_values
@@ -43,7 +44,7 @@ class SharedClients:
 
     http: GuardedClient
     mail: Mailer
-    models: LanguageModels
+    models: Gateway
     cipher: SecretCipher | None
     shares: OutgoingShares
     memory: UserMemory
@@ -54,7 +55,7 @@ class SharedClients:
         return cls(
             http=GuardedClient(allow=settings.ssrf_allow_cidrs),
             mail=create_mailer(settings),
-            models=LanguageModels(settings, database),
+            models=Gateway(settings, database),
             cipher=get_cipher(settings),
             shares=OutgoingShares(),
             memory=UserMemory(),
@@ -78,11 +79,17 @@ class ClaimedExecutionContext:
         self._database = database
         self._clients = clients
         self._execution = execution
-        self.models = clients.models
         self.input = execution_input
         self.isolated = IsolatedTasks(execution.user_id, execution.plan, execution.cpu)
         self.memory = memory
         self._share = clients.shares.of(execution.user_id, execution.plan)
+
+    def models(self, message: Message) -> LanguageModels:
+        execution = self._execution
+        caller = Caller(
+            execution.user_id, execution.tier, execution.plan, execution.flow_id, execution.id, step_id=message.id
+        )
+        return self._clients.models.of(caller)
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         execution = self._execution

@@ -1,0 +1,37 @@
+"""A call of a language model, and on whose behalf it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from bloxserver.plans import Plan
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage
+    from pydantic_ai.tools import ToolDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The user whose limits and keys apply, and the part of an execution that makes the call."""
+
+    user_id: UUID
+    tier: str
+    plan: Plan
+    flow_id: UUID | None = None
+    execution_id: UUID | None = None
+    step_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What is sent to a model. `model` may be an alias; None is the default model."""
+
+    messages: Sequence[ModelMessage]
+    model: str | None = None
+    tools: Sequence[ToolDefinition] = ()
+    temperature: float | None = None
+    max_tokens: int | None = None
