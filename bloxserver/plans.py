@@ -47,6 +47,13 @@ class Plan:
     emails_per_day: int = 100
     """Emails from the operator's address."""
 
+    llm_requests_per_minute: int = 10
+    """Calls of language models with the keys of the operator."""
+    llm_tokens_per_minute: int = 10_000
+    """Input and output tokens of these calls."""
+    llm_concurrent: int = 2
+    """Concurrent ones of these calls."""
+
     execution_cpu_seconds: float = 60
     """CPU time of one execution."""
     execution_memory_bytes: int = 64 * MEBIBYTE
@@ -71,7 +78,7 @@ class Plan:
 
 
 FREE = Plan(flows=1, runs=1_000)
-_PAID = Plan(
+_ENTERPRISE = Plan(
     flows=1_000,
     runs=None,
     triggers_per_flow=100,
@@ -85,6 +92,9 @@ _PAID = Plan(
     name_lookups=100,
     isolated_tasks=8,
     emails_per_day=50_000,
+    llm_requests_per_minute=300,
+    llm_tokens_per_minute=500_000,
+    llm_concurrent=50,
     execution_cpu_seconds=3_600,
     execution_memory_bytes=256 * MEBIBYTE,
     requests_per_minute=12_000,
@@ -109,14 +119,19 @@ PLANS = {
         name_lookups=50,
         isolated_tasks=4,
         emails_per_day=5_000,
+        llm_requests_per_minute=60,
+        llm_tokens_per_minute=100_000,
+        llm_concurrent=10,
         execution_cpu_seconds=600,
         execution_memory_bytes=128 * MEBIBYTE,
         requests_per_minute=3_000,
         key_requests_per_minute=1_500,
         webhooks_per_minute=6_000,
     ),
-    "enterprise": _PAID,
-    "high_frequency": _PAID,
+    "enterprise": _ENTERPRISE,
+    "high_frequency": replace(
+        _ENTERPRISE, llm_requests_per_minute=10_000, llm_tokens_per_minute=10_000_000, llm_concurrent=500
+    ),
 }
 
 ADDRESS_REQUESTS_PER_MINUTE = 1_200

@@ -180,7 +180,13 @@ async def _ask(transcript: _Transcript, config: AgentConfig, context: BlockConte
 
 
 def _block_error(error: ModelError) -> BlockError:
-    return BlockError(error.code, error.message, retryable=error.retryable, retry_after=error.retry_after)
+    return BlockError(
+        error.code,
+        error.message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        is_postponed=error.is_postponed,
+    )
 
 
 async def _record_tokens(conversation: Conversation, input_tokens: int, output_tokens: int) -> None:

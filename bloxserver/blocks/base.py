@@ -57,15 +57,25 @@ class BlockError(Exception):
     """The block failed to handle a message.
 
     `code` is stable and in snake_case. The message is shown to the flow's owner. If `retryable`, another attempt at the
-    same message may succeed. `retry_after` is the minimum delay before that attempt, in seconds.
+    same message may succeed. `retry_after` is the minimum delay before that attempt, in seconds. If `is_postponed`, the
+    attempt is repeated without using a retry, until the timeout of the listener.
     """
 
-    def __init__(self, code: str, message: str, *, retryable: bool = True, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = True,
+        retry_after: float | None = None,
+        is_postponed: bool = False,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.retryable = retryable
         self.retry_after = retry_after
+        self.is_postponed = is_postponed
 
 
 @dataclass(frozen=True)

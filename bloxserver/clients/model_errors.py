@@ -31,6 +31,9 @@ class ModelError(Exception):
     the request. `retry_after` is in seconds. The token counts are those of an unusable response.
     """
 
+    is_postponed = False
+    """Whether the request was not sent because it must wait. It may be sent again after `retry_after`."""
+
     def __init__(
         self,
         code: str,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bloxserver.clients.llm import ModelClient, create_http_client
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clock import now
+from bloxserver.llm.admission import CallLimits
 from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.states import Breakers, Clock, DatabaseStates, MemoryStates, Request
 from bloxserver.model_catalogue import Provider, Route, catalogue_of, operator_secrets
@@ -40,6 +41,7 @@ class LanguageModels:
         self._redactor = Redactor(operator_secrets(settings))
         self._clock = clock
         self._breakers = Breakers(MemoryStates() if database is None else DatabaseStates(database), clock)
+        self._limits = None if database is None else CallLimits.of(settings, database, clock)
         self._http: AsyncClient | None = None
         self._clients: dict[str, ModelClient] = {}
         self._load_lock = asyncio.Lock()
@@ -58,7 +60,22 @@ class LanguageModels:
 
     async def request(self, call: ModelCall, caller: Caller | None = None) -> ModelResponse:
         """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`."""
-        return await self._ask_providers(call)
+        return await self._ask_within_limits(call, caller)
+
+    async def _ask_within_limits(self, call: ModelCall, caller: Caller | None) -> ModelResponse:
+        """Ask the providers with the operator's keys, within the limits of the caller's plan."""
+        if self._limits is None or caller is None:
+            return await self._ask_providers(call)
+        clients = [await self._client(route.provider) for route in self._routes(call.model)]
+        seconds = sum(client.timeout_seconds(call.max_tokens) for client in clients)
+        async with self._limits.reserved(call, caller, seconds) as spent:
+            try:
+                response = await self._ask_providers(call)
+            except ModelError as error:
+                spent.tokens = error.input_tokens + error.output_tokens
+                raise
+            spent.tokens = response.usage.input_tokens + response.usage.output_tokens
+            return response
 
     async def _ask_providers(self, call: ModelCall) -> ModelResponse:
         """Ask each provider of the model once, in the order of the catalogue, until one responds.
@@ -108,6 +125,8 @@ class LanguageModels:
 
     async def aclose(self) -> None:
         """Close the connections. The instance cannot be used afterwards."""
+        if self._limits is not None:
+            await self._limits.aclose()
         if self._http is not None:
             await self._http.aclose()
 

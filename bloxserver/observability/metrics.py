@@ -73,6 +73,12 @@ LLM_REQUESTS = Counter(
     ["provider", "outcome"],
     registry=REGISTRY,
 )
+LLM_LIMITED = Counter(
+    "bloxserver_llm_limited_total",
+    "Calls of language models that a limit of the user's plan refused.",
+    ["limit"],
+    registry=REGISTRY,
+)
 METER_REPORTS = Counter(
     "bloxserver_meter_reports_total",
     "Reports of usage to Stripe, by outcome: sent, or failed and kept for reconciliation.",

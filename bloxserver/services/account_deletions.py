@@ -19,6 +19,8 @@ from bloxserver.models.tables import (
     DeletedUserRecord,
     EmailCountRecord,
     IdempotencyKeyRecord,
+    LlmReservationRecord,
+    LlmWindowRecord,
     SecretRecord,
     UserApiKeyRecord,
     UserRecord,
@@ -50,7 +52,14 @@ async def delete_account(session: AsyncSession, user_id: UUID) -> bool:
         return False
     await _bury(session, user.clerk_id)
     await mark_flows_of(session, user_id)
-    for table in (ApiKeyRecord, SecretRecord, UserApiKeyRecord, EmailCountRecord):
+    for table in (
+        ApiKeyRecord,
+        SecretRecord,
+        UserApiKeyRecord,
+        EmailCountRecord,
+        LlmWindowRecord,
+        LlmReservationRecord,
+    ):
         await session.execute(sa.delete(table).where(table.user_id == user_id))
     await session.execute(sa.delete(IdempotencyKeyRecord).where(IdempotencyKeyRecord.owner_id == user_id))
     await audit.record(session, AuditAction.USER_DELETED, user_id, user_id, before={"tier": user.tier})

@@ -21,6 +21,7 @@ from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Change, Message, Outcome, Save, Step, Tokens
 from bloxserver.engine.run.pump import Pump
 from bloxserver.engine.run.turns import Turns
+from bloxserver.llm.calls import Caller
 from bloxserver.llm.gateway import CallerModels, LanguageModels
 from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
@@ -72,8 +73,14 @@ class World:
     """An execution context with the given clients and secrets, and without storage."""
 
     def __init__(
-        self, http: GuardedClient, models: LanguageModels, secrets: Mapping[str, str], payload: Value = None
+        self,
+        http: GuardedClient,
+        models: LanguageModels,
+        secrets: Mapping[str, str],
+        payload: Value = None,
+        calling: Caller | None = None,
     ) -> None:
+        self._caller = calling or caller()
         self._models = models
         self.input = payload
         self.isolated = IsolatedTasks(uuid4(), PLANS["enterprise"])
@@ -83,7 +90,7 @@ class World:
         self._secrets = secrets
 
     def models(self, message: Message) -> CallerModels:
-        return self._models.of(caller())
+        return self._models.of(self._caller)
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         return BlockContext(
@@ -140,6 +147,8 @@ async def pump(
     entry: str | None = None,
     blocks: Sequence[Block[Anything, NoConfig]] = (),
     settings: Settings | None = None,
+    models: LanguageModels | None = None,
+    calling: Caller | None = None,
     secrets: Mapping[str, str] | None = None,
     called: Mapping[UUID, CalledResult] | None = None,
     visible_after: timedelta = timedelta(days=1),
@@ -149,9 +158,9 @@ async def pump(
     log = Log()
     settings = settings or Settings()
     http = GuardedClient(allow=settings.ssrf_allow_cidrs)
-    models = LanguageModels(settings)
+    models = models or LanguageModels(settings)
     parsed = parse(text, BlockRegistry([*get_registry().blocks, *blocks]))
-    world = World(http, models, secrets or {}, payload)
+    world = World(http, models, secrets or {}, payload, calling)
     try:
         sequence = max((step.sequence for step in kept), default=0)
         runs = Pump(

@@ -53,6 +53,8 @@ async def fill(session: AsyncSession) -> None:
         "billing_periods": {},
         "meter_reports": {},
         "llm_providers": {},
+        "llm_windows": {"user_id": user},
+        "llm_reservations": {"user_id": user},
         "workers": {},
         "rate_counters": {},
         "secrets": {"user_id": user},

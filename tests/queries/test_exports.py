@@ -23,6 +23,8 @@ NOT_EXPORTED = {
     "execution_totals": "is computed from executions",
     "idempotency_keys": "has hashes only, for 8 days",
     "llm_providers": "belongs to no user",
+    "llm_reservations": "has the counts of calls, for minutes",
+    "llm_windows": "has the counts of calls in a minute",
     "meter_reports": "is what has been reported of the usage to Stripe",
     "rate_counters": "has hashes only, for minutes",
     "stored_bytes": "is computed from the other tables",

@@ -45,6 +45,8 @@ from bloxserver.redaction import redact
 log = structlog.stdlib.get_logger("bloxserver.engine")
 
 MAX_BACKOFF_SECONDS = 3600
+MAX_POSTPONED_SECONDS = 3600
+"""How long a step without a timeout may be postponed."""
 MAX_CODE = 64
 
 
@@ -114,6 +116,8 @@ class Attempt:
     def failure(self, error: BlockError) -> Step:
         """A step that is retried, or has failed."""
         values = {"error": error.message, "error_code": error.code[:MAX_CODE]}
+        if error.is_postponed:
+            return self._postponed(error, values)
         if not error.retryable or self.counted_number > self.listener.retries:
             return self.step(StepStatus.ERROR, completed_at=now(), **values)
         pauses = (
@@ -122,6 +126,14 @@ class Attempt:
         )
         due = now() + timedelta(seconds=max(pauses))
         return self.step(StepStatus.RETRYING, completed_at=due, **values)
+
+    def _postponed(self, error: BlockError, values: Mapping[str, Any]) -> Step:
+        """A step that is tried again after a wait, which counts as an interruption. It fails at its timeout."""
+        due = now() + timedelta(seconds=backoff_seconds(1, initial=error.retry_after or 0, maximum=MAX_BACKOFF_SECONDS))
+        if due > self.started_at + timedelta(seconds=self.listener.timeout_seconds or MAX_POSTPONED_SECONDS):
+            return self.step(StepStatus.ERROR, completed_at=now(), **values)
+        waiting = self.step(StepStatus.RETRYING, completed_at=due, **values)
+        return waiting._replace(interruptions=self.interruptions + 1)
 
     def resolve_call(self, calling: Step, called: Mapping[UUID, CalledResult]) -> Step:
         """The step that called another execution, with the result of that execution if it has ended."""

@@ -1,0 +1,131 @@
+"""Limits of a user's calls with the operator's keys: requests and tokens in a minute, and concurrent calls.
+
+A call reserves its tokens before it is sent, and settles them afterwards with what the provider counted. Stores do both
+exactly, for all processes. A reservation whose process has died expires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Protocol
+from uuid import UUID
+
+from bloxserver.clients.model_errors import ModelError
+from bloxserver.ids import new_id
+from bloxserver.llm.calls import Caller, ModelCall
+from bloxserver.plans import Plan
+
+WINDOW_SECONDS = 60
+CHARACTERS_PER_TOKEN = 3
+"""Texts of code have about 3 characters for a token, and prose has 4. An estimate that is too high is corrected."""
+RESPONSE_TOKENS = 1_024
+"""Reserved for a response without `max_tokens`."""
+CONCURRENCY_RETRY_SECONDS = 3.0
+EXPIRY_MARGIN = timedelta(seconds=30)
+
+
+class Limit(StrEnum):
+    """Names of attributes of `Plan`."""
+
+    REQUESTS = "llm_requests_per_minute"
+    TOKENS = "llm_tokens_per_minute"
+    CONCURRENT = "llm_concurrent"
+
+
+WHAT = {
+    Limit.REQUESTS: "calls of language models in a minute",
+    Limit.TOKENS: "tokens of language models in a minute",
+    Limit.CONCURRENT: "concurrent calls of language models",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What a call may use. `tokens` is an estimate."""
+
+    id: UUID
+    user_id: UUID
+    minute: int
+    tokens: int
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A reservation, and the tokens that the call has used."""
+
+    reservation: Reservation
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a user has used in a minute, the reservations included."""
+
+    requests: int
+    tokens: int
+    active: int
+
+
+class LimitStore(Protocol):
+    """Counts what users use, for all processes."""
+
+    async def reserve(self, reservation: Reservation, plan: Plan) -> tuple[bool, Used]:
+        """Count the reservation if it is within all limits of the plan. Returns whether it was counted."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """End reservations. Those that have expired are ignored."""
+
+
+class ModelLimitReached(ModelError):
+    """A limit of the user's plan is reached. `retry_after` is the time until the call may be possible, in seconds."""
+
+    def __init__(self, limit: Limit, maximum: int, used: int, retry_after: float | None) -> None:
+        message = f"your plan allows {maximum} {WHAT[limit]}, and {used} are used"
+        super().__init__("llm_limit_reached", message, retryable=retry_after is not None, retry_after=retry_after)
+        self.is_postponed = retry_after is not None
+        self.limit = limit
+        self.maximum = maximum
+        self.used = used
+
+
+def reservation_of(call: ModelCall, caller: Caller, moment: datetime, seconds: float) -> Reservation:
+    """The reservation for a call that takes at most this many seconds."""
+    return Reservation(
+        new_id(),
+        caller.user_id,
+        int(moment.timestamp()) // WINDOW_SECONDS,
+        estimated_tokens(call),
+        moment + timedelta(seconds=seconds) + EXPIRY_MARGIN,
+    )
+
+
+def estimated_tokens(call: ModelCall) -> int:
+    """An upper estimate of the input and output tokens of a call."""
+    characters = sum(map(len, _texts(call)))
+    return -(-characters // CHARACTERS_PER_TOKEN) + (call.max_tokens or RESPONSE_TOKENS)
+
+
+def _texts(call: ModelCall) -> Iterator[str]:
+    for message in call.messages:
+        for part in message.parts:
+            for value in (getattr(part, "content", None), getattr(part, "args", None)):
+                if value is not None:
+                    yield value if isinstance(value, str) else str(value)
+    for tool in call.tools:
+        yield from (tool.name, tool.description or "", str(tool.parameters_json_schema))
+
+
+def reached(reservation: Reservation, plan: Plan, used: Used, moment: datetime) -> ModelLimitReached:
+    """The error for a reservation that was refused."""
+    reset = (reservation.minute + 1) * WINDOW_SECONDS - moment.timestamp()
+    if used.active >= plan.llm_concurrent:
+        return ModelLimitReached(Limit.CONCURRENT, plan.llm_concurrent, used.active, CONCURRENCY_RETRY_SECONDS)
+    if used.requests >= plan.llm_requests_per_minute:
+        return ModelLimitReached(Limit.REQUESTS, plan.llm_requests_per_minute, used.requests, max(0.0, reset))
+    if reservation.tokens > plan.llm_tokens_per_minute:  # never possible
+        return ModelLimitReached(Limit.TOKENS, plan.llm_tokens_per_minute, reservation.tokens, None)
+    return ModelLimitReached(Limit.TOKENS, plan.llm_tokens_per_minute, used.tokens, max(0.0, reset))
