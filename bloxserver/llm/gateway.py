@@ -11,6 +11,7 @@ from bloxserver.clients.model_errors import ModelError
 from bloxserver.clock import now
 from bloxserver.llm.admission import CallLimits
 from bloxserver.llm.calls import Caller, ModelCall
+from bloxserver.llm.ledger import CallReport, Ledger
 from bloxserver.llm.states import Breakers, Clock, DatabaseStates, MemoryStates, Request
 from bloxserver.model_catalogue import Provider, Route, catalogue_of, operator_secrets
 from bloxserver.models.database import Database
@@ -41,6 +42,7 @@ class LanguageModels:
         self._redactor = Redactor(operator_secrets(settings))
         self._clock = clock
         self._breakers = Breakers(MemoryStates() if database is None else DatabaseStates(database), clock)
+        self._ledger = None if database is None else Ledger(database)
         self._limits = None if database is None else CallLimits.of(settings, database, clock)
         self._http: AsyncClient | None = None
         self._clients: dict[str, ModelClient] = {}
@@ -60,24 +62,29 @@ class LanguageModels:
 
     async def request(self, call: ModelCall, caller: Caller | None = None) -> ModelResponse:
         """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`."""
-        return await self._ask_within_limits(call, caller)
+        if self._ledger is None or caller is None:
+            return await self._ask_within_limits(call, caller, CallReport())
+        async with self._ledger.reported(caller, call.model or self._catalogue.default_model or "") as report:
+            response = await self._ask_within_limits(call, caller, report)
+            report.used(response.usage.input_tokens, response.usage.output_tokens)
+            return response
 
-    async def _ask_within_limits(self, call: ModelCall, caller: Caller | None) -> ModelResponse:
+    async def _ask_within_limits(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
         """Ask the providers with the operator's keys, within the limits of the caller's plan."""
         if self._limits is None or caller is None:
-            return await self._ask_providers(call)
+            return await self._ask_providers(call, report)
         clients = [await self._client(route.provider) for route in self._routes(call.model)]
         seconds = sum(client.timeout_seconds(call.max_tokens) for client in clients)
         async with self._limits.reserved(call, caller, seconds) as spent:
             try:
-                response = await self._ask_providers(call)
+                response = await self._ask_providers(call, report)
             except ModelError as error:
                 spent.tokens = error.input_tokens + error.output_tokens
                 raise
             spent.tokens = response.usage.input_tokens + response.usage.output_tokens
             return response
 
-    async def _ask_providers(self, call: ModelCall) -> ModelResponse:
+    async def _ask_providers(self, call: ModelCall, report: CallReport) -> ModelResponse:
         """Ask each provider of the model once, in the order of the catalogue, until one responds.
 
         Errors that another provider would give as well are raised at once.
@@ -86,7 +93,7 @@ class LanguageModels:
         routes = self._routes(call.model)
         for route in routes:
             try:
-                response = await self._ask(route, call)
+                response = await self._ask(route, call, report)
             except ModelError as error:
                 if error.code not in FAILURES and error.code not in EXHAUSTED:
                     raise
@@ -96,7 +103,7 @@ class LanguageModels:
                     return response
         raise failure or await self._unavailable(routes)
 
-    async def _ask(self, route: Route, call: ModelCall) -> ModelResponse | None:
+    async def _ask(self, route: Route, call: ModelCall, report: CallReport) -> ModelResponse | None:
         """Return the response of one provider; None if it must not be asked now. Raises `ModelError`."""
         name = route.provider.name
         client = await self._client(route.provider)
@@ -104,6 +111,7 @@ class LanguageModels:
         if request is None:
             metrics.LLM_REQUESTS.labels(name, "refused").inc()
             return None
+        report.asked(route.provider, route.model)
         try:
             response = await client.request(
                 call.messages,
@@ -125,8 +133,9 @@ class LanguageModels:
 
     async def aclose(self) -> None:
         """Close the connections. The instance cannot be used afterwards."""
-        if self._limits is not None:
-            await self._limits.aclose()
+        for writer in (self._ledger, self._limits):
+            if writer is not None:
+                await writer.aclose()
         if self._http is not None:
             await self._http.aclose()
 

@@ -8,7 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from bloxserver.models.base import Base, Counter, UpdatedAt
+from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt, partial_index
 
 
 class LlmProviderRecord(Base):
@@ -50,3 +50,37 @@ class LlmReservationRecord(Base):
     minute: Mapped[int] = mapped_column(sa.BigInteger)
     tokens: Mapped[int] = mapped_column(sa.BigInteger)
     expires_at: Mapped[datetime]
+
+
+class LlmCallRecord(Base):
+    """A call of a language model that has ended. Without foreign keys to what retention deletes before it."""
+
+    __tablename__ = "llm_calls"
+    __table_args__ = (
+        sa.Index(None, "user_id", "created_at"),
+        sa.Index(None, "created_at"),
+        partial_index("ix_llm_calls_execution_id", "execution_id", where="execution_id IS NOT NULL"),
+    )
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    flow_id: Mapped[uuid.UUID | None]
+    execution_id: Mapped[uuid.UUID | None]
+    step_id: Mapped[uuid.UUID | None]
+    provider: Mapped[str | None] = mapped_column(sa.String(40))
+    """None if no provider was asked."""
+    model: Mapped[str] = mapped_column(sa.String(200))
+    """The requested name, of a model or an alias."""
+    input_tokens: Mapped[Counter]
+    output_tokens: Mapped[Counter]
+    cost_nanousd: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """In billionths of a US dollar; None if the price is unknown."""
+    cached: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    own_key: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    attempts: Mapped[Counter]
+    """Requests to providers."""
+    first_token_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """None if the response was not streamed."""
+    duration_ms: Mapped[Counter]
+    error_code: Mapped[str | None] = mapped_column(sa.String(64))
+    created_at: Mapped[CreatedAt]

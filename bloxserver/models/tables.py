@@ -51,7 +51,7 @@ from bloxserver.models.flow_data_tables import (
     SigningSecretRecord,
     WebhookDeliveryRecord,
 )
-from bloxserver.models.llm_tables import LlmProviderRecord, LlmReservationRecord, LlmWindowRecord
+from bloxserver.models.llm_tables import LlmCallRecord, LlmProviderRecord, LlmReservationRecord, LlmWindowRecord
 from bloxserver.models.types import LenientJson, StoredJson, TierText, database_now, enum_text
 from bloxserver.raw_json import RawJson
 from bloxserver.settings import get_settings
@@ -75,6 +75,7 @@ __all__ = [
     "IdempotencyKeyRecord",
     "InputEncoding",
     "KeyValueRecord",
+    "LlmCallRecord",
     "LlmProviderRecord",
     "LlmReservationRecord",
     "LlmWindowRecord",

@@ -39,6 +39,7 @@ AUTHENTICATED: dict[str, Call] = {
     "getUsage": Call(),
     "getUsageHistory": Call(),
     "getBilling": Call(),
+    "getLlmUsage": Call(),
     "startCheckout": Call({}),
     "openBillingPortal": Call(),
     "listFlows": Call(),

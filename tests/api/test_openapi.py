@@ -51,6 +51,7 @@ GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/signing-secrets listSigningSec
 GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/upcoming listUpcomingFirings 200 400 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/versions listFlowVersions 200 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/versions/{number} getFlowVersion 200 401 403 404 422 429 503
+GET /api/v1/llm/usage getLlmUsage 200 401 403 422 429 503
 GET /api/v1/me getCurrentUser 200 401 403 422 429 503
 GET /api/v1/me/export exportCurrentUser 200 401 403 422 429 503
 GET /api/v1/secrets listSecrets 200 401 403 422 429 503
@@ -96,6 +97,7 @@ TAGS = {
     "secrets",
     "api keys",
     "audit",
+    "language models",
     "organisms",
 }
 

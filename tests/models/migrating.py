@@ -54,6 +54,7 @@ async def fill(session: AsyncSession) -> None:
         "meter_reports": {},
         "llm_providers": {},
         "llm_windows": {"user_id": user},
+        "llm_calls": {"user_id": user},
         "llm_reservations": {"user_id": user},
         "workers": {},
         "rate_counters": {},

@@ -43,6 +43,10 @@ NO_CREDENTIALS = {
     "executions.output_tokens",
     "provider_keys.key_hint",
     "triggers.previous_token_expires_at",
+    "llm_calls.input_tokens",
+    "llm_calls.output_tokens",
+    "llm_calls.own_key",
+    "llm_calls.first_token_ms",
     "usage.llm_tokens_in",
     "usage.llm_tokens_out",
 }

@@ -15,6 +15,7 @@ from bloxserver.api.routes import (
     executions,
     flows,
     health,
+    llm_usage,
     metrics,
     organisms,
     secrets,
@@ -43,6 +44,7 @@ AUTHENTICATED = [
     api_keys.router,
     audit.router,
     billing.router,
+    llm_usage.router,
     organisms.router,
     canvas.router,
 ]

@@ -25,6 +25,7 @@ from bloxserver.api.schemas.executions import (
 )
 from bloxserver.api.schemas.flows import CreateFlowRequest, Flow, FlowSummary, UpdateFlowRequest
 from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
+from bloxserver.api.schemas.llm import LlmUsage, LlmUsageGroup
 from bloxserver.api.schemas.organisms import (
     BlockDescription,
     DefinitionProblem,
@@ -116,6 +117,8 @@ __all__ = [
     "InputEncoding",
     "LimitUse",
     "Liveness",
+    "LlmUsage",
+    "LlmUsageGroup",
     "PaginatedResponse",
     "Price",
     "Readiness",

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.billing.metering import cut_period, read_periods_of
+from bloxserver.engine.background.retention_batches import MAX_ROWS, delete_some_calls
 from bloxserver.models.database import Database
-from bloxserver.models.tables import ANONYMOUS, DELETING, FlowRecord, StoredBytesRecord, UserRecord
+from bloxserver.models.tables import ANONYMOUS, DELETING, FlowRecord, LlmCallRecord, StoredBytesRecord, UserRecord
 from bloxserver.settings import Settings, get_settings
 
 MAX_PENDING = 1_000
@@ -40,6 +41,7 @@ async def finish_user(database: Database, user_id: UUID) -> bool:
     """Delete or anonymise a user without flows. Returns False if another process did, or if they have flows."""
     settings = get_settings()
     wanted = (UserRecord.id == user_id, *_pending(settings), ~_has_flows)
+    await _delete_calls(database, user_id)
     async with database.transaction() as session:
         # The counters are deleted with the user. Their last runs are reported nevertheless.
         for key in await read_periods_of(session, user_id):
@@ -60,6 +62,14 @@ async def finish_user(database: Database, user_id: UUID) -> bool:
             return False
         await session.execute(sa.delete(StoredBytesRecord).where(StoredBytesRecord.user_id == user_id))
         return True
+
+
+async def _delete_calls(database: Database, user_id: UUID) -> None:
+    """Delete the calls of language models, in several transactions: there may be millions."""
+    number = MAX_ROWS
+    while number == MAX_ROWS:
+        async with database.transaction() as session:
+            number = await delete_some_calls(session, LlmCallRecord.user_id == user_id)
 
 
 def _pending(settings: Settings) -> list[Any]:

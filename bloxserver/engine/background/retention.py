@@ -30,6 +30,7 @@ from bloxserver.engine.background.retention_batches import (
     BatchDeleter,
     PruneResult,
     RetentionLockBusy,
+    delete_calls,
     delete_empty_buckets,
     delete_events,
     delete_idempotency_keys,
@@ -112,6 +113,10 @@ class Retention:
                 delete = partial(delete_idempotency_keys, moment=limits.moment)
                 while await self._deleter.in_transaction(delete, pruned):
                     pass
+                if limits.since is not None:
+                    delete = partial(delete_calls, since=limits.since)
+                    while await self._deleter.in_transaction(delete, pruned):
+                        pass
             await self._prune_events(limits, pruned, dry_run=dry_run)
         except RetentionLockBusy:
             pruned.lock_busy = True

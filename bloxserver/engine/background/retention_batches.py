@@ -33,6 +33,7 @@ from bloxserver.models.tables import (
     ExecutionStepRecord,
     FlowVersionRecord,
     IdempotencyKeyRecord,
+    LlmCallRecord,
 )
 from bloxserver.services.idempotency import KEPT
 
@@ -212,6 +213,24 @@ async def delete_events(session: AsyncSession, since: datetime) -> PruneResult:
         .execution_options(synchronize_session=False)
     )
     return PruneResult(audit_events=len(deleted.all()))
+
+
+async def delete_calls(session: AsyncSession, since: datetime) -> PruneResult:
+    """Delete up to `MAX_ROWS` calls of language models that are older; raises `RetentionLockBusy`."""
+    await acquire_advisory_lock(session)
+    return PruneResult(others=await delete_some_calls(session, LlmCallRecord.created_at < since))
+
+
+async def delete_some_calls(session: AsyncSession, condition: sa.ColumnElement[bool]) -> int:
+    """Delete up to `MAX_ROWS` calls of language models. Returns their number."""
+    call = LlmCallRecord
+    deleted = await session.execute(
+        sa.delete(call)
+        .where(call.id.in_(sa.select(call.id).where(condition).limit(MAX_ROWS)))
+        .returning(call.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(deleted.all())
 
 
 async def delete_empty_buckets(session: AsyncSession, flow_id: UUID, until: Position) -> PruneResult:
