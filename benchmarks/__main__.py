@@ -20,6 +20,7 @@ from benchmarks import (
     idle,
     isolation,
     latency,
+    llm_cache,
     scaling,
     startup,
     throughput,
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Measure] = {
     "isolation": isolation.measure,
     "expressions": expressions.measure,
     "totals": totals.measure,
+    "llm_cache": llm_cache.measure,
 }
 
 

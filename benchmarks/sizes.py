@@ -38,6 +38,7 @@ class Sizes:
     random_expressions: int = 10_000
     totals: int = 2_000
     """Rows that each kind of statement writes in a round of the benchmark of totals."""
+    cache_hits: int = 2_000
 
 
 SMALL = Sizes(
@@ -63,5 +64,6 @@ SMALL = Sizes(
     expression_sizes=(1_000,),
     random_expressions=30,
     totals=200,
+    cache_hits=20,
 )
 """Minimal sizes, to check that the benchmarks run. Their results are meaningless."""

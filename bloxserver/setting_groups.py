@@ -65,6 +65,14 @@ class LanguageModelSettings(BaseModel):
     llm_providers: OptionalText = Field(
         None, description="YAML file with several providers of language models, instead of the settings before."
     )
+    llm_cache_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="Memory of a process for responses that are kept for equal requests; 0 keeps none.",
+    )
+    llm_cache_shared: bool = Field(
+        False, description="Whether users share these responses; otherwise each user has their own."
+    )
     anthropic_api_key: OptionalSecret = Field(None, description="API key of Anthropic, for models named claude….")
     openai_api_key: OptionalSecret = Field(None, description="API key of OpenAI, for its models.")
     xai_api_key: OptionalSecret = Field(None, description="API key of xAI, for models named grok….")

@@ -75,6 +75,7 @@ class AgentConfig(BlockConfig):
         le=1_000_000_000,
         description="The number of input and output tokens after which no further request is sent.",
     )
+    cache: bool = Field(True, description="Whether an answer may be that of an equal request to the model.")
 
 
 @dataclass
@@ -156,6 +157,7 @@ async def _ask(transcript: _Transcript, config: AgentConfig, context: BlockConte
             tools=[_definition(tool) for tool in agent.tools],
             temperature=config.temperature,
             max_tokens=config.max_tokens,
+            cache=config.cache,
         )
     except ModelError as error:
         await _record_tokens(agent.conversation, error.input_tokens, error.output_tokens)

@@ -192,8 +192,12 @@ class LanguageModels(Protocol):
         tools: Sequence[ToolDefinition] = (),
         temperature: float | None = None,
         max_tokens: int | None = None,
+        cache: bool = True,
     ) -> ModelResponse:
-        """Return the complete response of the model. Raises `ModelError`."""
+        """Return the complete response of the model. Raises `ModelError`.
+
+        With `cache`, it may be the response to an equal request. Its usage is zero then.
+        """
 
 
 @dataclass(frozen=True)

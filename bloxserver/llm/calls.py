@@ -28,10 +28,14 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What is sent to a model. `model` may be an alias; None is the default model."""
+    """What is sent to a model. `model` may be an alias; None is the default model.
+
+    `cache` is whether the response may be that of an equal request.
+    """
 
     messages: Sequence[ModelMessage]
     model: str | None = None
     tools: Sequence[ToolDefinition] = ()
     temperature: float | None = None
     max_tokens: int | None = None
+    cache: bool = True

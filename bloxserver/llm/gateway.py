@@ -10,6 +10,7 @@ from bloxserver.clients.llm import ModelClient, create_http_client
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clock import now
 from bloxserver.llm.admission import CallLimits
+from bloxserver.llm.cache import ResponseCache, cached_as
 from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.ledger import CallReport, Ledger
 from bloxserver.llm.states import Breakers, Clock, DatabaseStates, MemoryStates, Request
@@ -44,6 +45,8 @@ class LanguageModels:
         self._breakers = Breakers(MemoryStates() if database is None else DatabaseStates(database), clock)
         self._ledger = None if database is None else Ledger(database)
         self._limits = None if database is None else CallLimits.of(settings, database, clock)
+        self._cache = ResponseCache(settings.llm_cache_bytes, clock)
+        self._shares_responses = settings.llm_cache_shared
         self._http: AsyncClient | None = None
         self._clients: dict[str, ModelClient] = {}
         self._load_lock = asyncio.Lock()
@@ -61,13 +64,26 @@ class LanguageModels:
         return CallerModels(self, caller)
 
     async def request(self, call: ModelCall, caller: Caller | None = None) -> ModelResponse:
-        """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`."""
+        """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`.
+
+        It may be the response to an equal request; see `cache.cached_as`. Its usage is zero then.
+        """
         if self._ledger is None or caller is None:
-            return await self._ask_within_limits(call, caller, CallReport())
+            return await self._cached(call, caller, CallReport())
         async with self._ledger.reported(caller, call.model or self._catalogue.default_model or "") as report:
-            response = await self._ask_within_limits(call, caller, report)
+            response = await self._cached(call, caller, report)
+            report.cached = cached_as(response) is not None
             report.used(response.usage.input_tokens, response.usage.output_tokens)
             return response
+
+    async def _cached(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
+        return await self._cache.request(
+            call,
+            self._routes(call.model),
+            None if caller is None else caller.user_id,
+            lambda: self._ask_within_limits(call, caller, report),
+            shared=self._shares_responses,
+        )
 
     async def _ask_within_limits(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
         """Ask the providers with the operator's keys, within the limits of the caller's plan."""
@@ -189,9 +205,11 @@ class CallerModels:
         tools: Sequence[ToolDefinition] = (),
         temperature: float | None = None,
         max_tokens: int | None = None,
+        cache: bool = True,
     ) -> ModelResponse:
         """See `LanguageModels.request`."""
-        return await self._models.request(ModelCall(messages, model, tools, temperature, max_tokens), self._caller)
+        call = ModelCall(messages, model, tools, temperature, max_tokens, cache)
+        return await self._models.request(call, self._caller)
 
 
 async def _record(request: Request, error: ModelError) -> None:

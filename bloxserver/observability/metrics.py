@@ -79,6 +79,13 @@ LLM_LIMITED = Counter(
     ["limit"],
     registry=REGISTRY,
 )
+LLM_CACHE = Counter(
+    "bloxserver_llm_cache_total",
+    "Calls of language models by use of the cache: hit, coalesced with an equal request, miss, or bypass.",
+    ["result"],
+    registry=REGISTRY,
+)
+LLM_CACHE_BYTES = Gauge("bloxserver_llm_cache_bytes", "Memory of the responses that are kept.", registry=REGISTRY)
 METER_REPORTS = Counter(
     "bloxserver_meter_reports_total",
     "Reports of usage to Stripe, by outcome: sent, or failed and kept for reconciliation.",

@@ -200,6 +200,25 @@ async def test_final_answer_that_reaches_the_token_limit_is_accepted(context: Bl
     assert answer == {"text": "Done."}
 
 
+async def test_answers_from_the_cache_use_no_tokens(context: BlockContext) -> None:
+    first, second = (StoredConversation({"fetch.page": fetched}) for _ in range(2))
+    async with language_models(calls(("fetch_page", {}), input_tokens=500), says("Done.")) as (models, server):
+        answers = [
+            await answer_of(context, models, memory, temperature=0, max_total_tokens=limit)
+            for memory, limit in ((first, 1_000), (second, 1))
+        ]
+    assert answers == [{"text": "Done."}] * 2
+    assert len(server.requests) == 2
+    assert [call for _, _, call in second.called] == ["1.1"]
+    assert [sum(map(sum, memory.tokens)) for memory in (first, second)] == [520, 0]
+
+
+async def test_agent_without_a_cache_asks_the_model_again(context: BlockContext) -> None:
+    async with language_models(says("First."), says("Second.")) as (models, _):
+        answers = [await answer_of(context, models, StoredConversation(), temperature=0, cache=False) for _ in range(2)]
+    assert answers == [{"text": "First."}, {"text": "Second."}]
+
+
 async def test_conversation_that_exceeds_the_state_limit_fails(context: BlockContext) -> None:
     async def much(payload: JsonValue) -> JsonValue:
         return "ä" * (MAX_RESULT_BYTES // 2)

@@ -71,6 +71,20 @@ async def test_call_is_recorded_with_its_tokens_and_cost(
     assert call.duration_ms >= 0
 
 
+async def test_call_from_the_cache_is_recorded_without_tokens_and_cost(
+    tmp_path: Path, live_database: Database, calling: Caller
+) -> None:
+    async with AsyncExitStack() as stack:
+        script = [says("A canary.", input_tokens=1_000, output_tokens=200)]
+        models = await world(stack, tmp_path, live_database, script, models=PRICED)
+        for _ in range(2):
+            await models.of(calling).request(MESSAGES, model="parrot-1", temperature=0)
+    sent, hit = sorted(await recorded(live_database), key=lambda call: call.cached)
+    assert (sent.cached, sent.input_tokens, sent.cost_nanousd) == (False, 1_000, 6_000_000)
+    assert (hit.cached, hit.input_tokens, hit.output_tokens, hit.cost_nanousd) == (True, 0, 0, 0)
+    assert (hit.provider, hit.attempts, hit.error_code) == (None, 0, None)
+
+
 async def test_failover_is_one_call_with_two_attempts(tmp_path: Path, live_database: Database, calling: Caller) -> None:
     async with AsyncExitStack() as stack:
         models = await world(stack, tmp_path, live_database, [fails(500)], [says("I did.")])
