@@ -10,7 +10,7 @@ from alembic import op
 from bloxserver.models.types import UtcDateTime, database_now
 
 revision = "0031"
-down_revision = "0029"
+down_revision = "0027"
 branch_labels = None
 depends_on = None
 
