@@ -186,5 +186,7 @@ def _marked(response: bytes, mark: Mark) -> ModelResponse:
 
 
 def _shared(error: ModelError) -> ModelError:
-    """Return the error for a call that made no request, and is charged no tokens."""
-    return ModelError(error.code, error.message, retryable=error.retryable, retry_after=error.retry_after)
+    """Return a copy of the error for a call that made no request, and is charged no tokens."""
+    copied = type(error).__new__(type(error), *error.args)
+    vars(copied).update(vars(error) | {"input_tokens": 0, "output_tokens": 0})
+    return copied

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, SystemPromptPart, T
 
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.llm.cache import MAX_RESPONSE_BYTES, cached_as
-from bloxserver.llm.calls import ModelCall
+from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.gateway import CallerModels, LanguageModels
+from bloxserver.llm.limits import ModelLimitReached
+from bloxserver.models.database import Database
+from bloxserver.plans import PLANS
 from bloxserver.settings import Settings
+from tests.factories import create_user
 from tests.llm.callers import caller
 from tests.llm.catalogues import Clock
 from tests.llm_server import Asked, LanguageModelServer, Reply, calls, fails, language_model, says
@@ -37,11 +42,14 @@ def numbered() -> Callable[[Asked], Reply]:
 
 @asynccontextmanager
 async def gateway(
-    script: Callable[[Asked], Reply] | list[Reply] | None = None, clock: Clock | None = None, **given: Any
+    script: Callable[[Asked], Reply] | list[Reply] | None = None,
+    clock: Clock | None = None,
+    database: Database | None = None,
+    **given: Any,
 ) -> AsyncIterator[tuple[LanguageModels, LanguageModelServer]]:
     async with language_model(script or numbered()) as server:
         chosen = {"llm_base_url": server.url, "llm_provider": "openai", "llm_model": "parrot-1", "llm_providers": None}
-        models = LanguageModels(Settings(**(chosen | given)), clock=clock or Clock())
+        models = LanguageModels(Settings(**(chosen | given)), database, clock or Clock())
         try:
             yield models, server
         finally:
@@ -269,6 +277,29 @@ class TestConcurrentRequests:
             responses = await asyncio.gather(*tasks)
             assert [len(response.text) for response in responses] == [MAX_RESPONSE_BYTES] * 3
             assert len(server.requests) == 1
+
+
+class TestLimits:
+    async def caller(self, database: Database, **limits: int) -> Caller:
+        async with database.transaction() as session:
+            user = await create_user(session)
+        return Caller(user.id, "free", replace(PLANS["free"], **limits))
+
+    async def test_hit_uses_no_limit(self, live_database: Database) -> None:
+        user = await self.caller(live_database, llm_requests_per_minute=1)
+        async with gateway(database=live_database, rate_limits=True) as (models, _):
+            assert [await ask(models.of(user)) for _ in range(3)] == ["Answer 1"] * 3
+            with pytest.raises(ModelLimitReached):
+                await ask(models.of(user), "What else?")
+
+    async def test_limit_of_the_first_request_is_that_of_the_others(self, live_database: Database) -> None:
+        """Their steps are postponed as well."""
+        user = await self.caller(live_database, llm_requests_per_minute=1)
+        async with gateway(database=live_database, rate_limits=True) as (models, _):
+            await ask(models.of(user), "What else?")
+            errors = await asyncio.gather(*(ask(models.of(user)) for _ in range(3)), return_exceptions=True)
+        assert [isinstance(error, ModelLimitReached) and error.is_postponed for error in errors] == [True] * 3
+        assert len({(str(error), error.used) for error in errors if isinstance(error, ModelLimitReached)}) == 1
 
 
 async def test_conversation_after_a_hit_is_a_hit() -> None:
