@@ -15,6 +15,12 @@ BILLING = {
     "cancelAt": None,
     "paymentProblem": None,
     "graceEndsAt": None,
+    "flows": {
+        "limit": 100,
+        "used": 1,
+        "running": [{"id": "01928f5e-8d35-7c91-a4a2-0b6f7a1d2c3e", "name": "Orders"}],
+        "stoppedByPlan": [],
+    },
     "prices": PRICES,
 }
 USAGE_PERIOD = {

@@ -46,7 +46,8 @@ COSTS = {
     ),
     "list versions": Cost(3, "GET", "/api/v1/flows/{running}/versions"),
     "get a version": Cost(2, "GET", "/api/v1/flows/{running}/versions/1", 404),
-    "start a flow": Cost(5, "POST", "/api/v1/flows/{stopped}/start"),
+    # One locks the user and reads the plan.
+    "start a flow": Cost(6, "POST", "/api/v1/flows/{stopped}/start"),
     "stop a flow": Cost(5, "POST", "/api/v1/flows/{running}/stop"),
     # One for each table, the flow, its number of executions, its size and the user, and two for running executions and
     # their callers.
