@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bloxserver.api.examples import FLOW_ID, NEXT_CURSOR
 from bloxserver.billing.overview import PRICES
 
 BILLING = {
@@ -18,7 +19,7 @@ BILLING = {
     "flows": {
         "limit": 100,
         "used": 1,
-        "running": [{"id": "01928f5e-8d35-7c91-a4a2-0b6f7a1d2c3e", "name": "Orders"}],
+        "running": [{"id": FLOW_ID, "name": "Orders"}],
         "stoppedByPlan": [],
     },
     "prices": PRICES,
@@ -29,6 +30,20 @@ USAGE_PERIOD = {
     "runs": 98120,
     "inputTokens": 1204000,
     "outputTokens": 310200,
+}
+FLOW_USAGE_PAGE = {
+    "periodStart": "2026-03-01T00:00:00.000000Z",
+    "periodEnd": "2026-04-01T00:00:00.000000Z",
+    "items": [
+        {
+            "flowId": FLOW_ID,
+            "flowName": "Orders",
+            "runs": 9120,
+            "inputTokens": 804000,
+            "outputTokens": 120200,
+        }
+    ],
+    "nextCursor": NEXT_CURSOR,
 }
 CHECKOUT = {"url": "https://checkout.stripe.com/c/pay/cs_live_a1b2c3"}
 PORTAL = {"url": "https://billing.stripe.com/p/session/live_a1b2c3"}

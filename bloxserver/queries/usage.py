@@ -142,6 +142,22 @@ async def read_usage(session: AsyncSession, user_id: UUID, plan: Plan, period: P
     )
 
 
+async def read_previous_period(session: AsyncSession, user_id: UUID, current: Period) -> Period:
+    """The user's last period with usage before the current one; the calendar month before it if there is none.
+
+    It ends before the current one starts: a subscription can begin within a calendar month.
+    """
+    wanted = (
+        sa.select(UsageRecord.period_start, UsageRecord.period_end)
+        .where(UsageRecord.user_id == user_id, UsageRecord.period_start < current.start)
+        .order_by(UsageRecord.period_start.desc())
+    )
+    found = (await session.execute(wanted.limit(1))).first()
+    if found is None:
+        return Period(period_at(current.start - timedelta(microseconds=1), None, None).start, current.start)
+    return Period(found.period_start, min(found.period_end or current.start, current.start))
+
+
 async def read_usage_history(session: AsyncSession, user_id: UUID, periods: int) -> list[sa.Row[Any]]:
     """What the user used in each of their last billing periods with usage, the newest first."""
     usage = UsageRecord

@@ -34,6 +34,8 @@ class Cost(NamedTuple):
 COSTS = {
     "current user": Cost(1, "GET", "/api/v1/me"),
     "usage": Cost(2, "GET", "/api/v1/usage"),
+    "usage of flows": Cost(2, "GET", "/api/v1/usage/flows"),
+    "usage of flows in the previous period": Cost(3, "GET", "/api/v1/usage/flows?period=previous"),
     "list flows": Cost(1, "GET", "/api/v1/flows"),
     "create a flow with its first version": Cost(6, "POST", "/api/v1/flows", 201, {"name": "New"}),
     "get a flow": Cost(1, "GET", "/api/v1/flows/{running}"),

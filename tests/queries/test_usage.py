@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import UsageRecord
 from bloxserver.plans import FREE, get_plan
-from bloxserver.queries.usage import RENEWAL, Period, period_at, read_usage, read_usage_history
+from bloxserver.queries.usage import RENEWAL, Period, period_at, read_previous_period, read_usage, read_usage_history
 from tests.factories import create_user
 
 TODAY = datetime(2026, 6, 15, tzinfo=UTC)
@@ -120,3 +120,24 @@ async def test_history_has_the_last_periods_with_usage(session: AsyncSession) ->
     ]
     assert rows[0].period_end == datetime(2026, 6, 29, tzinfo=UTC)
     assert await read_usage_history(session, (await create_user(session)).id, 2) == []
+
+
+async def test_previous_period_is_the_last_one_with_usage(session: AsyncSession) -> None:
+    user, other = await create_user(session), await create_user(session)
+    month, before = datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC)
+    session.add(UsageRecord(user_id=other.id, period_start=datetime(2026, 5, 20, tzinfo=UTC)))
+    await session.commit()
+    assert await read_previous_period(session, user.id, Period(month, TODAY)) == Period(
+        datetime(2026, 5, 1, tzinfo=UTC), month
+    )
+    assert await read_previous_period(session, user.id, PERIOD) == Period(month, PERIOD.start)
+    may = datetime(2026, 5, 1, tzinfo=UTC)
+    session.add_all(
+        UsageRecord(user_id=user.id, period_start=start, period_end=end, slot=slot)
+        for start, end, slot in ((before, may, 0), (before, may, 1), (may, month, 0), (PERIOD.start, PERIOD.end, 0))
+    )
+    await session.commit()
+    assert await read_previous_period(session, user.id, PERIOD) == Period(may, month)
+    assert await read_previous_period(session, user.id, Period(may, month)) == Period(before, may)
+    # A subscription began within the month.
+    assert (await read_previous_period(session, user.id, Period(may + timedelta(days=9), month))).end.day == 10

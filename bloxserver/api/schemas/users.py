@@ -68,6 +68,25 @@ class UsagePeriod(CamelModel):
     output_tokens: int = Field(description="Output tokens of language models.")
 
 
+class FlowUsage(CamelModel):
+    """What one flow used."""
+
+    flow_id: UUID
+    flow_name: str
+    runs: int = Field(description="Runs of every status, with those that other flows called.")
+    input_tokens: int = Field(description="Input tokens of language models.")
+    output_tokens: int = Field(description="Output tokens of language models.")
+
+
+class FlowUsagePage(CamelModel):
+    """A page of flows with runs in a time, those with most runs first."""
+
+    period_start: UtcTime = Field(description="The first minute whose runs count.")
+    period_end: UtcTime = Field(description="The end of the last minute whose runs count.")
+    items: list[FlowUsage]
+    next_cursor: str | None = Field(description="The `cursor` of the next page; null on the last page.")
+
+
 class ApiKeyInfo(CamelModel):
     """A user's API key for a provider, without the key itself."""
 
