@@ -47,6 +47,7 @@ ENDPOINT_EVENTS = tuple(kind for kind in SYNCED + ALERTS if not kind.startswith(
 """Events of a webhook endpoint. The others are thin events, which need a destination of their own."""
 MAX_EVENT_BYTES = 256 * 1024
 MAX_ID = 255
+MAX_SECONDS = 2**40
 
 
 def webhook_secrets(settings: Settings) -> Sequence[str]:
@@ -65,6 +66,8 @@ class Event(NamedTuple):
     id: str
     type: str
     customer_id: str | None
+    created: int | None
+    """When Stripe created the event, in seconds since 1970."""
 
 
 def read_event(body: bytes, headers: Headers, secrets: Sequence[str], moment: datetime, *, live: bool) -> Event:
@@ -84,7 +87,8 @@ def read_event(body: bytes, headers: Headers, secrets: Sequence[str], moment: da
         raise BadRequest("invalid_event", "The body is not an event of Stripe")
     if found.get("livemode", live) is not live:
         raise BadRequest("wrong_mode", "The event is of the other mode, live or test")
-    return Event(found["id"], found["type"], _customer_of(found))
+    created = found.get("created")
+    return Event(found["id"], found["type"], _customer_of(found), created if _is_time(created) else None)
 
 
 def _customer_of(event: Mapping[str, Any]) -> str | None:
@@ -98,18 +102,25 @@ def _customer_of(event: Mapping[str, Any]) -> str | None:
     return customer if _is_text(customer) else None
 
 
+def _is_time(value: object) -> bool:
+    return isinstance(value, int) and 0 < value < MAX_SECONDS
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_ID and value.isascii() and value.isprintable()
 
 
-async def process_event(session: AsyncSession, stripe: Stripe, event: Event) -> None:
-    """Do what the event causes, unless it was done. Raises `StripeUnavailable`; Stripe then sends the event again."""
+async def process_event(session: AsyncSession, stripe: Stripe, event: Event) -> bool:
+    """Do what the event causes. Returns False if it was done before.
+
+    Raises `StripeUnavailable`; Stripe then sends the event again.
+    """
     record = StripeEventRecord
     inserted = insert_into(session, record).values(event_id=event.id, event_type=event.type)
     await session.execute(inserted.on_conflict_do_nothing(index_elements=[record.event_id]))
     done = await session.scalar(sa.select(record.processed_at).where(record.event_id == event.id))
     if done is not None:
-        return
+        return False
     if event.type in ALERTS:
         log.error("event of Stripe needs attention", event_type=event.type, event_id=event.id)
     error: BloxError | None = None
@@ -123,3 +134,4 @@ async def process_event(session: AsyncSession, stripe: Stripe, event: Event) -> 
     if error is not None:
         await release(session)
         raise error
+    return True
