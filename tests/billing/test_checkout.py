@@ -46,6 +46,27 @@ async def test_concurrent_checkouts_create_one_customer_and_one_session(world: B
     assert len(world.stripe.of_kind("customer")) == len(world.stripe.of_kind("checkout.session")) == 1
 
 
+@pytest.mark.parametrize("second", ["same", "another", None])
+async def test_repeated_checkout_gets_the_same_page_with_any_key(world: BillingWorld, second: str | None) -> None:
+    first = await world.client.post(CHECKOUT, headers={"Idempotency-Key": "same"})
+    headers = {} if second is None else {"Idempotency-Key": second}
+    again = await world.client.post(CHECKOUT, json={"plan": "pro"}, headers=headers)
+    assert first.status_code == again.status_code == 200
+    assert first.json() == again.json()
+    assert len(world.stripe.of_kind("customer")) == len(world.stripe.of_kind("checkout.session")) == 1
+
+
+async def test_repeated_portal_gets_a_new_page_and_changes_nothing(world: BillingWorld) -> None:
+    await world.customer()
+    before = await world.billing()
+    answers = [await world.client.post(PORTAL, headers={"Idempotency-Key": "same"}) for _ in range(2)]
+    urls = [answer.json()["url"] for answer in answers]
+    assert urls == [session["url"] for session in world.stripe.of_kind("billing_portal.session")]
+    assert urls[0] != urls[1]
+    assert len(world.stripe.of_kind("customer")) == 1
+    assert await world.billing() == before
+
+
 async def test_second_subscription_has_no_trial(world: BillingWorld) -> None:
     customer_id = await world.customer()
     trial = {"trial_start": 1, "trial_end": 2}
