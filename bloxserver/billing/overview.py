@@ -21,6 +21,7 @@ PROBLEMS = {"past_due": "payment_failed", "unpaid": "unpaid", "paused": "paused"
 PRICES = (
     {"name": "pro", "usd": "29.00", "unit": "month", "included": 0},
     {"name": "runs", "usd": "0.50", "unit": "1,000 runs", "included": prices.INCLUDED_RUNS},
+    {"name": "storage", "usd": "0.10", "unit": "GB for 30 days", "included": prices.INCLUDED_GIGABYTES},
 )
 
 

@@ -33,8 +33,8 @@ async def test_checkout_sells_pro_with_a_trial(world: BillingWorld) -> None:
     assert session["subscription_data"]["trial_period_days"] == 14
     assert session["mode"] == "subscription"
     prices = [world.stripe.objects[item["price"]]["lookup_key"] for item in session["line_items"]]
-    assert prices == [PRO_LOOKUP_KEY, "bloxserver_pro_runs"]
-    assert ["quantity" in item for item in session["line_items"]] == [True, False]
+    assert prices == [PRO_LOOKUP_KEY, "bloxserver_pro_runs", "bloxserver_pro_storage"]
+    assert ["quantity" in item for item in session["line_items"]] == [True, False, False]
     assert session["success_url"] == "http://localhost:3000/billing?checkout=success"
 
 
@@ -150,7 +150,7 @@ async def test_subscription_is_shown(world: BillingWorld) -> None:
     free = await world.billing()
     assert (free["plan"], free["planSource"], free["status"]) == ("free", "default", "active")
     assert (free["trialAvailable"], free["paymentProblem"], free["cancelAt"]) == (True, None, None)
-    assert [price["usd"] for price in free["prices"]] == ["29.00", "0.50"]
+    assert [price["usd"] for price in free["prices"]] == ["29.00", "0.50", "0.10"]
     customer_id = await world.customer()
     start = int(now().timestamp()) - 3 * DAY
     made = world.stripe.subscribe(customer_id, PRO_LOOKUP_KEY, "past_due", period_start=start)
