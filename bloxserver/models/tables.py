@@ -28,7 +28,7 @@ from bloxserver.models.account_tables import (
     WorkerRecord,
 )
 from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt, partial_index
-from bloxserver.models.billing_tables import BillingPeriodRecord, MeterReportRecord
+from bloxserver.models.billing_tables import BillingPeriodRecord, MeterReportRecord, StorageSampleRecord
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.enums import (
     BillingStatus,
@@ -81,6 +81,7 @@ __all__ = [
     "SecretRecord",
     "SigningSecretRecord",
     "StepStatus",
+    "StorageSampleRecord",
     "StoredBytesRecord",
     "StripeEventRecord",
     "Tier",

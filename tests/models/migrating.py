@@ -52,6 +52,7 @@ async def fill(session: AsyncSession) -> None:
         "stripe_events": {},
         "billing_periods": {},
         "meter_reports": {},
+        "storage_samples": {},
         "workers": {},
         "rate_counters": {},
         "secrets": {"user_id": user},

@@ -24,6 +24,7 @@ NOT_EXPORTED = {
     "idempotency_keys": "has hashes only, for 8 days",
     "meter_reports": "is what has been reported of the usage to Stripe",
     "rate_counters": "has hashes only, for minutes",
+    "storage_samples": "is what has been reported of the stored bytes to Stripe",
     "stored_bytes": "is computed from the other tables",
     "stripe_events": "belongs to no user",
     "workers": "belongs to no user",

@@ -25,7 +25,7 @@ from tests.models import migrating
 
 NOT_OF_USERS = {"stripe_events", "workers", "rate_counters", "execution_totals", "execution_series"}
 """Tables in which `migrating.fill` inserts a row that belongs to no user, or to no flow of a user."""
-KEPT = {"audit_events", "billing_periods", "deleted_users", "meter_reports"}
+KEPT = {"audit_events", "billing_periods", "deleted_users", "meter_reports", "storage_samples"}
 
 
 async def fill(database: Database) -> Any:
