@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.models.tables import UsageRecord
+from bloxserver.models.tables import StorageSampleRecord, UsageRecord
 from bloxserver.plans import FREE, get_plan
 from bloxserver.queries.usage import RENEWAL, Period, period_at, read_previous_period, read_usage, read_usage_history
 from tests.factories import create_user
@@ -64,6 +64,31 @@ async def test_usage_sums_the_slots_of_the_period_and_compares_them_with_the_pla
     assert (usage.runs_percentage, usage.estimated_overage) == (percentage, overage)
     assert (usage.tokens_used, usage.days_remaining) == (14, 20)
     assert (usage.period_start, usage.period_end) == (PERIOD.start, PERIOD.end)
+
+
+@pytest.mark.parametrize(
+    ("tier", "megabytes", "included", "overage"),
+    [
+        ("pro", (1_000,) * 10, 10**10, 0.0333),
+        ("pro", (0, 30_000), 10**10, 0.1),
+        ("pro", (), 10**10, 0),
+        ("free", (7_000,), None, 0),
+    ],
+)
+async def test_price_of_storage_is_that_of_the_samples_of_the_period(
+    session: AsyncSession, tier: str, megabytes: tuple[int, ...], included: int | None, overage: float
+) -> None:
+    user, other = await create_user(session), await create_user(session)
+    values = {"bytes": 1, "period_start": PERIOD.start}
+    for number, billed in enumerate(megabytes):
+        day = {"day": TODAY.date() - timedelta(days=number), "billed_megabytes": billed}
+        session.add_all(StorageSampleRecord(user_id=owner.id, **values | day) for owner in (user, other))
+    before = {"day": PERIOD.start.date() - timedelta(days=1), "period_start": PERIOD.start - timedelta(days=30)}
+    session.add(StorageSampleRecord(user_id=user.id, **values | before, billed_megabytes=9_999))
+    await session.commit()
+    usage = await read_usage(session, user.id, get_plan(tier), PERIOD, TODAY)
+    assert (usage.included_stored_bytes, usage.storage_overage) == (included, overage)
+    assert usage.estimated_overage == 0
 
 
 def utc(*parts: int) -> datetime:

@@ -55,6 +55,10 @@ class UsageDashboard(CamelModel):
     days_remaining: int = Field(description="Whole days until the period ends, rounded up.")
     stored_bytes: int = Field(description="Bytes in executions, steps, versions and key-value storage.")
     stored_bytes_limit: int = Field(description="Stored bytes that the plan allows.")
+    included_stored_bytes: int | None = Field(description="Stored bytes without a price; null if none has one.")
+    storage_overage: float = Field(
+        description="Price of the bytes beyond the included ones on the days of the period until today, in USD."
+    )
     limits: list[LimitUse] = Field(description="The limits of the plan that count something.")
 
 
