@@ -36,6 +36,7 @@ TRANSITIONS = {
     FlowStatus.STOPPED: {FlowStatus.STOPPING},
 }
 """For each status, the statuses from which a flow may enter it."""
+NO_OWNER = ("", None, False)
 DEFINITION = ("organism_yaml", "canvas_state")
 """The columns of a definition. A change to one of them makes a new version."""
 
@@ -151,15 +152,17 @@ async def start_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> Flo
     """Request a start. The engine validates the organism, and sets `running` or `error` with the reason.
 
     Raises `NotFound`, `BadRequest`, and `Forbidden` if as many flows run as the plan allows. Their number is exact
-    under concurrency, also with a change of the plan.
+    under concurrency, also with a change of the plan. It is not limited for users whose plan was never changed: their
+    flows beyond the plan are rows that another program has inserted.
     """
     # The lock of the user's row makes the number exact. A concurrent change of the plan has changed the tier since the
     # sign-in.
-    owner = sa.select(UserRecord.tier, UserRecord.limits).where(UserRecord.id == user_id)
-    tier, limits = (await session.execute(owner.with_for_update(key_share=True))).one_or_none() or ("", None)
+    had_plans = sa.or_(UserRecord.stripe_customer_id.is_not(None), UserRecord.tier_source.is_not(None))
+    owner = sa.select(UserRecord.tier, UserRecord.limits, had_plans).where(UserRecord.id == user_id)
+    tier, limits, is_limited = (await session.execute(owner.with_for_update(key_share=True))).one_or_none() or NO_OWNER
     limit = get_plan(tier, limits).flows
     flow = await read_flow(session, user_id, flow_id, lock=True)
-    may_run = number_running(user_id) < limit
+    may_run = number_running(user_id) < limit if is_limited else sa.true()
     before = flow.status
     if not await transition_flow(session, flow_id, FlowStatus.STARTING, may_run, stop_requested_at=None):
         if before not in TRANSITIONS[FlowStatus.STARTING]:

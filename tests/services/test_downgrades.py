@@ -76,6 +76,7 @@ class TestStart:
     async def test_start_beyond_the_limit_is_refused_until_a_flow_is_stopped(
         self, session: AsyncSession, user: UserRecord
     ) -> None:
+        user.stripe_customer_id = "cus_1"
         running = await create_flow(session, user)
         flow = await create_flow(session, user, status=STOPPED)
         with pytest.raises(Forbidden) as raised:
@@ -95,10 +96,17 @@ class TestStart:
             flow = await create_flow(session, user, status=status)
             assert (await start_flow(session, user.id, flow.id)).status is STARTING
 
+    async def test_flows_that_other_programs_inserted_can_be_started(self, session: AsyncSession) -> None:
+        """No plan of the user has ever changed."""
+        user = await create_user(session)
+        for _ in range(PLANS["free"].flows + 1):
+            flow = await create_flow(session, user, status=STOPPED)
+            assert (await start_flow(session, user.id, flow.id)).status is STARTING
+
     async def test_larger_plan_allows_more(self, session: AsyncSession, user: UserRecord) -> None:
         await create_flow(session, user)
         flow = await create_flow(session, user, status=STOPPED, error_message=STOPPED_BY_PLAN)
-        user.limits = {"flows": 2}
+        user.limits, user.stripe_customer_id = {"flows": 2}, "cus_1"
         await session.commit()
         started = await start_flow(session, user.id, flow.id)
         assert (started.status, started.error_message) == (STARTING, None)
@@ -107,7 +115,7 @@ class TestStart:
 class TestConcurrency:
     async def test_of_concurrent_starts_as_many_succeed_as_the_plan_allows(self, live_database: Database) -> None:
         async with live_database.sessions() as session:
-            user = await create_user(session, limits={"flows": 2})
+            user = await create_user(session, limits={"flows": 2}, stripe_customer_id="cus_1")
             flows = [await create_flow(session, user, status=STOPPED) for _ in range(6)]
 
         async def start(flow_id: UUID) -> str:
