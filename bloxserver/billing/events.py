@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.billing.client import Stripe
+from bloxserver.billing.invoices import write_payment_email
 from bloxserver.billing.sync import sync_customer
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest, BloxError
@@ -41,6 +42,8 @@ SYNCED = (
     "invoice.upcoming",
 )
 """Events after which the customer is read again."""
+PAYMENTS = ("invoice.paid", "invoice.payment_succeeded")
+"""Events after which an invoice is read."""
 ALERTS = ("charge.dispute.created", "v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
 """Events that an operator must look at."""
 ENDPOINT_EVENTS = tuple(kind for kind in SYNCED + ALERTS if not kind.startswith("v1."))
@@ -68,6 +71,7 @@ class Event(NamedTuple):
     customer_id: str | None
     created: int | None
     """When Stripe created the event, in seconds since 1970."""
+    invoice_id: str | None = None
 
 
 def read_event(body: bytes, headers: Headers, secrets: Sequence[str], moment: datetime, *, live: bool) -> Event:
@@ -87,15 +91,17 @@ def read_event(body: bytes, headers: Headers, secrets: Sequence[str], moment: da
         raise BadRequest("invalid_event", "The body is not an event of Stripe")
     if found.get("livemode", live) is not live:
         raise BadRequest("wrong_mode", "The event is of the other mode, live or test")
-    created = found.get("created")
-    return Event(found["id"], found["type"], _customer_of(found), created if _is_time(created) else None)
-
-
-def _customer_of(event: Mapping[str, Any]) -> str | None:
-    data = event.get("data")
+    created = found.get("created") if _is_time(found.get("created")) else None
+    data = found.get("data")
     subject = data.get("object") if isinstance(data, dict) else None
     if not isinstance(subject, dict):
-        return None
+        return Event(found["id"], found["type"], None, created)
+    invoice_id = subject.get("id") if subject.get("object") == "invoice" else None
+    invoice_id = invoice_id if _is_text(invoice_id) else None
+    return Event(found["id"], found["type"], _customer_of(subject), created, invoice_id)
+
+
+def _customer_of(subject: Mapping[str, Any]) -> str | None:
     customer = subject.get("id") if subject.get("object") == "customer" else subject.get("customer")
     if isinstance(customer, dict):  # an expanded object
         customer = customer.get("id")
@@ -127,6 +133,8 @@ async def process_event(session: AsyncSession, stripe: Stripe, event: Event) -> 
     if event.type in SYNCED and event.customer_id is not None:
         try:
             await sync_customer(session, stripe, event.customer_id)
+            if event.type in PAYMENTS and event.invoice_id is not None:
+                await write_payment_email(session, stripe, event.invoice_id)
         except BloxError as failure:
             error = failure
     result = {"processed_at": now(), "error_message": None} if error is None else {"error_message": error.code}

@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.billing.client import Stripe
+from bloxserver.billing.emails import Snapshot, write_emails
 from bloxserver.billing.periods import record_period
 from bloxserver.billing.state import BillingState, UnknownStatus, state_of
 from bloxserver.errors import Unavailable
@@ -64,6 +65,7 @@ async def store_state(session: AsyncSession, customer_id: str, state: BillingSta
         return False
     if user.stripe_synced_at is not None and user.stripe_synced_at > started_at:
         return False
+    snapshot = Snapshot.of(user)
     before = {"tier": user.tier, "billingStatus": user.billing_status}
     if user.tier_source is not TierSource.OPERATOR:
         tier = state.tier or Tier(get_settings().default_tier)
@@ -84,6 +86,7 @@ async def store_state(session: AsyncSession, customer_id: str, state: BillingSta
     user.stripe_synced_at = started_at
     await session.flush()
     await record_period(session, user, started_at)
+    await write_emails(session, user, snapshot)
     await _record(session, user.id, before, {"tier": user.tier, "billingStatus": user.billing_status})
     return True
 

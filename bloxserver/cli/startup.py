@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from bloxserver.account_emails.rendering import check_templates
 from bloxserver.errors import BloxError, SettingsError
 from bloxserver.observability.log import configure_logging
 from bloxserver.plans_file import use_plans_file
@@ -31,6 +32,7 @@ def load_checked_settings() -> Settings:
     try:
         settings.check_startup()
         use_plans_file(settings.plans_file)
+        check_templates(settings.email_templates_dir)
         get_registry()
     except SettingsError as error:
         fail(str(error))

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from bloxserver.clock import now
 from bloxserver.models.account_tables import (
+    AccountEmailRecord,
     ApiKeyRecord,
     AuditEventRecord,
     DeletedUserRecord,
@@ -56,6 +57,7 @@ from bloxserver.raw_json import RawJson
 from bloxserver.settings import get_settings
 
 __all__ = [
+    "AccountEmailRecord",
     "ApiKeyRecord",
     "AuditEventRecord",
     "BillingPeriodRecord",

@@ -75,6 +75,12 @@ METER_REPORTS = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+ACCOUNT_EMAILS = Counter(
+    "bloxserver_account_emails_total",
+    "Emails to users about their account, by outcome: sent, retried, failed, unknown or expired.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 
 PROVIDER_EVENTS = Counter(
     "bloxserver_provider_events_total",

@@ -15,6 +15,7 @@ from bloxserver.clock import now
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import AuditAction
 from bloxserver.models.tables import (
+    AccountEmailRecord,
     ApiKeyRecord,
     DeletedUserRecord,
     EmailCountRecord,
@@ -50,7 +51,7 @@ async def delete_account(session: AsyncSession, user_id: UUID) -> bool:
         return False
     await _bury(session, user.clerk_id)
     await mark_flows_of(session, user_id)
-    for table in (ApiKeyRecord, SecretRecord, UserApiKeyRecord, EmailCountRecord):
+    for table in (ApiKeyRecord, SecretRecord, UserApiKeyRecord, EmailCountRecord, AccountEmailRecord):
         await session.execute(sa.delete(table).where(table.user_id == user_id))
     await session.execute(sa.delete(IdempotencyKeyRecord).where(IdempotencyKeyRecord.owner_id == user_id))
     await audit.record(session, AuditAction.USER_DELETED, user_id, user_id, before={"tier": user.tier})

@@ -57,6 +57,7 @@ async def fill(session: AsyncSession) -> None:
         "rate_counters": {},
         "secrets": {"user_id": user},
         "email_counts": {"user_id": user},
+        "account_emails": {"user_id": user},
         "stored_bytes": {"user_id": user},
         "execution_totals": {},
         "execution_series": {},

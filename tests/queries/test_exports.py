@@ -30,6 +30,7 @@ NOT_EXPORTED = {
     "workers": "belongs to no user",
 }
 NO_CREDENTIALS = {
+    "account_emails.event_key",
     "api_keys.hint",
     "executions.parent_key",
     "key_values.key",

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.billing.metering import cut_period, read_periods_of
 from bloxserver.models.database import Database
-from bloxserver.models.tables import ANONYMOUS, DELETING, FlowRecord, StoredBytesRecord, UserRecord
+from bloxserver.models.tables import ANONYMOUS, DELETING, AccountEmailRecord, FlowRecord, StoredBytesRecord, UserRecord
 from bloxserver.settings import Settings, get_settings
 
 MAX_PENDING = 1_000
@@ -58,7 +58,8 @@ async def finish_user(database: Database, user_id: UUID) -> bool:
         )
         if anonymised.first() is None:
             return False
-        await session.execute(sa.delete(StoredBytesRecord).where(StoredBytesRecord.user_id == user_id))
+        for table in (StoredBytesRecord, AccountEmailRecord):
+            await session.execute(sa.delete(table).where(table.user_id == user_id))
         return True
 
 
