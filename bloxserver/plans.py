@@ -11,6 +11,9 @@ from typing import Any
 
 MEBIBYTE = 1024 * 1024
 GIBIBYTE = 1024 * MEBIBYTE
+MEGABYTE = 1000**2
+GIGABYTE = 1000 * MEGABYTE
+"""The unit of prices. Limits are binary."""
 MAX_LIMIT = 2**53
 """The largest number that an override can have. The databases can compare with it, and floats hold it exactly."""
 
@@ -35,6 +38,10 @@ class Plan:
     api_keys: int = 20
     stored_bytes: int = GIBIBYTE
     """Bytes in executions, steps, versions and key-value storage."""
+    included_stored_bytes: int | None = None
+    """Of these, the bytes that have no price; None if none of them has one."""
+    storage_overage_usd_per_gb: float | None = None
+    """Price of 10^9 further bytes that are kept for 30 days, in USD; None if they have none."""
 
     streams: int = 10
     """Concurrent Server-Sent Event streams and `?wait` requests."""
@@ -76,6 +83,12 @@ class Plan:
         """The number of runs after which the next run is rejected; None if there is no limit."""
         return self.runs if self.overage_usd_per_thousand is None else None
 
+    def stored_megabytes_over(self, stored_bytes: int) -> int:
+        """Whole megabytes (10^6 bytes) beyond the included ones; 0 if storage has no price."""
+        if self.included_stored_bytes is None or self.storage_overage_usd_per_gb is None:
+            return 0
+        return max(0, stored_bytes - self.included_stored_bytes) // MEGABYTE
+
 
 FREE = Plan(flows=1, runs=1_000)
 _ENTERPRISE = Plan(
@@ -114,6 +127,8 @@ PLANS = {
         secrets=500,
         api_keys=100,
         stored_bytes=50 * GIBIBYTE,
+        included_stored_bytes=10 * GIGABYTE,
+        storage_overage_usd_per_gb=0.10,
         streams=100,
         outgoing_requests=200,
         name_lookups=50,
@@ -141,26 +156,29 @@ INVALID_TOKEN_COST = 20
 
 
 WITHOUT_OVERAGE = ("trialing", "past_due")
-"""Billing statuses in which runs beyond the included ones are not paid, and therefore rejected."""
+"""Billing statuses in which usage beyond what is included is not paid, and therefore rejected."""
 
 
 def get_plan(tier: str, overrides: Mapping[str, object] | None = None, billing_status: str | None = None) -> Plan:
     """Return the plan of a tier, with the limits that an operator set for the user. Unusable overrides are ignored.
 
-    In the billing statuses `WITHOUT_OVERAGE`, the included runs are a hard limit.
+    In the billing statuses `WITHOUT_OVERAGE`, the included runs and the included storage are hard limits.
     """
     plan = PLANS.get(tier) or PLANS["free"]
     # Another program may have stored any JSON value.
     if overrides and isinstance(overrides, Mapping):
         plan = replace(plan, **usable_overrides(overrides))
-    if billing_status in WITHOUT_OVERAGE and plan.overage_usd_per_thousand is not None:
-        plan = replace(plan, overage_usd_per_thousand=None)
+    if billing_status in WITHOUT_OVERAGE:
+        stored_bytes = plan.stored_bytes
+        if plan.included_stored_bytes is not None and plan.storage_overage_usd_per_gb is not None:
+            stored_bytes = min(stored_bytes, plan.included_stored_bytes)
+        plan = replace(plan, overage_usd_per_thousand=None, stored_bytes=stored_bytes)
     return plan
 
 
 def usable_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
-    """Return the overrides whose names and values a plan can have: numbers from 0 to `MAX_LIMIT`, or null for `runs`
-    and `overage_usd_per_thousand`.
+    """Return the overrides whose names and values a plan can have: numbers from 0 to `MAX_LIMIT`, or null for those
+    that can be None.
     """
     usable: dict[str, Any] = {}
     for field in fields(Plan):

@@ -97,6 +97,9 @@ class MailSettings(BaseModel):
         description="Which `from` of users the mail server accepts: `fixed` is SMTP_FROM only, `name` is its address "
         "with any display name, `domain` is any address of its domain.",
     )
+    email_templates_dir: OptionalText = Field(
+        None, description="Directory with templates of emails to users, which replace those of the same names."
+    )
 
 
 class BillingSettings(BaseModel):

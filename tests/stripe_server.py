@@ -193,6 +193,7 @@ KINDS = {
     "checkout/sessions": ("checkout.session", "cs"),
     "billing_portal/sessions": ("billing_portal.session", "bps"),
     "billing_portal/configurations": ("billing_portal.configuration", "bpc"),
+    "invoices": ("invoice", "in"),
     "products": ("product", "prod"),
     "prices": ("price", "price"),
     "billing/meters": ("billing.meter", "mtr"),

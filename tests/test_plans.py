@@ -43,3 +43,30 @@ def test_included_runs_are_a_hard_limit_while_overage_is_not_paid(billing_status
     assert get_plan("enterprise", billing_status=billing_status).hard_run_limit is None
     assert get_plan("pro", {"runs": 5}, billing_status).hard_run_limit == (limit and 5)
     assert get_plan("free", billing_status=billing_status) == FREE
+
+
+@pytest.mark.parametrize(
+    ("billing_status", "limit"),
+    [("trialing", 10**10), ("past_due", 10**10), ("active", 50 * 2**30), ("canceling", 50 * 2**30)],
+)
+def test_included_storage_is_a_hard_limit_while_overage_is_not_paid(billing_status: str, limit: int) -> None:
+    assert get_plan("pro", billing_status=billing_status).stored_bytes == limit
+    assert get_plan("pro", {"stored_bytes": 5}, billing_status).stored_bytes == 5
+    for name in ("included_stored_bytes", "storage_overage_usd_per_gb"):
+        assert get_plan("pro", {name: None}, billing_status).stored_bytes == PLANS["pro"].stored_bytes
+    for tier in ("enterprise", "free"):
+        assert get_plan(tier, billing_status=billing_status).stored_bytes == PLANS[tier].stored_bytes
+
+
+@pytest.mark.parametrize(
+    ("tier", "stored", "megabytes"),
+    [
+        ("pro", 10**10 + 10**6 - 1, 0),
+        ("pro", 10**10 + 2 * 10**6, 2),
+        ("pro", -1, 0),
+        ("free", 10**12, 0),
+        ("enterprise", 10**12, 0),
+    ],
+)
+def test_stored_megabytes_beyond_the_included_ones(tier: str, stored: int, megabytes: int) -> None:
+    assert get_plan(tier).stored_megabytes_over(stored) == megabytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bloxserver.api.examples import FLOW_ID, NEXT_CURSOR
 from bloxserver.billing.overview import PRICES
 
 BILLING = {
@@ -15,6 +16,12 @@ BILLING = {
     "cancelAt": None,
     "paymentProblem": None,
     "graceEndsAt": None,
+    "flows": {
+        "limit": 100,
+        "used": 1,
+        "running": [{"id": FLOW_ID, "name": "Orders"}],
+        "stoppedByPlan": [],
+    },
     "prices": PRICES,
 }
 USAGE_PERIOD = {
@@ -23,6 +30,20 @@ USAGE_PERIOD = {
     "runs": 98120,
     "inputTokens": 1204000,
     "outputTokens": 310200,
+}
+FLOW_USAGE_PAGE = {
+    "periodStart": "2026-03-01T00:00:00.000000Z",
+    "periodEnd": "2026-04-01T00:00:00.000000Z",
+    "items": [
+        {
+            "flowId": FLOW_ID,
+            "flowName": "Orders",
+            "runs": 9120,
+            "inputTokens": 804000,
+            "outputTokens": 120200,
+        }
+    ],
+    "nextCursor": NEXT_CURSOR,
 }
 CHECKOUT = {"url": "https://checkout.stripe.com/c/pay/cs_live_a1b2c3"}
 PORTAL = {"url": "https://billing.stripe.com/p/session/live_a1b2c3"}

@@ -68,6 +68,8 @@ USAGE = {
     "daysRemaining": 30,
     "storedBytes": 18350080,
     "storedBytesLimit": 53687091200,
+    "includedStoredBytes": 10000000000,
+    "storageOverage": 0.0,
     "limits": [
         {"name": "runs", "used": 1250, "limit": 100000},
         {"name": "flows", "used": 4, "limit": 100},

@@ -9,6 +9,7 @@ import structlog
 from fastapi import FastAPI
 
 from bloxserver import __version__
+from bloxserver.account_emails.rendering import check_templates
 from bloxserver.api.cors import Cors
 from bloxserver.api.errors import install_error_handlers
 from bloxserver.api.hosts import TrustedHosts
@@ -102,6 +103,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     secrets = operator_secrets(settings)
     configure_logging(level=settings.log_level, as_json=settings.is_production, secrets=secrets)
     use_plans_file(settings.plans_file)
+    check_templates(settings.email_templates_dir)
     if settings.uses_sqlite:
         shorten_switch_interval()
     get_registry()  # an unusable block of an installed package must stop the start of the server, not fail flows later

@@ -9,12 +9,13 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.billing.client import Stripe
-from bloxserver.billing.prices import PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY, TRIAL_DAYS
+from bloxserver.billing.prices import PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY, STORAGE_LOOKUP_KEY, TRIAL_DAYS
 from bloxserver.errors import Conflict, Unavailable
 from bloxserver.models.database import release
 from bloxserver.models.tables import UserRecord
 from bloxserver.settings import Settings
 
+METERED = (RUNS_LOOKUP_KEY, STORAGE_LOOKUP_KEY)
 LIVE = ("active", "trialing", "past_due", "unpaid", "paused")
 """Statuses of subscriptions that can be changed in the portal."""
 
@@ -29,11 +30,11 @@ async def start_checkout(session: AsyncSession, stripe: Stripe, settings: Settin
     if user.stripe_subscription_id is not None and user.stripe_status in LIVE:
         raise Conflict("subscription_exists", "There is a subscription already. Change it in the customer portal.")
     customer_id = await _require_customer(session, stripe, user)
-    prices = await stripe.read_prices([PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY])
-    if {*prices} != {PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY}:
+    prices = await stripe.read_prices([PRO_LOOKUP_KEY, *METERED])
+    if {*prices} != {PRO_LOOKUP_KEY, *METERED}:
         raise Unavailable("billing_not_set_up", "The operator must run `bloxserver billing setup` first")
-    # A metered price has no quantity.
-    items = [{"price": prices[PRO_LOOKUP_KEY]["id"], "quantity": 1}, {"price": prices[RUNS_LOOKUP_KEY]["id"]}]
+    items: list[dict[str, Any]] = [{"price": prices[PRO_LOOKUP_KEY]["id"], "quantity": 1}]
+    items += [{"price": prices[key]["id"]} for key in METERED]  # a metered price has no quantity
     metadata = {"user_id": str(user_id)}
     subscription: dict[str, Any] = {"metadata": metadata}
     if user.trial_used_at is None:

@@ -51,6 +51,19 @@ class Stripe:
             )
             return [subscription.to_dict() async for subscription in found.auto_paging_iter()]
 
+    async def read_invoice(self, invoice_id: str) -> dict[str, Any] | None:
+        """The invoice; None if it does not exist."""
+        import stripe
+
+        with errors():
+            try:
+                invoice = await self.client.v1.invoices.retrieve_async(invoice_id)
+            except stripe.InvalidRequestError as error:
+                if error.code != "resource_missing":
+                    raise
+                return None
+            return invoice.to_dict()
+
     async def cancel_subscription(self, subscription_id: str) -> None:
         """Cancel the subscription at once. Does nothing if it does not exist, or was cancelled before."""
         import stripe

@@ -12,8 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.billing.metering import MINUTE, PeriodKey, whole_minutes
+from bloxserver.billing.prices import RUNS_METER
 from bloxserver.billing.reports import ACCEPTED_DAYS, ATTEMPT, MARGIN
-from bloxserver.models.tables import BillingPeriodRecord, MeterReportRecord, UsageRecord, UserRecord
+from bloxserver.models.tables import (
+    BillingPeriodRecord,
+    MeterReportRecord,
+    StorageSampleRecord,
+    UsageRecord,
+    UserRecord,
+)
 
 SETTLED = timedelta(hours=1)
 """Stripe adds an accepted event to its sum within this time."""
@@ -53,22 +60,29 @@ class Report:
 
 @dataclass(frozen=True)
 class PeriodUsage:
-    """The runs of a billed period: those that were accepted, and what became of them."""
+    """The usage of a billed period that one meter counts, and what became of it.
+
+    Its units are runs, or megabytes that were stored for a day.
+    """
 
     key: PeriodKey
+    meter: str
+    """The name of its events."""
     first: int
     last: int
     """The whole minutes of the period, in seconds since 1970."""
     customer_id: str
     counted: int
-    """The runs that were accepted; those in reports, if the user is deleted or the period is not paid."""
+    """The runs that were accepted; those in reports, if the user is deleted or the period is not paid. Of storage, what
+    was sampled.
+    """
     cut: int
-    """The runs in reports, by the counters."""
+    """What is in reports, by the counters or samples."""
     reported: int
-    """The runs in reports."""
+    """What is in reports."""
     reports: Sequence[Report]
     dated: Sequence[Report]
-    """All reports of the customer whose time is in the whole minutes of the period. Stripe sums these."""
+    """All reports of the customer to the meter whose time is in the whole minutes of the period. Stripe sums these."""
 
     @property
     def sent(self) -> int:
@@ -79,11 +93,12 @@ def sum_of(reports: Any) -> int:
     return sum(report.value for report in reports)
 
 
-async def read_period_usage(session: AsyncSession, key: PeriodKey) -> PeriodUsage | None:
+async def read_period_usage(session: AsyncSession, key: PeriodKey, meter: str) -> PeriodUsage | None:
     """The usage of a period; None if it was deleted."""
-    period, usage, report = BillingPeriodRecord, UsageRecord, MeterReportRecord
-    counters = usage.user_id == key.user_id, usage.period_start == key.start
-    of_period = report.user_id == key.user_id, report.period_start == key.start
+    period, report = BillingPeriodRecord, MeterReportRecord
+    counted_column, cut_column = _counters(key, meter)
+    of_meter = report.user_id == key.user_id, report.event_name == meter
+    of_period = *of_meter, report.period_start == key.start
     user = sa.select(UserRecord.id).where(UserRecord.id == key.user_id)
     # One statement, because other processes put runs into reports meanwhile.
     row = (
@@ -92,8 +107,8 @@ async def read_period_usage(session: AsyncSession, key: PeriodKey) -> PeriodUsag
                 period.period_end,
                 period.customer_id,
                 period.is_billed,
-                _total(usage.workflow_runs, *counters).label("counted"),
-                _total(usage.last_synced_runs, *counters).label("cut"),
+                counted_column.label("counted"),
+                cut_column.label("cut"),
                 _total(report.value, *of_period).label("reported"),
                 user.scalar_subquery().label("user_id"),
             ).where(period.user_id == key.user_id, period.period_start == key.start)
@@ -102,7 +117,7 @@ async def read_period_usage(session: AsyncSession, key: PeriodKey) -> PeriodUsag
     if row is None:
         return None
     counted, cut, reported = int(row.counted), int(row.cut), int(row.reported)
-    if row.user_id is None:
+    if row.user_id is None and meter == RUNS_METER:
         counted = cut = reported  # their counters are deleted
     elif not row.is_billed:
         counted = cut
@@ -111,6 +126,7 @@ async def read_period_usage(session: AsyncSession, key: PeriodKey) -> PeriodUsag
     dated = report.customer_id == row.customer_id, report.timestamp >= next(times), report.timestamp < next(times)
     return PeriodUsage(
         key,
+        meter,
         first,
         last,
         row.customer_id,
@@ -118,8 +134,19 @@ async def read_period_usage(session: AsyncSession, key: PeriodKey) -> PeriodUsag
         cut,
         reported,
         reports=await _read_reports(session, *of_period),
-        dated=await _read_reports(session, report.user_id == key.user_id, *dated),
+        dated=await _read_reports(session, *of_meter, *dated),
     )
+
+
+def _counters(key: PeriodKey, meter: str) -> tuple[sa.ScalarSelect[int], sa.ScalarSelect[int]]:
+    """What was counted in the period, and what of it was put into reports. A sample is written with its report."""
+    if meter == RUNS_METER:
+        usage = UsageRecord
+        of_period = usage.user_id == key.user_id, usage.period_start == key.start
+        return _total(usage.workflow_runs, *of_period), _total(usage.last_synced_runs, *of_period)
+    sample = StorageSampleRecord
+    sampled = _total(sample.billed_megabytes, sample.user_id == key.user_id, sample.period_start == key.start)
+    return sampled, sampled
 
 
 def _total(column: Any, *conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:

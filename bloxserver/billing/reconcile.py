@@ -1,4 +1,4 @@
-"""Compares counted runs with Stripe's sums, and repairs what can be repaired without counting a run twice."""
+"""Compares usage with the sums of Stripe's meters, and repairs what can be repaired without counting it twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bloxserver.billing.client import Stripe, StripeUnavailable
 from bloxserver.billing.comparison import SETTLED, Decisions, PeriodUsage, decide, read_period_usage, sum_of
 from bloxserver.billing.meter import read_meter_id, read_sum
 from bloxserver.billing.metering import MINUTE, PeriodKey, cut_period
-from bloxserver.billing.prices import RUNS_METER
+from bloxserver.billing.prices import METERS, RUNS_METER
 from bloxserver.billing.reports import ACCEPTED_DAYS, send_due
 from bloxserver.billing.sync import sync_customer
 from bloxserver.clock import now
@@ -33,7 +33,7 @@ MAX_CONSECUTIVE_FAILURES = 3
 
 @dataclass(frozen=True)
 class Result:
-    """A compared period."""
+    """A compared period of one meter."""
 
     usage: PeriodUsage
     at_stripe: int
@@ -48,13 +48,14 @@ class Result:
         usage = self.usage
         numbers = f"counted {usage.counted}, cut {usage.cut}, reported {usage.reported}, sent {usage.sent}"
         start = usage.key.start.isoformat(timespec="seconds")
-        text = f"user {usage.key.user_id}, period from {start}: {numbers}, at Stripe {self.at_stripe}"
+        name = METERS[usage.meter]
+        text = f"user {usage.key.user_id}, period from {start}, {name}: {numbers}, at Stripe {self.at_stripe}"
         return f"{text}; sent again {self.resent}, confirmed {self.confirmed}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Usage before and after Stripe's sum was read. Runs are accepted and sent meanwhile."""
+    """Usage before and after Stripe's sum was read. Usage is counted and sent meanwhile."""
 
     moment: datetime
     before: PeriodUsage
@@ -62,7 +63,7 @@ class Comparison:
     at_stripe: int
 
     def differs(self, settled: timedelta) -> bool:
-        """Whether runs are missing in a report or at Stripe, or are too many there."""
+        """Whether usage is missing in a report or at Stripe, or is too much there."""
         before, after = self.before, self.after
         if not before.counted <= after.cut <= after.counted or after.cut != after.reported:
             return True
@@ -80,14 +81,14 @@ class Reconciler:
         self._database = database
         self._stripe = stripe
         self._settled = settled
-        self._meter_id: str | None = None
+        self._meter_ids: dict[str, str] = {}
 
     async def reconcile_all(self, *, dry_run: bool = False) -> AsyncIterator[Result]:
         """Compare the current and the previous periods of all users, and older ones with unsent reports."""
         async with self._database.transaction(read_only=True) as session:
             keys = await read_compared_periods(session, now())
-        for key in keys:
-            result = await self.reconcile(key, dry_run=dry_run)
+        for key, meter in _by_meter(keys):
+            result = await self.reconcile(key, meter, dry_run=dry_run)
             if result is not None:
                 yield result
 
@@ -97,27 +98,29 @@ class Reconciler:
             moment = now()
             async with self._database.transaction() as session:
                 keys = await claim_periods(session, moment)
-            for key in keys:
-                result = await self.reconcile(key)
+            for key, meter in _by_meter(keys):
+                result = await self.reconcile(key, meter)
                 if result is not None and result.differs:
-                    log.error("counted runs differ from those at Stripe", difference=str(result))
+                    log.error("usage differs from that at Stripe", difference=str(result))
+            for key in keys:
                 async with self._database.transaction() as session:
                     await set_reconciled(session, key, moment)
             if len(keys) < PAGE:
                 return
 
-    async def reconcile(self, key: PeriodKey, *, dry_run: bool = False) -> Result | None:
-        """Compare one period, after its runs are cut and sent; None if there is no such period.
+    async def reconcile(self, key: PeriodKey, meter: str, *, dry_run: bool = False) -> Result | None:
+        """Compare one period, after its usage is put into reports and sent; None if there is no such period.
 
         Raises `StripeUnavailable`, and `Unavailable` if there is no meter.
         """
-        before = await self._read(key)
+        before = await self._read(key, meter)
         if before is None:
             return None
         moment = now()
         if not dry_run:
-            async with self._database.transaction() as session:
-                await cut_period(session, key, skip_locked=False)
+            if meter == RUNS_METER:
+                async with self._database.transaction() as session:
+                    await cut_period(session, key, skip_locked=False)
             await send_due(self._database, self._stripe)
         compared = await self._compare(before, moment)
         if not compared.differs(self._settled):
@@ -133,7 +136,7 @@ class Reconciler:
         async with self._database.transaction() as session:
             await apply(session, decisions, moment)
         await send_due(self._database, self._stripe)
-        after = await self._read(key) or compared.after
+        after = await self._read(key, meter) or compared.after
         sent = {report.id for report in (*after.reports, *after.dated) if report.sent_at is not None}
         at_stripe = compared.at_stripe + sum_of(report for report in decisions.missing if report.id in sent)
         repaired = Comparison(moment, compared.before, after, at_stripe)
@@ -141,21 +144,22 @@ class Reconciler:
 
     async def _compare(self, before: PeriodUsage, moment: datetime) -> Comparison:
         """Compare with Stripe's sum of the period until now."""
-        started = await self._read(before.key) or before
+        started = await self._read(before.key, before.meter) or before
         # A report can be dated to the next whole minute.
         until = min(started.last, (int(moment.timestamp()) // MINUTE + 2) * MINUTE)
         at_stripe = await self._sum(started, started.first, until) if until > started.first else 0
-        after = await self._read(before.key) or started
+        after = await self._read(before.key, before.meter) or started
         return Comparison(moment, replace(started, counted=before.counted), after, at_stripe)
 
-    async def _read(self, key: PeriodKey) -> PeriodUsage | None:
+    async def _read(self, key: PeriodKey, meter: str) -> PeriodUsage | None:
         async with self._database.transaction(read_only=True) as session:
-            return await read_period_usage(session, key)
+            return await read_period_usage(session, key, meter)
 
     async def _sum(self, usage: PeriodUsage, start: int, end: int) -> int:
-        if self._meter_id is None:
-            self._meter_id = await read_meter_id(self._stripe, RUNS_METER)
-        return await read_sum(self._stripe, self._meter_id, usage.customer_id, start, end)
+        meter = usage.meter
+        if meter not in self._meter_ids:
+            self._meter_ids[meter] = await read_meter_id(self._stripe, meter)
+        return await read_sum(self._stripe, self._meter_ids[meter], usage.customer_id, start, end)
 
     async def sync_customers(self, *, only_due: bool = False) -> tuple[int, int]:
         """Read customers from Stripe; returns how many were read, and how many could not be read.
@@ -183,6 +187,11 @@ class Reconciler:
                     raise
                 log.warning("customer not read from Stripe", customer=customer_id, error=error.code)
         return read, failed
+
+
+def _by_meter(keys: Sequence[PeriodKey]) -> list[tuple[PeriodKey, str]]:
+    """Each period with each meter. If a meter does not exist, the others are compared before the error."""
+    return [(key, meter) for meter in METERS for key in keys]
 
 
 async def apply(session: AsyncSession, decisions: Decisions, moment: datetime) -> None:

@@ -11,11 +11,15 @@ from bloxserver.billing.events import ENDPOINT_EVENTS
 from bloxserver.billing.prices import (
     CURRENCY,
     INCLUDED_RUNS,
+    METERS,
     PRO_CENTS,
     PRO_LOOKUP_KEY,
     RUN_CENTS,
     RUNS_LOOKUP_KEY,
     RUNS_METER,
+    STORAGE_CENTS,
+    STORAGE_LOOKUP_KEY,
+    STORAGE_METER,
 )
 
 PRODUCT_ID = "bloxserver_pro"
@@ -44,14 +48,14 @@ class SetUp(NamedTuple):
 
 
 async def set_up(stripe: Stripe, webhook_url: str) -> list[SetUp]:
-    """Create or verify the product, the prices, the meter, the portal and the webhook endpoint.
+    """Create or verify the product, the prices, the meters, the portal and the webhook endpoint.
 
     It can be repeated. Raises `StripeUnavailable`.
     """
     with errors():
         done = [await _product(stripe)]
-        meter_id, meter = await _meter(stripe)
-        done.append(meter)
+        meters = {event_name: await _meter(stripe, event_name) for event_name in METERS}
+        done += [meter for _, meter in meters.values()]
         monthly = {"interval": "month"}
         done.append(
             await _price(stripe, PRO_LOOKUP_KEY, {"unit_amount": PRO_CENTS, "recurring": monthly}, _is_pro_price)
@@ -63,9 +67,15 @@ async def set_up(stripe: Stripe, webhook_url: str) -> list[SetUp]:
                 {"up_to": INCLUDED_RUNS, "unit_amount_decimal": "0"},
                 {"up_to": "inf", "unit_amount_decimal": RUN_CENTS},
             ],
-            "recurring": monthly | {"usage_type": "metered", "meter": meter_id},
+            "recurring": monthly | {"usage_type": "metered", "meter": meters[RUNS_METER][0]},
         }
         done.append(await _price(stripe, RUNS_LOOKUP_KEY, runs, _is_price_of_runs))
+        storage = {
+            "billing_scheme": "per_unit",
+            "unit_amount_decimal": STORAGE_CENTS,
+            "recurring": monthly | {"usage_type": "metered", "meter": meters[STORAGE_METER][0]},
+        }
+        done.append(await _price(stripe, STORAGE_LOOKUP_KEY, storage, _is_price_of_storage))
         done.append(await _portal(stripe))
         done.append(await _endpoint(stripe, webhook_url))
     return done
@@ -85,21 +95,23 @@ async def _product(stripe: Stripe) -> SetUp:
     return SetUp("product", "exists")
 
 
-async def _meter(stripe: Stripe) -> tuple[str, SetUp]:
+async def _meter(stripe: Stripe, event_name: str) -> tuple[str, SetUp]:
+    """The id of the meter of these events, and what was done for it."""
+    name = METERS[event_name]
     meters = stripe.client.v1.billing.meters
     async for meter in (await meters.list_async({"limit": 100})).auto_paging_iter():
-        if meter.event_name == RUNS_METER:
-            return meter.id, SetUp("meter of runs", "exists")
+        if meter.event_name == event_name:
+            return meter.id, SetUp(f"meter of {name}", "exists")
     created = await meters.create_async(
         {
-            "display_name": "Runs",
-            "event_name": RUNS_METER,
+            "display_name": name.capitalize(),
+            "event_name": event_name,
             "default_aggregation": {"formula": "sum"},
             "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
             "value_settings": {"event_payload_key": "value"},
         }
     )
-    return created.id, SetUp("meter of runs", "created")
+    return created.id, SetUp(f"meter of {name}", "created")
 
 
 async def _price(
@@ -124,6 +136,12 @@ def _is_price_of_runs(price: Mapping[str, Any]) -> bool:
     tiers = [(tier["up_to"], Decimal(str(tier["unit_amount_decimal"]))) for tier in price.get("tiers") or ()]
     wanted = [(INCLUDED_RUNS, Decimal(0)), (None, Decimal(RUN_CENTS))]
     return tiers == wanted and price["recurring"]["usage_type"] == "metered" and price["currency"] == CURRENCY
+
+
+def _is_price_of_storage(price: Mapping[str, Any]) -> bool:
+    amount = Decimal(str(price["unit_amount_decimal"] or 0))
+    is_metered = price["recurring"]["usage_type"] == "metered"
+    return amount == Decimal(STORAGE_CENTS) and is_metered and price["currency"] == CURRENCY
 
 
 async def _portal(stripe: Stripe) -> SetUp:

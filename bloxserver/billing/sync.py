@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.billing.client import Stripe
+from bloxserver.billing.emails import Snapshot, write_emails
 from bloxserver.billing.periods import record_period
 from bloxserver.billing.state import BillingState, UnknownStatus, state_of
 from bloxserver.errors import Unavailable
@@ -23,9 +24,12 @@ from bloxserver.models.enums import ActorKind, AuditAction, Tier, TierSource
 from bloxserver.models.tables import UserRecord
 from bloxserver.models.types import database_now
 from bloxserver.services import audit
+from bloxserver.services.downgrades import stop_flows_beyond
 from bloxserver.settings import get_settings
 
 log = structlog.stdlib.get_logger("bloxserver.billing")
+
+BILLING = audit.Actor(ActorKind.BILLING, "stripe")
 
 
 async def sync_customer(session: AsyncSession, stripe: Stripe, customer_id: str) -> None:
@@ -53,7 +57,7 @@ async def store_state(session: AsyncSession, customer_id: str, state: BillingSta
     user = await session.scalar(
         sa.select(UserRecord)
         .where(UserRecord.stripe_customer_id == customer_id)
-        .with_for_update()
+        .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
     if user is None:
@@ -61,9 +65,13 @@ async def store_state(session: AsyncSession, customer_id: str, state: BillingSta
         return False
     if user.stripe_synced_at is not None and user.stripe_synced_at > started_at:
         return False
+    snapshot = Snapshot.of(user)
     before = {"tier": user.tier, "billingStatus": user.billing_status}
     if user.tier_source is not TierSource.OPERATOR:
-        user.tier = state.tier or Tier(get_settings().default_tier)
+        tier = state.tier or Tier(get_settings().default_tier)
+        with audit.acting_as(BILLING):
+            await stop_flows_beyond(session, user, tier)
+        user.tier = tier
         user.tier_source = TierSource.STRIPE if state.tier is not None else None
     user.billing_status = state.billing_status
     user.stripe_status = state.stripe_status
@@ -78,6 +86,7 @@ async def store_state(session: AsyncSession, customer_id: str, state: BillingSta
     user.stripe_synced_at = started_at
     await session.flush()
     await record_period(session, user, started_at)
+    await write_emails(session, user, snapshot)
     await _record(session, user.id, before, {"tier": user.tier, "billingStatus": user.billing_status})
     return True
 
@@ -86,8 +95,5 @@ async def _record(session: AsyncSession, user_id: UUID, before: Mapping[str, str
     changed_before, changed_after = audit.difference(before, after)
     if changed_after:
         action = AuditAction.USER_TIER_CHANGED
-        token = audit.current_actor.set(audit.Actor(ActorKind.BILLING, "stripe"))
-        try:
+        with audit.acting_as(BILLING):
             await audit.record(session, action, user_id, user_id, before=changed_before, after=changed_after)
-        finally:
-            audit.current_actor.reset(token)

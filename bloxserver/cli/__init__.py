@@ -1,5 +1,5 @@
 """The command line: `bloxserver serve`, `worker`, `migrate`, `status`, `prune`, `rotate-keys`, `users`, `api-keys`,
-`audit`, `billing`, `demo`, `check`.
+`audit`, `billing`, `emails`, `demo`, `check`.
 
 Command modules import the rest of the package inside their functions, so that `bloxserver --help` starts fast.
 """
@@ -17,6 +17,7 @@ from bloxserver.cli import (
     billing,
     check,
     demo,
+    emails,
     migrate,
     prune,
     rotate_keys,
@@ -62,5 +63,6 @@ app.add_typer(users.app, name="users")
 app.add_typer(api_keys.app, name="api-keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(billing.app, name="billing")
+app.add_typer(emails.app, name="emails")
 app.command()(demo.demo)
 app.command()(check.check)

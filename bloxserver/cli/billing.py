@@ -20,7 +20,7 @@ def main() -> None:
 
 @app.command()
 def setup() -> None:
-    """Create the product, prices, meter, customer portal and webhook endpoint at Stripe, or verify them.
+    """Create the product, prices, meters, customer portal and webhook endpoint at Stripe, or verify them.
 
     The command can be repeated. It prints the signing secret of a new webhook endpoint, which Stripe shows once. Exits
     with status 1 if an object at Stripe differs from what BloxServer needs.
@@ -53,16 +53,17 @@ def reconcile(
         bool, typer.Option("--dry-run", help="Print the differences, without repairing them or reading customers.")
     ] = False,
 ) -> None:
-    """Compare the runs of billed periods with Stripe's meter, send what Stripe lacks, and read all customers again.
+    """Compare the usage of billed periods with Stripe's meters, send what Stripe lacks, and read all customers again.
 
-    Prints each period that differs or was repaired. Exits with status 1 if a difference remains. Workers do the same
-    every day.
+    Prints each period and meter that differs or was repaired. Exits with status 1 if a difference remains. Workers do
+    the same every day.
     """
     run(_reconcile(load_settings(), dry_run=dry_run))
 
 
 async def _reconcile(settings: Settings, *, dry_run: bool) -> None:
     from bloxserver.billing.client import get_stripe
+    from bloxserver.billing.metering import PeriodKey
     from bloxserver.billing.reconcile import Reconciler
     from bloxserver.models.database import database
 
@@ -70,17 +71,18 @@ async def _reconcile(settings: Settings, *, dry_run: bool) -> None:
     if stripe is None:
         fail("STRIPE_SECRET_KEY is not set")
     reconciler = Reconciler(database, stripe)
-    periods = differences = read = failed = 0
+    periods: set[PeriodKey] = set()
+    differences = read = failed = 0
     try:
         if not dry_run:
             read, failed = await reconciler.sync_customers()
         async for result in reconciler.reconcile_all(dry_run=dry_run):
-            periods += 1
+            periods.add(result.usage.key)
             differences += result.differs
             if result.differs or result.resent or result.confirmed:
                 typer.echo(str(result))
     finally:
         await database.dispose()
-    typer.echo(f"periods: {periods}, differences: {differences}, customers read: {read}, not read: {failed}")
+    typer.echo(f"periods: {len(periods)}, differences: {differences}, customers read: {read}, not read: {failed}")
     if differences or failed:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from bloxserver.account_emails.rendering import check_templates
 from bloxserver.errors import BloxError, SettingsError
 from bloxserver.model_catalogue import operator_secrets
 from bloxserver.observability.log import configure_logging
@@ -33,6 +34,7 @@ def load_checked_settings() -> Settings:
         settings.check_startup()
         use_plans_file(settings.plans_file)
         secrets = operator_secrets(settings)
+        check_templates(settings.email_templates_dir)
         get_registry()
     except SettingsError as error:
         fail(str(error))

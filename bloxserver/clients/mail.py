@@ -15,7 +15,7 @@ from email.message import EmailMessage
 from email.utils import localtime, make_msgid
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import httpx
 from aiosmtplib import (
@@ -24,6 +24,7 @@ from aiosmtplib import (
     SMTPConnectError,
     SMTPException,
     SMTPRecipientsRefused,
+    SMTPResponse,
     SMTPResponseException,
 )
 
@@ -71,11 +72,13 @@ class MailError(Exception):
     `recipients_refused`, `sender_refused`, `mail_refused`, `emails_per_day_limit_reached`.
     """
 
-    def __init__(self, code: str, message: str, retryable: bool) -> None:
+    def __init__(self, code: str, message: str, retryable: bool, *, is_uncertain: bool = False) -> None:
+        """`is_uncertain` tells that the server may have accepted the mail, because its answer was not received."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.retryable = retryable
+        self.is_uncertain = is_uncertain
 
 
 def compose(
@@ -115,6 +118,16 @@ def compose(
     elif html is not None:
         message.set_content(_check_body(html), subtype="html")
     return message
+
+
+class _Session(SMTP):
+    """A session that knows whether it has sent the command `DATA`. Before it, no server can have accepted a mail."""
+
+    has_begun = False
+
+    async def data(self, message: str | bytes, /, **options: Any) -> SMTPResponse:
+        self.has_begun = True
+        return await super().data(message, **options)
 
 
 def _check_body(text: str) -> str:
@@ -176,6 +189,7 @@ class Mailer:
         complete, sender, recipients = self._add_headers(message)
         if server is None:
             self._check_sender(complete["From"].addresses[0])
+        session: _Session | None = None
         try:
             async with asyncio.timeout(timeout_seconds) as deadline, self._share.request():
                 if server is None and self._count is not None:
@@ -190,7 +204,9 @@ class Mailer:
         except MailError:
             raise
         except Exception as error:
-            raise _to_mail_error(error, chosen.host) from None
+            failure = _to_mail_error(error, chosen.host)
+            failure.is_uncertain = session is not None and session.has_begun and not _is_answer(error)
+            raise failure from None
         return [address for address in recipients if address not in refused]
 
     def _check_sender(self, sender: Mailbox) -> None:
@@ -231,12 +247,12 @@ class Mailer:
         return self._given_tls or httpx.create_ssl_context(trust_env=False)
 
     @asynccontextmanager
-    async def _session(self, server: MailServer, *, guarded: bool, name: str) -> AsyncIterator[SMTP]:
+    async def _session(self, server: MailServer, *, guarded: bool, name: str) -> AsyncIterator[_Session]:
         """An authenticated session. `name` is the host name that the client announces."""
         addresses = await self._resolver.resolve(server.host, self._share)
         if guarded:
             check_addresses(addresses, server.host, server.port, self._allow, PORTS)
-        client = SMTP(
+        client = _Session(
             hostname=server.host,
             sock=await _connect(addresses, server.port),
             local_hostname=name,
@@ -313,6 +329,11 @@ async def _connect(addresses: Sequence[Address], port: int) -> socket.socket:
         else:
             return connection
     raise failure or ConnectionError("no address")
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the server has refused the mail."""
+    return isinstance(error, SMTPRecipientsRefused) or (isinstance(error, SMTPResponseException) and error.code >= 400)
 
 
 def _to_mail_error(error: Exception, host: str) -> MailError:

@@ -10,6 +10,7 @@ from uuid import uuid4
 import structlog
 
 from bloxserver.billing.client import get_stripe
+from bloxserver.engine.background.account_emails import DueEmails, EmailSender
 from bloxserver.engine.background.deletions import Deletions
 from bloxserver.engine.background.metering import Metering, Reconciliation
 from bloxserver.engine.background.notifications import NotificationSender
@@ -114,6 +115,9 @@ class Engine:
             self._loop(self._notifier.run)
             self._loop(Retention(self._settings, self._database).run)
             self._loop(self._deletions.run)
+            self._loop(DueEmails(self._database).run)
+            if self._clients.mail.default is not None and self._clients.mail.sender:
+                self._loop(EmailSender(self._database, self._clients.mail, self._settings).run)
             if (stripe := get_stripe(self._settings)) is not None:
                 self._loop(Metering(self._database, stripe).run)
                 self._loop(Reconciliation(self._database, stripe).run)

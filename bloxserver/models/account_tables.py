@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from bloxserver.clock import now
-from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt
+from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt, partial_index
 from bloxserver.models.enums import ActorKind
 from bloxserver.models.maintained import create_with
 from bloxserver.models.stored_bytes import create_triggers
@@ -34,7 +34,7 @@ class UsageRecord(Base):
     """
 
     __tablename__ = "usage_records"
-    __table_args__ = (sa.UniqueConstraint("user_id", "period_start", "slot"),)
+    __table_args__ = (sa.UniqueConstraint("user_id", "period_start", "slot"), sa.Index(None, "period_end"))
 
     id: Mapped[Id]
     user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
@@ -76,6 +76,34 @@ class EmailCountRecord(Base):
     day: Mapped[date]
     emails: Mapped[Counter]
     """One for each recipient."""
+
+
+class AccountEmailRecord(Base):
+    """An email of the installation to a user, which is sent at most once. `account_emails.outbox` changes it."""
+
+    __tablename__ = "account_emails"
+    __table_args__ = (
+        sa.UniqueConstraint("user_id", "event_key"),
+        sa.Index(None, "created_at"),
+        partial_index("ix_account_emails_due", "due_at", where="due_at IS NOT NULL"),
+    )
+
+    id: Mapped[Id]
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(sa.String(64))
+    """Not an enum, so that an older version can read the kinds of a newer one."""
+    event_key: Mapped[str] = mapped_column(sa.String(500))
+    """What caused the email."""
+    data: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    """Values of the template."""
+    due_at: Mapped[datetime | None]
+    """When it is sent next; while it is claimed, when the claim ends; null if it is not sent any more."""
+    attempts: Mapped[Counter]
+    attempted_at: Mapped[datetime | None]
+    """The start of the last attempt; null if it is known that the mail server has not accepted the email."""
+    sent_at: Mapped[datetime | None]
+    error: Mapped[str | None] = mapped_column(sa.String(255))
+    created_at: Mapped[CreatedAt]
 
 
 class UserApiKeyRecord(Base):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from datetime import date, datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
@@ -62,4 +62,20 @@ class MeterReportRecord(Base):
     """The first attempt of which it is unknown whether Stripe has accepted the report."""
     sent_at: Mapped[datetime | None]
     error: Mapped[str | None] = mapped_column(sa.String(255))
+    created_at: Mapped[CreatedAt]
+
+
+class StorageSampleRecord(Base):
+    """What a user with a billed period stored on a day, in UTC. It is written with its report."""
+
+    __tablename__ = "storage_samples"
+    __table_args__ = (sa.Index(None, "day"),)
+
+    user_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    period_start: Mapped[datetime]
+    """The period that contains the beginning of the day."""
+    bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    billed_megabytes: Mapped[int] = mapped_column(sa.BigInteger)
+    """Whole megabytes (10^6 bytes) beyond those that the plan included."""
     created_at: Mapped[CreatedAt]

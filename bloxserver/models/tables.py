@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from bloxserver.clock import now
 from bloxserver.models.account_tables import (
+    AccountEmailRecord,
     ApiKeyRecord,
     AuditEventRecord,
     DeletedUserRecord,
@@ -28,7 +29,7 @@ from bloxserver.models.account_tables import (
     WorkerRecord,
 )
 from bloxserver.models.base import Base, Counter, CreatedAt, Id, UpdatedAt, partial_index
-from bloxserver.models.billing_tables import BillingPeriodRecord, MeterReportRecord
+from bloxserver.models.billing_tables import BillingPeriodRecord, MeterReportRecord, StorageSampleRecord
 from bloxserver.models.default_organism import DEFAULT_ORGANISM
 from bloxserver.models.enums import (
     BillingStatus,
@@ -57,6 +58,7 @@ from bloxserver.raw_json import RawJson
 from bloxserver.settings import get_settings
 
 __all__ = [
+    "AccountEmailRecord",
     "ApiKeyRecord",
     "AuditEventRecord",
     "BillingPeriodRecord",
@@ -86,6 +88,7 @@ __all__ = [
     "SecretRecord",
     "SigningSecretRecord",
     "StepStatus",
+    "StorageSampleRecord",
     "StoredBytesRecord",
     "StripeEventRecord",
     "Tier",

@@ -30,6 +30,8 @@ LATENCY_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 1
 WORK_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 WAIT_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 15)
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100)
+PROVIDER_LAG_BUCKETS = (0.5, 1, 2.5, 5, 15, 60, 300, 1800, 3600, 21_600, 86_400, 259_200)
+"""Up to three days, for which Stripe sends an event again."""
 
 # A `_created` series for each metric, which Prometheus does not use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -90,6 +92,26 @@ METER_REPORTS = Counter(
     "bloxserver_meter_reports_total",
     "Reports of usage to Stripe, by outcome: sent, or failed and kept for reconciliation.",
     ["outcome"],
+    registry=REGISTRY,
+)
+ACCOUNT_EMAILS = Counter(
+    "bloxserver_account_emails_total",
+    "Emails to users about their account, by outcome: sent, retried, failed, unknown or expired.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+
+PROVIDER_EVENTS = Counter(
+    "bloxserver_provider_events_total",
+    "Events that Stripe and Clerk sent, by outcome: processed, repeated, invalid_signature, refused or failed.",
+    ["provider", "outcome"],
+    registry=REGISTRY,
+)
+PROVIDER_EVENT_LAG_SECONDS = Histogram(
+    "bloxserver_provider_event_lag_seconds",
+    "Time from the creation of an event at Stripe or Clerk until it was processed.",
+    ["provider"],
+    buckets=PROVIDER_LAG_BUCKETS,
     registry=REGISTRY,
 )
 

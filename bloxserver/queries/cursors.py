@@ -1,4 +1,4 @@
-"""Opaque positions in lists: the time and the id of the last row of a page, and a hash of the list.
+"""Opaque positions in lists: the time, or a number, and the id of the last row of a page, and a hash of the list.
 
 A cursor grants nothing: the list is read for its owner in any case. The hash detects a cursor of another list.
 """
@@ -15,7 +15,7 @@ from bloxserver.errors import BadRequest
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_TIME_BYTES = 8
+_NUMBER_BYTES = 8
 _ID_BYTES = 16
 _HASH_BYTES = 8
 MAX_CURSOR_LENGTH = 100
@@ -30,24 +30,37 @@ class Position(NamedTuple):
 
 def write_cursor(position: Position, list_name: str) -> str:
     """The cursor of a list. `list_name` identifies the list: its flow and its filters."""
-    microseconds = (position.started_at - _EPOCH) // _MICROSECOND
-    content = microseconds.to_bytes(_TIME_BYTES, signed=True) + position.id.bytes + _hash(list_name)
+    return write_number_cursor((position.started_at - _EPOCH) // _MICROSECOND, position.id, list_name)
+
+
+def write_number_cursor(number: int, id: UUID, list_name: str) -> str:
+    """The cursor of a list that is ordered by a number of 64 bits and the id."""
+    content = number.to_bytes(_NUMBER_BYTES, signed=True) + id.bytes + _hash(list_name)
     return urlsafe_b64encode(content).decode()
 
 
 def read_cursor(cursor: str, list_name: str) -> Position:
     """The position in a cursor. Raises `BadRequest` if it is malformed or belongs to another list."""
+    microseconds, id = read_number_cursor(cursor, list_name)
+    try:
+        return Position(_EPOCH + microseconds * _MICROSECOND, id)
+    except OverflowError:
+        raise _invalid() from None
+
+
+def read_number_cursor(cursor: str, list_name: str) -> tuple[int, UUID]:
+    """The number and the id in a cursor. Raises `BadRequest` as `read_cursor` does."""
     if len(cursor) > MAX_CURSOR_LENGTH:
         raise _invalid()
     try:
         content = urlsafe_b64decode(cursor.encode("ascii"))
-        at = _EPOCH + int.from_bytes(content[:_TIME_BYTES], signed=True) * _MICROSECOND
-        position = Position(at, UUID(bytes=content[_TIME_BYTES : _TIME_BYTES + _ID_BYTES]))
-    except (ValueError, OverflowError):
+        number = int.from_bytes(content[:_NUMBER_BYTES], signed=True)
+        id = UUID(bytes=content[_NUMBER_BYTES : _NUMBER_BYTES + _ID_BYTES])
+    except ValueError:
         raise _invalid() from None
-    if write_cursor(position, list_name) != cursor:
+    if write_number_cursor(number, id, list_name) != cursor:
         raise _invalid()
-    return position
+    return number, id
 
 
 def _invalid() -> BadRequest:

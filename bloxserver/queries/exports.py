@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.enums import ActorKind
 from bloxserver.models.tables import (
+    AccountEmailRecord,
     ApiKeyRecord,
     AuditEventRecord,
     EmailCountRecord,
@@ -101,6 +102,7 @@ PARTS = (
     Part("usage", UsageRecord, Owner.USER, "user_id", "period_start", "slot"),
     Part("emails", EmailCountRecord, Owner.USER, "user_id"),
     Part("llm_calls", LlmCallRecord, Owner.USER, "user_id", "created_at", "id"),
+    Part("account_emails", AccountEmailRecord, Owner.USER, "user_id", "id"),
     Part("secrets", SecretRecord, Owner.USER, "user_id", "name", hidden=["ciphertext"]),
     Part("provider_keys", UserApiKeyRecord, Owner.USER, "user_id", "provider", hidden=["encrypted_key"]),
     Part("api_keys", ApiKeyRecord, Owner.USER, "user_id", "id", hidden=["key_hash"]),

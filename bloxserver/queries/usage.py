@@ -17,11 +17,12 @@ from bloxserver.models.tables import (
     ApiKeyRecord,
     FlowRecord,
     SecretRecord,
+    StorageSampleRecord,
     StoredBytesRecord,
     TriggerRecord,
     UsageRecord,
 )
-from bloxserver.plans import Plan
+from bloxserver.plans import GIGABYTE, MEGABYTE, Plan
 from bloxserver.queries.requesters import owned_by
 
 
@@ -33,6 +34,8 @@ class Period:
     end: datetime
 
 
+DAYS_OF_PRICE = 30
+"""For how many days a gigabyte is kept for its price."""
 RENEWAL = timedelta(days=3)
 """For how long the next period is assumed to follow the known one. Stripe repeats the event of a renewal for 3 days."""
 
@@ -76,6 +79,8 @@ class Usage:
     days_remaining: int
     stored_bytes: int
     stored_bytes_limit: int
+    included_stored_bytes: int | None
+    storage_overage: float
     limits: Sequence[LimitUse]
 
 
@@ -112,17 +117,23 @@ def _counts(user_id: UUID) -> dict[str, sa.ScalarSelect[int]]:
 
 
 async def read_usage(session: AsyncSession, user_id: UUID, plan: Plan, period: Period, now: datetime) -> Usage:
-    """The user's usage in `period`, in one statement; `estimated_overage` is in USD."""
+    """The user's usage in `period`, in one statement; `estimated_overage` and `storage_overage` are in USD."""
+    sample = StorageSampleRecord
+    sampled = sa.select(sa.func.coalesce(sa.func.sum(sample.billed_megabytes), 0)).where(
+        sample.user_id == user_id, sample.period_start == period.start
+    )
     row = (
         await session.execute(
             sa.select(
                 sa.func.coalesce(sa.func.sum(UsageRecord.workflow_runs), 0),
                 sa.func.coalesce(sa.func.sum(UsageRecord.llm_tokens_in + UsageRecord.llm_tokens_out), 0),
                 *(count.label(name) for name, count in _counts(user_id).items()),
+                sampled.scalar_subquery().label("megabyte_days"),
             ).where(UsageRecord.user_id == user_id, UsageRecord.period_start == period.start)
         )
     ).one()
     runs, tokens = int(row[0]), int(row[1])
+    gigabyte_days = int(row.megabyte_days) * MEGABYTE / GIGABYTE
     over = max(0, runs - plan.runs) if plan.runs is not None else 0
     return Usage(
         period_start=period.start,
@@ -135,11 +146,29 @@ async def read_usage(session: AsyncSession, user_id: UUID, plan: Plan, period: P
         days_remaining=max(0, math.ceil((period.end - now) / timedelta(days=1))),
         stored_bytes=row.stored_bytes,
         stored_bytes_limit=plan.stored_bytes,
+        included_stored_bytes=plan.included_stored_bytes,
+        storage_overage=round(gigabyte_days * (plan.storage_overage_usd_per_gb or 0) / DAYS_OF_PRICE, 4),
         limits=[
             LimitUse("runs", runs, plan.runs),
             *(LimitUse(name, getattr(row, name), getattr(plan, name)) for name in _counts(user_id)),
         ],
     )
+
+
+async def read_previous_period(session: AsyncSession, user_id: UUID, current: Period) -> Period:
+    """The user's last period with usage before the current one; the calendar month before it if there is none.
+
+    It ends before the current one starts: a subscription can begin within a calendar month.
+    """
+    wanted = (
+        sa.select(UsageRecord.period_start, UsageRecord.period_end)
+        .where(UsageRecord.user_id == user_id, UsageRecord.period_start < current.start)
+        .order_by(UsageRecord.period_start.desc())
+    )
+    found = (await session.execute(wanted.limit(1))).first()
+    if found is None:
+        return Period(period_at(current.start - timedelta(microseconds=1), None, None).start, current.start)
+    return Period(found.period_start, min(found.period_end or current.start, current.start))
 
 
 async def read_usage_history(session: AsyncSession, user_id: UUID, periods: int) -> list[sa.Row[Any]]:

@@ -15,6 +15,7 @@ from bloxserver.clock import now
 from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import AuditAction
 from bloxserver.models.tables import (
+    AccountEmailRecord,
     ApiKeyRecord,
     DeletedUserRecord,
     EmailCountRecord,
@@ -57,6 +58,7 @@ async def delete_account(session: AsyncSession, user_id: UUID) -> bool:
         SecretRecord,
         UserApiKeyRecord,
         EmailCountRecord,
+        AccountEmailRecord,
         LlmWindowRecord,
         LlmReservationRecord,
     ):

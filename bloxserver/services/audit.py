@@ -5,7 +5,8 @@ Each function that changes something for them calls `record` in the transaction 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -36,6 +37,16 @@ class Actor(NamedTuple):
 
 current_actor: ContextVar[Actor] = ContextVar("actor", default=Actor())  # noqa: B039
 """Set by the sign-in of the API and by the commands of operators. A program that overrides the sign-in need not."""
+
+
+@contextmanager
+def acting_as(actor: Actor) -> Iterator[None]:
+    """Make the changes of this block those of another actor."""
+    token = current_actor.set(actor)
+    try:
+        yield
+    finally:
+        current_actor.reset(token)
 
 
 async def record(

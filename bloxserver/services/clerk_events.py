@@ -53,6 +53,8 @@ class _Model(BaseModel):
 class _Event(_Model):
     type: str
     data: dict[str, Any]
+    timestamp: Any = None
+    """When Clerk created the event, in milliseconds since 1970. It is not required, so that none is refused."""
 
 
 class _User(_Model):
@@ -85,8 +87,10 @@ class _Profile(_User):
         }
 
 
-async def receive_event(session: AsyncSession, body: bytes, headers: Headers) -> None:
+async def receive_event(session: AsyncSession, body: bytes, headers: Headers) -> float | None:
     """Verify an event and apply it. Events of unknown types are accepted and change nothing.
+
+    Returns when Clerk created the event, in seconds since 1970; None if the event does not have it.
 
     Raises `NotFound` without `CLERK_WEBHOOK_SECRET`, `BadRequest` for a wrong signature or malformed JSON, and
     `Unprocessable` for a body that is no event.
@@ -103,6 +107,9 @@ async def receive_event(session: AsyncSession, body: bytes, headers: Headers) ->
         await _store_profile(session, _validated(_Profile, event.data, "body.data"))
     elif event.type == "user.deleted":
         await delete_identity(session, _validated(_User, event.data, "body.data").id)
+    milliseconds = event.timestamp
+    is_time = isinstance(milliseconds, int) and 0 < milliseconds <= MAX_MILLISECONDS
+    return milliseconds / 1000 if is_time else None
 
 
 async def _store_profile(session: AsyncSession, profile: _Profile) -> None:

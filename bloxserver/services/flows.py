@@ -17,13 +17,14 @@ from bloxserver.models.tables import (
     FlowVersionRecord,
     UserRecord,
 )
-from bloxserver.plans import Plan
+from bloxserver.plans import Plan, get_plan
 from bloxserver.queries.flow_etags import etag_of, matches
 from bloxserver.queries.flows import count_flows, read_flow
+from bloxserver.queries.running_flows import number_running
 from bloxserver.queries.usage import stored_bytes_of
 from bloxserver.queries.versions import read_version
 from bloxserver.services import audit
-from bloxserver.services.usage import require_storage
+from bloxserver.services.usage import limit_details, require_storage
 from bloxserver.services.users import AccountDeleted
 from bloxserver.services.versions import current_version, is_same_definition
 
@@ -35,6 +36,7 @@ TRANSITIONS = {
     FlowStatus.STOPPED: {FlowStatus.STOPPING},
 }
 """For each status, the statuses from which a flow may enter it."""
+NO_OWNER = ("", None, False)
 DEFINITION = ("organism_yaml", "canvas_state")
 """The columns of a definition. A change to one of them makes a new version."""
 
@@ -147,36 +149,66 @@ async def _change(
 
 
 async def start_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
-    """Request a start. The engine validates the organism, and sets `running` or `error` with the reason."""
-    return await _request(session, user_id, flow_id, FlowStatus.STARTING, "start", stop_requested_at=None)
+    """Request a start. The engine validates the organism, and sets `running` or `error` with the reason.
+
+    Raises `NotFound`, `BadRequest`, and `Forbidden` if as many flows run as the plan allows. Their number is exact
+    under concurrency, also with a change of the plan. It is not limited for users whose plan was never changed: their
+    flows beyond the plan are rows that another program has inserted.
+    """
+    # The lock of the user's row makes the number exact. A concurrent change of the plan has changed the tier since the
+    # sign-in.
+    had_plans = sa.or_(UserRecord.stripe_customer_id.is_not(None), UserRecord.tier_source.is_not(None))
+    owner = sa.select(UserRecord.tier, UserRecord.limits, had_plans).where(UserRecord.id == user_id)
+    tier, limits, is_limited = (await session.execute(owner.with_for_update(key_share=True))).one_or_none() or NO_OWNER
+    limit = get_plan(tier, limits).flows
+    flow = await read_flow(session, user_id, flow_id, lock=True)
+    may_run = number_running(user_id) < limit if is_limited else sa.true()
+    before = flow.status
+    if not await transition_flow(session, flow_id, FlowStatus.STARTING, may_run, stop_requested_at=None):
+        if before not in TRANSITIONS[FlowStatus.STARTING]:
+            raise _wrong_state("start", before)
+        used = await session.scalar(sa.select(number_running(user_id)))
+        raise Forbidden(
+            "running_flows_limit_reached",
+            f"As many flows run as the plan allows ({limit}). Stop one of them, or upgrade.",
+            details=limit_details(limit, used or 0),
+        )
+    return await _requested(session, flow, before, FlowStatus.STARTING)
 
 
 async def stop_flow(session: AsyncSession, user_id: UUID, flow_id: UUID) -> FlowRecord:
     """Request a stop. The flow accepts no more runs, and becomes `stopped` when its executions have ended."""
-    return await _request(session, user_id, flow_id, FlowStatus.STOPPING, "stop", stop_requested_at=now())
-
-
-async def _request(
-    session: AsyncSession, user_id: UUID, flow_id: UUID, to: FlowStatus, verb: str, **values: Any
-) -> FlowRecord:
     flow = await read_flow(session, user_id, flow_id, lock=True)
     before = flow.status
-    if not await transition_flow(session, flow_id, to, **values):
-        raise BadRequest("flow_wrong_state", f"Cannot {verb} flow in {before.value} state")
-    await record_request(session, user_id, flow_id, before, to)
+    if not await transition_flow(session, flow_id, FlowStatus.STOPPING, stop_requested_at=now()):
+        raise _wrong_state("stop", before)
+    return await _requested(session, flow, before, FlowStatus.STOPPING)
+
+
+def _wrong_state(verb: str, status: FlowStatus) -> BadRequest:
+    return BadRequest("flow_wrong_state", f"Cannot {verb} flow in {status.value} state")
+
+
+async def _requested(session: AsyncSession, flow: FlowRecord, before: FlowStatus, to: FlowStatus) -> FlowRecord:
+    await record_request(session, flow.user_id, flow.id, before, to)
     wake_engine_after_commit(session, WakeReason.FLOW)
     await session.refresh(flow)
     return flow
 
 
 async def record_request(
-    session: AsyncSession, user_id: UUID, flow_id: UUID, before: FlowStatus, to: FlowStatus
+    session: AsyncSession,
+    user_id: UUID,
+    flow_id: UUID,
+    before: FlowStatus,
+    to: FlowStatus,
+    *,
+    reason: str | None = None,
 ) -> None:
-    """Record the request of a start or stop in the audit log."""
+    """Record the request of a start or stop in the audit log. `reason` is the error message that the flow gets."""
     action = AuditAction.FLOW_STARTED if to is FlowStatus.STARTING else AuditAction.FLOW_STOPPED
-    await audit.record(
-        session, action, user_id, flow_id, flow_id=flow_id, before={"status": before}, after={"status": to}
-    )
+    after = {"status": to} if reason is None else {"status": to, "errorMessage": reason}
+    await audit.record(session, action, user_id, flow_id, flow_id=flow_id, before={"status": before}, after=after)
 
 
 async def transition_flow(

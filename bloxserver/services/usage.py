@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -62,11 +63,17 @@ async def count_run(session: AsyncSession, user_id: UUID, plan: Plan, period: Pe
     if (await session.execute(limited)).first() is None:
         used = (await read_usage(session, user_id, plan, period, now)).runs_used
         resets_at = period.end.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        details = {"limit": limit, "used": used, "resetsAt": resets_at}
-        settings = get_settings()
-        if settings.stripe_secret_key is not None:
-            details["upgradeUrl"] = settings.billing_cancel_url
+        details = limit_details(limit, used, resetsAt=resets_at)
         raise Forbidden("run_limit_reached", f"Run limit reached ({limit}). Upgrade to run more.", details=details)
+
+
+def limit_details(limit: int, used: int, **more: str) -> dict[str, Any]:
+    """The `details` of an error of a limit of the plan, with the address at which the user can upgrade."""
+    details: dict[str, Any] = {"limit": limit, "used": used, **more}
+    settings = get_settings()
+    if settings.stripe_secret_key is not None:
+        details["upgradeUrl"] = settings.billing_cancel_url
+    return details
 
 
 def require_storage(plan: Plan, stored_bytes: int) -> None:

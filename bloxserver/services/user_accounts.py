@@ -13,8 +13,10 @@ from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import AuditAction, FlowStatus, Tier, TierSource
 from bloxserver.models.tables import FlowRecord, UserRecord
 from bloxserver.queries.requesters import owned_by
+from bloxserver.queries.running_flows import ACTIVE
 from bloxserver.queries.users import find_users
 from bloxserver.services import audit
+from bloxserver.services.downgrades import stop_flows_beyond
 from bloxserver.services.flows import record_request, transition_flow
 from bloxserver.services.users import MAX_EMAIL_LENGTH, MAX_NAME_LENGTH
 from bloxserver.storable import storable_text
@@ -50,7 +52,9 @@ async def create_user(session: AsyncSession, email: str, tier: Tier, name: str |
 
 
 async def set_tier(session: AsyncSession, user: UserRecord, tier: Tier, *, is_fixed: bool = True) -> None:
-    """Change the user's plan. If `is_fixed`, subscriptions do not change it."""
+    """Change the user's plan. If `is_fixed`, subscriptions do not change it. A smaller plan may stop flows."""
+    await session.refresh(user, with_for_update={"key_share": True})
+    await stop_flows_beyond(session, user, tier)
     before, after = audit.difference({"tier": user.tier}, {"tier": tier})
     user.tier, user.tier_source = tier, TierSource.OPERATOR if is_fixed else None
     if after:
@@ -69,10 +73,9 @@ async def disable_user(session: AsyncSession, user: UserRecord) -> int:
     if user.disabled_at is None:
         user.disabled_at = now()
         await audit.record(session, AuditAction.USER_DISABLED, user.id, user.id)
-    active = (FlowStatus.STARTING, FlowStatus.RUNNING)
     flows = await session.execute(
         sa.select(FlowRecord.id, FlowRecord.status)
-        .where(owned_by(user.id), FlowRecord.status.in_(active))
+        .where(owned_by(user.id), FlowRecord.status.in_(ACTIVE))
         .order_by(FlowRecord.id)
     )
     stopped = 0

@@ -1,7 +1,7 @@
 """add the states of the providers of language models
 
 Revision ID: 0031
-Revises: 0027
+Revises: 0029
 """
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from alembic import op
 from bloxserver.models.types import UtcDateTime, database_now
 
 revision = "0031"
-down_revision = "0027"
+down_revision = "0029"
 branch_labels = None
 depends_on = None
 

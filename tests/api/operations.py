@@ -38,6 +38,7 @@ AUTHENTICATED: dict[str, Call] = {
     "exportCurrentUser": Call(),
     "getUsage": Call(),
     "getUsageHistory": Call(),
+    "listFlowUsage": Call(),
     "getBilling": Call(),
     "getLlmUsage": Call(),
     "startCheckout": Call({}),

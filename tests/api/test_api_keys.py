@@ -252,6 +252,17 @@ async def test_restricted_key_creates_keys_for_its_flows_only(
     assert (refused.status_code, refused.json()["code"]) == (403, "flow_restricted")
 
 
+async def test_restricted_key_sees_the_usage_of_its_flows(
+    client: httpx.AsyncClient, session: AsyncSession, headers: dict[str, str], owner: UserRecord
+) -> None:
+    flows = [await factories.create_flow(session, owner) for _ in range(2)]
+    for flow in flows:
+        await factories.create_execution(session, flow)
+    used = await create(client, headers, scopes=["read"], flowIds=[str(flows[1].id)])
+    page = (await client.get(f"{API}/usage/flows", headers=bearer(used))).json()
+    assert [item["flowId"] for item in page["items"]] == [str(flows[1].id)]
+
+
 async def test_flow_of_another_user_cannot_be_in_a_restriction(
     client: httpx.AsyncClient, session: AsyncSession, headers: dict[str, str], owner: UserRecord
 ) -> None:

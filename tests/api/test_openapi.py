@@ -56,6 +56,7 @@ GET /api/v1/me getCurrentUser 200 401 403 422 429 503
 GET /api/v1/me/export exportCurrentUser 200 401 403 422 429 503
 GET /api/v1/secrets listSecrets 200 401 403 422 429 503
 GET /api/v1/usage getUsage 200 401 403 422 429 503
+GET /api/v1/usage/flows listFlowUsage 200 400 401 403 422 429 503
 GET /api/v1/usage/history getUsageHistory 200 401 403 422 429 503
 GET /health getHealth 200
 GET /health/live getLiveness 200

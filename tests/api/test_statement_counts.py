@@ -34,6 +34,8 @@ class Cost(NamedTuple):
 COSTS = {
     "current user": Cost(1, "GET", "/api/v1/me"),
     "usage": Cost(2, "GET", "/api/v1/usage"),
+    "usage of flows": Cost(2, "GET", "/api/v1/usage/flows"),
+    "usage of flows in the previous period": Cost(3, "GET", "/api/v1/usage/flows?period=previous"),
     "list flows": Cost(1, "GET", "/api/v1/flows"),
     "create a flow with its first version": Cost(6, "POST", "/api/v1/flows", 201, {"name": "New"}),
     "get a flow": Cost(1, "GET", "/api/v1/flows/{running}"),
@@ -46,7 +48,8 @@ COSTS = {
     ),
     "list versions": Cost(3, "GET", "/api/v1/flows/{running}/versions"),
     "get a version": Cost(2, "GET", "/api/v1/flows/{running}/versions/1", 404),
-    "start a flow": Cost(5, "POST", "/api/v1/flows/{stopped}/start"),
+    # One locks the user and reads the plan.
+    "start a flow": Cost(6, "POST", "/api/v1/flows/{stopped}/start"),
     "stop a flow": Cost(5, "POST", "/api/v1/flows/{running}/stop"),
     # One for each table, the flow, its number of executions, its size and the user, and two for running executions and
     # their callers.

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
-from bloxserver.billing.prices import PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY
+from bloxserver.billing.prices import PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY, STORAGE_LOOKUP_KEY
 from bloxserver.models.database import Database
 from bloxserver.models.enums import Tier
 from bloxserver.models.tables import UserRecord
@@ -68,7 +68,7 @@ def event_of(customer_id: str | None, number: object = 1, kind: str = EVENT_TYPE
 @asynccontextmanager
 async def billing_world(client: httpx.AsyncClient, database: Database) -> AsyncIterator[BillingWorld]:
     async with stripe_server() as stripe:
-        for key in (PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY):
+        for key in (PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY, STORAGE_LOOKUP_KEY):
             stripe.add("price", "price", lookup_key=key, active=True)
         with override_settings(
             STRIPE_SECRET_KEY=SECRET_KEY, STRIPE_WEBHOOK_SECRET=WEBHOOK_SECRET, STRIPE_API_BASE=stripe.url

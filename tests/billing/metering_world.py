@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,15 +16,25 @@ from pydantic import SecretStr
 
 from bloxserver.billing.client import Stripe, get_stripe
 from bloxserver.billing.metering import PeriodKey, read_uncut_periods
-from bloxserver.billing.prices import PRO_LOOKUP_KEY, RUNS_METER
+from bloxserver.billing.prices import METERS, PRO_LOOKUP_KEY, RUNS_METER, STORAGE_METER
 from bloxserver.billing.reconcile import Reconciler, Result
 from bloxserver.billing.reports import send_due
+from bloxserver.billing.storage import sample_storage
 from bloxserver.billing.sync import sync_customer
 from bloxserver.clock import now
 from bloxserver.engine.background.metering import Metering
 from bloxserver.models.database import Database
 from bloxserver.models.enums import Tier, TriggerType
-from bloxserver.models.tables import BillingPeriodRecord, FlowRecord, MeterReportRecord, UsageRecord, UserRecord
+from bloxserver.models.tables import (
+    BillingPeriodRecord,
+    FlowRecord,
+    MeterReportRecord,
+    StorageSampleRecord,
+    StoredBytesRecord,
+    UsageRecord,
+    UserRecord,
+)
+from bloxserver.models.upsert import insert_into
 from bloxserver.queries.usage import Period, period_at
 from bloxserver.services.accepted_runs import AcceptedRun, insert_runs
 from bloxserver.settings import Settings
@@ -84,6 +94,29 @@ class MeteringWorld:
             async with self.database.transaction() as session:
                 await insert_runs(session, [AcceptedRun(values, subscriber.user_id, counted)])
 
+    async def store(self, subscriber: Subscriber, number: int) -> None:
+        """Let the user store this number of bytes, besides those of rows."""
+        values = {"user_id": subscriber.user_id, "source": "tests", "slot": 0, "bytes": number}
+        async with self.database.transaction() as session:
+            stored = insert_into(session, StoredBytesRecord).values(values)
+            await session.execute(
+                stored.on_conflict_do_update(index_elements=["user_id", "source", "slot"], set_={"bytes": number})
+            )
+
+    async def sample_all(self) -> None:
+        await Metering(self.database, self.stripe).sample()
+
+    async def sample(self, moment: datetime | None = None) -> None:
+        async with self.database.transaction() as session:
+            assert await sample_storage(session, moment or now()) is False
+
+    async def samples(self, subscriber: Subscriber) -> list[tuple[date, int]]:
+        """The days with a sample, and the billed megabytes."""
+        sample = StorageSampleRecord
+        found = sa.select(sample.day, sample.billed_megabytes).where(sample.user_id == subscriber.user_id)
+        async with self.database.sessions() as session:
+            return [(row[0], row[1]) for row in await session.execute(found.order_by(sample.day))]
+
     async def cut(self) -> int:
         return await Metering(self.database, self.stripe).cut()
 
@@ -116,9 +149,13 @@ class MeteringWorld:
             row = (await session.execute(sums.where(usage.user_id == subscriber.user_id))).one()
         return int(row[0] or 0), int(row[1] or 0)
 
-    def at_stripe(self, subscriber: Subscriber, period: Period | None = None) -> int:
+    def at_stripe(self, subscriber: Subscriber, period: Period | None = None, *, meter: str = RUNS_METER) -> int:
         times = () if period is None else (period.start.timestamp(), period.end.timestamp())
-        return self.server.sum_of(subscriber.customer_id, RUNS_METER, *times)
+        return self.server.sum_of(subscriber.customer_id, meter, *times)
+
+    def stored_at_stripe(self, subscriber: Subscriber, period: Period | None = None) -> int:
+        """The megabyte-days that Stripe bills."""
+        return self.at_stripe(subscriber, period, meter=STORAGE_METER)
 
     async def uncut(self) -> Sequence[PeriodKey]:
         async with self.database.sessions() as session:
@@ -130,15 +167,20 @@ class MeteringWorld:
         async with self.database.sessions() as session:
             return [(row[0], row[1]) for row in await session.execute(found.order_by(period.period_start))]
 
-    async def reconcile(self, *, dry_run: bool = False, settled: timedelta = timedelta(0)) -> list[Result]:
+    async def reconcile(
+        self, *, dry_run: bool = False, settled: timedelta = timedelta(0), meter: str = RUNS_METER
+    ) -> list[Result]:
+        """The results of this meter."""
         reconciler = Reconciler(self.database, self.stripe, settled=settled)
-        return [result async for result in reconciler.reconcile_all(dry_run=dry_run)]
+        results = [result async for result in reconciler.reconcile_all(dry_run=dry_run)]
+        return [result for result in results if result.usage.meter == meter]
 
 
 @asynccontextmanager
 async def metering_world(database: Database) -> AsyncIterator[MeteringWorld]:
     async with stripe_server() as server:
-        server.add("billing.meter", "mtr", event_name=RUNS_METER, status="active")
+        for event_name in METERS:
+            server.add("billing.meter", "mtr", event_name=event_name, status="active")
         stripe = get_stripe(Settings(stripe_secret_key=SecretStr(SECRET_KEY), stripe_api_base=server.url))
         assert stripe is not None
         yield MeteringWorld(database, server, stripe)

@@ -33,8 +33,8 @@ async def test_checkout_sells_pro_with_a_trial(world: BillingWorld) -> None:
     assert session["subscription_data"]["trial_period_days"] == 14
     assert session["mode"] == "subscription"
     prices = [world.stripe.objects[item["price"]]["lookup_key"] for item in session["line_items"]]
-    assert prices == [PRO_LOOKUP_KEY, "bloxserver_pro_runs"]
-    assert ["quantity" in item for item in session["line_items"]] == [True, False]
+    assert prices == [PRO_LOOKUP_KEY, "bloxserver_pro_runs", "bloxserver_pro_storage"]
+    assert ["quantity" in item for item in session["line_items"]] == [True, False, False]
     assert session["success_url"] == "http://localhost:3000/billing?checkout=success"
 
 
@@ -44,6 +44,27 @@ async def test_concurrent_checkouts_create_one_customer_and_one_session(world: B
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["url"] for answer in answers}) == 1
     assert len(world.stripe.of_kind("customer")) == len(world.stripe.of_kind("checkout.session")) == 1
+
+
+@pytest.mark.parametrize("second", ["same", "another", None])
+async def test_repeated_checkout_gets_the_same_page_with_any_key(world: BillingWorld, second: str | None) -> None:
+    first = await world.client.post(CHECKOUT, headers={"Idempotency-Key": "same"})
+    headers = {} if second is None else {"Idempotency-Key": second}
+    again = await world.client.post(CHECKOUT, json={"plan": "pro"}, headers=headers)
+    assert first.status_code == again.status_code == 200
+    assert first.json() == again.json()
+    assert len(world.stripe.of_kind("customer")) == len(world.stripe.of_kind("checkout.session")) == 1
+
+
+async def test_repeated_portal_gets_a_new_page_and_changes_nothing(world: BillingWorld) -> None:
+    await world.customer()
+    before = await world.billing()
+    answers = [await world.client.post(PORTAL, headers={"Idempotency-Key": "same"}) for _ in range(2)]
+    urls = [answer.json()["url"] for answer in answers]
+    assert urls == [session["url"] for session in world.stripe.of_kind("billing_portal.session")]
+    assert urls[0] != urls[1]
+    assert len(world.stripe.of_kind("customer")) == 1
+    assert await world.billing() == before
 
 
 async def test_second_subscription_has_no_trial(world: BillingWorld) -> None:
@@ -129,7 +150,7 @@ async def test_subscription_is_shown(world: BillingWorld) -> None:
     free = await world.billing()
     assert (free["plan"], free["planSource"], free["status"]) == ("free", "default", "active")
     assert (free["trialAvailable"], free["paymentProblem"], free["cancelAt"]) == (True, None, None)
-    assert [price["usd"] for price in free["prices"]] == ["29.00", "0.50"]
+    assert [price["usd"] for price in free["prices"]] == ["29.00", "0.50", "0.10"]
     customer_id = await world.customer()
     start = int(now().timestamp()) - 3 * DAY
     made = world.stripe.subscribe(customer_id, PRO_LOOKUP_KEY, "past_due", period_start=start)

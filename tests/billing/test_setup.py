@@ -9,15 +9,15 @@ import pytest
 
 from bloxserver.billing.client import Stripe, StripeUnavailable, get_stripe
 from bloxserver.billing.events import ENDPOINT_EVENTS
-from bloxserver.billing.prices import PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY
+from bloxserver.billing.prices import PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY, STORAGE_LOOKUP_KEY
 from bloxserver.billing.setup import SetUp, set_up
 from bloxserver.settings import Settings
 from tests.processes import bloxserver
 from tests.stripe_server import StripeServer, stripe_server
 
 URL = "https://flows.example.com/webhooks/stripe"
-CREATED = ["product", "meter", "price", "price", "configuration", "webhook endpoint"]
-PRICES = PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY
+CREATED = ["product", "meter", "meter", "price", "price", "price", "configuration", "webhook endpoint"]
+PRICES = PRO_LOOKUP_KEY, RUNS_LOOKUP_KEY, STORAGE_LOOKUP_KEY
 
 
 def client_of(server: StripeServer) -> Stripe:
@@ -48,9 +48,14 @@ async def test_objects_are_created_once() -> None:
         (endpoint,) = server.of_kind("webhook_endpoint")
         assert (endpoint["url"], endpoint["enabled_events"]) == (URL, [*ENDPOINT_EVENTS])
         assert not any(kind.startswith("v1.") for kind in endpoint["enabled_events"])
-        pro, runs = (next(one for one in server.of_kind("price") if one["lookup_key"] == key) for key in PRICES)
+        prices = {price["lookup_key"]: price for price in server.of_kind("price")}
+        pro, runs, storage = (prices[key] for key in PRICES)
         assert (pro["unit_amount"], pro["recurring"]) == (2900, {"interval": "month"})
-        assert runs["recurring"]["meter"] == server.of_kind("billing.meter")[0]["id"]
+        meters = server.of_kind("billing.meter")
+        assert [meter["event_name"] for meter in meters] == ["bloxserver_runs", "bloxserver_storage"]
+        assert {meter["default_aggregation"]["formula"] for meter in meters} == {"sum"}
+        assert [price["recurring"]["meter"] for price in (runs, storage)] == [meter["id"] for meter in meters]
+        assert (storage["billing_scheme"], storage["unit_amount_decimal"]) == ("per_unit", "0.000333333333")
         assert [(tier["up_to"], tier["unit_amount_decimal"]) for tier in runs["tiers"]] == [
             (100_000, "0"),
             (None, "0.05"),
@@ -65,6 +70,10 @@ async def test_objects_are_created_once() -> None:
         (PRO_LOOKUP_KEY, {"recurring": {"interval": "year"}}),
         (RUNS_LOOKUP_KEY, {"tiers": [{"up_to": None, "unit_amount_decimal": "0.05"}]}),
         (RUNS_LOOKUP_KEY, {"tiers": None}),
+        (STORAGE_LOOKUP_KEY, {"unit_amount_decimal": "0.000333333334"}),
+        (STORAGE_LOOKUP_KEY, {"unit_amount_decimal": None}),
+        (STORAGE_LOOKUP_KEY, {"currency": "eur"}),
+        (STORAGE_LOOKUP_KEY, {"recurring": {"usage_type": "licensed"}}),
     ],
 )
 async def test_price_that_differs_is_reported(key: str, change: dict[str, Any]) -> None:
@@ -95,7 +104,7 @@ async def test_interrupted_setup_can_be_repeated() -> None:
             await set_up(client_of(server), URL)
         server.fault = lambda call: None
         assert {*results(await set_up(client_of(server), URL)).values()} == {"created", "exists"}
-        assert len(server.of_kind("product")) == len(server.of_kind("billing.meter")) == 1
+        assert (len(server.of_kind("product")), len(server.of_kind("billing.meter"))) == (1, 2)
 
 
 async def test_command_prints_the_results_and_the_secret() -> None:

@@ -25,6 +25,7 @@ COMMANDS = (
     "api-keys",
     "audit",
     "billing",
+    "emails",
 )
 SLOW_IMPORTS = {"alembic", "asyncpg", "fastapi", "httpx", "httpx2", "openai", "pydantic_ai", "uvicorn"}
 

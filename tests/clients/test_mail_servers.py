@@ -180,6 +180,27 @@ class TestHostileServers:
             error = await failure(mailer, server=MailServer("127.0.0.1", port, "none"))
         assert (error.code, error.retryable) == (code, retryable)
 
+    @pytest.mark.parametrize(
+        ("last", "is_uncertain"),
+        [
+            ([], False),
+            ([b"250 ok\r\n"] * 2, False),
+            ([b"250 ok\r\n"] * 3, True),
+            ([*[b"250 ok\r\n"] * 3, b"451 later\r\n"], False),
+            ([*[b"250 ok\r\n"] * 3, b"354 go\r\n"], True),
+            ([*[b"250 ok\r\n"] * 3, b"354 go\r\n", b"451 later\r\n"], False),
+            ([*[b"250 ok\r\n"] * 3, b"354 go\r\n", b"554 no\r\n"], False),
+            ([*[b"250 ok\r\n"] * 3, b"354 go\r\n", b"???\r\n"], True),
+            ([b"250 ok\r\n", b"250 ok\r\n", b"550 no\r\n"], False),
+        ],
+    )
+    async def test_outcome_is_uncertain_without_an_answer_to_the_content(
+        self, mailer: Mailer, last: list[bytes], is_uncertain: bool
+    ) -> None:
+        async with smtp_script(b"220 hi\r\n", *last) as port:
+            error = await failure(mailer, server=MailServer("127.0.0.1", port, "none"))
+        assert error.is_uncertain == is_uncertain
+
     @pytest.mark.parametrize("sent", [b"", b"220-hi\r\n", b"2"], ids=ascii)
     async def test_slow_server_times_out(self, mailer: Mailer, sent: bytes) -> None:
         async def drip(reader: StreamReader, writer: StreamWriter) -> None:

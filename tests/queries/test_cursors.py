@@ -10,7 +10,14 @@ from uuid import UUID, uuid4
 import pytest
 
 from bloxserver.errors import BadRequest
-from bloxserver.queries.cursors import MAX_CURSOR_LENGTH, Position, read_cursor, write_cursor
+from bloxserver.queries.cursors import (
+    MAX_CURSOR_LENGTH,
+    Position,
+    read_cursor,
+    read_number_cursor,
+    write_cursor,
+    write_number_cursor,
+)
 
 POSITION = Position(datetime(2024, 5, 1, 12, 0, 0, 123456, tzinfo=UTC), UUID(int=7))
 
@@ -40,3 +47,12 @@ def test_changed_cursor_and_cursor_of_another_list_are_invalid() -> None:
 def test_positions_that_differ_by_a_microsecond_have_different_cursors() -> None:
     later = POSITION._replace(started_at=POSITION.started_at + timedelta(microseconds=1))
     assert write_cursor(POSITION, "list") != write_cursor(later, "list")
+
+
+@pytest.mark.parametrize("number", [0, 7, 2**63 - 1, -(2**63)])
+def test_cursor_keeps_number_and_id(number: int) -> None:
+    id = uuid4()
+    cursor = write_number_cursor(number, id, "list")
+    assert read_number_cursor(cursor, "list") == (number, id)
+    with pytest.raises(BadRequest):
+        read_number_cursor(cursor, "other list")

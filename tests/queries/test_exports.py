@@ -27,11 +27,13 @@ NOT_EXPORTED = {
     "llm_windows": "has the counts of calls in a minute",
     "meter_reports": "is what has been reported of the usage to Stripe",
     "rate_counters": "has hashes only, for minutes",
+    "storage_samples": "is what has been reported of the stored bytes to Stripe",
     "stored_bytes": "is computed from the other tables",
     "stripe_events": "belongs to no user",
     "workers": "belongs to no user",
 }
 NO_CREDENTIALS = {
+    "account_emails.event_key",
     "api_keys.hint",
     "executions.parent_key",
     "key_values.key",

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.models.tables import UsageRecord
+from bloxserver.models.tables import StorageSampleRecord, UsageRecord
 from bloxserver.plans import FREE, get_plan
-from bloxserver.queries.usage import RENEWAL, Period, period_at, read_usage, read_usage_history
+from bloxserver.queries.usage import RENEWAL, Period, period_at, read_previous_period, read_usage, read_usage_history
 from tests.factories import create_user
 
 TODAY = datetime(2026, 6, 15, tzinfo=UTC)
@@ -66,6 +66,31 @@ async def test_usage_sums_the_slots_of_the_period_and_compares_them_with_the_pla
     assert (usage.period_start, usage.period_end) == (PERIOD.start, PERIOD.end)
 
 
+@pytest.mark.parametrize(
+    ("tier", "megabytes", "included", "overage"),
+    [
+        ("pro", (1_000,) * 10, 10**10, 0.0333),
+        ("pro", (0, 30_000), 10**10, 0.1),
+        ("pro", (), 10**10, 0),
+        ("free", (7_000,), None, 0),
+    ],
+)
+async def test_price_of_storage_is_that_of_the_samples_of_the_period(
+    session: AsyncSession, tier: str, megabytes: tuple[int, ...], included: int | None, overage: float
+) -> None:
+    user, other = await create_user(session), await create_user(session)
+    values = {"bytes": 1, "period_start": PERIOD.start}
+    for number, billed in enumerate(megabytes):
+        day = {"day": TODAY.date() - timedelta(days=number), "billed_megabytes": billed}
+        session.add_all(StorageSampleRecord(user_id=owner.id, **values | day) for owner in (user, other))
+    before = {"day": PERIOD.start.date() - timedelta(days=1), "period_start": PERIOD.start - timedelta(days=30)}
+    session.add(StorageSampleRecord(user_id=user.id, **values | before, billed_megabytes=9_999))
+    await session.commit()
+    usage = await read_usage(session, user.id, get_plan(tier), PERIOD, TODAY)
+    assert (usage.included_stored_bytes, usage.storage_overage) == (included, overage)
+    assert usage.estimated_overage == 0
+
+
 def utc(*parts: int) -> datetime:
     return datetime(*parts, tzinfo=UTC)  # type: ignore[misc,arg-type]
 
@@ -120,3 +145,24 @@ async def test_history_has_the_last_periods_with_usage(session: AsyncSession) ->
     ]
     assert rows[0].period_end == datetime(2026, 6, 29, tzinfo=UTC)
     assert await read_usage_history(session, (await create_user(session)).id, 2) == []
+
+
+async def test_previous_period_is_the_last_one_with_usage(session: AsyncSession) -> None:
+    user, other = await create_user(session), await create_user(session)
+    month, before = datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC)
+    session.add(UsageRecord(user_id=other.id, period_start=datetime(2026, 5, 20, tzinfo=UTC)))
+    await session.commit()
+    assert await read_previous_period(session, user.id, Period(month, TODAY)) == Period(
+        datetime(2026, 5, 1, tzinfo=UTC), month
+    )
+    assert await read_previous_period(session, user.id, PERIOD) == Period(month, PERIOD.start)
+    may = datetime(2026, 5, 1, tzinfo=UTC)
+    session.add_all(
+        UsageRecord(user_id=user.id, period_start=start, period_end=end, slot=slot)
+        for start, end, slot in ((before, may, 0), (before, may, 1), (may, month, 0), (PERIOD.start, PERIOD.end, 0))
+    )
+    await session.commit()
+    assert await read_previous_period(session, user.id, PERIOD) == Period(may, month)
+    assert await read_previous_period(session, user.id, Period(may, month)) == Period(before, may)
+    # A subscription began within the month.
+    assert (await read_previous_period(session, user.id, Period(may + timedelta(days=9), month))).end.day == 10

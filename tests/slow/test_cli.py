@@ -78,6 +78,7 @@ PRODUCTION = {
         (("worker",), {"DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "a worker needs PostgreSQL"),
         (("serve",), {"ENV": "production"}, "CLERK_ISSUER must be an https address in production"),
         (("serve",), {"PORT": "abc"}, "PORT: "),
+        (("serve",), {"EMAIL_TEMPLATES_DIR": "/none"}, "EMAIL_TEMPLATES_DIR: /none is not a directory"),
         (("serve",), {**PRODUCTION, "DATABASE_URL": "sqlite+aiosqlite:///:memory:"}, "run `bloxserver migrate` first"),
         (("migrate",), {"DATABASE_URL": "mysql://x"}, "only sqlite and postgresql are supported"),
         (("serve",), {"DATABASE_URL": "postgresql://user@127.0.0.1:1/x"}, "the database cannot be used"),

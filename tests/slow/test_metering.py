@@ -1,4 +1,4 @@
-"""Processes that accept and report runs are killed, and Stripe fails: each run is counted and billed once."""
+"""Processes that meter usage are killed, and Stripe fails: each run and each day of storage is billed once."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 
+from bloxserver.billing.prices import STORAGE_METER
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord
 from bloxserver.settings import Settings
+from tests.billing.metering_process import DAYS
 from tests.billing.metering_world import SECRET_KEY, MeteringWorld, Subscriber, metering_world, seconds_ago
 from tests.engine.retention_world import until
 from tests.processes import bloxserver
@@ -146,6 +149,61 @@ async def test_each_accepted_run_is_counted_and_billed_once(
         f"kills {kills}, accepted {accepted.total()}, of these deleted {executions.deleted.total()}, "
         f"billed {sums}, requests {requests}, events {len(metering.server.meter_events)}\n"
     )
+
+
+async def test_each_day_of_storage_is_sampled_and_billed_once(
+    live_settings: Settings, metering: MeteringWorld, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    kills: int = request.config.getoption("--metering-kills")
+    start = (seconds_ago(0) // DAY - DAYS + 1) * DAY  # the first midnight that is sampled
+    period: dict[str, Any] = {"period_start": start, "period_end": start + (DAYS + 1) * DAY}
+    billed = [await metering.subscriber(**period) for _ in range(4)]
+    trial = await metering.subscriber("trialing", **period)
+    metering.server.fault = fail_at_random
+    processes = Processes(live_settings, metering, tmp_path / "processes.log")
+
+    async def sampled() -> int:
+        return sum([len(await metering.samples(subscriber)) for subscriber in billed])
+
+    async def change_storage() -> None:
+        for subscriber in (*billed, trial):
+            await metering.store(subscriber, random.randint(9 * 10**9, 60 * 10**9))  # noqa: S311
+
+    async def all_are_sampled() -> bool:
+        await change_storage()
+        return await sampled() >= len(billed) * DAYS
+
+    with killed_at_the_end(processes):
+        for mode in ("sample", "report", "sample", "report", "sample"):
+            processes.start(mode)
+        for _ in range(kills):
+            before, calls = await sampled(), len(metering.server.calls)
+            await change_storage()
+
+            async def has_progressed(before: int = before, calls: int = calls) -> bool:
+                number = await sampled()
+                return number >= len(billed) * DAYS or (number > before and len(metering.server.calls) > calls)
+
+            await until(has_progressed, interval_seconds=0.02)
+            processes.replace_one()
+            await metering.make_due()  # instead of waiting for the next attempts
+        await until(all_are_sampled, interval_seconds=0.05)
+    metering.server.fault = lambda call: None
+    while any(report.sent_at is None for report in await metering.reports()):
+        await metering.make_due()
+        await metering.send()
+    reports, sums = await metering.reports(), []
+    for subscriber in billed:
+        values = [value for _, value in await metering.samples(subscriber)]
+        reported = [report.value for report in reports if report.user_id == subscriber.user_id]
+        assert sorted(reported) == sorted(value for value in values if value)
+        assert metering.stored_at_stripe(subscriber) == sum(values) > 0
+        sums.append(sum(values))
+    assert (await metering.samples(trial), metering.stored_at_stripe(trial)) == ([], 0)
+    results = await metering.reconcile(meter=STORAGE_METER)
+    assert [str(result) for result in results if result.differs or result.resent] == []
+    requests = len([call for call in metering.server.calls if call.path.endswith("meter_events")])
+    sys.stdout.write(f"kills {kills}, billed {sums}, requests {requests}, events {len(metering.server.meter_events)}\n")
 
 
 async def wait_for_progress(metering: MeteringWorld, executions: Executions) -> None:

@@ -23,6 +23,7 @@ from bloxserver.api.routes import (
     signing_secrets,
     stripe_events,
     triggers,
+    usage,
     users,
     versions,
     webhooks,
@@ -32,6 +33,7 @@ PUBLIC = [health.router, metrics.router, clerk.router, stripe_events.router, web
 DOCUMENTATION = [documentation.router]
 AUTHENTICATED = [
     users.router,
+    usage.router,
     flows.router,
     versions.router,
     triggers.router,

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from bloxserver.api.addresses import client_address
 from bloxserver.api.dependencies import DbSession
 from bloxserver.api.openapi import error_of, errors, response_of
+from bloxserver.api.provider_events import counted_event
 from bloxserver.api.schemas import EventReceived
 from bloxserver.models.enums import ActorKind
 from bloxserver.services.audit import Actor, current_actor
@@ -48,5 +49,6 @@ async def receive(request: Request, session: DbSession, body: Annotated[bytes, D
     """Create, update or delete the user whom an event of Clerk is about. Other events change nothing."""
     address, request_id = client_address(request.scope), request.scope.get("state", {}).get("request_id")
     current_actor.set(Actor(ActorKind.IDENTITY_PROVIDER, "clerk", address, request_id))
-    await receive_event(session, body, request.headers)
+    with counted_event("clerk", session) as counted:
+        counted.created = await receive_event(session, body, request.headers)
     return EventReceived(status="received")

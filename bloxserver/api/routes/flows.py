@@ -139,6 +139,12 @@ async def delete_flow(user: AuthenticatedUser, session: DbSession, flow_id: Flow
         "flow_wrong_state",
         "Cannot start flow in running state",
     )
+    | error_of(
+        403,
+        "As many flows run as the plan allows. `details` has `limit` and `used`, and with billing `upgradeUrl`.",
+        "running_flows_limit_reached",
+        "As many flows run as the plan allows (1). Stop one of them, or upgrade.",
+    )
     | errors(404),
 )
 async def start_flow(user: AuthenticatedUser, session: DbSession, response: Response, flow_id: FlowId) -> object:

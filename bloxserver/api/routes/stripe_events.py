@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request
 from bloxserver.api import billing_examples as examples
 from bloxserver.api.dependencies import DbSession, RequestAdmission
 from bloxserver.api.openapi import any_body, error_of, response_of
+from bloxserver.api.provider_events import counted_event
 from bloxserver.api.schemas import ReceivedEvent
 from bloxserver.billing.client import get_stripe
 from bloxserver.billing.events import is_live, process_event, read_event, webhook_secrets
@@ -39,6 +40,8 @@ async def receive_event(request: Request, session: DbSession, admission: Request
         admission.charge_invalid_token()
         raise NotFound("Webhook")
     body = await request.body()
-    event = read_event(body, request.headers, secrets, now(), live=is_live(settings))
-    await process_event(session, stripe, event)
+    with counted_event("stripe", session) as counted:
+        event = read_event(body, request.headers, secrets, now(), live=is_live(settings))
+        counted.created = event.created
+        counted.is_repeated = not await process_event(session, stripe, event)
     return ReceivedEvent(received=True)

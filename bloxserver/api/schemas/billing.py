@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Literal
+from uuid import UUID
 
 from pydantic import Field
 
@@ -19,6 +20,28 @@ class Price(CamelModel):
     included: int = Field(description="Units in each billing period that cost nothing.")
 
 
+class BillingFlow(CamelModel):
+    """A flow by its id and name."""
+
+    id: UUID
+    name: str
+
+
+class BillingFlows(CamelModel):
+    """Which flows run, and how many the plan allows to run at the same time."""
+
+    limit: int = Field(description="The number of flows that may run at the same time.")
+    used: int = Field(description="The number of flows that run or are starting.")
+    running: list[BillingFlow] = Field(
+        description="Flows that run or are starting, at most 100, in the order in which a smaller plan keeps them: "
+        "those with the most recent executions first."
+    )
+    stopped_by_plan: list[BillingFlow] = Field(
+        description="Flows that a change to a smaller plan has stopped, at most 100. None is deleted. A flow leaves "
+        "the list when it is started."
+    )
+
+
 class Billing(CamelModel):
     """The user's plan and subscription."""
 
@@ -34,6 +57,7 @@ class Billing(CamelModel):
         description="`payment_failed`: the plan is kept until `graceEndsAt`. `unpaid` and `paused`: it is not."
     )
     grace_ends_at: UtcTime | None
+    flows: BillingFlows
     prices: list[Price]
 
 

@@ -55,6 +55,10 @@ class UsageDashboard(CamelModel):
     days_remaining: int = Field(description="Whole days until the period ends, rounded up.")
     stored_bytes: int = Field(description="Bytes in executions, steps, versions and key-value storage.")
     stored_bytes_limit: int = Field(description="Stored bytes that the plan allows.")
+    included_stored_bytes: int | None = Field(description="Stored bytes without a price; null if none has one.")
+    storage_overage: float = Field(
+        description="Price of the bytes beyond the included ones on the days of the period until today, in USD."
+    )
     limits: list[LimitUse] = Field(description="The limits of the plan that count something.")
 
 
@@ -66,6 +70,25 @@ class UsagePeriod(CamelModel):
     runs: int
     input_tokens: int = Field(description="Input tokens of language models.")
     output_tokens: int = Field(description="Output tokens of language models.")
+
+
+class FlowUsage(CamelModel):
+    """What one flow used."""
+
+    flow_id: UUID
+    flow_name: str
+    runs: int = Field(description="Runs of every status, with those that other flows called.")
+    input_tokens: int = Field(description="Input tokens of language models.")
+    output_tokens: int = Field(description="Output tokens of language models.")
+
+
+class FlowUsagePage(CamelModel):
+    """A page of flows with runs in a time, those with most runs first."""
+
+    period_start: UtcTime = Field(description="The first minute whose runs count.")
+    period_end: UtcTime = Field(description="The end of the last minute whose runs count.")
+    items: list[FlowUsage]
+    next_cursor: str | None = Field(description="The `cursor` of the next page; null on the last page.")
 
 
 class ApiKeyInfo(CamelModel):

@@ -12,7 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.billing.metering import cut_period, read_periods_of
 from bloxserver.engine.background.retention_batches import MAX_ROWS, delete_some_calls
 from bloxserver.models.database import Database
-from bloxserver.models.tables import ANONYMOUS, DELETING, FlowRecord, LlmCallRecord, StoredBytesRecord, UserRecord
+from bloxserver.models.tables import (
+    ANONYMOUS,
+    DELETING,
+    AccountEmailRecord,
+    FlowRecord,
+    LlmCallRecord,
+    StoredBytesRecord,
+    UserRecord,
+)
 from bloxserver.settings import Settings, get_settings
 
 MAX_PENDING = 1_000
@@ -60,7 +68,8 @@ async def finish_user(database: Database, user_id: UUID) -> bool:
         )
         if anonymised.first() is None:
             return False
-        await session.execute(sa.delete(StoredBytesRecord).where(StoredBytesRecord.user_id == user_id))
+        for table in (StoredBytesRecord, AccountEmailRecord):
+            await session.execute(sa.delete(table).where(table.user_id == user_id))
         return True
 
 

@@ -8,6 +8,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.account_emails.kinds import Email, EmailKind
+from bloxserver.account_emails.outbox import enqueue
 from bloxserver.engine.background.account_deletions import finish_user
 from bloxserver.engine.background.deletions import Deletions
 from bloxserver.ids import new_id
@@ -25,7 +27,7 @@ from tests.models import migrating
 
 NOT_OF_USERS = {"llm_providers", "stripe_events", "workers", "rate_counters", "execution_totals", "execution_series"}
 """Tables in which `migrating.fill` inserts a row that belongs to no user, or to no flow of a user."""
-KEPT = {"audit_events", "billing_periods", "deleted_users", "meter_reports"}
+KEPT = {"audit_events", "billing_periods", "deleted_users", "meter_reports", "storage_samples"}
 
 
 async def fill(database: Database) -> Any:
@@ -67,6 +69,9 @@ async def test_purge_deletes_the_rows_of_every_table(live_database: Database) ->
 
 async def test_anonymous_user_keeps_the_usage_alone(live_database: Database) -> None:
     user_id = await fill(live_database)
+    async with live_database.transaction() as session:
+        # A worker had read the user before the deletion.
+        await enqueue(session, [(user_id, Email(EmailKind.USAGE_LIMIT, "late"))])
     with override_settings(USER_DELETION="anonymise"):
         assert await finish(live_database) == 1
         assert await finish(live_database) == 0

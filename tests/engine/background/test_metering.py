@@ -17,7 +17,7 @@ from bloxserver.clock import now
 from bloxserver.engine.background.metering import Metering, Reconciliation
 from bloxserver.engine.engine import Engine
 from bloxserver.models.database import Database
-from bloxserver.models.tables import BillingPeriodRecord, MeterReportRecord, UserRecord
+from bloxserver.models.tables import BillingPeriodRecord, MeterReportRecord, StorageSampleRecord, UserRecord
 from bloxserver.settings import Settings
 from tests.billing.metering_world import SECRET_KEY, MeteringWorld, metering_world
 from tests.engine.retention_world import until
@@ -49,7 +49,15 @@ async def test_runs_are_reported(metering: MeteringWorld) -> None:
         await until(is_true(lambda: metering.at_stripe(subscriber) == 7))
 
 
-async def test_differences_are_repaired_and_old_reports_are_deleted(metering: MeteringWorld) -> None:
+async def test_storage_is_sampled_and_reported(metering: MeteringWorld) -> None:
+    subscribers = [await metering.subscriber() for _ in range(2)]
+    await metering.store(subscribers[0], 13 * 10**9)
+    async with running(Metering(metering.database, metering.stripe, interval_seconds=0.02)):
+        await until(is_true(lambda: metering.stored_at_stripe(subscribers[0]) == 3_000))
+    assert [len(await metering.samples(subscriber)) for subscriber in subscribers] == [1, 1]
+
+
+async def test_differences_are_repaired_and_old_reports_and_samples_are_deleted(metering: MeteringWorld) -> None:
     subscriber = await metering.subscriber()
     await metering.accept(subscriber, 3)
     long_ago = now() - timedelta(days=101)
@@ -58,6 +66,8 @@ async def test_differences_are_repaired_and_old_reports_are_deleted(metering: Me
         await session.execute(sa.update(BillingPeriodRecord).values(created_at=now() - INTERVAL))
         await session.execute(sa.update(UserRecord).values(stripe_synced_at=now() - INTERVAL))
         times = dict.fromkeys(("period_start", "timestamp", "sent_at", "created_at"), long_ago)
+        sample = {"day": long_ago.date(), "period_start": long_ago, "bytes": 1, "billed_megabytes": 0}
+        await session.execute(sa.insert(StorageSampleRecord).values(user_id=subscriber.user_id, **sample))
         values = {"event_name": "x", "identifier": "old", "value": 1}
         await session.execute(sa.insert(MeterReportRecord).values(old | values | times))
     subscriber.subscription["status"] = "past_due"
@@ -65,7 +75,8 @@ async def test_differences_are_repaired_and_old_reports_are_deleted(metering: Me
 
     async def is_done() -> bool:
         [billed] = await metering.billed(subscriber)
-        return not billed[1] and "old" not in {report.identifier for report in await metering.reports()}
+        is_deleted = "old" not in {report.identifier for report in await metering.reports()}
+        return not billed[1] and is_deleted and await metering.samples(subscriber) == []
 
     async with running(loop):
         await until(is_done, interval_seconds=0.02)
