@@ -144,7 +144,7 @@ async def test_number_of_statements_does_not_depend_on_the_number_of_flows(
             await delete_account(session, user.id)
         numbers.add(len(statements))
         await session.commit()
-    assert numbers == {15}
+    assert numbers == {17}
 
 
 async def test_engine_is_woken_after_the_commit(live_database: Database) -> None:
