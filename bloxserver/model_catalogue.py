@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -64,6 +64,8 @@ class Provider:
     priority: int = 100
     """Of the providers of a model, the one with the lowest number is asked first."""
     timeout_seconds: float | None = None
+    accepts_own_keys: bool = False
+    """Whether users' own keys may be sent to this URL although it is not one of the provider itself."""
 
     @property
     def uses_anthropic_api(self) -> bool:
@@ -93,19 +95,51 @@ class Catalogue:
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     default_model: str | None = None
     is_from_file: bool = False
+    timeout_seconds: float | None = None
+    """Of the providers that only keys of users make available."""
 
     def routes(self, model: str | None) -> list[Route]:
         """Return the providers to ask for the model, in order. `model` may be an alias; None is the default model."""
-        name = model or self.default_model
-        names = self.aliases.get(name, (name,)) if name else ()
-        return [route for each in names for route in self._routes_of(each)]
+        return [
+            Route(provider, provider.models[pattern] or name)
+            for name in self._names(model)
+            for pattern, provider in self._matching(name)
+        ]
 
-    def _routes_of(self, model: str) -> Iterator[Route]:
+    def routes_with_keys(self, model: str | None, kinds: Collection[str]) -> list[Route]:
+        """Return the providers to ask with a user's own keys for these kinds of providers, in order, without the keys.
+
+        A provider need not be configured if the name of the model is one of its patterns, and no configured provider
+        names the model. A key is never sent to another server with the same API.
+        """
+        return [route for name in self._names(model) for route in self._own_routes_of(name, kinds)]
+
+    def url_for_own_keys(self, kind: ProviderKind) -> str:
+        """Return the URL of the provider with which a key is tested."""
+        configured = [each for each in self.providers if each.kind == kind and may_receive_own_keys(each)]
+        return min(configured, key=lambda each: each.priority).base_url if configured else BASE_URLS[kind]
+
+    def _own_routes_of(self, model: str, kinds: Collection[str]) -> Iterator[Route]:
+        matching = self._matching(model)
+        named = any(pattern != ANY for pattern, _ in matching)
+        by_kind: dict[str, Route] = {}
+        for kind, patterns in PATTERNS.items():
+            if not named and kind in kinds and any(fnmatchcase(model, pattern) for pattern in patterns):
+                url = self.url_for_own_keys(kind)
+                by_kind[kind] = Route(Provider(kind, kind, url, timeout_seconds=self.timeout_seconds), model)
+        for pattern, each in matching:
+            if each.kind in kinds and may_receive_own_keys(each):
+                by_kind.setdefault(each.kind, Route(each, each.models[pattern] or model))
+        yield from by_kind.values()
+
+    def _names(self, model: str | None) -> Sequence[str]:
+        name = model or self.default_model
+        return self.aliases.get(name, (name,)) if name else ()
+
+    def _matching(self, model: str) -> list[tuple[str, Provider]]:
         matching = [(pattern, each) for each in self.providers if (pattern := each.match(model)) is not None]
         # A provider of any model is asked last, because it may not have this one.
-        matching.sort(key=lambda pair: (pair[0] == ANY, pair[1].priority))
-        for pattern, provider in matching:
-            yield Route(provider, provider.models[pattern] or model)
+        return sorted(matching, key=lambda pair: (pair[0] == ANY, pair[1].priority))
 
     def problem(self, model: str | None) -> str | None:
         """Return what is missing for this model, or None. `model` defaults to that of the settings."""
@@ -139,7 +173,7 @@ def catalogue_of(settings: Settings) -> Catalogue:
     providers = [*_default_providers(settings), *_providers_of_keys(settings)]
     if len(providers) == 1:  # there is no other choice for a model with an unknown name
         providers = [_offering_any(providers[0])]
-    return Catalogue(providers, default_model=settings.llm_model)
+    return Catalogue(providers, default_model=settings.llm_model, timeout_seconds=settings.llm_timeout_seconds)
 
 
 def _default_providers(settings: Settings) -> Iterator[Provider]:
@@ -223,6 +257,18 @@ def is_within(url: str, domain: str) -> bool:
     return host == domain or host.endswith(f".{domain}")
 
 
+def may_receive_own_keys(provider: Provider) -> bool:
+    """Whether the URL is one of the provider itself, or one that the operator allows."""
+    if provider.accepts_own_keys:
+        return True
+    own = urlsplit(BASE_URLS[provider.kind])
+    try:
+        url = urlsplit(provider.base_url)
+        return (url.scheme, url.port) == (own.scheme, own.port) and is_within(provider.base_url, own.hostname or "")
+    except ValueError:
+        return False
+
+
 # The file.
 
 
@@ -268,6 +314,7 @@ class _ProviderEntry(_Entry):
     max_concurrent: int | None = Field(None, ge=1, le=1_000_000)
     priority: int = Field(100, ge=0, le=1_000_000)
     timeout_seconds: float | None = Field(None, gt=0, le=3_600)
+    own_keys: bool = False
 
 
 class _File(_Entry):
@@ -324,6 +371,7 @@ def _provider(name: str, entry: _ProviderEntry, problems: list[str]) -> Provider
         max_concurrent=entry.max_concurrent,
         priority=entry.priority,
         timeout_seconds=entry.timeout_seconds,
+        accepts_own_keys=entry.own_keys,
     )
 
 

@@ -20,7 +20,7 @@ MAX_LIMIT = 2**53
 
 @dataclass(frozen=True)
 class Plan:
-    """The limits of a tier. All are maximums; None is unlimited."""
+    """The limits of a tier. All numbers are maximums; None is unlimited."""
 
     flows: int
     """Number of flows."""
@@ -73,6 +73,9 @@ class Plan:
     webhooks_per_minute: int = 600
     """Requests to one webhook token."""
 
+    own_model_keys: bool = True
+    """Whether language models are called with the user's own keys for providers."""
+
     @property
     def worker_memory_bytes(self) -> int:
         """Memory of the values that all executions of the user on one worker hold, estimated."""
@@ -90,7 +93,7 @@ class Plan:
         return max(0, stored_bytes - self.included_stored_bytes) // MEGABYTE
 
 
-FREE = Plan(flows=1, runs=1_000)
+FREE = Plan(flows=1, runs=1_000, own_model_keys=False)
 _ENTERPRISE = Plan(
     flows=1_000,
     runs=None,
@@ -178,7 +181,7 @@ def get_plan(tier: str, overrides: Mapping[str, object] | None = None, billing_s
 
 def usable_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
     """Return the overrides whose names and values a plan can have: numbers from 0 to `MAX_LIMIT`, or null for those
-    that can be None.
+    that can be None. `own_model_keys` is a boolean.
     """
     usable: dict[str, Any] = {}
     for field in fields(Plan):
@@ -186,7 +189,10 @@ def usable_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
             continue
         value = overrides[field.name]
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_LIMIT
-        if isinstance(value, int | float) and is_number:
+        if str(field.type) == "bool":
+            if isinstance(value, bool):
+                usable[field.name] = value
+        elif isinstance(value, int | float) and is_number:
             usable[field.name] = value if "float" in str(field.type) else int(value)
         elif value is None and "None" in str(field.type):
             usable[field.name] = None

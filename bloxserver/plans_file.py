@@ -52,6 +52,9 @@ def _problems_of_limits(limits: Mapping[Any, Any]) -> list[str]:
     for name, value in limits.items():
         if name not in kinds:
             problems.append(f"{name} is not a limit")
+        elif kinds[name] == "bool":
+            if name not in usable:
+                problems.append(f"{name} must be true or false")
         elif name not in usable or (isinstance(value, float) and "float" not in kinds[name]):
             kind = "a number" if "float" in kinds[name] else "a whole number"
             unlimited = ", or null" if "None" in kinds[name] else ""

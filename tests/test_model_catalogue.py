@@ -199,3 +199,67 @@ def test_model_that_no_provider_offers_is_a_problem() -> None:
     catalogue = catalogue_of(settings(openai_api_key=KEY, xai_api_key=KEY))
     assert catalogue.problem("llama") == "no provider offers the model 'llama'"
     assert catalogue.problem("gpt-5") is None
+
+
+OPENAI, ANTHROPIC = "https://api.openai.com/v1", "https://api.anthropic.com"
+
+
+@pytest.mark.parametrize(
+    ("given", "model", "kinds", "urls"),
+    [
+        ({}, "gpt-5", {"openai"}, [OPENAI]),
+        ({}, "claude-1", {"openai", "anthropic"}, [ANTHROPIC]),
+        ({}, "meta/llama", {"together"}, ["https://api.together.xyz/v1"]),
+        ({}, "grok-4", {"openai"}, []),
+        ({}, None, {"openai"}, []),
+        ({"llm_model": "gpt-5"}, None, {"openai"}, [OPENAI]),
+        ({"openai_api_key": KEY}, "a-new-name", {"openai"}, [OPENAI]),
+        ({"openai_api_key": KEY}, "claude-1", {"openai", "anthropic"}, [ANTHROPIC, OPENAI]),
+        ({"llm_base_url": "http://localhost:1/v1"}, "llama", {"openai"}, []),
+        ({"llm_base_url": "http://localhost:1/v1"}, "gpt-5", {"openai"}, [OPENAI]),
+        ({"llm_base_url": "http://localhost:1/v1", "llm_model": "gpt-oss"}, "gpt-oss", {"openai"}, []),
+        ({"llm_base_url": "http://api.openai.com/v1"}, "llama", {"openai"}, []),
+        ({"llm_base_url": "https://api.openai.com:444/v1"}, "llama", {"openai"}, []),
+        ({"llm_base_url": "https://api.openai.com:99999/v1"}, "llama", {"openai"}, []),
+        ({"llm_base_url": "https://api.openai.com.example.org/v1"}, "llama", {"openai"}, []),
+        ({"llm_base_url": "https://api.openai.com@example.org/v1"}, "llama", {"openai"}, []),
+        ({"llm_base_url": "https://eu.api.openai.com/v1"}, "llama", {"openai"}, ["https://eu.api.openai.com/v1"]),
+        ({"llm_base_url": ANTHROPIC, "llm_provider": "openai"}, "llama", {"openai"}, []),
+    ],
+)
+def test_own_key_is_used_only_for_urls_of_its_provider(
+    given: dict[str, Any], model: str | None, kinds: set[str], urls: list[str]
+) -> None:
+    routes = catalogue_of(settings(**given)).routes_with_keys(model, kinds)
+    assert [route.provider.base_url for route in routes] == urls
+    assert all(route.provider.kind in kinds for route in routes)
+
+
+def test_own_key_uses_the_names_and_aliases_of_the_file(file: Path) -> None:
+    own = read_catalogue(file).routes_with_keys("fast", {"anthropic", "openai"})
+    assert [(route.provider.name, route.model) for route in own] == [("anthropic", "claude-small")]
+    # The URL of `europe`, which offers it too, is not one of OpenAI.
+    own = read_catalogue(file).routes_with_keys("claude-large", {"openai"})
+    assert own == []
+
+
+def test_operator_can_allow_own_keys_for_another_url(tmp_path: Path) -> None:
+    path = tmp_path / "providers.yaml"
+    path.write_text(
+        """
+providers:
+  direct: {kind: openai, base_url: "http://localhost:1/v1", models: [gpt-5], priority: 1}
+  proxy: {kind: openai, base_url: "http://localhost:2/v1", models: [gpt-5, local], priority: 2, own_keys: true}
+"""
+    )
+    catalogue = read_catalogue(path)
+    for model in ("gpt-5", "local", "gpt-6"):
+        [route] = catalogue.routes_with_keys(model, {"openai", "anthropic"})
+        assert route.provider.base_url == "http://localhost:2/v1"
+    assert catalogue.url_for_own_keys("openai") == "http://localhost:2/v1"
+    assert catalogue.url_for_own_keys("anthropic") == ANTHROPIC
+
+
+def test_time_limit_of_the_installation_applies_to_own_keys() -> None:
+    [route] = catalogue_of(settings(llm_timeout_seconds=7)).routes_with_keys("gpt-5", {"openai"})
+    assert route.provider.timeout_seconds == 7

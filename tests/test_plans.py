@@ -30,6 +30,12 @@ def test_unusable_overrides_are_ignored(name: str, value: str) -> None:
     assert get_plan("free", {name: json.loads(value)}) == FREE
 
 
+@pytest.mark.parametrize(("value", "expected"), [(True, True), (False, False), (1, False), ("yes", False)])
+def test_boolean_of_a_plan_is_replaced_only_by_a_boolean(value: Any, expected: bool) -> None:
+    assert get_plan("pro").own_model_keys is True
+    assert get_plan("free", {"own_model_keys": value}).own_model_keys is expected
+
+
 @pytest.mark.parametrize("overrides", [None, [], [1], "flows", 7])
 def test_overrides_that_are_no_object_are_ignored(overrides: Any) -> None:
     assert get_plan("free", overrides) == FREE

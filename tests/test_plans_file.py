@@ -29,9 +29,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_limits_in_the_file_replace_the_defaults(file: Path) -> None:
-    file.write_text("free: {flows: 5, runs: null, execution_cpu_seconds: 0.5}\npro:\n  runs: 7\n")
+    file.write_text(
+        "free: {flows: 5, runs: null, execution_cpu_seconds: 0.5}\npro:\n  runs: 7\n  own_model_keys: false\n"
+    )
     expected = replace(FREE, flows=5, runs=None, execution_cpu_seconds=0.5)
-    assert read_plans(file) == {"free": expected, "pro": replace(PLANS["pro"], runs=7)}
+    assert read_plans(file) == {"free": expected, "pro": replace(PLANS["pro"], runs=7, own_model_keys=False)}
     use_plans_file(str(file))
     assert get_plan("free") == get_plan("an unknown tier") == expected
     assert get_plan("free", {"flows": 6}) == replace(expected, flows=6)
@@ -61,6 +63,7 @@ def test_without_a_file_the_defaults_remain(file: Path) -> None:
         ("free: {flows: null}", "PLANS_FILE: free.flows must be a whole number from 0 to 9007199254740992"),
         ("free: {flows: true}", "PLANS_FILE: free.flows must be a whole number from 0 to 9007199254740992"),
         ("free: {flows: many}", "PLANS_FILE: free.flows must be a whole number from 0 to 9007199254740992"),
+        ("free: {own_model_keys: 1}", "PLANS_FILE: free.own_model_keys must be true or false"),
         ("free: {runs: x}", "PLANS_FILE: free.runs must be a whole number from 0 to 9007199254740992, or null"),
         (
             "free: {execution_cpu_seconds: .inf}",

@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Request, Response
 
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession
 from bloxserver.api.json_bodies import sent_body
-from bloxserver.services.idempotency import HEADER, claim_key, require_valid_key, set_result
+from bloxserver.services.idempotency import HEADER, claim_key, find_result, require_valid_key, set_result
 
 Created = TypeVar("Created")
 REPLAYED = {"Idempotent-Replayed": "true"}
@@ -56,11 +56,15 @@ class IdempotentRequest:
         create: Callable[[], Awaitable[Created]],
         read: Callable[[str], Awaitable[Created]],
         name: Callable[[Created], Any] = attrgetter("id"),
+        prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> Created:
         """Create a resource, or read what an earlier request with the same key created.
 
-        `name` returns what `read` gets as a text. Raises `KeyReused` if the key was used for another request.
+        `name` returns what `read` gets as a text. `prepare` is called before the key is claimed, and may end the
+        transaction; not for a repeated request. Raises `KeyReused` if the key was used for another request.
         """
+        if prepare is not None and not await self._is_repeated():
+            await prepare()
         if self._key is None:
             return await create()
         found = await claim_key(self._session, self._user.id, self._key, await self._identity())
@@ -70,6 +74,11 @@ class IdempotentRequest:
         created = await create()
         await set_result(self._session, self._user.id, self._key, str(name(created)))
         return created
+
+    async def _is_repeated(self) -> bool:
+        if self._key is None:
+            return False
+        return await find_result(self._session, self._user.id, self._key, await self._identity()) is not None
 
     async def _identity(self) -> bytes:
         """What a repeated request has in common with the first: method, path, query and body."""

@@ -17,3 +17,13 @@ USAGE = {
         }
     ],
 }
+
+OWN_KEY = {
+    "id": "019cadc0-e46e-7b52-9c1d-8a3f5e7d2b41",
+    "provider": "anthropic",
+    "keyHint": "m2Xq",
+    "isValid": True,
+    "lastError": None,
+    "lastUsedAt": "2026-03-02T08:40:00.000000Z",
+    "createdAt": "2026-03-01T10:15:00.000000Z",
+}

@@ -33,7 +33,10 @@ TAGS = [
     {"name": "api keys", "description": "Secrets with which programs call the API as a user."},
     {"name": "billing", "description": "The user's subscription at Stripe, if the server has billing."},
     {"name": "audit", "description": "Who changed what in the account."},
-    {"name": "language models", "description": "The user's calls of language models."},
+    {
+        "name": "language models",
+        "description": "The user's calls of language models and own keys for providers.",
+    },
     {"name": "secrets", "description": "Encrypted, write-only values for the config of listeners."},
     {"name": "organisms", "description": "Validation of definitions, the available blocks, and canvases."},
     {"name": "webhooks", "description": "Public endpoints that start executions. The URL contains a secret token."},

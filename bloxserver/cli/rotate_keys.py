@@ -24,6 +24,7 @@ def rotate_keys() -> None:
 async def _rotate_keys(settings: Settings) -> None:
     from bloxserver.encryption import get_cipher
     from bloxserver.models.database import database
+    from bloxserver.services.llm_keys import rotate_stale_llm_keys
     from bloxserver.services.secrets import rotate_stale
     from bloxserver.services.signing_secrets import rotate_stale_signing_secrets
 
@@ -31,7 +32,7 @@ async def _rotate_keys(settings: Settings) -> None:
     if cipher is None:
         raise SettingsError(["API_KEY_ENCRYPTION_KEY must be set"])
     rotated = unreadable = 0
-    for rotate in (rotate_stale, rotate_stale_signing_secrets):
+    for rotate in (rotate_stale, rotate_stale_signing_secrets, rotate_stale_llm_keys):
         after = None
         while True:
             async with database.transaction() as session:

@@ -1,7 +1,7 @@
 """The client for one provider of language models: an OpenAI-compatible server, or Anthropic.
 
-Only `bloxserver.llm` uses it. pydantic-ai and the providers' libraries are imported on first use, because importing
-them takes seconds.
+Only `bloxserver.llm` uses it, and `model_keys` its HTTP client. pydantic-ai and the libraries of providers are imported
+on first use, because importing them takes seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from bloxserver.clients.model_errors import ErrorConversion, ModelError
@@ -16,6 +17,8 @@ from bloxserver.model_catalogue import Provider, is_within
 from bloxserver.redaction import Redactor
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from httpx2 import AsyncClient
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model
@@ -40,7 +43,7 @@ class ModelClient:
     """
 
     def __init__(self, provider: Provider, http: AsyncClient, redactor: Redactor) -> None:
-        """`redactor` replaces the operator's secrets: servers can quote the key also in a response without an error.
+        """`redactor` replaces the operator's secrets and the provider's key, which servers can quote in any response.
 
         Importing the libraries takes seconds, so create the first client of an API in a thread.
         """
@@ -82,10 +85,7 @@ class ModelClient:
         return self._without_secrets(_check_finish_reason(response))
 
     def timeout_seconds(self, max_tokens: int | None) -> float:
-        if self._provider.timeout_seconds is not None:
-            return self._provider.timeout_seconds
-        is_short = max_tokens is not None and max_tokens <= LONG_RESPONSE_TOKENS
-        return SHORT_RESPONSE_SECONDS if is_short else LONG_RESPONSE_SECONDS
+        return timeout_of(self._provider, max_tokens)
 
     def _model_settings(self, temperature: float | None, max_tokens: int | None) -> ModelSettings:
         from pydantic_ai.settings import ModelSettings
@@ -100,7 +100,7 @@ class ModelClient:
         return settings
 
     def _without_secrets(self, response: ModelResponse) -> ModelResponse:
-        """Replace the operator's secrets in the texts and the arguments of tool calls."""
+        """Replace secrets in the texts and the arguments of tool calls."""
         parts: list[Any] = []
         for part in response.parts:
             values = {name: getattr(part, name, None) for name in ("content", "args")}
@@ -111,6 +111,14 @@ class ModelClient:
         return dataclasses.replace(response, parts=parts)
 
 
+def timeout_of(provider: Provider, max_tokens: int | None) -> float:
+    """The maximum seconds of a request."""
+    if provider.timeout_seconds is not None:
+        return provider.timeout_seconds
+    is_short = max_tokens is not None and max_tokens <= LONG_RESPONSE_TOKENS
+    return SHORT_RESPONSE_SECONDS if is_short else LONG_RESPONSE_SECONDS
+
+
 def create_http_client() -> AsyncClient:
     """The HTTP client that all providers of a process share. It uses no proxy and no other environment variable."""
     import httpx2
@@ -118,7 +126,15 @@ def create_http_client() -> AsyncClient:
     # The time for a whole response is limited by `ModelClient`.
     timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
     limits = httpx2.Limits(max_connections=MAX_CONNECTIONS)
-    return httpx2.AsyncClient(trust_env=False, timeout=timeout, limits=limits)
+    return httpx2.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout, limits=limits)
+
+
+@lru_cache
+def _tls() -> SSLContext:
+    """Return the TLS context. Cached, because loading the certificate authorities takes tens of milliseconds."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def _anthropic_factory(base_url: str, key: str, http: AsyncClient) -> Callable[[str], Model[Any]]:

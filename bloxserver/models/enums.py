@@ -64,7 +64,9 @@ class Scope(StrEnum):
     RUN = "run"
     """Run flows, cancel and retry executions, and redeliver requests of webhooks."""
     ADMIN = "admin"
-    """Manage API keys, secrets and signing secrets, read the audit log, and export and delete the account."""
+    """Manage API keys, keys for providers of language models, secrets and signing secrets, read the audit log, and
+    export and delete the account.
+    """
 
 
 class ActorKind(StrEnum):
@@ -76,6 +78,8 @@ class ActorKind(StrEnum):
     IDENTITY_PROVIDER = "identity_provider"
     BILLING = "billing"
     """Billing, after a change of a subscription at Stripe."""
+    MODEL_PROVIDER = "model_provider"
+    """A provider of language models, which rejected a key."""
 
 
 class TierSource(StrEnum):
@@ -96,6 +100,9 @@ class AuditAction(StrEnum):
     USER_DELETED = "user.deleted"
     API_KEY_CREATED = "api_key.created"
     API_KEY_REVOKED = "api_key.revoked"
+    LLM_KEY_ADDED = "llm_key.added"
+    LLM_KEY_DELETED = "llm_key.deleted"
+    LLM_KEY_INVALIDATED = "llm_key.invalidated"
     SECRET_CREATED = "secret.created"  # noqa: S105
     SECRET_UPDATED = "secret.updated"  # noqa: S105
     SECRET_DELETED = "secret.deleted"  # noqa: S105

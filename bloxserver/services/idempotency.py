@@ -57,11 +57,20 @@ async def claim_key(
     ).returning(IdempotencyKeyRecord.owner_id)
     if (await session.execute(claim)).first() is not None:
         return None
+    return await find_result(session, owner_id, key, request)
+
+
+async def find_result(session: AsyncSession, owner_id: UUID, key: str, request: bytes) -> str | None:
+    """The result of the request that used the key, or None. Raises `KeyReused` as `claim_key`."""
     wanted = sa.select(IdempotencyKeyRecord.request_hash, IdempotencyKeyRecord.result).where(
-        IdempotencyKeyRecord.owner_id == owner_id, IdempotencyKeyRecord.key_hash == key_hash
+        IdempotencyKeyRecord.owner_id == owner_id,
+        IdempotencyKeyRecord.key_hash == _hash_of(key),
+        IdempotencyKeyRecord.created_at > now() - KEPT,
     )
-    used = (await session.execute(wanted)).one()
-    if used.request_hash != request_hash:
+    used = (await session.execute(wanted)).first()
+    if used is None:
+        return None
+    if used.request_hash != hmac.digest(_bytes(key), request, "sha256"):
         raise KeyReused
     found: str | None = used.result
     return found

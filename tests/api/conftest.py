@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.api.connections import LimitedProtocol
 from bloxserver.api.main import app
+from bloxserver.model_catalogue import BASE_URLS
 from bloxserver.models import database as models_database
 from bloxserver.models.database import Database
 from bloxserver.models.enums import Tier
@@ -19,12 +20,28 @@ from tests.api.contract import API
 from tests.conftest import api_client
 from tests.database_override import override_database
 from tests.factories import create_flow
+from tests.provider_server import ProviderServer, provider_server
 
 
 @pytest.fixture
 async def flow(dev_user: UserRecord, session: AsyncSession) -> FlowRecord:
     """A flow of the development user."""
     return await create_flow(session, dev_user)
+
+
+@pytest.fixture(scope="session")
+def _provider_server() -> Iterator[ProviderServer]:
+    with provider_server() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def providers(_provider_server: ProviderServer, monkeypatch: pytest.MonkeyPatch) -> ProviderServer:
+    """The server that the API asks, instead of the providers of language models, to test a key."""
+    for kind in BASE_URLS:
+        monkeypatch.setitem(BASE_URLS, kind, _provider_server.url)
+    _provider_server.requests.clear()
+    return _provider_server
 
 
 @pytest.fixture

@@ -17,9 +17,12 @@ from bloxserver.models.tables import (
     SecretRecord,
     SigningSecretRecord,
     TriggerType,
+    UserApiKeyRecord,
     UserRecord,
 )
+from bloxserver.models.upsert import insert_into
 from tests import factories
+from tests.provider_server import VALID_KEYS
 
 METHODS = {"get", "put", "post", "patch", "delete"}
 
@@ -72,6 +75,9 @@ AUTHENTICATED: dict[str, Call] = {
     "createSecret": Call({"name": "NEW", "value": "x"}),
     "setSecret": Call({"value": "x"}),
     "deleteSecret": Call(),
+    "listLlmKeys": Call(),
+    "addLlmKey": Call({"provider": "openai", "apiKey": VALID_KEYS["openai"]}),
+    "deleteLlmKey": Call(),
     "listApiKeys": Call(),
     "createApiKey": Call({"name": "Mine", "scopes": ["admin"]}),
     "revokeApiKey": Call(),
@@ -120,7 +126,7 @@ OPERATIONS = {
 
 
 async def ids_of(session: AsyncSession, user: UserRecord, status: FlowStatus = FlowStatus.RUNNING) -> dict[str, str]:
-    """The path parameters of a new flow of the user with all that can belong to it, of a secret and of an API key."""
+    """The path parameters of a new flow of the user with all that can belong to it, and of keys and a secret."""
     flow = await factories.create_flow(session, user, status=status, canvas_state={"nodes": []})
     trigger = await factories.create_trigger(session, flow)
     execution = await factories.create_execution(session, flow, trigger_id=trigger.id, trigger_type=TriggerType.WEBHOOK)
@@ -128,9 +134,18 @@ async def ids_of(session: AsyncSession, user: UserRecord, status: FlowStatus = F
     secret = SecretRecord(user_id=user.id, name=f"S_{uuid4().hex}")
     key = ApiKeyRecord(user_id=user.id, name="Theirs", key_hash=uuid4().bytes, hint="", scopes=["read"])
     session.add_all([signing, secret, key, FlowVersionRecord(flow_id=flow.id, number=1, organism_yaml="v")])
+    await session.execute(
+        insert_into(session, UserApiKeyRecord).values(user_id=user.id, provider="xai").on_conflict_do_nothing()
+    )
     await session.commit()
     ids = {"flow_id": flow.id, "trigger_id": trigger.id, "execution_id": execution.id, "number": 1}
-    ids |= {"name": secret.name, "key_id": key.id, "secret_id": signing.id, "delivery_id": execution.id}
+    ids |= {
+        "name": secret.name,
+        "key_id": key.id,
+        "secret_id": signing.id,
+        "delivery_id": execution.id,
+        "provider": "xai",
+    }
     return {name: str(value) for name, value in ids.items()}
 
 

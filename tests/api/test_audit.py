@@ -42,6 +42,8 @@ AUDITED = {
     "createSecret": ("secret.created", "name"),
     "setSecret": ("secret.updated", "name"),
     "deleteSecret": ("secret.deleted", "name"),
+    "addLlmKey": ("llm_key.added", "provider"),
+    "deleteLlmKey": ("llm_key.deleted", "provider"),
     "createApiKey": ("api_key.created", "key_id"),
     "revokeApiKey": ("api_key.revoked", "key_id"),
     "deleteCurrentUser": ("user.deleted", "user_id"),
@@ -49,7 +51,7 @@ AUDITED = {
 """For each operation that changes something: the action, and the parameter that is the resource."""
 NOT_AUDITED = {"runFlow", "validateOrganism", "validateFlow", "deriveOrganism", "startCheckout", "openBillingPortal"}
 """Operations that are no GET and change nothing, apart from executions, which are their own record."""
-CREATING = {"createFlow", "createTrigger", "createSigningSecret", "createSecret", "createApiKey"}
+CREATING = {"createFlow", "createTrigger", "createSigningSecret", "createSecret", "addLlmKey", "createApiKey"}
 
 
 @pytest.fixture
@@ -89,8 +91,8 @@ async def key_of(session: AsyncSession, user: UserRecord, *scopes: Scope, **acce
 def test_every_operation_that_is_no_get_is_audited_or_excluded() -> None:
     changing = {name for name in AUTHENTICATED if OPERATIONS[name].method != "GET"}
     assert changing == AUDITED.keys() | NOT_AUDITED
-    by_operators = {action for action in AuditAction if action.startswith("user.")}
-    assert {action for action, _ in AUDITED.values()} | by_operators == set(AuditAction)
+    by_others = {action for action in AuditAction if action.startswith("user.")} | {"llm_key.invalidated"}
+    assert {action for action, _ in AUDITED.values()} | by_others == set(AuditAction)
 
 
 @covers("audit.events")
@@ -106,7 +108,7 @@ async def test_change_records_exactly_one_event(
     [event] = await all_events(session)
     action, resource = AUDITED[name]
     if name in CREATING:
-        ids[resource] = response.json()["name" if resource == "name" else "id"]
+        ids[resource] = response.json()[resource if resource in ("name", "provider") else "id"]
     assert (event.action, event.resource_id, event.user_id) == (action, ids[resource], owner.id)
     is_of_flow = action.startswith(("flow.", "trigger.", "signing_secret.", "execution."))
     assert event.flow_id == (UUID(ids["flow_id"]) if is_of_flow else None)
@@ -261,13 +263,15 @@ async def test_no_event_contains_a_secret(
     await send("POST", "/secrets", {"name": "NEW", "value": canary})
     await send("PUT", "/secrets/NEW", {"value": f"{canary} 2"})
     await send("DELETE", "/secrets/NEW")
+    await send("POST", "/llm/keys", {"provider": "together", "apiKey": canary})
+    await send("DELETE", "/llm/keys/together")
     created = await send("POST", "/api-keys", {"name": "A", "scopes": ["read"]})
     await send("DELETE", f"/api-keys/{created['id']}")
     await send("DELETE", f"/flows/{flow['id']}")
     secrets += [created["key"], created["hint"]]
     hashes = [row.hex() for row in await session.scalars(sa.select(ApiKeyRecord.key_hash))]
     rows = (await session.execute(sa.select(AuditEventRecord.__table__))).all()
-    assert len(rows) == 18
+    assert len(rows) == 20
     text = repr(rows)
     assert not [secret for secret in (*secrets, *hashes) if secret in text]
 

@@ -22,8 +22,8 @@ OWNER = "user_owner"
 STRANGER = "user_stranger"
 
 
-NAMES = {"name"}
-"""Path parameters that are not ids: several users may have a secret of the same name."""
+NAMES = {"name", "provider"}
+"""Path parameters that are not ids: several users may have a secret of the same name, or a key for a provider."""
 WITH_ID = {name: OPERATIONS[name] for name in AUTHENTICATED if name in OPERATIONS and OPERATIONS[name].ids - NAMES}
 NESTED = {name: operation for name, operation in WITH_ID.items() if len(operation.ids - {"number"}) > 1}
 
@@ -113,6 +113,7 @@ async def test_owner_can_call_every_operation(
         answers[name] = (await call(client, name, ids, clerk.headers(OWNER))).status_code
     created = {"createFlow": 201, "createTrigger": 201, "runFlow": 201, "deleteFlow": 204, "deleteTrigger": 204}
     created |= {"createSecret": 201, "deleteSecret": 204, "createApiKey": 201, "revokeApiKey": 204}
+    created |= {"addLlmKey": 201, "deleteLlmKey": 204}
     created |= {"createSigningSecret": 201, "deleteSigningSecret": 204, "redeliverWebhook": 201}
     created |= {"deleteCurrentUser": 204}
     refused = {
@@ -175,6 +176,8 @@ async def test_lists_contain_only_rows_of_the_user(
     assert [row["id"] for row in everything["items"]] == [own["execution_id"]]
     secrets = (await call(client, "listSecrets", own, headers)).json()
     assert sorted(secret["name"] for secret in secrets) == [own["name"]]
+    keys = (await call(client, "listLlmKeys", own, headers)).json()
+    assert [key["provider"] for key in keys] == [own["provider"]]
     assert (await call(client, "getFlowStats", own, headers)).json()["executionsTotal"] == 1
     assert (await call(client, "getCurrentUser", own, headers)).json()["clerkId"] == STRANGER
     assert (await call(client, "runFlow", theirs, headers)).status_code == 404

@@ -27,6 +27,7 @@ DELETE /api/v1/api-keys/{key_id} revokeApiKey 204 401 403 404 422 429 503
 DELETE /api/v1/flows/{flow_id} deleteFlow 204 401 403 404 422 429 503
 DELETE /api/v1/flows/{flow_id}/triggers/{trigger_id} deleteTrigger 204 401 403 404 422 429 503
 DELETE /api/v1/flows/{flow_id}/triggers/{trigger_id}/signing-secrets/{secret_id} deleteSigningSecret 204 401 403 404 422 429 503
+DELETE /api/v1/llm/keys/{provider} deleteLlmKey 204 401 403 404 422 429 503
 DELETE /api/v1/me deleteCurrentUser 204 401 403 422 429 503
 DELETE /api/v1/secrets/{name} deleteSecret 204 401 403 404 422 429 503
 GET / getServiceInfo 200 429
@@ -51,6 +52,7 @@ GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/signing-secrets listSigningSec
 GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/upcoming listUpcomingFirings 200 400 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/versions listFlowVersions 200 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/versions/{number} getFlowVersion 200 401 403 404 422 429 503
+GET /api/v1/llm/keys listLlmKeys 200 401 403 422 429 503
 GET /api/v1/llm/usage getLlmUsage 200 401 403 422 429 503
 GET /api/v1/me getCurrentUser 200 401 403 422 429 503
 GET /api/v1/me/export exportCurrentUser 200 401 403 422 429 503
@@ -80,6 +82,7 @@ POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/regenerate-token regenerateTr
 POST /api/v1/flows/{flow_id}/triggers/{trigger_id}/signing-secrets createSigningSecret 201 400 401 403 404 408 409 413 422 429 503
 POST /api/v1/flows/{flow_id}/validate validateFlow 200 401 403 404 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/versions/{number}/restore restoreFlowVersion 200 401 403 404 422 429 503
+POST /api/v1/llm/keys addLlmKey 201 400 401 403 408 413 422 429 503
 POST /api/v1/organisms/validate validateOrganism 200 401 403 408 413 422 429 503
 POST /api/v1/secrets createSecret 201 401 403 408 409 413 422 429 503
 POST /webhooks/clerk receiveClerkEvent 200 400 404 408 413 422 429 503

@@ -280,7 +280,7 @@ class TestConcurrentRequests:
 
 
 class TestLimits:
-    async def caller(self, database: Database, **limits: int) -> Caller:
+    async def caller(self, database: Database, **limits: Any) -> Caller:
         async with database.transaction() as session:
             user = await create_user(session)
         return Caller(user.id, "free", replace(PLANS["free"], **limits))

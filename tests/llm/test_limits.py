@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -70,7 +71,7 @@ async def user_id(live_database: Database) -> UUID:
         return (await create_user(session)).id
 
 
-def caller(user_id: UUID, **limits: int) -> Caller:
+def caller(user_id: UUID, **limits: Any) -> Caller:
     return Caller(user_id, "free", replace(FREE, **limits))
 
 
@@ -78,14 +79,14 @@ def reservation(user_id: UUID, clock: Clock, call: ModelCall = CALL) -> Reservat
     return reservation_of(call, caller(user_id), clock(), 60)
 
 
-WIDE: dict[str, int] = {
+WIDE: dict[str, Any] = {
     "llm_requests_per_minute": 1_000,
     "llm_tokens_per_minute": 1_000_000,
     "llm_concurrent": 1_000,
 }
 
 
-def plan(**limits: int) -> Plan:
+def plan(**limits: Any) -> Plan:
     return replace(FREE, **(WIDE | limits))
 
 

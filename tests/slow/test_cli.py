@@ -14,9 +14,12 @@ from bloxserver.encryption import SecretCipher
 from bloxserver.engine.background.retention_batches import PRUNE_LOCK
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, ExecutionStatus, FlowRecord, SecretRecord
+from bloxserver.queries.llm_keys import read_usable_keys
+from bloxserver.services.llm_keys import decrypt_llm_key, store_llm_key
 from bloxserver.settings import Settings
 from tests.factories import create_execution, create_flow, create_trigger, create_user
 from tests.processes import bloxserver
+from tests.provider_server import VALID_KEYS
 from tests.steps import create_step
 
 
@@ -161,10 +164,11 @@ async def test_secrets_are_sealed_anew_with_the_first_key(live_settings: Setting
         SecretCipher([key]) for key in ("an old key of 32 bytes or more: 1", "a new key of 32 bytes or more: 22")
     )
     async with live_database.sessions() as session:
-        user = await create_user(session)
+        user = await create_user(session, tier="pro")
         for number in range(3):
             ciphertext = old.encrypt(f"value {number}", owner=user.id, name=f"S{number}")
             session.add(SecretRecord(user_id=user.id, name=f"S{number}", ciphertext=ciphertext))
+        await store_llm_key(session, old, user.id, "openai", VALID_KEYS["openai"])
         await session.commit()
     environment = {
         "DATABASE_URL": live_settings.database_url,
@@ -173,11 +177,13 @@ async def test_secrets_are_sealed_anew_with_the_first_key(live_settings: Setting
     refused = await asyncio.to_thread(bloxserver, "rotate-keys", DATABASE_URL=live_settings.database_url)
     assert (refused.returncode, "API_KEY_ENCRYPTION_KEY must be set" in refused.stderr) == (1, True)
     done = await asyncio.to_thread(lambda: bloxserver("rotate-keys", **environment))
-    assert (done.returncode, done.stdout) == (0, "encrypted again: 3; cannot be decrypted with any key: 0\n"), (
+    assert (done.returncode, done.stdout) == (0, "encrypted again: 4; cannot be decrypted with any key: 0\n"), (
         done.stderr
     )
     async with live_database.sessions() as session:
         secrets = (await session.scalars(sa.select(SecretRecord).order_by(SecretRecord.name))).all()
+        [key] = await read_usable_keys(session, user.id)
+    assert decrypt_llm_key(new, user.id, key) == VALID_KEYS["openai"]
     assert [new.decrypt(secret.ciphertext, owner=user.id, name=secret.name) for secret in secrets] == [
         "value 0",
         "value 1",

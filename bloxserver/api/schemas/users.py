@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
+from bloxserver.model_catalogue import ProviderKind
 from bloxserver.models.enums import BillingStatus, Tier
 
 
@@ -92,18 +93,24 @@ class FlowUsagePage(CamelModel):
 
 
 class ApiKeyInfo(CamelModel):
-    """A user's API key for a provider, without the key itself."""
+    """A user's own key for a provider of language models, without the key itself."""
 
     id: UUID
     provider: str
-    key_hint: str | None
-    is_valid: bool
-    last_used_at: UtcTime | None
-    created_at: UtcTime
+    key_hint: str | None = Field(description="The last four characters of the key.")
+    is_valid: bool = Field(description="False after the provider has rejected the key, which is not used any more.")
+    last_error: str | None = Field(description="Why the key is invalid.")
+    last_used_at: UtcTime | None = Field(description="The last response with the key, exact to a minute.")
+    created_at: UtcTime = Field(description="When the key was added or replaced.")
 
 
 class AddApiKeyRequest(RequestModel):
-    """A new API key."""
+    """A key for a provider of language models. It replaces the user's key for this provider."""
 
-    provider: str = Field(min_length=1, max_length=64)
-    api_key: SecretStr = Field(min_length=8, max_length=512)
+    provider: ProviderKind
+    api_key: SecretStr = Field(
+        min_length=20,
+        max_length=300,
+        description="Printable ASCII without blanks.",
+        examples=["sk-ant-api03-0123456789"],
+    )
