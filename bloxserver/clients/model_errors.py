@@ -28,7 +28,8 @@ class ModelError(Exception):
     """A request to a model failed, or its response is unusable.
 
     `code` is stable and in snake_case. The message is for the owner of the flow, and contains neither the API key nor
-    the request. `retry_after` is in seconds. The token counts are those of an unusable response.
+    the request. `retry_after` is in seconds. The token counts are those of an unusable response. `is_key_invalid` is
+    true if the provider does not know the key.
     """
 
     is_postponed = False
@@ -43,6 +44,7 @@ class ModelError(Exception):
         retry_after: float | None = None,
         input_tokens: int = 0,
         output_tokens: int = 0,
+        is_key_invalid: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -51,6 +53,7 @@ class ModelError(Exception):
         self.retry_after = retry_after
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
+        self.is_key_invalid = is_key_invalid
 
 
 class ErrorConversion:
@@ -90,6 +93,9 @@ class ErrorConversion:
         status = f"(status {error.status_code})"
         key, url = self._provider.key_setting or "the key", self._provider.url_setting
         match error:
+            case _ if error.status_code == 401 or _is_unknown_key(error):
+                message = f"the language model's server rejected the API key {status}; check {key}"
+                return ModelError("llm_unauthorized", message, retryable=False, is_key_invalid=True)
             case exceptions.ModelRateLimitError():
                 message = f"the rate limit of the language model's server is exceeded {status}"
                 return ModelError("llm_rate_limited", message, retryable=True, retry_after=error.retry_after)
@@ -135,6 +141,12 @@ def _connection_failure(error: ModelConnectionError, seconds: float) -> ModelErr
 def _is_truncated(cause: BaseException | None) -> bool:
     """Whether the body is the beginning of a JSON document."""
     return isinstance(cause, json.JSONDecodeError) and cause.doc.lstrip().startswith(("{", "["))
+
+
+def _is_unknown_key(error: ModelHTTPError) -> bool:
+    """Whether it is the status 400 with which xAI rejects an unknown key."""
+    text = error.body.get("error") if isinstance(error.body, dict) else error.body
+    return error.status_code == 400 and isinstance(text, str) and text.startswith("Incorrect API key")
 
 
 def _reason(body: object, sent: Sequence[str]) -> str:

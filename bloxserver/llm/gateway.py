@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from bloxserver.clients.llm import ModelClient, create_http_client
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clock import now
+from bloxserver.encryption import get_cipher
 from bloxserver.llm.admission import CallLimits
 from bloxserver.llm.cache import ResponseCache, cached_as
 from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.ledger import CallReport, Ledger
+from bloxserver.llm.own_keys import KeyRoute, OwnKeys
 from bloxserver.llm.states import Breakers, Clock, DatabaseStates, MemoryStates, Request
 from bloxserver.model_catalogue import Provider, Route, catalogue_of, operator_secrets
 from bloxserver.models.database import Database
@@ -40,7 +42,8 @@ class LanguageModels:
         Raises `SettingsError` if the file of `LLM_PROVIDERS` is invalid.
         """
         self._catalogue = catalogue_of(settings)
-        self._redactor = Redactor(operator_secrets(settings))
+        self._secrets = operator_secrets(settings)
+        self._redactor = Redactor(self._secrets)
         self._clock = clock
         self._breakers = Breakers(MemoryStates() if database is None else DatabaseStates(database), clock)
         self._ledger = None if database is None else Ledger(database)
@@ -50,13 +53,19 @@ class LanguageModels:
         self._http: AsyncClient | None = None
         self._clients: dict[str, ModelClient] = {}
         self._load_lock = asyncio.Lock()
+        self._own_keys: OwnKeys | None = None
+        if database is not None and (cipher := get_cipher(settings)) is not None:
+            self._own_keys = OwnKeys(database, cipher, self._catalogue, self._create_own_client)
 
-    async def load(self, model: str | None) -> None:
+    async def load(self, model: str | None, caller: Caller | None = None) -> None:
         """Import the libraries for this model and create its clients, in a thread. The first call takes seconds.
 
         `request` calls this too. Call it before importing pydantic_ai's messages. Raises `ModelError`.
         """
-        for route in self._routes(model):
+        own = await self._own_routes(model, caller)
+        if self._own_keys is not None and own:
+            await self._own_keys.load(own)
+        for route in self._routes(model, needed=not own):
             await self._client(route.provider)
 
     def of(self, caller: Caller) -> CallerModels:
@@ -77,13 +86,28 @@ class LanguageModels:
             return response
 
     async def _cached(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
+        own = await self._own_routes(call.model, caller)
         return await self._cache.request(
             call,
-            self._routes(call.model),
+            [*(route for _, route in own), *self._routes(call.model, needed=not own)],
             None if caller is None else caller.user_id,
-            lambda: self._ask_within_limits(call, caller, report),
-            shared=self._shares_responses,
+            lambda: self._ask_with_own_keys(own, call, caller, report),
+            shared=self._shares_responses and not own,
         )
+
+    async def _own_routes(self, model: str | None, caller: Caller | None) -> list[KeyRoute]:
+        """The caller's own keys for the model, and where they are sent."""
+        return [] if self._own_keys is None or caller is None else await self._own_keys.routes(model, caller)
+
+    async def _ask_with_own_keys(
+        self, own: list[KeyRoute], call: ModelCall, caller: Caller | None, report: CallReport
+    ) -> ModelResponse:
+        """Ask with the caller's own keys first."""
+        if self._own_keys is not None and caller is not None and own:
+            response = await self._own_keys.request(own, call, caller, report)
+            if response is not None:
+                return response
+        return await self._ask_within_limits(call, caller, report)
 
     async def _ask_within_limits(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
         """Ask the providers with the operator's keys, within the limits of the caller's plan."""
@@ -155,8 +179,11 @@ class LanguageModels:
         if self._http is not None:
             await self._http.aclose()
 
-    def _routes(self, model: str | None) -> list[Route]:
+    def _routes(self, model: str | None, *, needed: bool = True) -> list[Route]:
+        """The installation's providers for the model. Raises `ModelError` if they are needed and there are none."""
         if problem := self._catalogue.problem(model):
+            if not needed:
+                return []
             raise ModelError("llm_not_configured", f"no language model is configured: {problem}", retryable=False)
         return self._catalogue.routes(model)
 
@@ -167,12 +194,18 @@ class LanguageModels:
                     self._clients[provider.name] = await asyncio.to_thread(self._create_client, provider)
         return self._clients[provider.name]
 
-    def _create_client(self, provider: Provider) -> ModelClient:
+    async def _create_own_client(self, provider: Provider, secret: tuple[str, str]) -> ModelClient:
+        """Create a client for a request with a user's own key. It shares the connections."""
+        redactor = Redactor([*self._secrets, secret])
+        async with self._load_lock:
+            return await asyncio.to_thread(self._create_client, provider, redactor)
+
+    def _create_client(self, provider: Provider, redactor: Redactor | None = None) -> ModelClient:
         import pydantic_ai.direct  # noqa: F401
 
         if self._http is None:
             self._http = create_http_client()
-        return ModelClient(provider, self._http, self._redactor)
+        return ModelClient(provider, self._http, redactor or self._redactor)
 
     async def _unavailable(self, routes: Sequence[Route]) -> ModelError:
         """The error if no provider may be asked now."""
@@ -195,7 +228,7 @@ class CallerModels:
 
     async def load(self, model: str | None) -> None:
         """See `LanguageModels.load`."""
-        await self._models.load(model)
+        await self._models.load(model, self._caller)
 
     async def request(
         self,

@@ -41,8 +41,8 @@ class CallReport:
     error_code: str | None = None
     started: float = field(default_factory=time.perf_counter)
 
-    def asked(self, provider: Provider, model: str) -> None:
-        self.provider, self.provider_model = provider, model
+    def asked(self, provider: Provider, model: str, *, own_key: bool = False) -> None:
+        self.provider, self.provider_model, self.own_key = provider, model, own_key
         self.attempts += 1
 
     def used(self, input_tokens: int, output_tokens: int) -> None:

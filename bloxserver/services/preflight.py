@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 from uuid import UUID
@@ -30,6 +30,7 @@ from bloxserver.organism.requirements import (
 )
 from bloxserver.organism.secret_values import severity_of
 from bloxserver.queries.flows import find_flows
+from bloxserver.queries.llm_keys import read_usable_kinds
 from bloxserver.redaction import redact
 from bloxserver.services.secrets import SecretValues, read_values
 from bloxserver.settings import Settings
@@ -59,9 +60,12 @@ async def check_installation(
     cipher = get_cipher(settings)
     names = frozenset(requirement.name for requirement in requirements if isinstance(requirement, SecretRequirement))
     secrets = await read_values(session, cipher, user_id, names) if cipher and names else SecretValues({}, set(), set())
+    has_agents = any(isinstance(requirement, ModelRequirement) for requirement in requirements)
+    own_kinds = await read_usable_kinds(session, user_id) if cipher and has_agents else frozenset[str]()
     problems: list[Problem] = []
     async for part in in_parts(requirements, PART_REQUIREMENTS):
-        found = settings_problems(settings, [_with_secrets(requirement, secrets.values) for requirement in part])
+        inserted = [_with_secrets(requirement, secrets.values) for requirement in part]
+        found = settings_problems(settings, inserted, own_kinds)
         problems += [_redacted(problem, secrets.values) for problem in found]
         problems += _secret_problems(secrets, part)
     problems += await _flow_problems(session, user_id, requirements, flow_id)
@@ -69,14 +73,19 @@ async def check_installation(
     return InstallationCheck(problems, secrets.values)
 
 
-def settings_problems(settings: Settings, requirements: Sequence[Requirement]) -> list[Problem]:
-    """Requirements that the settings do not meet, in the order of the text. Needs no database."""
+def settings_problems(
+    settings: Settings, requirements: Sequence[Requirement], own_kinds: Collection[str] = ()
+) -> list[Problem]:
+    """Requirements that the settings do not meet, in the order of the text. Needs no database.
+
+    `own_kinds` are the kinds of providers for which the user has keys.
+    """
     models, cipher = catalogue_of(settings), get_cipher(settings)
     found: list[Problem | None] = []
     for requirement in requirements:
         match requirement:
             case ModelRequirement():
-                found.append(_model_problem(models, requirement))
+                found.append(_model_problem(models, requirement, own_kinds))
             case MailRequirement():
                 found.append(_mail_problem(settings, requirement))
             case AddressRequirement():
@@ -153,9 +162,9 @@ def _problem(requirement: Requirement, code: str, message: str, hint: str) -> Pr
     return Problem(*requirement.place, code, message, hint, severity_of(requirement), requirement.path)
 
 
-def _model_problem(models: Catalogue, requirement: ModelRequirement) -> Problem | None:
+def _model_problem(models: Catalogue, requirement: ModelRequirement, own_kinds: Collection[str]) -> Problem | None:
     problem = models.problem(requirement.model)
-    if problem is None:
+    if problem is None or models.routes_with_keys(requirement.model, own_kinds):
         return None
     message = f"the agent {quoted(requirement.listener)} has no language model: {problem}"
     return _problem(requirement, "missing_llm", message, "set it in the server's environment, or name a model here")

@@ -7,14 +7,18 @@ import base64
 import json
 import logging
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 
+from bloxserver.encryption import SecretCipher
 from bloxserver.engine.engine import Engine
+from bloxserver.model_catalogue import BASE_URLS
 from bloxserver.models.database import Base, Database
+from bloxserver.services.llm_keys import store_llm_key
 from bloxserver.settings import Settings
 from tests.clients.loopback import LoopbackServer, answer, running_server
 from tests.engine.running_engine import (
@@ -170,6 +174,34 @@ listeners:
         assert (steps["helper"]["inputTokens"], steps["helper"]["outputTokens"]) == (110, 25)
         assert steps["look_up"]["parentId"] == steps["helper"]["id"]
         assert (await live_client.get("/api/v1/usage")).json()["tokensUsed"] == 135
+
+
+async def test_own_key_is_enough_for_an_agent_and_is_never_stored(
+    live_client: httpx.AsyncClient,
+    live_settings: Settings,
+    live_database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The installation has no provider, and the provider quotes the key."""
+    caplog.set_level(logging.DEBUG)
+    key = "sk-proj-canary-of-a-user-4711"
+    text = "organism: {name: a}\nlisteners:\n  - {name: helper, description: d, prompt: p, model: gpt-1}\n"
+    user_id = UUID((await live_client.get("/api/v1/me")).json()["id"])
+    async with live_database.transaction() as session:
+        await store_llm_key(session, SecretCipher([SEALING_KEY]), user_id, "openai", key)
+    async with (
+        language_model([says(f"It is {key}.")]) as model,
+        running_engine(live_settings, live_database, api_key_encryption_key=SecretStr(SEALING_KEY)),
+    ):
+        monkeypatch.setitem(BASE_URLS, "openai", model.url)
+        ended = await run(live_client, await started_flow(live_client, text))
+        assert model.requests[0].headers["authorization"] == f"Bearer {key}"
+    assert json.loads(ended["outputPayload"]) == {"text": "It is [your own key for openai]."}
+    async with live_database.sessions() as session:
+        for table in Base.metadata.sorted_tables:
+            assert key not in repr((await session.execute(sa.select(table))).all()), table.name
+    assert key not in caplog.text
 
 
 async def test_an_agent_without_a_language_model_is_refused_at_the_start(

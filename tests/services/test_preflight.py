@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.blocks.registry import get_registry
 from bloxserver.encryption import SecretCipher, get_cipher
-from bloxserver.models.tables import FlowRecord, UserRecord
+from bloxserver.models.tables import FlowRecord, UserApiKeyRecord, UserRecord
 from bloxserver.organism.parse import read
 from bloxserver.organism.problems import Problem
 from bloxserver.organism.requirements import (
@@ -148,6 +148,32 @@ async def test_secrets_that_the_user_has_not_stored_are_problems(session: AsyncS
 async def test_server_that_stores_no_secrets_reports_each_secret_once(session: AsyncSession, user: UserRecord) -> None:
     problems = await installation_problems(session, settings(), user.id, [secret("TOKEN")])
     assert [problem.hint for problem in problems] == ["set API_KEY_ENCRYPTION_KEY on the server"]
+
+
+@pytest.mark.parametrize(
+    ("values", "tier", "name", "is_served"),
+    [
+        ({}, "pro", "gpt-5", True),
+        ({}, "free", "gpt-5", False),
+        ({}, "pro", "claude-1", False),
+        ({}, "pro", "llama", False),
+        ({}, "pro", None, False),
+        ({"llm_model": "gpt-5"}, "pro", None, True),
+        ({"anthropic_api_key": "k", "xai_api_key": "k"}, "pro", "gpt-5", True),
+        ({"anthropic_api_key": "k", "xai_api_key": "k"}, "free", "gpt-5", False),
+    ],
+)
+async def test_own_key_makes_the_models_of_its_provider_available(
+    session: AsyncSession, values: dict[str, Any], tier: str, name: str | None, is_served: bool
+) -> None:
+    ada, bob = await create_user(session, tier=tier), await create_user(session, tier=tier)
+    session.add(UserApiKeyRecord(user_id=ada.id, provider="openai", encrypted_key=b"x"))
+    session.add(UserApiKeyRecord(user_id=bob.id, provider="openai", encrypted_key=b"x", is_valid=False))
+    configured = settings(**(KEY | values))
+    codes = [problem.code for problem in await installation_problems(session, configured, ada.id, [model(name)])]
+    assert codes == ([] if is_served else ["missing_llm"])
+    problems = await installation_problems(session, configured, bob.id, [model(name)])
+    assert [problem.code for problem in problems] == ["missing_llm"]
 
 
 async def test_problems_are_in_the_order_of_the_text(session: AsyncSession, user: UserRecord) -> None:
