@@ -66,6 +66,8 @@ class Provider:
     timeout_seconds: float | None = None
     accepts_own_keys: bool = False
     """Whether users' own keys may be sent to this URL although it is not one of the provider itself."""
+    first_token_timeout_seconds: float | None = None
+    """The time in which a streamed response must begin."""
 
     @property
     def uses_anthropic_api(self) -> bool:
@@ -315,6 +317,7 @@ class _ProviderEntry(_Entry):
     priority: int = Field(100, ge=0, le=1_000_000)
     timeout_seconds: float | None = Field(None, gt=0, le=3_600)
     own_keys: bool = False
+    first_token_timeout_seconds: float | None = Field(None, gt=0, le=3_600)
 
 
 class _File(_Entry):
@@ -372,6 +375,7 @@ def _provider(name: str, entry: _ProviderEntry, problems: list[str]) -> Provider
         priority=entry.priority,
         timeout_seconds=entry.timeout_seconds,
         accepts_own_keys=entry.own_keys,
+        first_token_timeout_seconds=entry.first_token_timeout_seconds,
     )
 
 

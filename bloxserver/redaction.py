@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -42,6 +43,7 @@ class Redactor:
         self._forms = [
             (form, f"\0{number}\0") for form, number in sorted(forms, key=lambda each: len(each[0]), reverse=True)
         ]
+        self._sorted_forms = sorted({form for form, _ in forms})
 
     def redact(self, value: JsonValue) -> JsonValue:
         """Return the value with marks in texts, keys and numbers. It is the same object if it contains no secret."""
@@ -54,6 +56,17 @@ class Redactor:
 
     def redact_text(self, text: str) -> str:
         return str(self.redact(text))
+
+    def find_beginning(self, text: str) -> int:
+        """Return where the end of the text may be the beginning of a secret; the length of the text if it is not."""
+        folded = fold(text)
+        longest = len(self._forms[0][0]) if self._forms else 0
+        starts = range(max(0, len(text) - longest), len(text))
+        return next((start for start in starts if self._is_beginning(folded[start:])), len(text))
+
+    def _is_beginning(self, folded: str) -> bool:
+        index = bisect_left(self._sorted_forms, folded)
+        return index < len(self._sorted_forms) and self._sorted_forms[index].startswith(folded)
 
     def _redact_leaf(self, leaf: Leaf, found: list[tuple[str, str]]) -> Leaf:
         if not isinstance(leaf, str):
@@ -71,6 +84,31 @@ class Redactor:
             for placeholder, mark in self._marks.items():
                 leaf = leaf.replace(placeholder, mark)
         return leaf
+
+
+class RedactedText:
+    """A text that arrives in pieces. A secret is also replaced if it is split between pieces.
+
+    A part that may be the beginning of a secret is held back until more of the text has arrived.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._held = ""
+
+    def add(self, piece: str) -> str:
+        """Return the next part of the redacted text, which may be empty."""
+        text = self._held + piece
+        start, redacted = self._redactor.find_beginning(text), self._redactor.redact_text(text)
+        if redacted != text and start < len(text):
+            start = 0  # the two secrets may overlap
+        self._held = text[start:]
+        return redacted if start == len(text) else text[:start]
+
+    def end(self) -> str:
+        """Return the rest of the redacted text."""
+        held, self._held = self._held, ""
+        return self._redactor.redact_text(held)
 
 
 def redact(value: JsonValue, secrets: Mapping[str, str]) -> JsonValue:

@@ -13,9 +13,11 @@ from urllib.parse import quote, quote_plus, urlencode
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from bloxserver.redaction import Redactor, fold, redact
+from bloxserver.redaction import RedactedText, Redactor, fold, redact
 
 SECRETS = {
     "plain": "sk-4f1d9c02b7e8a6539d",
@@ -171,3 +173,33 @@ def test_folded_text_has_the_same_length(text: str) -> None:
 def test_marks_can_be_equal() -> None:
     redactor = Redactor([("[setting KEYS]", "first-key-4f1d"), ("[setting KEYS]", "second-key-9c02")])
     assert redactor.redact_text("first-key-4f1d, SECOND-KEY-9C02") == "[setting KEYS], [setting KEYS]"
+
+
+class TestRedactedText:
+    @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+    def test_secret_that_is_split_between_pieces_is_redacted(self, size: int) -> None:
+        redactor = Redactor([("[a]", "open-sesame-1"), ("[b]", "sesame-17-door")])
+        for said in (
+            "x open-sesame-1 y",
+            "open-sesame-17-door",
+            "open-open-sesame-1sesame-17-door",
+            "b3Blbi1zZXNhbWUtMQ==",
+            "open-sesame",
+            "OPEN-SESAME-1 and \u0130 open-sesame-1",
+        ):
+            text = RedactedText(redactor)
+            parts = [text.add(said[start : start + size]) for start in range(0, len(said), size)]
+            assert "".join([*parts, text.end()]) == redactor.redact_text(said)
+
+    def test_only_a_possible_beginning_is_held_back(self) -> None:
+        text = RedactedText(Redactor([("[a]", "open-sesame-1")]))
+        assert [text.add(piece) for piece in ("We ", "op", "ened it: op", "en-")] == ["We ", "", "opened it: ", ""]
+        assert text.end() == "open-"
+
+    @given(st.lists(st.text(alphabet="abc1", max_size=4)))
+    def test_no_secret_remains_in_any_division(self, pieces: list[str]) -> None:
+        redactor = Redactor([("[x]", "abca1"), ("[y]", "ca1bc"), ("[z]", "aaaa")])
+        text = RedactedText(redactor)
+        parts = [text.add(piece) for piece in pieces]
+        given_out = "".join([*parts, text.end()])
+        assert not any(secret in given_out for secret in ("abca1", "ca1bc", "aaaa"))

@@ -7,12 +7,15 @@ on first use, because importing them takes seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from bloxserver.clients.model_errors import ErrorConversion, ModelError
+from bloxserver.clients.model_options import NO_OPTIONS, ModelOptions
+from bloxserver.clients.model_streams import StreamEnd, StreamEvent, Times, stream_events
 from bloxserver.model_catalogue import Provider, is_within
 from bloxserver.redaction import Redactor
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from httpx2 import AsyncClient
     from pydantic_ai.messages import ModelMessage, ModelResponse
-    from pydantic_ai.models import Model
+    from pydantic_ai.models import Model, ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
     from pydantic_ai.tools import ToolDefinition
 
@@ -30,6 +33,7 @@ MAX_CONNECTIONS = 1000
 ANTHROPIC_MAX_TOKENS = 4096
 """The default of `max_tokens` for Anthropic, whose API requires it."""
 LONG_RESPONSE_TOKENS = 2_000
+FIRST_TOKEN_SECONDS = 30
 SHORT_RESPONSE_SECONDS = 60
 LONG_RESPONSE_SECONDS = 120
 NO_KEY = "none"
@@ -38,8 +42,7 @@ NO_KEY = "none"
 class ModelClient:
     """Sends requests to one provider. An instance belongs to one event loop.
 
-    A request is sent once. Responses are not streamed: an interrupted stream looks like a short response, but an
-    incomplete body is an error.
+    A request is sent once.
     """
 
     def __init__(self, provider: Provider, http: AsyncClient, redactor: Redactor) -> None:
@@ -62,32 +65,67 @@ class ModelClient:
         tools: Sequence[ToolDefinition] = (),
         temperature: float | None = None,
         max_tokens: int | None = None,
+        options: ModelOptions = NO_OPTIONS,
     ) -> ModelResponse:
         """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`.
 
         A response without a finish reason is accepted, because some servers omit it.
         """
         from pydantic_ai.direct import model_request
-        from pydantic_ai.models import ModelRequestParameters
 
+        settings, parameters = self._parameters(tools, temperature, max_tokens, options)
         timeout_seconds = self.timeout_seconds(max_tokens)
         try:
             async with asyncio.timeout(timeout_seconds):
                 response = await model_request(
                     self._create(model),
                     messages,
-                    model_settings=self._model_settings(temperature, max_tokens),
-                    model_request_parameters=ModelRequestParameters(function_tools=list(tools)),
+                    model_settings=settings,
+                    model_request_parameters=parameters,
                     instrument=False,
                 )
         except Exception as error:
             raise self._errors.convert(error, model, messages, timeout_seconds) from None
-        return self._without_secrets(_check_finish_reason(response))
+        return self._without_secrets(_check_finish_reason(response, may_end_early=options.may_end_early))
+
+    async def stream(
+        self,
+        messages: Sequence[ModelMessage],
+        model: str,
+        *,
+        tools: Sequence[ToolDefinition] = (),
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        options: ModelOptions = NO_OPTIONS,
+    ) -> AsyncGenerator[StreamEvent]:
+        """Yield the response as it arrives, and last a `StreamEnd` with all of it. Raises `ModelError`.
+
+        A response without a finish reason was cut off. Closing the generator closes the connection.
+        """
+        settings, parameters = self._parameters(tools, temperature, max_tokens, options)
+        times = Times(
+            self.timeout_seconds(max_tokens), self._provider.first_token_timeout_seconds or FIRST_TOKEN_SECONDS
+        )
+        events = stream_events(self._create(model), messages, settings, parameters, times, self._redactor)
+        async with contextlib.aclosing(events):
+            try:
+                async for event in events:
+                    if isinstance(event, StreamEnd):
+                        response = _check_finish_reason(event.response, may_end_early=options.may_end_early)
+                        event = dataclasses.replace(event, response=self._without_secrets(response))
+                    yield event
+            except ModelError:
+                raise
+            except Exception as error:
+                raise self._errors.convert(error, model, messages, times.total_seconds) from None
 
     def timeout_seconds(self, max_tokens: int | None) -> float:
         return timeout_of(self._provider, max_tokens)
 
-    def _model_settings(self, temperature: float | None, max_tokens: int | None) -> ModelSettings:
+    def _parameters(
+        self, tools: Sequence[ToolDefinition], temperature: float | None, max_tokens: int | None, options: ModelOptions
+    ) -> tuple[ModelSettings, ModelRequestParameters]:
+        from pydantic_ai.models import ModelRequestParameters
         from pydantic_ai.settings import ModelSettings
 
         settings = ModelSettings()
@@ -97,7 +135,9 @@ class ModelClient:
             settings["max_tokens"] = max_tokens
         if temperature is not None:
             settings["temperature"] = temperature
-        return settings
+        parameters = ModelRequestParameters(function_tools=list(tools))
+        uses_anthropic_api = self._provider.uses_anthropic_api
+        return settings, options.apply(settings, parameters, uses_anthropic_api=uses_anthropic_api)
 
     def _without_secrets(self, response: ModelResponse) -> ModelResponse:
         """Replace secrets in the texts and the arguments of tool calls."""
@@ -164,9 +204,11 @@ def _openai_factory(base_url: str, key: str, http: AsyncClient) -> Callable[[str
     return lambda model: ChatModel(model, provider=provider, profile=profile)
 
 
-def _check_finish_reason(response: ModelResponse) -> ModelResponse:
+def _check_finish_reason(response: ModelResponse, *, may_end_early: bool) -> ModelResponse:
     """Return the response. Raises `ModelError` if the model did not complete it."""
     details = response.provider_details or {}
+    if may_end_early and response.finish_reason in ("length", "content_filter"):
+        return dataclasses.replace(response, provider_url=None)
     if response.finish_reason == "length":
         message = "the response exceeds max_tokens, or the conversation exceeds the context window"
         code, retryable = "llm_too_long", False

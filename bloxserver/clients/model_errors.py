@@ -78,6 +78,10 @@ class ErrorConversion:
                 return self._from_status(error, model, messages)
             case exceptions.ModelAPIError() if _is_truncated(error.__cause__):
                 return truncated()
+            case exceptions.ModelAPIError() if error.in_stream:
+                return ModelError("llm_cut_off", "the language model failed during its response", retryable=True)
+            case _ if _is_transport_error(error):
+                return truncated()
             case exceptions.AgentRunError():
                 pass
             case _:
@@ -114,7 +118,7 @@ class ErrorConversion:
         if error.status_code >= 500 or error.status_code == 408:
             message = f"the language model's server failed {status}"
             return ModelError("llm_unavailable", message, retryable=True, retry_after=error.retry_after)
-        sent = [*_texts(messages), *([] if self._key is None else [self._key])]
+        sent = [*texts(messages), *([] if self._key is None else [self._key])]
         reason = self._redactor.redact_text(_reason(error.body, sent))
         message = f"the language model's server rejected the request {status}{reason}"
         return ModelError("llm_rejected", message, retryable=False)
@@ -136,6 +140,13 @@ def _connection_failure(error: ModelConnectionError, seconds: float) -> ModelErr
     if isinstance(error, ModelTimeoutError) and error.phase != "connect":
         return timed_out(seconds)
     return ModelError("llm_unreachable", "the language model's server cannot be reached", retryable=True)
+
+
+def _is_transport_error(error: Exception) -> bool:
+    """Whether the connection failed during a streamed response. OpenAI's library does not convert these errors."""
+    import httpx2
+
+    return isinstance(error, httpx2.TransportError)
 
 
 def _is_truncated(cause: BaseException | None) -> bool:
@@ -163,9 +174,11 @@ def _reason(body: object, sent: Sequence[str]) -> str:
     return f": {printable}"
 
 
-def _texts(messages: Sequence[ModelMessage]) -> Iterator[str]:
+def texts(messages: Sequence[ModelMessage]) -> Iterator[str]:
+    """Yield the texts of the messages, and the arguments of tool calls that are text."""
     for message in messages:
         for part in message.parts:
-            for text in (getattr(part, "content", None), getattr(part, "args", None)):
-                if isinstance(text, str):
-                    yield text
+            for value in (getattr(part, "content", None), getattr(part, "args", None)):
+                for text in value if isinstance(value, list) else [value]:
+                    if isinstance(text, str):
+                        yield text
