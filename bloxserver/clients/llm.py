@@ -117,7 +117,7 @@ class ModelClient:
             except ModelError:
                 raise
             except Exception as error:
-                raise self._errors.convert(error, model, messages, times.total_seconds) from None
+                raise self._errors.convert(error, model, messages, times.total_seconds, is_stream=True) from None
 
     def timeout_seconds(self, max_tokens: int | None) -> float:
         return timeout_of(self._provider, max_tokens)

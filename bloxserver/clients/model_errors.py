@@ -65,7 +65,13 @@ class ErrorConversion:
         self._key = None if provider.key is None else provider.key.get_secret_value()
 
     def convert(
-        self, error: Exception, model: str, messages: Sequence[ModelMessage], timeout_seconds: float
+        self,
+        error: Exception,
+        model: str,
+        messages: Sequence[ModelMessage],
+        timeout_seconds: float,
+        *,
+        is_stream: bool = False,
     ) -> ModelError:
         from pydantic_ai import exceptions
 
@@ -78,10 +84,8 @@ class ErrorConversion:
                 return self._from_status(error, model, messages)
             case exceptions.ModelAPIError() if _is_truncated(error.__cause__):
                 return truncated()
-            case exceptions.ModelAPIError() if error.in_stream:
+            case exceptions.ModelAPIError() if is_stream and error.in_stream:
                 return ModelError("llm_cut_off", "the language model failed during its response", retryable=True)
-            case _ if _is_transport_error(error):
-                return truncated()
             case exceptions.AgentRunError():
                 pass
             case _:
@@ -140,13 +144,6 @@ def _connection_failure(error: ModelConnectionError, seconds: float) -> ModelErr
     if isinstance(error, ModelTimeoutError) and error.phase != "connect":
         return timed_out(seconds)
     return ModelError("llm_unreachable", "the language model's server cannot be reached", retryable=True)
-
-
-def _is_transport_error(error: Exception) -> bool:
-    """Whether the connection failed during a streamed response. OpenAI's library does not convert these errors."""
-    import httpx2
-
-    return isinstance(error, httpx2.TransportError)
 
 
 def _is_truncated(cause: BaseException | None) -> bool:

@@ -174,9 +174,14 @@ def _end(stream: StreamedResponse, messages: Sequence[ModelMessage]) -> StreamEn
         raise truncated()
     if not response.usage.unmeasured_requests and response.usage.total_tokens:
         return StreamEnd(response, is_usage_estimated=False)
-    usage = RequestUsage(input_tokens=_tokens(messages), output_tokens=_tokens([response]))
+    usage = RequestUsage(input_tokens=estimated_tokens(messages), output_tokens=estimated_tokens([response]))
     return StreamEnd(replace(response, usage=usage), is_usage_estimated=True)
 
 
-def _tokens(messages: Sequence[ModelMessage]) -> int:
-    return -(-sum(map(len, texts(messages))) // CHARACTERS_PER_TOKEN)
+def estimated_tokens(messages: Sequence[ModelMessage]) -> int:
+    return tokens_of(sum(map(len, texts(messages))))
+
+
+def tokens_of(characters: int) -> int:
+    """An estimate."""
+    return -(-characters // CHARACTERS_PER_TOKEN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -74,6 +74,7 @@ def request_key(call: ModelCall, routes: Sequence[Route], owner: UUID | None) ->
         [(route.provider.name, route.provider.kind, route.provider.base_url, route.model) for route in routes],
         None if call.temperature is None else float(call.temperature),
         call.max_tokens,
+        asdict(call.options),
         [_members(tool, frozenset({"metadata"})) for tool in call.tools],
         list(_messages(call.messages, texts)),
     ]

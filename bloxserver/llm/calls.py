@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from bloxserver.clients.model_options import NO_OPTIONS, ModelOptions
 from bloxserver.plans import Plan
 
 if TYPE_CHECKING:
@@ -39,3 +40,4 @@ class ModelCall:
     temperature: float | None = None
     max_tokens: int | None = None
     cache: bool = True
+    options: ModelOptions = NO_OPTIONS

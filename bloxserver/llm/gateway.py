@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from bloxserver.clients.llm import ModelClient, create_http_client
 from bloxserver.clients.model_errors import ModelError
+from bloxserver.clients.model_streams import StreamEnd, StreamEvent
 from bloxserver.clock import now
 from bloxserver.encryption import get_cipher
-from bloxserver.llm.admission import CallLimits
+from bloxserver.llm.admission import CallLimits, Spent
 from bloxserver.llm.cache import ResponseCache, cached_as
 from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.ledger import CallReport, Ledger
 from bloxserver.llm.own_keys import KeyRoute, OwnKeys
 from bloxserver.llm.states import Breakers, Clock, DatabaseStates, MemoryStates, Request
+from bloxserver.llm.streaming import StreamProgress, stream_of_first
 from bloxserver.model_catalogue import Provider, Route, catalogue_of, operator_secrets
 from bloxserver.models.database import Database
 from bloxserver.observability import metrics
@@ -77,9 +80,7 @@ class LanguageModels:
 
         It may be the response to an equal request; see `cache.cached_as`. Its usage is zero then.
         """
-        if self._ledger is None or caller is None:
-            return await self._cached(call, caller, CallReport())
-        async with self._ledger.reported(caller, call.model or self._catalogue.default_model or "") as report:
+        async with self._reported(call.model, caller) as report:
             response = await self._cached(call, caller, report)
             report.cached = cached_as(response) is not None
             report.used(response.usage.input_tokens, response.usage.output_tokens)
@@ -111,11 +112,7 @@ class LanguageModels:
 
     async def _ask_within_limits(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
         """Ask the providers with the operator's keys, within the limits of the caller's plan."""
-        if self._limits is None or caller is None:
-            return await self._ask_providers(call, report)
-        clients = [await self._client(route.provider) for route in self._routes(call.model)]
-        seconds = sum(client.timeout_seconds(call.max_tokens) for client in clients)
-        async with self._limits.reserved(call, caller, seconds) as spent:
+        async with self._reserved(call, caller) as spent:
             try:
                 response = await self._ask_providers(call, report)
             except ModelError as error:
@@ -123,6 +120,71 @@ class LanguageModels:
                 raise
             spent.tokens = response.usage.input_tokens + response.usage.output_tokens
             return response
+
+    @asynccontextmanager
+    async def _reserved(self, call: ModelCall, caller: Caller | None) -> AsyncIterator[Spent]:
+        """Reserve what the call may use within the block. Raises `ModelLimitReached`."""
+        if self._limits is None or caller is None:
+            yield Spent()
+            return
+        clients = [await self._client(route.provider) for route in self._routes(call.model)]
+        seconds = sum(client.timeout_seconds(call.max_tokens) for client in clients)
+        async with self._limits.reserved(call, caller, seconds) as spent:
+            yield spent
+
+    @asynccontextmanager
+    async def _reported(self, model: str | None, caller: Caller | None) -> AsyncIterator[CallReport]:
+        """Record the call that the block makes."""
+        if self._ledger is None or caller is None:
+            yield CallReport()
+            return
+        async with self._ledger.reported(caller, model or self._catalogue.default_model or "") as report:
+            yield report
+
+    def stream(self, call: ModelCall, caller: Caller | None = None) -> AsyncGenerator[StreamEvent]:
+        """Return the events of the response as it arrives; the last one is a `StreamEnd`. Reading raises `ModelError`.
+
+        Another provider is asked only before the first event. Closing the generator cancels the request. The response
+        is not taken from the cache.
+        """
+        return self._stream_within_limits(call, caller)
+
+    async def _stream_within_limits(self, call: ModelCall, caller: Caller | None) -> AsyncGenerator[StreamEvent]:
+        async with (
+            self._reported(call.model, caller) as report,
+            self._reserved(call, caller) as spent,
+            aclosing(self._stream_of_first(call, report)) as events,
+        ):
+            progress = StreamProgress()
+            end: StreamEnd | None = None
+            try:
+                async for event in events:
+                    if not progress.has_begun:
+                        report.began()
+                    progress.add(event)
+                    if isinstance(event, StreamEnd):
+                        end = event
+                    else:
+                        yield event
+            except BaseException as error:
+                if progress.has_begun:
+                    progress.estimate(call.messages, report, error)
+                elif isinstance(error, ModelError):
+                    spent.tokens = error.input_tokens + error.output_tokens
+                raise
+            if end is not None:
+                usage = end.response.usage
+                report.used(usage.input_tokens, usage.output_tokens)
+                spent.tokens = usage.input_tokens + usage.output_tokens
+        # The receiver may close the stream at its last event, which must not look like a cancelled request.
+        if end is not None:
+            yield end
+
+    def _stream_of_first(self, call: ModelCall, report: CallReport) -> AsyncGenerator[StreamEvent]:
+        def ask(route: Route) -> AsyncGenerator[StreamEvent]:
+            return self._stream(route, call, report)
+
+        return stream_of_first(self._routes(call.model), ask, _may_ask_another, self._unavailable)
 
     async def _ask_providers(self, call: ModelCall, report: CallReport) -> ModelResponse:
         """Ask each provider of the model once, in the order of the catalogue, until one responds.
@@ -135,7 +197,7 @@ class LanguageModels:
             try:
                 response = await self._ask(route, call, report)
             except ModelError as error:
-                if error.code not in FAILURES and error.code not in EXHAUSTED:
+                if not _may_ask_another(error):
                     raise
                 failure = error
             else:
@@ -145,21 +207,59 @@ class LanguageModels:
 
     async def _ask(self, route: Route, call: ModelCall, report: CallReport) -> ModelResponse | None:
         """Return the response of one provider; None if it must not be asked now. Raises `ModelError`."""
-        name = route.provider.name
-        client = await self._client(route.provider)
-        request = await self._breakers.admit(name, client.timeout_seconds(call.max_tokens))
-        if request is None:
-            metrics.LLM_REQUESTS.labels(name, "refused").inc()
-            return None
-        report.asked(route.provider, route.model)
-        try:
-            response = await client.request(
+        async with self._admitted(route, call.max_tokens, report) as client:
+            if client is None:
+                return None
+            return await client.request(
                 call.messages,
                 route.model,
                 tools=call.tools,
                 temperature=call.temperature,
                 max_tokens=call.max_tokens,
+                options=call.options,
             )
+
+    async def _stream(self, route: Route, call: ModelCall, report: CallReport) -> AsyncGenerator[StreamEvent]:
+        """Yield the response of one provider; nothing if it must not be asked now. Raises `ModelError`."""
+        end: StreamEnd | None = None
+        async with self._admitted(route, call.max_tokens, report) as client:
+            if client is None:
+                return
+            events = client.stream(
+                call.messages,
+                route.model,
+                tools=call.tools,
+                temperature=call.temperature,
+                max_tokens=call.max_tokens,
+                options=call.options,
+            )
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, StreamEnd):
+                        end = event
+                    else:
+                        yield event
+        if end is not None:
+            yield end
+
+    @asynccontextmanager
+    async def _admitted(
+        self, route: Route, max_tokens: int | None, report: CallReport
+    ) -> AsyncIterator[ModelClient | None]:
+        """Yield the client for one request, or None if the provider must not be asked now.
+
+        The result of the block is the result of the request.
+        """
+        name = route.provider.name
+        client = await self._client(route.provider)
+        request = await self._breakers.admit(name, client.timeout_seconds(max_tokens))
+        if request is None:
+            metrics.LLM_REQUESTS.labels(name, "refused").inc()
+            yield None
+            return
+        report.asked(route.provider, route.model)
+        try:
+            yield client
         except ModelError as error:
             metrics.LLM_REQUESTS.labels(name, error.code).inc()
             await _record(request, error)
@@ -169,7 +269,6 @@ class LanguageModels:
             raise
         metrics.LLM_REQUESTS.labels(name, "success").inc()
         await request.succeeded()
-        return response
 
     async def aclose(self) -> None:
         """Close the connections. The instance cannot be used afterwards."""
@@ -243,6 +342,10 @@ class CallerModels:
         """See `LanguageModels.request`."""
         call = ModelCall(messages, model, tools, temperature, max_tokens, cache)
         return await self._models.request(call, self._caller)
+
+
+def _may_ask_another(error: ModelError) -> bool:
+    return error.code in FAILURES or error.code in EXHAUSTED
 
 
 async def _record(request: Request, error: ModelError) -> None:

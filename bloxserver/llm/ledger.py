@@ -45,6 +45,10 @@ class CallReport:
         self.provider, self.provider_model, self.own_key = provider, model, own_key
         self.attempts += 1
 
+    def began(self) -> None:
+        """The first token was streamed."""
+        self.first_token_ms = round((time.perf_counter() - self.started) * 1_000)
+
     def used(self, input_tokens: int, output_tokens: int) -> None:
         self.input_tokens, self.output_tokens = input_tokens, output_tokens
 

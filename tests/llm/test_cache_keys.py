@@ -22,6 +22,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RequestUsage
 
+from bloxserver.clients.model_options import ModelOptions
 from bloxserver.llm.cache_keys import MAX_CHARACTERS, MAX_PARTS, request_key
 from bloxserver.llm.calls import ModelCall
 from bloxserver.model_catalogue import Provider, Route
@@ -119,6 +120,11 @@ def test_same_texts_in_other_parts_distinguish_requests(
 @pytest.mark.parametrize(
     "given",
     [
+        {"options": ModelOptions(top_p=0.5)},
+        {"options": ModelOptions(stop=("END",))},
+        {"options": ModelOptions(tool_choice=("birds",))},
+        {"options": ModelOptions(openai_parameters={"seed": 7})},
+        {"options": ModelOptions(may_end_early=True)},
         {"temperature": 0.1},
         {"max_tokens": None},
         {"max_tokens": 101},

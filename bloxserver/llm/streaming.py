@@ -1,0 +1,65 @@
+"""The providers of a streamed response."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from bloxserver.clients.model_errors import ModelError
+from bloxserver.clients.model_streams import StreamEvent, TextDelta, ToolCallDelta, estimated_tokens, tokens_of
+from bloxserver.llm.ledger import CallReport
+from bloxserver.model_catalogue import Route
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage
+
+Routes = Sequence[Route]
+
+
+class StreamProgress:
+    """What was streamed so far. It is used to account for a stream that fails or is closed before its end."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._characters = 0
+
+    def add(self, event: StreamEvent) -> None:
+        self.has_begun = True
+        if isinstance(event, TextDelta):
+            self._characters += len(event.text)
+        elif isinstance(event, ToolCallDelta):
+            self._characters += len(event.arguments)
+
+    def estimate(self, messages: Sequence[ModelMessage], report: CallReport, error: BaseException) -> None:
+        """Set estimates of the tokens, which the provider has not sent, in the report and in a `ModelError`."""
+        report.used(estimated_tokens(messages), tokens_of(self._characters))
+        if isinstance(error, ModelError):
+            error.input_tokens, error.output_tokens = report.input_tokens, report.output_tokens
+
+
+async def stream_of_first(
+    routes: Routes,
+    ask: Callable[[Route], AsyncGenerator[StreamEvent]],
+    may_ask_another: Callable[[ModelError], bool],
+    unavailable: Callable[[Routes], Awaitable[ModelError]],
+) -> AsyncGenerator[StreamEvent]:
+    """Yield the stream of the first provider that responds. `ask` yields nothing if a provider must not be asked now.
+
+    Once an event was yielded, no other provider is asked: the receiver would get two beginnings. Raises `ModelError`.
+    """
+    failure: ModelError | None = None
+    for route in routes:
+        has_begun = False
+        async with aclosing(ask(route)) as events:
+            try:
+                async for event in events:
+                    has_begun = True
+                    yield event
+            except ModelError as error:
+                if has_begun or not may_ask_another(error):
+                    raise
+                failure = error
+        if has_begun:
+            return
+    raise failure or await unavailable(routes)
