@@ -4,6 +4,7 @@ BloxError
 ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 (LimitReached) · NotFound 404 · Conflict 409
 ├── PreconditionFailed 412
 ├── Unprocessable 422 · RateLimited 429
+├── LanguageModelFailed: 503, or another status
 └── Unavailable 503
 SettingsError: the process cannot start; never a response
 """
@@ -114,6 +115,16 @@ class Unavailable(BloxError):
 
     def __init__(self, code: str, message: str, *, retry_after: int = 5) -> None:
         super().__init__(code, message, headers={"Retry-After": str(retry_after)})
+
+
+class LanguageModelFailed(BloxError):
+    """A request to a language model failed. The client may retry after `retry_after` seconds, if it is given."""
+
+    status = 503
+
+    def __init__(self, code: str, message: str, status: int, retry_after: int | None = None) -> None:
+        super().__init__(code, message, headers=None if retry_after is None else {"Retry-After": str(retry_after)})
+        self.status = status
 
 
 class SettingsError(Exception):

@@ -33,6 +33,7 @@ PATTERNS: dict[ProviderKind, tuple[str, ...]] = {
 DEFAULT_NAME = "default"
 """The name of the provider of `LLM_BASE_URL`."""
 ANY = "*"
+PATTERN_CHARACTERS = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,12 @@ class Catalogue:
         matching = [(pattern, each) for each in self.providers if (pattern := each.match(model)) is not None]
         # A provider of any model is asked last, because it may not have this one.
         return sorted(matching, key=lambda pair: (pair[0] == ANY, pair[1].priority))
+
+    def named_models(self) -> dict[str, str]:
+        """Return the names of models and aliases, each with the name of its first provider; patterns are not names."""
+        names = {*self.aliases, *(name for provider in self.providers for name in provider.models)}
+        named = {name: self.routes(name) for name in sorted(names) if not PATTERN_CHARACTERS.intersection(name)}
+        return {name: routes[0].provider.name for name, routes in named.items() if routes}
 
     def problem(self, model: str | None) -> str | None:
         """Return what is missing for this model, or None. `model` defaults to that of the settings."""

@@ -37,6 +37,7 @@ STATUSES = {
     errors.Unprocessable: 422,
     errors.RateLimited: 429,
     errors.Unavailable: 503,
+    errors.LanguageModelFailed: 503,
     FlowNotRunning: 400,
     InvalidSignature: 401,
     KeyReused: 422,

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from bloxserver.api.openai_errors import is_openai_path, openai_error
 from bloxserver.errors import BloxError, Conflict, NotFound, Unavailable, Unprocessable
 from bloxserver.models.transient_errors import is_transient
 
@@ -37,7 +38,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """A response with the body of all errors."""
-    body = {
+    body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
@@ -47,6 +48,8 @@ def problem(
         "details": details,
         "requestId": getattr(request.state, "request_id", ""),
     }
+    if is_openai_path(request.scope):
+        body["error"] = openai_error(status, code, message, details)
     return JSONResponse(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 

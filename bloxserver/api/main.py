@@ -17,7 +17,7 @@ from bloxserver.api.middleware import BodyLimit, ErrorMiddleware, RequestContext
 from bloxserver.api.openapi import AUTHENTICATED_PREFIX, install_openapi
 from bloxserver.api.paths import PathMethods, PathTable, RouteIndex
 from bloxserver.api.rate_limits import HEADERS, RateLimits, sharing_counters
-from bloxserver.api.routes import AUTHENTICATED, DOCUMENTATION, PUBLIC
+from bloxserver.api.routes import AUTHENTICATED, DOCUMENTATION, OPENAI, PUBLIC
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.api.stream_slots import StreamSlots
 from bloxserver.api.turns import RequestTurns, Turns
@@ -51,13 +51,13 @@ def create_app() -> FastAPI:
         lifespan=_lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the middleware has its own
     )
-    public = [*PUBLIC, *(DOCUMENTATION if settings.enable_docs else [])]
-    for router in public:
+    at_root = [*PUBLIC, *OPENAI, *(DOCUMENTATION if settings.enable_docs else [])]
+    for router in at_root:
         app.include_router(router)
     for router in AUTHENTICATED:
         app.include_router(router, prefix=AUTHENTICATED_PREFIX)
     table = PathTable()
-    table.add(public)
+    table.add(at_root)
     table.add(AUTHENTICATED, AUTHENTICATED_PREFIX)
     app.router.routes[:0] = [WebhookRoute(), RouteIndex(app.router)]
     app.state.shutdown = Shutdown()
@@ -97,6 +97,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # Blocks and engine are half of all modules. Only a process that starts needs them, not one that imports `app`.
     from bloxserver.blocks.registry import get_registry
     from bloxserver.engine.engine import Engine
+    from bloxserver.llm.gateway import LanguageModels
 
     settings = get_settings()
     settings.check_startup()
@@ -120,6 +121,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         watcher=app.state.watcher,
     )
     app.state.engine = engine if settings.run_worker else None
+    app.state.language_models = models = LanguageModels(settings, database)
     await engine.start()
     log.info("application started", version=__version__, env=settings.env, worker=settings.run_worker)
     app.state.shutdown = Shutdown()
@@ -130,6 +132,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await engine.stop()
         app.state.engine = None
+        app.state.language_models = None
+        await models.aclose()
         await database.dispose()
         await stop_tracing()
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from bloxserver.api.examples import EVENTS, STILL_RUNNING
+from bloxserver.api.openai_errors import OPENAI_PREFIX
 from bloxserver.api.request_schemas import complete_request_schemas
 from bloxserver.api.schemas import ApiError, AwaitedExecution, ExecutionEvent, StepEvent
 from bloxserver.api.scopes import required_scope
@@ -40,6 +41,7 @@ TAGS = [
     {"name": "secrets", "description": "Encrypted, write-only values for the config of listeners."},
     {"name": "organisms", "description": "Validation of definitions, the available blocks, and canvases."},
     {"name": "webhooks", "description": "Public endpoints that start executions. The URL contains a secret token."},
+    {"name": "language models", "description": "Language models, in the form of OpenAI's API."},
     {"name": "health", "description": "Public endpoints for probes."},
 ]
 EXAMPLES = {
@@ -228,7 +230,7 @@ def _completed(document: dict[str, Any], scopes: Mapping[str, str]) -> dict[str,
                 responses |= _errors_by_name(429)
             if not path.startswith("/health") and path != "/":
                 responses |= _errors_by_name(503)
-            if path.startswith(AUTHENTICATED_PREFIX):
+            if path.startswith((f"{AUTHENTICATED_PREFIX}/", f"{OPENAI_PREFIX}/")):
                 scope = scopes[operation["operationId"]]
                 operation["security"] = [{"clerk": []}, {"apiKey": [scope]}]
                 responses |= _errors_by_name(401)

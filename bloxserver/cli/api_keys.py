@@ -21,6 +21,7 @@ class ScopeName(StrEnum):
     READ = "read"
     WRITE = "write"
     RUN = "run"
+    LLM = "llm"
     ADMIN = "admin"
 
 

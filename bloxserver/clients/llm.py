@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from bloxserver.clients.embeddings import Embeddings, embed
 from bloxserver.clients.model_errors import ErrorConversion, ModelError
 from bloxserver.clients.model_options import NO_OPTIONS, ModelOptions
 from bloxserver.clients.model_streams import StreamEnd, StreamEvent, Times, stream_events
@@ -36,6 +37,8 @@ LONG_RESPONSE_TOKENS = 2_000
 FIRST_TOKEN_SECONDS = 30
 SHORT_RESPONSE_SECONDS = 60
 LONG_RESPONSE_SECONDS = 120
+EMBEDDING_TOKENS = 0
+"""Embeddings have no response of tokens, and the time limit of a short one."""
 NO_KEY = "none"
 
 
@@ -119,6 +122,18 @@ class ModelClient:
             except Exception as error:
                 raise self._errors.convert(error, model, messages, times.total_seconds, is_stream=True) from None
 
+    async def embed(self, texts: Sequence[str], model: str, *, dimensions: int | None = None) -> Embeddings:
+        """Return the embeddings of the texts. Only providers with OpenAI's API have them. Raises `ModelError`."""
+        from pydantic_ai.messages import ModelRequest
+
+        timeout_seconds = self.timeout_seconds(EMBEDDING_TOKENS)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await embed(self._create(model), texts, dimensions)
+        except Exception as error:
+            sent = [ModelRequest.user_text_prompt(text) for text in texts]
+            raise self._errors.convert(error, model, sent, timeout_seconds) from None
+
     def timeout_seconds(self, max_tokens: int | None) -> float:
         return timeout_of(self._provider, max_tokens)
 
@@ -190,6 +205,7 @@ def _anthropic_factory(base_url: str, key: str, http: AsyncClient) -> Callable[[
 
 
 def _openai_factory(base_url: str, key: str, http: AsyncClient) -> Callable[[str], Model[Any]]:
+    import pydantic_ai.embeddings.openai  # noqa: F401  (so that `embed` does not import it in the event loop)
     from openai import AsyncOpenAI
     from pydantic_ai.profiles.openai import OpenAIModelProfile
     from pydantic_ai.providers.openai import OpenAIProvider

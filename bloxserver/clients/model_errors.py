@@ -86,6 +86,9 @@ class ErrorConversion:
                 return truncated()
             case exceptions.ModelAPIError() if is_stream and error.in_stream:
                 return ModelError("llm_cut_off", "the language model failed during its response", retryable=True)
+            case exceptions.UserError():
+                message = "the provider of the model does not support a parameter of the request"
+                return ModelError("llm_rejected", message, retryable=False)
             case exceptions.AgentRunError():
                 pass
             case _:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from bloxserver.clients.embeddings import Embeddings
 from bloxserver.clients.llm import ModelClient, create_http_client
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clients.model_streams import StreamEnd, StreamEvent
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from httpx2 import AsyncClient
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.tools import ToolDefinition
+
+Response = TypeVar("Response")
 
 FAILURES = ("llm_unavailable", "llm_unreachable", "llm_timeout", "llm_cut_off", "llm_unusable_answer")
 """Errors of a provider, which count for its circuit breaker."""
@@ -186,16 +189,47 @@ class LanguageModels:
 
         return stream_of_first(self._routes(call.model), ask, _may_ask_another, self._unavailable)
 
+    async def embed(
+        self, texts: Sequence[str], model: str, caller: Caller | None = None, *, dimensions: int | None = None
+    ) -> Embeddings:
+        """Return the embeddings of the texts. Raises `ModelError`."""
+        routes = [route for route in self._routes(model) if not route.provider.uses_anthropic_api]
+        if not routes:
+            message = f'no provider of the model "{model}" offers embeddings'
+            raise ModelError("llm_model_not_found", message, retryable=False)
+        await self.load(model)
+        from pydantic_ai.messages import ModelRequest
+
+        call = ModelCall([ModelRequest.user_text_prompt(text) for text in texts], model, max_tokens=1)
+        async with self._reported(model, caller) as report, self._reserved(call, caller) as spent:
+
+            async def ask(route: Route) -> Embeddings | None:
+                async with self._admitted(route, call.max_tokens, report) as client:
+                    return None if client is None else await client.embed(texts, route.model, dimensions=dimensions)
+
+            embeddings = await self._first_response(routes, ask)
+            report.used(embeddings.input_tokens, 0)
+            spent.tokens = embeddings.input_tokens
+            return embeddings
+
+    def named_models(self) -> dict[str, str]:
+        """Return the names of models and aliases, each with the name of a provider. Patterns are not included."""
+        return self._catalogue.named_models()
+
     async def _ask_providers(self, call: ModelCall, report: CallReport) -> ModelResponse:
+        return await self._first_response(self._routes(call.model), lambda route: self._ask(route, call, report))
+
+    async def _first_response(
+        self, routes: Sequence[Route], ask: Callable[[Route], Awaitable[Response | None]]
+    ) -> Response:
         """Ask each provider of the model once, in the order of the catalogue, until one responds.
 
         Errors that another provider would give as well are raised at once.
         """
         failure: ModelError | None = None
-        routes = self._routes(call.model)
         for route in routes:
             try:
-                response = await self._ask(route, call, report)
+                response = await ask(route)
             except ModelError as error:
                 if not _may_ask_another(error):
                     raise
@@ -280,6 +314,8 @@ class LanguageModels:
 
     def _routes(self, model: str | None, *, needed: bool = True) -> list[Route]:
         """The installation's providers for the model. Raises `ModelError` if they are needed and there are none."""
+        if needed and self._catalogue.providers and model is not None and not self._catalogue.routes(model):
+            raise ModelError("llm_model_not_found", f'no provider offers the model "{model}"', retryable=False)
         if problem := self._catalogue.problem(model):
             if not needed:
                 return []

@@ -63,6 +63,8 @@ class Scope(StrEnum):
     """Change flows and triggers, and start and stop flows."""
     RUN = "run"
     """Run flows, cancel and retry executions, and redeliver requests of webhooks."""
+    LLM = "llm"
+    """Call language models."""
     ADMIN = "admin"
     """Manage API keys, keys for providers of language models, secrets and signing secrets, read the audit log, and
     export and delete the account.

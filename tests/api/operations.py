@@ -94,8 +94,13 @@ AUTHENTICATED: dict[str, Call] = {
     "validateFlow": Call(),
     "getFlowCanvas": Call(),
     "deriveOrganism": Call(),
+    "createChatCompletion": Call({"model": "m", "messages": [{"role": "user", "content": "x"}]}),
+    "createEmbeddings": Call({"model": "m", "input": "x"}),
+    "listLanguageModels": Call(),
     "deleteCurrentUser": Call(),  # the last: a test makes all calls as one user
 }
+CALLS_OF_MODELS = {"createChatCompletion", "createEmbeddings"}
+"""Operations that respond with 503, because the tests of all operations run without the lifespan of the app."""
 PUBLIC = {
     "getServiceInfo",
     "getHealth",

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from bloxserver.api.main import app
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.models.database import Database
 from bloxserver.models.tables import Tier, UserRecord
 from tests.clerk import clerk_authentication, override_settings
 from tests.database_override import override_database
+from tests.llm.catalogues import settings_of
 from tests.schemathesis import Result, run_schemathesis
 from tests.server import run_server
 
@@ -24,9 +26,17 @@ async def send_generated(database: Database, directory: Path, phases: str, *, ex
     with override_settings(API_KEY_ENCRYPTION_KEY=KEY), override_database(app, database):
         async with database.transaction() as session:
             session.add(UserRecord(clerk_id="ada", tier=Tier.ENTERPRISE))
+        # The models of the requests are unknown: no provider is asked.
+        provider = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "models": ["parrot-1"]}
+        app.state.language_models = LanguageModels(settings_of(directory, {"providers": {"first": provider}}))
         async with clerk_authentication() as clerk, run_server() as port:
             authorization = clerk.headers("ada", exp=int(time.time()) + HOUR)["Authorization"]
-            return await run_schemathesis(port, authorization, directory, phases=phases, examples=examples, seed=seed)
+            try:
+                return await run_schemathesis(
+                    port, authorization, directory, phases=phases, examples=examples, seed=seed
+                )
+            finally:
+                app.state.language_models = None
 
 
 @pytest.mark.usefixtures("engine")

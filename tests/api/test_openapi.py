@@ -63,6 +63,7 @@ GET /api/v1/usage/history getUsageHistory 200 401 403 422 429 503
 GET /health getHealth 200
 GET /health/live getLiveness 200
 GET /health/ready getReadiness 200 503
+GET /v1/models listLanguageModels 200 401 403 422 429 503
 GET /webhooks/{webhook_token}/test testWebhook 200 404 422 429 503
 PATCH /api/v1/flows/{flow_id} updateFlow 200 401 403 404 408 412 413 422 429 503
 PATCH /api/v1/flows/{flow_id}/triggers/{trigger_id} updateTrigger 200 401 403 404 408 413 422 429 503
@@ -85,6 +86,8 @@ POST /api/v1/flows/{flow_id}/versions/{number}/restore restoreFlowVersion 200 40
 POST /api/v1/llm/keys addLlmKey 201 400 401 403 408 413 422 429 503
 POST /api/v1/organisms/validate validateOrganism 200 401 403 408 413 422 429 503
 POST /api/v1/secrets createSecret 201 401 403 408 409 413 422 429 503
+POST /v1/chat/completions createChatCompletion 200 400 401 403 404 408 413 422 429 502 503 504
+POST /v1/embeddings createEmbeddings 200 400 401 403 404 408 413 422 429 502 503 504
 POST /webhooks/clerk receiveClerkEvent 200 400 404 408 413 422 429 503
 POST /webhooks/stripe receiveStripeEvent 200 400 404 408 413 429 503
 POST /webhooks/{webhook_token} receiveWebhook 200 202 400 401 403 404 408 409 413 422 429 503
@@ -104,6 +107,8 @@ TAGS = {
     "language models",
     "organisms",
 }
+IN_SNAKE_CASE = {"ChatCompletion", "Embedding", "EmbeddingList", "LanguageModel", "LanguageModelList"}
+"""Schemas in the form of OpenAI's API."""
 
 ADDITIONAL_SUCCESSES = {"202", "204"}
 """Success responses that an operation may have in addition to the usual one."""
@@ -225,8 +230,9 @@ class TestOperation:
         self, method: str, path: str, operation: dict[str, Any]
     ) -> None:
         responses = operation["responses"]
-        assert ("401" in responses) == (path.startswith("/api/v1/") or operation["operationId"] == "receiveWebhook")
-        assert ("security" in operation) == path.startswith("/api/v1/")
+        is_authenticated = path.startswith(("/api/v1/", "/v1/"))
+        assert ("401" in responses) == (is_authenticated or operation["operationId"] == "receiveWebhook")
+        assert ("security" in operation) == is_authenticated
         assert "404" in responses or "_id}" not in path
         for status, response in responses.items():
             assert response["description"]
@@ -343,13 +349,14 @@ def test_schema_is_in_camel_case_and_has_titles(name: str) -> None:
     schema = DOCUMENT["components"]["schemas"][name]
     assert name == "JsonValue" or schema["type"] in ("object", "string")
     properties = schema.get("properties", {})
-    assert all(re.fullmatch("[a-z][a-zA-Z0-9]*", one) for one in properties)
+    separator = "_" if name in IN_SNAKE_CASE else ""
+    assert all(re.fullmatch(f"[a-z][a-zA-Z0-9{separator}]*", one) for one in properties)
     assert set(schema.get("required", [])) <= set(properties)
     for member, value in properties.items():
         assert set(value) & {"type", "$ref", "anyOf", "allOf"} or "title" in value
-        title = value.get("title", "").replace(" ", "")
+        title = value.get("title", "").replace(" ", separator)
         assert title.lower() in ("", member.lower())
-        assert "title" not in value or value["title"].count(" ") == len(re.findall("[A-Z]", member))
+        assert "title" not in value or value["title"].count(" ") == len(re.findall("[A-Z_]", member))
     assert all(node["enum"] for node in nodes(schema) if "enum" in node)
     complete = {"Flow", "FlowSummary", "Trigger", "Execution", "ExecutionSummary", "FlowStats", "User"}
     complete |= {"UsageDashboard", "AwaitedExecution", "Step", "FlowVersion", "FlowVersionSummary"}

@@ -15,7 +15,7 @@ from bloxserver.models.tables import FlowStatus, Tier, UserRecord
 from bloxserver.services.api_keys import NewKey, create_api_key
 from tests import factories
 from tests.api.contract import covers
-from tests.api.operations import AUTHENTICATED, OPERATIONS, call, ids_of
+from tests.api.operations import AUTHENTICATED, CALLS_OF_MODELS, OPERATIONS, call, ids_of
 from tests.clerk import Clerk, clerk_authentication, override_settings
 
 RUN = {"runFlow", "cancelExecution", "retryExecution", "redeliverWebhook"}
@@ -52,9 +52,10 @@ WRITE = {
     "regenerateTriggerToken",
     "restoreFlowVersion",
 }
+LLM = {"createChatCompletion", "createEmbeddings", "listLanguageModels"}
+BY_SCOPE = {Scope.RUN: RUN, Scope.ADMIN: ADMIN, Scope.WRITE: WRITE, Scope.LLM: LLM}
 SCOPES = {
-    name: Scope.RUN if name in RUN else Scope.ADMIN if name in ADMIN else Scope.WRITE if name in WRITE else Scope.READ
-    for name in AUTHENTICATED
+    name: next((scope for scope, names in BY_SCOPE.items() if name in names), Scope.READ) for name in AUTHENTICATED
 }
 
 
@@ -103,6 +104,7 @@ async def test_operation_needs_its_scope_and_no_other(
     accepted = await call(client, name, ids, await key_of(session, owner, SCOPES[name]))
     refused_otherwise = {"listUpcomingFirings": 400, "retryExecution": 400}
     refused_otherwise |= dict.fromkeys(("getBilling", "startCheckout", "openBillingPortal"), 404)
+    refused_otherwise |= dict.fromkeys(CALLS_OF_MODELS, 503)
     expected = refused_otherwise.get(name)
     assert accepted.status_code == expected if expected else accepted.is_success, accepted.text
 

@@ -1,5 +1,6 @@
 """All routes. Those in `PUBLIC` need no authentication; those in `AUTHENTICATED` respond with 401 without it.
 
+Those in `OPENAI` do too, and are outside `/api/v1`.
 Those in `DOCUMENTATION` need none either, and exist only with `ENABLE_DOCS`.
 """
 
@@ -15,6 +16,7 @@ from bloxserver.api.routes import (
     executions,
     flows,
     health,
+    language_models,
     llm_keys,
     llm_usage,
     metrics,
@@ -32,6 +34,7 @@ from bloxserver.api.routes import (
 
 PUBLIC = [health.router, metrics.router, clerk.router, stripe_events.router, webhooks.router]
 DOCUMENTATION = [documentation.router]
+OPENAI = [language_models.router]
 AUTHENTICATED = [
     users.router,
     usage.router,
@@ -53,4 +56,4 @@ AUTHENTICATED = [
     canvas.router,
 ]
 
-__all__ = ["AUTHENTICATED", "DOCUMENTATION", "PUBLIC"]
+__all__ = ["AUTHENTICATED", "DOCUMENTATION", "OPENAI", "PUBLIC"]

@@ -25,6 +25,7 @@ from bloxserver.api.schemas.executions import (
 )
 from bloxserver.api.schemas.flows import CreateFlowRequest, Flow, FlowSummary, UpdateFlowRequest
 from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
+from bloxserver.api.schemas.language_models import ChatCompletion, EmbeddingList, LanguageModelList
 from bloxserver.api.schemas.llm import LlmUsage, LlmUsageGroup
 from bloxserver.api.schemas.organisms import (
     BlockDescription,
@@ -89,6 +90,7 @@ __all__ = [
     "CanvasEdge",
     "CanvasNode",
     "CanvasState",
+    "ChatCompletion",
     "CreateApiKeyRequest",
     "CreateFlowRequest",
     "CreateSecretRequest",
@@ -101,6 +103,7 @@ __all__ = [
     "Delivery",
     "DeriveRequest",
     "DerivedOrganism",
+    "EmbeddingList",
     "EventReceived",
     "Execution",
     "ExecutionEvent",
@@ -119,6 +122,7 @@ __all__ = [
     "FlowVersionSummary",
     "Health",
     "InputEncoding",
+    "LanguageModelList",
     "LimitUse",
     "Liveness",
     "LlmUsage",

@@ -20,3 +20,6 @@ class ApiError(CamelModel):
     message: str = Field(description="The same text as `detail`.", examples=["Flow not found"])
     details: dict[str, Any] | None = Field(None, description="Details, depending on `code`.")
     request_id: str = Field(description="The request's `X-Request-Id`.", examples=["5f0c6f6e1f5c4c4b8d0e0a5b2f1f7a3e"])
+    error: dict[str, Any] | None = Field(
+        None, description="The same error as OpenAI's API describes it. Only routes under `/v1` have it."
+    )

@@ -1,0 +1,70 @@
+"""Errors of the routes under `/v1`, which also have the form of OpenAI's API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Scope
+
+from bloxserver.clients.model_errors import ModelError
+from bloxserver.errors import BadRequest, LanguageModelFailed
+
+OPENAI_PREFIX = "/v1"
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""The types of errors by status. All others are `invalid_request_error` or `server_error`."""
+STATUSES = {
+    "llm_context_exceeded": 400,
+    "llm_refused": 400,
+    "llm_rejected": 400,
+    "llm_too_long": 400,
+    "llm_model_not_found": 404,
+    "llm_limit_reached": 429,
+    "llm_rate_limited": 429,
+    "llm_cut_off": 502,
+    "llm_unauthorized": 502,
+    "llm_unusable_answer": 502,
+    "llm_not_configured": 503,
+    "llm_quota_exceeded": 503,
+    "llm_unavailable": 503,
+    "llm_unreachable": 503,
+    "llm_timeout": 504,
+}
+RETRY_SECONDS = 5
+"""The `Retry-After` of errors that name no time."""
+
+
+def is_openai_path(scope: Scope) -> bool:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.startswith(f"{OPENAI_PREFIX}/")
+
+
+def openai_error(status: int, code: str, message: str, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return an error in the form of OpenAI's API."""
+    default = "server_error" if status >= 500 else "invalid_request_error"
+    return {"message": message, "type": TYPES.get(status, default), "code": code, "param": _parameter(details or {})}
+
+
+def _parameter(details: Mapping[str, Any]) -> str | None:
+    """The parameter that the error is about: the unsupported one, or the first invalid one."""
+    if "param" in details:
+        return str(details["param"])
+    return next((str(name)[5:] for name in details if str(name).startswith("body.")), None)
+
+
+def unsupported(parameter: str, what: str | None = None) -> BadRequest:
+    """The error for a parameter that would change the response and is not supported."""
+    message = f"{what or f'The parameter `{parameter}`'} is not supported"
+    return BadRequest("unsupported_parameter", message, details={"param": parameter})
+
+
+def failure_of(error: ModelError) -> LanguageModelFailed:
+    """The response for an error of a language model."""
+    status = STATUSES.get(error.code, 502)
+    if error.code == "llm_limit_reached" and error.retry_after is None:  # it is never possible
+        status = 400
+    retry_after = None
+    if status in (429, 503):
+        retry_after = RETRY_SECONDS if error.retry_after is None else max(1, math.ceil(error.retry_after))
+    return LanguageModelFailed(error.code, error.message, status, retry_after)
