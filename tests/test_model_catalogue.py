@@ -41,6 +41,7 @@ providers:
     max_concurrent: 8
     priority: 2
     timeout_seconds: 30
+    first_token_timeout_seconds: 12
   local:
     kind: openai
     base_url: http://localhost:11434/v1
@@ -89,6 +90,7 @@ def test_values_of_a_provider(file: Path) -> None:
     assert first.base_url == "https://api.anthropic.com"
     assert first.prices == {"claude-large": Price(3, 15)}
     assert (second.base_url, second.max_concurrent, second.timeout_seconds) == ("https://models.example.com/v1", 8, 30)
+    assert (second.first_token_timeout_seconds, third.first_token_timeout_seconds) == (12, None)
     assert (third.key, third.max_concurrent, third.timeout_seconds) == (None, None, None)
 
 
