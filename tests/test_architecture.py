@@ -68,7 +68,7 @@ def test_only_the_database_module_commits() -> None:
 
 THREADS = {
     "cli/startup.py": "joins a thread",
-    "llm/gateway.py": "imports a library",
+    "llm/provider_clients.py": "imports a library",
     "observability/tracing.py": "joins a thread",
 }
 """The modules that move work to a thread, and the work. A thread holds the interpreter, so that the work of users in it

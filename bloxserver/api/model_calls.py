@@ -20,6 +20,7 @@ from bloxserver.api.chat_responses import ChatCompletionWriter, error_event
 from bloxserver.api.openai_errors import failure_of
 from bloxserver.api.streaming import STREAM_HEADERS
 from bloxserver.clients.model_errors import ModelError
+from bloxserver.llm.cache import cached_as
 from bloxserver.llm.calls import Caller
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class ChatStream(ModelResponse):
             await send({"type": "http.response.body", "body": part, "more_body": more})
 
         try:
-            await self._models.load(self._request.model)
+            await self._models.load(self._request.model, self._caller)
             async with aclosing(self._models.stream(model_call(self._request), self._caller)) as events:
                 async for event in events:
                     await send_part(writer.event(event))
@@ -116,9 +117,11 @@ def chat_completion(models: LanguageModels, request: ChatRequest, caller: Caller
         return ChatStream(models, request, caller)
 
     async def respond() -> Response:
-        await models.load(request.model)
+        await models.load(request.model, caller)
         response = await models.request(model_call(request), caller)
-        return JSONResponse(ChatCompletionWriter(request.model).whole(response))
+        cached = cached_as(response)
+        headers = {} if cached is None else {"X-Cache": "hit"}
+        return JSONResponse(ChatCompletionWriter(request.model).whole(response), headers=headers)
 
     return ModelResponse(respond)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -15,8 +15,10 @@ import structlog
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.clients.embeddings import Embeddings
 from bloxserver.clients.llm import ModelClient, timeout_of
 from bloxserver.clients.model_errors import ModelError
+from bloxserver.clients.model_streams import StreamEvent
 from bloxserver.clock import now
 from bloxserver.encryption import DecryptionError, SecretCipher
 from bloxserver.llm.calls import Caller, ModelCall
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
 
 log = structlog.stdlib.get_logger("bloxserver.llm")
+
+Response = TypeVar("Response")
 
 MAX_CONCURRENT = 20
 """Calls of a user with their own keys in one process."""
@@ -87,12 +91,50 @@ class OwnKeys:
 
         Raises `ModelError`, also if no provider of the installation offers the model.
         """
+
+        async def ask(client: ModelClient, route: Route) -> ModelResponse:
+            return await client.request(
+                call.messages,
+                route.model,
+                tools=call.tools,
+                temperature=call.temperature,
+                max_tokens=call.max_tokens,
+                options=call.options,
+            )
+
+        return await self._first_response(routes, ask, call, caller, report)
+
+    async def embed(
+        self,
+        routes: Sequence[KeyRoute],
+        texts: Sequence[str],
+        call: ModelCall,
+        caller: Caller,
+        report: CallReport,
+        dimensions: int | None,
+    ) -> Embeddings | None:
+        """Return the embeddings of the texts by one of the providers, as `request`."""
+
+        async def ask(client: ModelClient, route: Route) -> Embeddings:
+            return await client.embed(texts, route.model, dimensions=dimensions)
+
+        return await self._first_response(routes, ask, call, caller, report)
+
+    async def _first_response(
+        self,
+        routes: Sequence[KeyRoute],
+        ask: Callable[[ModelClient, Route], Awaitable[Response]],
+        call: ModelCall,
+        caller: Caller,
+        report: CallReport,
+    ) -> Response | None:
         failure: ModelError | None = None
         async with self._slot(caller.user_id, timeout_of(routes[0].route.provider, call.max_tokens)):
             for key, route in routes:
                 report.asked(route.provider, route.model, own_key=True)
                 try:
-                    return await self._ask(key, route, call, caller.user_id)
+                    async with self._used(key, route, caller.user_id) as client:
+                        return await ask(client, route)
                 except ModelError as error:
                     if error.code in FINAL:
                         raise
@@ -118,7 +160,51 @@ class OwnKeys:
         routes = self._catalogue.routes_with_keys(model, keys)
         return [KeyRoute(keys[route.provider.kind], route) for route in routes]
 
-    async def _ask(self, key: StoredKey, route: Route, call: ModelCall, user_id: UUID) -> ModelResponse:
+    async def stream(
+        self, routes: Sequence[KeyRoute], call: ModelCall, caller: Caller, report: CallReport
+    ) -> AsyncGenerator[StreamEvent]:
+        """Yield the response of one of the providers; nothing if another provider may respond.
+
+        Raises `ModelError`, also if no provider of the installation offers the model.
+        """
+        failure: ModelError | None = None
+        async with self._slot(caller.user_id, timeout_of(routes[0].route.provider, call.max_tokens)):
+            for key, route in routes:
+                report.asked(route.provider, route.model, own_key=True)
+                has_begun = False
+                try:
+                    async with aclosing(self._stream(key, route, call, caller.user_id)) as events:
+                        async for event in events:
+                            has_begun = True
+                            yield event
+                except ModelError as error:
+                    if has_begun or error.code in FINAL:
+                        raise
+                    failure = error
+                else:
+                    return
+        if failure is not None and self._catalogue.problem(call.model):
+            raise failure
+
+    async def _stream(
+        self, key: StoredKey, route: Route, call: ModelCall, user_id: UUID
+    ) -> AsyncGenerator[StreamEvent]:
+        async with self._used(key, route, user_id) as client:
+            events = client.stream(
+                call.messages,
+                route.model,
+                tools=call.tools,
+                temperature=call.temperature,
+                max_tokens=call.max_tokens,
+                options=call.options,
+            )
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+    @asynccontextmanager
+    async def _used(self, key: StoredKey, route: Route, user_id: UUID) -> AsyncIterator[ModelClient]:
+        """Yield the client for one request with the key. The result of the block is the result of the request."""
         name = f"your own key for {key.provider}"
         try:
             text = decrypt_llm_key(self._cipher, user_id, key)
@@ -131,13 +217,7 @@ class OwnKeys:
         )
         client = await self._create_client(provider, (f"[{name}]", text))
         try:
-            response = await client.request(
-                call.messages,
-                route.model,
-                tools=call.tools,
-                temperature=call.temperature,
-                max_tokens=call.max_tokens,
-            )
+            yield client
         except ModelError as error:
             metrics.LLM_REQUESTS.labels(f"own:{key.provider}", error.code).inc()
             if error.is_key_invalid:
@@ -145,7 +225,6 @@ class OwnKeys:
             raise
         metrics.LLM_REQUESTS.labels(f"own:{key.provider}", "success").inc()
         await self._note_use(key)
-        return response
 
     async def _invalidate(self, key: StoredKey, user_id: UUID, error: ModelError) -> None:
         await self._write(lambda session: invalidate_llm_key(session, user_id, key, error.message))

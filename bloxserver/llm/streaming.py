@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING
 
 from bloxserver.clients.model_errors import ModelError
-from bloxserver.clients.model_streams import StreamEvent, TextDelta, ToolCallDelta, estimated_tokens, tokens_of
+from bloxserver.clients.model_streams import (
+    StreamEnd,
+    StreamEvent,
+    TextDelta,
+    ToolCallDelta,
+    estimated_tokens,
+    tokens_of,
+)
+from bloxserver.llm.admission import Spent
+from bloxserver.llm.calls import ModelCall
 from bloxserver.llm.ledger import CallReport
 from bloxserver.model_catalogue import Route
-
-if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelMessage
 
 Routes = Sequence[Route]
 
@@ -20,20 +25,47 @@ Routes = Sequence[Route]
 class StreamProgress:
     """What was streamed so far. It is used to account for a stream that fails or is closed before its end."""
 
-    def __init__(self) -> None:
-        self.has_begun = False
+    def __init__(self, call: ModelCall) -> None:
+        self._call = call
         self._characters = 0
+        self.has_begun = False
+        self.end: StreamEnd | None = None
 
-    def add(self, event: StreamEvent) -> None:
+    async def follow(
+        self, events: AsyncGenerator[StreamEvent], report: CallReport, spent: Spent
+    ) -> AsyncGenerator[StreamEvent]:
+        """Yield the events but the last one, which becomes `end`, and report what was used."""
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if not self.has_begun:
+                        report.began()
+                    self._add(event)
+                    if not isinstance(event, StreamEnd):
+                        yield event
+        except BaseException as error:
+            if self.has_begun:
+                self._estimate(report, error)
+            elif isinstance(error, ModelError):
+                spent.tokens = error.input_tokens + error.output_tokens
+            raise
+        if self.end is not None:
+            usage = self.end.response.usage
+            report.used(usage.input_tokens, usage.output_tokens)
+            spent.tokens = usage.input_tokens + usage.output_tokens
+
+    def _add(self, event: StreamEvent) -> None:
         self.has_begun = True
-        if isinstance(event, TextDelta):
+        if isinstance(event, StreamEnd):
+            self.end = event
+        elif isinstance(event, TextDelta):
             self._characters += len(event.text)
         elif isinstance(event, ToolCallDelta):
             self._characters += len(event.arguments)
 
-    def estimate(self, messages: Sequence[ModelMessage], report: CallReport, error: BaseException) -> None:
+    def _estimate(self, report: CallReport, error: BaseException) -> None:
         """Set estimates of the tokens, which the provider has not sent, in the report and in a `ModelError`."""
-        report.used(estimated_tokens(messages), tokens_of(self._characters))
+        report.used(estimated_tokens(self._call.messages), tokens_of(self._characters))
         if isinstance(error, ModelError):
             error.input_tokens, error.output_tokens = report.input_tokens, report.output_tokens
 

@@ -86,6 +86,14 @@ async def test_completion(live_database: Database, tmp_path: Path, kind: str) ->
     )
 
 
+async def test_response_from_the_cache_is_marked(live_database: Database, tmp_path: Path) -> None:
+    body = {"model": "parrot-1", "messages": MESSAGES, "temperature": 0}
+    async with serving(live_database, tmp_path, says("A door.")) as (server, [provider]):
+        first, second = [await server.http.post("/v1/chat/completions", json=body) for _ in range(2)]
+    assert ("x-cache" in first.headers, second.headers["x-cache"], len(provider.requests)) == (False, "hit", 1)
+    assert second.json()["choices"] == first.json()["choices"]
+
+
 @covers("llm.chat.stream")
 async def test_streamed_completion(live_database: Database, tmp_path: Path, kind: str) -> None:
     async with serving(live_database, tmp_path, streams("A ", "door."), kind=kind) as (server, _):

@@ -50,6 +50,9 @@ class Scene:
     platform: LanguageModelServer
     provider: LanguageModelServer
     own: Script
+    """Replies of the provider."""
+    served: Script
+    """Replies of the platform's server."""
 
     async def user(self, tier: str = "pro", **keys: str) -> Caller:
         """A new user with these keys."""
@@ -88,8 +91,8 @@ async def scene(
     database: Database, monkeypatch: pytest.MonkeyPatch, *, has_platform: bool = True, **given: Any
 ) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
-        own = Script(says("With your key."))
-        platform = await stack.enter_async_context(language_model(Script(says("With ours."))))
+        own, served = Script(says("With your key.")), Script(says("With ours."))
+        platform = await stack.enter_async_context(language_model(served))
         provider = await stack.enter_async_context(language_model(own))
         monkeypatch.setitem(BASE_URLS, "openai", provider.url)
         values: dict[str, Any] = {"api_key_encryption_key": ENCRYPTION_KEY, "database_url": "sqlite+aiosqlite://"}
@@ -98,5 +101,5 @@ async def scene(
         catalogue_of.cache_clear()  # it has the URLs of providers
         models = LanguageModels(Settings(**(values | given)), database)
         stack.push_async_callback(models.aclose)
-        yield Scene(database, models, platform, provider, own)
+        yield Scene(database, models, platform, provider, own, served)
     catalogue_of.cache_clear()
