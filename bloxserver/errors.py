@@ -122,8 +122,18 @@ class LanguageModelFailed(BloxError):
 
     status = 503
 
-    def __init__(self, code: str, message: str, status: int, retry_after: int | None = None) -> None:
-        super().__init__(code, message, headers=None if retry_after is None else {"Retry-After": str(retry_after)})
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int,
+        retry_after: int | None = None,
+        *,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        retry = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        super().__init__(code, message, details=details, headers={**retry, **(headers or {})})
         self.status = status
 
 

@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.errors import BadRequest, LanguageModelFailed
+from bloxserver.llm.limits import ModelLimitReached
 
 OPENAI_PREFIX = "/v1"
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -67,4 +68,12 @@ def failure_of(error: ModelError) -> LanguageModelFailed:
     retry_after = None
     if status in (429, 503):
         retry_after = RETRY_SECONDS if error.retry_after is None else max(1, math.ceil(error.retry_after))
-    return LanguageModelFailed(error.code, error.message, status, retry_after)
+    if not isinstance(error, ModelLimitReached):
+        return LanguageModelFailed(error.code, error.message, status, retry_after)
+    details = {"name": error.limit.value, "limit": error.maximum, "used": error.used, "resetSeconds": retry_after}
+    headers = {
+        "X-RateLimit-Limit": str(error.maximum),
+        "X-RateLimit-Remaining": str(max(0, error.maximum - error.used)),
+        **({} if retry_after is None else {"X-RateLimit-Reset": str(retry_after)}),
+    }
+    return LanguageModelFailed(error.code, error.message, status, retry_after, details=details, headers=headers)

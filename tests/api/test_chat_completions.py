@@ -94,6 +94,27 @@ async def test_response_from_the_cache_is_marked(live_database: Database, tmp_pa
     assert second.json()["choices"] == first.json()["choices"]
 
 
+async def test_limit_of_the_plan_names_what_is_used_and_when_it_is_reset(
+    live_database: Database, tmp_path: Path
+) -> None:
+    replies = serving(live_database, tmp_path, says("A door."), tier=Tier.FREE, rate_limits=True)
+    async with replies as (server, _):
+        body = {"model": "parrot-1", "messages": MESSAGES}
+        statuses = []
+        while 429 not in statuses:  # twice the limit at most, if a minute ends meanwhile
+            refused = await server.http.post("/v1/chat/completions", json=body)
+            statuses.append(refused.status_code)
+        assert len(statuses) in range(11, 22)
+        assert set(statuses) == {200, 429}
+    problem, headers = refused.json(), refused.headers
+    reset = int(headers["retry-after"])
+    assert (problem["code"], problem["error"]["code"]) == ("llm_limit_reached", "llm_limit_reached")
+    assert problem["details"].keys() == {"name", "limit", "used", "resetSeconds"}
+    assert (problem["details"]["name"], problem["details"]["limit"]) == ("llm_requests_per_minute", 10)
+    assert 0 < problem["details"]["resetSeconds"] == int(headers["x-ratelimit-reset"]) == reset <= 60
+    assert (headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]) == ("10", "0")
+
+
 @covers("llm.chat.stream")
 async def test_streamed_completion(live_database: Database, tmp_path: Path, kind: str) -> None:
     async with serving(live_database, tmp_path, streams("A ", "door."), kind=kind) as (server, _):
