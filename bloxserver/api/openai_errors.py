@@ -27,6 +27,7 @@ STATUSES = {
     "llm_unauthorized": 502,
     "llm_unusable_answer": 502,
     "llm_not_configured": 503,
+    "llm_overloaded": 503,
     "llm_quota_exceeded": 503,
     "llm_unavailable": 503,
     "llm_unreachable": 503,

@@ -19,6 +19,7 @@ from bloxserver.llm.ledger import CallReport, Ledger
 from bloxserver.llm.own_keys import KeyRoute, OwnKeys
 from bloxserver.llm.provider_clients import ProviderClients
 from bloxserver.llm.providers import Providers
+from bloxserver.llm.slots import Slots, Turn
 from bloxserver.llm.states import Breakers, Clock, DatabaseStates, MemoryStates
 from bloxserver.llm.streaming import StreamProgress
 from bloxserver.model_catalogue import Route, catalogue_of, operator_secrets
@@ -34,7 +35,7 @@ class LanguageModels:
     """Sends requests to the providers in the settings. An instance belongs to one event loop."""
 
     def __init__(self, settings: Settings, database: Database | None = None, clock: Clock = now) -> None:
-        """With a database, all processes share the states of circuit breakers.
+        """With a database, all processes share the states of circuit breakers and the slots of providers.
 
         Raises `SettingsError` if the file of `LLM_PROVIDERS` is invalid.
         """
@@ -44,6 +45,7 @@ class LanguageModels:
         self._providers = Providers(self._catalogue, self._clients, breakers, clock)
         self._ledger = None if database is None else Ledger(database)
         self._limits = None if database is None else CallLimits.of(settings, database, clock)
+        self._slots = Slots(self._catalogue.providers, database, clock)
         self._cache = ResponseCache(settings.llm_cache_bytes, clock)
         self._shares_responses = settings.llm_cache_shared
         self._own_keys: OwnKeys | None = None
@@ -101,9 +103,9 @@ class LanguageModels:
 
     async def _ask_within_limits(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
         """Ask the providers with the operator's keys, within the limits of the caller's plan."""
-        async with self._reserved(call, caller, self._providers.routes(call.model)) as spent:
+        async with self._reserved(call, caller, self._providers.routes(call.model)) as (spent, turn):
             try:
-                response = await self._providers.request(call, report)
+                response = await self._providers.request(call, turn, report)
             except ModelError as error:
                 spent.tokens = error.input_tokens + error.output_tokens
                 raise
@@ -111,14 +113,18 @@ class LanguageModels:
             return response
 
     @asynccontextmanager
-    async def _reserved(self, call: ModelCall, caller: Caller | None, routes: Sequence[Route]) -> AsyncIterator[Spent]:
-        """Reserve what the call may use within the block. Raises `ModelLimitReached`."""
-        if self._limits is None or caller is None:
-            yield Spent()
-            return
-        seconds = sum(timeout_of(route.provider, call.max_tokens) for route in routes)
-        async with self._limits.reserved(call, caller, seconds) as spent:
-            yield spent
+    async def _reserved(
+        self, call: ModelCall, caller: Caller | None, routes: Sequence[Route]
+    ) -> AsyncIterator[tuple[Spent, Turn]]:
+        """Admit the call, and reserve what it may use. Raises `ModelOverloaded` and `ModelLimitReached`."""
+        providers = [route.provider for route in routes]
+        seconds = [timeout_of(provider, call.max_tokens) for provider in providers]
+        with self._slots.turn(providers, caller, max(seconds)) as turn:
+            if self._limits is None or caller is None:
+                yield Spent(), turn
+                return
+            async with self._limits.reserved(call, caller, turn.seconds + sum(seconds)) as spent:
+                yield spent, turn
 
     @asynccontextmanager
     async def _reported(self, model: str | None, caller: Caller | None) -> AsyncIterator[CallReport]:
@@ -157,8 +163,8 @@ class LanguageModels:
                     yield part
             if progress.has_begun:
                 return
-        async with self._reserved(call, caller, self._providers.routes(call.model)) as spent:
-            events = self._providers.stream(call, report)
+        async with self._reserved(call, caller, self._providers.routes(call.model)) as (spent, turn):
+            events = self._providers.stream(call, turn, report)
             async with aclosing(progress.follow(events, report, spent)) as parts:
                 async for part in parts:
                     yield part
@@ -192,8 +198,8 @@ class LanguageModels:
             if embeddings is not None:
                 return embeddings
         routes = self._providers.routes_of_embeddings(call.model)
-        async with self._reserved(call, caller, routes) as spent:
-            embeddings = await self._providers.embed(texts, call, report, dimensions)
+        async with self._reserved(call, caller, routes) as (spent, turn):
+            embeddings = await self._providers.embed(texts, call, turn, report, dimensions)
             spent.tokens = embeddings.input_tokens
             return embeddings
 
@@ -203,9 +209,9 @@ class LanguageModels:
 
     async def aclose(self) -> None:
         """Close the connections. The instance cannot be used afterwards."""
-        for writer in (self._ledger, self._limits):
-            if writer is not None:
-                await writer.aclose()
+        for part in (self._ledger, self._limits, self._slots):
+            if part is not None:
+                await part.aclose()
         await self._clients.aclose()
 
 

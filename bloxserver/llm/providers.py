@@ -13,6 +13,7 @@ from bloxserver.clients.model_streams import StreamEnd, StreamEvent
 from bloxserver.llm.calls import ModelCall
 from bloxserver.llm.ledger import CallReport
 from bloxserver.llm.provider_clients import ProviderClients
+from bloxserver.llm.slots import Turn
 from bloxserver.llm.states import Breakers, Clock, Request
 from bloxserver.llm.streaming import stream_of_first
 from bloxserver.model_catalogue import Catalogue, Route
@@ -53,21 +54,22 @@ class Providers:
         for route in routes:
             await self._clients.get(route.provider)
 
-    async def request(self, call: ModelCall, report: CallReport) -> ModelResponse:
+    async def request(self, call: ModelCall, turn: Turn, report: CallReport) -> ModelResponse:
         """Return the response of the first provider that responds. Raises `ModelError`."""
-        return await self._first_response(self.routes(call.model), lambda route: self._ask(route, call, report))
+        return await self._first_response(self.routes(call.model), turn, lambda route: self._ask(route, call, report))
 
-    def stream(self, call: ModelCall, report: CallReport) -> AsyncGenerator[StreamEvent]:
+    def stream(self, call: ModelCall, turn: Turn, report: CallReport) -> AsyncGenerator[StreamEvent]:
         """Return the events of the first provider that responds. Reading raises `ModelError`."""
         return stream_of_first(
             self.routes(call.model),
+            turn,
             lambda route: self._stream(route, call, report),
             _may_ask_another,
             self._unavailable,
         )
 
     async def embed(
-        self, texts: Sequence[str], call: ModelCall, report: CallReport, dimensions: int | None
+        self, texts: Sequence[str], call: ModelCall, turn: Turn, report: CallReport, dimensions: int | None
     ) -> Embeddings:
         """Return the embeddings of the texts. Raises `ModelError`."""
 
@@ -75,7 +77,7 @@ class Providers:
             async with self._admitted(route, call.max_tokens, report) as client:
                 return None if client is None else await client.embed(texts, route.model, dimensions=dimensions)
 
-        return await self._first_response(self.routes_of_embeddings(call.model), ask)
+        return await self._first_response(self.routes_of_embeddings(call.model), turn, ask)
 
     def routes_of_embeddings(self, model: str | None) -> list[Route]:
         """The providers that offer embeddings with this model. Raises `ModelError` if there are none."""
@@ -86,23 +88,26 @@ class Providers:
         return routes
 
     async def _first_response(
-        self, routes: Sequence[Route], ask: Callable[[Route], Awaitable[Response | None]]
+        self, routes: Sequence[Route], turn: Turn, ask: Callable[[Route], Awaitable[Response | None]]
     ) -> Response:
-        """Ask each provider of the model once, in the order of the catalogue, until one responds.
+        """Ask each provider of the model once until one responds, in the order of the catalogue, but first those with
+        a free slot.
 
         Errors that another provider would give as well are raised at once.
         """
         failure: ModelError | None = None
-        for route in routes:
-            try:
-                response = await ask(route)
-            except ModelError as error:
-                if not _may_ask_another(error):
-                    raise
-                failure = error
-            else:
-                if response is not None:
-                    return response
+        remaining = list(routes)
+        while remaining:
+            async with turn.slot([route.provider for route in remaining]) as index:
+                try:
+                    response = await ask(remaining.pop(index))
+                except ModelError as error:
+                    if not _may_ask_another(error):
+                        raise
+                    failure = error
+                else:
+                    if response is not None:
+                        return response
         raise failure or await self._unavailable(routes)
 
     async def _ask(self, route: Route, call: ModelCall, report: CallReport) -> ModelResponse | None:

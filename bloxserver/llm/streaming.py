@@ -17,6 +17,7 @@ from bloxserver.clients.model_streams import (
 from bloxserver.llm.admission import Spent
 from bloxserver.llm.calls import ModelCall
 from bloxserver.llm.ledger import CallReport
+from bloxserver.llm.slots import Turn
 from bloxserver.model_catalogue import Route
 
 Routes = Sequence[Route]
@@ -72,18 +73,22 @@ class StreamProgress:
 
 async def stream_of_first(
     routes: Routes,
+    turn: Turn,
     ask: Callable[[Route], AsyncGenerator[StreamEvent]],
     may_ask_another: Callable[[ModelError], bool],
     unavailable: Callable[[Routes], Awaitable[ModelError]],
 ) -> AsyncGenerator[StreamEvent]:
     """Yield the stream of the first provider that responds. `ask` yields nothing if a provider must not be asked now.
 
-    Once an event was yielded, no other provider is asked: the receiver would get two beginnings. Raises `ModelError`.
+    The order is that of `Providers`. Once an event was yielded, no other provider is asked: the receiver would get two
+    beginnings. Raises `ModelError`.
     """
     failure: ModelError | None = None
-    for route in routes:
+    remaining = list(routes)
+    while remaining:
         has_begun = False
-        async with aclosing(ask(route)) as events:
+        slot = turn.slot([route.provider for route in remaining])
+        async with slot as index, aclosing(ask(remaining.pop(index))) as events:
             try:
                 async for event in events:
                     has_begun = True

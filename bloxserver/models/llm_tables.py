@@ -25,6 +25,20 @@ class LlmProviderRecord(Base):
     updated_at: Mapped[UpdatedAt]
 
 
+class LlmProviderLeaseRecord(Base):
+    """The slots of a provider that a process may use. All processes together have at most `max_concurrent`."""
+
+    __tablename__ = "llm_provider_leases"
+
+    provider: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    holder: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    """The process."""
+    slots: Mapped[Counter]
+    wanted: Mapped[Counter]
+    """The most slots that the process could have used since it renewed the lease before."""
+    expires_at: Mapped[datetime]
+
+
 class LlmWindowRecord(Base):
     """What a user has used of the limits of their plan in the current minute, with the keys of the operator."""
 

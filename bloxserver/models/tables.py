@@ -52,7 +52,13 @@ from bloxserver.models.flow_data_tables import (
     SigningSecretRecord,
     WebhookDeliveryRecord,
 )
-from bloxserver.models.llm_tables import LlmCallRecord, LlmProviderRecord, LlmReservationRecord, LlmWindowRecord
+from bloxserver.models.llm_tables import (
+    LlmCallRecord,
+    LlmProviderLeaseRecord,
+    LlmProviderRecord,
+    LlmReservationRecord,
+    LlmWindowRecord,
+)
 from bloxserver.models.types import LenientJson, StoredJson, TierText, database_now, enum_text
 from bloxserver.raw_json import RawJson
 from bloxserver.settings import get_settings
@@ -78,6 +84,7 @@ __all__ = [
     "InputEncoding",
     "KeyValueRecord",
     "LlmCallRecord",
+    "LlmProviderLeaseRecord",
     "LlmProviderRecord",
     "LlmReservationRecord",
     "LlmWindowRecord",

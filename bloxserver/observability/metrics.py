@@ -88,6 +88,25 @@ LLM_CACHE = Counter(
     registry=REGISTRY,
 )
 LLM_CACHE_BYTES = Gauge("bloxserver_llm_cache_bytes", "Memory of the responses that are kept.", registry=REGISTRY)
+LLM_QUEUE_DEPTH = Gauge(
+    "bloxserver_llm_queue_depth",
+    "Calls of language models that wait for a slot of a provider.",
+    ["provider", "tier"],
+    registry=REGISTRY,
+)
+LLM_QUEUE_WAIT_SECONDS = Histogram(
+    "bloxserver_llm_queue_wait_seconds",
+    "Time for which a call of a language model waited for a slot of a provider.",
+    ["tier"],
+    buckets=LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+LLM_SHED = Counter(
+    "bloxserver_llm_shed_total",
+    "Calls of language models that were refused because too many wait, or that waited too long.",
+    ["tier", "reason"],
+    registry=REGISTRY,
+)
 METER_REPORTS = Counter(
     "bloxserver_meter_reports_total",
     "Reports of usage to Stripe, by outcome: sent, or failed and kept for reconciliation.",

@@ -13,6 +13,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
+from bloxserver.llm.provider_leases import ProviderLeases
 from bloxserver.models.database import Database
 from bloxserver.models.enums import Scope, Tier
 from bloxserver.plans import PLANS
@@ -332,6 +333,23 @@ FAULTS: list[tuple[Reply, int, str, str | None]] = [
     (never(), 504, "llm_timeout", None),
     (fails(429, headers={"Retry-After": "17"}), 429, "llm_rate_limited", "17"),
 ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_call_that_waited_too_long_for_a_provider_is_503(
+    live_database: Database, tmp_path: Path, stream: bool
+) -> None:
+    # Another process uses the only slot.
+    await ProviderLeases(live_database).renew("only", 1, 1, lambda slots: slots)
+    async with language_model([]) as provider:
+        document = {"providers": providers({"only": provider.url}, max_concurrent=1, timeout_seconds=0.3)}
+        async with endpoint(live_database, tmp_path, document) as server:
+            with pytest.raises(openai.APIStatusError) as caught:
+                await server.openai.chat.completions.create(model="parrot-1", messages=MESSAGES, stream=stream)
+    error = caught.value
+    assert (error.status_code, error.code, error.response.headers["retry-after"]) == (503, "llm_overloaded", "60")
+    assert "too many calls of language models are waiting (timeout)" in error.message
+    assert provider.requests == []
 
 
 @pytest.mark.parametrize("stream", [False, True])

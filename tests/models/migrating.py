@@ -53,6 +53,7 @@ async def fill(session: AsyncSession) -> None:
         "billing_periods": {},
         "meter_reports": {},
         "llm_providers": {},
+        "llm_provider_leases": {},
         "llm_windows": {"user_id": user},
         "llm_calls": {"user_id": user},
         "llm_reservations": {"user_id": user},

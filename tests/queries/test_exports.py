@@ -22,6 +22,7 @@ NOT_EXPORTED = {
     "execution_series": "is computed from executions",
     "execution_totals": "is computed from executions",
     "idempotency_keys": "has hashes only, for 8 days",
+    "llm_provider_leases": "belongs to no user",
     "llm_providers": "belongs to no user",
     "llm_reservations": "has the counts of calls, for minutes",
     "llm_windows": "has the counts of calls in a minute",

@@ -25,7 +25,15 @@ from tests.engine.running_engine import running_engine
 from tests.factories import create_flow, create_user
 from tests.models import migrating
 
-NOT_OF_USERS = {"llm_providers", "stripe_events", "workers", "rate_counters", "execution_totals", "execution_series"}
+NOT_OF_USERS = {
+    "llm_provider_leases",
+    "llm_providers",
+    "stripe_events",
+    "workers",
+    "rate_counters",
+    "execution_totals",
+    "execution_series",
+}
 """Tables in which `migrating.fill` inserts a row that belongs to no user, or to no flow of a user."""
 KEPT = {"audit_events", "billing_periods", "deleted_users", "meter_reports", "storage_samples"}
 

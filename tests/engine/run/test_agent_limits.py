@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -13,13 +14,14 @@ from bloxserver.clock import now
 from bloxserver.engine.run.messages import Failed, Finished, Suspended
 from bloxserver.llm.calls import Caller
 from bloxserver.llm.gateway import LanguageModels
+from bloxserver.llm.provider_leases import ProviderLeases
 from bloxserver.models.database import Database
 from bloxserver.models.enums import StepStatus
 from bloxserver.plans import PLANS
 from bloxserver.settings import Settings
 from tests.engine.pump_runs import echo, organism, pump
 from tests.factories import create_user
-from tests.llm.catalogues import Clock
+from tests.llm.catalogues import Clock, providers, settings_of
 from tests.llm_server import LanguageModelServer, Reply, calls, language_model, says
 
 AGENT = "name: a, prompt: Be brief., peers: [b]"
@@ -82,3 +84,20 @@ async def test_call_that_no_minute_allows_fails_at_once(live_database: Database,
         outcome, log = await pump(text, models=models, calling=calling)
     assert isinstance(outcome, Failed)
     assert (log.step("a").error_code, server.requests) == ("llm_limit_reached", [])
+
+
+async def test_agent_that_waited_too_long_for_a_provider_is_suspended(
+    live_database: Database, calling: Caller, tmp_path: Path
+) -> None:
+    clock = Clock()
+    # Another process uses the only slot.
+    await ProviderLeases(live_database, clock).renew("only", 1, 1, lambda slots: slots)
+    async with language_model([]) as server:
+        document = {"providers": providers({"only": server.url}, max_concurrent=1, timeout_seconds=0.2)}
+        models = LanguageModels(settings_of(tmp_path, document), live_database, clock)
+        outcome, log = await pump(organism("name: a, prompt: p, model: parrot-1"), models=models, calling=calling)
+        await models.aclose()
+    assert isinstance(outcome, Suspended)
+    waiting = log.step("a")
+    assert (waiting.status, waiting.error_code) == (StepStatus.RETRYING, "llm_overloaded")
+    assert (waiting.interruptions, server.requests) == (1, [])
