@@ -21,6 +21,7 @@ from benchmarks import (
     isolation,
     latency,
     llm_cache,
+    llm_gateway,
     scaling,
     startup,
     throughput,
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Measure] = {
     "expressions": expressions.measure,
     "totals": totals.measure,
     "llm_cache": llm_cache.measure,
+    "llm_gateway": llm_gateway.measure,
 }
 
 

@@ -39,6 +39,7 @@ class Sizes:
     totals: int = 2_000
     """Rows that each kind of statement writes in a round of the benchmark of totals."""
     cache_hits: int = 2_000
+    llm_calls: int = 1_000
 
 
 SMALL = Sizes(
@@ -65,5 +66,6 @@ SMALL = Sizes(
     random_expressions=30,
     totals=200,
     cache_hits=20,
+    llm_calls=5,
 )
 """Minimal sizes, to check that the benchmarks run. Their results are meaningless."""

@@ -85,6 +85,7 @@ class CallLimits:
 
     async def aclose(self) -> None:
         await self._ends.flush()
+        await self._store.aclose()
 
 
 def _is_redis_error(error: BaseException) -> bool:

@@ -50,6 +50,9 @@ class DatabaseLimits:
                 await _end(session, await _expired(session, moment))
         self._next_cleanup = max(self._next_cleanup, moment + CLEANUP)
 
+    async def aclose(self) -> None:
+        """Nothing is to be closed: the database belongs to others."""
+
 
 async def _count(session: AsyncSession, reservation: Reservation, plan: Plan) -> Used | None:
     """Count a reservation and insert it, with one statement on PostgreSQL. Returns None if a limit is reached."""

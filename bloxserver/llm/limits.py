@@ -79,6 +79,9 @@ class LimitStore(Protocol):
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """End reservations. Those that have expired are ignored."""
 
+    async def aclose(self) -> None:
+        """Close the connections."""
+
 
 class ModelLimitReached(ModelError):
     """A limit of the user's plan is reached. `retry_after` is the time until the call may be possible, in seconds."""
