@@ -206,6 +206,7 @@ EXECUTION: Example = {
     "triggerType": "webhook",
     "startedAt": "2026-03-02T09:36:09.520000Z",
     "durationMs": 31,
+    "costUsd": 0.0,
     "flowId": FLOW_ID,
     "flowVersion": 1,
     "triggerId": TRIGGER_ID,
@@ -240,7 +241,8 @@ CANCELLED_EXECUTION = RUNNING_EXECUTION | {
 }
 STILL_RUNNING = RUNNING_EXECUTION | {"executionId": EXECUTION_ID, "message": "Execution is still running"}
 ENDED_EXECUTION = EXECUTION | {"executionId": EXECUTION_ID, "message": "Execution has ended"}
-EXECUTION_SUMMARY = {name: EXECUTION[name] for name in ("id", "status", "triggerType", "startedAt", "durationMs")}
+SUMMARISED = ("id", "status", "triggerType", "startedAt", "durationMs", "costUsd")
+EXECUTION_SUMMARY = {name: EXECUTION[name] for name in SUMMARISED}
 FLOW_EXECUTION_SUMMARY = EXECUTION_SUMMARY | {"flowId": FLOW_ID, "flowName": FLOW["name"]}
 NEXT_CURSOR = "AAZHhYx_FyABmU6xQ2B7gqXHPCqZ9yEKEw4fXQd2mq0="
 STATISTICS = {
@@ -297,6 +299,7 @@ STEP: Example = {
     "durationMs": 18,
     "inputTokens": 0,
     "outputTokens": 0,
+    "costUsd": 0.0,
     "inputPayload": INPUT_PAYLOAD,
     "outputPayload": OUTPUT_PAYLOAD,
     "payloadsOmitted": False,

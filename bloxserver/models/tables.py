@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
+from sqlalchemy.orm import Mapped, mapped_column, query_expression, relationship, validates
 
 from bloxserver.clock import now
 from bloxserver.models.account_tables import (
@@ -343,6 +343,8 @@ class ExecutionRecord(Base):
     """Input tokens of language models."""
     output_tokens: Mapped[Counter]
     """Output tokens of language models."""
+    cost_usd: Mapped[float | None] = query_expression()
+    """The cost of its calls of language models; None if a statement does not read it."""
     retry_of: Mapped[uuid.UUID | None]
     """The execution that this one retries. No foreign key, because that execution may be deleted."""
     parent_id: Mapped[uuid.UUID | None]

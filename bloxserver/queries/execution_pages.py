@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from bloxserver.models.json_lines import json_lines
 from bloxserver.models.tables import ExecutionRecord, ExecutionTotalsRecord, FlowRecord
 from bloxserver.models.types import UtcDateTime
+from bloxserver.queries.execution_costs import cost_of_execution
 from bloxserver.queries.execution_filters import SEARCHED, FilterShape
 from bloxserver.queries.execution_places import NORMAL, counter, place_of, total_of
 from bloxserver.queries.requesters import FLOW_ID, REQUESTER, REQUESTER_AND_FLOW, REQUESTER_COLUMNS, USER_ID, owned_by
@@ -29,8 +30,9 @@ CACHED_STATEMENTS = 512
 _executions_table, _flows_table = ExecutionRecord.__table__, FlowRecord.__table__
 _executions, _flows, _totals = _executions_table.c, _flows_table.c, ExecutionTotalsRecord.__table__.c
 _own = _flows_table.alias("own").c
-_LISTED = ("id", "status", "trigger_type", "started_at", "duration_ms")
-_READ = [_executions[name] for name in (*_LISTED, "flow_id", "error_message")]
+_COLUMNS = ("id", "status", "trigger_type", "started_at", "duration_ms")
+_LISTED = (*_COLUMNS, "cost_usd")
+_READ = [_executions[name] for name in (*_COLUMNS, "flow_id", "error_message", "input_tokens")]
 _OFFSET = sa.bindparam("offset", type_=sa.BigInteger)
 _FIRST_TIME = sa.literal(datetime(1, 1, 1, tzinfo=UTC), UtcDateTime())
 
@@ -98,7 +100,9 @@ class _Statement:
             rows = _newest_first(sa.select(found).where(self.is_in_place(found.c)), found.c, self.limit, self.offset)
         else:
             rows = self._rows(self.is_in_place, self.limit, self.offset)
-        lines = json_lines(rows.subquery("page"), self.listed).scalar_subquery()
+        page = rows.subquery("page")
+        priced = sa.select(page, cost_of_execution(page.c)).subquery("priced")
+        lines = json_lines(priced, self.listed).scalar_subquery()
         return [*columns, lines.label("lines")]
 
     def _matching(self) -> sa.ScalarSelect[int]:

@@ -5,11 +5,13 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import with_expression
 from sqlalchemy.orm.attributes import set_committed_value
 
 from bloxserver.errors import NotFound
 from bloxserver.models.single_statements import Statements
 from bloxserver.models.tables import ExecutionRecord, FlowRecord, TriggerRecord
+from bloxserver.queries.execution_costs import cost_of_execution
 from bloxserver.queries.flows import flow_exists
 from bloxserver.queries.requesters import REQUESTER_AND_FLOW, REQUESTER_COLUMNS, Requester, owned_by, read_for
 
@@ -47,12 +49,13 @@ async def find_execution(session: AsyncSession, execution_id: UUID) -> Execution
 
 
 def _with_trigger() -> sa.Select[ExecutionRecord, UUID | None]:
-    """Executions, and the triggers that started them unless these were deleted."""
+    """Executions with their costs, and the triggers that started them unless these were deleted."""
     return (
         sa.select(ExecutionRecord, _trigger_id())
         .outerjoin(TriggerRecord, TriggerRecord.id == ExecutionRecord.trigger_id)
         # Refresh a row that the session has loaded: the engine writes it in other sessions.
         .execution_options(populate_existing=True)
+        .options(with_expression(ExecutionRecord.cost_usd, cost_of_execution(ExecutionRecord.__table__.c)))
     )
 
 
@@ -73,7 +76,10 @@ async def _first(session: AsyncSession, wanted: sa.Select[ExecutionRecord, UUID 
 
 _executions, _triggers = ExecutionRecord.__table__, TriggerRecord.__table__
 _ONE = sa.select(
-    *REQUESTER_COLUMNS, *(column for column in _executions.c if column.name != "trigger_id"), _trigger_id()
+    *REQUESTER_COLUMNS,
+    *(column for column in _executions.c if column.name != "trigger_id"),
+    _trigger_id(),
+    cost_of_execution(_executions.c),
 ).select_from(
     REQUESTER_AND_FLOW.outerjoin(
         _executions,
@@ -101,7 +107,7 @@ async def read_outline(session: AsyncSession, execution_id: UUID) -> sa.Row[Any]
     replaced = {"input_payload", "output_payload", "trigger_id"}
     columns = [column for column in ExecutionRecord.__table__.columns if column.name not in replaced]
     wanted = (
-        sa.select(*columns, _trigger_id())
+        sa.select(*columns, _trigger_id(), cost_of_execution(ExecutionRecord.__table__.c))
         .outerjoin(TriggerRecord, TriggerRecord.id == ExecutionRecord.trigger_id)
         .where(ExecutionRecord.id == execution_id, flow_exists())
     )

@@ -12,6 +12,7 @@ from bloxserver.errors import NotFound
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.models.types import text_bytes
+from bloxserver.queries.execution_costs import cost_of_step, costs_of_steps
 from bloxserver.queries.paging import Page, PageRequest, read_rows
 from bloxserver.queries.requesters import owned_by
 
@@ -35,17 +36,17 @@ async def read_steps(
     )
     if total is None:
         raise NotFound("Execution")
-    rows = await read_rows(session, _page_of_steps(of_execution, page))
+    rows = await read_rows(session, _page_of_steps(execution_id, page))
     return Page(rows, total, page.page, page.page_size)
 
 
-def _page_of_steps(of_execution: sa.ColumnElement[bool], page: PageRequest) -> sa.Select[Any]:
+def _page_of_steps(execution_id: UUID, page: PageRequest) -> sa.Select[Any]:
     """The steps of a page. Beyond `MAX_PAYLOAD_BYTES`, the payloads of all steps but the first are left out."""
     step = ExecutionStepRecord
     order = (step.started_at, step.id)
     of_page = (
         sa.select(step.id, (_bytes(step.input_payload) + _bytes(step.output_payload)).label("size"))
-        .where(of_execution)
+        .where(step.execution_id == execution_id)
         .order_by(*order)
         .limit(page.page_size)
         .offset(page.offset)
@@ -60,15 +61,18 @@ def _page_of_steps(of_execution: sa.ColumnElement[bool], page: PageRequest) -> s
         .join(of_page, of_page.c.id == step.id)
         .subquery()
     )
+    costs = costs_of_steps(execution_id)
     is_shown = sa.or_(sized.c.bytes <= MAX_PAYLOAD_BYTES, sized.c.place == 1)
     return (
         sa.select(
             *_outline(),
+            cost_of_step(step, costs),
             sa.case((is_shown, step.input_payload)).label("input_payload"),
             sa.case((is_shown, step.output_payload)).label("output_payload"),
             sa.type_coerce(sa.not_(is_shown), sa.Boolean()).label("payloads_omitted"),
         )
         .join(sized, sized.c.id == step.id)
+        .outerjoin(costs, costs.c.step_id == step.id)
         .order_by(*order)
     )
 
@@ -89,8 +93,10 @@ async def read_step_changes(
 ) -> Sequence[Any]:
     """Steps, without payloads, that changed after a position, in the order of their changes."""
     sequence = ExecutionStepRecord.sequence
+    costs = costs_of_steps(execution_id)
     rows = await session.execute(
-        sa.select(*_outline(), sequence)
+        sa.select(*_outline(), cost_of_step(ExecutionStepRecord, costs), sequence)
+        .outerjoin(costs, costs.c.step_id == ExecutionStepRecord.id)
         .where(
             ExecutionStepRecord.execution_id == execution_id,
             sequence >= after.sequence,

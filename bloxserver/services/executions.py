@@ -9,6 +9,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.attributes import set_committed_value
 
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest, NotFound
@@ -135,6 +136,7 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
         exists = FlowRecord.id == flow_id, FlowRecord.deleted_at.is_(None)
         status = await session.scalar(sa.select(FlowRecord.status).where(*exists))
         raise NotFound("Flow") if status is None else FlowNotRunning(status)
+    set_committed_value(execution, "cost_usd", 0.0)
     after_commit(session, metrics.EXECUTIONS_ACCEPTED.labels(execution.trigger_type.value).inc)
     wake_engine_after_commit(session, WakeReason.EXECUTION)
     return execution

@@ -67,6 +67,7 @@ async def test_response_has_every_member(client: httpx.AsyncClient, flow: FlowRe
         "durationMs": 1000,
         "inputTokens": 5,
         "outputTokens": 7,
+        "costUsd": None,
         "payloadsOmitted": False,
     }
     assert first.keys() == second.keys()
@@ -136,4 +137,4 @@ async def test_execution_has_its_origin_and_token_counts(
     body = (await client.get(f"{path}/{by_hand.id}")).json()
     assert [body[name] for name in names] == [None, None, None, 0, 0]
     (item, _) = (await client.get(path)).json()["items"]
-    assert item.keys() == {"id", "status", "triggerType", "startedAt", "durationMs"}
+    assert item.keys() == {"id", "status", "triggerType", "startedAt", "durationMs", "costUsd"}

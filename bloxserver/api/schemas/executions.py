@@ -11,6 +11,11 @@ from bloxserver.clock import UtcTime
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import ExecutionStatus, InputEncoding, StepStatus, TriggerType
 
+COST = (
+    "The cost of the calls of language models in US dollars, without calls whose price is unknown; null if no price is "
+    "known. It includes a call within a second after the call has ended."
+)
+
 
 class ExecutionSummary(CamelModel):
     """An execution as an item of a list."""
@@ -22,6 +27,7 @@ class ExecutionSummary(CamelModel):
     duration_ms: int | None = Field(
         description="From `startedAt` to `completedAt`, in milliseconds; null until it ends."
     )
+    cost_usd: float | None = Field(description=COST)
 
 
 class FlowExecutionSummary(ExecutionSummary):
@@ -86,6 +92,7 @@ class StepOutline(CamelModel):
     duration_ms: int | None
     input_tokens: int = Field(description="Input tokens of language models.")
     output_tokens: int = Field(description="Output tokens of language models.")
+    cost_usd: float | None = Field(description=COST)
 
 
 class Step(StepOutline):

@@ -1,0 +1,42 @@
+"""What the calls of language models of executions and steps cost, as parts of statements about these."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from bloxserver.models.tables import LlmCallRecord
+
+NANO = 1_000_000_000
+
+_calls = LlmCallRecord.__table__.c
+
+
+def cost_of_execution(execution: Any) -> sa.ColumnElement[float | None]:
+    """The cost in US dollars; null if no price is known. `execution` has the columns `id` and `input_tokens`.
+
+    Calls are read only for an execution that has used tokens.
+    """
+    cost = sa.select(_dollars()).where(_calls.execution_id == execution.id).scalar_subquery()
+    return _unless_unused(execution.input_tokens, cost)
+
+
+def costs_of_steps(execution_id: UUID) -> sa.Subquery:
+    """The costs in US dollars of the steps of an execution, by `step_id`."""
+    costs = sa.select(_calls.step_id, _dollars().label("cost")).where(_calls.execution_id == execution_id)
+    return costs.group_by(_calls.step_id).subquery("costs")
+
+
+def cost_of_step(step: Any, costs: sa.Subquery) -> sa.ColumnElement[float | None]:
+    """The cost of a step, which is joined with `costs_of_steps`. `step` has the column `input_tokens`."""
+    return _unless_unused(step.input_tokens, costs.c.cost)
+
+
+def _dollars() -> sa.ColumnElement[Any]:
+    return sa.cast(sa.func.sum(_calls.cost_nanousd), sa.Double()) / sa.literal(float(NANO), sa.Double())
+
+
+def _unless_unused(input_tokens: sa.ColumnElement[int], cost: sa.ColumnElement[Any]) -> sa.ColumnElement[float | None]:
+    return sa.case((input_tokens > 0, cost), else_=sa.literal(0.0, sa.Double())).label("cost_usd")
