@@ -300,6 +300,7 @@ STEP: Example = {
     "inputTokens": 0,
     "outputTokens": 0,
     "costUsd": 0.0,
+    "warnings": [],
     "inputPayload": INPUT_PAYLOAD,
     "outputPayload": OUTPUT_PAYLOAD,
     "payloadsOmitted": False,

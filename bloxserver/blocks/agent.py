@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator, Field, GetJsonSchemaHandler, JsonValue, RootModel
@@ -24,6 +24,7 @@ from bloxserver.blocks.agent_calls import (
     too_long,
     without_nul,
 )
+from bloxserver.blocks.agent_guard import RepeatedCalls
 from bloxserver.blocks.base import AgentContext, Block, BlockConfig, BlockContext, BlockError, Conversation, Tool
 from bloxserver.blocks.tools import tool_name
 from bloxserver.clients.model_errors import ModelError
@@ -85,6 +86,7 @@ class _Transcript:
     messages: list[ModelMessage]
     calls: int = 0
     tokens: int = 0
+    repeated: RepeatedCalls = field(default_factory=RepeatedCalls)
 
     @classmethod
     def start(cls, payload: JsonValue, prompt: str) -> _Transcript:
@@ -97,7 +99,7 @@ class _Transcript:
         from pydantic_ai.messages import ModelMessagesTypeAdapter
 
         messages = ModelMessagesTypeAdapter.validate_python(state["messages"])
-        return cls(messages, state["calls"], state["tokens"])
+        return cls(messages, state["calls"], state["tokens"], RepeatedCalls(messages))
 
     @property
     def answer(self) -> ModelResponse | None:
@@ -170,6 +172,9 @@ async def _ask(transcript: _Transcript, config: AgentConfig, context: BlockConte
         raise BlockError("llm_too_long", message, retryable=False)
     answer = _sanitized(answer)
     transcript.messages.append(answer)
+    transcript.repeated.count(answer)
+    for warning in transcript.repeated.warnings():
+        agent.conversation.warn(warning)
     transcript.calls += 1
     transcript.tokens += usage.input_tokens + usage.output_tokens
     try:
@@ -205,6 +210,7 @@ def _check_limits(transcript: _Transcript, config: AgentConfig) -> None:
     if transcript.tokens >= config.max_total_tokens:
         message = f"the model has not finished after {transcript.tokens} tokens (max_total_tokens)"
         raise BlockError("agent_token_limit", message, retryable=False)
+    transcript.repeated.check()
 
 
 async def _call_tools(

@@ -157,6 +157,14 @@ class Tool:
     """Whether the payload is the argument `input` and not the arguments themselves."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepWarning:
+    """A problem that did not end a step. `code` is stable and in snake_case."""
+
+    code: str
+    message: str
+
+
 class Conversation(Protocol):
     """An agent's stored state and its access to tools. The engine keeps the state across interruptions."""
 
@@ -166,6 +174,9 @@ class Conversation(Protocol):
 
     async def keep(self, state: Value, *, input_tokens: int, output_tokens: int) -> None:
         """Store the state, and record the tokens used since the last call."""
+
+    def warn(self, warning: StepWarning) -> None:
+        """Add a warning to the step, once. It is stored with the next state, or with the result."""
 
     async def call(self, tool: Tool, payload: Value, call: str) -> Value:
         """Call a listener and return its answer. Raises `BlockError` if the listener fails.

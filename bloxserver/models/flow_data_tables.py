@@ -53,6 +53,8 @@ class ExecutionStepRecord(Base):
     """The listeners that the block selected for its output; null if the definition selects them."""
     called_id: Mapped[uuid.UUID | None]
     """The called execution, whose result is the output."""
+    warnings: Mapped[list[dict[str, str]] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """Problems that did not end the step: objects with a code and a message."""
     copied: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     """Copied from the execution that is retried."""
     state: Mapped[str | None] = mapped_column(sa.Text)

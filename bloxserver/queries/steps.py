@@ -130,6 +130,7 @@ def _outline() -> list[Any]:
         step.duration_ms,
         step.input_tokens,
         step.output_tokens,
+        sa.func.coalesce(step.warnings, sa.literal([], step.warnings.type)).label("warnings"),
     ]
 
 

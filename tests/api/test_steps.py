@@ -39,6 +39,7 @@ async def test_response_has_every_member(client: httpx.AsyncClient, flow: FlowRe
         error_message="why",
         routed_to=["b", "c"],
         called_id=called,
+        warnings=[{"code": "odd", "message": "so"}],
         started_at=NOON + timedelta(seconds=1),
         completed_at=NOON + timedelta(seconds=2),
         duration_ms=1000,
@@ -68,9 +69,11 @@ async def test_response_has_every_member(client: httpx.AsyncClient, flow: FlowRe
         "inputTokens": 5,
         "outputTokens": 7,
         "costUsd": None,
+        "warnings": [{"code": "odd", "message": "so"}],
         "payloadsOmitted": False,
     }
     assert first.keys() == second.keys()
+    assert first["warnings"] == []
     assert (first["status"], first["attempt"], first["copied"], first["parentId"]) == ("success", 1, False, None)
 
 

@@ -13,7 +13,7 @@ from pydantic import JsonValue, SecretStr
 
 from bloxserver.blocks import http_request, transform
 from bloxserver.blocks.agent import agent
-from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, Tool
+from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, StepWarning, Tool
 from bloxserver.blocks.tools import tool_of
 from bloxserver.llm.gateway import CallerModels, LanguageModels
 from bloxserver.raw_json import Value, plain, text_of_value
@@ -42,11 +42,16 @@ class StoredConversation:
     kept: list[JsonValue] = field(default_factory=list)
     tokens: list[tuple[int, int]] = field(default_factory=list)
     called: list[tuple[str, JsonValue, str]] = field(default_factory=list)
+    warnings: list[StepWarning] = field(default_factory=list)
 
     async def keep(self, state: Value, *, input_tokens: int, output_tokens: int) -> None:
         self.state = json.loads(text_of_value(state))
         self.kept.append(self.state)
         self.tokens.append((input_tokens, output_tokens))
+
+    def warn(self, warning: StepWarning) -> None:
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     async def call(self, tool: Tool, payload: Value, call: str) -> JsonValue:
         payload = plain(payload)

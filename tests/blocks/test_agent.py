@@ -225,7 +225,7 @@ async def test_conversation_that_exceeds_the_state_limit_fails(context: BlockCon
 
     memory = StoredConversation({"fetch.page": much})
     script = [
-        calls(*[("fetch_page", {})] * (MAX_STATE_BYTES // MAX_RESULT_BYTES + 1)),
+        calls(*[("fetch_page", {"url": str(number)}) for number in range(MAX_STATE_BYTES // MAX_RESULT_BYTES + 1)]),
         says("Much.", input_tokens=60, output_tokens=1),
     ]
     async with language_models(*script) as (models, _):

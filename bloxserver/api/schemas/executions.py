@@ -69,6 +69,11 @@ class AwaitedExecution(Execution):
     message: str
 
 
+class StepWarning(CamelModel):
+    code: str = Field(description="Stable, in snake_case.")
+    message: str
+
+
 class StepOutline(CamelModel):
     """A step without its payloads."""
 
@@ -93,6 +98,7 @@ class StepOutline(CamelModel):
     input_tokens: int = Field(description="Input tokens of language models.")
     output_tokens: int = Field(description="Output tokens of language models.")
     cost_usd: float | None = Field(description=COST)
+    warnings: list[StepWarning] = Field(description="Problems that did not end the step.")
 
 
 class Step(StepOutline):

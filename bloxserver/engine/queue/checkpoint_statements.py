@@ -33,6 +33,7 @@ CHANGING = (
     "output_tokens",
     "routed_to",
     "called_id",
+    "warnings",
     "state",
 )
 """The columns of a step that change while its message is handled."""

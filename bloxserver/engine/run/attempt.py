@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Protocol, cast
@@ -26,6 +26,7 @@ from bloxserver.blocks.base import (
     LanguageModels,
     Result,
     Routed,
+    StepWarning,
     Wait,
 )
 from bloxserver.blocks.cel.values import CostLimitExceeded
@@ -95,6 +96,8 @@ class Attempt:
     """When the first try started."""
     interruptions: int = 0
     """How many of the earlier tries were interrupted."""
+    warnings: list[StepWarning] = field(default_factory=list)
+    """Those of earlier tries, and of this one so far."""
 
     @property
     def counted_number(self) -> int:
@@ -110,6 +113,7 @@ class Attempt:
             self.started_at,
             attempt=self.number,
             interruptions=self.interruptions,
+            warnings=(*self.warnings,),
             **values,
         )
 

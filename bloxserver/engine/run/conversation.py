@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from bloxserver.blocks.base import BlockError, Tool
+from bloxserver.blocks.base import BlockError, StepWarning, Tool
 from bloxserver.engine.run.attempt import Attempt
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
 from bloxserver.raw_json import Value
+
+HIDDEN = ("agent_repeated_call",)
+"""Errors of agents that the models of other agents do not see: a model could avoid the guard if it knew the rule."""
 
 
 class AgentRun(Protocol):
@@ -36,8 +39,14 @@ class StoredConversation:
         self.tokens = self.tokens.plus(Tokens(input_tokens, output_tokens))
         await self._run.keep(self._attempt.step(StepStatus.RUNNING, state=state, tokens=self.tokens))
 
+    def warn(self, warning: StepWarning) -> None:
+        if warning not in self._attempt.warnings:
+            self._attempt.warnings.append(warning)
+
     async def call(self, tool: Tool, payload: Value, call: str) -> Value:
         step = await self._run.call(self._attempt.message, tool.listener, payload, call)
+        if step.status is StepStatus.ERROR and step.error_code in HIDDEN:
+            raise BlockError("failed", "the tool failed", retryable=False)
         if step.status is StepStatus.ERROR:
             raise BlockError(step.error_code or "failed", step.error or "failed", retryable=False)
         return step.output

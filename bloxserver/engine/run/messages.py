@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+from bloxserver.blocks.base import StepWarning
 from bloxserver.clock import now
 from bloxserver.ids import new_id
 from bloxserver.models.enums import StepStatus
@@ -79,6 +80,7 @@ class Step(NamedTuple):
     """The conversation of an agent, from which it continues."""
     tokens: Tokens = NO_TOKENS
     sequence: int = 0
+    warnings: tuple[StepWarning, ...] = ()
 
     @property
     def id(self) -> UUID:

@@ -338,7 +338,7 @@ class Pump:
 
     def _attempt(self, step: Step) -> Attempt:
         listener = self._organism.listener(step.message.listener)
-        return Attempt(listener, step.message, step.attempt, step.started_at, step.interruptions)
+        return Attempt(listener, step.message, step.attempt, step.started_at, step.interruptions, [*step.warnings])
 
     def _start(self, step: Step) -> None:
         """Start the attempt that the step's number names; a conversation continues from the step's state."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from math import isfinite
 from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue
 
+from bloxserver.blocks.base import StepWarning
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionStepRecord
@@ -107,6 +109,7 @@ def step_row(step: Step, execution_id: UUID, texts: JsonTextCache, *, known: boo
         "output_tokens": step.tokens.output,
         "routed_to": None if step.routed_to is None else list(step.routed_to),
         "called_id": step.called_id,
+        "warnings": [asdict(warning) for warning in step.warnings] or None,
         "state": None if step.state is None else texts.of(step.state),
     }
 
@@ -137,4 +140,5 @@ def step_of_row(record: ExecutionStepRecord) -> Step:
         state=value_of_text(record.state or "null"),
         tokens=Tokens(record.input_tokens, record.output_tokens),
         sequence=record.sequence,
+        warnings=tuple(StepWarning(**warning) for warning in record.warnings or ()),
     )
