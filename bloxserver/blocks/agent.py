@@ -25,7 +25,16 @@ from bloxserver.blocks.agent_calls import (
     without_nul,
 )
 from bloxserver.blocks.agent_guard import RepeatedCalls
-from bloxserver.blocks.base import AgentContext, Block, BlockConfig, BlockContext, BlockError, Conversation, Tool
+from bloxserver.blocks.base import (
+    AgentContext,
+    Block,
+    BlockConfig,
+    BlockContext,
+    BlockError,
+    Conversation,
+    ExecutionStopped,
+    Tool,
+)
 from bloxserver.blocks.tools import tool_name
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.raw_json import RawJson, plain
@@ -162,8 +171,10 @@ async def _ask(transcript: _Transcript, config: AgentConfig, context: BlockConte
             cache=config.cache,
         )
     except ModelError as error:
+        _add_warnings(agent)
         await _record_tokens(agent.conversation, error.input_tokens, error.output_tokens)
         raise _block_error(error) from None
+    _add_warnings(agent)
     usage = answer.usage
     await context.turn()
     if (size := _size(answer)) > MAX_ANSWER_BYTES:
@@ -186,7 +197,14 @@ async def _ask(transcript: _Transcript, config: AgentConfig, context: BlockConte
     return answer
 
 
+def _add_warnings(agent: AgentContext) -> None:
+    for warning in agent.models.take_warnings():
+        agent.conversation.warn(warning)
+
+
 def _block_error(error: ModelError) -> BlockError:
+    if error.ends_execution:
+        return ExecutionStopped(error.code, error.message)
     return BlockError(
         error.code,
         error.message,
@@ -246,6 +264,8 @@ async def _result(
         given = call.args if isinstance(call.args, str) else json.dumps(call.args or {})
         payload = await arguments_of(given, tool, context.isolated)
         text = await result_of(await conversation.call(tool, payload, name), context.isolated)
+    except ExecutionStopped:
+        raise
     except BlockError as error:
         text = shortened(f"{error.code}: {error.message}")
         return ToolReturnPart(call.tool_name, text, call.tool_call_id, outcome="failed")

@@ -78,6 +78,17 @@ class BlockError(Exception):
         self.is_postponed = is_postponed
 
 
+class ExecutionStopped(BlockError):
+    """The execution must end. The models of agents that called this one do not get the error."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message, retryable=False)
+
+
+STOPPING = ("execution_budget_exceeded", "daily_budget_exceeded")
+"""The codes of `ExecutionStopped`."""
+
+
 @dataclass(frozen=True)
 class Wait:
     """Returned by a handler to send `answer` at the time `until` (aware, in UTC).
@@ -209,6 +220,9 @@ class LanguageModels(Protocol):
 
         With `cache`, it may be the response to an equal request. Its usage is zero then.
         """
+
+    def take_warnings(self) -> Sequence[StepWarning]:
+        """Return warnings about budgets, each of them once."""
 
 
 @dataclass(frozen=True)

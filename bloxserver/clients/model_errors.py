@@ -34,6 +34,8 @@ class ModelError(Exception):
 
     is_postponed = False
     """Whether the request was not sent because it must wait. It may be sent again after `retry_after`."""
+    ends_execution = False
+    """Whether the execution must end. The error is that of the caller, and not of the request."""
 
     def __init__(
         self,

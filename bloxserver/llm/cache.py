@@ -129,8 +129,8 @@ class ResponseCache:
                 return _marked(result, "coalesced")
             if result is None:
                 continue
-            if flight.user_id != user_id:
-                # The error may be that of a limit or a key of the other user.
+            if flight.user_id != user_id or result.ends_execution:
+                # The error may be that of a limit, a key or a budget of the other caller.
                 return await _ask(ask, "miss")
             raise _shared(result)
 

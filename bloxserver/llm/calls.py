@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
     from pydantic_ai.tools import ToolDefinition
 
+    from bloxserver.llm.budgets import Budget
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -25,6 +27,7 @@ class Caller:
     flow_id: UUID | None = None
     execution_id: UUID | None = None
     step_id: UUID | None = None
+    budgets: Sequence[Budget] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from bloxserver.blocks.base import StepWarning
 from bloxserver.clients.embeddings import Embeddings
 from bloxserver.clients.llm import timeout_of
 from bloxserver.clients.model_errors import ModelError
@@ -13,6 +14,7 @@ from bloxserver.clients.model_streams import StreamEvent
 from bloxserver.clock import now
 from bloxserver.encryption import get_cipher
 from bloxserver.llm.admission import CallLimits, Spent
+from bloxserver.llm.budgets import reserved
 from bloxserver.llm.cache import ResponseCache, cached_as
 from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.ledger import CallReport, Ledger
@@ -83,13 +85,25 @@ class LanguageModels:
             call,
             [*(route for _, route in own), *self._providers.routes(call.model, needed=not own)],
             None if caller is None else caller.user_id,
-            lambda: self._ask_with_own_keys(own, call, caller, report),
+            lambda: self._ask_within_budgets(own, call, caller, report),
             shared=self._shares_responses and not own,
         )
 
     async def _own_routes(self, model: str | None, caller: Caller | None) -> list[KeyRoute]:
         """The caller's own keys for the model, and where they are sent."""
         return [] if self._own_keys is None or caller is None else await self._own_keys.routes(model, caller)
+
+    async def _ask_within_budgets(
+        self, own: list[KeyRoute], call: ModelCall, caller: Caller | None, report: CallReport
+    ) -> ModelResponse:
+        """Ask, unless a budget of the caller refuses the call."""
+        if caller is None or not caller.budgets:
+            return await self._ask_with_own_keys(own, call, caller, report)
+        routes = [*(route for _, route in own), *self._providers.routes(call.model, needed=not own)]
+        async with reserved(caller.budgets, call, routes, report):
+            response = await self._ask_with_own_keys(own, call, caller, report)
+            report.used(response.usage.input_tokens, response.usage.output_tokens)
+            return response
 
     async def _ask_with_own_keys(
         self, own: list[KeyRoute], call: ModelCall, caller: Caller | None, report: CallReport
@@ -221,6 +235,10 @@ class CallerModels:
     def __init__(self, models: LanguageModels, caller: Caller) -> None:
         self._models = models
         self._caller = caller
+
+    def take_warnings(self) -> list[StepWarning]:
+        """Return the warnings of the caller's budgets that were not returned yet."""
+        return [warning for budget in self._caller.budgets for warning in budget.take_warnings()]
 
     async def load(self, model: str | None) -> None:
         """See `LanguageModels.load`."""

@@ -14,9 +14,9 @@ from bloxserver.clients.model_errors import ModelError
 from bloxserver.clock import now
 from bloxserver.ids import new_id
 from bloxserver.llm.calls import Caller
-from bloxserver.llm.prices import cost_of
 from bloxserver.llm.settlements import GroupWriter
 from bloxserver.model_catalogue import Provider
+from bloxserver.model_prices import cost_of
 from bloxserver.models.database import Database
 from bloxserver.models.tables import LlmCallRecord, UserRecord
 

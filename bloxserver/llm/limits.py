@@ -108,8 +108,13 @@ def reservation_of(call: ModelCall, caller: Caller, moment: datetime, seconds: f
 
 def estimated_tokens(call: ModelCall) -> int:
     """An upper estimate of the input and output tokens of a call."""
+    return sum(estimated_usage(call))
+
+
+def estimated_usage(call: ModelCall) -> tuple[int, int]:
+    """Upper estimates of the input tokens and of the output tokens of a call."""
     characters = sum(map(len, _texts(call)))
-    return -(-characters // CHARACTERS_PER_TOKEN) + (call.max_tokens or RESPONSE_TOKENS)
+    return -(-characters // CHARACTERS_PER_TOKEN), call.max_tokens or RESPONSE_TOKENS
 
 
 def _texts(call: ModelCall) -> Iterator[str]:

@@ -11,6 +11,7 @@ from bloxserver.organism.requirements import (
     FlowRequirement,
     MailRequirement,
     ModelRequirement,
+    PriceRequirement,
     Requirement,
     SecretRequirement,
     ValidityRequirement,
@@ -19,7 +20,14 @@ from bloxserver.organism.yaml_source import Place
 
 KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (SecretRequirement, ModelRequirement, MailRequirement, AddressRequirement, FlowRequirement)
+    for kind in (
+        SecretRequirement,
+        ModelRequirement,
+        PriceRequirement,
+        MailRequirement,
+        AddressRequirement,
+        FlowRequirement,
+    )
 }
 
 

@@ -71,10 +71,15 @@ class FailureNotification:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionLimits:
-    """The limits of one execution: its active time in seconds, and the number of messages that it handles."""
+    """The limits of one execution: its active time in seconds, and the number of messages that it handles.
+
+    Budgets of language models are in tokens and US dollars; None is unlimited.
+    """
 
     timeout_seconds: float = 300
     max_iterations: int = 100
+    max_tokens: int | None = None
+    max_cost_usd: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bloxserver.blocks import templates
+from bloxserver.blocks.agent import AgentConfig
 from bloxserver.blocks.checking import checking
 from bloxserver.blocks.http_request import check_url
 from bloxserver.blocks.registry import BlockRegistry
@@ -17,16 +18,23 @@ from bloxserver.organism.listeners import read_listeners
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism
 from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import OrganismError, Problem, quoted
-from bloxserver.organism.requirements import AddressRequirement, MailRequirement, Requirement, ValidityRequirement
+from bloxserver.organism.requirements import (
+    AddressRequirement,
+    MailRequirement,
+    PriceRequirement,
+    Requirement,
+    ValidityRequirement,
+)
 from bloxserver.organism.sections import MAX_NAME, UNUSED_KEYS, ProblemReport, Section
 from bloxserver.organism.yaml_loader import load
 from bloxserver.signing_key_format import read_secret
 
 MAX_ITERATIONS = 10_000
+MAX_TOKENS = 1_000_000_000
 
 TOP_KEYS = ("organism", "listeners", "execution")
 ORGANISM_KEYS = ("name", "description")
-EXECUTION_KEYS = ("timeout_seconds", "max_iterations", "on_failure")
+EXECUTION_KEYS = ("timeout_seconds", "max_iterations", "max_tokens", "max_cost_usd", "on_failure")
 LITERAL_HINTS = {
     "url": "write a URL like https://example.com",
     "secret": "write whsec_ followed by 24 to 64 bytes in base64",
@@ -84,6 +92,7 @@ def _read(text: str, registry: BlockRegistry) -> Reading:
     if valid:
         check_limits(organism, report)
         require_called_flows(organism, report)
+        _require_prices(organism, report)
     requirements = tuple(report.requirements)
     organism = replace(organism, requirements=requirements)
     problems = sorted(report.problems, key=lambda problem: (problem.line, problem.column))
@@ -114,7 +123,20 @@ def _read_limits(execution: Section | None) -> ExecutionLimits:
     return ExecutionLimits(
         timeout_seconds=execution.seconds("timeout_seconds") or default.timeout_seconds,
         max_iterations=execution.count("max_iterations", 1, MAX_ITERATIONS) or default.max_iterations,
+        max_tokens=execution.count("max_tokens", 1, MAX_TOKENS),
+        max_cost_usd=execution.dollars("max_cost_usd"),
     )
+
+
+def _require_prices(organism: Organism, report: ProblemReport) -> None:
+    """A budget in US dollars counts only calls whose price is known."""
+    if organism.execution.max_cost_usd is None:
+        return
+    path = ("execution", "max_cost_usd")
+    for listener in organism.listeners:
+        if isinstance(listener.config, AgentConfig):
+            place = report.document.place_of(path)
+            report.requirements.append(PriceRequirement(place, path, listener.name, listener.config.model))
 
 
 def _read_on_failure(execution: Section | None) -> FailureNotification | None:

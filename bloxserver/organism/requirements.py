@@ -35,6 +35,14 @@ class ModelRequirement(_Requirement):
 
 
 @dataclass(frozen=True, slots=True)
+class PriceRequirement(_Requirement):
+    """The price of an agent's model should be known. Null is the model of the settings."""
+
+    listener: str
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class MailRequirement(_Requirement):
     """The installation must have a mail server. `sender` is the sender's address; null is that of the settings."""
 
@@ -69,5 +77,11 @@ class FlowRequirement(_Requirement):
 
 
 Requirement: TypeAlias = (
-    SecretRequirement | ModelRequirement | MailRequirement | AddressRequirement | ValidityRequirement | FlowRequirement
+    SecretRequirement
+    | ModelRequirement
+    | PriceRequirement
+    | MailRequirement
+    | AddressRequirement
+    | ValidityRequirement
+    | FlowRequirement
 )

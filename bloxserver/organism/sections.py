@@ -16,6 +16,7 @@ from bloxserver.organism.yaml_source import Place
 
 MAX_NAME = 64
 MAX_TIMEOUT = 86_400
+MAX_DOLLARS = 1_000_000
 
 # The search for similar names is slow for large texts. Only the first problems get a suggestion.
 MAX_SUGGESTIONS = 20
@@ -116,6 +117,19 @@ class Section:
             return None
         if not 0 < value <= MAX_TIMEOUT:
             self.out_of_range(key, f"{quoted(key)} must be more than 0 and at most {MAX_TIMEOUT}")
+            return None
+        return value
+
+    def dollars(self, key: str) -> float | None:
+        """Return an amount of US dollars, more than 0 and at most MAX_DOLLARS."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._wrong_type(key, "a number of US dollars")
+            return None
+        if not 0 < value <= MAX_DOLLARS:
+            self.out_of_range(key, f"{quoted(key)} must be more than 0 and at most {MAX_DOLLARS}")
             return None
         return value
 

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.models.tables import LlmCallRecord
 
@@ -21,6 +22,12 @@ def cost_of_execution(execution: Any) -> sa.ColumnElement[float | None]:
     """
     cost = sa.select(_dollars()).where(_calls.execution_id == execution.id).scalar_subquery()
     return _unless_unused(execution.input_tokens, cost)
+
+
+async def read_cost(session: AsyncSession, execution_id: UUID) -> int:
+    """The cost of an execution in billionths of a US dollar, without calls whose price is unknown."""
+    cost = await session.scalar(sa.select(sa.func.sum(_calls.cost_nanousd)).where(_calls.execution_id == execution_id))
+    return int(cost or 0)
 
 
 def costs_of_steps(execution_id: UUID) -> sa.Subquery:

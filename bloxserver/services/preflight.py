@@ -19,12 +19,14 @@ from bloxserver.clients.mail_headers import read_mailbox, sender_problem
 from bloxserver.encryption import get_cipher
 from bloxserver.event_loop import in_parts
 from bloxserver.model_catalogue import Catalogue, catalogue_of
+from bloxserver.model_prices import cost_of
 from bloxserver.organism.problems import Problem, quoted
 from bloxserver.organism.requirements import (
     AddressRequirement,
     FlowRequirement,
     MailRequirement,
     ModelRequirement,
+    PriceRequirement,
     Requirement,
     SecretRequirement,
 )
@@ -86,6 +88,8 @@ def settings_problems(
         match requirement:
             case ModelRequirement():
                 found.append(_model_problem(models, requirement, own_kinds))
+            case PriceRequirement():
+                found.append(_price_problem(models, requirement))
             case MailRequirement():
                 found.append(_mail_problem(settings, requirement))
             case AddressRequirement():
@@ -168,6 +172,14 @@ def _model_problem(models: Catalogue, requirement: ModelRequirement, own_kinds: 
         return None
     message = f"the agent {quoted(requirement.listener)} has no language model: {problem}"
     return _problem(requirement, "missing_llm", message, "set it in the server's environment, or name a model here")
+
+
+def _price_problem(models: Catalogue, requirement: PriceRequirement) -> Problem | None:
+    routes = [] if models.problem(requirement.model) else models.routes(requirement.model)
+    if all(cost_of(route.provider, route.model, 1, 1) is not None for route in routes):
+        return None
+    message = f"the agent {quoted(requirement.listener)} may use a model whose price is unknown; it is counted as free"
+    return _warning(requirement, "unknown_price", message, "have the operator set prices in LLM_PROVIDERS")
 
 
 def _mail_problem(settings: Settings, requirement: MailRequirement) -> Problem | None:

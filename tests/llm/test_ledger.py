@@ -17,8 +17,8 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.llm.calls import Caller
 from bloxserver.llm.gateway import LanguageModels
-from bloxserver.llm.prices import cost_of
 from bloxserver.model_catalogue import BASE_URLS, Price, Provider
+from bloxserver.model_prices import cost_of
 from bloxserver.models.database import Database
 from bloxserver.models.tables import LlmCallRecord, UserRecord
 from bloxserver.plans import PLANS

@@ -83,6 +83,7 @@ BROKEN = {
     "an agent that is text": listener("agent: maybe"),
     "execution limits that are text": listener("") + "execution: fast\n",
     "too many iterations": listener("") + "execution: {max_iterations: 0}\n",
+    "a free budget": listener("") + "execution: {max_cost_usd: 0}\n",
     "a notification without a recipient": listener("") + "execution: {on_failure: {}}\n",
     "a notice to no address": listener("") + "execution: {on_failure: {url: 'ftp://x', email: y}}\n",
     "a notice with a wrong template": listener("") + "execution: {on_failure: {url: '{{ payload.x }}'}}\n",

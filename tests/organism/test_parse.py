@@ -88,13 +88,15 @@ listeners:
     tool_config: {method: POST, headers: [{name: n}]}
     peers: [b.1, a]
     timeout_seconds: 0.5
-execution: {timeout_seconds: 86400, max_iterations: 10000}
+execution: {timeout_seconds: 86400, max_iterations: 10000, max_tokens: 50000, max_cost_usd: 0.25}
 """,
         REGISTRY,
     )
     fetcher = organism.listener("a")
     assert (organism.name, organism.description) == ("My Flow", "about")
-    assert organism.execution == ExecutionLimits(timeout_seconds=86_400, max_iterations=10_000)
+    assert organism.execution == ExecutionLimits(
+        timeout_seconds=86_400, max_iterations=10_000, max_tokens=50_000, max_cost_usd=0.25
+    )
     assert (fetcher.block, fetcher.peers, fetcher.timeout_seconds) == (fetch, (Peer("b.1"), Peer("a")), 0.5)
     assert fetcher.config == FetchConfig(method="POST", headers=[Header(name="n")])
     assert (organism.listener("b.1").peers, organism.listener("b.1").timeout_seconds) == ((), None)
@@ -214,6 +216,15 @@ GOOD = "name: a, handler: echo, description: d"
             listeners(f"  - {{{GOOD}}}", "execution: {timeout_seconds: 5m, max_iterations: 1.5}"),
             [(4, 30, "wrong_type"), (4, 50, "wrong_type")],
         ),
+        (
+            listeners(f"  - {{{GOOD}}}", "execution: {max_tokens: 0, max_cost_usd: 0}"),
+            [(4, 25, "out_of_range"), (4, 42, "out_of_range")],
+        ),
+        (
+            listeners(f"  - {{{GOOD}}}", "execution: {max_tokens: 1.5, max_cost_usd: $5}"),
+            [(4, 25, "wrong_type"), (4, 44, "wrong_type")],
+        ),
+        (listeners(f"  - {{{GOOD}}}", "execution: {max_cost_usd: .inf}"), [(4, 27, "out_of_range")]),
     ],
 )
 def test_invalid_definitions_are_reported_with_places(text: str, expected: list[Row]) -> None:

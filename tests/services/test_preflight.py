@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from bloxserver.organism.requirements import (
     AddressRequirement,
     MailRequirement,
     ModelRequirement,
+    PriceRequirement,
     Requirement,
     SecretRequirement,
 )
@@ -27,6 +29,7 @@ from bloxserver.services.preflight import check_installation, settings_problems
 from bloxserver.services.secrets import set_secret
 from bloxserver.settings import Settings
 from tests.factories import create_flow, create_user
+from tests.llm.catalogues import providers, settings_of
 
 PATH = ("listeners", 0)
 MAIL = {"smtp_host": "mail.example.com", "smtp_from": "Flows <flows@example.com>"}
@@ -320,3 +323,20 @@ async def test_flow_that_always_calls_itself_is_a_warning(
         text = definition(first, call, last)
         assert await found(session, user, text, flow) == ([code] if code else [])
         assert await found(session, user, text) == []
+
+
+async def test_unknown_price_is_a_warning(session: AsyncSession, user: UserRecord, tmp_path: Path) -> None:
+    prices = {"known": {"prices": {"input": 1, "output": 1}}, "unknown": None}
+    urls = {"one": "http://localhost:9", "two": "http://localhost:9"}
+    document = providers(urls, models=prices)
+    document["two"]["models"] = {"known": None}
+    priced = settings_of(tmp_path, {"providers": {"one": document["one"]}, "default_model": "known"})
+    needs = [PriceRequirement(Place(7, 3), PATH, "a", model) for model in (None, "known", "unknown", "missing")]
+    problems = await installation_problems(session, priced, user.id, needs)
+    message = 'the agent "a" may use a model whose price is unknown; it is counted as free'
+    assert [(problem.code, problem.severity, problem.message) for problem in problems] == [
+        ("unknown_price", "warning", message)
+    ]
+    (folder := tmp_path / "partly").mkdir()
+    partly = settings_of(folder, {"providers": document})
+    assert len(await installation_problems(session, partly, user.id, needs[1:2])) == 1, "of any provider"

@@ -27,9 +27,12 @@ from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.turns import Turns
 from bloxserver.errors import BloxError
+from bloxserver.llm.budgets import Budget, ExecutionBudget
 from bloxserver.llm.calls import Caller
 from bloxserver.llm.gateway import LanguageModels as Gateway
 from bloxserver.models.database import Database
+from bloxserver.organism.model import ExecutionLimits
+from bloxserver.queries.execution_costs import read_cost
 from bloxserver.raw_json import Value
 from bloxserver.services import key_values
 from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
@@ -75,6 +78,7 @@ class ClaimedExecutionContext:
         execution: ClaimedExecution,
         execution_input: Value,
         memory: MemoryBudget,
+        limits: ExecutionLimits,
     ) -> None:
         self._database = database
         self._clients = clients
@@ -82,14 +86,34 @@ class ClaimedExecutionContext:
         self.input = execution_input
         self.isolated = IsolatedTasks(execution.user_id, execution.plan, execution.cpu)
         self.memory = memory
+        self._budgets = self._budgets_of(limits)
         self._share = clients.shares.of(execution.user_id, execution.plan)
 
     def models(self, message: Message) -> LanguageModels:
         execution = self._execution
         caller = Caller(
-            execution.user_id, execution.tier, execution.plan, execution.flow_id, execution.id, step_id=message.id
+            execution.user_id,
+            execution.tier,
+            execution.plan,
+            execution.flow_id,
+            execution.id,
+            step_id=message.id,
+            budgets=self._budgets,
         )
         return self._clients.models.of(caller)
+
+    def _budgets_of(self, limits: ExecutionLimits) -> list[Budget]:
+        if limits.max_tokens is None and limits.max_cost_usd is None:
+            return []
+        execution = self._execution
+        used = execution.input_tokens + execution.output_tokens
+        return [ExecutionBudget(limits.max_tokens, limits.max_cost_usd, used, self._read_cost)]
+
+    async def _read_cost(self) -> int:
+        """What earlier runs of the execution have cost, in billionths of a US dollar."""
+        return await retry_transaction(
+            self._database, lambda session: read_cost(session, self._execution.id), read_only=True
+        )
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         execution = self._execution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from bloxserver.blocks.base import BlockError, StepWarning, Tool
+from bloxserver.blocks.base import STOPPING, BlockError, ExecutionStopped, StepWarning, Tool
 from bloxserver.engine.run.attempt import Attempt
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
@@ -45,6 +45,8 @@ class StoredConversation:
 
     async def call(self, tool: Tool, payload: Value, call: str) -> Value:
         step = await self._run.call(self._attempt.message, tool.listener, payload, call)
+        if step.status is StepStatus.ERROR and step.error_code in STOPPING:
+            raise ExecutionStopped(step.error_code or "", step.error or "failed")
         if step.status is StepStatus.ERROR and step.error_code in HIDDEN:
             raise BlockError("failed", "the tool failed", retryable=False)
         if step.status is StepStatus.ERROR:

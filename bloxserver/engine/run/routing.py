@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from bloxserver.blocks.base import BlockError, IsolatedTasks
+from bloxserver.blocks.base import STOPPING, BlockError, IsolatedTasks
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
 from bloxserver.blocks.expressions import holds
 from bloxserver.engine.run.large_messages import evaluate_large
@@ -44,6 +44,8 @@ async def route(listener: Listener, step: Step, context: RoutingContext) -> list
         if step.routed_to is not None:
             peers = [peer for peer in peers if peer.to in step.routed_to]
         return [(peer.to, step.output) for peer in await _chosen(listener, peers, scope, context)]
+    if step.error_code in STOPPING:
+        raise RoutingError(failure_text(listener, step))
     error: dict[str, JsonValue] = {
         "listener": listener.name,
         "code": step.error_code,

@@ -144,7 +144,9 @@ class ExecutionRunner:
     async def _pump(self, organism: RunnableOrganism, entry: Message, memory: MemoryBudget) -> None:
         execution = self._execution
         saved = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
-        context = ClaimedExecutionContext(self._database, self._clients, execution, entry.payload, memory)
+        context = ClaimedExecutionContext(
+            self._database, self._clients, execution, entry.payload, memory, organism.execution
+        )
         sequence = max((step.sequence for step in execution.steps), default=0)
         pump = Pump(
             organism,

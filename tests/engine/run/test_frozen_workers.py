@@ -22,6 +22,7 @@ from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.runner import ExecutionRunner
 from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord
+from bloxserver.organism.model import ExecutionLimits
 from tests.engine.pump_runs import organism
 from tests.engine.queue_claims import take
 from tests.factories import create_execution, create_flow, create_user
@@ -95,7 +96,7 @@ async def test_execution_claimed_long_ago_starts_only_with_a_valid_lease(
 
 def store(database: Database, clients: SharedClients, execution: ClaimedExecution) -> KeyValueStore:
     """The key-value store, as a step of the execution uses it."""
-    context = ClaimedExecutionContext(database, clients, execution, None, MemoryBudget())
+    context = ClaimedExecutionContext(database, clients, execution, None, MemoryBudget(), ExecutionLimits())
     return context.context(Message("a", None), 1, None).store
 
 

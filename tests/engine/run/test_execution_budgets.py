@@ -1,0 +1,87 @@
+"""Executions with budgets for language models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bloxserver.models.database import Database
+from bloxserver.settings import Settings
+from tests.engine.pump_runs import echo, organism
+from tests.engine.running_engine import accept, end_delay, eventually, run, running_engine, started_flow
+from tests.llm.catalogues import providers, settings_of
+from tests.llm_server import LanguageModelServer, Reply, calls, language_model, says
+
+AGENT = "name: a, prompt: Be brief., model: parrot-1, max_tokens: 100, retries: 2, peers: [b, {to: c, on: error}]"
+PRICED = {"parrot-1": {"prices": {"input": 1_000, "output": 1_000}}}
+
+
+def prices_of(server: LanguageModelServer, folder: Path) -> dict[str, object]:
+    """The settings of a provider with prices: a thousand tokens are a dollar."""
+    settings = settings_of(folder, {"providers": providers({"one": server.url}, models=PRICED)})
+    return {"llm_providers": settings.llm_providers}
+
+
+@pytest.mark.parametrize("limit", ["max_tokens: 1000", "max_cost_usd: 1.0"])
+async def test_execution_ends_before_the_call_that_would_exceed_its_budget(
+    limit: str, live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database, tmp_path: Path
+) -> None:
+    script: list[Reply] = [calls(("b", {"input": n}), input_tokens=400, output_tokens=50) for n in range(4)]
+    async with language_model(script) as server:
+        async with running_engine(live_settings, live_database, **prices_of(server, tmp_path)):
+            text = organism(AGENT, echo("b"), echo("c"), execution=f"{{{limit}}}")
+            path = await started_flow(live_client, text)
+            ended = await run(live_client, path)
+        seen = "".join(text for asked in server.requests for text in asked.texts)
+    assert ended["status"] == "error"
+    assert "a (attempt 1 of 3): the budget of the execution is" in ended["errorMessage"]
+    assert ended["inputTokens"] + ended["outputTokens"] == 900
+    assert ended["costUsd"] == 0.9
+    assert "budget" not in seen
+    steps = (await live_client.get(f"{path}/executions/{ended['id']}/steps")).json()["items"]
+    assert [step["listener"] for step in steps] == ["a", "b", "b"], "the error is not sent to c"
+    assert steps[0]["errorCode"] == "execution_budget_exceeded"
+    assert [warning["code"] for warning in steps[0]["warnings"]] == ["execution_budget_warning"]
+
+
+async def test_budget_counts_what_was_used_before_a_suspension(
+    live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database, tmp_path: Path
+) -> None:
+    script = [calls(("b", {"input": 1}), input_tokens=800, output_tokens=0), says("Done.")]
+    async with language_model(script) as server:
+        async with running_engine(live_settings, live_database, **prices_of(server, tmp_path)):
+            text = organism(
+                AGENT, "name: b, handler: delay, config: {seconds: 3600}", echo("c"), execution="{max_cost_usd: 0.85}"
+            )
+            path = await started_flow(live_client, text)
+            execution = await accept(live_client, path)
+            await end_delay(live_database, execution)
+            ended = await eventually(live_client, execution, {"error", "success"})
+        assert len(server.requests) == 1
+    assert "the budget of the execution is $0.85, $0.8 are used" in ended["errorMessage"]
+
+
+async def test_agents_that_call_others_do_not_get_the_error(
+    live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database, tmp_path: Path
+) -> None:
+    script = [
+        calls(("b", {"text": "Go."}), input_tokens=400, output_tokens=0),
+        calls(("d", {"input": 1}), input_tokens=500, output_tokens=0),
+        says("Done."),
+    ]
+    async with language_model(script) as server:
+        async with running_engine(live_settings, live_database, **prices_of(server, tmp_path)):
+            inner = "name: b, prompt: Inner., model: parrot-1, max_tokens: 100, peers: [d]"
+            text = organism(AGENT, inner, echo("c"), echo("d"), execution="{max_tokens: 950}")
+            path = await started_flow(live_client, text)
+            ended = await run(live_client, path)
+        assert len(server.requests) == 2
+    assert ended["status"] == "error"
+    steps = (await live_client.get(f"{path}/executions/{ended['id']}/steps")).json()["items"]
+    assert {step["listener"]: step["errorCode"] for step in steps} == {
+        "a": "execution_budget_exceeded",
+        "b": "execution_budget_exceeded",
+        "d": None,
+    }
