@@ -73,6 +73,9 @@ class LanguageModelSettings(BaseModel):
     llm_cache_shared: bool = Field(
         False, description="Whether users share these responses; otherwise each user has their own."
     )
+    llm_daily_max_usd: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(blank_as_none)] = Field(
+        None, description="Budget for the calls of all users with these keys on a day in UTC; if unset, unlimited."
+    )
     anthropic_api_key: OptionalSecret = Field(None, description="API key of Anthropic, for models named claude….")
     openai_api_key: OptionalSecret = Field(None, description="API key of OpenAI, for its models.")
     xai_api_key: OptionalSecret = Field(None, description="API key of xAI, for models named grok….")

@@ -150,14 +150,14 @@ class ExecutionBudget:
         before = self._tokens, self._cost
         self._tokens += used.tokens
         self._cost += used.cost
-        if _is_crossed(self._max_tokens, before[0], self._tokens):
+        if is_crossed(self._max_tokens, before[0], self._tokens):
             self._warnings.append(f"{self._tokens} of {self._max_tokens} tokens are used (execution.max_tokens)")
-        if _is_crossed(self._max_cost, before[1], self._cost):
+        if is_crossed(self._max_cost, before[1], self._cost):
             shown = f"{dollars(self._cost)} of {dollars(self._max_cost or 0)}"
             self._warnings.append(f"{shown} are used (execution.max_cost_usd)")
 
 
-def _is_crossed(maximum: int | None, before: int, after: int) -> bool:
+def is_crossed(maximum: int | None, before: int, after: int) -> bool:
     """Whether calls have reached the share for a warning between these counts."""
     return maximum is not None and before < WARNED_SHARE * maximum <= after
 

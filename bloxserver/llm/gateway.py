@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from bloxserver.blocks.base import StepWarning
 from bloxserver.clients.embeddings import Embeddings
@@ -14,9 +15,10 @@ from bloxserver.clients.model_streams import StreamEvent
 from bloxserver.clock import now
 from bloxserver.encryption import get_cipher
 from bloxserver.llm.admission import CallLimits, Spent
-from bloxserver.llm.budgets import reserved
+from bloxserver.llm.budgets import Budget, reserved
 from bloxserver.llm.cache import ResponseCache, cached_as
 from bloxserver.llm.calls import Caller, ModelCall
+from bloxserver.llm.daily_budgets import DailyBudget, DailyCosts
 from bloxserver.llm.ledger import CallReport, Ledger
 from bloxserver.llm.own_keys import KeyRoute, OwnKeys
 from bloxserver.llm.provider_clients import ProviderClients
@@ -48,6 +50,12 @@ class LanguageModels:
         self._ledger = None if database is None else Ledger(database)
         self._limits = None if database is None else CallLimits.of(settings, database, clock)
         self._slots = Slots(self._catalogue.providers, database, clock)
+        self._daily = None
+        self._operator_budgets: list[Budget] = []
+        if database is not None and self._ledger is not None:
+            self._daily = DailyCosts(database, self._ledger, clock)
+            if settings.llm_daily_max_usd is not None:
+                self._operator_budgets.append(DailyBudget(self._daily, settings.llm_daily_max_usd, None))
         self._cache = ResponseCache(settings.llm_cache_bytes, clock)
         self._shares_responses = settings.llm_cache_shared
         self._own_keys: OwnKeys | None = None
@@ -67,6 +75,10 @@ class LanguageModels:
     def of(self, caller: Caller) -> CallerModels:
         """Return the access for one caller."""
         return CallerModels(self, caller)
+
+    def daily_budget(self, user_id: UUID, flow_id: UUID, max_cost_usd: float) -> list[Budget]:
+        """Return the budget of a flow; nothing without a database."""
+        return [] if self._daily is None else [DailyBudget(self._daily, max_cost_usd, (user_id, flow_id))]
 
     async def request(self, call: ModelCall, caller: Caller | None = None) -> ModelResponse:
         """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`.
@@ -117,28 +129,33 @@ class LanguageModels:
 
     async def _ask_within_limits(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
         """Ask the providers with the operator's keys, within the limits of the caller's plan."""
-        async with self._reserved(call, caller, self._providers.routes(call.model)) as (spent, turn):
+        async with self._reserved(call, caller, self._providers.routes(call.model), report) as (spent, turn):
             try:
                 response = await self._providers.request(call, turn, report)
             except ModelError as error:
                 spent.tokens = error.input_tokens + error.output_tokens
                 raise
+            report.used(response.usage.input_tokens, response.usage.output_tokens)
             spent.tokens = response.usage.input_tokens + response.usage.output_tokens
             return response
 
     @asynccontextmanager
     async def _reserved(
-        self, call: ModelCall, caller: Caller | None, routes: Sequence[Route]
+        self, call: ModelCall, caller: Caller | None, routes: Sequence[Route], report: CallReport
     ) -> AsyncIterator[tuple[Spent, Turn]]:
-        """Admit the call, and reserve what it may use. Raises `ModelOverloaded` and `ModelLimitReached`."""
+        """Admit the call with the operator's keys, and reserve what it may use.
+
+        Raises `BudgetExceeded`, `ModelOverloaded` and `ModelLimitReached`.
+        """
         providers = [route.provider for route in routes]
         seconds = [timeout_of(provider, call.max_tokens) for provider in providers]
-        with self._slots.turn(providers, caller, max(seconds)) as turn:
-            if self._limits is None or caller is None:
-                yield Spent(), turn
-                return
-            async with self._limits.reserved(call, caller, turn.seconds + sum(seconds)) as spent:
-                yield spent, turn
+        async with reserved(self._operator_budgets, call, routes, report):
+            with self._slots.turn(providers, caller, max(seconds)) as turn:
+                if self._limits is None or caller is None:
+                    yield Spent(), turn
+                    return
+                async with self._limits.reserved(call, caller, turn.seconds + sum(seconds)) as spent:
+                    yield spent, turn
 
     @asynccontextmanager
     async def _reported(self, model: str | None, caller: Caller | None) -> AsyncIterator[CallReport]:
@@ -177,7 +194,7 @@ class LanguageModels:
                     yield part
             if progress.has_begun:
                 return
-        async with self._reserved(call, caller, self._providers.routes(call.model)) as (spent, turn):
+        async with self._reserved(call, caller, self._providers.routes(call.model), report) as (spent, turn):
             events = self._providers.stream(call, turn, report)
             async with aclosing(progress.follow(events, report, spent)) as parts:
                 async for part in parts:
@@ -212,8 +229,9 @@ class LanguageModels:
             if embeddings is not None:
                 return embeddings
         routes = self._providers.routes_of_embeddings(call.model)
-        async with self._reserved(call, caller, routes) as (spent, turn):
+        async with self._reserved(call, caller, routes, report) as (spent, turn):
             embeddings = await self._providers.embed(texts, call, turn, report, dimensions)
+            report.used(embeddings.input_tokens, 0)
             spent.tokens = embeddings.input_tokens
             return embeddings
 

@@ -85,8 +85,12 @@ class Ledger:
             if kept := [values for values in calls if values["user_id"] in known]:
                 await session.execute(sa.insert(LlmCallRecord), kept)
 
-    async def aclose(self) -> None:
+    async def flush(self) -> None:
+        """Wait until all calls that have ended are written, or cannot be written now."""
         await self._ends.flush()
+
+    async def aclose(self) -> None:
+        await self.flush()
 
 
 def _values(caller: Caller, model: str, report: CallReport) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class ExecutionLimits:
     max_iterations: int = 100
     max_tokens: int | None = None
     max_cost_usd: float | None = None
+    daily_max_cost_usd: float | None = None
+    """Of all executions of the flow that start calls on a day in UTC."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ MAX_TOKENS = 1_000_000_000
 
 TOP_KEYS = ("organism", "listeners", "execution")
 ORGANISM_KEYS = ("name", "description")
-EXECUTION_KEYS = ("timeout_seconds", "max_iterations", "max_tokens", "max_cost_usd", "on_failure")
+EXECUTION_KEYS = ("timeout_seconds", "max_iterations", "max_tokens", "max_cost_usd", "daily_max_cost_usd", "on_failure")
 LITERAL_HINTS = {
     "url": "write a URL like https://example.com",
     "secret": "write whsec_ followed by 24 to 64 bytes in base64",
@@ -125,14 +125,16 @@ def _read_limits(execution: Section | None) -> ExecutionLimits:
         max_iterations=execution.count("max_iterations", 1, MAX_ITERATIONS) or default.max_iterations,
         max_tokens=execution.count("max_tokens", 1, MAX_TOKENS),
         max_cost_usd=execution.dollars("max_cost_usd"),
+        daily_max_cost_usd=execution.dollars("daily_max_cost_usd"),
     )
 
 
 def _require_prices(organism: Organism, report: ProblemReport) -> None:
     """A budget in US dollars counts only calls whose price is known."""
-    if organism.execution.max_cost_usd is None:
+    limits = organism.execution
+    if limits.max_cost_usd is None and limits.daily_max_cost_usd is None:
         return
-    path = ("execution", "max_cost_usd")
+    path = ("execution", "daily_max_cost_usd" if limits.max_cost_usd is None else "max_cost_usd")
     for listener in organism.listeners:
         if isinstance(listener.config, AgentConfig):
             place = report.document.place_of(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,20 @@ async def read_cost(session: AsyncSession, execution_id: UUID) -> int:
     """The cost of an execution in billionths of a US dollar, without calls whose price is unknown."""
     cost = await session.scalar(sa.select(sa.func.sum(_calls.cost_nanousd)).where(_calls.execution_id == execution_id))
     return int(cost or 0)
+
+
+async def read_cost_since(session: AsyncSession, begin: datetime, flow: tuple[UUID, UUID] | None) -> int:
+    """The cost of the calls of a flow since a time, in billionths of a US dollar.
+
+    `flow` has the ids of the user and of the flow. If it is None, it is the cost of all calls with the operator's keys.
+    """
+    cost = sa.select(sa.func.sum(_calls.cost_nanousd)).where(_calls.created_at >= begin)
+    if flow is None:
+        cost = cost.where(_calls.own_key.is_(sa.false()))
+    else:
+        # An index has the calls of a user.
+        cost = cost.where(_calls.user_id == flow[0], _calls.flow_id == flow[1])
+    return int(await session.scalar(cost) or 0)
 
 
 def costs_of_steps(execution_id: UUID) -> sa.Subquery:

@@ -88,14 +88,14 @@ listeners:
     tool_config: {method: POST, headers: [{name: n}]}
     peers: [b.1, a]
     timeout_seconds: 0.5
-execution: {timeout_seconds: 86400, max_iterations: 10000, max_tokens: 50000, max_cost_usd: 0.25}
+execution: {timeout_seconds: 86400, max_iterations: 10000, max_tokens: 50000, max_cost_usd: 0.25, daily_max_cost_usd: 9}
 """,
         REGISTRY,
     )
     fetcher = organism.listener("a")
     assert (organism.name, organism.description) == ("My Flow", "about")
     assert organism.execution == ExecutionLimits(
-        timeout_seconds=86_400, max_iterations=10_000, max_tokens=50_000, max_cost_usd=0.25
+        timeout_seconds=86_400, max_iterations=10_000, max_tokens=50_000, max_cost_usd=0.25, daily_max_cost_usd=9
     )
     assert (fetcher.block, fetcher.peers, fetcher.timeout_seconds) == (fetch, (Peer("b.1"), Peer("a")), 0.5)
     assert fetcher.config == FetchConfig(method="POST", headers=[Header(name="n")])

@@ -103,11 +103,15 @@ class ClaimedExecutionContext:
         return self._clients.models.of(caller)
 
     def _budgets_of(self, limits: ExecutionLimits) -> list[Budget]:
-        if limits.max_tokens is None and limits.max_cost_usd is None:
-            return []
         execution = self._execution
-        used = execution.input_tokens + execution.output_tokens
-        return [ExecutionBudget(limits.max_tokens, limits.max_cost_usd, used, self._read_cost)]
+        budgets: list[Budget] = []
+        if limits.max_tokens is not None or limits.max_cost_usd is not None:
+            used = execution.input_tokens + execution.output_tokens
+            budgets.append(ExecutionBudget(limits.max_tokens, limits.max_cost_usd, used, self._read_cost))
+        if limits.daily_max_cost_usd is not None:
+            models, maximum = self._clients.models, limits.daily_max_cost_usd
+            budgets += models.daily_budget(execution.user_id, execution.flow_id, maximum)
+        return budgets
 
     async def _read_cost(self) -> int:
         """What earlier runs of the execution have cost, in billionths of a US dollar."""
