@@ -8,6 +8,10 @@ from functools import lru_cache
 from bloxserver.model_catalogue import BASE_URLS, Price, Provider, ProviderKind
 
 NANO = 1_000_000_000
+CHARACTERS_PER_TOKEN = 3
+"""Texts of code have about 3 characters for a token, and prose has 4. An estimate that is too high is corrected."""
+RESPONSE_TOKENS = 1_024
+"""The estimate for a response without `max_tokens`."""
 TOKENS_OF_PRICE = 1_000_000
 PUBLIC_IDS: dict[ProviderKind, str] = {
     "openai": "openai",

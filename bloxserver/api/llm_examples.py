@@ -17,6 +17,7 @@ USAGE = {
         }
     ],
 }
+ESTIMATE = {"calls": 20, "tokens": 550549, "costUsd": 1.89}
 
 OWN_KEY = {
     "id": "019cadc0-e46e-7b52-9c1d-8a3f5e7d2b41",

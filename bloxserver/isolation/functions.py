@@ -22,6 +22,7 @@ FUNCTIONS = {
     "canvas.compare": "bloxserver.organism.isolated:compare_canvas",
     "canvas.derive": "bloxserver.organism.isolated:derive_canvas",
     "http.read_body": "bloxserver.blocks.http_bodies:read_body_request",
+    "organism.agent_uses": "bloxserver.organism.isolated:estimate_definition",
     "organism.check": "bloxserver.organism.isolated:check_definition",
     "organism.check_secrets": "bloxserver.organism.isolated:check_secret_values",
     "organism.compile": "bloxserver.organism.isolated:compile_definition",

@@ -16,13 +16,10 @@ from uuid import UUID
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.ids import new_id
 from bloxserver.llm.calls import Caller, ModelCall
+from bloxserver.model_prices import CHARACTERS_PER_TOKEN, RESPONSE_TOKENS
 from bloxserver.plans import Plan
 
 WINDOW_SECONDS = 60
-CHARACTERS_PER_TOKEN = 3
-"""Texts of code have about 3 characters for a token, and prose has 4. An estimate that is too high is corrected."""
-RESPONSE_TOKENS = 1_024
-"""Reserved for a response without `max_tokens`."""
 CONCURRENCY_RETRY_SECONDS = 3.0
 EXPIRY_MARGIN = timedelta(seconds=30)
 

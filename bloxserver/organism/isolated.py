@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from bloxserver.blocks.registry import get_registry
 from bloxserver.isolation.parts import join_parts, split_parts
+from bloxserver.organism.agent_uses import agent_uses
 from bloxserver.organism.canvas import yaml_to_canvas
 from bloxserver.organism.canvas_to_yaml import canvas_to_yaml, changed_listeners
 from bloxserver.organism.compiled import compile_organism
@@ -39,6 +41,17 @@ def compile_definition(request: bytes) -> bytes:
     except OrganismError as error:
         return _json({"problems": problems_to_json(error.problems)})
     return _json({"organism": compile_organism(organism)})
+
+
+def estimate_definition(request: bytes) -> bytes:
+    """Return what the agents of a valid definition may use, and its limits, or the problems of an invalid one."""
+    try:
+        organism = parse(decode(request), get_registry())
+    except OrganismError as error:
+        return _json({"problems": problems_to_json(error.problems)})
+    names = ("max_iterations", "max_tokens", "max_cost_usd")
+    execution = {name: getattr(organism.execution, name) for name in names}
+    return _json({"uses": [asdict(use) for use in agent_uses(organism)], "execution": execution})
 
 
 def derive_canvas(request: bytes) -> bytes:

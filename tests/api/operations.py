@@ -92,6 +92,7 @@ AUTHENTICATED: dict[str, Call] = {
     "listBlocks": Call(),
     "validateOrganism": Call({"organismYaml": "x"}),
     "validateFlow": Call(),
+    "estimateFlow": Call(),
     "getFlowCanvas": Call(),
     "deriveOrganism": Call(),
     "createChatCompletion": Call({"model": "m", "messages": [{"role": "user", "content": "x"}]}),

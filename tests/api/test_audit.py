@@ -49,7 +49,15 @@ AUDITED = {
     "deleteCurrentUser": ("user.deleted", "user_id"),
 }
 """For each operation that changes something: the action, and the parameter that is the resource."""
-NOT_AUDITED = {"runFlow", "validateOrganism", "validateFlow", "deriveOrganism", "startCheckout", "openBillingPortal"}
+NOT_AUDITED = {
+    "runFlow",
+    "validateOrganism",
+    "validateFlow",
+    "estimateFlow",
+    "deriveOrganism",
+    "startCheckout",
+    "openBillingPortal",
+}
 NOT_AUDITED |= {"createChatCompletion", "createEmbeddings"}
 """Operations that are no GET and change nothing, apart from executions, which are their own record."""
 CREATING = {"createFlow", "createTrigger", "createSigningSecret", "createSecret", "addLlmKey", "createApiKey"}

@@ -72,6 +72,7 @@ POST /api/v1/billing/checkout startCheckout 200 401 403 404 408 409 413 422 429 
 POST /api/v1/billing/portal openBillingPortal 200 401 403 404 409 422 429 503
 POST /api/v1/flows createFlow 201 401 403 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/canvas/derive deriveOrganism 200 401 403 404 408 413 422 429 503
+POST /api/v1/flows/{flow_id}/estimate estimateFlow 200 400 401 403 404 422 429 503
 POST /api/v1/flows/{flow_id}/executions/run runFlow 201 202 400 401 403 404 408 413 422 429 503
 POST /api/v1/flows/{flow_id}/executions/{execution_id}/cancel cancelExecution 200 400 401 403 404 422 429 503
 POST /api/v1/flows/{flow_id}/executions/{execution_id}/retry retryExecution 201 400 401 403 404 422 429 503
@@ -119,6 +120,7 @@ WITHOUT_BODY = (
     "/cancel",
     "/retry",
     "/restore",
+    "/estimate",
     "/redeliver",
     "/portal",
     "/webhooks/stripe",

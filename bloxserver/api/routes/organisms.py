@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 
-from bloxserver.api import examples
+from bloxserver.api import examples, llm_examples
 from bloxserver.api.dependencies import AuthenticatedUser, DbSession, FlowId
 from bloxserver.api.json_bodies import definition_in_body
-from bloxserver.api.openapi import errors, response_of
-from bloxserver.api.schemas import BlockDescription, Validation
+from bloxserver.api.openapi import error_of, errors, response_of
+from bloxserver.api.schemas import BlockDescription, FlowEstimate, Validation
 from bloxserver.api.scopes import requires_scope
 from bloxserver.models.database import read_only_request
 from bloxserver.models.enums import Scope
 from bloxserver.organism.problems import Problem
+from bloxserver.services import estimates
 from bloxserver.services import validation as services
 from bloxserver.settings import get_settings
 
@@ -79,6 +80,21 @@ async def validate_flow(
 ) -> object:
     """Return all problems of the flow's definition, or of the definition in the body. Nothing is stored."""
     return _validation(await services.validate_flow(session, get_settings(), user.id, flow_id, definition))
+
+
+@router.post(
+    "/flows/{flow_id}/estimate",
+    response_model=FlowEstimate,
+    operation_id="estimateFlow",
+    summary="Estimate the usage of language models",
+    responses=response_of(200, "Upper bounds for one execution.", llm_examples.ESTIMATE)
+    | error_of(400, "The definition is invalid.", "invalid_definition", "The definition is invalid: line 3: …")
+    | errors(404),
+)
+@requires_scope(Scope.READ)
+async def estimate_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
+    """Return upper bounds of what the agents of one execution may use, from the flow's definition. Nothing is run."""
+    return await estimates.estimate_flow(session, get_settings(), user.id, flow_id)
 
 
 @router.get(

@@ -33,6 +33,7 @@ from bloxserver.api.schemas.organisms import (
     DerivedOrganism,
     DeriveRequest,
     FlowCanvas,
+    FlowEstimate,
     Validation,
 )
 from bloxserver.api.schemas.secrets import CreateSecretRequest, Secret, SetSecretRequest
@@ -112,6 +113,7 @@ __all__ = [
     "ExecutionSummary",
     "Flow",
     "FlowCanvas",
+    "FlowEstimate",
     "FlowExecutionSummary",
     "FlowStats",
     "FlowStatus",

@@ -27,6 +27,14 @@ class DefinitionProblem(CamelModel):
     )
 
 
+class FlowEstimate(CamelModel):
+    """Upper bounds for one execution that starts at the default entry, without the flows that it calls."""
+
+    calls: int = Field(description="Requests to language models, without those to further providers after a failure.")
+    tokens: int = Field(description="Input and output tokens.")
+    cost_usd: float | None = Field(description="In US dollars; null if a price is unknown.")
+
+
 class Validation(CamelModel):
     """All problems of a definition, in the order of its text."""
 
