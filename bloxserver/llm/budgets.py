@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from typing import Protocol
 
-from bloxserver.blocks.base import StepWarning
+from bloxserver.blocks.base import EXECUTION_BUDGET_WARNING, StepWarning
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.llm.calls import ModelCall
 from bloxserver.llm.ledger import CallReport
@@ -136,7 +136,7 @@ class ExecutionBudget:
 
     def take_warnings(self) -> Iterator[StepWarning]:
         while self._warnings:
-            yield StepWarning("execution_budget_warning", self._warnings.pop(0))
+            yield StepWarning(EXECUTION_BUDGET_WARNING, self._warnings.pop(0))
 
     def _check(self, estimate: Estimate) -> None:
         tokens = self._tokens + self._reserved_tokens

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from bloxserver.blocks.base import StepWarning
+from bloxserver.blocks.base import DAILY_BUDGET_WARNING, StepWarning
 from bloxserver.llm.budgets import BudgetExceeded, Estimate, Used, dollars, is_crossed
 from bloxserver.llm.ledger import Ledger
 from bloxserver.model_prices import NANO
@@ -115,7 +115,7 @@ class DailyBudget:
             log.warning("the daily budget of language models is almost used", used=shown)
         else:
             message = f"{shown} (execution.daily_max_cost_usd)"
-            self._warnings.append(StepWarning("daily_budget_warning", message))
+            self._warnings.append(StepWarning(DAILY_BUDGET_WARNING, message))
 
     def _exceeded(self, day: _Day, estimate: Estimate) -> BudgetExceeded:
         reset = f"it resets at {day.begin + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"

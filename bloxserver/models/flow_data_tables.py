@@ -78,10 +78,10 @@ class KeyValueRecord(Base):
 
 
 class FailureNotificationRecord(Base):
-    """A message to be delivered to a flow's owner: about an execution that failed, or a schedule that was disabled.
+    """A message to a flow's owner: about an execution that failed, a schedule that was disabled, or a budget.
 
-    It is written in the transaction that ends the execution or disables the schedule. Either `execution_id` or
-    `trigger_id` is set.
+    It is written in the transaction that ends the execution, disables the schedule or stores the warning. One of
+    `execution_id`, `trigger_id` and `flow_id` is set.
     """
 
     __tablename__ = "failure_notifications"
@@ -89,13 +89,20 @@ class FailureNotificationRecord(Base):
         sa.UniqueConstraint("execution_id", "channel"),
         partial_index("ix_failure_notifications_due", "due_at", where="due_at IS NOT NULL"),
         partial_index("ix_failure_notifications_trigger", "trigger_id", where="trigger_id IS NOT NULL"),
+        partial_index(
+            "ix_failure_notifications_flow", "flow_id", "subject", "channel", where="flow_id IS NOT NULL", unique=True
+        ),
     )
 
     id: Mapped[Id]
     execution_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("executions.id", ondelete="CASCADE"))
     trigger_id: Mapped[uuid.UUID | None] = mapped_column(sa.ForeignKey("triggers.id", ondelete="CASCADE"))
+    flow_id: Mapped[uuid.UUID | None]
+    """Of a message about a budget. Without a foreign key, which SQLite cannot add."""
+    subject: Mapped[str | None] = mapped_column(sa.String(80))
+    """Identifies the message about a budget, so that it is sent once."""
     reason: Mapped[str | None] = mapped_column(sa.Text)
-    """Why the schedule was disabled; the trigger itself may have been enabled again since."""
+    """Why the schedule was disabled; the trigger itself may have been enabled again since. Or how much was used."""
     channel: Mapped[NotificationChannel] = mapped_column(enum_text(NotificationChannel))
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     due_at: Mapped[datetime | None]

@@ -113,6 +113,7 @@ PARTS = (
     Part("signing_secrets", SigningSecretRecord, Owner.TRIGGER, "trigger_id", "id", hidden=["ciphertext"]),
     Part("deliveries", WebhookDeliveryRecord, Owner.TRIGGER, "trigger_id", "id"),
     Part("schedule_notifications", FailureNotificationRecord, Owner.TRIGGER, "trigger_id", "id"),
+    Part("budget_notifications", FailureNotificationRecord, Owner.FLOW, "flow_id", "id"),
     Part("key_values", KeyValueRecord, Owner.FLOW, "flow_id", "key"),
     EXECUTIONS,
     Part("steps", ExecutionStepRecord, Owner.EXECUTION, "execution_id", "sequence", "id"),

@@ -104,6 +104,7 @@ async def _delete_rows(session: AsyncSession, flow_id: UUID) -> None:
     for table in (FailureNotificationRecord, SigningSecretRecord, WebhookDeliveryRecord):
         await _delete(session, table, table.trigger_id.in_(triggers))
     await _delete(session, TriggerRecord, TriggerRecord.flow_id == flow_id)
+    await _delete(session, FailureNotificationRecord, FailureNotificationRecord.flow_id == flow_id)
     await _delete(session, KeyValueRecord, KeyValueRecord.flow_id == flow_id)
     await _delete(session, FlowVersionRecord, FlowVersionRecord.flow_id == flow_id)
     await _delete(session, FlowRecord, FlowRecord.id == flow_id)

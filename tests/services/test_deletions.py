@@ -119,7 +119,7 @@ class TestSize:
         await create_trigger(session, flow, webhook_token=token)
 
 
-@pytest.mark.parametrize(("number", "flow_cost", "trigger_cost"), [(3, 17, 11), (LARGE, 8, 6), (2 * LARGE, 8, 6)])
+@pytest.mark.parametrize(("number", "flow_cost", "trigger_cost"), [(3, 18, 11), (LARGE, 8, 6), (2 * LARGE, 8, 6)])
 async def test_deletion_executes_the_expected_number_of_statements(
     client: httpx.AsyncClient,
     dev_user: UserRecord,

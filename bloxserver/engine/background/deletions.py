@@ -32,6 +32,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionSeriesRecord,
+    FailureNotificationRecord,
     FlowRecord,
     FlowVersionRecord,
     KeyValueRecord,
@@ -58,6 +59,7 @@ ROWS_OF_FLOW: tuple[tuple[Any, int], ...] = (
     (TriggerRecord, 10),
     (FlowVersionRecord, 10),
     (KeyValueRecord, 100),
+    (FailureNotificationRecord, 1_000),
     (ExecutionSeriesRecord, MAX_ROWS),
 )
 """Tables whose rows of a flow are deleted after its executions, and rows per transaction.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from email.message import EmailMessage
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -27,6 +27,10 @@ MAX_ERROR = 2_000
 """In characters. Even if JSON escapes all of them, an event is smaller than 20 kB."""
 
 
+FLOW_IDS = (ExecutionRecord.flow_id, TriggerRecord.flow_id, FailureNotificationRecord.flow_id)
+"""One of them is the flow of a notification."""
+
+
 class DueNotification(NamedTuple):
     id: UUID
     due_at: datetime
@@ -39,7 +43,7 @@ async def read_due_notifications(session: AsyncSession, moment: datetime, limit:
         sa.select(FailureNotificationRecord.id, FailureNotificationRecord.due_at, place.label("place"))
         .outerjoin(ExecutionRecord, ExecutionRecord.id == FailureNotificationRecord.execution_id)
         .outerjoin(TriggerRecord, TriggerRecord.id == FailureNotificationRecord.trigger_id)
-        .join(FlowRecord, FlowRecord.id == sa.func.coalesce(ExecutionRecord.flow_id, TriggerRecord.flow_id))
+        .join(FlowRecord, FlowRecord.id == sa.func.coalesce(*FLOW_IDS))
         .where(
             FailureNotificationRecord.due_at <= moment,
             FlowRecord.deleted_at.is_(None),
@@ -57,6 +61,7 @@ class ClaimedNotification(NamedTuple):
     id: UUID
     execution_id: UUID | None
     trigger_id: UUID | None
+    flow_id: UUID | None
     channel: NotificationChannel
     attempts: int
     """The number of attempts, including this one."""
@@ -72,7 +77,13 @@ async def claim_notification(
         sa.update(notification)
         .where(notification.id == due.id, notification.due_at == due.due_at)
         .values(due_at=until, attempts=notification.attempts + 1)
-        .returning(notification.execution_id, notification.trigger_id, notification.channel, notification.attempts)
+        .returning(
+            notification.execution_id,
+            notification.trigger_id,
+            notification.flow_id,
+            notification.channel,
+            notification.attempts,
+        )
     )
     row = claimed.first()
     return None if row is None else ClaimedNotification(due.id, *row, until)
@@ -182,6 +193,44 @@ async def read_disabled(session: AsyncSession, notification_id: UUID) -> Disable
     return next((DisabledSchedule(*row) for row in rows), None)
 
 
+class BudgetUse(NamedTuple):
+    """A budget of language models that is almost used, with the data that its notification needs."""
+
+    flow_id: UUID
+    flow_name: str
+    message: str | None
+    warned_at: datetime
+    user_id: UUID
+    organism_yaml: str
+
+    @property
+    def depth(self) -> int:
+        """The call depth: 0, since the notification does not belong to one execution."""
+        return 0
+
+
+async def read_budget_use(session: AsyncSession, notification_id: UUID) -> BudgetUse | None:
+    """The warning with the definition that its flow runs; None if the flow was deleted."""
+    rows = await session.execute(
+        sa.select(
+            FlowRecord.id,
+            FlowRecord.name,
+            FailureNotificationRecord.reason,
+            FailureNotificationRecord.created_at,
+            FlowRecord.user_id,
+            sa.func.coalesce(FlowVersionRecord.organism_yaml, FlowRecord.organism_yaml),
+        )
+        .select_from(FailureNotificationRecord)
+        .join(FlowRecord, FlowRecord.id == FailureNotificationRecord.flow_id)
+        .outerjoin(FlowVersionRecord, FlowVersionRecord.id == FlowRecord.active_version_id)
+        .where(FailureNotificationRecord.id == notification_id, FlowRecord.deleted_at.is_(None))
+    )
+    return next((BudgetUse(*row) for row in rows), None)
+
+
+Cause: TypeAlias = Failure | DisabledSchedule | BudgetUse
+
+
 class FailedExecution(CamelModel):
     execution_id: UUID
     flow_id: UUID
@@ -218,10 +267,27 @@ class DisabledEvent(CamelModel):
     data: DisabledTrigger
 
 
-def event_of(cause: Failure | DisabledSchedule) -> bytes:
+class UsedBudget(CamelModel):
+    flow_id: UUID
+    flow_name: str
+    message: str
+
+
+class BudgetEvent(CamelModel):
+    """The body of a notification of a budget that is almost used."""
+
+    type: Literal["budget.warning"] = "budget.warning"
+    timestamp: UtcTime
+    data: UsedBudget
+
+
+def event_of(cause: Cause) -> bytes:
     """The body of the request to the recipient: JSON below 20 kB, the same for every attempt."""
-    event: FailureEvent | DisabledEvent
-    if isinstance(cause, DisabledSchedule):
+    event: FailureEvent | DisabledEvent | BudgetEvent
+    if isinstance(cause, BudgetUse):
+        used = UsedBudget.model_validate(cause._asdict() | {"message": _reason(cause.message)})
+        event = BudgetEvent(timestamp=cause.warned_at, data=used)
+    elif isinstance(cause, DisabledSchedule):
         data = DisabledTrigger.model_validate(cause._asdict() | {"reason": _reason(cause.reason)})
         event = DisabledEvent(timestamp=cause.disabled_at, data=data)
     else:
@@ -231,10 +297,13 @@ def event_of(cause: Failure | DisabledSchedule) -> bytes:
     return event.model_dump_json(by_alias=True).encode()
 
 
-def mail_of(cause: Failure | DisabledSchedule, notification_id: UUID, *, sender: str, address: str) -> EmailMessage:
+def mail_of(cause: Cause, notification_id: UUID, *, sender: str, address: str) -> EmailMessage:
     """The mail to the recipient, the same for every attempt. Raises `ValueError` for an invalid address."""
     name = _one_line(cause.flow_name)
-    if isinstance(cause, DisabledSchedule):
+    if isinstance(cause, BudgetUse):
+        moment, subject = cause.warned_at, f'A budget of flow "{name}" is almost used'
+        text = f"{_reason(cause.message)}\n\nFlow: {cause.flow_id}\n"
+    elif isinstance(cause, DisabledSchedule):
         moment, subject, text = cause.disabled_at, f'A schedule of flow "{name}" was disabled', _disabled_text(cause)
     else:
         moment, subject, text = _ended(cause), f'Flow "{name}" {_verb(cause)}', _failure_text(cause)

@@ -22,14 +22,14 @@ from bloxserver.clients.signatures import identify, sign
 from bloxserver.clock import now
 from bloxserver.encryption import get_cipher
 from bloxserver.engine.background.notification_rows import (
+    Cause,
     ClaimedNotification,
-    DisabledSchedule,
     DueNotification,
-    Failure,
     claim_notification,
     end_attempt,
     event_of,
     mail_of,
+    read_budget_use,
     read_disabled,
     read_due_notifications,
     read_failure,
@@ -194,17 +194,18 @@ class NotificationSender:
         else:
             raise DeliveryError("the definition no longer names this recipient", final=True)
 
-    async def _cause(self, notification: ClaimedNotification) -> Failure | DisabledSchedule:
-        """The failure or the disabled schedule. Raises `DeliveryError`."""
+    async def _cause(self, notification: ClaimedNotification) -> Cause:
+        """What the notification is about. Raises `DeliveryError`."""
+        cause: Cause | None
         async with self._database.transaction(read_only=True) as session:
-            if notification.execution_id is None:
-                cause: Failure | DisabledSchedule | None = await read_disabled(session, notification.id)
+            if notification.execution_id is not None:
+                what, cause = "execution", await read_failure(session, notification.execution_id)
+            elif notification.trigger_id is not None:
+                what, cause = "trigger", await read_disabled(session, notification.id)
             else:
-                cause = await read_failure(session, notification.execution_id)
+                what, cause = "flow", await read_budget_use(session, notification.id)
         if cause is None:
-            raise DeliveryError(
-                "the execution was deleted" if notification.execution_id else "the trigger was deleted", final=True
-            )
+            raise DeliveryError(f"the {what} was deleted", final=True)
         return cause
 
     async def _filled(self, user_id: UUID, *texts: str) -> list[str]:
@@ -223,7 +224,7 @@ class NotificationSender:
         except CostLimitExceeded:
             raise DeliveryError("execution.on_failure is too long", final=True) from None
 
-    async def _post(self, notification_id: UUID, cause: Failure | DisabledSchedule, url: str, secret: str) -> None:
+    async def _post(self, notification_id: UUID, cause: Cause, url: str, secret: str) -> None:
         body, moment = event_of(cause), now()
         try:
             response = await self._http.limited_to(await self._share(cause.user_id)).request(
@@ -248,7 +249,7 @@ class NotificationSender:
         async with self._database.transaction(read_only=True) as session:
             return self._shares.of(user_id, await read_plan(session, user_id))
 
-    async def _mail(self, notification_id: UUID, cause: Failure | DisabledSchedule, address: str) -> None:
+    async def _mail(self, notification_id: UUID, cause: Cause, address: str) -> None:
         sender = self._mailer.sender
         if self._mailer.default is None or not sender:
             raise DeliveryError("this server sends no mail: SMTP_HOST and SMTP_FROM must be set", final=True)
@@ -268,10 +269,12 @@ class NotificationSender:
 
 
 def _subject(notification: ClaimedNotification) -> dict[str, str]:
-    """The log fields that identify the execution or the trigger."""
+    """The log fields that identify the execution, the trigger or the flow."""
     if notification.execution_id is not None:
         return {"execution_id": str(notification.execution_id)}
-    return {"trigger_id": str(notification.trigger_id)}
+    if notification.trigger_id is not None:
+        return {"trigger_id": str(notification.trigger_id)}
+    return {"flow_id": str(notification.flow_id)}
 
 
 def backoff_after(attempts: int) -> timedelta:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.blocks.base import BlockError
+from bloxserver.blocks.base import BUDGET_WARNINGS, DAILY_BUDGET_WARNING, BlockError, StepWarning
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.queue import leases
@@ -39,7 +39,7 @@ from bloxserver.organism.load import RunnableOrganism, parse_organism
 from bloxserver.organism.model import FailureNotification, UnknownListener
 from bloxserver.organism.problems import OrganismError
 from bloxserver.raw_json import Value, is_large
-from bloxserver.services.notifications import enqueue_failure_notification
+from bloxserver.services.notifications import enqueue_budget_notification, enqueue_failure_notification
 from bloxserver.storable import storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
@@ -87,6 +87,7 @@ class ExecutionRunner:
         """The size of what can still change, by step."""
         self._characters = sum(self._sizes.values()) + sum(len(step.input_payload or "") for step in execution.steps)
         self._storage = StorageCheck(database, execution)
+        self._notified = {StepWarning(**warning) for step in execution.steps for warning in step.warnings or ()}
 
     async def run(self) -> None:
         """Run the execution until it ends or suspends. Raises `LeaseLost`."""
@@ -191,7 +192,11 @@ class ExecutionRunner:
         before = self._characters
         rows = self._rows(change)
         await self._storage.before_saving(self._characters - before)
+        warnings = {warning for step in change.steps for warning in step.warnings} - self._notified
         match change.outcome:
+            case _ if self._on_failure is not None and any(warning.code in BUDGET_WARNINGS for warning in warnings):
+                await self._save_alone(change, rows, warnings)
+                self._notified |= warnings
             case None if self._tokens == self._saved_tokens:
                 await self._checkpoints.save(Checkpoint(self._execution, rows))
             case Finished(output) if self._tokens == self._saved_tokens and self._execution.parent_id is None:
@@ -229,7 +234,9 @@ class ExecutionRunner:
             rows.append(row)
         return rows
 
-    async def _save_alone(self, change: Change, rows: list[dict[str, Any]]) -> None:
+    async def _save_alone(
+        self, change: Change, rows: list[dict[str, Any]], warnings: Collection[StepWarning] = ()
+    ) -> None:
         async def write(session: AsyncSession) -> None:
             # First: it checks and locks the lease.
             await self._write_outcome(session, change.outcome)
@@ -237,6 +244,8 @@ class ExecutionRunner:
             if change.outcome is None and Checkpoint(self._execution, rows).made_progress:
                 await reset_crash_count(session, [self._execution.id])
             await self._record_usage(session)
+            for warning in warnings:
+                await self._notify(session, warning)
 
         await retry_transaction(self._database, write)
         self._saved_tokens = self._tokens
@@ -246,6 +255,14 @@ class ExecutionRunner:
         # All unsaved tokens, not those of this change alone: an earlier save may have been cancelled.
         if self._tokens != self._saved_tokens:
             await leases.record_usage(session, self._execution, self._tokens)
+
+    async def _notify(self, session: AsyncSession, warning: StepWarning) -> None:
+        """Enqueue notifications of a budget that is almost used: once on a day, or once for the execution."""
+        if self._on_failure is not None and warning.code in BUDGET_WARNINGS:
+            flow_id, subject = self._execution.flow_id, f"{warning.code} {self._execution.id}"
+            if warning.code == DAILY_BUDGET_WARNING:
+                subject = f"{warning.code} {now():%Y-%m-%d}"
+            await enqueue_budget_notification(session, flow_id, subject, warning.message, self._on_failure)
 
     async def _write_outcome(self, session: AsyncSession, outcome: Outcome | None) -> None:
         execution = self._execution

@@ -67,7 +67,7 @@ class World:
         trigger = await create_trigger(session, flow)
         execution = await create_execution(session, flow, trigger_id=trigger.id, flow_version_id=version.id)
         session.add(ExecutionStepRecord(execution_id=execution.id, key="1", listener="a"))
-        for concerned in ({"execution_id": execution.id}, {"trigger_id": trigger.id}):
+        for concerned in ({"execution_id": execution.id}, {"trigger_id": trigger.id}, {"flow_id": flow.id}):
             session.add(FailureNotificationRecord(channel=NotificationChannel.URL, **concerned))
         await session.commit()
         return flow
@@ -96,7 +96,7 @@ OF_KEPT = {
     "executions": 1,
     "execution_steps": 1,
     "key_values": 1,
-    "failure_notifications": 2,
+    "failure_notifications": 3,
 }
 
 

@@ -170,7 +170,7 @@ class TestClaiming:
         until = now() + timedelta(minutes=5)
         claims = await asyncio.gather(*(claim(live_database, due, until) for _ in range(20)))
         assert [each for each in claims if each is not None] == [
-            ClaimedNotification(due.id, execution.id, None, NotificationChannel.URL, 1, until)
+            ClaimedNotification(due.id, execution.id, None, None, NotificationChannel.URL, 1, until)
         ]
         assert await due_at(live_database, now()) == []
         # The claiming process may have stopped, so the notification is due again.

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
+from bloxserver.clock import now
 from bloxserver.models.database import Database
+from bloxserver.models.tables import FailureNotificationRecord
 from bloxserver.settings import Settings
 from tests.engine.pump_runs import echo, organism
 from tests.engine.running_engine import accept, end_delay, eventually, run, running_engine, started_flow
@@ -84,4 +87,31 @@ async def test_agents_that_call_others_do_not_get_the_error(
         "a": "execution_budget_exceeded",
         "b": "execution_budget_exceeded",
         "d": None,
+    }
+
+
+async def test_recipients_are_notified_once_at_80_percent(
+    live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database, tmp_path: Path
+) -> None:
+    script = [says("Done.", input_tokens=450, output_tokens=0)] * 2
+    budgets = "max_tokens: 550, daily_max_cost_usd: 1.1, on_failure: {url: 'http://127.0.0.1:9/'}"
+    text = organism(AGENT, echo("b"), echo("c"), execution=f"{{{budgets}}}")
+    async with (
+        language_model(script) as server,
+        running_engine(live_settings, live_database, **prices_of(server, tmp_path)),
+    ):
+        path = await started_flow(live_client, text)
+        ended = [await run(live_client, path) for _ in range(2)]
+    assert [each["status"] for each in ended] == ["success", "success"]
+    async with live_database.transaction(read_only=True) as session:
+        rows = await session.execute(
+            sa.select(FailureNotificationRecord.subject, FailureNotificationRecord.reason).order_by(
+                FailureNotificationRecord.created_at, FailureNotificationRecord.subject
+            )
+        )
+    subjects = {row.subject: row.reason for row in rows}
+    assert subjects == {
+        f"execution_budget_warning {ended[0]['id']}": "450 of 550 tokens are used (execution.max_tokens)",
+        f"execution_budget_warning {ended[1]['id']}": "450 of 550 tokens are used (execution.max_tokens)",
+        f"daily_budget_warning {now():%Y-%m-%d}": "$0.9 of $1.1 are used today (execution.daily_max_cost_usd)",
     }
