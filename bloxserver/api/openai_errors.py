@@ -26,6 +26,7 @@ STATUSES = {
     "llm_cut_off": 502,
     "llm_unauthorized": 502,
     "llm_unusable_answer": 502,
+    "daily_budget_exceeded": 503,
     "llm_not_configured": 503,
     "llm_overloaded": 503,
     "llm_quota_exceeded": 503,

@@ -28,8 +28,8 @@ class BudgetExceeded(ModelError):
 
     ends_execution = True
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(code, message, retryable=False)
+    def __init__(self, code: str, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(code, message, retryable=False, retry_after=retry_after)
 
 
 @dataclass(frozen=True, slots=True)

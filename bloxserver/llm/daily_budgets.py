@@ -73,6 +73,9 @@ class DailyCosts:
                 day.read_at = moment
         return day
 
+    def seconds_until(self, moment: datetime) -> float:
+        return max(0.0, (moment - self._clock()).total_seconds())
+
     async def _read(self, day: _Day, flow: Flow | None) -> None:
         added = day.added
         await self._ledger.flush()  # what was added until now is in the sum
@@ -118,7 +121,8 @@ class DailyBudget:
             self._warnings.append(StepWarning(DAILY_BUDGET_WARNING, message))
 
     def _exceeded(self, day: _Day, estimate: Estimate) -> BudgetExceeded:
-        reset = f"it resets at {day.begin + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"
+        end = day.begin + timedelta(days=1)
+        reset = f"it resets at {end:%Y-%m-%dT%H:%M:%SZ}"
         if self._flow is None:
             log.error("the daily budget of language models is used", used=dollars(day.used))
             message = f"the daily budget of this server for language models is used; {reset}"
@@ -128,4 +132,4 @@ class DailyBudget:
                 f"the daily budget of the flow is {dollars(self._max_cost)}, {used} are used or reserved, and the next "
                 f"call may use {wanted} (execution.daily_max_cost_usd); {reset}"
             )
-        return BudgetExceeded("daily_budget_exceeded", message)
+        return BudgetExceeded("daily_budget_exceeded", message, retry_after=self._costs.seconds_until(end))

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 
 from bloxserver.llm.budgets import BudgetExceeded
-from bloxserver.llm.calls import Caller
+from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.gateway import CallerModels, LanguageModels
 from bloxserver.models.database import Database
 from bloxserver.models.tables import LlmCallRecord
@@ -164,6 +164,18 @@ async def test_operator_has_a_budget_for_all_users(
     with pytest.raises(BudgetExceeded, match="the daily budget of this server") as caught:
         await ask(models.of(replace(calling, user_id=other.id)))
     assert "$" not in caught.value.message
+    assert caught.value.retry_after == 82_800
+
+
+async def test_budget_of_the_operator_limits_streams_and_embeddings(
+    tmp_path: Path, live_database: Database, calling: Caller, clock: Clock, stack: AsyncExitStack
+) -> None:
+    await spend(live_database, calling, 1, clock())
+    models = await gateway(stack, tmp_path, live_database, clock, llm_daily_max_usd=1)
+    with pytest.raises(BudgetExceeded):
+        await anext(models.stream(ModelCall(MESSAGES, "parrot-1"), calling))
+    with pytest.raises(BudgetExceeded):
+        await models.embed(["Fine."], "parrot-1", calling)
 
 
 async def test_sum_is_read_with_one_statement(
