@@ -143,12 +143,25 @@ async def test_response_of_the_cache_is_free(tmp_path: Path, stack: AsyncExitSta
 
 
 async def test_equal_call_of_an_execution_with_a_larger_budget_is_sent(tmp_path: Path, stack: AsyncExitStack) -> None:
-    budgets = [budget_of(max_tokens=1, max_cost_usd=1), budget_of(max_tokens=106)]
+    reading, read = asyncio.Event(), asyncio.Event()
+
+    async def read_cost() -> int:
+        reading.set()
+        await read.wait()
+        return 0
+
+    budgets = [ExecutionBudget(1, 1, 0, read_cost), budget_of(max_tokens=106)]
     [small, large], server = await world(stack, tmp_path, budgets, [says("One.")])
-    results = await asyncio.gather(ask(small, temperature=0), ask(large, temperature=0), return_exceptions=True)
-    assert isinstance(results[0], BudgetExceeded)
-    assert not isinstance(results[1], BaseException)
-    assert results[1].text == "One."
+    await large.load("parrot-1")
+    first = asyncio.create_task(ask(small, temperature=0))
+    await reading.wait()
+    second = asyncio.create_task(ask(large, temperature=0))
+    for _ in range(20):  # until the second call waits for the first one
+        await asyncio.sleep(0)
+    read.set()
+    with pytest.raises(BudgetExceeded):
+        await first
+    assert (await second).text == "One."
     assert len(server.requests) == 1
 
 
