@@ -53,7 +53,7 @@ COSTS = {
     "stop a flow": Cost(5, "POST", "/api/v1/flows/{running}/stop"),
     # One for each table, the flow, its number of executions, its size and the user, and two for running executions and
     # their callers.
-    "delete a flow": Cost(17, "DELETE", "/api/v1/flows/{running}", 204),
+    "delete a flow": Cost(18, "DELETE", "/api/v1/flows/{running}", 204),
     "list triggers": Cost(3, "GET", "/api/v1/flows/{running}/triggers"),
     "create a trigger": Cost(
         6, "POST", "/api/v1/flows/{running}/triggers", 201, {"type": "webhook", "name": "T", "config": {}}
