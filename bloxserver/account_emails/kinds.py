@@ -22,6 +22,7 @@ class EmailKind(StrEnum):
     DOWNGRADED_TO_FREE = "downgraded_to_free"
     USAGE_WARNING = "usage_warning"
     USAGE_LIMIT = "usage_limit"
+    MODEL_KEY_INVALID = "model_key_invalid"
 
 
 @dataclass(frozen=True)
@@ -86,5 +87,6 @@ SAMPLES: Mapping[EmailKind, list[dict[str, Any]]] = {
         _USAGE | _BYTES | {"percent": 100, "used": 1024**3},
         _USAGE | _BYTES | {"percent": 100, "plan": "pro", "used": 10**10, "maximum": 10**10, "usd_per_gb": 0.1},
     ],
+    EmailKind.MODEL_KEY_INVALID: [{"provider": "anthropic"}],
 }
 """Values of each kind: the first is for previews, and all of them together reach each branch of our templates."""

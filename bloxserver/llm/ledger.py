@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clock import now
@@ -19,6 +22,8 @@ from bloxserver.model_catalogue import Provider
 from bloxserver.model_prices import cost_of
 from bloxserver.models.database import Database
 from bloxserver.models.tables import LlmCallRecord, UserRecord
+from bloxserver.queries.usage import Period, period_at
+from bloxserver.services.usage import count_tokens
 
 MAX_CODE = 64
 MAX_MODEL = 200
@@ -80,10 +85,13 @@ class Ledger:
         async with self._database.transaction() as session:
             # A user can be deleted during their call.
             users = {values["user_id"] for values in calls}
-            rows = await session.scalars(sa.select(UserRecord.id).where(UserRecord.id.in_(users)))
-            known = set(rows.all())
-            if kept := [values for values in calls if values["user_id"] in known]:
+            columns = (UserRecord.id, UserRecord.current_period_start, UserRecord.current_period_end)
+            rows = await session.execute(sa.select(*columns).where(UserRecord.id.in_(users)))
+            moment = now()
+            periods = {user_id: period_at(moment, start, end) for user_id, start, end in rows}
+            if kept := [values for values in calls if values["user_id"] in periods]:
                 await session.execute(sa.insert(LlmCallRecord), kept)
+                await _count_tokens(session, kept, periods)
 
     async def flush(self) -> None:
         """Wait until all calls that have ended are written, or cannot be written now."""
@@ -91,6 +99,21 @@ class Ledger:
 
     async def aclose(self) -> None:
         await self.flush()
+
+
+async def _count_tokens(session: AsyncSession, calls: Sequence[dict[str, Any]], periods: Mapping[UUID, Period]) -> None:
+    """Add the tokens of calls without an execution to the usage. Those of executions are counted with their steps.
+
+    The ids of the calls are unique, so a group that is written again after a lost answer counts nothing.
+    """
+    sums: Counter[tuple[UUID, str]] = Counter()
+    for values in calls:
+        if values["execution_id"] is None:
+            sums[values["user_id"], "input"] += values["input_tokens"]
+            sums[values["user_id"], "output"] += values["output_tokens"]
+    # In the same order in all processes, so that their transactions do not deadlock.
+    for user_id in sorted({user_id for user_id, _ in +sums}, key=lambda each: each.bytes):
+        await count_tokens(session, user_id, periods[user_id], sums[user_id, "input"], sums[user_id, "output"])
 
 
 def _values(caller: Caller, model: str, report: CallReport) -> dict[str, Any]:

@@ -15,11 +15,13 @@ import structlog
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.account_emails.kinds import Email, EmailKind
+from bloxserver.account_emails.outbox import enqueue
 from bloxserver.clients.embeddings import Embeddings
 from bloxserver.clients.llm import ModelClient, timeout_of
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clients.model_streams import StreamEvent
-from bloxserver.clock import now
+from bloxserver.clock import iso_utc, now
 from bloxserver.encryption import DecryptionError, SecretCipher
 from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.ledger import CallReport
@@ -227,7 +229,7 @@ class OwnKeys:
         await self._note_use(key)
 
     async def _invalidate(self, key: StoredKey, user_id: UUID, error: ModelError) -> None:
-        await self._write(lambda session: invalidate_llm_key(session, user_id, key, error.message))
+        await self._write(lambda session: _invalidate(session, user_id, key, error.message))
         # Other processes may send requests with the key until they read the user's keys again.
         self._known.pop(user_id, None)
 
@@ -276,3 +278,12 @@ class OwnKeys:
             yield
         finally:
             slots.release()
+
+
+async def _invalidate(session: AsyncSession, user_id: UUID, key: StoredKey, error: str) -> None:
+    """Mark a rejected key, and write the email about it in the same transaction, unless it is marked already."""
+    if await invalidate_llm_key(session, user_id, key, error):
+        kind = EmailKind.MODEL_KEY_INVALID
+        # The same key can be added and rejected again, which is another email.
+        email = Email(kind, f"{kind}:{key.provider}:{iso_utc(now())}", {"provider": key.provider})
+        await enqueue(session, [(user_id, email)])

@@ -20,7 +20,7 @@ from bloxserver.llm.gateway import LanguageModels
 from bloxserver.model_catalogue import BASE_URLS, Price, Provider
 from bloxserver.model_prices import cost_of
 from bloxserver.models.database import Database
-from bloxserver.models.tables import LlmCallRecord, UserRecord
+from bloxserver.models.tables import LlmCallRecord, UsageRecord, UserRecord
 from bloxserver.plans import PLANS
 from tests.factories import create_user
 from tests.llm.catalogues import providers, settings_of
@@ -83,6 +83,23 @@ async def test_call_from_the_cache_is_recorded_without_tokens_and_cost(
     assert (sent.cached, sent.input_tokens, sent.cost_nanousd) == (False, 1_000, 6_000_000)
     assert (hit.cached, hit.input_tokens, hit.output_tokens, hit.cost_nanousd) == (True, 0, 0, 0)
     assert (hit.provider, hit.attempts, hit.error_code) == (None, 0, None)
+
+
+@pytest.mark.parametrize(("in_execution", "counted"), [(False, (3_000, 600)), (True, (0, 0))])
+async def test_tokens_of_a_call_without_an_execution_count_once_in_the_usage(
+    tmp_path: Path, live_database: Database, calling: Caller, in_execution: bool, counted: tuple[int, int]
+) -> None:
+    """Those of executions are counted with their steps."""
+    user = calling if in_execution else replace(calling, flow_id=None, execution_id=None, step_id=None)
+    async with AsyncExitStack() as stack:
+        script = [says("A canary.", input_tokens=1_000, output_tokens=200)] * 3
+        models = await world(stack, tmp_path, live_database, script)
+        for _ in script:
+            await models.of(user).request(MESSAGES, model="parrot-1")
+    async with live_database.transaction(read_only=True) as session:
+        sums = sa.select(sa.func.sum(UsageRecord.llm_tokens_in), sa.func.sum(UsageRecord.llm_tokens_out))
+        row = (await session.execute(sums.where(UsageRecord.user_id == calling.user_id))).one()
+    assert (row[0] or 0, row[1] or 0) == counted
 
 
 async def test_failover_is_one_call_with_two_attempts(tmp_path: Path, live_database: Database, calling: Caller) -> None:

@@ -8,6 +8,7 @@ import logging
 from asyncio import StreamWriter
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -23,7 +24,7 @@ from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.own_keys import MAX_CONCURRENT
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ActorKind
-from bloxserver.models.tables import AuditEventRecord, LlmCallRecord, UserApiKeyRecord
+from bloxserver.models.tables import AccountEmailRecord, AuditEventRecord, LlmCallRecord, UserApiKeyRecord
 from bloxserver.services.llm_keys import delete_llm_key
 from tests.llm.own_keys import MESSAGES, OWN_KEY, PLATFORM_KEY, Scene, keys_sent, scene
 from tests.llm_server import Api, Reply, fails, never, says
@@ -49,6 +50,14 @@ async def invalidations(database: Database) -> list[AuditEventRecord]:
     async with database.sessions() as session:
         wanted = sa.select(AuditEventRecord).where(AuditEventRecord.action == "llm_key.invalidated")
         return list(await session.scalars(wanted))
+
+
+async def emails(database: Database) -> list[tuple[UUID, str, dict[str, str]]]:
+    async with database.sessions() as session:
+        rows = await session.execute(
+            sa.select(AccountEmailRecord.user_id, AccountEmailRecord.kind, AccountEmailRecord.data)
+        )
+        return [(row.user_id, row.kind, row.data) for row in rows]
 
 
 class TestRoutes:
@@ -139,6 +148,7 @@ class TestFailures:
         assert row.last_error is not None
         assert "rejected the API key (status 4" in row.last_error
         [event] = await invalidations(installation.database)
+        assert await emails(installation.database) == [(ada.user_id, "model_key_invalid", {"provider": "openai"})]
         assert (event.user_id, event.resource_id) == (ada.user_id, "openai")
         assert (event.actor, event.actor_id) == (ActorKind.MODEL_PROVIDER, "openai")
         assert OWN_KEY not in repr((row.last_error, vars(event)))
