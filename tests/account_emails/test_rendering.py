@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from bloxserver.account_emails.kinds import SAMPLES, EmailKind
 from bloxserver.account_emails.rendering import LAYOUT, MAX_VALUE, OWN, Rendered, Templates, check_templates, plain
@@ -129,14 +130,17 @@ class TestOverrides:
             check_templates(str(tmp_path / "none"))
         check_templates(None)
 
-    def test_ours_is_used_if_theirs_fails_later(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_ours_is_used_if_theirs_fails_later(self, tmp_path: Path) -> None:
         """The samples do not reach each branch of a template of an operator."""
         (tmp_path / "trial_ending.html").write_text("{% if name == 'Eve' %}{{ wrong }}{% endif %}x")
         templates = Templates(str(tmp_path))
         assert render(templates, EmailKind.TRIAL_ENDING).html == "x\n"
-        email = render(templates, EmailKind.TRIAL_ENDING, name="Eve")
+        with capture_logs() as lines:
+            email = render(templates, EmailKind.TRIAL_ENDING, name="Eve")
         assert email == render(Templates(), EmailKind.TRIAL_ENDING, name="Eve")
-        assert "'wrong' is undefined" in capsys.readouterr().out
+        assert [(line["kind"], line["error"]) for line in lines] == [
+            ("trial_ending", "trial_ending.html: UndefinedError: 'wrong' is undefined")
+        ]
 
 
 def test_samples_are_json() -> None:

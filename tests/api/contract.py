@@ -42,8 +42,13 @@ def path_of(flow: FlowRecord) -> str:
 def assert_problem(
     response: httpx.Response, status: int, code: str, message: str, details: dict[str, Any] | None = None
 ) -> None:
-    """The response is this error, with exactly the members of the error body."""
+    """The response is this error, with exactly the members of the error body.
+
+    Those of the OpenAI-compatible routes have the member `error` too.
+    """
     body = response.json()
+    if response.request.url.path.startswith("/v1/"):
+        assert body.pop("error")["code"] == code
     assert response.status_code == status, body
     assert response.headers["content-type"] == "application/problem+json"
     assert body.pop("title").startswith(TITLES.get(status, ""))

@@ -17,12 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.api import account_export
 from bloxserver.api.main import app
 from bloxserver.models.database import Database
-from bloxserver.models.enums import Scope
+from bloxserver.models.enums import NotificationChannel, Scope
 from bloxserver.models.tables import (
     ApiKeyRecord,
     AuditEventRecord,
     ExecutionRecord,
     ExecutionStepRecord,
+    FailureNotificationRecord,
     FlowRecord,
     FlowVersionRecord,
     KeyValueRecord,
@@ -120,6 +121,9 @@ async def fill(session: AsyncSession) -> UserRecord:
     for table in (UserRecord, FlowRecord, TriggerRecord):
         await session.execute(sa.update(table).values(deleted_at=None))
     await session.execute(sa.update(UserRecord).values(clerk_id=ADA, disabled_at=None))
+    # A notification about a budget has a flow instead of an execution or a trigger.
+    flow_id = await session.scalar(sa.select(FlowRecord.id))
+    session.add(FailureNotificationRecord(flow_id=flow_id, subject="s", channel=NotificationChannel.URL))
     await session.commit()
     return (await session.scalars(sa.select(UserRecord))).one()
 

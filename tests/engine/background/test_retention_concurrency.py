@@ -28,6 +28,7 @@ from bloxserver.models.tables import (
     FlowRecord,
     FlowVersionRecord,
     IdempotencyKeyRecord,
+    LlmCallRecord,
 )
 from tests.engine.retention_world import SUCCESS, World, deleting_transactions, until
 from tests.factories import create_flow
@@ -248,6 +249,7 @@ async def fill(world: World) -> None:
         await session.execute(sa.insert(IdempotencyKeyRecord), keys)
         event = {"user_id": world.user.id, "actor": "user", "actor_id": "", "action": "", "resource_id": ""}
         await session.execute(sa.insert(AuditEventRecord), [event] * 1000)
+        await session.execute(sa.insert(LlmCallRecord), [{"user_id": world.user.id, "model": "m"}] * 1000)
         versions = [
             {"id": new_id(), "flow_id": flow["id"], "number": number, "organism_yaml": "x"}
             for index, flow in enumerate(flows)
