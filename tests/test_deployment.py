@@ -201,3 +201,23 @@ class TestKubernetes:
         assert {each["spec"]["scaleTargetRef"]["name"] for each in of_kind("HorizontalPodAutoscaler").values()} == set(
             deployments
         )
+
+
+class TestAlerts:
+    RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+
+    def test_rules_use_metrics_that_are_documented(self) -> None:
+        used = set(re.findall(r"bloxserver_[a-z_]+", self.RULES.read_text().partition("groups:")[2]))
+        documented = set(re.findall(r"`(bloxserver_[a-z_]+)`", (ROOT / "docs" / "observability.md").read_text()))
+        assert {name.removesuffix("_bucket") for name in used} <= documented
+        assert len(used) > 10
+
+    def test_each_alert_is_explained(self) -> None:
+        [group] = yaml.safe_load(self.RULES.read_text())["groups"]
+        names = [rule["alert"] for rule in group["rules"]]
+        assert all(rule["expr"].strip() for rule in group["rules"])
+        explained = re.findall(
+            r"`([A-Z][A-Za-z]+)`", (ROOT / "docs" / "observability.md").read_text().partition("## Alerts")[2]
+        )
+        assert len(names) == len(set(names)) > 10
+        assert set(names) <= set(explained)

@@ -19,6 +19,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.tables import LlmProviderRecord
 from bloxserver.models.transient_errors import describe_error
 from bloxserver.models.upsert import insert_into
+from bloxserver.observability import metrics
 
 log = structlog.stdlib.get_logger("bloxserver.llm")
 
@@ -125,6 +126,7 @@ class Breakers:
     async def admit(self, provider: str, seconds: float) -> Request | None:
         """Begin a request that takes at most this many seconds; None if the provider must not be asked now."""
         state = await self.state(provider)
+        metrics.LLM_BREAKER_OPEN.labels(provider).set(not state.is_closed)
         moment = self._clock()
         admission = state.admission(moment)
         if admission is Admission.SENT:
@@ -178,6 +180,7 @@ class Request:
         before = (await self._states.read()).get(self._provider, CLOSED)
         await self._states.change(self._provider, _only_if_different(change))
         after = (await self._states.read()).get(self._provider, CLOSED)
+        metrics.LLM_BREAKER_OPEN.labels(self._provider).set(not after.is_closed)
         if before.is_closed != after.is_closed:
             log.warning("circuit breaker of a language model provider", provider=self._provider, closed=after.is_closed)
 

@@ -69,6 +69,12 @@ STRIPE_ERRORS = Counter(
     ["kind"],
     registry=REGISTRY,
 )
+LLM_BREAKER_OPEN = Gauge(
+    "bloxserver_llm_breaker_open",
+    "1 while the circuit breaker of a provider of language models is not closed, as this process knows it.",
+    ["provider"],
+    registry=REGISTRY,
+)
 LLM_REQUESTS = Counter(
     "bloxserver_llm_requests_total",
     "Requests to providers of language models, by outcome: success, refused by the circuit breaker, or an error.",

@@ -11,6 +11,7 @@ from bloxserver.llm.breaker import FAILURES, OPEN, SUCCESSES, BreakerState
 from bloxserver.llm.states import MAX_AGE_SECONDS, Breakers, DatabaseStates, MemoryStates
 from bloxserver.models.database import Database
 from bloxserver.models.tables import LlmProviderRecord
+from bloxserver.observability import metrics
 from tests.llm.catalogues import Clock
 from tests.statements import count_statements
 
@@ -117,3 +118,17 @@ async def test_without_a_database_the_known_states_remain(live_database: Databas
     await fail(breakers)
     assert await breakers.admit(PROVIDER, 60) is None
     assert (await breakers.state(PROVIDER)) != BreakerState()
+
+
+async def test_metric_tells_whether_a_breaker_is_open(processes: list[Breakers], clock: Clock) -> None:
+    def is_open() -> float | None:
+        return metrics.REGISTRY.get_sample_value("bloxserver_llm_breaker_open", {"provider": PROVIDER})
+
+    await fail(processes[0])
+    assert is_open() == 1
+    clock.advance(OPEN.total_seconds())
+    for _ in range(SUCCESSES):
+        request = await processes[0].admit(PROVIDER, 60)
+        assert request is not None
+        await request.succeeded()
+    assert is_open() == 0
