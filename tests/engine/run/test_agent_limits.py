@@ -48,6 +48,7 @@ async def world(
 
 async def test_agent_at_its_limit_is_suspended_and_continues(live_database: Database, calling: Caller) -> None:
     clock = Clock()
+    clock.moment = clock.moment.replace(second=1)  # a wait of less than two seconds would keep the slot
     text = organism(AGENT, echo("b"))
     async with world(live_database, clock, calls(("b", {"input": 1})), says("Done.")) as (models, server):
         outcome, first = await pump(text, models=models, calling=calling)
