@@ -16,7 +16,6 @@ from bloxserver.api.scopes import requires_scope
 from bloxserver.models.database import read_only_request
 from bloxserver.models.enums import Scope
 from bloxserver.organism.problems import Problem
-from bloxserver.services import estimates
 from bloxserver.services import validation as services
 from bloxserver.settings import get_settings
 
@@ -94,6 +93,9 @@ async def validate_flow(
 @requires_scope(Scope.READ)
 async def estimate_flow(user: AuthenticatedUser, session: DbSession, flow_id: FlowId) -> object:
     """Return upper bounds of what the agents of one execution may use, from the flow's definition. Nothing is run."""
+    # It needs the blocks, which only a process that starts imports, not one that imports `app`.
+    from bloxserver.services import estimates
+
     return await estimates.estimate_flow(session, get_settings(), user.id, flow_id)
 
 
