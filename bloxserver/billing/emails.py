@@ -79,7 +79,7 @@ def _of_trial(before: Snapshot, after: Snapshot) -> list[Email]:
 
 
 def _of_payment(before: Snapshot, after: Snapshot) -> list[Email]:
-    """The first notice of a failed payment. After the grace period, the loss of the plan is told instead."""
+    """The first email about a failed payment. After the grace period, it is the email about the loss of the plan."""
     if after.status != "past_due" or after.period_start is None:
         return []
     known = before.status == "past_due" and before.subscription_id == after.subscription_id

@@ -22,7 +22,7 @@ def render(templates: Templates, kind: EmailKind, number: int = 0, name: str | N
 
 def test_each_kind_has_a_text_and_a_page() -> None:
     names = {path.name for path in OWN.iterdir()}
-    assert names == {f"{kind}{ending}" for kind in (*EmailKind, LAYOUT) for ending in (".txt", ".html")}
+    assert names == {f"{kind}{ending}" for kind in (*EmailKind, LAYOUT, "_flows") for ending in (".txt", ".html")}
 
 
 @pytest.mark.parametrize("kind", EmailKind)

@@ -16,11 +16,9 @@ from structlog.testing import capture_logs
 
 from bloxserver.clients import llm
 from bloxserver.clients.model_errors import ModelError
-from bloxserver.clients.model_streams import TextDelta
 from bloxserver.clock import now
 from bloxserver.llm import own_keys
 from bloxserver.llm.breaker import FAILURES
-from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.own_keys import MAX_CONCURRENT
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ActorKind
@@ -28,7 +26,6 @@ from bloxserver.models.tables import AccountEmailRecord, AuditEventRecord, LlmCa
 from bloxserver.services.llm_keys import delete_llm_key
 from tests.llm.own_keys import MESSAGES, OWN_KEY, PLATFORM_KEY, Scene, keys_sent, scene
 from tests.llm_server import Api, Reply, fails, never, says
-from tests.llm_streams import streams
 from tests.statements import count_statements
 
 NEW_KEY = "sk-proj-another-of-a-user-4712"
@@ -372,42 +369,3 @@ async def test_response_with_an_own_key_is_kept_only_for_its_user(
         for user in (ada, ada, bob):
             await opened.models.of(user).request(MESSAGES, model="gpt-1", temperature=0)
         assert keys_sent(opened.provider) == [OWN_KEY, NEW_KEY]
-
-
-class TestStreams:
-    async def test_own_key_is_used_first(self, installation: Scene) -> None:
-        ada = await installation.user(openai=OWN_KEY)
-        installation.own.reply = streams("With ", "your key.")
-        assert await streamed(installation, ada) == "With your key."
-        assert (keys_sent(installation.provider), keys_sent(installation.platform)) == ([OWN_KEY], [])
-        [recorded] = await calls_of(installation)
-        assert (recorded.own_key, recorded.error_code) == (True, None)
-
-    async def test_rejected_key_is_marked_and_the_platform_streams(self, installation: Scene) -> None:
-        ada = await installation.user(openai=OWN_KEY)
-        installation.own.reply = fails(401)
-        installation.served.reply = streams("With ", "ours.")
-        assert await streamed(installation, ada) == "With ours."
-        assert not (await installation.row(ada)).is_valid
-        assert (keys_sent(installation.provider), keys_sent(installation.platform)) == ([OWN_KEY], [PLATFORM_KEY])
-        [recorded] = await calls_of(installation)
-        assert (recorded.own_key, recorded.attempts) == (False, 2)
-
-    async def test_platform_is_not_asked_after_the_first_token(self, installation: Scene) -> None:
-        ada = await installation.user(openai=OWN_KEY)
-        installation.own.reply = streams("With ", finish=None, end="closed")
-        with pytest.raises(ModelError) as caught:
-            await streamed(installation, ada)
-        assert (caught.value.code, keys_sent(installation.platform)) == ("llm_cut_off", [])
-
-
-async def streamed(installation: Scene, calling: Caller) -> str:
-    call = ModelCall(MESSAGES, "gpt-1")
-    events = [event async for event in installation.models.stream(call, calling)]
-    await installation.models.aclose()  # writes the records
-    return "".join(event.text for event in events if isinstance(event, TextDelta))
-
-
-async def calls_of(installation: Scene) -> list[LlmCallRecord]:
-    async with installation.database.sessions() as session:
-        return list(await session.scalars(sa.select(LlmCallRecord)))

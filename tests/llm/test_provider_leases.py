@@ -51,7 +51,7 @@ def fast_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Process:
-    """A process that uses slots and renews its lease when it is told to."""
+    """A process that uses slots, and renews its lease when the test calls it."""
 
     def __init__(self, database: Database, clock: Clock, maximum: int = 8) -> None:
         self.leases = ProviderLeases(database, clock)

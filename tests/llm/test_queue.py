@@ -57,7 +57,7 @@ def depth(tier: str = "pro", name: str = "only") -> float:
 
 
 class Calls:
-    """Calls that use a slot until they are told to end."""
+    """Calls that use a slot until the test ends them."""
 
     def __init__(self, slots: Slots, *given: Provider, seconds: float = 30) -> None:
         self.slots = slots

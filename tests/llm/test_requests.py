@@ -313,11 +313,11 @@ async def test_environment_variables_of_the_libraries_are_ignored(
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
-        monkeypatch.setenv(name, "sk-somebody-elses")
-    keys = {"openai_api_key": "sk-somebody-elses", "anthropic_api_key": "sk-somebody-elses", "llm_api_key": None}
+        monkeypatch.setenv(name, "sk-of-another-server")
+    keys = {"openai_api_key": "sk-of-another-server", "anthropic_api_key": "sk-of-another-server", "llm_api_key": None}
     async with models_with(says("Hello."), provider=provider, **keys) as (models, server):
         await models.of(caller()).request(MESSAGES)
-    assert "sk-somebody-elses" not in str(server.requests[0].headers)
+    assert "sk-of-another-server" not in str(server.requests[0].headers)
 
 
 @both_providers
