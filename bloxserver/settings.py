@@ -220,6 +220,11 @@ class Settings(SignInSettings, LanguageModelSettings, MailSettings, BillingSetti
         return self.env in ("staging", "production") if self.rate_limits is None else self.rate_limits
 
     @property
+    def public_url(self) -> str:
+        """The public base URL of the API: that of webhooks without its last part."""
+        return self.webhook_base_url.removesuffix("/webhooks")
+
+    @property
     def uses_https(self) -> bool:
         """Whether responses have HSTS. Only in production: elsewhere the host may be localhost, which has no https."""
         return self.is_production and self.webhook_base_url.startswith("https://")

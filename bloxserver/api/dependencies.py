@@ -262,7 +262,7 @@ async def received_call(
     request: Request, webhook_token: WebhookToken, depth: CallDepth, admission: RequestAdmission
 ) -> WebhookCall:
     """A call of a webhook. It is read before the session opens a connection, so that a slow client holds none."""
-    return webhook_call(webhook_token, await request.body(), request.headers, depth, admission)
+    return webhook_call(webhook_token, await request.body(), request.headers, depth, admission, request.url.query)
 
 
 ReceivedCall = Annotated[WebhookCall, Depends(received_call)]

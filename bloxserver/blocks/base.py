@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -256,6 +256,8 @@ class BlockContext:
     isolated: IsolatedTasks
     input: Value = None
     """The input of the execution: the message of its first listener."""
+    names: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The values of the other names in the listener's texts, as `trigger` and `steps`."""
     depth: int = 0
     """The number of ancestors of this execution. Requests contain it, so that a cycle through this server ends."""
     budget: Budget = field(default_factory=lambda: Budget(MAX_STEPS))
@@ -272,11 +274,11 @@ class BlockContext:
     """Waits for the user's next turn on the event loop. Await it after each wait, before work of more than 1 ms."""
 
     def scope(self, payload: JsonValue) -> dict[str, JsonValue]:
-        """Return the values that templates and expressions can refer to: the message and the execution's input.
+        """Return the values that templates and expressions can refer to.
 
         A large input is null here: blocks that can use it run in another process, which has read it.
         """
-        return {"payload": payload, "input": None if isinstance(self.input, RawJson) else self.input}
+        return {"payload": payload, "input": None if isinstance(self.input, RawJson) else self.input, **self.names}
 
 
 Payload = TypeVar("Payload", bound=BaseModel)

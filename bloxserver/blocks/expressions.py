@@ -15,7 +15,7 @@ from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.syntax import MAX_CHARACTERS, parse
 from bloxserver.blocks.cel.values import Budget, EvaluationError, Run, to_json_value
 from bloxserver.blocks.json_values import storable
-from bloxserver.blocks.templates import ROOTS
+from bloxserver.blocks.names import ROOTS
 
 MAX_QUOTED = 200
 MAX_COMPILED = 512
@@ -138,6 +138,6 @@ def _checked_condition(text: str, info: ValidationInfo) -> str:
 
 
 ExpressionText = Annotated[str, AfterValidator(_checked)]
-"""For configs: an expression over `payload`."""
+"""For configs: an expression over `ROOTS`."""
 ConditionText = Annotated[str, AfterValidator(_checked_condition)]
-"""For configs: an expression over `payload` whose value can be true or false."""
+"""For configs: an expression over `ROOTS` whose value can be true or false."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from math import isfinite
 from typing import Annotated, Literal, get_args
 
@@ -30,7 +29,6 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 MAX_NUMBER_AS_KEY = 2**63
 MAX_KEY_LENGTH = 255
 MAX_VALUE_BYTES = 64 * 1024
-ONE_PLACEHOLDER = re.compile(r"{{[^{}]*}}")
 
 
 class KeyValueRequest(BaseModel):
@@ -68,7 +66,7 @@ def _checked_key(key: str | None) -> str | None:
 def _checked_value(value: JsonValue) -> JsonValue:
     _checked(value)
     size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
-    if not templates.paths(value) and size > MAX_VALUE_BYTES:
+    if not templates.has_placeholders(value) and size > MAX_VALUE_BYTES:
         raise ValueError(f"a value must not exceed {MAX_VALUE_BYTES} bytes as JSON")
     return value
 
@@ -76,7 +74,7 @@ def _checked_value(value: JsonValue) -> JsonValue:
 def _checked_number(by: float | str | None) -> float | str | None:
     if isinstance(by, str):
         templates.check(by)
-        if not ONE_PLACEHOLDER.fullmatch(by):
+        if not templates.is_placeholder(by):
             raise ValueError("must be a number, or one placeholder and nothing else")
     elif isinstance(by, float) and not isfinite(by):
         raise ValueError("must be a finite number")

@@ -40,7 +40,7 @@ def _checked_code(code: str) -> str:
 
 
 class PythonPayload(RootModel[JsonValue]):
-    """Any JSON value, available to the snippet as `payload`."""
+    """Any JSON value, available to the snippet as `payload`. The other names of expressions are available too."""
 
 
 class PythonConfig(BlockConfig):
@@ -56,7 +56,7 @@ class PythonConfig(BlockConfig):
 async def handle_python(payload: PythonPayload, config: PythonConfig, context: BlockContext) -> JsonValue:
     request = {
         "code": config.code,
-        "payload": payload.root,
+        "values": _values(config.code, payload.root, context),
         "timeout_seconds": config.timeout_seconds,
         "memory_mb": config.memory_mb,
     }
@@ -74,6 +74,11 @@ async def handle_python(payload: PythonPayload, config: PythonConfig, context: B
         raise BlockError(**result["error"])
     answer: JsonValue = result["answer"]
     return answer
+
+
+def _values(code: str, payload: JsonValue, context: BlockContext) -> dict[str, JsonValue]:
+    """Return the values of the names that the snippet can use: those that it mentions, because they may be large."""
+    return {name: value for name, value in context.scope(payload).items() if name == "payload" or name in code}
 
 
 def _own_error(error: BlockError) -> BlockError:

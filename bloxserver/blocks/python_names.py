@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from bloxserver.blocks.names import ROOTS
+
 MAX_NAMES = 200
 """The maximum number of names that are checked. Further ones fail when the snippet runs."""
-PREDEFINED = frozenset({"payload", "__file__", "__name__"})
+PREDEFINED = ROOTS | {"__file__", "__name__"}
 FILENAME = "<snippet>"
 
 # Warnings about the snippet's code, like invalid escapes, must not appear in the server's log.

@@ -48,18 +48,18 @@ class SnippetError(Exception):
 def run_snippet(request: bytes) -> bytes:
     """Run a snippet.
 
-    The request has `code`, `payload`, `timeout_seconds` and `memory_mb`. The response has `answer`, or `error` with the
-    arguments of a `SnippetError`.
+    The request has `code`, `values` by name, `timeout_seconds` and `memory_mb`. The response has `answer`, or `error`
+    with the arguments of a `SnippetError`.
     """
     given = json.loads(request)
     try:
-        response = {"answer": _run(given["code"], given["payload"], given["timeout_seconds"], given["memory_mb"])}
+        response = {"answer": _run(given["code"], given["values"], given["timeout_seconds"], given["memory_mb"])}
     except SnippetError as error:
         response = {"error": {"code": error.code, "message": error.message, "retryable": error.retryable}}
     return json.dumps(response, ensure_ascii=False).encode()
 
 
-def _run(code: str, payload: JsonValue, timeout_seconds: float, memory_mb: int) -> JsonValue:
+def _run(code: str, values: dict[str, JsonValue], timeout_seconds: float, memory_mb: int) -> JsonValue:
     limits: ResourceLimits = {
         "max_feed_duration_secs": timeout_seconds,
         "max_memory": memory_mb * MEBIBYTE,
@@ -70,7 +70,7 @@ def _run(code: str, payload: JsonValue, timeout_seconds: float, memory_mb: int) 
         with _runners().checkout(limits=limits, os_policy={"sleep": "call_host"}) as session:
             process = session.worker_pid
             session.feed_run(PRELUDE, print_callback=_discard_output)
-            output = session.feed_run(code, inputs={"payload": payload}, print_callback=_discard_output)
+            output = session.feed_run(code, inputs=values, print_callback=_discard_output)
     except (MontySyntaxError, MontyRuntimeError) as error:
         raise SnippetError("python_failed", _error_text(error)) from None
     except MontyCrashedError as error:

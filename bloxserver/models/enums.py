@@ -110,6 +110,7 @@ class AuditAction(StrEnum):
     SECRET_DELETED = "secret.deleted"  # noqa: S105
     FLOW_CREATED = "flow.created"
     FLOW_UPDATED = "flow.updated"
+    FLOW_VARS_SET = "flow.vars_set"
     FLOW_VERSION_RESTORED = "flow.version_restored"
     FLOW_STARTED = "flow.started"
     FLOW_STOPPED = "flow.stopped"

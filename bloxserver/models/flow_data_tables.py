@@ -77,6 +77,21 @@ class KeyValueRecord(Base):
     updated_at: Mapped[UpdatedAt]
 
 
+class FlowVarsRecord(Base):
+    """The variables of a flow. A row does not change: executions refer to the one at their acceptance."""
+
+    __tablename__ = "flow_vars"
+    __table_args__ = (sa.Index(None, "flow_id"),)
+
+    id: Mapped[Id]
+    flow_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("flows.id", ondelete="CASCADE"))
+    values: Mapped[str] = mapped_column(sa.Text)
+    """A JSON object."""
+    created_at: Mapped[CreatedAt]
+    replaced_at: Mapped[datetime | None]
+    """When other variables took its place. Executions that were accepted before may still read it."""
+
+
 class FailureNotificationRecord(Base):
     """A message to a flow's owner: about an execution that failed, a schedule that was disabled, or a budget.
 

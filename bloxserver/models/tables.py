@@ -48,6 +48,7 @@ from bloxserver.models.flow_data_tables import (
     ExecutionStepRecord,
     ExecutionTotalsRecord,
     FailureNotificationRecord,
+    FlowVarsRecord,
     KeyValueRecord,
     SigningSecretRecord,
     WebhookDeliveryRecord,
@@ -79,6 +80,7 @@ __all__ = [
     "FailureNotificationRecord",
     "FlowRecord",
     "FlowStatus",
+    "FlowVarsRecord",
     "FlowVersionRecord",
     "IdempotencyKeyRecord",
     "InputEncoding",
@@ -197,6 +199,8 @@ class FlowRecord(Base):
     """The number of the active version."""
     latest_version: Mapped[int | None]
     """The number of the newest version; null if there is none, as in rows that another program inserted."""
+    vars_id: Mapped[uuid.UUID | None]
+    """The row of its variables; null if it has none. No foreign key, because that row refers to the flow."""
     stop_requested_at: Mapped[datetime | None]
     """When the last stop was requested. Running executions have `STOP_GRACE_SECONDS` from then on."""
     container_id: Mapped[str | None] = mapped_column(sa.String(255))
@@ -370,6 +374,10 @@ class ExecutionRecord(Base):
     """The lease whose end the last recovery counted as a crash. If its worker did not crash, it reverts the count."""
     trace_parent: Mapped[str | None] = mapped_column(sa.String(55))
     """The trace context of its trigger, as a `traceparent` (W3C Trace Context)."""
+    vars_id: Mapped[uuid.UUID | None]
+    """The variables of the flow at its acceptance. No foreign key: the row is kept while the execution runs."""
+    trigger_context: Mapped[str | None] = mapped_column(sa.Text)
+    """What expressions can read of its trigger, as a JSON object: its name, and facts of the request or the firing."""
 
     flow: Mapped[FlowRecord] = relationship(back_populates="executions", lazy="raise")
     trigger: Mapped[TriggerRecord | None] = relationship(back_populates="executions", lazy="raise")

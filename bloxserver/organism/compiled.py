@@ -29,6 +29,7 @@ def compile_organism(organism: Organism) -> dict[str, Any]:
     return {
         "name": organism.name,
         "entry": organism.entry().name,
+        "read_steps": sorted(organism.read_steps),
         "listeners": {listener.name: compiled_listener(listener) for listener in organism.listeners},
         "execution": asdict(organism.execution),
         "on_failure": organism.on_failure and asdict(organism.on_failure),
@@ -41,6 +42,8 @@ def compiled_listener(listener: Listener) -> dict[str, Any]:
         "block": listener.block.name,
         "templates": sorted(listener.templates),
         "secrets": sorted(listener.secrets),
+        "names": sorted(listener.names),
+        "read_steps": sorted(listener.read_steps),
         "peers": [[peer.to, peer.on, peer.when] for peer in listener.peers],
         "tools": [asdict(tool) for tool in listener.tools],
     }
@@ -54,6 +57,7 @@ class CompiledOrganism:
         self._registry = registry
         self._listeners: dict[str, Listener] = {}
         self.execution = ExecutionLimits(**compiled["execution"])
+        self.read_steps = frozenset(compiled["read_steps"])
         failure = compiled["on_failure"]
         self.on_failure = None if failure is None else FailureNotification(**failure)
 
@@ -83,6 +87,8 @@ def load_listener(compiled: dict[str, Any], registry: BlockRegistry) -> Listener
         config=block.config.model_validate(compiled["given_config"], context=CHECKED),
         templates=frozenset(compiled["templates"]),
         secrets=frozenset(compiled["secrets"]),
+        names=frozenset(compiled["names"]),
+        read_steps=frozenset(compiled["read_steps"]),
         peers=tuple(Peer(to, on, when) for to, on, when in compiled["peers"]),
         tools=tuple(Tool(**tool) for tool in compiled["tools"]),
         **{name: compiled[name] for name in PLAIN},

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from bloxserver.blocks import templates
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock, BlockConfig, no_targets
+from bloxserver.blocks.names import ROOTS, SECRETS
 from bloxserver.clients.http import HEADER_VALUE, TOKEN
 from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import Path, quoted
@@ -23,7 +24,7 @@ from bloxserver.organism.requirements import (
 from bloxserver.organism.sections import Section, nearest_of
 
 MODEL_KEYS = ("prompt", "model", "temperature", "max_tokens")
-TEMPLATE_ROOTS = templates.ROOTS | {templates.SECRETS}
+TEMPLATE_ROOTS = ROOTS | {SECRETS}
 REQUESTS = ("http.request", "webhook.send")
 BRANCH, MAIL = "branch", "email.send"
 
@@ -123,14 +124,14 @@ def _read_templates(
             placeholders.collect_secrets(path, value)
             if not placeholders.are_valid(path, value, TEMPLATE_ROOTS):
                 rejected.add(name)
-            elif templates.used_roots(value):
+            elif templates.has_placeholders(value):
                 used.add(name)
                 secrets |= templates.secret_names(value)
             continue
         if placeholders.reject_secrets(path, value, hint):
             rejected.add(name)
         if name in block.rendered:
-            if not placeholders.are_valid(path, value, templates.ROOTS):
+            if not placeholders.are_valid(path, value, ROOTS):
                 rejected.add(name)
         else:
             placeholders.report_unreplaced(path, value)

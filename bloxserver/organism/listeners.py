@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock, Tool
+from bloxserver.blocks.names import read_names, read_steps
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.blocks.tools import tool_of
 from bloxserver.organism.configs import MODEL_KEYS, read_config
@@ -98,6 +99,7 @@ def _read_listener(
     is_agent = section.flag("agent")
     if config is None or config.valid is None:
         return None
+    texts = (config.given, *(peer.when for peer in peers))
     listener = Listener(
         name=str(section.values.get("name")),
         description=description or "",
@@ -112,6 +114,8 @@ def _read_listener(
         timeout_seconds=timeout,
         retries=retries or 0,
         backoff_seconds=backoff or 1,
+        names=read_names(texts),
+        read_steps=read_steps(texts),
         agent=is_agent,
     )
     return _ParsedListener(listener, tools)

@@ -55,6 +55,10 @@ class Listener:
     """The maximum number of further attempts at a message after an error."""
     backoff_seconds: float = 1
     """The pause before the first retry; it doubles with each retry."""
+    names: frozenset[str] = frozenset()
+    """The names besides `payload` and `input` that its texts may refer to."""
+    read_steps: frozenset[str] = frozenset()
+    """The listeners whose answers its texts may refer to as `steps.NAME`."""
     agent: bool = False
     """The key `agent` as written, which has no effect. A listener with a prompt and no handler is an agent."""
 
@@ -98,6 +102,11 @@ class Organism:
     @cached_property
     def _by_name(self) -> dict[str, Listener]:
         return {listener.name: listener for listener in self.listeners}
+
+    @cached_property
+    def read_steps(self) -> frozenset[str]:
+        """The listeners whose answers may be referred to as `steps.NAME`."""
+        return frozenset().union(*(listener.read_steps for listener in self.listeners)) & self._by_name.keys()
 
     def has(self, name: str) -> bool:
         return name in self._by_name

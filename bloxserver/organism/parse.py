@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from bloxserver.blocks import templates
 from bloxserver.blocks.agent import AgentConfig
 from bloxserver.blocks.checking import checking
 from bloxserver.blocks.http_request import check_url
+from bloxserver.blocks.names import SECRETS
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.organism.called_flows import require_called_flows
@@ -153,7 +153,7 @@ def _read_on_failure(execution: Section | None) -> FailureNotification | None:
     for key, text in (("url", url), ("secret", secret), ("email", email)):
         if text is not None:
             placeholders.collect_secrets(section.path_to(key), text)
-            if placeholders.are_valid(section.path_to(key), text, frozenset({templates.SECRETS})):
+            if placeholders.are_valid(section.path_to(key), text, frozenset({SECRETS})):
                 _check_literal(section, key, text)
     if secret is not None and url is None:
         message, hint = '"secret" has no effect without a url', "remove it, or add a url"

@@ -8,6 +8,7 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.cel.type_check import Members, check_condition
 from bloxserver.blocks.expressions import compile_expression
+from bloxserver.blocks.names import CONDITION_NAMES
 from bloxserver.organism.model import Peer
 from bloxserver.organism.problems import Path, quoted
 from bloxserver.organism.sections import Section, nearest_of
@@ -18,7 +19,6 @@ MEMBERS: dict[str, Members] = {
     "answer": {},
     "error": {"error": frozenset({"listener", "code", "message", "attempt"})},
 }
-NAMES = {"answer": frozenset({"payload", "input"}), "error": frozenset({"payload", "input", "error"})}
 
 
 def read_peers(
@@ -68,7 +68,7 @@ class _PeerReader:
                 )
         before = len(self._report.problems)
         to, on, when = item.text("to", required=True), item.text("on"), item.text("when")
-        if on is not None and on not in NAMES:
+        if on is not None and on not in CONDITION_NAMES:
             hint = "remove it for the answer, or write on: error"
             item.report.error(item.path_to("on"), "wrong_type", f'"on" cannot be {quoted(on)}', hint)
             on = None
@@ -88,7 +88,7 @@ class _PeerReader:
         if when is None:
             return
         try:
-            check_condition(compile_expression(when, NAMES[on]).program, MEMBERS[on])
+            check_condition(compile_expression(when, CONDITION_NAMES[on]).program, MEMBERS[on])
         except ValueError as error:
             hint = "write a CEL expression over payload, like payload.score > 3"
             item.report.error(item.path_to("when"), "invalid_expression", str(error), hint)

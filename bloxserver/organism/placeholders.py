@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from bloxserver.blocks import templates
+from bloxserver.blocks.names import ROOTS, SECRET_NAME, SECRETS
 from bloxserver.organism.problems import Path
 from bloxserver.organism.requirements import SecretRequirement
 from bloxserver.organism.sections import ProblemReport
@@ -21,8 +22,8 @@ class Placeholders:
     def are_valid(self, path: Path, value: JsonValue, roots: frozenset[str]) -> bool:
         """Report every placeholder that is invalid for a scope with these names. Returns True if there is none."""
         found = templates.problems(value, roots)
-        if templates.SECRETS not in roots:
-            secrets = {problem[:2] for problem in templates.mentions(value, [templates.SECRETS])}
+        if SECRETS not in roots:
+            secrets = {problem[:2] for problem in templates.mentions(value, [SECRETS])}
             found = [problem for problem in found if (problem.path, problem.text) not in secrets]
         for problem in found:
             at = (*path, *problem.path)
@@ -33,15 +34,15 @@ class Placeholders:
 
     def collect_secrets(self, path: Path, value: JsonValue) -> None:
         """Add a requirement for each secret that a value names."""
-        for inner, text in templates.mentions(value, [templates.SECRETS]):
+        for inner, text in templates.mentions(value, [SECRETS]):
             at = (*path, *inner)
-            name = text.strip("{}").strip().removeprefix(f"{templates.SECRETS}.")
-            if templates.SECRET_NAME.fullmatch(name):
+            name = text.strip("{}").strip().removeprefix(f"{SECRETS}.")
+            if SECRET_NAME.fullmatch(name):
                 self._report.requirements.append(SecretRequirement(self._place("need", at, text), at, name))
 
     def reject_secrets(self, path: Path, value: JsonValue, hint: str) -> bool:
         """Report every secret in a value where none is allowed. Returns whether there is one."""
-        found = templates.mentions(value, [templates.SECRETS])
+        found = templates.mentions(value, [SECRETS])
         for inner, text in found:
             at = (*path, *inner)
             message = f"{_where(at)} must not contain a secret, because it could be stored with the answer"
@@ -50,7 +51,7 @@ class Placeholders:
 
     def report_unreplaced(self, path: Path, value: JsonValue) -> None:
         """Warn about placeholders in a value in which placeholders are not replaced."""
-        for inner, text in templates.mentions(value, templates.ROOTS):
+        for inner, text in templates.mentions(value, ROOTS):
             at = (*path, *inner)
             message = f"placeholders are not replaced in {_where(at)}; the text is used unchanged"
             hint = "compute the value in a transform or a text.template before this listener"

@@ -153,7 +153,7 @@ _WEBHOOKS = (
         _triggers.c.webhook_token.in_(sa.bindparam("tokens", expanding=True, type_=sa.String)),
         _triggers.c.type == TriggerType.WEBHOOK,
     )
-    .add_columns(_flows.c.active_version_id, _flows.c.active_version, _triggers.c.webhook_token)
+    .add_columns(_flows.c.active_version_id, _flows.c.active_version, _flows.c.vars_id, _triggers.c.webhook_token)
     # The lock lasts until the transaction ends. A flow is `stopped` only after the executions that were accepted before
     # are visible: `reconcile_flow` waits for these locks. They do not conflict with a change of the flow's status.
     .with_for_update(read=True, key_share=True, skip_locked=True, of=_flows)
@@ -195,6 +195,8 @@ class LockedWebhook(NamedTuple):
     trigger: TriggerRow
     version_id: UUID | None
     version: int | None
+    vars_id: UUID | None
+    """The variables of the flow."""
 
 
 async def read_and_lock_webhooks(session: AsyncSession, tokens: Collection[str]) -> dict[str, LockedWebhook]:
@@ -208,7 +210,7 @@ async def read_and_lock_webhooks(session: AsyncSession, tokens: Collection[str])
     # Their number is a power of two, so that there are few different statements to prepare.
     wanted += wanted[-1:] * ((1 << (len(wanted) - 1).bit_length()) - len(wanted))
     rows = await session.execute(_WEBHOOKS, {"tokens": wanted})
-    return {row[-1]: LockedWebhook(_webhook_row(row[:-3]), row[-3], row[-2]) for row in rows}
+    return {row[-1]: LockedWebhook(_webhook_row(row[:-4]), *row[-4:-1]) for row in rows}
 
 
 def _can_be_a_token(text: str) -> bool:

@@ -47,8 +47,8 @@ async def read_deliveries(session: AsyncSession, user_id: UUID, flow_id: UUID, t
 
 async def find_delivered_input(
     session: AsyncSession, trigger_id: UUID, delivery_id: UUID
-) -> sa.Row[UUID, str | None, InputEncoding]:
-    """The id, the input and its encoding of the execution of an accepted or repeated delivery.
+) -> sa.Row[UUID, str | None, InputEncoding, str | None]:
+    """The id, input, encoding and trigger's facts of the execution of an accepted or repeated delivery.
 
     Raises `NotFound`, and `Conflict` for a rejected delivery.
     """
@@ -62,7 +62,7 @@ async def find_delivered_input(
     execution = ExecutionRecord
     row = (
         await session.execute(
-            sa.select(execution.id, execution.input_payload, execution.input_encoding).where(
+            sa.select(execution.id, execution.input_payload, execution.input_encoding, execution.trigger_context).where(
                 execution.id == execution_id, _is_of(trigger_id)
             )
         )

@@ -31,6 +31,8 @@ EXECUTION_COLUMNS = (
     "input_encoding",
     "depth",
     "trace_parent",
+    "vars_id",
+    "trigger_context",
 )
 USAGE_COLUMNS = ("id", "user_id", "period_start", "period_end", "slot", "workflow_runs")
 

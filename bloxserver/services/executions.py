@@ -8,6 +8,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 import sqlalchemy as sa
+from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -26,9 +27,14 @@ from bloxserver.queries.usage import Period, period_at, stored_bytes_of
 from bloxserver.raw_json import text_of_value
 from bloxserver.services.usage import count_run, require_storage
 from bloxserver.settings import get_settings
+from bloxserver.storable import json_text
 
 MAX_TARGET_LENGTH = 255
 """Longer than any listener's name, so a truncated target never names a listener."""
+
+
+Facts = Mapping[str, JsonValue]
+NO_FACTS: Facts = {}
 
 
 class FlowNotRunning(BadRequest):
@@ -73,9 +79,17 @@ def require_depth(depth: int) -> None:
 
 
 async def accept_for_trigger(
-    session: AsyncSession, trigger: TriggerRow, kind: TriggerType, given: Input, depth: int = 0, id: UUID | None = None
+    session: AsyncSession,
+    trigger: TriggerRow,
+    kind: TriggerType,
+    given: Input,
+    depth: int = 0,
+    id: UUID | None = None,
+    facts: Facts = NO_FACTS,
 ) -> ExecutionRecord:
-    """Count and accept a run for a trigger, with this id. Raises `Forbidden` at a limit, and the errors of `accept`."""
+    """Count and accept a run for a trigger, with this id. `facts` are what expressions can read of the trigger.
+
+    Raises `Forbidden` at a limit, and the errors of `accept`."""
     moment = now()
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
     require_storage(trigger.plan, trigger.stored_bytes)
@@ -89,7 +103,13 @@ async def accept_for_trigger(
         given=given,
         depth=depth,
         id=id or new_id(),
+        trigger_context=trigger_context(trigger, facts),
     )
+
+
+def trigger_context(trigger: TriggerRow, facts: Facts) -> str:
+    """The trigger's name and facts, as they are stored."""
+    return json_text({"name": trigger.trigger_name, **facts})
 
 
 def target_of(config: Mapping[str, Any]) -> str | None:
@@ -119,6 +139,7 @@ async def accept(session: AsyncSession, *, flow_id: UUID, given: Input, **values
     chosen: dict[str, Any] = {
         "flow_version_id": FlowRecord.active_version_id,
         "flow_version": FlowRecord.active_version,
+        "vars_id": FlowRecord.vars_id,
     }
     chosen |= {name: sa.literal(value, columns[name].type) for name, value in values.items()}
     # One statement reads the status and locks the flow, so that a flow is `stopped` only after the executions that were

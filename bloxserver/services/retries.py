@@ -78,6 +78,7 @@ async def retry_execution(
         target=original.target,
         given=Input(original.input_payload, original.input_encoding),
         retry_of=original.id,
+        trigger_context=original.trigger_context,
     )
     if begin is RetryFrom.FAILED:
         await _copy_finished_steps(session, original.id, execution.id)

@@ -31,7 +31,7 @@ from bloxserver.observability.tracing import current_traceparent
 from bloxserver.queries.triggers import LockedWebhook, read_and_lock_webhooks
 from bloxserver.queries.usage import period_at
 from bloxserver.services.accepted_runs import AcceptedRun, insert_runs
-from bloxserver.services.executions import target_of
+from bloxserver.services.executions import target_of, trigger_context
 from bloxserver.services.rate_limits import UNLIMITED
 from bloxserver.services.usage import require_storage
 from bloxserver.services.webhook_deliveries import Rejection, not_required, record_rejection, record_rejections
@@ -206,6 +206,8 @@ def _run_of(entry: Entry, webhook: LockedWebhook | None) -> AcceptedRun:
         "input_encoding": call.given.encoding,
         "depth": call.depth,
         "trace_parent": entry.trace_parent,
+        "vars_id": webhook.vars_id,
+        "trigger_context": trigger_context(trigger, call.facts),
     }
     period = period_at(moment, trigger.current_period_start, trigger.current_period_end)
     return AcceptedRun(execution, trigger.user_id, period)

@@ -108,6 +108,7 @@ async def redeliver(
         target=target_of(plain_object(trigger.config)),
         given=Input(delivered.input_payload, delivered.input_encoding),
         retry_of=delivered.id,
+        trigger_context=delivered.trigger_context,
     )
     after = {"executionId": str(execution.id)}
     await audit.record(session, AuditAction.EXECUTION_REDELIVERED, user_id, delivered.id, flow_id=flow_id, after=after)

@@ -12,9 +12,18 @@ from bloxserver.errors import Conflict
 from bloxserver.ids import new_id
 from bloxserver.models.enums import FlowStatus, TriggerType
 from bloxserver.queries.triggers import TriggerRow
-from bloxserver.services.executions import FlowNotRunning, Input, accept_for_trigger, input_of_body, require_depth
+from bloxserver.services.executions import (
+    NO_FACTS,
+    Facts,
+    FlowNotRunning,
+    Input,
+    accept_for_trigger,
+    input_of_body,
+    require_depth,
+)
 from bloxserver.services.idempotency import HEADER, claim_key, require_valid_key
 from bloxserver.services.rate_limits import UNLIMITED, Admission, read_admitted_webhook
+from bloxserver.services.request_facts import request_facts
 from bloxserver.services.webhook_deliveries import record_repetition
 from bloxserver.services.webhook_schemes import Signature
 from bloxserver.services.webhook_signatures import verify_signature
@@ -32,6 +41,8 @@ class WebhookCall(NamedTuple):
     depth: int
     """The call depth that the sender reports."""
     admission: Admission
+    facts: Facts = NO_FACTS
+    """What expressions can read of the request."""
 
     @property
     def has_key(self) -> bool:
@@ -49,9 +60,11 @@ def webhook_call(
     headers: Mapping[str, str] = NO_HEADERS,
     depth: int = 0,
     admission: Admission = UNLIMITED,
+    query: str = "",
 ) -> WebhookCall:
     """A call with the input that its body is."""
-    return WebhookCall(token, body, headers, input_of_body(body, headers.get("content-type")), depth, admission)
+    given = input_of_body(body, headers.get("content-type"))
+    return WebhookCall(token, body, headers, given, depth, admission, request_facts("POST", headers, query))
 
 
 class AcceptedWebhook(NamedTuple):
@@ -75,7 +88,7 @@ async def receive_webhook(session: AsyncSession, call: WebhookCall) -> AcceptedW
         await record_repetition(session, webhook.trigger_id, first, len(call.body))
         return AcceptedWebhook(first, is_repeated=True)
     check_webhook(webhook, call.depth)
-    await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, call.given, call.depth, execution_id)
+    await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, call.given, call.depth, execution_id, call.facts)
     return AcceptedWebhook(execution_id)
 
 

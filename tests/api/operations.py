@@ -86,6 +86,8 @@ AUTHENTICATED: dict[str, Call] = {
     "streamExecution": Call(query="?last_event_id=end"),
     "cancelExecution": Call(),
     "retryExecution": Call(),
+    "getFlowVars": Call(),
+    "setFlowVars": Call({"vars": {"a": 1}}),
     "listFlowVersions": Call(),
     "getFlowVersion": Call(),
     "restoreFlowVersion": Call(),

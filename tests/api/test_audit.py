@@ -29,6 +29,7 @@ AUDITED = {
     "deleteFlow": ("flow.deleted", "flow_id"),
     "startFlow": ("flow.started", "flow_id"),
     "stopFlow": ("flow.stopped", "flow_id"),
+    "setFlowVars": ("flow.vars_set", "flow_id"),
     "restoreFlowVersion": ("flow.version_restored", "flow_id"),
     "createTrigger": ("trigger.created", "trigger_id"),
     "updateTrigger": ("trigger.updated", "trigger_id"),

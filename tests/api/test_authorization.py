@@ -57,7 +57,7 @@ def test_table_lists_every_operation() -> None:
     assert {name for name, operation in OPERATIONS.items() if operation.path.startswith(("/api/v1/", "/v1/"))} == set(
         AUTHENTICATED
     )
-    assert len(WITH_ID) == 34
+    assert len(WITH_ID) == 36
     assert set(NESTED) == {
         "getTrigger",
         "updateTrigger",

@@ -50,6 +50,7 @@ GET /api/v1/flows/{flow_id}/triggers/{trigger_id} getTrigger 200 401 403 404 422
 GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/deliveries listDeliveries 200 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/signing-secrets listSigningSecrets 200 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/triggers/{trigger_id}/upcoming listUpcomingFirings 200 400 401 403 404 422 429 503
+GET /api/v1/flows/{flow_id}/vars getFlowVars 200 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/versions listFlowVersions 200 401 403 404 422 429 503
 GET /api/v1/flows/{flow_id}/versions/{number} getFlowVersion 200 401 403 404 422 429 503
 GET /api/v1/llm/keys listLlmKeys 200 401 403 422 429 503
@@ -92,6 +93,7 @@ POST /v1/embeddings createEmbeddings 200 400 401 403 404 408 413 422 429 502 503
 POST /webhooks/clerk receiveClerkEvent 200 400 404 408 413 422 429 503
 POST /webhooks/stripe receiveStripeEvent 200 400 404 408 413 429 503
 POST /webhooks/{webhook_token} receiveWebhook 200 202 400 401 403 404 408 409 413 422 429 503
+PUT /api/v1/flows/{flow_id}/vars setFlowVars 200 400 401 403 404 408 413 422 429 503
 PUT /api/v1/secrets/{name} setSecret 200 401 403 408 413 422 429 503
 """.strip()  # noqa: E501
 TAGS = {

@@ -19,6 +19,7 @@ from bloxserver.clock import now
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Change, Message, Outcome, Save, Step, Tokens
+from bloxserver.engine.run.names import ExecutionNames
 from bloxserver.engine.run.pump import Pump
 from bloxserver.engine.run.turns import Turns
 from bloxserver.llm.calls import Caller
@@ -88,6 +89,7 @@ class World:
         self.memory = MemoryBudget()
         self._http = http
         self._secrets = secrets
+        self.names = ExecutionNames({})
 
     def models(self, message: Message) -> CallerModels:
         return self._models.of(self._caller)

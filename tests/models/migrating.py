@@ -67,6 +67,7 @@ async def fill(session: AsyncSession) -> None:
         "execution_totals": {},
         "execution_series": {},
         "key_values": {"flow_id": flow},
+        "flow_vars": {"flow_id": flow},
         "signing_secrets": {"trigger_id": trigger},
         "webhook_deliveries": {"trigger_id": trigger},
         "failure_notifications": {"execution_id": execution, "trigger_id": trigger},

@@ -17,9 +17,9 @@ listeners:
     description: d
     handler: http.request
     config:
-      url: "https://x.example/{{ payload.items[0].id }}/{{ payload.name | upper }}"
+      url: "https://x.example/{{ payload.items[0.id }}/{{ payload.name | upper }}"
       headers: {A: "{{ payload.x || 'y' }}", "{{ payload.h }}": b, C: "{{ secret.KEY }} {{ secrets.TOKEN }}", D E: f}
-      body: {a: ["{{ steps.one }}", "{{ payload.a"], b: "{{ payload.ok }}"}
+      body: {a: ["{{ step.one }}", "{{ payload.a"], b: "{{ payload.ok }}"}
       metod: GET
       timeout_seconds: 0
     timeout_seconds: never
@@ -50,7 +50,7 @@ listeners:
   - name: form
     description: d
     handler: transform
-    config: {output: "{{ secrets.A }} {{ payload.b[1] }}", mapping: {x: "a[0]"}, expression: "1 +", more: 1}
+    config: {output: "{{ secrets.A }} {{ payload.b[1 }}", mapping: {x: "a[0]"}, expression: "1 +", more: 1}
   - name: mail
     description: d
     handler: email.send
@@ -174,19 +174,19 @@ listeners:
     ("handler", "config"),
     [
         ("http.request", "{url: 'https://x.example', body: {'{{ payload.k }}': 1}}"),
-        ("http.request", "{url: '{{ payload.urls[0] }}'}"),
+        ("http.request", "{url: '{{ payload.urls[0 }}'}"),
         ("http.request", "{url: 'https://x.example', headers: {X: '{{ Payload.x }}'}}"),
         ("webhook.send", "{url: 'https://x.example/{{ payload.a or payload.b }}'}"),
         ("webhook.send", "{url: 'https://x.example', secret: '{{ secrets }}'}"),
         ("email.send", "{to: a@b.example, subject: '{{ payload.a | trim }}', text: t}"),
-        ("email.send", "{to: ['{{ payload.to[0] }}'], subject: s, text: t}"),
+        ("email.send", "{to: ['{{ payload.to[0 }}'], subject: s, text: t}"),
         ("email.send", "{to: a@b.example, subject: s, text: t, server: {host: '{{ secret.HOST }}'}}"),
-        ("flow.call", "{flow: '{{ payload.flows[0] }}'}"),
+        ("flow.call", "{flow: '{{ payload.flows[0 }}'}"),
         ("text.template", "{template: 'Hello {{ payload.name | upper }}'}"),
-        ("transform", "{output: {a: [{b: '{{ payload.a[0] }}'}]}}"),
-        ("key_value", "{operation: get, key: 'k {{ payload.ids[0] }}'}"),
-        ("key_value", "{operation: set, key: k, value: {a: '{{ payload.a + 1 }}'}}"),
-        ("key_value", "{operation: increment, key: k, by: '{{ payload.counts[0] }}'}"),
+        ("transform", "{output: {a: [{b: '{{ payload.a[0 }}'}]}}"),
+        ("key_value", "{operation: get, key: 'k {{ payload.ids[0 }}'}"),
+        ("key_value", "{operation: set, key: k, value: {a: '{{ payload.a + }}'}}"),
+        ("key_value", "{operation: increment, key: k, by: '{{ payload.counts[0 }}'}"),
     ],
 )
 def test_invalid_placeholders_are_reported_in_all_templated_members(handler: str, config: str) -> None:
@@ -266,7 +266,7 @@ ON_FAILURE: list[tuple[str, list[tuple[str, str]]]] = [
     ("{url: 'https://x.example', secret: 'whsec_short'}", [("error", "invalid_config")]),
     ("{email: 'a@'}", [("error", "invalid_config")]),
     ("{email: 'a@b.example', secret: '{{ secrets.A }}'}", [("warning", "unused_key")]),
-    ("{email: '{{ secrets.a[0] }}'}", [("error", "invalid_template")]),
+    ("{email: '{{ secrets.a[0 }}'}", [("error", "invalid_template")]),
     ("{url: 5}", [("error", "wrong_type")]),
     ("{url: 'x.example/{{ secrets.A }}'}", [("error", "invalid_config")]),
     ("{url: 'https://x.example', email: 'Ada <a@b.example>'}", []),

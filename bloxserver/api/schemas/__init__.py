@@ -23,6 +23,7 @@ from bloxserver.api.schemas.executions import (
     StepEvent,
     StepOutline,
 )
+from bloxserver.api.schemas.flow_vars import FlowVars, SetFlowVarsRequest
 from bloxserver.api.schemas.flows import CreateFlowRequest, Flow, FlowSummary, UpdateFlowRequest
 from bloxserver.api.schemas.health import Health, Liveness, Readiness, ServiceInfo
 from bloxserver.api.schemas.language_models import ChatCompletion, EmbeddingList, LanguageModelList
@@ -120,6 +121,7 @@ __all__ = [
     "FlowSummary",
     "FlowUsage",
     "FlowUsagePage",
+    "FlowVars",
     "FlowVersion",
     "FlowVersionSummary",
     "Health",
@@ -139,6 +141,7 @@ __all__ = [
     "Secret",
     "SeriesBucket",
     "ServiceInfo",
+    "SetFlowVarsRequest",
     "SetSecretRequest",
     "SigningSecret",
     "StartCheckoutRequest",

@@ -21,7 +21,7 @@ MAX_DEPTH = 100
 MAX_SHOWN = 64
 MAX_SUGGESTED = 32
 """The time of the search for a similar name grows with the square of its length."""
-MAX_LISTED = 5
+MAX_LISTED = 10
 MAX_PATTERN_STEPS = 10_000
 """The limit for the check of its regular expressions, if there is no other budget."""
 

@@ -71,7 +71,9 @@ async def fire_schedule(session: AsyncSession, due: DueSchedule, moment: datetim
         _count(session, "missed")
         return False
     try:
-        await accept_for_trigger(session, trigger, TriggerType.SCHEDULE, input_of_json(trigger.config.get("payload")))
+        facts = {"scheduledFor": due_at.isoformat()}
+        given = input_of_json(trigger.config.get("payload"))
+        await accept_for_trigger(session, trigger, TriggerType.SCHEDULE, given, facts=facts)
     except Forbidden as refusal:
         log.warning("scheduled run rejected", trigger_id=str(trigger.trigger_id), code=refusal.code)
         _count(session, "refused")

@@ -23,6 +23,7 @@ from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStepRecord,
     FlowRecord,
+    FlowVarsRecord,
     FlowVersionRecord,
     UserRecord,
     WorkerRecord,
@@ -58,6 +59,8 @@ CLAIMED_COLUMNS = (
     "resume_at",
     "picked_up_at",
     "retry_of",
+    "vars_id",
+    "trigger_context",
 )
 
 
@@ -99,6 +102,11 @@ class ClaimedExecution:
     """Time since it was due; None for an execution that a worker released or lost."""
     has_steps: bool
     """Whether it may have steps: it was claimed before, or continues those of the execution that it retries."""
+    retry_of: UUID | None = None
+    trigger_context: str | None = None
+    """What expressions can read of its trigger, as JSON."""
+    vars: str | None = None
+    """The variables of the flow at its acceptance, as JSON."""
     steps: Sequence[ExecutionStepRecord] = ()
     """Set by `with_steps`."""
     cpu: CpuTime = field(default_factory=CpuTime)
@@ -187,6 +195,7 @@ async def _with_details(
 ) -> list[ClaimedExecution]:
     flows = await _flows(session, {row.flow_id for row in rows})
     organisms = await _versions(session, {row.flow_version_id for row in rows if row.flow_version_id is not None})
+    vars = await _vars(session, {row.vars_id for row in rows if row.vars_id is not None})
     executions: list[ClaimedExecution] = []
     plans = {id_: get_plan(flow.tier or Tier.FREE, flow.limits) for id_, flow in flows.items()}
     periods = {id_: period_at(now(), flow.current_period_start, flow.current_period_end) for id_, flow in flows.items()}
@@ -218,6 +227,9 @@ async def _with_details(
                 is_new=(is_new := row.picked_up_at == moment),
                 waited=_waited(row, moment),
                 has_steps=not is_new or row.retry_of is not None,
+                retry_of=row.retry_of,
+                trigger_context=row.trigger_context,
+                vars=vars.get(row.vars_id),
             )
         )
     return executions
@@ -297,6 +309,13 @@ async def _versions(session: AsyncSession, version_ids: Collection[UUID]) -> dic
         sa.select(FlowVersionRecord.id, FlowVersionRecord.organism_yaml).where(FlowVersionRecord.id.in_(version_ids))
     )
     return {row.id: row.organism_yaml for row in rows}
+
+
+async def _vars(session: AsyncSession, ids: Collection[UUID]) -> dict[UUID | None, str]:
+    if not ids:
+        return {}
+    rows = await session.execute(sa.select(FlowVarsRecord.id, FlowVarsRecord.values).where(FlowVarsRecord.id.in_(ids)))
+    return {row.id: row.values for row in rows}
 
 
 async def release_orphaned_claims(session: AsyncSession, worker_id: str, known: Collection[LeaseKey]) -> int:

@@ -37,10 +37,11 @@ from bloxserver.engine.queue.values import CalledResult, LeaseLost
 from bloxserver.engine.run.blocks import checked_answer, rendered_config, validated_config, validated_payload
 from bloxserver.engine.run.large_messages import needs_process, redact_large, run_large
 from bloxserver.engine.run.messages import NO_TOKENS, Message, Step, Tokens
+from bloxserver.engine.run.names import ExecutionNames
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.observability import metrics, tracing
 from bloxserver.organism.model import Listener
-from bloxserver.raw_json import RawJson, Value, plain, value_of_text
+from bloxserver.raw_json import RawJson, Value, object_of, plain, value_of_text
 from bloxserver.redaction import redact
 
 log = structlog.stdlib.get_logger("bloxserver.engine")
@@ -68,6 +69,10 @@ class ExecutionContext(Protocol):
     @property
     def memory(self) -> MemoryBudget:
         """The memory of the execution's values."""
+
+    @property
+    def names(self) -> ExecutionNames:
+        """The values of the names in expressions."""
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         """The context of one attempt. Interrupted tries do not count in `attempt`, so that a repetition is the same."""
@@ -218,18 +223,19 @@ async def _call(
     attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, secrets: Mapping[str, str]
 ) -> Step:
     listener, message = attempt.listener, attempt.message
-    if needs_process(listener, message.payload, context.input):
+    names = context.names.of(listener)
+    if needs_process(listener, message.payload, context.input, *names.values()):
         return await _call_in_process(attempt, context, secrets)
     # Only agents get large values here. They do not use the input of the execution.
     payload = message.payload
     if isinstance(payload, RawJson):
         payload = await prompt_of(payload, context.isolated)
-    execution_input = None if isinstance(context.input, RawJson) else context.input
     agent = AgentContext(context.models(message), listener.tools, conversation)
     block_context = context.context(message, attempt.counted_number, agent)
+    block_context.names = cast(Mapping[str, JsonValue], names)
     try:
         with closing(block_context.memory):
-            config = rendered_config(listener, payload, execution_input, secrets, block_context.budget)
+            config = rendered_config(listener, payload, block_context, secrets)
             validated = validated_payload(listener, payload)
             result = await listener.block.handler(validated, config, block_context)
     except CostLimitExceeded:
@@ -258,9 +264,8 @@ async def _step_in_process(
     attempt: Attempt, context: ExecutionContext, block_context: BlockContext, secrets: Mapping[str, str]
 ) -> Step:
     listener, message = attempt.listener, attempt.message
-    answer, described = await run_large(
-        context.isolated, listener, message.payload, block_context, context.input, secrets
-    )
+    values = message.payload, context.input, object_of(context.names.of(listener))
+    answer, described = await run_large(context.isolated, listener, values, block_context, secrets)
     if "only_config" in described:
         config = validated_config(listener, cast(dict[str, JsonValue], plain(answer)))
         result = await listener.block.handler(validated_payload(listener, None), config, block_context)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from bloxserver.blocks import templates
-from bloxserver.blocks.base import BlockConfig, BlockError
-from bloxserver.blocks.cel.values import Budget
+from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.json_values import MAX_ANSWER_BYTES
+from bloxserver.blocks.names import SECRETS
 from bloxserver.organism.model import Listener
 from bloxserver.raw_json import RawJson, Value, is_large
 from bloxserver.storable import json_text
@@ -44,24 +44,24 @@ def checked_answer(answer: Value) -> Value:
 
 
 def rendered_config(
-    listener: Listener, payload: JsonValue, execution_input: JsonValue, secrets: Mapping[str, str], budget: Budget
+    listener: Listener, payload: JsonValue, context: BlockContext, secrets: Mapping[str, str]
 ) -> BlockConfig:
     """The config with its placeholders replaced. Raises `BlockError` and `CostLimitExceeded`."""
     if not listener.templates:
         return listener.config
-    return validated_config(listener, filled_config(listener, payload, execution_input, secrets, budget))
+    return validated_config(listener, filled_config(listener, payload, context, secrets))
 
 
 def filled_config(
-    listener: Listener, payload: JsonValue, execution_input: JsonValue, secrets: Mapping[str, str], budget: Budget
+    listener: Listener, payload: JsonValue, context: BlockContext, secrets: Mapping[str, str]
 ) -> dict[str, JsonValue]:
     """The config as written, with its placeholders replaced in one pass: inserted text is not rendered again.
 
     Raises `BlockError` and `CostLimitExceeded`.
     """
-    scope: dict[str, JsonValue] = {"payload": payload, "input": execution_input, "secrets": dict(secrets)}
+    scope: dict[str, JsonValue] = {**context.scope(payload), SECRETS: dict(secrets)}
     return {
-        name: templates.render(value, scope, budget) if name in listener.templates else value
+        name: templates.render(value, scope, context.budget) if name in listener.templates else value
         for name, value in listener.given_config.items()
     }
 

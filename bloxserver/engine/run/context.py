@@ -22,9 +22,11 @@ from bloxserver.engine.emails import EmailCounter
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
+from bloxserver.engine.run.facts import facts_of
 from bloxserver.engine.run.flow_calls import CallingExecution, FlowCalls
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.messages import Message
+from bloxserver.engine.run.names import ExecutionNames
 from bloxserver.engine.run.turns import Turns
 from bloxserver.errors import BloxError
 from bloxserver.llm.budgets import Budget, ExecutionBudget
@@ -51,6 +53,8 @@ class SharedClients:
     cipher: SecretCipher | None
     shares: OutgoingShares
     memory: UserMemory
+    public_url: str
+    """The base URL of the API."""
     turns: Turns = field(default_factory=Turns)
 
     @classmethod
@@ -62,6 +66,7 @@ class SharedClients:
             cipher=get_cipher(settings),
             shares=OutgoingShares(),
             memory=UserMemory(),
+            public_url=settings.public_url,
         )
 
     async def aclose(self) -> None:
@@ -87,6 +92,7 @@ class ClaimedExecutionContext:
         self.isolated = IsolatedTasks(execution.user_id, execution.plan, execution.cpu)
         self.memory = memory
         self._budgets = self._budgets_of(limits)
+        self.names = ExecutionNames(facts_of(execution, clients.public_url))
         self._share = clients.shares.of(execution.user_id, execution.plan)
 
     def models(self, message: Message) -> LanguageModels:

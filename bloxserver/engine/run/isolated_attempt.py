@@ -13,6 +13,7 @@ from pydantic import BaseModel, JsonValue
 from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Wait
 from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded
 from bloxserver.blocks.expressions import holds
+from bloxserver.blocks.names import CONDITION_NAMES
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.run.blocks import checked_answer, filled_config, rendered_config, validated_payload
 from bloxserver.engine.run.effects import EffectNeeded, EffectResult, RecordedEffects
@@ -22,7 +23,6 @@ from bloxserver.isolation.limits import TaskLimits
 from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.organism.compiled import load_listener
 from bloxserver.organism.model import Listener
-from bloxserver.organism.peers import NAMES
 from bloxserver.raw_json import Value, plain, text_of_value
 from bloxserver.redaction import redact
 from bloxserver.storable import json_text
@@ -38,12 +38,14 @@ class DirectCalls:
 
 
 def run_attempt(request: bytes) -> bytes:
-    """Run a block. The parts of the request are a header, the payload, the input, and the contents of effects."""
-    header, payload, execution_input, *contents = split_parts(request)
+    """Run a block. The parts of the request are a header, the payload, the input, an object of the other names in
+    expressions, and the contents of effects.
+    """
+    header, payload, execution_input, names, *contents = split_parts(request)
     given = json.loads(header)
     secrets: dict[str, str] = given["secrets"]
     try:
-        answer, described = _run(given, json.loads(payload), json.loads(execution_input), contents)
+        answer, described = _run(given, json.loads(payload), json.loads(execution_input), json.loads(names), contents)
     except EffectNeeded as needed:
         return _response({"effect": needed.effect.kind, "arguments": needed.effect.arguments}, needed.effect.content)
     except CostLimitExceeded:
@@ -58,12 +60,13 @@ def run_attempt(request: bytes) -> bytes:
 
 
 def _run(
-    given: dict[str, Any], payload: JsonValue, execution_input: JsonValue, contents: list[bytes]
+    given: dict[str, Any],
+    payload: JsonValue,
+    execution_input: JsonValue,
+    names: dict[str, JsonValue],
+    contents: list[bytes],
 ) -> tuple[Value, dict[str, Any]]:
     listener = load_listener(given["listener"], get_registry())
-    budget = Budget(MAX_ISOLATED_STEPS, isolated=True)
-    if given["only_config"]:
-        return filled_config(listener, payload, execution_input, given["secrets"], budget), {"only_config": True}
     results = [
         EffectResult(**result, content=content) for result, content in zip(given["results"], contents, strict=True)
     ]
@@ -78,10 +81,13 @@ def _run(
         mail=clients,
         isolated=DirectCalls(),
         input=execution_input,
+        names=names,
         depth=given["depth"],
-        budget=budget,
+        budget=Budget(MAX_ISOLATED_STEPS, isolated=True),
     )
-    config = rendered_config(listener, payload, execution_input, given["secrets"], budget)
+    if given["only_config"]:
+        return filled_config(listener, payload, context, given["secrets"]), {"only_config": True}
+    config = rendered_config(listener, payload, context, given["secrets"])
     match asyncio.run(_handled(listener, validated_payload(listener, payload), config, context)):
         case Wait(until, answer):
             return answer, {"until": until.isoformat()}
@@ -106,7 +112,7 @@ def evaluate_conditions(request: bytes) -> bytes:
     results: list[Any] = []
     for text in given["conditions"]:
         try:
-            results.append(holds(text, scope, budget, NAMES[given["on"]]))
+            results.append(holds(text, scope, budget, CONDITION_NAMES[given["on"]]))
         except CostLimitExceeded:
             results.append(TOO_COSTLY)
         except BlockError as error:

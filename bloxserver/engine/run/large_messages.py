@@ -44,12 +44,14 @@ def config_size(listener: Listener) -> int:
 async def run_large(
     isolated: IsolatedTasks,
     listener: Listener,
-    payload: Value,
+    values: Sequence[Value],
     context: BlockContext,
-    execution_input: Value,
     secrets: Mapping[str, str],
 ) -> tuple[Value, dict[str, Any]]:
-    """Run a block in another process. Return its redacted answer, and what else it decided. Raises `BlockError`."""
+    """Run a block in another process. Return its redacted answer, and what else it decided. Raises `BlockError`.
+
+    `values` are the message, the input of the execution, and an object of the other names in expressions.
+    """
     header: dict[str, Any] = {
         "listener": compiled_listener(listener),
         "secrets": dict(secrets),
@@ -63,8 +65,8 @@ async def run_large(
     contents: list[bytes] = []
 
     def request() -> bytes:
-        values = (text_of_value(value).encode() for value in (payload, execution_input))
-        return join_parts([json.dumps(header).encode(), *values, *contents])
+        texts = (text_of_value(value).encode() for value in values)
+        return join_parts([json.dumps(header).encode(), *texts, *contents])
 
     for _ in range(MAX_EFFECTS):
         written, content = split_parts(await isolated.run("attempt.run", request))

@@ -281,6 +281,8 @@ class Pump:
 
     async def _route(self, step: Step) -> list[Message]:
         listener = self._organism.listener(step.message.listener)
+        if step.status is StepStatus.SUCCESS:
+            self._context.names.keep(step, self._organism)
         messages = [Message(name, payload, step.id) for name, payload in await route(listener, step, self._context)]
         if not messages:
             self._leaves.append(step)

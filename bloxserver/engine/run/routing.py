@@ -10,8 +10,10 @@ from pydantic import JsonValue
 from bloxserver.blocks.base import STOPPING, BlockError, IsolatedTasks
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
 from bloxserver.blocks.expressions import holds
+from bloxserver.blocks.names import CONDITION_NAMES
 from bloxserver.engine.run.large_messages import evaluate_large
 from bloxserver.engine.run.messages import Step
+from bloxserver.engine.run.names import ExecutionNames
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.model import Listener, Peer
 from bloxserver.raw_json import RawJson, Value, object_of, plain
@@ -28,6 +30,10 @@ class RoutingContext(Protocol):
     def isolated(self) -> IsolatedTasks:
         """Runs what is too large for the event loop."""
 
+    @property
+    def names(self) -> ExecutionNames:
+        """The values of the other names."""
+
     async def turn(self) -> None:
         """Wait until the owner's next condition may be evaluated on the event loop."""
 
@@ -39,7 +45,7 @@ class RoutingError(Exception):
 async def route(listener: Listener, step: Step, context: RoutingContext) -> list[tuple[str, Value]]:
     """The listeners that receive the result of a step which has ended, with their messages. Raises `RoutingError`."""
     if step.status is StepStatus.SUCCESS:
-        scope: dict[str, Value] = {"payload": step.output, "input": context.input}
+        scope: dict[str, Value] = {"payload": step.output}
         peers = [peer for peer in listener.peers if peer.on == "answer"]
         if step.routed_to is not None:
             peers = [peer for peer in peers if peer.to in step.routed_to]
@@ -52,7 +58,7 @@ async def route(listener: Listener, step: Step, context: RoutingContext) -> list
         "message": step.error,
         "attempt": step.attempt,
     }
-    scope = {"payload": step.message.payload, "input": context.input, "error": error}
+    scope = {"payload": step.message.payload, "error": error}
     report = object_of({"error": error, "input": step.message.payload})
     peers = [peer for peer in listener.peers if peer.on == "error"]
     handlers = [(peer.to, report) for peer in await _chosen(listener, peers, scope, context)]
@@ -75,7 +81,8 @@ async def _chosen(
     conditional = [peer for peer in peers if peer.when is not None]
     if not conditional:
         return [*peers]
-    holding = await _holding(listener, conditional, scope, context)
+    names = {**scope, "input": context.input, **context.names.of(listener)}
+    holding = await _holding(listener, conditional, names, context)
     return [peer for peer in peers if peer.when is None or peer in holding]
 
 
@@ -101,11 +108,11 @@ async def _holding(
 
 def _holding_here(listener: Listener, peers: Sequence[Peer], scope: dict[str, JsonValue]) -> list[Peer]:
     """Raises `CostLimitExceeded` if the conditions together exceed the budget of the event loop."""
-    budget = Budget(MAX_STEPS)
+    budget, names = Budget(MAX_STEPS), CONDITION_NAMES[peers[0].on]
     holding: list[Peer] = []
     for peer in peers:
         try:
-            if peer.when is not None and holds(peer.when, scope, budget, frozenset(scope)):
+            if peer.when is not None and holds(peer.when, scope, budget, names):
                 holding.append(peer)
         except BlockError as error:
             raise _not_evaluated(listener, peer, error) from None

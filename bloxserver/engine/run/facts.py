@@ -1,0 +1,41 @@
+"""The facts of an execution that expressions can read: `trigger`, `execution` and `vars`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bloxserver.engine.queue.claims import ClaimedExecution
+from bloxserver.raw_json import Value, value_of_text
+
+TRIGGER_MEMBERS = ("name", "method", "headers", "query", "contentType", "scheduledFor")
+
+
+def facts_of(execution: ClaimedExecution, public_url: str) -> Mapping[str, Callable[[], Value]]:
+    """The facts by name, as functions: few definitions use them."""
+    return {
+        "trigger": lambda: _trigger(execution),
+        "execution": lambda: _execution(execution, public_url),
+        "vars": lambda: value_of_text(execution.vars or "{}"),
+    }
+
+
+def _trigger(execution: ClaimedExecution) -> Value:
+    """What does not apply to the type of the trigger is null."""
+    stored: dict[str, Any] = json.loads(execution.trigger_context or "{}")
+    facts = {name: stored.get(name) for name in TRIGGER_MEMBERS}
+    return {"type": execution.trigger_type.value, "firedAt": _text(execution.started_at)} | facts
+
+
+def _execution(execution: ClaimedExecution, public_url: str) -> Value:
+    return {
+        "id": str(execution.id),
+        "url": f"{public_url}/api/v1/flows/{execution.flow_id}/executions/{execution.id}",
+        "startedAt": _text(execution.started_at),
+        "retryOf": None if execution.retry_of is None else str(execution.retry_of),
+    }
+
+
+def _text(moment: Any) -> str:
+    return str(moment.isoformat().replace("+00:00", "Z"))
