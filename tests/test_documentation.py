@@ -18,6 +18,7 @@ from bloxserver.blocks.calculate import CALCULATIONS
 from bloxserver.blocks.cel.functions import FUNCTIONS
 from bloxserver.blocks.expressions import compile_expression
 from bloxserver.blocks.registry import BlockRegistry, get_registry
+from bloxserver.engine.run.facts import TRIGGER_MEMBERS
 from bloxserver.organism import listeners, parse, peers, sections
 from bloxserver.organism.parse import check
 from bloxserver.settings import Settings
@@ -156,7 +157,7 @@ class TestDocuments:
         manifests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("deploy/kubernetes/*.yaml"))
         schemas = app.openapi()["components"]["schemas"].values()
         members = {name for schema in schemas for name in schema.get("properties", {})}
-        known = members | set(FUNCTIONS) | set(re.findall(r"(\w+):", manifests))
+        known = members | set(FUNCTIONS) | {*TRIGGER_MEMBERS, "firedAt"} | set(re.findall(r"(\w+):", manifests))
         words = words_of_code(document.read_text(encoding="utf-8"))
         named = {word for word in words if re.fullmatch("[a-z]+([A-Z][a-z]+)+", word)}
         assert named - known == set()
@@ -230,7 +231,7 @@ class TestOrganisms:
         assert set(CALCULATIONS) - set(FUNCTIONS) - words_of_code(read("docs/blocks.md")) == set()
 
     def test_documented_expressions_compile(self) -> None:
-        table = read("docs/organisms.md").partition("\n## Expressions\n")[2].partition("\n| for |")[0]
+        table = read("docs/organisms.md").partition("\n### Operators and functions\n")[2].partition("\n| for |")[0]
         shown = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
         assert len(shown) >= 5
         for text in shown:

@@ -188,7 +188,7 @@ class TestOtherMembers:
 @asynccontextmanager
 async def waiting_tasks(tenant: Hashable) -> AsyncIterator[None]:
     """As many tasks of this tenant as may wait, behind an endless one."""
-    endless = json.dumps({"code": "while True: pass", "payload": None, "timeout_seconds": 30, "memory_mb": 64}).encode()
+    endless = json.dumps({"code": "while True: pass", "values": {}, "timeout_seconds": 30, "memory_mb": 64}).encode()
     tasks = [asyncio.ensure_future(isolated("python.run", endless, tenant=tenant, share=1))]
     await asyncio.sleep(0)
     await isolated("organism.check", b"", tenant="other")  # begins after the endless one

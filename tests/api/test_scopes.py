@@ -50,6 +50,7 @@ WRITE = {
     "updateTrigger",
     "deleteTrigger",
     "regenerateTriggerToken",
+    "setFlowVars",
     "restoreFlowVersion",
 }
 LLM = {"createChatCompletion", "createEmbeddings", "listLanguageModels"}

@@ -11,7 +11,7 @@ from bloxserver.blocks.python_snippets import find_problem, run_snippet
 
 
 def run(code: str, payload: object = None) -> Any:
-    request = {"code": code, "payload": payload, "timeout_seconds": 5, "memory_mb": 16}
+    request = {"code": code, "values": {"payload": payload}, "timeout_seconds": 5, "memory_mb": 16}
     return json.loads(run_snippet(json.dumps(request).encode()))
 
 

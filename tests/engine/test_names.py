@@ -151,9 +151,7 @@ async def _without_vars(client: httpx.AsyncClient, path: str) -> httpx.AsyncClie
     return client
 
 
-@pytest.mark.parametrize(
-    "body", [{}, {"vars": []}, {"vars": {"a b": 1}}, {"vars": {"1": 1}}, {"vars": {"a": "\0"}}]
-)
+@pytest.mark.parametrize("body", [{}, {"vars": []}, {"vars": {"a b": 1}}, {"vars": {"1": 1}}, {"vars": {"a": "\0"}}])
 async def test_invalid_variables_are_rejected(live_client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     path = await started_flow(
         live_client, "organism: {name: v}\nlisteners: [{name: a, description: d, handler: echo}]\n"

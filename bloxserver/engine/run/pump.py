@@ -6,7 +6,7 @@ It does not use the database: steps that have ended are passed to `save`, and a 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -34,6 +34,7 @@ from bloxserver.engine.run.messages import (
     output_of,
     wake_time,
 )
+from bloxserver.engine.run.open_calls import OpenCalls
 from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.engine.run.wake_timer import WakeTimer
 from bloxserver.models.enums import StepStatus
@@ -92,15 +93,8 @@ class Pump:
         self._attempts: dict[UUID, Attempt] = {}
         """The newest attempt of each step."""
         self._waiting: dict[str, Step] = {}
-        self._asked: dict[str, asyncio.Future[Step]] = {}
-        """Tool calls that agents wait for, by the message's key."""
-        self._calls: dict[str, Message] = {}
-        """The messages of the tool calls, by the same keys."""
+        self._calls = OpenCalls()
         self._cancelled: list[asyncio.Task[None]] = []
-        self._answered: dict[str, Step] = {}
-        """Calls that were answered in this run: another attempt at the agent's message makes the same calls."""
-        self._blocked: Counter[UUID] = Counter()
-        """How many calls an agent's step waits for."""
         self._unsaved: dict[UUID, Step] = {}
         """Steps that have started and are not saved."""
         self._leaves: list[Step] = []
@@ -206,7 +200,7 @@ class Pump:
 
     def _is_idle(self) -> bool:
         """Whether all running steps are agents that wait for calls."""
-        return not self._ready and all(self._blocked[step_id] > 0 for step_id in self._running)
+        return not self._ready and all(map(self._calls.is_waiting, self._running))
 
     async def _suspend(self, until: datetime) -> Outcome:
         outcome = Suspended(until, tuple(called_by(self._waiting.values())))
@@ -249,7 +243,8 @@ class Pump:
         if ended or abandoned or begun or outcome:
             await self._store([*ended, *abandoned, *begun], outcome)
         if outcome is None:
-            self._answer(answers)
+            for step in answers:
+                self._calls.answer(step)
             self._send(first)
             for batch in later:
                 if begun := self._new(batch):
@@ -264,9 +259,8 @@ class Pump:
     def _abandon_calls(self, agent: UUID) -> list[Step]:
         """Cancel the open calls of an agent's step that has ended."""
         abandoned: list[Step] = []
-        for key in [key for key in self._asked if key.startswith(f"{agent}:")]:
-            del self._asked[key]
-            message = self._calls.pop(key)
+        for message in self._calls.take(agent):
+            key = message.key
             if task := self._running.pop(message.id, None):
                 task.cancel()
                 self._cancelled.append(task)
@@ -304,16 +298,6 @@ class Pump:
         name = self._organism.listener(message.listener).block.name
         return Step(message, name, StepStatus.RUNNING, now())
 
-    def _answer(self, steps: Iterable[Step]) -> None:
-        """Give the answers of called listeners to the agents that called them."""
-        for step in steps:
-            self._answered[step.message.key] = step
-            self._calls.pop(step.message.key, None)
-            future = self._asked.pop(step.message.key, None)
-            if future is not None and step.message.parent_id is not None and not future.done():
-                self._blocked[step.message.parent_id] -= 1
-                future.set_result(step)
-
     def _send(self, messages: Iterable[Message]) -> None:
         """Start to handle messages, each from its saved step if it has one."""
         for message in messages:
@@ -324,8 +308,7 @@ class Pump:
                     self._unsaved[message.id] = begun
                 self._start(begun)
             elif saved.status is StepStatus.RUNNING:
-                if message.key in self._calls:
-                    self._calls[message.key] = saved.message
+                self._calls.continue_with(saved.message)
                 self._start(saved)
             else:
                 self._enqueue(self._resolve(saved, self._called) if saved.status is StepStatus.CALLING else saved)
@@ -349,7 +332,7 @@ class Pump:
             self._ready.append(step)
             return
         attempt = self._attempts[message.id] = self._attempt(step)
-        self._blocked[message.id] = 0  # calls of an earlier attempt no longer count
+        self._calls.restart(message.id)
         conversation = StoredConversation(self, attempt, step)
         self._running[message.id] = asyncio.create_task(self._work(attempt, conversation), name=message.listener)
 
@@ -364,15 +347,12 @@ class Pump:
     async def call(self, agent: Message, listener: str, payload: Value, call: str) -> Step:
         """Have a listener handle an agent's call; returns the step once it has ended."""
         message = Message(listener, payload, agent.id, call)
-        if (answered := self._answered.get(message.key)) is not None:
+        if (answered := self._calls.answered(message)) is not None:
             return answered
-        is_new = message.key not in self._asked
+        is_new = not self._calls.is_open(message)
         if is_new:
             self._failure = self._failure or self._count([message])
-            self._calls[message.key] = message
-        future: asyncio.Future[Step] = asyncio.get_running_loop().create_future()
-        self._asked[message.key] = future
-        self._blocked[agent.id] += 1
+        future = self._calls.open(message)
         if is_new and self._failure is None:
             self._send([message])
         self._inbox.put_nowait(None)  # wakes the pump: the agent waits now, and perhaps nothing else runs

@@ -40,7 +40,7 @@ async def test_function_that_fails_unexpectedly_is_an_internal_error() -> None:
 
 async def test_cpu_time_of_a_task_that_was_ended_is_added_with_that_of_its_processes() -> None:
     tasks = IsolatedTasks(uuid4(), PLANS["free"])
-    request = {"code": "while True:\n    pass", "payload": None, "timeout_seconds": 30, "memory_mb": 64}
+    request = {"code": "while True:\n    pass", "values": {}, "timeout_seconds": 30, "memory_mb": 64}
     with pytest.raises(BlockError) as error:
         await tasks.run("python.run", json.dumps(request).encode(), TaskLimits(seconds=1))
     assert error.value.code == "time_limit_exceeded"
