@@ -15,11 +15,13 @@ from benchmarks.installation import BenchmarkEnvironment
 from benchmarks.results import Result
 from benchmarks.sizes import Sizes
 from bloxserver.blocks.base import BlockError
-from bloxserver.blocks.cel.functions import FUNCTIONS, Function
+from bloxserver.blocks.cel.function import Function
+from bloxserver.blocks.cel.functions import FUNCTIONS
+from bloxserver.blocks.cel.list_functions import KEYED
 from bloxserver.blocks.cel.syntax import MAX_CHARACTERS, PRECEDENCES, parse
-from bloxserver.blocks.cel.values import MAX_STEPS, NANOSECONDS_PER_STEP, Budget, CostLimitExceeded
+from bloxserver.blocks.cel.values import MAX_STEPS, NANOSECONDS_PER_STEP, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import compile_expression
-from tests.blocks.random_expressions import PAYLOAD, Generator, compiled
+from tests.blocks.random_expressions import MOMENT, PAYLOAD, Generator, compiled
 from tests.blocks.test_expression_limits import DEEPEST, HOSTILE
 
 REPETITIONS = 3
@@ -68,8 +70,13 @@ def _cases(size: int) -> Iterator[Case]:
                 yield name, f"payload.text.{name}(payload.part) == 1", {"text": text, "part": part}
         for part in ("", *parts):
             yield "replace", "payload.text.replace(payload.part, 'é') == ''", {"text": text, "part": part}
-        for name in ("lowerAscii", "upperAscii", "trim", "reverse", "int", "timestamp", "duration"):
+        for name in ("lowerAscii", "upperAscii", "lower", "upper", "trim", "reverse", "int", "timestamp", "duration"):
             yield name, f"payload.{name}() == 1", text
+        for name in ("number", "parse_time", "url_encode", "base64_encode", "base64_decode", "json_format", "sha256"):
+            yield name, f"payload.{name}() == 1", text
+        yield "url_decode", "payload.url_decode() == ''", text.replace("a", "%")
+        yield "json_parse", "payload.json_parse() == 1", f'["{text}"]'
+        yield "hmac", "hmac('sha512', payload, payload) == ''", text
         yield "matches", "payload.matches('(?:a|b)*a(?:a|b){12}c')", text[:65_536]
         for operator in ("+", "==", "<"):
             yield operator, f"(payload + 'x') {operator} (payload + 'y') == ''", text
@@ -77,6 +84,8 @@ def _cases(size: int) -> Iterator[Case]:
         yield "sort", "[payload + 'b', payload + 'a', payload + 'c'].sort() == []", text
         yield "join", "[payload, payload].join(payload) == ''", text
         yield "a copy", "payload + ''", text
+    for part in ("[],", '{"a":1},', "1.5e3,", '"\\u00e9",'):
+        yield "json_parse", "payload.json_parse() == 1", "[" + part * (size // len(part)) + "1]"
     yield from _list_cases(size // 8)
 
 
@@ -106,6 +115,9 @@ def _list_cases(length: int) -> Iterator[Case]:
             arguments = ", ".join(_argument(kinds) for kinds in function.takes)
             yield name, f"payload.exists(x, {name}({arguments}) == 'none')", few
             yield f"{name} of another kind", f"payload.exists(x, {_call_of(name, function)} == 'none')", few
+        for name in KEYED:
+            yield name, f"payload.{name}(x, x) == 1", payload
+        yield "json_format", "json_format(payload) == ''", payload
         for name in ("all", "exists", "exists_one", "map", "filter"):
             yield name, f"payload.map(x, [x, x].{name}(y, y == x)) == 1", few
         for body in ("x.a", "x[0]", "[x]", "{'a': x}", "has(x.a)", "!x", "-x", "x ? 1 : 2", "x && x", "1e308 % 1e-300"):
@@ -131,7 +143,7 @@ def _call_of(name: str, function: Function) -> str:
 def _nanoseconds_per_step(text: str, payload: JsonValue) -> float | None:
     """Return the shortest time of several evaluations; None if the evaluation has too few steps."""
     evaluate = compile_expression(text).evaluate
-    budgets = [Budget(UNLIMITED) for _ in range(REPETITIONS)]
+    budgets = [Budget(UNLIMITED, invocation=Invocation(MOMENT, "key")) for _ in range(REPETITIONS)]
     seconds = min(_seconds(partial(_evaluate, evaluate, payload, budget)) for budget in budgets)
     steps = UNLIMITED - budgets[-1].left
     return seconds * 1e9 / steps if steps >= MIN_STEPS else None

@@ -22,7 +22,8 @@ from pydantic_core import CoreSchema
 
 from bloxserver.blocks.base import CHECKED, Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.cel import type_check
-from bloxserver.blocks.cel.functions import FUNCTIONS, NUMBER, Function
+from bloxserver.blocks.cel.function import NUMBER, Function
+from bloxserver.blocks.cel.functions import FUNCTIONS
 from bloxserver.blocks.cel.syntax import KEYWORDS, NAME
 from bloxserver.blocks.cel.values import EvaluationError, Run, bounded, power
 from bloxserver.blocks.expressions import Language, compile_expression, evaluate

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, JsonValue, ValidationInfo
 
 from bloxserver.blocks.base import CHECKED, BlockError
 from bloxserver.blocks.cel import type_check
-from bloxserver.blocks.cel.functions import FUNCTIONS, Function
+from bloxserver.blocks.cel.function import Function
+from bloxserver.blocks.cel.functions import FUNCTIONS
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.syntax import MAX_CHARACTERS, parse
 from bloxserver.blocks.cel.values import Budget, EvaluationError, Run, to_json_value

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.calculate import CALCULATION, CALCULATIONS
-from bloxserver.blocks.cel.functions import FUNCTIONS, Function
+from bloxserver.blocks.cel.function import Function
+from bloxserver.blocks.cel.functions import FUNCTIONS
 from bloxserver.blocks.cel.syntax import MACROS, PRECEDENCES
-from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import CEL, Expression, compile_expression
 
 NUMBERS = (
@@ -21,6 +23,8 @@ NUMBERS = (
 TEXTS = (
     *("''", "'a'", "'ab'", "'aaaaab'", "'é'", "'😀'", "' x '", "'\\n'", "'1'", "'1e400'", "'-0x1'", "'nan'", "'true'"),
     *("'2024-02-29T12:00:00Z'", "'0000-00-00T00:00:00Z'", "'9999-12-31T23:59:59-23:59'", "'1h30m'", "'-99999999h'"),
+    *("'2026-01-31'", "'Sat, 31 Jan 2026 12:00:00 GMT'", "'Europe/Berlin'", "'days'", "'%Y %V'", "'%41'", "'aMO8'"),
+    *("'[1, {}]'", "'base64'", "'sha1'"),
     *(
         "'(a|b)*'",
         "'a{1000}'",
@@ -52,6 +56,7 @@ PAYLOAD: dict[str, JsonValue] = {
     "none": None,
     "empty": [],
 }
+MOMENT = datetime(2024, 2, 29, tzinfo=UTC)
 OPERATORS = tuple(PRECEDENCES)
 MAX_DEPTH = 5
 
@@ -96,7 +101,7 @@ class Generator:
         count = len(function.takes) - self._random.randint(0, function.optional)
         count += self._random.randint(0, 3) if function.repeats else 0
         arguments = [self._argument(function.takes[min(i, len(function.takes) - 1)], depth) for i in range(count)]
-        if self._random.random() < 0.5 and not name.startswith("math."):
+        if arguments and self._random.random() < 0.5 and not name.startswith("math."):
             return f"({arguments[0]}).{name}({', '.join(arguments[1:])})"
         return f"{name}({', '.join(arguments)})"
 
@@ -156,7 +161,7 @@ def outcome(text: str, is_calculation: bool) -> str:
     except ValueError:
         return "invalid"
     try:
-        expression.evaluate({"payload": PAYLOAD}, Budget(MAX_STEPS))
+        expression.evaluate({"payload": PAYLOAD}, Budget(MAX_STEPS, invocation=Invocation(MOMENT, "key")))
     except CostLimitExceeded:
         return "too costly"
     except BlockError as error:

@@ -51,6 +51,21 @@ FAILING = [
     ("9223372036854775807 + 1", "64 bits"),
     ("getHours(payload.size())", "getHours"),
     ("split(payload.a, 3)", "split"),
+    ("default(1 / 0, payload.a)", "division by zero"),
+    ("default(payload.a, 1 / 0)", "division by zero"),
+    ("default(size(payload), 3) + 'x'", r"\+ cannot be used with a number and a text"),
+    ("size(payload).group_by(x, x)", "group_by needs a list or an object"),
+    ("payload.sort_by(x, x.a).name", ".name needs an object"),
+    ("payload.group_by(x, x.a) + [1]", r"\+ cannot be used"),
+    ("upper(payload) + 1", r"\+ cannot be used with a text and a number"),
+    ("parse_time(payload.a, 'Europe/Berln')", "is not a time zone"),
+    ("format_time(payload.a, '%Q')", "does not know '%Q'"),
+    ("format_time(now(), '%Y', 'Nowhere')", "is not a time zone"),
+    ("now().getHours('Nowhere')", "is not a time zone"),
+    ("add_time(payload.a, 1, 'eon')", "does not know 'eon'"),
+    ("hmac('md5', payload.key, payload.text)", "is not an algorithm"),
+    ("now() > 3", "> cannot be used"),
+    ("json_parse('{')", "json_parse cannot read the text"),
 ]
 VALID = [
     "payload",
@@ -83,6 +98,15 @@ VALID = [
     "{'a': payload}.a",
     "-payload.a",
     "dyn(1) > 0",
+    "default([1][5], payload.a)",
+    "default({'a': 1}.b, 2) + 1",
+    "default(payload.a, '') + 'x'",
+    "default(null, 'a') + 'x'",
+    "payload.group_by(x, x.a).b",
+    "payload.sort_by(x, x.a)[0].b",
+    "hmac(payload.algorithm, payload.key, payload.text)",
+    "now() - duration('1h') > parse_time(payload.a, payload.zone)",
+    "uuid() + payload.a",
 ]
 
 

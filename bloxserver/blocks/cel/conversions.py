@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from math import floor, trunc
 from typing import Any
@@ -45,7 +44,7 @@ def to_int(run: Run, value: Any) -> int:
     if isinstance(value, datetime):
         seconds: int = floor(value.timestamp())
         return seconds
-    number = _parsed("int", value) if isinstance(value, str) else value
+    number = parsed_number("int", value) if isinstance(value, str) else value
     if isinstance(value, str) and isinstance(number, float):
         raise EvaluationError(f"int cannot convert {value!r}, which is not an integer")
     whole: int = in_range(lambda: trunc(number), "an integer exceeds 64 bits")
@@ -55,14 +54,14 @@ def to_int(run: Run, value: Any) -> int:
 
 
 def to_double(run: Run, value: Any) -> float:
-    number = _parsed("double", value) if isinstance(value, str) else value
+    number = parsed_number("double", value) if isinstance(value, str) else value
     try:
         return float(bounded(float(number), run))
     except OverflowError:
         raise EvaluationError("a number is too large") from None
 
 
-def _parsed(name: str, text: str) -> int | float:
+def parsed_number(name: str, text: str) -> int | float:
     if len(text) > MAX_CHARACTERS or not NUMBER.fullmatch(text):
         raise EvaluationError(f"{name} cannot convert {text[:MAX_CHARACTERS]!r}")
     return int(text) if text.lstrip("+-").isdigit() else float(text)
@@ -129,18 +128,3 @@ def to_duration(run: Run, value: Any) -> timedelta:
 
 def type_of(run: Run, value: Any) -> TypeName:
     return TypeName(TYPES.get(kind_of(value)) or ("double" if isinstance(value, float) else "int"))
-
-
-def timestamp_part(of: Callable[[datetime], int]) -> Callable[[Run, datetime], int]:
-    return lambda run, moment: of(moment.astimezone(UTC))
-
-
-def time_part(of: Callable[[datetime], int], unit: float) -> Callable[[Run, datetime | timedelta], int]:
-    """Return a function for a part of a timestamp, or for a whole duration in `unit` seconds."""
-
-    def part(run: Run, value: datetime | timedelta) -> int:
-        if isinstance(value, timedelta):
-            return trunc(value.total_seconds() / unit)
-        return of(value.astimezone(UTC))
-
-    return part

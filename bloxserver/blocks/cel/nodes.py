@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from bloxserver.blocks.cel.functions import Function
+from bloxserver.blocks.cel.function import Function
+from bloxserver.blocks.cel.list_functions import KEYED
 from bloxserver.blocks.cel.values import (
     ERROR_STEPS,
     OPERATORS,
     EvaluationError,
+    MissingValue,
     Run,
     has_key,
     kind_of,
@@ -53,7 +55,7 @@ class Name(Node):
         try:
             return run.names[self.name]
         except KeyError:
-            raise EvaluationError(f"{self.name} is not defined") from None
+            raise MissingValue(f"{self.name} is not defined") from None
 
 
 class Select(Node):
@@ -69,8 +71,9 @@ class Select(Node):
         if isinstance(operand, dict):
             if self.field in operand:
                 return operand[self.field]
-            raise EvaluationError(f"no such field: {self.field}")
-        raise EvaluationError(f"no such field: {self.field}, because the value is {kind_of(operand)}")
+            raise MissingValue(f"no such field: {self.field}")
+        failure = MissingValue if operand is None else EvaluationError
+        raise failure(f"no such field: {self.field}, because the value is {kind_of(operand)}")
 
 
 class Has(Select):
@@ -81,6 +84,23 @@ class Has(Select):
         if not isinstance(operand, dict):
             raise EvaluationError(f"has(….{self.field}) needs an object, not {kind_of(operand)}")
         return self.field in operand
+
+
+class Default(Node):
+    """`default(operand, otherwise)`: the value of `otherwise` if that of `operand` is null or does not exist."""
+
+    def __init__(self, operand: Node, otherwise: Node) -> None:
+        super().__init__(operand, otherwise)
+        self.operand = operand
+        self.otherwise = otherwise
+
+    def evaluate(self, run: Run) -> Any:
+        try:
+            value = self.operand.evaluate(run)
+        except MissingValue:
+            run.budget.consume(ERROR_STEPS)
+            value = None
+        return self.otherwise.evaluate(run) if value is None else value
 
 
 class Index(Node):
@@ -98,7 +118,7 @@ class Index(Node):
                 raise EvaluationError(f"the key of an object must be a text, not {kind_of(index)}")
             if has_key(operand, index, run):
                 return operand[index]
-            raise EvaluationError(f"no such field: {index[:200]}")
+            raise MissingValue(f"no such field: {index[:200]}")
         if isinstance(operand, list):
             if isinstance(index, float) and index.is_integer():
                 index = int(index)
@@ -106,8 +126,9 @@ class Index(Node):
                 raise EvaluationError(f"the index of a list must be an integer, not {kind_of(index)}")
             if 0 <= index < len(operand):
                 return operand[index]
-            raise EvaluationError(f"no such index: a list has {len(operand)} items, counted from 0")
-        raise EvaluationError(f"[…] needs a list or an object, not {kind_of(operand)}")
+            raise MissingValue(f"no such index: a list has {len(operand)} items, counted from 0")
+        failure = MissingValue if operand is None else EvaluationError
+        raise failure(f"[…] needs a list or an object, not {kind_of(operand)}")
 
 
 class ListOf(Node):
@@ -273,6 +294,27 @@ class ExistsOne(Collection):
 
     def evaluate(self, run: Run) -> bool:
         return len(self.collected(run)) == 1
+
+
+class Keyed(Macro):
+    """`sort_by`, `unique_by` and `group_by`: the items in the order of a key, the first item of each key, and an object
+    of the items of each key.
+    """
+
+    def __init__(self, macro: str, over: Node, variable: str, key: Node) -> None:
+        super().__init__(macro, over, variable, key)
+        self.key = key
+        self.apply = KEYED[macro]
+
+    def evaluate(self, run: Run) -> Any:
+        inner = self.inner(run)
+        items: list[Any] = []
+        keys: list[Any] = []
+        for item in self.items(run):
+            inner.names[self.variable] = item
+            items.append(item)
+            keys.append(self.key.evaluate(inner))
+        return self.apply(run, items, keys)
 
 
 def _short_circuit(

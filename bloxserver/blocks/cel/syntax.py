@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from bloxserver.blocks.cel import nodes
 from bloxserver.blocks.cel.conversions import TYPE_NAMES
-from bloxserver.blocks.cel.functions import FUNCTIONS, Function
+from bloxserver.blocks.cel.function import Function
+from bloxserver.blocks.cel.functions import FUNCTIONS
+from bloxserver.blocks.cel.list_functions import KEYED
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.patterns import check_pattern
 from bloxserver.blocks.cel.values import Budget, TypeName
@@ -40,7 +42,7 @@ PRECEDENCES = {"||": 1, "&&": 2, "+": 4, "-": 4, "*": 5, "/": 5, "%": 5, "//": 5
 PRECEDENCES |= dict.fromkeys(("==", "!=", "<", "<=", ">", ">=", "in"), 3)
 POWERS = ("**", "^")
 KEYWORDS: dict[str, object] = {"true": True, "false": False, "null": None}
-MACROS = ("all", "exists", "exists_one", "existsOne", "map", "filter")
+MACROS = ("all", "exists", "exists_one", "existsOne", "map", "filter", *KEYED)
 NAMESPACE = "math"
 CORRECTIONS = {"=": "==", "&": "&&", "|": "||", "and": "&&", "or": "||", "not": "!", "<>": "!="}
 
@@ -198,6 +200,8 @@ class _Parser:
             return nodes.Select(target, field.text)
         if field.text in MACROS:
             return self._macro(field.text, target)
+        if field.text == "default":
+            return self._default(field, [target])
         return self._call(field, field.text, [target])
 
     def _primary(self) -> Node:
@@ -223,6 +227,8 @@ class _Parser:
             return nodes.Constant(KEYWORDS[name])
         is_known = name in self._names or name in self._variables
         if self._is("("):
+            if name == "default":
+                return self._default(token, [])
             return self._has() if name == "has" else self._call(token, name, [])
         if name == NAMESPACE and not is_known and self._is("."):
             self._next()
@@ -253,10 +259,19 @@ class _Parser:
             raise _error("the argument of has must be a field, like has(payload.name)", token)
         return nodes.Has(node.operand, node.field)
 
+    def _default(self, token: Token, arguments: list[Node]) -> Node:
+        self._expect("(")
+        arguments = [*arguments, *self._list(")")]
+        if len(arguments) != 2:
+            raise _error('default requires two values, like default(payload.name, "none")', token)
+        return nodes.Default(*arguments)
+
     def _call(self, token: Token, name: str, arguments: list[Node]) -> Node:
         function = self._functions.get(name)
         if function is None:
-            raise _error(f"there is no function {_shown(name)}{_nearest(name, self._functions)}", token)
+            raise _error(
+                f"there is no function {_shown(name)}{_nearest(name, [*self._functions, 'has', 'default'])}", token
+            )
         self._expect("(")
         arguments = [*arguments, *self._list(")")]
         if not function.accepts(len(arguments)):
@@ -305,6 +320,8 @@ def _macro(macro: str, over: Node, variable: str, bodies: list[Node]) -> Node:
     if macro == "map":
         condition = bodies[0] if len(bodies) == 2 else None
         return nodes.Collection(macro, over, variable, condition, bodies[-1])
+    if macro in KEYED:
+        return nodes.Keyed(macro, over, variable, bodies[0])
     kind = nodes.Collection if macro == "filter" else nodes.ExistsOne
     return kind(macro, over, variable, bodies[0])
 

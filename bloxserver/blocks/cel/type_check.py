@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bloxserver.blocks.cel import nodes
-from bloxserver.blocks.cel.functions import ANYTHING
+from bloxserver.blocks.cel.function import ANYTHING
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.values import KINDS, Budget, CostLimitExceeded, EvaluationError, Run
 
@@ -26,8 +26,12 @@ RESULTS: Mapping[str, Kinds] = {
     **dict.fromkeys(("contains", "startsWith", "endsWith", "matches", "bool"), BOOLEAN),
     **dict.fromkeys(("size", "int", "double", "indexOf", "lastIndexOf"), NUMBER),
     **dict.fromkeys(("string", "charAt", "substring", "replace", "join", "lowerAscii", "upperAscii", "trim"), TEXT),
-    **dict.fromkeys(("split", "slice", "distinct", "flatten", "sort"), LIST),
-    "timestamp": frozenset({"a timestamp"}),
+    **dict.fromkeys(("lower", "upper", "url_encode", "url_decode", "base64_encode", "base64_decode"), TEXT),
+    **dict.fromkeys(("json_format", "sha256", "hmac", "hmac_sha256", "uuid", "format_number"), TEXT),
+    **dict.fromkeys(("format_time", "in_zone"), TEXT),
+    **dict.fromkeys(("split", "slice", "distinct", "unique", "flatten", "sort"), LIST),
+    **dict.fromkeys(("timestamp", "parse_time", "add_time", "now"), frozenset({"a timestamp"})),
+    "number": NUMBER,
     "duration": frozenset({"a duration"}),
     "type": frozenset({"a type"}),
     "reverse": TEXT | LIST,
@@ -74,22 +78,34 @@ class _Checker:
                 return ANY, False
             case nodes.Macro():
                 return self._infer_macro(node), False
+            case nodes.Default():
+                return self._infer_default(node)
         children = [self._infer(child) for child in node.children]
         constant = all(is_constant for _, is_constant in children)
+        constant = constant and not (isinstance(node, nodes.Call) and not node.function.is_pure)
         if not constant:
             for child, (_, is_constant) in zip(node.children, children, strict=True):
                 if is_constant:
                     self._evaluate(child)
         return self._infer_node(node, [kinds for kinds, _ in children]), constant
 
+    def _infer_default(self, node: nodes.Default) -> tuple[Kinds, bool]:
+        kinds, constant = self._infer(node.operand)
+        if constant:
+            self._evaluate(nodes.Default(node.operand, nodes.Constant(None)))
+        return (kinds - {"null"}) | self.check(node.otherwise), False
+
     def _infer_macro(self, node: nodes.Macro) -> Kinds:
         _require(self.check(node.over), LIST | OBJECT, f"{node.macro} needs a list or an object")
         outer, self._members = self._members, {k: v for k, v in self._members.items() if k != node.variable}
         for body in node.bodies:
             kinds = self.check(body)
-            if not (isinstance(node, nodes.Collection) and body is node.result):
+            is_value = isinstance(node, nodes.Keyed) or (isinstance(node, nodes.Collection) and body is node.result)
+            if not is_value:
                 _require(kinds, BOOLEAN, f"{node.macro} needs true or false")
         self._members = outer
+        if isinstance(node, nodes.Keyed):
+            return OBJECT if node.macro == "group_by" else LIST
         return LIST if type(node) is nodes.Collection else BOOLEAN
 
     def _infer_node(self, node: Node, given: list[Kinds]) -> Kinds:
@@ -159,6 +175,13 @@ def _infer_call(node: nodes.Call, given: list[Kinds]) -> Kinds:
         if wanted != ANYTHING:
             message = f"argument {index + 1} of {node.name} must be {wanted.replace('|', ' or ')}"
             _require(kinds, frozenset(wanted.split("|")), message)
+    for index, check_constant in node.function.constants.items():
+        argument = node.arguments[index] if index < len(node.arguments) else None
+        if isinstance(argument, nodes.Constant):
+            try:
+                check_constant(argument.value)
+            except EvaluationError as failure:
+                raise ValueError(f"the expression fails for every message: {failure}") from None
     if node.name in RESULTS:
         return RESULTS[node.name]
     return NUMBER if takes[0] == "a number" or node.name.startswith("get") else ANY

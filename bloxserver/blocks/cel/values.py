@@ -9,6 +9,7 @@ from math import fmod, isfinite
 from operator import ge, gt, le, lt
 from types import NoneType
 from typing import Any
+from uuid import UUID, uuid5
 
 MIN_INT = -(2**63)
 MAX_INT = 2**63 - 1
@@ -33,23 +34,50 @@ ERROR_STEPS = 12
 """The steps for an error that does not end the evaluation."""
 
 
+UUIDS = UUID("5b0d3c5e-6a0f-4f0e-9d53-0b7f5a6c1e42")
+"""The namespace of the values of `uuid`."""
+
+
 class EvaluationError(Exception):
     """The evaluation failed. The message is shown to the author of the expression."""
+
+
+class MissingValue(EvaluationError):
+    """A member of an object or an item of a list does not exist."""
 
 
 class CostLimitExceeded(Exception):
     """The evaluation exceeded its budget."""
 
 
+class Invocation:
+    """What expressions can know about the handling of a message: the same in each attempt, in every process.
+
+    `moment` is the value of `now()`. The values of `uuid()` follow from `key` and from the calls so far, so an attempt
+    begins with a new invocation.
+    """
+
+    def __init__(self, moment: datetime, key: str) -> None:
+        self.moment = moment
+        self.key = key
+        self._uuids = 0
+
+    def next_uuid(self) -> str:
+        self._uuids += 1
+        return str(uuid5(UUIDS, f"{self.key}#{self._uuids}"))
+
+
 class Budget:
     """The number of steps that an evaluation can still take. The time is at most proportional to the steps.
 
-    `isolated`: the evaluation runs in a process whose time and memory the operating system limits.
+    `isolated`: the evaluation runs in a process whose time and memory the operating system limits. `invocation`: what
+    the steps are for; without it, `now` and `uuid` fail.
     """
 
-    def __init__(self, steps: int, *, isolated: bool = False) -> None:
+    def __init__(self, steps: int, *, isolated: bool = False, invocation: Invocation | None = None) -> None:
         self.left = steps
         self.isolated = isolated
+        self.invocation = invocation
 
     def consume(self, steps: int) -> None:
         """Subtract steps. Call this before the work and before memory is used. Raises `CostLimitExceeded`."""

@@ -9,8 +9,9 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockError
 from bloxserver.blocks.calculate import CALCULATION
-from bloxserver.blocks.cel.values import CHARACTERS_PER_STEP, MAX_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.cel.values import CHARACTERS_PER_STEP, MAX_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import compile_expression, evaluate
+from tests.blocks.cel.evaluation import MOMENT
 
 LONG = "a" * 1_000_000
 NUMBERS: JsonValue = [*range(200_000)]
@@ -37,6 +38,30 @@ TOO_COSTLY: dict[str, tuple[str, JsonValue]] = {
     "objects with long keys": ("payload.list.all(x, x == payload.list[0])", {"list": [OBJECT] * 50}),
     "errors": ("payload.exists(x, x.missing)", [*range(3_000)]),
     "conversions": ("payload.exists(x, duration('1h30m') == x)", [*range(800)]),
+    "upper": ("payload.upper() == ''", "é" * 500_000),
+    "split by empty text": ("payload.split('').size()", LONG),
+    "url_encode": ("url_encode(payload) == ''", "é" * 500_000),
+    "url_decode": ("url_decode(payload) == ''", "%41" * 300_000),
+    "base64_encode": ("base64_encode(payload) == ''", "é" * 500_000),
+    "base64_decode": ("base64_decode(payload) == ''", LONG),
+    "json_parse": ("json_parse(payload).size()", "[" + "[]," * 300_000 + "[]]"),
+    "json_format": ("json_format(payload).size()", NUMBERS),
+    "json_format of a value that doubles": (
+        "payload" + "".join(f".map(x{i}, [x{i}, x{i}])" for i in range(20)) + ".json_format().size()",
+        [[0] * 1_000],
+    ),
+    "sha256": ("sha256(payload)", LONG),
+    "hmac": ("hmac_sha256(payload, payload)", LONG),
+    "sort_by": ("payload.sort_by(x, -x)[0]", NUMBERS),
+    "sort_by of long keys": ("payload.sort_by(x, x).size()", ["x" * 200_000] * 4),
+    "group_by": ("payload.group_by(x, x % 7).size()", NUMBERS),
+    "nested group_by": ("payload.group_by(x, payload.group_by(y, y).size())", [*range(200)]),
+    "group_by of long keys": ("payload.group_by(x, x).size()", ["x" * 200_000] * 8),
+    "unique_by": ("payload.unique_by(x, x).size()", NUMBERS),
+    "default": ("payload.exists(x, default(x.a, false))", [{}] * 3_000),
+    "time zones": ("payload.exists(x, x == in_zone(timestamp(0), 'Nowhere/N' + string(x)))", [*range(10)]),
+    "format_time": (f"payload.exists(x, format_time(timestamp(0), '{'%G' * 100}') == '')", [*range(100)]),
+    "uuid": ("payload.exists(x, uuid() == '')", [*range(1_000)]),
     "copy": ("payload", NUMBERS),
     "text": ("[" + ", ".join(["payload"] * 2) + "]", "x" * 500_000),
 }
@@ -45,7 +70,7 @@ TOO_COSTLY: dict[str, tuple[str, JsonValue]] = {
 @pytest.mark.parametrize(("text", "payload"), TOO_COSTLY.values(), ids=TOO_COSTLY)
 def test_work_for_more_than_milliseconds_exceeds_the_budget(text: str, payload: JsonValue) -> None:
     with pytest.raises(CostLimitExceeded):
-        compile_expression(text).evaluate({"payload": payload}, Budget(MAX_STEPS))
+        compile_expression(text).evaluate({"payload": payload}, Budget(MAX_STEPS, invocation=Invocation(MOMENT, "key")))
 
 
 AFFORDABLE: dict[str, tuple[str, JsonValue, JsonValue]] = {
@@ -56,6 +81,11 @@ AFFORDABLE: dict[str, tuple[str, JsonValue, JsonValue]] = {
     "filter": ("size(payload.filter(x, x % 2 == 0))", [*range(1_500)], 750),
     "distinct": ("size(payload.distinct())", [*range(1_000)] * 2, 1_000),
     "sort": ("payload.sort()[0]", [*range(500, 0, -1)], 1),
+    "sort_by": ("payload.sort_by(x, -x)[0]", [*range(500)], 499),
+    "group_by": ("payload.group_by(x, x % 2)['1'].size()", [*range(500)], 250),
+    "json_parse": ("json_parse(payload).size()", "[" + "1.5," * 3_000 + "1]", 3_001),
+    "sha256": ("sha256(payload).size()", "a" * 100_000, 64),
+    "long text that is no number": ("default(payload.a, 1)", {"b": LONG}, 1),
     "member of a large message": ("payload.a", {"a": 1, "b": NUMBERS}, 1),
 }
 
