@@ -84,6 +84,7 @@ class World:
         self._caller = calling or caller()
         self._models = models
         self.input = payload
+        self.picked_up_at = now()
         self.isolated = IsolatedTasks(uuid4(), PLANS["enterprise"])
         self._turns = Turns()
         self.memory = MemoryBudget()

@@ -96,6 +96,8 @@ class ClaimedExecution:
     trigger_type: TriggerType
     started_at: datetime
     """When the execution was accepted."""
+    picked_up_at: datetime
+    """When it was first claimed."""
     is_new: bool
     """Whether this is its first claim."""
     waited: timedelta | None
@@ -224,6 +226,7 @@ async def _with_details(
                 trace_parent=row.trace_parent,
                 trigger_type=row.trigger_type,
                 started_at=row.started_at,
+                picked_up_at=row.picked_up_at,
                 is_new=(is_new := row.picked_up_at == moment),
                 waited=_waited(row, moment),
                 has_steps=not is_new or row.retry_of is not None,

@@ -29,7 +29,7 @@ from bloxserver.blocks.base import (
     StepWarning,
     Wait,
 )
-from bloxserver.blocks.cel.values import CostLimitExceeded
+from bloxserver.blocks.cel.values import CostLimitExceeded, Invocation
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.backoff import backoff_seconds
@@ -61,6 +61,10 @@ class ExecutionContext(Protocol):
     @property
     def input(self) -> Value:
         """The input of the execution."""
+
+    @property
+    def picked_up_at(self) -> datetime:
+        """When a worker first claimed the execution."""
 
     @property
     def isolated(self) -> IsolatedTasks:
@@ -231,7 +235,7 @@ async def _call(
     if isinstance(payload, RawJson):
         payload = await prompt_of(payload, context.isolated)
     agent = AgentContext(context.models(message), listener.tools, conversation)
-    block_context = context.context(message, attempt.counted_number, agent)
+    block_context = _block_context(attempt, context, agent)
     block_context.names = cast(Mapping[str, JsonValue], names)
     try:
         with closing(block_context.memory):
@@ -250,9 +254,18 @@ async def _call(
     return step._replace(output=redact(step.output, secrets))
 
 
+def _block_context(attempt: Attempt, context: ExecutionContext, agent: AgentContext | None) -> BlockContext:
+    """The context of the block. The start of the entry is not saved before its first try; the first claim is."""
+    message = attempt.message
+    block_context = context.context(message, attempt.counted_number, agent)
+    moment = context.picked_up_at if message.is_entry else attempt.started_at
+    block_context.budget.invocation = Invocation(moment, block_context.idempotency_key)
+    return block_context
+
+
 async def _call_in_process(attempt: Attempt, context: ExecutionContext, secrets: Mapping[str, str]) -> Step:
     """Call the block in another process, because the message, the config or the cost of an expression is large."""
-    block_context = context.context(attempt.message, attempt.counted_number, None)
+    block_context = _block_context(attempt, context, None)
     with closing(block_context.memory):
         step = await _step_in_process(attempt, context, block_context, secrets)
     if isinstance(step.output, RawJson):

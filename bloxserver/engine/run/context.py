@@ -89,6 +89,7 @@ class ClaimedExecutionContext:
         self._clients = clients
         self._execution = execution
         self.input = execution_input
+        self.picked_up_at = execution.picked_up_at
         self.isolated = IsolatedTasks(execution.user_id, execution.plan, execution.cpu)
         self.memory = memory
         self._budgets = self._budgets_of(limits)

@@ -11,7 +11,7 @@ from typing import Any, cast
 from pydantic import BaseModel, JsonValue
 
 from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Wait
-from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import holds
 from bloxserver.blocks.names import CONDITION_NAMES
 from bloxserver.blocks.registry import get_registry
@@ -83,7 +83,7 @@ def _run(
         input=execution_input,
         names=names,
         depth=given["depth"],
-        budget=Budget(MAX_ISOLATED_STEPS, isolated=True),
+        budget=_budget(given),
     )
     if given["only_config"]:
         return filled_config(listener, payload, context, given["secrets"]), {"only_config": True}
@@ -99,6 +99,12 @@ def _run(
             return answer, {}
 
 
+def _budget(given: dict[str, Any]) -> Budget:
+    described = given["invocation"]
+    invocation = described and Invocation(datetime.fromisoformat(described["moment"]), described["key"])
+    return Budget(MAX_ISOLATED_STEPS, isolated=True, invocation=invocation)
+
+
 async def _handled(listener: Listener, payload: BaseModel, config: BlockConfig, context: BlockContext) -> Result:
     return await listener.block.handler(payload, config, context)
 
@@ -108,7 +114,7 @@ def evaluate_conditions(request: bytes) -> bytes:
     header, *values = split_parts(request)
     given = json.loads(header)
     scope = {name: json.loads(value) for name, value in zip(given["names"], values, strict=True)}
-    budget = Budget(MAX_ISOLATED_STEPS, isolated=True)
+    budget = _budget(given)
     results: list[Any] = []
     for text in given["conditions"]:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import BlockContext, BlockError, IsolatedTasks
+from bloxserver.blocks.cel.values import Invocation
 from bloxserver.engine.run.effects import Effect, carry_out
 from bloxserver.isolation.parts import join_parts, split_parts
 from bloxserver.organism.compiled import compiled_listener
@@ -57,6 +58,7 @@ async def run_large(
         "secrets": dict(secrets),
         "idempotency_key": context.idempotency_key,
         "moment": context.clock().isoformat(),
+        "invocation": _described(context.budget.invocation),
         "depth": context.depth,
         "sender": context.mail.sender,
         "only_config": listener.block.name in RENDERED_ONLY,
@@ -82,10 +84,14 @@ async def run_large(
 
 
 async def evaluate_large(
-    isolated: IsolatedTasks, conditions: Sequence[str], on: str, scope: Mapping[str, Value]
+    isolated: IsolatedTasks,
+    conditions: Sequence[str],
+    on: str,
+    scope: Mapping[str, Value],
+    invocation: Invocation | None = None,
 ) -> list[bool | BlockError]:
     """The values of conditions, or the errors of those that cannot be evaluated. Raises `BlockError`."""
-    header = {"conditions": [*conditions], "on": on, "names": [*scope]}
+    header = {"conditions": [*conditions], "on": on, "names": [*scope], "invocation": _described(invocation)}
 
     def request() -> bytes:
         return join_parts([json.dumps(header).encode(), *(text_of_value(value).encode() for value in scope.values())])
@@ -95,6 +101,10 @@ async def evaluate_large(
         result if isinstance(result, bool) else BlockError(result["code"], result["message"], retryable=False)
         for result in results
     ]
+
+
+def _described(invocation: Invocation | None) -> dict[str, str] | None:
+    return None if invocation is None else {"moment": invocation.moment.isoformat(), "key": invocation.key}
 
 
 async def redact_large(isolated: IsolatedTasks, value: RawJson, secrets: Mapping[str, str]) -> Value:

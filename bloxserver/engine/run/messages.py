@@ -30,12 +30,24 @@ class Message:
     """The id of an agent's call within its conversation: the answer goes to the agent, not to the listener's peers."""
     id: UUID = field(default_factory=new_id, compare=False)
     """The id of the step that handles the message."""
+    begun_at: datetime | None = field(default=None, compare=False)
+    """When the step that handles the message began, if it first began in this run."""
     key: str = field(init=False)
     """Identifies the message within its execution, and is the same in every run."""
 
     def __post_init__(self) -> None:
         call = "" if self.call is None else f":{self.call}"
         self.key = f"{self.parent_id or ''}:{self.listener}{call}"
+
+    @property
+    def is_entry(self) -> bool:
+        """Whether it is the message that the execution begins with."""
+        return self.key == f":{self.listener}"
+
+    def begin(self) -> datetime:
+        """Return when the step began: the same time when the step is saved and when it runs."""
+        self.begun_at = self.begun_at or now()
+        return self.begun_at
 
 
 class Tokens(NamedTuple):

@@ -295,8 +295,7 @@ class Pump:
 
     def _begun(self, message: Message) -> Step:
         """The step of a message before its first try."""
-        name = self._organism.listener(message.listener).block.name
-        return Step(message, name, StepStatus.RUNNING, now())
+        return Step(message, self._organism.listener(message.listener).block.name, StepStatus.RUNNING, message.begin())
 
     def _send(self, messages: Iterable[Message]) -> None:
         """Start to handle messages, each from its saved step if it has one."""

@@ -8,7 +8,7 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import STOPPING, BlockError, IsolatedTasks
-from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import holds
 from bloxserver.blocks.names import CONDITION_NAMES
 from bloxserver.engine.run.large_messages import evaluate_large
@@ -49,7 +49,7 @@ async def route(listener: Listener, step: Step, context: RoutingContext) -> list
         peers = [peer for peer in listener.peers if peer.on == "answer"]
         if step.routed_to is not None:
             peers = [peer for peer in peers if peer.to in step.routed_to]
-        return [(peer.to, step.output) for peer in await _chosen(listener, peers, scope, context)]
+        return [(peer.to, step.output) for peer in await _chosen(listener, peers, scope, context, step)]
     if step.error_code in STOPPING:
         raise RoutingError(failure_text(listener, step))
     error: dict[str, JsonValue] = {
@@ -61,7 +61,7 @@ async def route(listener: Listener, step: Step, context: RoutingContext) -> list
     scope = {"payload": step.message.payload, "error": error}
     report = object_of({"error": error, "input": step.message.payload})
     peers = [peer for peer in listener.peers if peer.on == "error"]
-    handlers = [(peer.to, report) for peer in await _chosen(listener, peers, scope, context)]
+    handlers = [(peer.to, report) for peer in await _chosen(listener, peers, scope, context, step)]
     if not handlers:
         raise RoutingError(failure_text(listener, step))
     return handlers
@@ -75,29 +75,31 @@ def failure_text(listener: Listener, step: Step) -> str:
 
 
 async def _chosen(
-    listener: Listener, peers: Sequence[Peer], scope: Mapping[str, Value], context: RoutingContext
+    listener: Listener, peers: Sequence[Peer], scope: Mapping[str, Value], context: RoutingContext, step: Step
 ) -> list[Peer]:
     """The peers without a condition, and those whose condition is true. Raises `RoutingError`."""
     conditional = [peer for peer in peers if peer.when is not None]
     if not conditional:
         return [*peers]
     names = {**scope, "input": context.input, **context.names.of(listener)}
-    holding = await _holding(listener, conditional, names, context)
+    holding = await _holding(listener, conditional, names, context, step)
     return [peer for peer in peers if peer.when is None or peer in holding]
 
 
 async def _holding(
-    listener: Listener, peers: Sequence[Peer], scope: Mapping[str, Value], context: RoutingContext
+    listener: Listener, peers: Sequence[Peer], scope: Mapping[str, Value], context: RoutingContext, step: Step
 ) -> list[Peer]:
     if not any(isinstance(value, RawJson) for value in scope.values()):
         await context.turn()
         try:
-            return _holding_here(listener, peers, {name: plain(value) for name, value in scope.items()})
+            return _holding_here(
+                listener, peers, {name: plain(value) for name, value in scope.items()}, _invocation(step)
+            )
         except CostLimitExceeded:
             pass
     conditions = [peer.when for peer in peers if peer.when is not None]
     try:
-        results = await evaluate_large(context.isolated, conditions, peers[0].on, scope)
+        results = await evaluate_large(context.isolated, conditions, peers[0].on, scope, _invocation(step))
     except BlockError as error:
         raise _not_evaluated(listener, peers[0], error) from None
     for peer, result in zip(peers, results, strict=True):
@@ -106,9 +108,16 @@ async def _holding(
     return [peer for peer, result in zip(peers, results, strict=True) if result is True]
 
 
-def _holding_here(listener: Listener, peers: Sequence[Peer], scope: dict[str, JsonValue]) -> list[Peer]:
+def _invocation(step: Step) -> Invocation:
+    """What conditions know about the step. It is stored with it, so that they choose the same peers in each run."""
+    return Invocation(step.completed_at or step.started_at, str(step.id))
+
+
+def _holding_here(
+    listener: Listener, peers: Sequence[Peer], scope: dict[str, JsonValue], invocation: Invocation
+) -> list[Peer]:
     """Raises `CostLimitExceeded` if the conditions together exceed the budget of the event loop."""
-    budget, names = Budget(MAX_STEPS), CONDITION_NAMES[peers[0].on]
+    budget, names = Budget(MAX_STEPS, invocation=invocation), CONDITION_NAMES[peers[0].on]
     holding: list[Peer] = []
     for peer in peers:
         try:
