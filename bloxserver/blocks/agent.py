@@ -35,6 +35,7 @@ from bloxserver.blocks.base import (
     ExecutionStopped,
     Tool,
 )
+from bloxserver.blocks.shapes import object_shape
 from bloxserver.blocks.tools import tool_name
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.raw_json import RawJson, plain
@@ -345,6 +346,7 @@ agent = Block(
     description="Answers with a language model, which can call the listener's peers as tools.",
     payload=AgentPayload,
     config=AgentConfig,
+    answer_shape=lambda config, message: object_shape("text"),
     handler=handle_agent,
     example={
         "config": {"prompt": "Summarise what you are given in three sentences.", "temperature": 0},

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget
+from bloxserver.blocks.shapes import ANYTHING, Shape
 from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.memory import MemoryBudget
 from bloxserver.isolation.limits import TaskLimits
@@ -294,6 +295,14 @@ def default_input_schema(config: Any) -> JsonSchema | None:
     return None
 
 
+def unknown_answer(config: Any, message: Shape) -> Shape:
+    return ANYTHING
+
+
+def message_as_answer(config: Any, message: Shape) -> Shape:
+    return message
+
+
 @dataclass(frozen=True)
 class Block(Generic[Payload, Config]):
     """A handler with its schemas. `aliases` are other names that organisms can use as `handler`; an alias that ends in
@@ -320,6 +329,10 @@ class Block(Generic[Payload, Config]):
     """Returns the JSON Schema of the message for a config, which agents read; null: the schema of `payload`. The values
     that placeholders refer to are added to it.
     """
+    answer_shape: Callable[[Config, Shape], Shape] = unknown_answer
+    """Returns what is known of the answer, for a config and what is known of the message."""
+    expressions: tuple[str, ...] = ()
+    """Members of `config` that are expressions over all names, as paths like `cases.*.when`."""
     example: dict[str, Any] = field(default_factory=dict)
     """An example `config` and `payload`."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, RootModel, StringConstraints
 
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, Routed
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, Routed, message_as_answer
 from bloxserver.blocks.expressions import ConditionText, holds
 
 MAX_CASES = 100
@@ -53,6 +53,8 @@ block = Block(
     config=BranchConfig,
     handler=handle_branch,
     targets=_targets,
+    answer_shape=message_as_answer,
+    expressions=("cases.*.when",),
     example={
         "config": {
             "cases": [

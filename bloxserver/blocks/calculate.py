@@ -27,6 +27,7 @@ from bloxserver.blocks.cel.functions import FUNCTIONS
 from bloxserver.blocks.cel.syntax import KEYWORDS, NAME
 from bloxserver.blocks.cel.values import EvaluationError, Run, bounded, power
 from bloxserver.blocks.expressions import Language, compile_expression, evaluate
+from bloxserver.blocks.shapes import object_shape
 from bloxserver.blocks.tools import any_schema
 
 MAX_VARIABLES = 100
@@ -161,6 +162,7 @@ block = Block(
     description="Evaluates an expression like 2 * (3 + 4) like a calculator: 1 / 2 is 0.5, 6 / 2 is 3.",
     payload=CalculatePayload,
     config=CalculateConfig,
+    answer_shape=lambda config, message: object_shape("result"),
     handler=handle_calculate,
     aliases=("xml_pipeline.tools.calculate.handle_*",),
     input_schema=_input_schema,

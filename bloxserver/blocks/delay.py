@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from pydantic import Field, JsonValue, RootModel
 
-from bloxserver.blocks.base import Block, BlockConfig, BlockContext, Wait
+from bloxserver.blocks.base import Block, BlockConfig, BlockContext, Wait, message_as_answer
 
 MAX_SECONDS = 30 * 24 * 60 * 60
 
@@ -26,6 +26,7 @@ block = Block(
     description="Answers with its message after a delay of up to 30 days.",
     payload=DelayPayload,
     config=DelayConfig,
+    answer_shape=message_as_answer,
     handler=handle_delay,
     example={"config": {"seconds": 60}, "payload": {"any": "value"}},
 )

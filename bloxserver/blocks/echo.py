@@ -2,7 +2,7 @@
 
 from pydantic import JsonValue, RootModel
 
-from bloxserver.blocks.base import Block, BlockContext, NoConfig
+from bloxserver.blocks.base import Block, BlockContext, NoConfig, message_as_answer
 
 
 class EchoPayload(RootModel[JsonValue]):
@@ -18,6 +18,7 @@ block = Block(
     description="Answers with its message.",
     payload=EchoPayload,
     config=NoConfig,
+    answer_shape=message_as_answer,
     handler=handle_echo,
     example={"config": {}, "payload": {"any": "value"}},
 )

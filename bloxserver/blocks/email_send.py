@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, RootMode
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS
+from bloxserver.blocks.shapes import object_shape
 from bloxserver.clients.mail import MailError, MailServer, Security, compose
 from bloxserver.clients.mail_headers import read_mailbox, split_addresses
 
@@ -130,6 +131,7 @@ block = Block(
     description="Sends an email with values from the message.",
     payload=EmailPayload,
     config=EmailConfig,
+    answer_shape=lambda config, message: object_shape("message_id", "accepted", "refused"),
     handler=handle_email,
     templates=frozenset({"to", "cc", "reply_to", "from", "subject", "text", "html", "server"}),
     example={

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, JsonValue, model_validator
 
 from bloxserver.blocks.base import Block, BlockContext, NoConfig
+from bloxserver.blocks.shapes import object_shape
 
 
 class Greeting(BaseModel):
@@ -31,6 +32,7 @@ block = Block(
     description="Greets the name, or the text, of its message.",
     payload=Greeting,
     config=NoConfig,
+    answer_shape=lambda config, message: object_shape("message"),
     handler=handle_greeting,
     payload_aliases=("handlers.hello.Greeting",),
     example={"config": {}, "payload": {"name": "Ada"}},

@@ -26,6 +26,7 @@ from pydantic_core import CoreSchema
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
 from bloxserver.blocks.http_bodies import encode_body, read_response
 from bloxserver.blocks.http_headers import ConfigHeaders, Headers, form_problem, merged, set_default
+from bloxserver.blocks.shapes import object_shape
 from bloxserver.blocks.tools import any_schema, object_schema, schema_without
 from bloxserver.clients.http import DEPTH_HEADER, HttpResponse, OutgoingRequestError, read_url
 from bloxserver.raw_json import Value, object_of
@@ -246,6 +247,7 @@ block = Block(
     description="Sends an HTTP request and answers with its status, headers and body.",
     payload=HttpRequestPayload,
     config=HttpRequestConfig,
+    answer_shape=lambda config, message: object_shape("status", "headers", "body"),
     handler=handle_request,
     aliases=("xml_pipeline.tools.fetch.handle_fetch",),
     templates=frozenset({"url", "headers", "body"}),

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, RootModel, StrictInt
 
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext
 from bloxserver.blocks.json_values import answer
+from bloxserver.blocks.shapes import object_shape
 
 
 class JsonFormatPayload(RootModel[JsonValue]):
@@ -38,6 +39,7 @@ block = Block(
     description="Writes the message as JSON text.",
     payload=JsonFormatPayload,
     config=JsonFormatConfig,
+    answer_shape=lambda config, message: object_shape("text"),
     handler=handle_json_format,
     example={
         "config": {"indent": 2, "sort_keys": True},

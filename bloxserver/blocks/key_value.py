@@ -22,6 +22,7 @@ from pydantic_core import CoreSchema
 
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError, JsonSchema
+from bloxserver.blocks.shapes import ANYTHING, Shape, object_shape
 from bloxserver.blocks.tools import schema_without
 
 Operation = Literal["get", "set", "delete", "add", "increment"]
@@ -172,6 +173,11 @@ def _input_schema(config: KeyValueConfig) -> JsonSchema | None:
     return schema_without(KeyValueRequest, fixed | unused)
 
 
+def _answer_shape(config: KeyValueConfig, message: Shape) -> Shape:
+    members = {"get": ("found", "value"), "add": ("added", "value"), "delete": ("deleted",)}
+    return ANYTHING if config.operation is None else object_shape(*members.get(config.operation, ("value",)))
+
+
 block = Block(
     name="key_value",
     description="Stores values and counters for later executions of this flow.",
@@ -181,6 +187,7 @@ block = Block(
     aliases=("xml_pipeline.tools.keyvalue.handle_*",),
     rendered=frozenset({"key", "value", "by"}),
     input_schema=_input_schema,
+    answer_shape=_answer_shape,
     example={
         "config": {"operation": "add", "key": "order {{ payload.order }}"},
         "payload": {"order": 42},

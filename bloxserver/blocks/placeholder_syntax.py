@@ -154,7 +154,7 @@ def _hint(text: str) -> str:
 
 
 def _paths_in(node: Node) -> Iterator[tuple[str, ...]]:
-    path = _path_of(node)
+    path = path_of(node)
     if path is not None:
         yield path
         return
@@ -162,16 +162,17 @@ def _paths_in(node: Node) -> Iterator[tuple[str, ...]]:
         yield from _paths_in(child)
 
 
-def _path_of(node: Node) -> tuple[str, ...] | None:
+def path_of(node: Node) -> tuple[str, ...] | None:
+    """Return the path that an expression is, like `payload.items[0]`; None for other expressions."""
     match node:
         case nodes.Has():
             return None
         case nodes.Name():
             return (node.name,)
         case nodes.Select():
-            inner = _path_of(node.operand)
+            inner = path_of(node.operand)
             return None if inner is None else (*inner, node.field)
         case nodes.Index(index=nodes.Constant(value=str() | int() as key)):
-            inner = _path_of(node.operand)
+            inner = path_of(node.operand)
             return None if inner is None else (*inner, str(key))
     return None

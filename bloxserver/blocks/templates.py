@@ -108,6 +108,14 @@ def placeholders(template: JsonValue, roots: frozenset[str] = ROOTS | {SECRETS})
     return [parse_placeholder(part, roots) for text in texts for _, part in pieces(text)]
 
 
+def located_placeholders(template: JsonValue) -> Iterator[tuple[tuple[str | int, ...], Placeholder]]:
+    """Yield all placeholders with the paths of their texts. Raises `ValueError`."""
+    for path, text, is_key in _texts(template):
+        if is_key is False:
+            for _, part in pieces(text):
+                yield path, parse_placeholder(part, ROOTS | {SECRETS})
+
+
 def literal_parts(text: str) -> list[str]:
     """Return the parts of a text outside of its placeholders."""
     parts: list[str] = []

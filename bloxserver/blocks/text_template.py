@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, RootModel, ValidationInfo
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import CHECKED, Block, BlockConfig, BlockContext
 from bloxserver.blocks.json_values import answer
+from bloxserver.blocks.shapes import object_shape
 
 
 class TextTemplatePayload(RootModel[JsonValue]):
@@ -39,6 +40,7 @@ block = Block(
     description="Answers with a text that contains values of the message.",
     payload=TextTemplatePayload,
     config=TextTemplateConfig,
+    answer_shape=lambda config, message: object_shape("text"),
     handler=handle_text_template,
     rendered=frozenset({"template"}),
     example={

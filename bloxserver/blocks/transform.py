@@ -18,8 +18,9 @@ from pydantic import (
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import CHECKED, Block, BlockConfig, BlockContext, BlockError, JsonSchema, with_problem
 from bloxserver.blocks.cel.values import Budget
-from bloxserver.blocks.expressions import ExpressionText, evaluate
+from bloxserver.blocks.expressions import ExpressionText, compile_expression, evaluate
 from bloxserver.blocks.json_values import MAX_DEPTH, answer, value_at
+from bloxserver.blocks.shapes import Shape, shape_of_expression, shape_of_template
 from bloxserver.blocks.tools import schema_of_paths
 
 MAX_PATHS = 500
@@ -136,6 +137,20 @@ def _input_schema(config: TransformConfig) -> JsonSchema | None:
     return schema_of_paths(() if source == WHOLE_MESSAGE else _path(source) for source in config.mapping.values())
 
 
+def _answer_shape(config: TransformConfig, message: Shape) -> Shape:
+    if config.expression is not None:
+        return shape_of_expression(compile_expression(config.expression).program)
+    if config.mapping is not None:
+        members: dict[str, Any] = {}
+        for target in map(_path, config.mapping):
+            parent = members
+            for name in target[:-1]:
+                parent = parent.setdefault(name, {})
+            parent[target[-1]] = None
+        return shape_of_template(members)
+    return shape_of_template(config.output)
+
+
 block = Block(
     name="transform",
     description="Computes a value from the message with a template, a CEL expression or a mapping of paths.",
@@ -144,6 +159,8 @@ block = Block(
     handler=handle_transform,
     rendered=frozenset({"output"}),
     input_schema=_input_schema,
+    answer_shape=_answer_shape,
+    expressions=("expression",),
     example={
         "config": {"output": {"greeting": "Hello, {{ payload.user.name }}!", "first": "{{ payload.items.0 }}"}},
         "payload": {"user": {"name": "Ada"}, "items": [1, 2]},

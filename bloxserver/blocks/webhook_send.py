@@ -11,6 +11,7 @@ from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.http_bodies import encode_json
 from bloxserver.blocks.http_headers import ConfigHeaders, is_form, set_default
 from bloxserver.blocks.http_request import MAX_TIMEOUT_SECONDS, Url, send_request, status_error, without_null
+from bloxserver.blocks.shapes import object_shape
 from bloxserver.clients.signatures import identify, sign
 from bloxserver.signing_key_format import read_secret
 
@@ -110,6 +111,7 @@ block = Block(
     description="Sends its message to another server as a webhook, signed if a secret is set.",
     payload=WebhookPayload,
     config=WebhookConfig,
+    answer_shape=lambda config, message: object_shape("status", "id"),
     handler=handle_webhook,
     templates=frozenset({"url", "secret", "headers"}),
     example={

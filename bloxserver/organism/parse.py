@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bloxserver.blocks.agent import AgentConfig
-from bloxserver.blocks.checking import checking
+from bloxserver.blocks.checking import checking, is_checking
 from bloxserver.blocks.http_request import check_url
 from bloxserver.blocks.names import SECRETS
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.organism.called_flows import require_called_flows
+from bloxserver.organism.expression_checks import check_expressions
 from bloxserver.organism.limits import check_limits
 from bloxserver.organism.listeners import read_listeners
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism
@@ -91,10 +92,13 @@ def _read(text: str, registry: BlockRegistry) -> Reading:
     valid = all(problem.severity != "error" for problem in report.problems)
     if valid:
         check_limits(organism, report)
+        if is_checking():
+            check_expressions(organism, report)
         require_called_flows(organism, report)
         _require_prices(organism, report)
     requirements = tuple(report.requirements)
     organism = replace(organism, requirements=requirements)
+    valid = all(problem.severity != "error" for problem in report.problems)
     problems = sorted(report.problems, key=lambda problem: (problem.line, problem.column))
     return Reading(organism if valid else None, problems, requirements)
 

@@ -38,6 +38,8 @@ INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 MAX_INTEGER = 20
+LOCATED = ("{{", "payload", "steps", "trigger", "execution")
+"""A text with one of these parts may have problems at parts of it."""
 
 
 SYNTAX_HINT = "check this line for a missing quote, colon or bracket, and check its indentation"
@@ -248,7 +250,7 @@ class _Builder:
     def _node(self, event: yaml.Event, path: Path) -> JsonValue:
         self.document.values[path] = _place(event)
         if isinstance(event, yaml.ScalarEvent):
-            if "{{" in event.value and event.start_mark and event.end_mark:
+            if any(part in event.value for part in LOCATED) and event.start_mark and event.end_mark:
                 self.document.extents[path] = (event.start_mark.index, event.end_mark.index)
             return self._scalar(event, path)
         if isinstance(event, yaml.MappingStartEvent):
