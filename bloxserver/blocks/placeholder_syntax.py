@@ -16,9 +16,10 @@ from bloxserver.blocks.cel.values import Budget
 from bloxserver.blocks.expressions import Expression, compile_expression
 from bloxserver.blocks.names import SECRET_NAME, SECRETS
 
-_WORD = r"""(?!(?:or|and|not|if|else|in|is|default)\b)(?=[^\s.]*\w)[^\s.\[\](){}|"'`&<>=!?+*/,;%~^\\]+"""
-SEGMENT = re.compile(f"{_WORD}(?: +{_WORD})*")
-"""A key in a path: words without brackets, quotes or operators."""
+_WORD = r"""(?=[^\s.]*\w)[^\s.\[\](){}|"'`&<>=!?+*/,;%~^\\]+"""
+_OPERATOR = r"(?:or|and|not|if|else|in|is|default)\b"
+SEGMENT = re.compile(f"{_WORD}(?: +(?!{_OPERATOR}){_WORD})*")
+"""A key in a path: words without brackets, quotes or operators. A key can be `default`, but `x or y` is not a key."""
 INDEXED = re.compile(r"""\[\s*(?:(\d+)|"([^"\]]*)"|'([^'\]]*)')\s*\]""")
 CONSTANT = re.compile(r"true|false|null|-?\d.*")
 SCANNED = re.compile(

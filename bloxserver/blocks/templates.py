@@ -48,6 +48,8 @@ class TemplateProblem:
     text: str
     message: str
     hint: str
+    is_in_key: bool = False
+    """Whether the placeholder is in a key. The template is valid, and the key is used unchanged."""
 
 
 def check(template: JsonValue, roots: frozenset[str] = ROOTS, budget: Budget | None = None) -> None:
@@ -56,11 +58,12 @@ def check(template: JsonValue, roots: frozenset[str] = ROOTS, budget: Budget | N
     If `secrets` is one of them, the only path to a secret is `secrets.NAME`. With `budget`, raises `CostLimitExceeded`.
     """
     for problem in problems(template, roots, budget):
-        raise ValueError(f"{problem.message}; {problem.hint}")
+        if not problem.is_in_key:
+            raise ValueError(f"{problem.message}; {problem.hint}")
 
 
 def problems(template: JsonValue, roots: frozenset[str] = ROOTS, budget: Budget | None = None) -> list[TemplateProblem]:
-    """Return all reasons for which `check` rejects the template, in the order of its texts."""
+    """Return all problems of the template in the order of its texts. `check` rejects those that are not in keys."""
     found: list[TemplateProblem] = []
     placeholders = 0
     for path, text, is_key in _texts(template):
@@ -288,7 +291,7 @@ def _key_problem(path: tuple[str | int, ...], written: str, part: str | None) ->
     if part is None or not is_path(part) or names[0] not in (*MESSAGE_NAMES, SECRETS):
         return None
     message = f"{shown(written)} is in a key, where placeholders are not replaced"
-    return TemplateProblem(path, written, message, f"write a fixed key, or {COMPUTE}")
+    return TemplateProblem(path, written, message, f"write a fixed key, or {COMPUTE}", is_in_key=True)
 
 
 def _texts(template: JsonValue) -> Iterator[tuple[tuple[str | int, ...], str, bool | None]]:

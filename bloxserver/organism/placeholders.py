@@ -20,7 +20,10 @@ class Placeholders:
         self._last: dict[tuple[str, Path, str], Place] = {}
 
     def are_valid(self, path: Path, value: JsonValue, roots: frozenset[str]) -> bool:
-        """Report every placeholder that is invalid for a scope with these names. Returns True if there is none."""
+        """Report every placeholder that is invalid for a scope with these names. Returns True if there is none.
+
+        A placeholder in a key is only a warning: the key is used unchanged.
+        """
         found = templates.problems(value, roots)
         if SECRETS not in roots:
             secrets = {problem[:2] for problem in templates.mentions(value, [SECRETS])}
@@ -29,8 +32,12 @@ class Placeholders:
             at = (*path, *problem.path)
             where = _where(at)
             place = self._place("valid", at, problem.text)
-            self._report.error(at, "invalid_template", f"{where}: {problem.message}", problem.hint, place=place)
-        return not found
+            message = f"{where}: {problem.message}"
+            if problem.is_in_key:
+                self._report.warning(at, "placeholder_not_replaced", message, problem.hint, place=place)
+            else:
+                self._report.error(at, "invalid_template", message, problem.hint, place=place)
+        return all(problem.is_in_key for problem in found)
 
     def collect_secrets(self, path: Path, value: JsonValue) -> None:
         """Add a requirement for each secret that a value names."""

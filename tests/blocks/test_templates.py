@@ -30,6 +30,8 @@ PAYLOAD: JsonValue = {
     "first name": "é",
     "template": "{{ payload.name }}",
     "items": {"keys": "own"},
+    "default": "d",
+    "is-new": {"in": 1},
 }
 
 RENDERED: dict[str, tuple[JsonValue, JsonValue]] = {
@@ -48,6 +50,11 @@ RENDERED: dict[str, tuple[JsonValue, JsonValue]] = {
     "a key of digits": ("{{ payload.0 }}", "zero"),
     "a key with a space": ("{{ payload.first name }}", "é"),
     "a key that is a method": ("{{ payload.items.keys }}", "own"),
+    "keys that are words of operators": ("{{ payload.default }} {{ payload.is-new.in }}", "d 1"),
+    "keys are not replaced": (
+        {"{{ payload.age }}": "{{ payload.age }}", "a": {"{{ secrets.KEY }}": 1}},
+        {"{{ payload.age }}": 36, "a": {"{{ secrets.KEY }}": 1}},
+    ),
     "nested": ({"a": [{"b": "{{ payload.name }}"}], "{{": 1}, {"a": [{"b": "Ada"}], "{{": 1}),
     "nothing is rendered twice": (
         "{{ payload.template }} {{ payload.template }}",
@@ -82,8 +89,6 @@ INVALID = [
     "{{ secrets.key }}",
     "{{ __import__('os') }}",
     {"a": ["{{ nobody }}"]},
-    {"{{ payload.age }}": 1},
-    {"a": {"{{ secrets.KEY }}": 1}},
     "{{ payload.name | upper }}",
     "{{payload.name|upper}}",
     "{{ payload.x or 'y' }}",

@@ -80,7 +80,7 @@ PROBLEMS = [
     (*column(7, "{{"), "invalid_template"),
     (*column(7, "{{", 1), "invalid_template"),
     (*column(8, "{{"), "invalid_template"),
-    (*column(8, '"{{', 1), "invalid_template"),
+    (*column(8, '"{{', 1), "placeholder_not_replaced"),
     (*column(8, "{{", 2), "invalid_template"),
     (*column(8, "D E"), "invalid_config"),
     (*column(9, "{{"), "invalid_template"),
@@ -173,7 +173,6 @@ listeners:
 @pytest.mark.parametrize(
     ("handler", "config"),
     [
-        ("http.request", "{url: 'https://x.example', body: {'{{ payload.k }}': 1}}"),
         ("http.request", "{url: '{{ payload.urls[0 }}'}"),
         ("http.request", "{url: 'https://x.example', headers: {X: '{{ Payload.x }}'}}"),
         ("webhook.send", "{url: 'https://x.example/{{ payload.a or payload.b }}'}"),
@@ -192,8 +191,22 @@ listeners:
 def test_invalid_placeholders_are_reported_in_all_templated_members(handler: str, config: str) -> None:
     [problem] = [one for one in check(listener(handler, config), get_registry()) if one.path[-1:] != ("config",)]
     assert problem.code == "invalid_template"
+    assert (problem.line, problem.column) == (6, 13 + config.index("{{"))
+
+
+@pytest.mark.parametrize(
+    ("handler", "config"),
+    [
+        ("http.request", "{url: 'https://x.example', body: {'{{ payload.k }}': 1}}"),
+        ("transform", "{output: {a: {'{{ input.k }}': '{{ payload.k }}'}}}"),
+        ("key_value", "{operation: set, key: k, value: {'{{ payload.k }}': 1}}"),
+    ],
+)
+def test_placeholder_in_a_key_is_a_warning(handler: str, config: str) -> None:
+    [problem] = check(listener(handler, config), get_registry())
+    assert (problem.severity, problem.code) == ("warning", "placeholder_not_replaced")
     # A key is reported where its entry begins.
-    assert (problem.line, problem.column) == (6, 13 + config.index("{{") - ("{'{{" in config))
+    assert (problem.line, problem.column) == (6, 12 + config.index("{{"))
 
 
 @pytest.mark.parametrize(
