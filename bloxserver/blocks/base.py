@@ -88,8 +88,9 @@ class ExecutionStopped(BlockError):
 
 STOPPING = ("execution_budget_exceeded", "daily_budget_exceeded")
 """The codes of `ExecutionStopped`."""
-EXECUTION_BUDGET_WARNING, DAILY_BUDGET_WARNING = "execution_budget_warning", "daily_budget_warning"
-BUDGET_WARNINGS = (EXECUTION_BUDGET_WARNING, DAILY_BUDGET_WARNING)
+EXECUTION_BUDGET_WARNING = "execution_budget_warning"
+DAILY_BUDGET_WARNING, DAILY_BUDGET_USED = "daily_budget_warning", "daily_budget_used"
+BUDGET_WARNINGS = (EXECUTION_BUDGET_WARNING, DAILY_BUDGET_WARNING, DAILY_BUDGET_USED)
 """The codes of warnings about budgets, of which the recipients of `on_failure` are notified."""
 
 

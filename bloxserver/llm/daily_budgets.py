@@ -11,12 +11,13 @@ from uuid import UUID
 
 import structlog
 
-from bloxserver.blocks.base import DAILY_BUDGET_WARNING, StepWarning
+from bloxserver.blocks.base import DAILY_BUDGET_USED, DAILY_BUDGET_WARNING, StepWarning
 from bloxserver.llm.budgets import BudgetExceeded, Estimate, Used, dollars, is_crossed
 from bloxserver.llm.ledger import Ledger
 from bloxserver.model_prices import NANO
 from bloxserver.models.database import Database
 from bloxserver.models.transient_errors import describe_error
+from bloxserver.observability import metrics
 from bloxserver.queries.execution_costs import read_cost_since
 
 log = structlog.stdlib.get_logger("bloxserver.llm")
@@ -125,6 +126,7 @@ class DailyBudget:
         reset = f"it resets at {end:%Y-%m-%dT%H:%M:%SZ}"
         if self._flow is None:
             log.error("the daily budget of language models is used", used=dollars(day.used))
+            metrics.LLM_LIMITED.labels("operator_daily_budget").inc()
             message = f"the daily budget of this server for language models is used; {reset}"
         else:
             used, wanted = dollars(day.used + day.reserved), dollars(estimate.cost)
@@ -132,4 +134,5 @@ class DailyBudget:
                 f"the daily budget of the flow is {dollars(self._max_cost)}, {used} are used or reserved, and the next "
                 f"call may use {wanted} (execution.daily_max_cost_usd); {reset}"
             )
+            self._warnings.append(StepWarning(DAILY_BUDGET_USED, message))
         return BudgetExceeded("daily_budget_exceeded", message, retry_after=self._costs.seconds_until(end))

@@ -83,7 +83,7 @@ LLM_REQUESTS = Counter(
 )
 LLM_LIMITED = Counter(
     "bloxserver_llm_limited_total",
-    "Calls of language models that a limit of the user's plan refused.",
+    "Calls of language models that a limit of the user's plan or the operator's daily budget refused.",
     ["limit"],
     registry=REGISTRY,
 )

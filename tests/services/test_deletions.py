@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from bloxserver.blocks.base import BlockError
 from bloxserver.clock import now
 from bloxserver.engine.background.expired import read_flow_ids
-from bloxserver.engine.background.notification_rows import read_disabled, read_due_notifications, read_failure
+from bloxserver.engine.background.notification_rows import read_due_notifications, read_failure, read_notice
 from bloxserver.engine.background.schedule_firing import disable_schedule, fire_schedule, postpone_schedule
 from bloxserver.engine.queue.claims import read_call_results
 from bloxserver.engine.queue.leases import lost_leases
@@ -293,16 +293,16 @@ class TestReads:
         flow = Deleted(dev_user)
         await flow.arrange(session)
         assert len(await read_due_notifications(session, now(), 10)) == 2
-        assert await read_disabled(session, flow.of_schedule.id) is not None
+        assert await read_notice(session, flow.of_schedule.id) is not None
         await session.execute(sa.update(TriggerRecord).values(deleted_at=now()))
         [of_execution] = await read_due_notifications(session, now(), 10)
         assert of_execution.id != flow.of_schedule.id
-        assert await read_disabled(session, flow.of_schedule.id) is None
+        assert await read_notice(session, flow.of_schedule.id) is None
 
     async def test_deleted_flow_sends_and_expires_nothing(self, deleted: Deleted, session: AsyncSession) -> None:
         assert await read_due_notifications(session, now(), 10) == []
         assert await read_failure(session, deleted.failed.id) is None
-        assert await read_disabled(session, deleted.of_schedule.id) is None
+        assert await read_notice(session, deleted.of_schedule.id) is None
         assert await read_flow_ids(session, None, 10) == []
 
     async def test_deleted_flow_stores_no_key_values(self, deleted: Deleted, session: AsyncSession) -> None:

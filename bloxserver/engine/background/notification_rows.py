@@ -1,4 +1,4 @@
-"""Database rows and contents of failure notifications, for failed executions and disabled schedules."""
+"""Database rows and contents of notifications: of failed executions, disabled schedules and budgets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from bloxserver.blocks.base import DAILY_BUDGET_USED
 from bloxserver.clients.mail import compose
 from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.clock import UtcTime, now
@@ -149,57 +150,17 @@ async def read_failure(session: AsyncSession, execution_id: UUID) -> Failure | N
     return next((Failure(*tuple(row)) for row in rows), None)
 
 
-class DisabledSchedule(NamedTuple):
-    """A disabled schedule, with the data that its notification needs."""
+class Notice(NamedTuple):
+    """What a notification without an execution is about: a disabled schedule, or a budget of language models."""
 
-    trigger_id: UUID
-    trigger_name: str
+    trigger_id: UUID | None
+    """None if it is about a budget."""
+    trigger_name: str | None
     flow_id: UUID
     flow_name: str
+    subject: str | None
     reason: str | None
-    disabled_at: datetime
-    user_id: UUID
-    organism_yaml: str
-
-    @property
-    def depth(self) -> int:
-        """The call depth: always 0, since no execution called the schedule."""
-        return 0
-
-
-async def read_disabled(session: AsyncSession, notification_id: UUID) -> DisabledSchedule | None:
-    """The disabled schedule with the definition that its flow runs; None if the notification was deleted."""
-    rows = await session.execute(
-        sa.select(
-            TriggerRecord.id,
-            TriggerRecord.name,
-            FlowRecord.id,
-            FlowRecord.name,
-            FailureNotificationRecord.reason,
-            FailureNotificationRecord.created_at,
-            FlowRecord.user_id,
-            sa.func.coalesce(FlowVersionRecord.organism_yaml, FlowRecord.organism_yaml),
-        )
-        .select_from(FailureNotificationRecord)
-        .join(TriggerRecord, TriggerRecord.id == FailureNotificationRecord.trigger_id)
-        .join(FlowRecord, FlowRecord.id == TriggerRecord.flow_id)
-        .outerjoin(FlowVersionRecord, FlowVersionRecord.id == FlowRecord.active_version_id)
-        .where(
-            FailureNotificationRecord.id == notification_id,
-            TriggerRecord.deleted_at.is_(None),
-            FlowRecord.deleted_at.is_(None),
-        )
-    )
-    return next((DisabledSchedule(*row) for row in rows), None)
-
-
-class BudgetUse(NamedTuple):
-    """A budget of language models that is almost used, with the data that its notification needs."""
-
-    flow_id: UUID
-    flow_name: str
-    message: str | None
-    warned_at: datetime
+    created_at: datetime
     user_id: UUID
     organism_yaml: str
 
@@ -208,27 +169,40 @@ class BudgetUse(NamedTuple):
         """The call depth: 0, since the notification does not belong to one execution."""
         return 0
 
+    @property
+    def is_budget_used(self) -> bool:
+        """Whether calls were refused, and not only most of the budget used."""
+        return (self.subject or "").startswith(DAILY_BUDGET_USED)
 
-async def read_budget_use(session: AsyncSession, notification_id: UUID) -> BudgetUse | None:
-    """The warning with the definition that its flow runs; None if the flow was deleted."""
+
+async def read_notice(session: AsyncSession, notification_id: UUID) -> Notice | None:
+    """The notice with the definition that its flow runs; None if the flow or the schedule was deleted."""
     rows = await session.execute(
         sa.select(
+            TriggerRecord.id,
+            TriggerRecord.name,
             FlowRecord.id,
             FlowRecord.name,
+            FailureNotificationRecord.subject,
             FailureNotificationRecord.reason,
             FailureNotificationRecord.created_at,
             FlowRecord.user_id,
             sa.func.coalesce(FlowVersionRecord.organism_yaml, FlowRecord.organism_yaml),
         )
         .select_from(FailureNotificationRecord)
-        .join(FlowRecord, FlowRecord.id == FailureNotificationRecord.flow_id)
+        .outerjoin(TriggerRecord, TriggerRecord.id == FailureNotificationRecord.trigger_id)
+        .join(FlowRecord, FlowRecord.id == sa.func.coalesce(TriggerRecord.flow_id, FailureNotificationRecord.flow_id))
         .outerjoin(FlowVersionRecord, FlowVersionRecord.id == FlowRecord.active_version_id)
-        .where(FailureNotificationRecord.id == notification_id, FlowRecord.deleted_at.is_(None))
+        .where(
+            FailureNotificationRecord.id == notification_id,
+            TriggerRecord.deleted_at.is_(None),
+            FlowRecord.deleted_at.is_(None),
+        )
     )
-    return next((BudgetUse(*row) for row in rows), None)
+    return next((Notice(*row) for row in rows), None)
 
 
-Cause: TypeAlias = Failure | DisabledSchedule | BudgetUse
+Cause: TypeAlias = Failure | Notice
 
 
 class FailedExecution(CamelModel):
@@ -274,9 +248,9 @@ class UsedBudget(CamelModel):
 
 
 class BudgetEvent(CamelModel):
-    """The body of a notification of a budget that is almost used."""
+    """The body of a notification of a budget that is almost used, or of one that stops calls."""
 
-    type: Literal["budget.warning"] = "budget.warning"
+    type: Literal["budget.warning", "budget.exceeded"]
     timestamp: UtcTime
     data: UsedBudget
 
@@ -284,12 +258,14 @@ class BudgetEvent(CamelModel):
 def event_of(cause: Cause) -> bytes:
     """The body of the request to the recipient: JSON below 20 kB, the same for every attempt."""
     event: FailureEvent | DisabledEvent | BudgetEvent
-    if isinstance(cause, BudgetUse):
-        used = UsedBudget.model_validate(cause._asdict() | {"message": _reason(cause.message)})
-        event = BudgetEvent(timestamp=cause.warned_at, data=used)
-    elif isinstance(cause, DisabledSchedule):
-        data = DisabledTrigger.model_validate(cause._asdict() | {"reason": _reason(cause.reason)})
-        event = DisabledEvent(timestamp=cause.disabled_at, data=data)
+    if isinstance(cause, Notice):
+        values = cause._asdict() | {"reason": _reason(cause.reason), "message": _reason(cause.reason)}
+        if cause.trigger_id is None:
+            kind: Literal["budget.exceeded", "budget.warning"]
+            kind = "budget.exceeded" if cause.is_budget_used else "budget.warning"
+            event = BudgetEvent(type=kind, timestamp=cause.created_at, data=UsedBudget.model_validate(values))
+        else:
+            event = DisabledEvent(timestamp=cause.created_at, data=DisabledTrigger.model_validate(values))
     else:
         ended = _ended(cause)
         values = cause._asdict() | {"error_message": _reason(cause.error_message), "completed_at": ended}
@@ -300,11 +276,8 @@ def event_of(cause: Cause) -> bytes:
 def mail_of(cause: Cause, notification_id: UUID, *, sender: str, address: str) -> EmailMessage:
     """The mail to the recipient, the same for every attempt. Raises `ValueError` for an invalid address."""
     name = _one_line(cause.flow_name)
-    if isinstance(cause, BudgetUse):
-        moment, subject = cause.warned_at, f'A budget of flow "{name}" is almost used'
-        text = f"{_reason(cause.message)}\n\nFlow: {cause.flow_id}\n"
-    elif isinstance(cause, DisabledSchedule):
-        moment, subject, text = cause.disabled_at, f'A schedule of flow "{name}" was disabled', _disabled_text(cause)
+    if isinstance(cause, Notice):
+        moment, (subject, text) = cause.created_at, _disabled(cause) if cause.trigger_id else _used(cause)
     else:
         moment, subject, text = _ended(cause), f'Flow "{name}" {_verb(cause)}', _failure_text(cause)
     return compose(
@@ -328,14 +301,28 @@ def _failure_text(failure: Failure) -> str:
     )
 
 
-def _disabled_text(schedule: DisabledSchedule) -> str:
-    return (
-        f'The schedule "{_one_line(schedule.trigger_name)}" of the flow "{_one_line(schedule.flow_name)}" was disabled '
-        f"at {_time(schedule.disabled_at)}. It will not fire until you correct its config and enable it.\n\n"
-        f"Reason:\n{_reason(schedule.reason)}\n\n"
-        f"Trigger: {schedule.trigger_id}\n"
-        f"Flow: {schedule.flow_id}\n"
+def _used(notice: Notice) -> tuple[str, str]:
+    """The subject and the text."""
+    name = _one_line(notice.flow_name)
+    subject = (
+        f'The daily budget of flow "{name}" is used'
+        if notice.is_budget_used
+        else (f'A budget of flow "{name}" is almost used')
     )
+    return subject, f"{_reason(notice.reason)}\n\nFlow: {notice.flow_id}\n"
+
+
+def _disabled(notice: Notice) -> tuple[str, str]:
+    """The subject and the text."""
+    flow, trigger = _one_line(notice.flow_name), _one_line(notice.trigger_name or "")
+    text = (
+        f'The schedule "{trigger}" of the flow "{flow}" was disabled at {_time(notice.created_at)}. It will not fire '
+        f"until you correct its config and enable it.\n\n"
+        f"Reason:\n{_reason(notice.reason)}\n\n"
+        f"Trigger: {notice.trigger_id}\n"
+        f"Flow: {notice.flow_id}\n"
+    )
+    return f'A schedule of flow "{flow}" was disabled', text
 
 
 def _one_line(name: str) -> str:

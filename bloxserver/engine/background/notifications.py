@@ -29,10 +29,9 @@ from bloxserver.engine.background.notification_rows import (
     end_attempt,
     event_of,
     mail_of,
-    read_budget_use,
-    read_disabled,
     read_due_notifications,
     read_failure,
+    read_notice,
 )
 from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.engine.emails import EmailCounter
@@ -199,12 +198,11 @@ class NotificationSender:
         cause: Cause | None
         async with self._database.transaction(read_only=True) as session:
             if notification.execution_id is not None:
-                what, cause = "execution", await read_failure(session, notification.execution_id)
-            elif notification.trigger_id is not None:
-                what, cause = "trigger", await read_disabled(session, notification.id)
+                cause = await read_failure(session, notification.execution_id)
             else:
-                what, cause = "flow", await read_budget_use(session, notification.id)
+                cause = await read_notice(session, notification.id)
         if cause is None:
+            what = "execution" if notification.execution_id else "trigger" if notification.trigger_id else "flow"
             raise DeliveryError(f"the {what} was deleted", final=True)
         return cause
 

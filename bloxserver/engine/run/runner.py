@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.blocks.base import BUDGET_WARNINGS, DAILY_BUDGET_WARNING, BlockError, StepWarning
+from bloxserver.blocks.base import BUDGET_WARNINGS, EXECUTION_BUDGET_WARNING, BlockError, StepWarning
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.queue import leases
@@ -257,11 +257,11 @@ class ExecutionRunner:
             await leases.record_usage(session, self._execution, self._tokens)
 
     async def _notify(self, session: AsyncSession, warning: StepWarning) -> None:
-        """Enqueue notifications of a budget that is almost used: once on a day, or once for the execution."""
+        """Enqueue notifications of a warning about a budget: once on a day, or once for the execution."""
         if self._on_failure is not None and warning.code in BUDGET_WARNINGS:
-            flow_id, subject = self._execution.flow_id, f"{warning.code} {self._execution.id}"
-            if warning.code == DAILY_BUDGET_WARNING:
-                subject = f"{warning.code} {now():%Y-%m-%d}"
+            is_of_execution = warning.code == EXECUTION_BUDGET_WARNING
+            subject = f"{warning.code} {self._execution.id if is_of_execution else f'{now():%Y-%m-%d}'}"
+            flow_id = self._execution.flow_id
             await enqueue_budget_notification(session, flow_id, subject, warning.message, self._on_failure)
 
     async def _write_outcome(self, session: AsyncSession, outcome: Outcome | None) -> None:

@@ -1,4 +1,4 @@
-"""Notifications of budgets of language models that are almost used."""
+"""Notifications of budgets of language models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from bloxserver.blocks.base import DAILY_BUDGET_USED
 from bloxserver.clock import now
 from bloxserver.models.database import Database
 from bloxserver.models.tables import FlowRecord
@@ -55,6 +56,16 @@ async def test_both_recipients_are_notified_once_for_a_subject(installation: Ins
     [mail] = installation.smtp.received
     assert b"almost used" in mail.content
     assert all(notice.delivered_at for notice in await installation.notices())
+
+
+async def test_budget_that_stops_calls_has_its_own_type_and_subject(installation: Installation) -> None:
+    await warn(installation, f"{DAILY_BUDGET_USED} 2026-11-29")
+    assert await installation.notifier().deliver_due() == 2
+    [sent] = installation.http.received
+    assert json.loads(sent.body)["type"] == "budget.exceeded"
+    [mail] = installation.smtp.received
+    assert b'Subject: The daily budget of flow "Orders" is used' in mail.content
+    assert MESSAGE.encode() in mail.content
 
 
 async def test_other_subject_is_another_notification(installation: Installation) -> None:

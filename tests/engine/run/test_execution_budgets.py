@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -92,6 +93,42 @@ async def test_agents_that_call_others_do_not_get_the_error(
     }
 
 
+async def notifications(database: Database) -> dict[str | None, str | None]:
+    """The reasons of notifications about budgets, by their subjects."""
+    notice = FailureNotificationRecord
+    async with database.transaction(read_only=True) as session:
+        rows = await session.execute(sa.select(notice.subject, notice.reason).where(notice.flow_id.is_not(None)))
+        found = [(row.subject, row.reason) for row in rows]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+async def test_recipients_are_notified_once_on_a_day_when_the_budget_of_the_flow_stops_calls(
+    live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database, tmp_path: Path
+) -> None:
+    budget = "daily_max_cost_usd: 0.5, on_failure: {url: 'http://127.0.0.1:9/'}"
+    text = organism(AGENT, echo("b"), echo("c"), execution=f"{{{budget}}}")
+    async with language_model([says("Done.", input_tokens=450, output_tokens=0)]) as server:
+        prices = prices_of(server, tmp_path)
+        async with running_engine(live_settings, live_database, **prices):
+            path = await started_flow(live_client, text)
+            assert (await run(live_client, path))["status"] == "success"
+            first = await run(live_client, path)
+        async with running_engine(live_settings, live_database, **prices):
+            ended = [first, *await asyncio.gather(*(run(live_client, path) for _ in range(3)))]
+        assert len(server.requests) == 1
+    assert [each["status"] for each in ended] == ["error"] * 4
+    subject = f"daily_budget_used {now():%Y-%m-%d}"
+    found = await notifications(live_database)
+    assert found.keys() == {subject, f"daily_budget_warning {now():%Y-%m-%d}"}
+    reason = found[subject] or ""
+    assert reason.startswith("the daily budget of the flow is $0.5, $0.45 are used or reserved")
+    for each in ended:
+        [step] = (await live_client.get(f"{path}/executions/{each['id']}/steps")).json()["items"]
+        assert step["errorCode"] == "daily_budget_exceeded"
+        assert [warning["code"] for warning in step["warnings"]] == ["daily_budget_used"]
+
+
 async def test_recipients_are_notified_once_at_80_percent(
     live_client: httpx.AsyncClient, live_settings: Settings, live_database: Database, tmp_path: Path
 ) -> None:
@@ -105,13 +142,7 @@ async def test_recipients_are_notified_once_at_80_percent(
         path = await started_flow(live_client, text)
         ended = [await run(live_client, path) for _ in range(2)]
     assert [each["status"] for each in ended] == ["success", "success"]
-    async with live_database.transaction(read_only=True) as session:
-        rows = await session.execute(
-            sa.select(FailureNotificationRecord.subject, FailureNotificationRecord.reason).order_by(
-                FailureNotificationRecord.created_at, FailureNotificationRecord.subject
-            )
-        )
-    subjects = {row.subject: row.reason for row in rows}
+    subjects = await notifications(live_database)
     assert subjects == {
         f"execution_budget_warning {ended[0]['id']}": "450 of 550 tokens are used (execution.max_tokens)",
         f"execution_budget_warning {ended[1]['id']}": "450 of 550 tokens are used (execution.max_tokens)",
