@@ -35,6 +35,7 @@ from bloxserver.clock import now
 from bloxserver.engine.backoff import backoff_seconds
 from bloxserver.engine.queue.values import CalledResult, LeaseLost
 from bloxserver.engine.run.blocks import checked_answer, rendered_config, validated_config, validated_payload
+from bloxserver.engine.run.error_reports import CALL_FAILED
 from bloxserver.engine.run.large_messages import needs_process, redact_large, run_large
 from bloxserver.engine.run.messages import NO_TOKENS, Message, Step, Tokens
 from bloxserver.engine.run.names import ExecutionNames
@@ -159,7 +160,7 @@ class Attempt:
             output = value_of_text(result.output or "null")
             return self.step(StepStatus.SUCCESS, completed_at=now(), output=output, called_id=calling.called_id)
         reason = f"the called execution {calling.called_id} ended as {result.status.value}: {result.error or ''}"
-        return self.failure(BlockError("call_failed", reason))
+        return self.failure(BlockError(CALL_FAILED, reason))
 
 
 async def handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation) -> Step:

@@ -6,12 +6,10 @@ from typing import Protocol
 
 from bloxserver.blocks.base import STOPPING, BlockError, ExecutionStopped, StepWarning, Tool
 from bloxserver.engine.run.attempt import Attempt
+from bloxserver.engine.run.error_reports import report_of
 from bloxserver.engine.run.messages import Message, Step, Tokens
 from bloxserver.models.enums import StepStatus
 from bloxserver.raw_json import Value
-
-HIDDEN = ("agent_repeated_call",)
-"""Errors of agents that the models of other agents do not see: a model could avoid the guard if it knew the rule."""
 
 
 class AgentRun(Protocol):
@@ -47,8 +45,6 @@ class StoredConversation:
         step = await self._run.call(self._attempt.message, tool.listener, payload, call)
         if step.status is StepStatus.ERROR and step.error_code in STOPPING:
             raise ExecutionStopped(step.error_code or "", step.error or "failed")
-        if step.status is StepStatus.ERROR and step.error_code in HIDDEN:
-            raise BlockError("failed", "the tool failed", retryable=False)
         if step.status is StepStatus.ERROR:
-            raise BlockError(step.error_code or "failed", step.error or "failed", retryable=False)
+            raise BlockError(*report_of(step), retryable=False)
         return step.output

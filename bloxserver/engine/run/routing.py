@@ -11,6 +11,7 @@ from bloxserver.blocks.base import STOPPING, BlockError, IsolatedTasks
 from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import holds
 from bloxserver.blocks.names import CONDITION_NAMES
+from bloxserver.engine.run.error_reports import report_of
 from bloxserver.engine.run.large_messages import evaluate_large
 from bloxserver.engine.run.messages import Step
 from bloxserver.engine.run.names import ExecutionNames
@@ -59,7 +60,7 @@ async def route(listener: Listener, step: Step, context: RoutingContext) -> list
         "attempt": step.attempt,
     }
     scope = {"payload": step.message.payload, "error": error}
-    report = object_of({"error": error, "input": step.message.payload})
+    report = object_of({"error": error | report_of(step)._asdict(), "input": step.message.payload})
     peers = [peer for peer in listener.peers if peer.on == "error"]
     handlers = [(peer.to, report) for peer in await _chosen(listener, peers, scope, context, step)]
     if not handlers:

@@ -83,7 +83,7 @@ async def test_calling_agent_gets_no_reason() -> None:
         texts = model.requests[-1].texts
     assert outcome == Finished({"text": "Done."})
     assert log.step("b").error_code == "agent_repeated_call"
-    assert texts[-1] == '{"error":"failed: the tool failed"}'
+    assert texts[-1] == '{"error":"failed: the step failed"}'
 
 
 async def test_timeline_shows_the_warning(
