@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bloxserver.api.dependencies import SessionSource
 from bloxserver.clock import now
 from bloxserver.models import database as models_database
+from bloxserver.queries.execution_costs import NANO, day_of, read_cost_since
 from bloxserver.queries.overview import read_queue, read_schedules, read_unsent_since, read_workers
 from bloxserver.settings import get_settings
 
@@ -43,6 +44,8 @@ async def _read(sessions: SessionSource) -> list[Metric]:
         workers = await read_workers(session, timedelta(seconds=settings.heartbeat_timeout_seconds))
         schedules = await read_schedules(session, moment)
         unsent_since = None if settings.stripe_secret_key is None else await read_unsent_since(session)
+        limit = settings.llm_daily_max_usd
+        spending = None if limit is None else await read_cost_since(session, day_of(moment), None) / NANO
     depth = GaugeMetricFamily(
         "bloxserver_queue_executions",
         "Executions that have not ended: waiting for a worker, running, or suspended until a time or an answer.",
@@ -68,6 +71,12 @@ async def _read(sessions: SessionSource) -> list[Metric]:
             "Age of the oldest report of usage that Stripe has not accepted.",
             _age(unsent_since, moment),
         ),
+        GaugeMetricFamily(
+            "bloxserver_llm_spending_today_usd",
+            "Cost in US dollars of today's calls of language models with the operator's keys.",
+            spending,
+        ),
+        GaugeMetricFamily("bloxserver_llm_daily_limit_usd", "The operator's budget for a day in US dollars.", limit),
     ]
 
 

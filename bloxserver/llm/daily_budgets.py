@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
@@ -18,7 +18,7 @@ from bloxserver.model_prices import NANO
 from bloxserver.models.database import Database
 from bloxserver.models.transient_errors import describe_error
 from bloxserver.observability import metrics
-from bloxserver.queries.execution_costs import read_cost_since
+from bloxserver.queries.execution_costs import day_of, read_cost_since
 
 log = structlog.stdlib.get_logger("bloxserver.llm")
 
@@ -60,7 +60,7 @@ class DailyCosts:
         If they cannot be read, they are those that were read last.
         """
         moment = self._clock()
-        begin = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        begin = day_of(moment)
         day = self._days.get(flow)
         if day is None or day.begin != begin:
             self._days = {key: each for key, each in self._days.items() if each.begin == begin}

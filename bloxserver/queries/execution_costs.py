@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +29,11 @@ async def read_cost(session: AsyncSession, execution_id: UUID) -> int:
     """The cost of an execution in billionths of a US dollar, without calls whose price is unknown."""
     cost = await session.scalar(sa.select(sa.func.sum(_calls.cost_nanousd)).where(_calls.execution_id == execution_id))
     return int(cost or 0)
+
+
+def day_of(moment: datetime) -> datetime:
+    """The beginning of the day in UTC for which daily budgets count."""
+    return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 async def read_cost_since(session: AsyncSession, begin: datetime, flow: tuple[UUID, UUID] | None) -> int:

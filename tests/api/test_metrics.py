@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -12,8 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from bloxserver import __version__
+from bloxserver.clock import now
 from bloxserver.models.database import Database
-from bloxserver.models.tables import UserRecord
+from bloxserver.models.tables import LlmCallRecord, UserRecord
+from bloxserver.queries.execution_costs import NANO
 from tests.api.contract import API, assert_problem, covers
 from tests.api.test_health import EVERY_WAY, unreachable
 from tests.clerk import override_settings
@@ -139,6 +142,23 @@ class TestDatabase:
         with count_statements(database_engine) as statements:
             await scrape(client)
         assert len(statements) == 3
+
+    async def test_spending_is_read_if_it_is_limited(
+        self, client: httpx.AsyncClient, session: AsyncSession, dev_user: UserRecord
+    ) -> None:
+        midnight = now().replace(hour=0, minute=0, second=0, microsecond=0)
+        rows = [(0.25, midnight, False), (4, midnight, True), (8, midnight - timedelta(seconds=1), False)]
+        for dollars, moment, own_key in rows:
+            call = LlmCallRecord(user_id=dev_user.id, model="m", created_at=moment, own_key=own_key)
+            call.cost_nanousd = round(dollars * NANO)
+            session.add(call)
+        await session.commit()
+        names = ("bloxserver_llm_spending_today_usd", "bloxserver_llm_daily_limit_usd")
+        unlimited = await scrape(client)
+        assert not {name for name, _ in unlimited} & {*names}
+        with override_settings(METRICS_TOKEN=TOKEN, LLM_DAILY_MAX_USD="0.5"):
+            limited = await scrape(client)
+        assert [limited[name, ()] for name in names] == [0.25, 0.5]
 
     @covers("metrics.without-database")
     @EVERY_WAY

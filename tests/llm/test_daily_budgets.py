@@ -23,6 +23,7 @@ from bloxserver.plans import PLANS
 from tests.factories import create_user
 from tests.llm.catalogues import Clock, providers, settings_of
 from tests.llm_server import language_model, says
+from tests.metric_increase import measure_increase
 from tests.statements import count_statements
 
 MESSAGES: list[ModelMessage] = [ModelRequest([UserPromptPart("What do you guard?")])]
@@ -161,8 +162,12 @@ async def test_operator_has_a_budget_for_all_users(
     await spend(live_database, calling, 7, clock(), own_key=True)
     models = await gateway(stack, tmp_path, live_database, clock, llm_daily_max_usd=0.65)
     await ask(models.of(calling))
-    with pytest.raises(BudgetExceeded, match="the daily budget of this server") as caught:
+    with (
+        measure_increase("bloxserver_llm_limited_total", limit="operator_daily_budget") as refused,
+        pytest.raises(BudgetExceeded, match="the daily budget of this server") as caught,
+    ):
         await ask(models.of(replace(calling, user_id=other.id)))
+    assert refused.number == 1
     assert "$" not in caught.value.message
     assert caught.value.retry_after == 82_800
 
