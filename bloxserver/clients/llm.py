@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from bloxserver.clients.embeddings import Embeddings, embed
+from bloxserver.clients.embeddings import Embeddings, Inputs, embed, parts_of
 from bloxserver.clients.model_errors import ErrorConversion, ModelError
 from bloxserver.clients.model_options import NO_OPTIONS, ModelOptions
 from bloxserver.clients.model_streams import StreamEnd, StreamEvent, Times, stream_events
@@ -122,16 +122,16 @@ class ModelClient:
             except Exception as error:
                 raise self._errors.convert(error, model, messages, times.total_seconds, is_stream=True) from None
 
-    async def embed(self, texts: Sequence[str], model: str, *, dimensions: int | None = None) -> Embeddings:
-        """Return the embeddings of the texts. Only providers with OpenAI's API have them. Raises `ModelError`."""
+    async def embed(self, inputs: Inputs, model: str, *, dimensions: int | None = None) -> Embeddings:
+        """Return the embeddings of the inputs. Only providers with OpenAI's API have them. Raises `ModelError`."""
         from pydantic_ai.messages import ModelRequest
 
         timeout_seconds = self.timeout_seconds(EMBEDDING_TOKENS)
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await embed(self._create(model), texts, dimensions)
+                return await embed(self._create(model), inputs, dimensions)
         except Exception as error:
-            sent = [ModelRequest.user_text_prompt(text) for text in texts]
+            sent = [ModelRequest.user_text_prompt(str(part)) for part in parts_of(inputs)]
             raise self._errors.convert(error, model, sent, timeout_seconds) from None
 
     def timeout_seconds(self, max_tokens: int | None) -> float:

@@ -34,7 +34,7 @@ class Caller:
 class ModelCall:
     """What is sent to a model. `model` may be an alias; None is the default model.
 
-    `cache` is whether the response may be that of an equal request.
+    `cache` is whether the response may be that of an equal request. `input_tokens` are sent beside the messages.
     """
 
     messages: Sequence[ModelMessage]
@@ -44,3 +44,4 @@ class ModelCall:
     max_tokens: int | None = None
     cache: bool = True
     options: ModelOptions = NO_OPTIONS
+    input_tokens: int = 0

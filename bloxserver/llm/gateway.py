@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from bloxserver.blocks.base import StepWarning
-from bloxserver.clients.embeddings import Embeddings
+from bloxserver.clients.embeddings import Embeddings, Inputs, parts_of
 from bloxserver.clients.llm import timeout_of
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clients.model_streams import StreamEvent
@@ -201,21 +201,24 @@ class LanguageModels:
                     yield part
 
     async def embed(
-        self, texts: Sequence[str], model: str, caller: Caller | None = None, *, dimensions: int | None = None
+        self, inputs: Inputs, model: str, caller: Caller | None = None, *, dimensions: int | None = None
     ) -> Embeddings:
-        """Return the embeddings of the texts. Raises `ModelError`."""
+        """Return the embeddings of the inputs. Raises `ModelError`."""
         await self.load(model, caller)
         from pydantic_ai.messages import ModelRequest
 
-        call = ModelCall([ModelRequest.user_text_prompt(text) for text in texts], model, max_tokens=1)
+        parts = parts_of(inputs)
+        messages = [ModelRequest.user_text_prompt(part) for part in parts if isinstance(part, str)]
+        tokens = sum(len(part) for part in parts if not isinstance(part, str))
+        call = ModelCall(messages, model, max_tokens=0, input_tokens=tokens)
         async with self._reported(model, caller) as report:
-            embeddings = await self._embed(texts, call, caller, report, dimensions)
+            embeddings = await self._embed(inputs, call, caller, report, dimensions)
             report.used(embeddings.input_tokens, 0)
             return embeddings
 
     async def _embed(
         self,
-        texts: Sequence[str],
+        inputs: Inputs,
         call: ModelCall,
         caller: Caller | None,
         report: CallReport,
@@ -225,12 +228,12 @@ class LanguageModels:
             each for each in await self._own_routes(call.model, caller) if not each.route.provider.uses_anthropic_api
         ]
         if self._own_keys is not None and caller is not None and own:
-            embeddings = await self._own_keys.embed(own, texts, call, caller, report, dimensions)
+            embeddings = await self._own_keys.embed(own, inputs, call, caller, report, dimensions)
             if embeddings is not None:
                 return embeddings
         routes = self._providers.routes_of_embeddings(call.model)
         async with self._reserved(call, caller, routes, report) as (spent, turn):
-            embeddings = await self._providers.embed(texts, call, turn, report, dimensions)
+            embeddings = await self._providers.embed(inputs, call, turn, report, dimensions)
             report.used(embeddings.input_tokens, 0)
             spent.tokens = embeddings.input_tokens
             return embeddings

@@ -111,7 +111,8 @@ def estimated_tokens(call: ModelCall) -> int:
 def estimated_usage(call: ModelCall) -> tuple[int, int]:
     """Upper estimates of the input tokens and of the output tokens of a call."""
     characters = sum(map(len, _texts(call)))
-    return -(-characters // CHARACTERS_PER_TOKEN), call.max_tokens or RESPONSE_TOKENS
+    input_tokens = call.input_tokens - (-characters // CHARACTERS_PER_TOKEN)
+    return input_tokens, RESPONSE_TOKENS if call.max_tokens is None else call.max_tokens
 
 
 def _texts(call: ModelCall) -> Iterator[str]:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from bloxserver.account_emails.kinds import Email, EmailKind
 from bloxserver.account_emails.outbox import enqueue
-from bloxserver.clients.embeddings import Embeddings
+from bloxserver.clients.embeddings import Embeddings, Inputs
 from bloxserver.clients.llm import ModelClient, timeout_of
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clients.model_streams import StreamEvent
@@ -109,16 +109,16 @@ class OwnKeys:
     async def embed(
         self,
         routes: Sequence[KeyRoute],
-        texts: Sequence[str],
+        inputs: Inputs,
         call: ModelCall,
         caller: Caller,
         report: CallReport,
         dimensions: int | None,
     ) -> Embeddings | None:
-        """Return the embeddings of the texts by one of the providers, as `request`."""
+        """Return the embeddings of the inputs by one of the providers, as `request`."""
 
         async def ask(client: ModelClient, route: Route) -> Embeddings:
-            return await client.embed(texts, route.model, dimensions=dimensions)
+            return await client.embed(inputs, route.model, dimensions=dimensions)
 
         return await self._first_response(routes, ask, call, caller, report)
 

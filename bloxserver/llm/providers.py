@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from bloxserver.clients.embeddings import Embeddings
+from bloxserver.clients.embeddings import Embeddings, Inputs
 from bloxserver.clients.llm import ModelClient
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.clients.model_streams import StreamEnd, StreamEvent
@@ -69,13 +69,13 @@ class Providers:
         )
 
     async def embed(
-        self, texts: Sequence[str], call: ModelCall, turn: Turn, report: CallReport, dimensions: int | None
+        self, inputs: Inputs, call: ModelCall, turn: Turn, report: CallReport, dimensions: int | None
     ) -> Embeddings:
-        """Return the embeddings of the texts. Raises `ModelError`."""
+        """Return the embeddings of the inputs. Raises `ModelError`."""
 
         async def ask(route: Route) -> Embeddings | None:
             async with self._admitted(route, call.max_tokens, report) as client:
-                return None if client is None else await client.embed(texts, route.model, dimensions=dimensions)
+                return None if client is None else await client.embed(inputs, route.model, dimensions=dimensions)
 
         return await self._first_response(self.routes_of_embeddings(call.model), turn, ask)
 

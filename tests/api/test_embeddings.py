@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from bloxserver.models.database import Database
-from bloxserver.models.enums import Scope
+from bloxserver.models.enums import Scope, Tier
 from tests.api.contract import covers
 from tests.api.openai_clients import endpoint
 from tests.clients.loopback import Answer, LoopbackServer, answer, running_server
@@ -29,6 +29,19 @@ def responds(server: LoopbackServer) -> Answer:
             for index, text in enumerate(asked["input"])
         ]
         body = {"object": "list", "model": "scripted", "data": data, "usage": {"prompt_tokens": 6, "total_tokens": 6}}
+        writer.write(answer(json.dumps(body).encode(), headers={"Content-Type": "application/json"}))
+
+    return respond
+
+
+def vector_for_each_input(server: LoopbackServer) -> Answer:
+    """Respond with the number of each input as its vector."""
+
+    async def respond(writer: Any) -> None:
+        given = json.loads(server.received[-1].body)["input"]
+        number = len(given) if isinstance(given[0], list) else 1
+        data = [{"object": "embedding", "index": index, "embedding": [float(index)]} for index in range(number)]
+        body = {"object": "list", "model": "scripted", "data": data, "usage": {"prompt_tokens": 3, "total_tokens": 3}}
         writer.write(answer(json.dumps(body).encode(), headers={"Content-Type": "application/json"}))
 
     return respond
@@ -57,6 +70,33 @@ async def test_embeddings(live_database: Database, tmp_path: Path, form: Any) ->
     assert json.loads(provider.received[0].body)["dimensions"] == 2
 
 
+async def test_tokens_are_sent_unchanged(live_database: Database, tmp_path: Path) -> None:
+    async with running_server() as provider:
+        provider.answers["/v1/embeddings"] = vector_for_each_input(provider)
+        document = {"providers": providers({"first": provider.url("/v1")})}
+        async with endpoint(live_database, tmp_path, document) as server:
+            one = await server.openai.embeddings.create(model="parrot-1", input=[5, 6, 7])
+            several = await server.openai.embeddings.create(model="parrot-1", input=[[5, 6], [7]], dimensions=1)
+    assert [json.loads(sent.body)["input"] for sent in provider.received] == [[5, 6, 7], [[5, 6], [7]]]
+    assert [each.embedding for each in one.data] == [[0.0]]
+    assert [each.embedding for each in several.data] == [[0.0], [1.0]]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_tokens_are_reserved(live_database: Database, tmp_path: Path, number: int) -> None:
+    maximum = 10_000  # of a free plan in a minute
+    async with running_server() as provider:
+        provider.answers["/v1/embeddings"] = vector_for_each_input(provider)
+        document = {"providers": providers({"first": provider.url("/v1")})}
+        async with endpoint(live_database, tmp_path, document, tier=Tier.FREE, rate_limits=True) as server:
+            tokens = [[1] * (maximum // number)] * number
+            with pytest.raises(openai.BadRequestError) as caught:
+                await server.openai.embeddings.create(model="parrot-1", input=[*tokens, [1]])
+            await server.openai.embeddings.create(model="parrot-1", input=tokens)
+    assert (caught.value.code, len(provider.received)) == ("llm_limit_reached", 1)
+    assert f"{maximum + 1} are used" in caught.value.message
+
+
 async def test_another_provider_has_the_embeddings_after_a_failure(live_database: Database, tmp_path: Path) -> None:
     async with running_server() as first, running_server() as second:
         first.answers["/v1/embeddings"] = failing(500)
@@ -69,8 +109,11 @@ async def test_another_provider_has_the_embeddings_after_a_failure(live_database
 
 
 REFUSED: list[tuple[dict[str, Any], int, str, str | None]] = [
-    ({"input": [[1, 2]]}, 400, "unsupported_parameter", "input"),
-    ({"input": [1, 2]}, 400, "unsupported_parameter", "input"),
+    ({"input": [[1], []]}, 422, "validation_error", "input"),
+    ({"input": [1, "x"]}, 422, "validation_error", "input"),
+    ({"input": [1, -1]}, 422, "validation_error", "input"),
+    ({"input": [True]}, 422, "validation_error", "input"),
+    ({"input": [[1]] * 1001}, 422, "validation_error", "input"),
     ({"extra_body": {"other": 1}}, 400, "unsupported_parameter", "other"),
     ({"input": ""}, 422, "validation_error", "input"),
     ({"input": []}, 422, "validation_error", "input"),

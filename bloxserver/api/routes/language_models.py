@@ -96,11 +96,11 @@ async def create_chat_completion(body: Body, user: AuthenticatedUser, slot: Stre
 )
 @requires_scope(Scope.LLM)
 async def create_embeddings(body: Body, user: AuthenticatedUser, slot: StreamSlot, models: Models) -> Response:
-    """Return a vector for each text."""
+    """Return a vector for each text, or for each list of tokens."""
     request, caller = read_embedding_request(body), _caller(user)
 
     async def respond() -> Response:
-        embeddings = await models.embed(request.texts, request.model, caller, dimensions=request.dimensions)
+        embeddings = await models.embed(request.inputs, request.model, caller, dimensions=request.dimensions)
         return JSONResponse(embedding_list(request, embeddings))
 
     return ModelResponse(respond)
