@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 from bloxserver.models.database import Database
+from tests.api.chat_completions import streamed, text_of
 from tests.api.openai_clients import endpoint
-from tests.api.test_chat_completions import streamed, text_of
 from tests.llm.catalogues import providers
 from tests.llm_server import Asked, Reply, language_model
 from tests.llm_streams import streams
