@@ -196,6 +196,19 @@ async def test_sum_is_read_with_one_statement(
     assert len([each for each in statements if "sum(llm_calls.cost_nanousd)" in each.lower()]) == 1
 
 
+async def test_sum_of_all_calls_is_read_from_the_index_alone(live_database: Database) -> None:
+    async with live_database.transaction() as session:
+        if live_database.is_sqlite:
+            prefix, expected = "EXPLAIN QUERY PLAN ", "USING COVERING INDEX"
+        else:
+            prefix, expected = "EXPLAIN ", "Index Only Scan"
+            for kind in ("seqscan", "bitmapscan"):  # which are faster for an empty table
+                await session.execute(sa.text(f"SET LOCAL enable_{kind} = off"))
+        statement = "SELECT sum(cost_nanousd) FROM llm_calls WHERE created_at >= '2026-01-01' AND own_key IS false"
+        plan = [str(row) for row in await session.execute(sa.text(prefix + statement))]
+    assert any(expected in row and "ix_llm_calls_created_at_own_key_cost_nanousd" in row for row in plan)
+
+
 async def test_calls_are_made_while_the_sum_cannot_be_read(
     tmp_path: Path, live_database: Database, calling: Caller, clock: Clock, stack: AsyncExitStack
 ) -> None:
