@@ -174,7 +174,7 @@ from bloxserver.plans import FREE
 
 async def main():
     config = block.config.model_construct(code=sys.argv[1], timeout_seconds=float(sys.argv[2]))
-    context = SimpleNamespace(isolated=IsolatedTasks(uuid4(), FREE))
+    context = SimpleNamespace(isolated=IsolatedTasks(uuid4(), FREE), scope=lambda payload: {"payload": payload})
     try:
         await block.handler(block.payload(None), config, context)
     except BlockError:

@@ -50,7 +50,7 @@ class TestCanvasToYaml:
             edge("a", "b"),
             edge("a", "n-3", "error"),
             edge("b", "n-3", "tool"),
-            edge("b", "a", "answer", when="payload.x"),
+            edge("b", "a", "answer", when="payload.text"),
         )
         text, problems = canvas_to_yaml(shown, "organism:\n  name: mine\nexecution:\n  timeout_seconds: 7\n", REGISTRY)
         assert problems == []
@@ -78,7 +78,7 @@ listeners:
       - c
       - to: a
         on: answer
-        when: payload.x
+        when: payload.text
   - name: c
     description: d
     handler: echo

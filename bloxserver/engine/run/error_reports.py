@@ -6,6 +6,7 @@ listeners, stores or flows. So no message contains such an error: only the timel
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from bloxserver.blocks.base import STOPPING
@@ -17,13 +18,12 @@ HIDDEN = (
     "agent_call_limit",
     "agent_repeated_call",
     "agent_token_limit",
-    "call_depth_exceeded",
     "llm_overloaded",
     "llm_quota_exceeded",
     "llm_rate_limited",
 )
-HIDDEN_SUFFIX = "_limit_reached"
-"""Of the codes of limits of plans."""
+LIMIT = re.compile(r"budget|limit|max_|exceed|equal arguments", re.IGNORECASE)
+"""The reason of a called execution that may be one of these errors, of which only the text is known."""
 
 
 class ErrorReport(NamedTuple):
@@ -32,13 +32,10 @@ class ErrorReport(NamedTuple):
 
 
 def report_of(step: Step) -> ErrorReport:
-    """The error of a step that has failed, without the reason if it is a budget, a limit or the guard of agents.
-
-    The reason of a called execution is left out, since it may be any of them.
-    """
+    """The error of a step that has failed, without the reason if it is a budget, a limit or the guard of agents."""
     code, message = step.error_code or "failed", step.error or "failed"
-    if code in HIDDEN or code.endswith(HIDDEN_SUFFIX):
+    if code in HIDDEN:
         return ErrorReport("failed", "the step failed")
-    if code == CALL_FAILED:
+    if code == CALL_FAILED and LIMIT.search(message):
         return ErrorReport(code, message.partition(":")[0])
     return ErrorReport(code, message)

@@ -132,15 +132,13 @@ async def test_models_get_no_reason(
 @pytest.mark.parametrize(
     ("code", "shown"),
     [
-        ("run_limit_reached", ("failed", "the step failed")),
-        ("emails_per_day_limit_reached", ("failed", "the step failed")),
         ("llm_rate_limited", ("failed", "the step failed")),
         ("call_failed", ("call_failed", "the called execution 1 ended as error")),
-        ("timeout", ("timeout", "the called execution 1 ended as error: 777 tokens")),
-        (None, ("failed", "the called execution 1 ended as error: 777 tokens")),
+        ("run_limit_reached", ("run_limit_reached", "the called execution 1 ended as error: the limit is 777")),
+        (None, ("failed", "the called execution 1 ended as error: the limit is 777")),
     ],
 )
 def test_reason_depends_on_the_code(code: str | None, shown: Any) -> None:
-    error = "the called execution 1 ended as error: 777 tokens"
+    error = "the called execution 1 ended as error: the limit is 777"
     step = Step(Message("a", None), "echo", StepStatus.ERROR, now(), error=error, error_code=code)
     assert report_of(step) == shown
