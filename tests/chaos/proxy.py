@@ -23,6 +23,8 @@ class Proxy:
         self._server_port = server.port or 5432
         self._passing = asyncio.Event()
         self._passing.set()
+        self._answering = asyncio.Event()
+        self._answering.set()
         self._cut = False
         self._delay = 0.0
         self._stop_in_transaction = False
@@ -65,6 +67,10 @@ class Proxy:
         """Stop the traffic as soon as the server waits for the next statement of a transaction."""
         self._stop_in_transaction = True
 
+    def stop_answers(self) -> None:
+        """Stop the traffic from the server: it executes statements, and their results do not arrive."""
+        self._answering.clear()
+
     @property
     def is_silent(self) -> bool:
         return not self._passing.is_set()
@@ -79,6 +85,7 @@ class Proxy:
         """Switch off all faults; held traffic is forwarded."""
         self._delay, self._cut, self._stop_in_transaction = 0.0, False, False
         self._passing.set()
+        self._answering.set()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.create_task(self._serve(reader, writer))
@@ -125,6 +132,8 @@ class Proxy:
                 self._inspect(data)
             await asyncio.sleep(self._delay)
             await passing.wait()
+            if from_server:
+                await self._answering.wait()
             writer.write(data)
             await writer.drain()
 

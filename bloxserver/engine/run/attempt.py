@@ -85,6 +85,9 @@ class ExecutionContext(Protocol):
     async def turn(self) -> None:
         """Wait until the owner's next step may begin on the event loop."""
 
+    async def require_lease(self) -> None:
+        """Check that a step may start; raises `LeaseLost`."""
+
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         """The values of the owner's secrets. Raises `BlockError`."""
 
@@ -194,6 +197,7 @@ async def _handle(attempt: Attempt, context: ExecutionContext, conversation: Rec
         async with asyncio.timeout(listener.timeout_seconds) as limit:
             secrets = await context.secrets(listener.secrets) if listener.secrets else {}
             await context.turn()
+            await context.require_lease()
             step = await _call(attempt, context, conversation, secrets)
     except BlockError as refusal:
         step = attempt.failure(refusal)

@@ -25,6 +25,7 @@ from bloxserver.engine.retry import retry_transaction
 from bloxserver.engine.run.facts import facts_of
 from bloxserver.engine.run.flow_calls import CallingExecution, FlowCalls
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
+from bloxserver.engine.run.lease_check import LeaseCheck
 from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.names import ExecutionNames
 from bloxserver.engine.run.turns import Turns
@@ -84,10 +85,13 @@ class ClaimedExecutionContext:
         execution_input: Value,
         memory: MemoryBudget,
         limits: ExecutionLimits,
+        *,
+        lease: LeaseCheck | None = None,
     ) -> None:
         self._database = database
         self._clients = clients
         self._execution = execution
+        self._lease = lease or LeaseCheck(database, execution)
         self.input = execution_input
         self.picked_up_at = execution.picked_up_at
         self.isolated = IsolatedTasks(execution.user_id, execution.plan, execution.cpu)
@@ -161,11 +165,19 @@ class ClaimedExecutionContext:
 
     @cached_property
     def _mail(self) -> Mailer:
-        counter = EmailCounter(self._database, self._execution.user_id)
-        return self._clients.mail.limited_to(self._share, counter)
+        count_emails = EmailCounter(self._database, self._execution.user_id)
+
+        async def count(recipients: int) -> None:
+            await count_emails(recipients)
+            await self.require_lease()  # the answer of the database may have been late
+
+        return self._clients.mail.limited_to(self._share, count)
 
     async def turn(self) -> None:
         await self._clients.turns.take(self._execution.user_id)
+
+    async def require_lease(self) -> None:
+        await self._lease.require()
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         cipher = self._clients.cipher

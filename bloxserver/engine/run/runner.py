@@ -26,6 +26,7 @@ from bloxserver.engine.run.call_results import CallResults
 from bloxserver.engine.run.context import ClaimedExecutionContext, SharedClients
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.large_messages import read_large_input
+from bloxserver.engine.run.lease_check import LeaseCheck
 from bloxserver.engine.run.messages import Change, Failed, Finished, Message, Outcome, Suspended, Tokens
 from bloxserver.engine.run.pump import Pump
 from bloxserver.engine.run.serialization import JsonTextCache, payload_of, step_of_row, step_row, text_of_output
@@ -45,8 +46,6 @@ from bloxserver.storable import storable_text
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
 MAX_CRASHES = 10
 """Consecutive crashes, without a completed step, after which an execution fails."""
-LEASE_RECHECK_SECONDS = 1.0
-"""A run that starts later than this after the claim checks its lease, because the worker may have been frozen."""
 MAX_CHARACTERS = 64 * 1024 * 1024
 """Maximum size of the inputs and outputs of all steps. An answer to several listeners is stored for each of them."""
 
@@ -87,6 +86,7 @@ class ExecutionRunner:
         """The size of what can still change, by step."""
         self._characters = sum(self._sizes.values()) + sum(len(step.input_payload or "") for step in execution.steps)
         self._storage = StorageCheck(database, execution)
+        self._lease = LeaseCheck(database, execution)
         self._notified = {StepWarning(**warning) for step in execution.steps for warning in step.warnings or ()}
 
     async def run(self) -> None:
@@ -109,8 +109,7 @@ class ExecutionRunner:
 
     async def _run_within(self, memory: MemoryBudget) -> None:
         execution = self._execution
-        if time.monotonic() - execution.claimed_at > LEASE_RECHECK_SECONDS:
-            await retry_transaction(self._database, lambda session: leases.lock_lease(session, execution.lease_key))
+        await self._lease.require()
         if execution.crash_count > MAX_CRASHES:
             # The definition is not read, since reading it may cause the crashes.
             await self._give_up()
@@ -146,7 +145,7 @@ class ExecutionRunner:
         execution = self._execution
         saved = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
         context = ClaimedExecutionContext(
-            self._database, self._clients, execution, entry.payload, memory, organism.execution
+            self._database, self._clients, execution, entry.payload, memory, organism.execution, lease=self._lease
         )
         sequence = max((step.sequence for step in execution.steps), default=0)
         pump = Pump(
@@ -193,6 +192,7 @@ class ExecutionRunner:
         rows = self._rows(change)
         await self._storage.before_saving(self._characters - before)
         warnings = {warning for step in change.steps for warning in step.warnings} - self._notified
+        began_at = time.monotonic()
         match change.outcome:
             case _ if self._on_failure is not None and any(warning.code in BUDGET_WARNINGS for warning in warnings):
                 await self._save_alone(change, rows, warnings)
@@ -203,10 +203,14 @@ class ExecutionRunner:
                 await self._checkpoints.save(Checkpoint(self._execution, rows, text_of_output(output)))
             case _:
                 await self._save_alone(change, rows)
+        self._lease.confirm(began_at)
         self._stored |= {step.message.key for step in change.steps}
         if Checkpoint(self._execution, rows).made_progress:
             self._made_progress()
         match change.outcome:
+            case None:
+                # What follows the save must not start if its answer was late.
+                await self._lease.require()
             case Finished():
                 self._note_status(ExecutionStatus.SUCCESS.value)
             case Failed():
