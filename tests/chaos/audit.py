@@ -31,6 +31,12 @@ RULES: dict[str, tuple[str, str, str, str]] = {
         "NEW.execution_id",
         "NEW.listener",
     ),
+    "claim": (
+        "executions",
+        "NEW.lease IS NOT NULL AND " + _changed("lease"),
+        "NEW.id",
+        "NEW.worker_id",
+    ),
     "recovery": ("executions", "NEW.crash_count > OLD.crash_count", "NEW.id", "'dead worker'"),
 }
 """By kind of event: the table, the condition of an update, the execution's id, and the detail."""

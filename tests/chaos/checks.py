@@ -143,7 +143,9 @@ def _run_again(observed: Observations, recorder: Recorder) -> list[str]:
     for calls in recorder.repeated:
         status, _, stored = observed.steps.get((calls[0].execution_id, calls[0].step_key), (None, "", None))
         if status is StepStatus.SUCCESS and stored != calls[-1].count:
-            repeated.append(f"{calls[0].key} stores call {stored} of {[call.count for call in calls]}")
+            owners = [each.detail for each in observed.audit["claim"] if each.execution_id == calls[0].execution_id]
+            described = ", ".join(map(str, calls))
+            repeated.append(f"{calls[0].path} of {calls[0].key} stores call {stored} of {described}; claims: {owners}")
     return repeated
 
 

@@ -39,6 +39,10 @@ class Call:
     def step_key(self) -> str:
         return self.key[37:]
 
+    def __str__(self) -> str:
+        end = "answered" if self.answered else "lost" if self.lost else "open"
+        return f"{self.count} ({self.started:.3f} to {self.ended or 0:.3f} s, {end})"
+
     @property
     def ended(self) -> float | None:
         return self.answered or self.lost
