@@ -18,6 +18,7 @@ HIDDEN = (
     "agent_call_limit",
     "agent_repeated_call",
     "agent_token_limit",
+    "llm_limit_reached",
     "llm_overloaded",
     "llm_quota_exceeded",
     "llm_rate_limited",
