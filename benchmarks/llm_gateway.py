@@ -9,12 +9,13 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from benchmarks.installation import BenchmarkEnvironment
+from benchmarks.installation import SQLITE, BenchmarkEnvironment
 from benchmarks.results import Result, percentile
 from benchmarks.sizes import Sizes
 from bloxserver.llm.calls import Caller
 from bloxserver.llm.gateway import CallerModels, LanguageModels
 from bloxserver.models.database import Database
+from bloxserver.models.sqlite_connection import shorten_switch_interval
 from bloxserver.plans import MAX_LIMIT, Plan
 from bloxserver.settings import Settings
 from tests.factories import create_user
@@ -32,6 +33,8 @@ BODY = {"model": "parrot-1", "messages": [{"role": "user", "content": "q" * 300}
 
 async def measure(environment: BenchmarkEnvironment, kind: str, sizes: Sizes) -> list[Result]:
     """Measure in this process, without limits, and with limits in the database and in Redis."""
+    if kind == SQLITE:
+        shorten_switch_interval()  # as a server does
     results: list[Result] = []
     async with environment.installation(kind) as installation:
         async with installation.database.transaction() as session:

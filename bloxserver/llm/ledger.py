@@ -79,7 +79,8 @@ class Ledger:
             report.error_code = "cancelled"
             raise
         finally:
-            self._ends.put(_values(caller, model, report))
+            # The costs of an execution are read when it ends.
+            self._ends.put(_values(caller, model, report), at_once=caller.execution_id is not None)
 
     async def _write(self, calls: Sequence[dict[str, Any]]) -> None:
         async with self._database.transaction() as session:

@@ -1,6 +1,7 @@
 """The database: engine, sessions and transactions.
 
-A request is one transaction, and so is a step of the engine. Only `get_db` and `Database.transaction` commit.
+A request is one transaction, and so is a step of the engine. Only `get_db`, `Database.transaction` and `Database.lean`
+commit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bloxserver.models.availability import Availability
 from bloxserver.models.base import Base
 from bloxserver.models.connection_pool import ConnectionPool
 from bloxserver.models.execution_changes import CHANGES
+from bloxserver.models.lean_transactions import LeanTransactions
 from bloxserver.models.single_statements import SingleStatements
 from bloxserver.settings import Settings, get_settings
 
@@ -88,12 +90,13 @@ class Database:
             sync_session_class=self._session_class,
             info={_WRITING_ENGINE: self.engine},
         )
-        self.single_statement_sessions = self.sessions
+        autocommit = self.engine
         if not settings.uses_sqlite:
             autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-            self.single_statement_sessions = async_sessionmaker(
-                autocommit, expire_on_commit=False, sync_session_class=self._session_class
-            )
+        self.single_statement_sessions = async_sessionmaker(
+            autocommit, expire_on_commit=False, sync_session_class=self._session_class
+        )
+        self.lean = LeanTransactions(self.engine.sync_engine, autocommit.sync_engine, self.availability)
 
     @property
     def is_sqlite(self) -> bool:

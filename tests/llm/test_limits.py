@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from pydantic_ai.messages import ModelMessage, ModelRequest, SystemPromptPart, UserPromptPart
 from pydantic_ai.tools import ToolDefinition
 
+from bloxserver.llm import settlements
 from bloxserver.llm.admission import CallLimits
 from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.database_limits import DatabaseLimits
@@ -264,6 +265,58 @@ async def test_expired_reservations_of_all_users_end(live_database: Database, us
     clock.advance(90)
     await store.settle([])
     assert await rows(live_database) == (200, 0, 0)
+
+
+async def test_call_at_a_limit_counts_the_calls_of_its_process_that_have_ended(
+    stores: list[LimitStore], user_id: UUID, clock: Clock
+) -> None:
+    limits = CallLimits(stores[0], clock)
+    narrow = caller(user_id, **WIDE | {"llm_concurrent": 1})
+    admitted = 0
+    for _ in range(20):
+        async with limits.reserved(CALL, narrow, 60):
+            admitted += 1
+    await limits.aclose()
+    assert admitted == 20
+
+
+async def test_end_of_a_call_is_written_with_others_unless_other_processes_may_need_it(
+    live_database: Database, user_id: UUID, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlements, "LINGER_SECONDS", 3_600)
+    limits, other = CallLimits(DatabaseLimits(live_database, clock), clock), DatabaseLimits(live_database, clock)
+    for _ in range(3):
+        async with limits.reserved(CALL, caller(user_id, **WIDE | {"llm_concurrent": 7}), 60):
+            pass
+    assert await rows(live_database) == (300, 3, 3)
+    narrow = WIDE | {"llm_concurrent": 4}
+    async with limits.reserved(CALL, caller(user_id, **narrow), 60):
+        assert not (await other.reserve(reservation(user_id, clock), plan(**narrow)))[0]
+    async with asyncio.timeout(30):
+        while not (await other.reserve(reservation(user_id, clock), plan(**narrow)))[0]:
+            pass
+    assert await rows(live_database) == (500, 1, 1)
+    await limits.aclose()
+
+
+async def test_cancelled_reservation_is_not_kept(live_database: Database, user_id: UUID, clock: Clock) -> None:
+    limits = CallLimits(DatabaseLimits(live_database, clock), clock)
+
+    async def call() -> None:
+        async with limits.reserved(CALL, caller(user_id, **WIDE), 60):
+            await asyncio.Event().wait()
+
+    await DatabaseLimits(live_database, clock).reserve(reservation(user_id, clock), plan())
+    for steps in range(1, 60, 2):
+        calling = asyncio.create_task(call())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+    await limits.aclose()
+    _, active, number = await rows(live_database)
+    assert (active, number) == (1, 1)
 
 
 def test_limits_apply_where_rates_are_limited() -> None:
