@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from bloxserver.api.chat_requests import ChatRequest, model_call
 from bloxserver.api.chat_responses import ChatCompletionWriter, error_event
-from bloxserver.api.openai_errors import failure_of
+from bloxserver.api.openai_errors import failure_of, quota_headers
 from bloxserver.api.streaming import STREAM_HEADERS
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.llm.cache import cached_as
@@ -51,9 +51,10 @@ Models = Annotated[Any, Depends(_models)]
 class ModelResponse(Response):
     """A response that a function makes with the access to language models. `ModelError` becomes an error response."""
 
-    def __init__(self, respond: Callable[[], Awaitable[Response]]) -> None:
+    def __init__(self, respond: Callable[[], Awaitable[Response]], caller: Caller) -> None:
         super().__init__()
         self._respond = respond
+        self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = asyncio.create_task(self._answer(scope, receive, send))
@@ -72,6 +73,7 @@ class ModelResponse(Response):
             response = await self._respond()
         except ModelError as error:
             raise failure_of(error) from None
+        response.headers.update(quota_headers(self._caller))
         await response(scope, receive, send)
 
 
@@ -95,6 +97,7 @@ class ChatStream(ModelResponse):
             nonlocal has_begun
             if not has_begun:
                 has_begun = True
+                self.headers.update(quota_headers(self._caller))
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 part = writer.beginning() + part
             await send({"type": "http.response.body", "body": part, "more_body": more})
@@ -123,7 +126,7 @@ def chat_completion(models: LanguageModels, request: ChatRequest, caller: Caller
         headers = {} if cached is None else {"X-Cache": "hit"}
         return JSONResponse(ChatCompletionWriter(request.model).whole(response), headers=headers)
 
-    return ModelResponse(respond)
+    return ModelResponse(respond, caller)
 
 
 async def _disconnected(receive: Receive) -> None:

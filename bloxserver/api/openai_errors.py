@@ -1,4 +1,4 @@
-"""Errors of the routes under `/v1`, which also have the form of OpenAI's API."""
+"""Errors of the routes under `/v1`, which also have the form of OpenAI's API, and their headers about limits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.errors import BadRequest, LanguageModelFailed
+from bloxserver.llm.calls import Caller
 from bloxserver.llm.limits import ModelLimitReached
 
 OPENAI_PREFIX = "/v1"
@@ -73,9 +74,16 @@ def failure_of(error: ModelError) -> LanguageModelFailed:
     if not isinstance(error, ModelLimitReached):
         return LanguageModelFailed(error.code, error.message, status, retry_after)
     details = {"name": error.limit.value, "limit": error.maximum, "used": error.used, "resetSeconds": retry_after}
-    headers = {
-        "X-RateLimit-Limit": str(error.maximum),
-        "X-RateLimit-Remaining": str(max(0, error.maximum - error.used)),
-        **({} if retry_after is None else {"X-RateLimit-Reset": str(retry_after)}),
-    }
+    headers = _limit_headers(error.maximum, max(0, error.maximum - error.used), retry_after)
     return LanguageModelFailed(error.code, error.message, status, retry_after, details=details, headers=headers)
+
+
+def quota_headers(caller: Caller) -> dict[str, str]:
+    """The headers of a response with what remains of the caller's calls in this minute, if the call used one."""
+    quota = None if caller.report is None else caller.report.quota
+    return {} if quota is None else _limit_headers(quota.limit, quota.remaining, quota.reset_seconds)
+
+
+def _limit_headers(limit: int, remaining: int, reset_seconds: int | None) -> dict[str, str]:
+    headers = {"X-RateLimit-Limit": str(limit), "X-RateLimit-Remaining": str(remaining)}
+    return headers if reset_seconds is None else {**headers, "X-RateLimit-Reset": str(reset_seconds)}

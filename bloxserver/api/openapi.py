@@ -76,14 +76,23 @@ EVENT_SCHEMAS = (ExecutionEvent, StepEvent)
 
 
 def response_of(
-    status: int, description: str, example: object = None, *, model: type[BaseModel] | None = None, **examples: object
+    status: int,
+    description: str,
+    example: object = None,
+    *,
+    model: type[BaseModel] | None = None,
+    headers: Mapping[str, str] | None = None,
+    **examples: object,
 ) -> Responses:
     """A response of a route, for its `responses`.
 
     Its JSON body has one `example` or several named `examples`; without both, the response has no body. `model` is
-    the type of the body if it is not the route's `response_model`.
+    the type of the body if it is not the route's `response_model`. `headers` are numbers, with their descriptions.
     """
     response: dict[str, Any] = {"description": description}
+    if headers is not None:
+        number = {"schema": {"type": "integer"}}
+        response["headers"] = {name: {"description": text, **number} for name, text in headers.items()}
     if model is not None:
         response["model"] = model
     if example is not None:

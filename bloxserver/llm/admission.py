@@ -15,7 +15,7 @@ from bloxserver.clock import now
 from bloxserver.errors import SettingsError
 from bloxserver.llm.calls import Caller, ModelCall
 from bloxserver.llm.database_limits import DatabaseLimits
-from bloxserver.llm.limits import LimitStore, Reservation, Settlement, Used, reached, reservation_of
+from bloxserver.llm.limits import LimitStore, Reservation, Settlement, Used, quota_of, reached, reservation_of
 from bloxserver.llm.settlements import GroupWriter
 from bloxserver.models.database import Database
 from bloxserver.models.transient_errors import describe_error, is_transient
@@ -92,6 +92,8 @@ class CallLimits:
             problem = reached(reservation, caller.plan, used, self._clock())
             metrics.LLM_LIMITED.labels(problem.limit.value).inc()
             raise problem
+        if caller.report is not None:
+            caller.report.quota = quota_of(reservation, caller.plan, used, self._clock())
         return used
 
     async def aclose(self) -> None:

@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """The calls that a user may make in a minute: the limit of their plan, and what remains of it."""
+
+    limit: int
+    remaining: int
+    reset_seconds: int
+
+
+@dataclass(slots=True)
+class AdmissionReport:
+    """How a call was admitted. The quota is None if the call used nothing of it."""
+
+    quota: Quota | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """The user whose limits and keys apply, and the part of an execution that makes the call."""
 
@@ -28,6 +44,8 @@ class Caller:
     execution_id: UUID | None = None
     step_id: UUID | None = None
     budgets: Sequence[Budget] = ()
+    report: AdmissionReport | None = None
+    """Filled when the call is admitted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ exactly, for all processes. A reservation whose process has died expires.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ from uuid import UUID
 
 from bloxserver.clients.model_errors import ModelError
 from bloxserver.ids import new_id
-from bloxserver.llm.calls import Caller, ModelCall
+from bloxserver.llm.calls import Caller, ModelCall, Quota
 from bloxserver.model_prices import CHARACTERS_PER_TOKEN, RESPONSE_TOKENS
 from bloxserver.plans import Plan
 
@@ -127,11 +128,22 @@ def _texts(call: ModelCall) -> Iterator[str]:
 
 def reached(reservation: Reservation, plan: Plan, used: Used, moment: datetime) -> ModelLimitReached:
     """The error for a reservation that was refused."""
-    reset = (reservation.minute + 1) * WINDOW_SECONDS - moment.timestamp()
+    reset = _seconds_until_reset(reservation, moment)
     if used.active >= plan.llm_concurrent:
         return ModelLimitReached(Limit.CONCURRENT, plan.llm_concurrent, used.active, CONCURRENCY_RETRY_SECONDS)
     if used.requests >= plan.llm_requests_per_minute:
-        return ModelLimitReached(Limit.REQUESTS, plan.llm_requests_per_minute, used.requests, max(0.0, reset))
+        return ModelLimitReached(Limit.REQUESTS, plan.llm_requests_per_minute, used.requests, reset)
     if reservation.tokens > plan.llm_tokens_per_minute:  # never possible
         return ModelLimitReached(Limit.TOKENS, plan.llm_tokens_per_minute, reservation.tokens, None)
-    return ModelLimitReached(Limit.TOKENS, plan.llm_tokens_per_minute, used.tokens, max(0.0, reset))
+    return ModelLimitReached(Limit.TOKENS, plan.llm_tokens_per_minute, used.tokens, reset)
+
+
+def quota_of(reservation: Reservation, plan: Plan, used: Used, moment: datetime) -> Quota:
+    """What remains of the requests in a minute after this reservation."""
+    limit = plan.llm_requests_per_minute
+    reset = math.ceil(_seconds_until_reset(reservation, moment))
+    return Quota(limit, max(0, limit - used.requests), max(1, reset))
+
+
+def _seconds_until_reset(reservation: Reservation, moment: datetime) -> float:
+    return max(0.0, (reservation.minute + 1) * WINDOW_SECONDS - moment.timestamp())

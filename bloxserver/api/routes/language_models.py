@@ -17,7 +17,7 @@ from bloxserver.api.openapi import Responses, error_of, errors, response_of
 from bloxserver.api.schemas import ChatCompletion, EmbeddingList, LanguageModelList
 from bloxserver.api.scopes import requires_scope
 from bloxserver.api.stream_slots import StreamSlot, refuse_stream_again
-from bloxserver.llm.calls import Caller
+from bloxserver.llm.calls import AdmissionReport, Caller
 from bloxserver.models.enums import Scope
 
 router = APIRouter(prefix=OPENAI_PREFIX, tags=["language models"])
@@ -29,6 +29,13 @@ async def _body(request: Request) -> bytes:
 
 
 Body = Annotated[bytes, Depends(_body)]
+
+
+LIMIT_HEADERS = {
+    "X-RateLimit-Limit": "The calls of language models in a minute that the plan allows, if this call used one.",
+    "X-RateLimit-Remaining": "How many of them remain in this minute.",
+    "X-RateLimit-Reset": "The seconds until the next minute.",
+}
 
 
 def _described(description: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def _failures() -> Responses:
 
 
 def _caller(user: CurrentUser) -> Caller:
-    return Caller(user.id, user.tier, user.plan)
+    return Caller(user.id, user.tier, user.plan, report=AdmissionReport())
 
 
 @router.post(
@@ -75,6 +82,7 @@ def _caller(user: CurrentUser) -> Caller:
         200,
         "The completion. With `stream`, Server-Sent Events with its parts, and `[DONE]` at the end.",
         examples.COMPLETION,
+        headers=LIMIT_HEADERS,
     )
     | _failures(),
     openapi_extra=_described("A request as for OpenAI's chat completions.", examples.CHAT),
@@ -91,7 +99,7 @@ async def create_chat_completion(body: Body, user: AuthenticatedUser, slot: Stre
     operation_id="createEmbeddings",
     summary="Create embeddings",
     dependencies=[Depends(refuse_stream_again)],
-    responses=response_of(200, "The embeddings.", examples.EMBEDDINGS) | _failures(),
+    responses=response_of(200, "The embeddings.", examples.EMBEDDINGS, headers=LIMIT_HEADERS) | _failures(),
     openapi_extra=_described("A request as for OpenAI's embeddings.", examples.TEXTS),
 )
 @requires_scope(Scope.LLM)
@@ -103,7 +111,7 @@ async def create_embeddings(body: Body, user: AuthenticatedUser, slot: StreamSlo
         embeddings = await models.embed(request.inputs, request.model, caller, dimensions=request.dimensions)
         return JSONResponse(embedding_list(request, embeddings))
 
-    return ModelResponse(respond)
+    return ModelResponse(respond, caller)
 
 
 @router.get(
