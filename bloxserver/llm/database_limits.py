@@ -84,7 +84,7 @@ Ended = Sequence[tuple[UUID, int, int]]
 def _delete(connection: sa.Connection, settlements: Sequence[Settlement]) -> Ended:
     """Delete the reservations of the settlements."""
     used = {settlement.reservation.id: settlement.tokens for settlement in settlements}
-    rows = connection.execute(statements.delete_ended(), {"ids": list(used)})
+    rows = connection.execute(statements.delete_ended(connection.dialect.name), {"ids": list(used)})
     return [(row.user_id, row.minute, used[row.id] - row.tokens) for row in rows]
 
 

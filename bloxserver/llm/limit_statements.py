@@ -76,11 +76,16 @@ def read() -> sa.Executable:
 
 
 @cache
-def delete_ended() -> sa.Executable:
+def delete_ended(dialect: str) -> sa.Executable:
     """Delete the reservations with these `ids`. Returns those that existed."""
-    ids = sa.bindparam("ids", expanding=True, type_=_reservations.c.id.type)
+    kind = _reservations.c.id.type
+    if dialect == "postgresql":
+        # A list would be another statement for each number of ids, which the server prepares anew.
+        is_ended = _reservations.c.id == sa.any_(sa.bindparam("ids", type_=sa.ARRAY(kind)))
+    else:
+        is_ended = _reservations.c.id.in_(sa.bindparam("ids", expanding=True, type_=kind))
     columns = (_reservations.c[name] for name in ("id", "user_id", "minute", "tokens"))
-    return sa.delete(_reservations).where(_reservations.c.id.in_(ids)).returning(*columns)
+    return sa.delete(_reservations).where(is_ended).returning(*columns)
 
 
 @cache
