@@ -12,6 +12,7 @@ import json
 from asyncio import StreamWriter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -67,6 +68,7 @@ class LanguageModelServer:
             asked = _asked(api, self.server.received[-1])
             self.requests.append(asked)
             self.was_asked.set()
+            _is_stream.set(asked.json.get("stream", False))
             reply = self.script(asked)(api)
             if isinstance(reply, bytes):
                 writer.write(reply)
@@ -97,15 +99,22 @@ async def language_model(script: Iterable[Reply] | Callable[[Asked], Reply]) -> 
         yield model
 
 
+_is_stream: ContextVar[bool] = ContextVar("is_stream")
+"""Whether the response to the current request must be streamed."""
+
+
 def says(text: str, *, input_tokens: int = 10, output_tokens: int = 5, finish: str = "stop") -> Reply:
-    """A text response. `finish` is OpenAI's finish reason."""
+    """A text response, streamed if that is requested. `finish` is OpenAI's finish reason."""
     return _speaks(text, (), finish, input_tokens, output_tokens)
 
 
 def calls(
     *wanted: tuple[str, dict[str, Any] | str], text: str = "", input_tokens: int = 10, output_tokens: int = 5
 ) -> Reply:
-    """Tool calls in one response, by name and arguments. Arguments that are text are sent unchanged."""
+    """Tool calls in one response, by name and arguments. Arguments that are text are sent unchanged.
+
+    The response is streamed if that is requested.
+    """
     return _speaks(text, wanted, "tool_calls", input_tokens, output_tokens)
 
 
@@ -130,6 +139,16 @@ def sends(body: str) -> Reply:
     return lambda api: answer(body.encode(), headers={"Content-Type": "application/json"})
 
 
+def unstreamed(reply: Reply) -> Reply:
+    """The reply as a whole, also if a stream is requested."""
+
+    def whole(api: Api) -> Answer:
+        _is_stream.set(False)
+        return reply(api)
+
+    return whole
+
+
 def cut(reply: Reply, how: Literal["length", "chunked", "text"]) -> Reply:
     """Half of a reply's body. With `length` and `chunked`, the connection closes early, which HTTP clients detect. With
     `text`, the response is complete, and only its JSON is truncated.
@@ -140,13 +159,13 @@ def cut(reply: Reply, how: Literal["length", "chunked", "text"]) -> Reply:
         assert isinstance(whole, bytes)
         body = whole.partition(b"\r\n\r\n")[2]
         kept = body[: len(body) // 2]
-        json_type = {"Content-Type": "application/json"}
+        json_type = {"Content-Type": "text/event-stream" if _is_stream.get() else "application/json"}
         if how == "text":
             return answer(kept, headers=json_type)
         if how == "length":
             return _then_closed(answer(kept, headers=json_type, length=len(body)))
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-        return _then_closed(head + f"{len(kept):x}\r\n".encode() + kept + b"\r\n")
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {json_type['Content-Type']}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        return _then_closed(f"{head}{len(kept):x}\r\n".encode() + kept + b"\r\n")
 
     return half
 
@@ -176,6 +195,10 @@ def _speaks(
     numbered = [(f"call_{next(_numbers)}", name, arguments) for name, arguments in wanted]
 
     def reply(api: Api) -> Answer:
+        if _is_stream.get():
+            from tests.llm_streams import whole_stream  # which imports this module
+
+            return whole_stream(api, text, numbered, finish, (input_tokens, output_tokens))
         form = _openai if api == "openai" else _anthropic
         return _json(form(text, numbered, finish, input_tokens, output_tokens))
 

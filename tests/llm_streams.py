@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests.clients.loopback import Answer
+from tests.clients.loopback import Answer, answer
 from tests.llm_server import FINISH, Api, Reply
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -73,6 +73,24 @@ def streams(
         return send
 
     return reply
+
+
+def whole_stream(
+    api: Api,
+    text: str,
+    wanted: Sequence[tuple[str, str, dict[str, Any] | str]],
+    finish: str,
+    usage: tuple[int, int],
+) -> bytes:
+    """A streamed response that arrives at once. `wanted` are tool calls: id, name, arguments."""
+    calls = [
+        Call(name, (arguments if isinstance(arguments, str) else json.dumps(arguments),), id)
+        for id, name, arguments in wanted
+    ]
+    form = _openai if api == "openai" else _anthropic
+    pieces: list[Piece] = [text, *calls] if text else [*calls]
+    sent = [each for each in form(tuple(pieces), finish, usage, None) if isinstance(each, bytes)]
+    return answer(b"".join(sent), headers={"Content-Type": "text/event-stream"})
 
 
 async def _until_closed(writer: StreamWriter) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bloxserver.api.openai_errors import failure_of, openai_error
 from bloxserver.clients.model_errors import ModelError
-from bloxserver.clients.model_streams import StreamEnd, StreamEvent, TextDelta
+from bloxserver.clients.model_streams import StreamEnd, TextDelta, ToolCallDelta
 from bloxserver.ids import new_id
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ChatCompletionWriter:
     def beginning(self) -> bytes:
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 
-    def event(self, event: StreamEvent) -> bytes:
+    def event(self, event: TextDelta | ToolCallDelta | StreamEnd) -> bytes:
         if isinstance(event, StreamEnd):
             return b"".join(self._end(event.response))
         if isinstance(event, TextDelta):

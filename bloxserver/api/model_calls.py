@@ -20,6 +20,7 @@ from bloxserver.api.chat_responses import ChatCompletionWriter, error_event
 from bloxserver.api.openai_errors import failure_of, quota_headers
 from bloxserver.api.streaming import STREAM_HEADERS
 from bloxserver.clients.model_errors import ModelError
+from bloxserver.clients.model_streams import FromCache
 from bloxserver.llm.cache import cached_as
 from bloxserver.llm.calls import Caller
 
@@ -106,7 +107,10 @@ class ChatStream(ModelResponse):
             await self._models.load(self._request.model, self._caller)
             async with aclosing(self._models.stream(model_call(self._request), self._caller)) as events:
                 async for event in events:
-                    await send_part(writer.event(event))
+                    if isinstance(event, FromCache):
+                        self.headers["X-Cache"] = "hit"
+                    else:
+                        await send_part(writer.event(event))
         except ModelError as error:
             if not has_begun:
                 raise failure_of(error) from None

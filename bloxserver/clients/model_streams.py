@@ -48,7 +48,12 @@ class StreamEnd:
     """Whether the numbers of tokens are estimated, because the server has sent none."""
 
 
-StreamEvent: TypeAlias = TextDelta | ToolCallDelta | StreamEnd
+@dataclass(frozen=True, slots=True)
+class FromCache:
+    """The first event of a response that is not streamed, because it is that of an equal request."""
+
+
+StreamEvent: TypeAlias = FromCache | TextDelta | ToolCallDelta | StreamEnd
 
 
 class Times:
@@ -176,6 +181,16 @@ def _end(stream: StreamedResponse, messages: Sequence[ModelMessage]) -> StreamEn
         return StreamEnd(response, is_usage_estimated=False)
     usage = RequestUsage(input_tokens=estimated_tokens(messages), output_tokens=estimated_tokens([response]))
     return StreamEnd(replace(response, usage=usage), is_usage_estimated=True)
+
+
+def events_of(response: ModelResponse) -> Iterator[StreamEvent]:
+    """Yield a whole response as the events of a stream: a delta for each text and each tool call."""
+    for part in response.parts:
+        if part.part_kind == "text" and part.content:
+            yield TextDelta(part.content)
+    for index, call in enumerate(response.tool_calls):
+        yield ToolCallDelta(index, _as_text(call.args), call.tool_call_id, call.tool_name)
+    yield StreamEnd(response, is_usage_estimated=False)
 
 
 def estimated_tokens(messages: Sequence[ModelMessage]) -> int:

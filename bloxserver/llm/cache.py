@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from uuid import UUID
 
 from bloxserver.clients.model_errors import ModelError
@@ -84,6 +84,13 @@ class KeptResponses:
             self.bytes -= removed.size
 
 
+class Slot(NamedTuple):
+    """Where a response is kept, and for how long."""
+
+    key: bytes
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class _Flight:
     """A request that is being sent. Its result is the response; an error; or None if there is none to share."""
@@ -111,17 +118,14 @@ class ResponseCache:
         `shared` is whether other users may get the response. Raises `ModelError` as `ask` does. An error is shared
         with the equal requests of the same user, without its tokens.
         """
-        seconds = seconds_kept(call.temperature) if self._is_enabled and call.cache else None
-        key = None
-        if seconds is not None and user_id is not None:
-            key = request_key(call, routes, None if shared else user_id)
-        if key is None or seconds is None or user_id is None:
+        slot = self._slot(call, routes, user_id, shared=shared)
+        if slot is None or user_id is None:
             return await _ask(ask, "bypass")
         while True:
-            if (kept := self._kept.get(key)) is not None:
+            if (kept := self._kept.get(slot.key)) is not None:
                 return _marked(kept, "hit")
-            if (flight := self._flights.get(key)) is None:
-                return await self._send(key, seconds, user_id, ask)
+            if (flight := self._flights.get(slot.key)) is None:
+                return await self._send(slot, user_id, ask)
             # Unlike awaiting the future, this does not cancel it together with this caller.
             await asyncio.wait([flight.result])
             result = flight.result.result()
@@ -134,21 +138,56 @@ class ResponseCache:
                 return await _ask(ask, "miss")
             raise _shared(result)
 
-    async def _send(self, key: bytes, seconds: float, user_id: UUID, ask: Ask) -> ModelResponse:
-        flight = self._flights[key] = _Flight(user_id)
+    async def find(
+        self, call: ModelCall, routes: Sequence[Route], user_id: UUID | None, *, shared: bool
+    ) -> tuple[ModelResponse | None, Slot | None]:
+        """Return the response that `request` would return without `ask`, and otherwise the place for a new one.
+
+        It waits for an equal request which is being sent. The place is None if a new response must not be kept.
+        """
+        slot = self._slot(call, routes, user_id, shared=shared)
+        if slot is None:
+            metrics.LLM_CACHE.labels("bypass").inc()
+            return None, None
+        if (kept := self._kept.get(slot.key)) is not None:
+            return _marked(kept, "hit"), None
+        if (flight := self._flights.get(slot.key)) is not None:
+            await asyncio.wait([flight.result])
+            if isinstance(result := flight.result.result(), bytes):
+                return _marked(result, "coalesced"), None
+        metrics.LLM_CACHE.labels("miss").inc()
+        return None, slot
+
+    def add(self, slot: Slot, response: ModelResponse) -> None:
+        """Keep the complete response to a request that `find` did not find."""
+        self._keep(slot, _dumped(response), response)
+
+    def _slot(self, call: ModelCall, routes: Sequence[Route], user_id: UUID | None, *, shared: bool) -> Slot | None:
+        """Return where the response is kept; None if it is not kept."""
+        seconds = seconds_kept(call.temperature) if self._is_enabled and call.cache else None
+        if seconds is None or user_id is None:
+            return None
+        key = request_key(call, routes, None if shared else user_id)
+        return None if key is None else Slot(key, seconds)
+
+    def _keep(self, slot: Slot, dumped: bytes | None, response: ModelResponse) -> None:
+        if dumped is not None and len(dumped) <= MAX_RESPONSE_BYTES and _is_usable(response):
+            self._kept.add(slot.key, dumped, slot.seconds)
+
+    async def _send(self, slot: Slot, user_id: UUID, ask: Ask) -> ModelResponse:
+        flight = self._flights[slot.key] = _Flight(user_id)
         result: bytes | ModelError | None = None
         try:
             response = await _ask(ask, "miss")
             result = _dumped(response)
-            if result is not None and len(result) <= MAX_RESPONSE_BYTES and _is_usable(response):
-                self._kept.add(key, result, seconds)
+            self._keep(slot, result, response)
             return response
         except ModelError as error:
             result = error
             raise
         finally:
             # If this caller was cancelled, one of those that wait sends the request.
-            del self._flights[key]
+            del self._flights[slot.key]
             flight.result.set_result(result)
 
 

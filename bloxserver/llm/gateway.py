@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -10,8 +10,8 @@ from uuid import UUID
 from bloxserver.blocks.base import StepWarning
 from bloxserver.clients.embeddings import Embeddings, Inputs, parts_of
 from bloxserver.clients.llm import timeout_of
-from bloxserver.clients.model_errors import ModelError
-from bloxserver.clients.model_streams import StreamEvent
+from bloxserver.clients.model_errors import ModelError, truncated
+from bloxserver.clients.model_streams import FromCache, StreamEvent, TextDelta, events_of
 from bloxserver.clock import now
 from bloxserver.encryption import get_cipher
 from bloxserver.llm.admission import CallLimits, Spent
@@ -33,6 +33,9 @@ from bloxserver.settings import Settings
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.tools import ToolDefinition
+
+OnText = Callable[[str], None]
+"""Receives the next part of a text."""
 
 
 class LanguageModels:
@@ -80,26 +83,56 @@ class LanguageModels:
         """Return the budget of a flow; nothing without a database."""
         return [] if self._daily is None else [DailyBudget(self._daily, max_cost_usd, (user_id, flow_id))]
 
-    async def request(self, call: ModelCall, caller: Caller | None = None) -> ModelResponse:
+    async def request(
+        self, call: ModelCall, caller: Caller | None = None, on_text: OnText | None = None
+    ) -> ModelResponse:
         """Return the complete response of the model: text, tool calls, or both. Raises `ModelError`.
 
-        It may be the response to an equal request; see `cache.cached_as`. Its usage is zero then.
+        It may be the response to an equal request; see `cache.cached_as`. Its usage is zero then. With `on_text`, the
+        response is streamed from the provider, and each part of its text is passed on when it arrives.
         """
         async with self._reported(call.model, caller) as report:
-            response = await self._cached(call, caller, report)
+            response = await self._cached(call, caller, report, on_text)
             report.cached = cached_as(response) is not None
             report.used(response.usage.input_tokens, response.usage.output_tokens)
+            if on_text is not None and report.cached and response.text:
+                on_text(response.text)
             return response
 
-    async def _cached(self, call: ModelCall, caller: Caller | None, report: CallReport) -> ModelResponse:
+    async def _cached(
+        self, call: ModelCall, caller: Caller | None, report: CallReport, on_text: OnText | None
+    ) -> ModelResponse:
         own = await self._own_routes(call.model, caller)
+
+        async def ask() -> ModelResponse:
+            if on_text is None:
+                return await self._ask_within_budgets(own, call, caller, report)
+            return await self._ask_streaming(own, call, caller, report, on_text)
+
         return await self._cache.request(
             call,
-            [*(route for _, route in own), *self._providers.routes(call.model, needed=not own)],
+            self._all_routes(own, call),
             None if caller is None else caller.user_id,
-            lambda: self._ask_within_budgets(own, call, caller, report),
+            ask,
             shared=self._shares_responses and not own,
         )
+
+    def _all_routes(self, own: list[KeyRoute], call: ModelCall) -> list[Route]:
+        """The providers that may be asked."""
+        return [*(route for _, route in own), *self._providers.routes(call.model, needed=not own)]
+
+    async def _ask_streaming(
+        self, own: list[KeyRoute], call: ModelCall, caller: Caller | None, report: CallReport, on_text: OnText
+    ) -> ModelResponse:
+        """Ask, and pass on the text as it arrives."""
+        progress = StreamProgress(call)
+        async with aclosing(self._parts(own, call, caller, report, progress)) as parts:
+            async for part in parts:
+                if isinstance(part, TextDelta):
+                    on_text(part.text)
+        if progress.end is None:  # follow() returns without an end only if a provider yields none
+            raise truncated()
+        return progress.end.response
 
     async def _own_routes(self, model: str | None, caller: Caller | None) -> list[KeyRoute]:
         """The caller's own keys for the model, and where they are sent."""
@@ -111,8 +144,7 @@ class LanguageModels:
         """Ask, unless a budget of the caller refuses the call."""
         if caller is None or not caller.budgets:
             return await self._ask_with_own_keys(own, call, caller, report)
-        routes = [*(route for _, route in own), *self._providers.routes(call.model, needed=not own)]
-        async with reserved(caller.budgets, call, routes, report):
+        async with reserved(caller.budgets, call, self._all_routes(own, call), report):
             response = await self._ask_with_own_keys(own, call, caller, report)
             report.used(response.usage.input_tokens, response.usage.output_tokens)
             return response
@@ -169,24 +201,59 @@ class LanguageModels:
     async def stream(self, call: ModelCall, caller: Caller | None = None) -> AsyncGenerator[StreamEvent]:
         """Yield the events of the response as it arrives; the last one is a `StreamEnd`. Raises `ModelError`.
 
-        Another provider is asked only before the first event. Closing the generator cancels the request. The response
-        is not taken from the cache.
+        Another provider is asked only before the first event. Closing the generator cancels the request. If the
+        response is that of an equal request, the first event is `FromCache`. Equal requests do not wait for a stream,
+        because its receiver may be slow.
         """
         progress = StreamProgress(call)
-        async with (
-            self._reported(call.model, caller) as report,
-            aclosing(self._parts(call, caller, report, progress)) as parts,
-        ):
-            async for part in parts:
-                yield part
+        async with self._reported(call.model, caller) as report:
+            own = await self._own_routes(call.model, caller)
+            kept, slot = await self._cache.find(
+                call,
+                self._all_routes(own, call),
+                None if caller is None else caller.user_id,
+                shared=self._shares_responses and not own,
+            )
+            report.cached = kept is not None
+            if kept is None:
+                async with aclosing(self._parts(own, call, caller, report, progress)) as parts:
+                    async for part in parts:
+                        yield part
+                if progress.end is not None and slot is not None:
+                    self._cache.add(slot, progress.end.response)
         # The receiver may close the stream at its last event, which must not look like a cancelled request.
-        if progress.end is not None:
+        if kept is not None:
+            yield FromCache()
+            for event in events_of(kept):
+                yield event
+        elif progress.end is not None:
             yield progress.end
 
     async def _parts(
-        self, call: ModelCall, caller: Caller | None, report: CallReport, progress: StreamProgress
+        self,
+        own: list[KeyRoute],
+        call: ModelCall,
+        caller: Caller | None,
+        report: CallReport,
+        progress: StreamProgress,
     ) -> AsyncGenerator[StreamEvent]:
-        own = await self._own_routes(call.model, caller)
+        """Yield the events but the last one, within the caller's budgets, and with their own keys first."""
+        budgets = () if caller is None else caller.budgets
+        async with (
+            reserved(budgets, call, self._all_routes(own, call), report),
+            aclosing(self._parts_with_own_keys(own, call, caller, report, progress)) as parts,
+        ):
+            async for part in parts:
+                yield part
+
+    async def _parts_with_own_keys(
+        self,
+        own: list[KeyRoute],
+        call: ModelCall,
+        caller: Caller | None,
+        report: CallReport,
+        progress: StreamProgress,
+    ) -> AsyncGenerator[StreamEvent]:
         if self._own_keys is not None and caller is not None and own:
             events = self._own_keys.stream(own, call, caller, report)
             async with aclosing(progress.follow(events, report, Spent())) as parts:
@@ -274,7 +341,8 @@ class CallerModels:
         temperature: float | None = None,
         max_tokens: int | None = None,
         cache: bool = True,
+        on_text: OnText | None = None,
     ) -> ModelResponse:
         """See `LanguageModels.request`."""
         call = ModelCall(messages, model, tools, temperature, max_tokens, cache)
-        return await self._models.request(call, self._caller)
+        return await self._models.request(call, self._caller, on_text)

@@ -95,6 +95,20 @@ async def test_streamed_completion(live_database: Database, tmp_path: Path, kind
     assert raw.text.endswith("data: [DONE]\n\n")
 
 
+async def test_stream_from_the_cache_is_marked(live_database: Database, tmp_path: Path, kind: str) -> None:
+    body = {"model": "parrot-1", "messages": MESSAGES, "stream": True, "temperature": 0}
+    given = body | {"stream_options": {"include_usage": True}}
+    async with serving(live_database, tmp_path, streams("A ", "door."), kind=kind) as (server, [provider]):
+        first = await server.http.post("/v1/chat/completions", json=body)
+        second = await server.http.post("/v1/chat/completions", json=body)
+        chunks = await streamed(server.openai, **given)
+    assert ("x-cache" in first.headers, second.headers["x-cache"], len(provider.requests)) == (False, "hit", 1)
+    assert second.text.endswith("data: [DONE]\n\n")
+    assert (text_of(chunks), chunks[-2].choices[0].finish_reason) == ("A door.", "stop")
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 0
+
+
 async def test_tokens_arrive_while_the_provider_still_responds(live_database: Database, tmp_path: Path) -> None:
     go_on = asyncio.Event()
     async with serving(live_database, tmp_path, streams("A ", go_on, "door.")) as (server, _):

@@ -18,7 +18,18 @@ from bloxserver.clients.model_options import ModelOptions
 from bloxserver.clients.model_streams import StreamEnd, StreamEvent, TextDelta, ToolCallDelta
 from bloxserver.model_catalogue import Provider
 from bloxserver.redaction import Redactor
-from tests.llm_server import LanguageModelServer, Reply, fails, hangs_up, language_model, never, page, says, sends
+from tests.llm_server import (
+    LanguageModelServer,
+    Reply,
+    fails,
+    hangs_up,
+    language_model,
+    never,
+    page,
+    says,
+    sends,
+    unstreamed,
+)
 from tests.llm_streams import Call, Closed, streams
 
 KEY = "sk-canary-key-4711"
@@ -144,7 +155,7 @@ async def test_error_within_the_stream_has_the_code_of_the_same_error_before_it(
         (fails(429), "llm_rate_limited"),
         (fails(500), "llm_unavailable"),
         (page(), "llm_unusable_answer"),
-        (says("A response that is not streamed."), "llm_unusable_answer"),
+        (unstreamed(says("A response that is not streamed.")), "llm_unusable_answer"),
         (sends(""), "llm_unusable_answer"),
         (hangs_up(), "llm_cut_off"),
     ],
