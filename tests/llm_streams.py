@@ -75,6 +75,13 @@ def streams(
     return reply
 
 
+def deltas(*sent: Any, finish: str = "stop") -> Reply:
+    """A stream of OpenAI's API with these deltas, which can violate the API."""
+    choices = [*({"delta": delta, "finish_reason": None} for delta in sent), {"delta": {}, "finish_reason": finish}]
+    body = b"".join(_data({**CHUNK, "choices": [{"index": 0, **choice}]}) for choice in choices) + b"data: [DONE]\n\n"
+    return lambda api: answer(body, headers={"Content-Type": "text/event-stream"})
+
+
 def whole_stream(
     api: Api,
     text: str,

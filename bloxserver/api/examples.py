@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 Example = dict[str, Any]
@@ -382,18 +381,3 @@ def page(item: Example, size: int = 20) -> Example:
 def cursor_page(item: Example) -> Example:
     """The first of two pages with a single item each."""
     return page(item, 1) | {"total": 2, "hasMore": True, "nextCursor": NEXT_CURSOR}
-
-
-def _outline(body: Example) -> str:
-    """The JSON of an execution or a step without its payloads."""
-    names = body.keys() - {"inputPayload", "outputPayload", "payloadsOmitted"}
-    return json.dumps({name: value for name, value in body.items() if name in names}, separators=(",", ":"))
-
-
-EVENTS = (
-    "retry: 1000\n\n"
-    f"event: execution\ndata: {_outline(RUNNING_EXECUTION)}\n\n"
-    f"event: step\ndata: {_outline(STEP)}\nid: 2\n\n"
-    f"event: execution\ndata: {_outline(EXECUTION)}\nid: end\n\n"
-)
-"""A complete stream of Server-Sent Events."""

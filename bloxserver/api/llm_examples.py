@@ -28,3 +28,12 @@ OWN_KEY = {
     "lastUsedAt": "2026-03-02T08:40:00.000000Z",
     "createdAt": "2026-03-01T10:15:00.000000Z",
 }
+
+AGENT_TEXT = {
+    "stepId": "019cade7-b53b-7c8e-b04d-1e6a9d2f5c73",
+    "listener": "summarise",
+    "attempt": 1,
+    "answer": 1,
+    "offset": 0,
+    "text": "The page",
+}

@@ -13,10 +13,11 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from bloxserver.api.examples import EVENTS, STILL_RUNNING
+from bloxserver.api.event_examples import EVENTS
+from bloxserver.api.examples import STILL_RUNNING
 from bloxserver.api.openai_errors import OPENAI_PREFIX
 from bloxserver.api.request_schemas import complete_request_schemas
-from bloxserver.api.schemas import ApiError, AwaitedExecution, ExecutionEvent, StepEvent
+from bloxserver.api.schemas import AgentTextEvent, ApiError, AwaitedExecution, ExecutionEvent, StepEvent
 from bloxserver.api.scopes import required_scope
 
 Responses = dict[int | str, dict[str, Any]]
@@ -72,7 +73,7 @@ DESCRIPTIONS = {
     503: "The database or another dependency is unavailable. `Retry-After` has the seconds to wait before a retry.",
 }
 API_KEY_SCHEME = "An API key. Each operation names the scope that the key needs."
-EVENT_SCHEMAS = (ExecutionEvent, StepEvent)
+EVENT_SCHEMAS = (ExecutionEvent, StepEvent, AgentTextEvent)
 
 
 def response_of(

@@ -20,7 +20,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from bloxserver.api.rendering import render
-from bloxserver.api.schemas import AwaitedExecution, Execution, ExecutionOutline, StepOutline
+from bloxserver.api.schemas import AgentText, AwaitedExecution, Execution, ExecutionOutline, StepOutline
 from bloxserver.api.watching import ExecutionWatcher, Watch
 from bloxserver.errors import NotFound
 from bloxserver.event_loop import in_parts
@@ -70,7 +70,7 @@ class Waiter:
         self._clock = asyncio.get_running_loop().time
         self._deadline = self._clock() + timeout
         self.has_changed = False
-        """Whether the last wait ended with a change."""
+        """Whether the last wait ended before its time elapsed."""
 
     async def __aenter__(self) -> Self:
         self._disconnect = asyncio.create_task(self._wait_for_disconnect())
@@ -89,7 +89,7 @@ class Waiter:
         self._watch.changed.set()
 
     async def wait(self, seconds: float = float("inf")) -> bool:
-        """Wait for a change, at most for `seconds`. Returns False at once when waiting has ended."""
+        """Wait for something to send, at most for `seconds`. Returns False at once when waiting has ended."""
         remaining = self._deadline - self._clock()
         if remaining > 0 and not self._has_ended():
             self.has_changed = await self._watcher.wait(self._watch, min(seconds, remaining))
@@ -176,7 +176,7 @@ class EventStream(Response):
     """The events of an execution as Server-Sent Events.
 
     The first and the last event are `ExecutionEvent`s. Each change of a step is a `StepEvent`, whose id a client sends
-    to continue after a reconnect.
+    to continue after a reconnect. `AgentTextEvent`s have the texts of agents while they are written.
     """
 
     media_type = "text/event-stream"
@@ -207,9 +207,13 @@ class EventStream(Response):
                 return
             if sent_at is None:
                 yield _event("execution", execution)
+            # Before the steps: the text of an answer precedes the end of its step.
+            texts = self._watch.take_texts()
+            for text in texts:
+                yield _event("agent.text", AgentText.model_validate(text))
             async for part in in_parts(self._step_events(steps), PART_EVENTS):
                 yield b"".join(_event("step", StepOutline.model_validate(step), id) for step, id in part)
-            if sent_at is None or steps:
+            if sent_at is None or steps or texts:
                 sent_at = clock()
             elif clock() - sent_at >= KEEPALIVE_SECONDS:
                 yield KEEPALIVE_COMMENT
@@ -224,10 +228,15 @@ class EventStream(Response):
             while True:
                 if not await waiter.wait(sent_at + KEEPALIVE_SECONDS - clock()):
                     return
-                if waiter.has_changed:
+                if self._watch.take_change():
                     break
-                yield KEEPALIVE_COMMENT
-                sent_at = clock()
+                texts = self._watch.take_texts()
+                for text in texts:
+                    yield _event("agent.text", AgentText.model_validate(text))
+                if texts or not waiter.has_changed:
+                    if not texts:
+                        yield KEEPALIVE_COMMENT
+                    sent_at = clock()
 
     async def _read(self) -> tuple[ExecutionOutline | None, Sequence[Any]]:
         """The execution and its changed steps, read in this order, so that an ended execution has all its steps.
@@ -258,7 +267,7 @@ class EventStream(Response):
         return events
 
 
-def _event(name: str, body: ExecutionOutline | StepOutline, id: str | None = None) -> bytes:
+def _event(name: str, body: ExecutionOutline | StepOutline | AgentText, id: str | None = None) -> bytes:
     return format_sse_event(event=name, data_str=body.model_dump_json(by_alias=True), id=id)
 
 

@@ -9,14 +9,16 @@ the connection for notifications is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from uuid import UUID
 
 import structlog
 
 from bloxserver.api.dependencies import SessionSource
 from bloxserver.api.shutdown import Shutdown
+from bloxserver.engine.live_texts import AgentText, Announce
 from bloxserver.models.connection_pool import current_tenant
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.execution_changes import ANY, change_key
@@ -33,6 +35,10 @@ MAX_INTERVAL_SECONDS = 0.25
 """How often all executions are read otherwise: at first, and while none changes."""
 MAX_EXECUTIONS_PER_SECOND: float = 5_000
 """A statement reads so many executions per second. With more responses, it is repeated less often."""
+ANNOUNCED_SECONDS = 5.0
+"""How often workers are told which executions are watched."""
+MAX_HELD = 256 * 1024
+"""Characters of texts that a response holds. It gets those beyond it when its client has read."""
 RUNNING = Progress(ExecutionStatus.RUNNING, None)
 
 
@@ -48,10 +54,41 @@ class Watch:
         self.execution_id = execution_id
         self.with_steps = with_steps
         self.changed = asyncio.Event()
-        """Set when the execution has changed or was deleted, and when the server shuts down."""
+        """Set when there is something to send, and when the server shuts down."""
+        self._has_changed = False
         self.is_unread = True
         """Whether the execution must be read, although no change was reported."""
         self._seen: Progress | None = RUNNING
+        self._texts: list[AgentText] = []
+        self._held = 0
+        self._ends: dict[UUID, tuple[int, int, int]] = {}
+        """By step: the attempt, the answer and the number of its characters that were received."""
+
+    def hear(self, text: AgentText) -> bool:
+        """Receive a part of a text. Returns False if an earlier part was lost."""
+        attempt, answer, end = self._ends.get(text.step_id, (0, 0, 0))
+        if (attempt, answer) > (text.attempt, text.answer) or self._held >= MAX_HELD:
+            return True
+        if (attempt, answer) < (text.attempt, text.answer):
+            end = 0
+        if text.offset > end:
+            return False
+        if rest := text.text[end - text.offset :]:
+            self._ends[text.step_id] = (text.attempt, text.answer, end + len(rest))
+            self._texts.append(replace(text, offset=end, text=rest))
+            self._held += len(rest)
+            self.changed.set()
+        return True
+
+    def take_texts(self) -> list[AgentText]:
+        """Return the parts of texts that were not returned yet. Those of an answer follow each other without gaps."""
+        texts, self._texts, self._held = self._texts, [], 0
+        return texts
+
+    def take_change(self) -> bool:
+        """Return whether the execution has changed or was deleted since the last call."""
+        has_changed, self._has_changed = self._has_changed, False
+        return has_changed
 
     def forget(self) -> None:
         """Report the last change again, because it could not be read."""
@@ -59,12 +96,13 @@ class Watch:
         self.is_unread = True
 
     def compare(self, progress: Progress | None) -> bool:
-        """Set `changed` if the execution has changed since the last call; None means that it was deleted."""
+        """Note whether the execution has changed since the last call; None means that it was deleted."""
         if progress is not None and not self.with_steps:
             progress = Progress(progress.status, None)
         is_changed = progress != self._seen
         self._seen = progress
         if is_changed:
+            self._has_changed = True
             self.changed.set()
         return is_changed
 
@@ -81,6 +119,8 @@ class ExecutionWatcher:
         self._earliest_all_at = 0.0
         """All executions are not read before, so that reading many of them takes a small share of the time."""
         self._is_notified = False
+        self._announce: list[Announce] = []
+        self._announced_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._reading = asyncio.Lock()
@@ -97,11 +137,36 @@ class ExecutionWatcher:
         self._is_notified = is_notified
         self._read_all()
 
+    def hear(self, text: AgentText) -> None:
+        """Pass on a part of a text to the watches of its execution; to be called on the event loop."""
+        watches = [watch for watch in self._watches.get(text.execution_id, ()) if watch.with_steps]
+        if False in [watch.hear(text) for watch in watches]:
+            self._tell(frozenset([change_key(text.execution_id)]), is_new=True)
+
+    def on_watch(self, announce: Announce) -> Callable[[], None]:
+        """Call `announce` with the keys of executions whose texts are wanted, now and while they are.
+
+        Returns a function that ends this.
+        """
+        self._announce.append(announce)
+        return lambda: self._announce.remove(announce)
+
+    def _tell(self, keys: frozenset[str], *, is_new: bool) -> None:
+        for announce in self._announce if keys else ():
+            announce(keys, is_new=is_new)
+
+    def _tell_all(self, moment: float) -> None:
+        """Workers that started meanwhile do not know what is watched, and others forget it after a time."""
+        if moment >= self._announced_at + ANNOUNCED_SECONDS:
+            self._announced_at = moment
+            watched = [id for id, watches in self._watches.items() if any(each.with_steps for each in watches)]
+            self._tell(frozenset(map(change_key, watched)), is_new=False)
+
     async def wait(self, watch: Watch, seconds: float) -> bool:
-        """Wait for a change of the execution, at most for `seconds`. Returns False if the time elapsed."""
+        """Wait until there is something to send, at most for `seconds`. Returns False if the time elapsed."""
         if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
             self._woken, self._reading = asyncio.Event(), asyncio.Lock()
-            self._reads_all_at = self._earliest_all_at = 0.0
+            self._reads_all_at = self._earliest_all_at = self._announced_at = 0.0
             self._task = asyncio.create_task(self._run())
         if watch not in self._watches.get(watch.execution_id, ()):
             self._add(watch)
@@ -132,6 +197,8 @@ class ExecutionWatcher:
     def _add(self, watch: Watch) -> None:
         self._watches.setdefault(watch.execution_id, set()).add(watch)
         self._ids.setdefault(change_key(watch.execution_id), set()).add(watch.execution_id)
+        if watch.with_steps:
+            self._tell(frozenset([change_key(watch.execution_id)]), is_new=True)
         watch.shutdown.on_request(self._shut_down)
         if watch.shutdown.requested:
             watch.changed.set()
@@ -171,6 +238,7 @@ class ExecutionWatcher:
             self._unread.clear()
             pause = len(ids) / MAX_EXECUTIONS_PER_SECOND
             if reads_all:
+                self._tell_all(started)
                 self._reads_all_at = started + (NOTIFIED_INTERVAL_SECONDS if self._is_notified else interval)
                 self._earliest_all_at = started + pause
                 pause = 0.0  # reported changes do not wait

@@ -206,13 +206,12 @@ def _anthropic_factory(base_url: str, key: str, http: AsyncClient) -> Callable[[
 
 def _openai_factory(base_url: str, key: str, http: AsyncClient) -> Callable[[str], Model[Any]]:
     import pydantic_ai.embeddings.openai  # noqa: F401  (so that `embed` does not import it in the event loop)
-    from openai import AsyncOpenAI
     from pydantic_ai.profiles.openai import OpenAIModelProfile
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    from bloxserver.clients.chat_completions import ChatModel
+    from bloxserver.clients.chat_completions import ChatClient, ChatModel
 
-    client = AsyncOpenAI(api_key=key, base_url=base_url, http_client=http, max_retries=0, timeout=http.timeout)
+    client = ChatClient(api_key=key, base_url=base_url, http_client=http, max_retries=0, timeout=http.timeout)
     provider = OpenAIProvider(openai_client=client)
     # Only OpenAI supports the newer name of max_tokens. Other servers ignore or reject it.
     is_openai = any(is_within(base_url, domain) for domain in ("openai.com", "azure.com"))

@@ -82,7 +82,8 @@ class Engine:
             database, self._clients.http, self._clients.mail, settings, self._clients.shares
         )
         self._deletions = Deletions(database)
-        self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake, watcher)
+        texts = self._clients.texts if run_worker else None
+        self._notify = None if settings.uses_sqlite else WakeNotifier(settings, self._wake, watcher, texts)
         self._state = _State.STARTING
         self._intake: list[asyncio.Task[None]] = []
         """Tasks that start new work. They are cancelled first at shutdown."""
@@ -102,6 +103,10 @@ class Engine:
             self._unlisten.append(self._database.on_execution_change(self._watcher.changed))
             # On SQLite, one process makes almost all changes. On PostgreSQL, the notifier sets it once it listens.
             self._watcher.set_notified(self._notify is None)
+            # The worker of this process sends its texts directly.
+            self._unlisten.append(self._watcher.on_watch(self._clients.texts.audience(self._watcher.hear).watch))
+            if self._notify is not None:
+                self._unlisten.append(self._watcher.on_watch(self._notify.notify_watched))
         if self._run_worker:
             await self._heartbeat.start()
             if self._settings.uses_sqlite:

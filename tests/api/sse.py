@@ -7,10 +7,10 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field, TypeAdapter
 
-from bloxserver.api.schemas import ExecutionEvent, StepEvent
+from bloxserver.api.schemas import AgentTextEvent, ExecutionEvent, StepEvent
 
-EVENT: TypeAdapter[ExecutionEvent | StepEvent] = TypeAdapter(
-    Annotated[ExecutionEvent | StepEvent, Field(discriminator="event")]
+EVENT: TypeAdapter[ExecutionEvent | StepEvent | AgentTextEvent] = TypeAdapter(
+    Annotated[ExecutionEvent | StepEvent | AgentTextEvent, Field(discriminator="event")]
 )
 
 
@@ -30,7 +30,7 @@ def parse_events(text: str) -> list[Event]:
     return events
 
 
-def validated(event: Event) -> ExecutionEvent | StepEvent:
+def validated(event: Event) -> ExecutionEvent | StepEvent | AgentTextEvent:
     """Validate the event with its documented schema. Additional members and other formats are errors."""
     model = EVENT.validate_python({"event": event.kind, "id": event.id, "data": json.dumps(event.data)})
     assert model.data.model_dump(mode="json", by_alias=True) == event.data

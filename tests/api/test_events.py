@@ -180,9 +180,9 @@ class Reader:
         self._lines = lines
 
     async def next(self) -> str:
-        """The next block; empty at the end of the stream. Raises `TimeoutError` after ten seconds."""
+        """The next block; empty at the end of the stream. Raises `TimeoutError` after 30 seconds."""
         block = ""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for line in self._lines:
                 if not line:
                     return block
@@ -200,7 +200,7 @@ class Reader:
 @asynccontextmanager
 async def reading(port: int, path: str) -> AsyncIterator[Reader]:
     async with (
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
         client.stream("GET", path) as response,
     ):
         assert response.status_code == 200

@@ -325,14 +325,15 @@ def test_schemas_of_server_sent_events() -> None:
     assert payloads == {
         "execution": "#/components/schemas/ExecutionOutline",
         "step": "#/components/schemas/StepOutline",
+        "agent.text": "#/components/schemas/AgentText",
     }
 
 
 def test_example_of_the_event_stream_is_valid() -> None:
     operation = DOCUMENT["paths"]["/api/v1/flows/{flow_id}/executions/{execution_id}/events"]["get"]
     events = parse_events(operation["responses"]["200"]["content"]["text/event-stream"]["example"])
-    assert [validated(event).event for event in events] == ["execution", "step", "execution"]
-    assert [event.id for event in events] == [None, "2", "end"]
+    assert [validated(event).event for event in events] == ["execution", "agent.text", "step", "execution"]
+    assert [event.id for event in events] == [None, None, "2", "end"]
 
 
 def test_document_is_valid() -> None:

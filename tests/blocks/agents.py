@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import JsonValue, SecretStr
@@ -15,6 +16,9 @@ from bloxserver.blocks import http_request, transform
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AgentContext, BlockContext, BlockError, StepWarning, Tool
 from bloxserver.blocks.tools import tool_of
+from bloxserver.engine.live_texts import LiveTexts
+from bloxserver.engine.run.live_models import LiveModels
+from bloxserver.engine.run.messages import Message
 from bloxserver.llm.gateway import CallerModels, LanguageModels
 from bloxserver.raw_json import Value, plain, text_of_value
 from bloxserver.settings import Settings
@@ -96,7 +100,9 @@ async def answer_of(
     **config: Any,
 ) -> JsonValue:
     given = agent.config.model_validate({"prompt": PROMPT} | config)
-    agent_context = replace(context, agent=AgentContext(models, tools, memory))
+    agent_context = replace(
+        context, agent=AgentContext(LiveModels(models, LiveTexts(), uuid4(), Message("a", None), 1), tools, memory)
+    )
     answer = await agent.handler(agent.payload.model_validate(payload), given, agent_context)
     assert isinstance(answer, dict)
     return answer

@@ -23,7 +23,8 @@ from tests.blocks.agents import (
     language_models,
 )
 from tests.llm.callers import caller
-from tests.llm_server import Api, Reply, calls, cut, fails, page, says, sends
+from tests.llm_server import Api, Reply, calls, cut, fails, page, says
+from tests.llm_streams import streams
 
 
 @both_providers
@@ -151,11 +152,8 @@ async def test_engine_exception_in_a_tool_call_cancels_other_calls_and_the_agent
 
 
 async def test_lone_surrogate_in_answer_fails_and_records_tokens(context: BlockContext) -> None:
-    content = '[{"type": "text", "text": "\\ud800"}]'
-    members = '"id": "1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn"'
-    reply = sends(f'{{{members}, "content": {content}, "usage": {{"input_tokens": 3, "output_tokens": 2}}}}')
     memory = StoredConversation()
-    async with language_models(reply, provider="anthropic") as (models, _):
+    async with language_models(streams("\ud800", usage=(3, 2)), provider="anthropic") as (models, _):
         with pytest.raises(BlockError) as caught:
             await answer_of(context, models, memory)
     assert caught.value.code == "llm_unusable_answer"

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -30,7 +30,8 @@ from tests.blocks.agents import (
     language_models,
     refused,
 )
-from tests.llm_server import Api, Reply, calls, says, sends
+from tests.llm_server import Api, Reply, calls, says
+from tests.llm_streams import Call, deltas, streams
 
 
 @both_providers
@@ -87,8 +88,6 @@ async def test_invalid_tool_call_is_reported_to_the_model(
 ) -> None:
     memory = StoredConversation({"fetch.page": fetched})
     script = [calls(wanted, ("fetch_page", {"url": "a"})), calls(("fetch_page", {"url": "b"})), says("Done.")]
-    if provider == "anthropic" and isinstance(wanted[1], str):
-        script[0] = _raw(provider, wanted[1], ("fetch_page", {"url": "a"}))
     tools = (FETCH, SHAPE, POST, GET)
     async with language_models(*script, provider=provider) as (models, server):
         assert await answer_of(context, models, memory, tools=tools) == {"text": "Done."}
@@ -101,22 +100,12 @@ def _raw(
 ) -> Reply:
     """Calls of `fetch_page` from a server that violates the API."""
     wanted = [("fetch_page", given), *others]
-    if provider == "openai":
-        made: list[JsonValue] = [
-            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-            for (name, arguments), call_id in zip(wanted, ids, strict=False)
-        ]
-        message = {"role": "assistant", "content": None, "tool_calls": made}
-        choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
-        return sends(json.dumps(body))
-    blocks = [
-        {"type": "tool_use", "id": call_id, "name": name, "input": arguments}
+    # Anthropic's arguments are sent as pieces of JSON.
+    made = [
+        Call(name, (cast(str, arguments) if provider == "openai" else json.dumps(arguments),), id=cast(str, call_id))
         for (name, arguments), call_id in zip(wanted, ids, strict=False)
     ]
-    members = {"id": "1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "tool_use"}
-    return sends(json.dumps(members | {"content": blocks, "usage": {"input_tokens": 3, "output_tokens": 2}}))
+    return streams(*made, finish="tool_calls")
 
 
 @both_providers
@@ -127,8 +116,8 @@ async def test_tool_arguments_of_wrong_type_are_reported_to_the_model(
     memory = StoredConversation({"fetch.page": fetched})
     async with language_models(_raw(provider, given), says("Done."), provider=provider) as (models, server):
         assert await answer_of(context, models, memory) == {"text": "Done."}
-    # OpenAI's arguments are a text, which can be empty. Anthropic's are an object.
-    if given == "" or (provider == "anthropic" and isinstance(given, dict)):
+    # OpenAI's arguments are a text, which can be empty or missing. Anthropic's are an object.
+    if given in ("", None) if provider == "openai" else isinstance(given, dict):
         assert memory.called == [("fetch.page", given or {}, "1.1")]
     else:
         assert memory.called == []
@@ -139,10 +128,7 @@ async def test_tool_arguments_of_wrong_type_are_reported_to_the_model(
     "call", [{}, None, {"id": 1, "function": None}, {"id": "x", "function": {"name": 5}}], ids=repr
 )
 async def test_incomplete_tool_call_is_reported_to_the_model(context: BlockContext, call: JsonValue) -> None:
-    message = {"role": "assistant", "content": None, "tool_calls": [call]}
-    choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
-    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-    async with language_models(sends(json.dumps(body)), says("Done.")) as (models, server):
+    async with language_models(deltas({"tool_calls": [call]}, finish="tool_calls"), says("Done.")) as (models, server):
         assert await answer_of(context, models, StoredConversation()) == {"text": "Done."}
     assert "unknown_tool" in server.requests[1].texts[2]
 

@@ -16,14 +16,16 @@ from bloxserver.clients.http import GuardedClient
 from bloxserver.clients.mail import Mailer
 from bloxserver.clients.memory import MemoryBudget
 from bloxserver.clock import now
+from bloxserver.engine.live_texts import LiveTexts
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
+from bloxserver.engine.run.live_models import LiveModels
 from bloxserver.engine.run.messages import Change, Message, Outcome, Save, Step, Tokens
 from bloxserver.engine.run.names import ExecutionNames
 from bloxserver.engine.run.pump import Pump
 from bloxserver.engine.run.turns import Turns
 from bloxserver.llm.calls import Caller
-from bloxserver.llm.gateway import CallerModels, LanguageModels
+from bloxserver.llm.gateway import LanguageModels
 from bloxserver.organism.model import Organism
 from bloxserver.organism.parse import parse
 from bloxserver.plans import PLANS
@@ -83,6 +85,8 @@ class World:
     ) -> None:
         self._caller = calling or caller()
         self._models = models
+        self._texts = LiveTexts()
+        self._execution_id = uuid4()
         self.input = payload
         self.picked_up_at = now()
         self.isolated = IsolatedTasks(uuid4(), PLANS["enterprise"])
@@ -92,8 +96,8 @@ class World:
         self._secrets = secrets
         self.names = ExecutionNames({})
 
-    def models(self, message: Message) -> CallerModels:
-        return self._models.of(self._caller)
+    def models(self, message: Message, attempt: int) -> LiveModels:
+        return LiveModels(self._models.of(self._caller), self._texts, self._execution_id, message, attempt)
 
     def context(self, message: Message, attempt: int, agent: AgentContext | None) -> BlockContext:
         return BlockContext(

@@ -79,6 +79,11 @@ export function follow(url: string, show: (text: string) => void): EventSource {
     const kind: components["schemas"]["StepEvent"]["event"] = "step";
     show(`${kind} ${step.listener} ${step.status} ${step.errorMessage ?? ""}`);
   });
+  source.addEventListener("agent.text", (event: MessageEvent<string>) => {
+    const part = JSON.parse(event.data) as components["schemas"]["AgentText"];
+    const kind: components["schemas"]["AgentTextEvent"]["event"] = "agent.text";
+    show(part.offset === 0 ? `${kind} ${part.listener}: ${part.text}` : part.text);
+  });
   source.addEventListener("execution", (event: MessageEvent<string>) => {
     const execution = JSON.parse(event.data) as ExecutionOutline;
     const end: components["schemas"]["ExecutionEvent"]["id"] = "end";

@@ -192,7 +192,7 @@ async def list_steps(
     dependencies=[Depends(refuse_stream_again)],
     operation_id="streamExecution",
     summary="Stream an execution",
-    responses=event_stream("A stream of `execution` and `step` events.")
+    responses=event_stream("A stream of `execution`, `step` and `agent.text` events.")
     | response_of(204, "The client has received all events: `Last-Event-ID` is `end`.")
     | errors(403, 404),
 )
@@ -210,9 +210,10 @@ async def stream_execution(
 ) -> Response:
     """Stream an execution as Server-Sent Events.
 
-    The first event is `execution`. A `step` event follows for each step, and again whenever the step changes. When
-    the execution has ended, the last event is `execution` with the id `end`. The JSON in `data` is the execution or
-    the step without its payloads. Reconnect with the last id in `Last-Event-ID` to continue after that event.
+    The first event is `execution`. A `step` event follows for each step, and again whenever the step changes. An
+    `agent.text` event has the next part of the text that a language model writes for an agent. When the execution has
+    ended, the last event is `execution` with the id `end`. The JSON in `data` is the execution or the step without
+    its payloads, or the part of the text. Reconnect with the last id in `Last-Event-ID` to continue after that event.
     """
     await queries.require_execution(session, user.id, flow_id, execution_id)
     last = last_event_id_header if last_event_id_header is not None else last_event_id

@@ -12,6 +12,8 @@ from bloxserver.api.schemas.deliveries import (
 )
 from bloxserver.api.schemas.errors import ApiError
 from bloxserver.api.schemas.executions import (
+    AgentText,
+    AgentTextEvent,
     AwaitedExecution,
     Execution,
     ExecutionEvent,
@@ -77,6 +79,8 @@ from bloxserver.organism.react_flow import CanvasEdge, CanvasNode, CanvasState
 __all__ = [
     "ActorKind",
     "AddApiKeyRequest",
+    "AgentText",
+    "AgentTextEvent",
     "ApiError",
     "ApiKey",
     "ApiKeyInfo",

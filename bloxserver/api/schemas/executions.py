@@ -133,6 +133,27 @@ class StepEvent(CamelModel):
     data: Json[StepOutline]
 
 
+class AgentText(CamelModel):
+    """The next part of the text that a language model writes for an agent."""
+
+    step_id: UUID = Field(description="The agent's step. Its `step` event may follow later.")
+    listener: str = Field(description="The agent's name.")
+    attempt: int = Field(description="The number of the attempt, from 1. A new attempt may repeat an answer.")
+    answer: int = Field(description="The number of the model's answer in the conversation, from 1.")
+    offset: int = Field(
+        description="The number of characters of the answer that were sent before this part. 0 begins the answer."
+    )
+    text: str
+
+
+class AgentTextEvent(CamelModel):
+    """A Server-Sent Event with a part of an agent's text, which is not stored yet."""
+
+    event: Literal["agent.text"]
+    id: None = Field(None, description="Absent.")
+    data: Json[AgentText]
+
+
 class RunRequest(RequestModel):
     """The input of a manual run."""
 

@@ -56,8 +56,8 @@ MAX_CODE = 64
 class ExecutionContext(Protocol):
     """The services and data that the blocks of one execution may use."""
 
-    def models(self, message: Message) -> LanguageModels:
-        """The access to language models for the step that handles the message."""
+    def models(self, message: Message, attempt: int) -> LanguageModels:
+        """The access to language models for an attempt at the message. Interrupted tries count in `attempt`."""
 
     @property
     def input(self) -> Value:
@@ -239,7 +239,7 @@ async def _call(
     payload = message.payload
     if isinstance(payload, RawJson):
         payload = await prompt_of(payload, context.isolated)
-    agent = AgentContext(context.models(message), listener.tools, conversation)
+    agent = AgentContext(context.models(message, attempt.number), listener.tools, conversation)
     block_context = _block_context(attempt, context, agent)
     block_context.names = cast(Mapping[str, JsonValue], names)
     try:

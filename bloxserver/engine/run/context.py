@@ -19,6 +19,7 @@ from bloxserver.clients.shares import OutgoingShares
 from bloxserver.clock import now
 from bloxserver.encryption import SecretCipher, get_cipher
 from bloxserver.engine.emails import EmailCounter
+from bloxserver.engine.live_texts import LiveTexts
 from bloxserver.engine.queue import leases
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.retry import retry_transaction
@@ -26,6 +27,7 @@ from bloxserver.engine.run.facts import facts_of
 from bloxserver.engine.run.flow_calls import CallingExecution, FlowCalls
 from bloxserver.engine.run.isolated_tasks import IsolatedTasks
 from bloxserver.engine.run.lease_check import LeaseCheck
+from bloxserver.engine.run.live_models import LiveModels
 from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.names import ExecutionNames
 from bloxserver.engine.run.turns import Turns
@@ -57,6 +59,7 @@ class SharedClients:
     public_url: str
     """The base URL of the API."""
     turns: Turns = field(default_factory=Turns)
+    texts: LiveTexts = field(default_factory=LiveTexts)
 
     @classmethod
     def of(cls, settings: Settings, database: Database | None = None) -> Self:
@@ -100,7 +103,7 @@ class ClaimedExecutionContext:
         self.names = ExecutionNames(facts_of(execution, clients.public_url))
         self._share = clients.shares.of(execution.user_id, execution.plan)
 
-    def models(self, message: Message) -> LanguageModels:
+    def models(self, message: Message, attempt: int) -> LanguageModels:
         execution = self._execution
         caller = Caller(
             execution.user_id,
@@ -111,7 +114,8 @@ class ClaimedExecutionContext:
             step_id=message.id,
             budgets=self._budgets,
         )
-        return self._clients.models.of(caller)
+        models = self._clients.models.of(caller)
+        return LiveModels(models, self._clients.texts, execution.id, message, attempt)
 
     def _budgets_of(self, limits: ExecutionLimits) -> list[Budget]:
         execution = self._execution

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -14,9 +15,10 @@ from bloxserver.api import watching
 from bloxserver.api.shutdown import Shutdown
 from bloxserver.api.watching import ExecutionWatcher, Watch
 from bloxserver.engine.engine import Engine
+from bloxserver.engine.live_texts import AgentText, Announce, LiveTexts
 from bloxserver.engine.loops import cancel as cancel_tasks
 from bloxserver.engine.queue import notify
-from bloxserver.engine.queue.notify import MAX_KEYS, ChangeListener, WakeNotifier
+from bloxserver.engine.queue.notify import MAX_KEYS, WATCHED_CHANNEL, ChangeListener, WakeNotifier
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, TriggerType
 from bloxserver.models.execution_changes import ANY, KEY_CHARACTERS, change_key
@@ -35,12 +37,21 @@ class Recorder:
     def __init__(self) -> None:
         self.keys: set[str] = set()
         self.states: list[bool] = []
+        self.texts: list[AgentText] = []
+        self.announce: list[Announce] = []
 
     def changed(self, keys: frozenset[str]) -> None:
         self.keys |= keys
 
     def set_notified(self, is_notified: bool) -> None:
         self.states.append(is_notified)
+
+    def hear(self, text: AgentText) -> None:
+        self.texts.append(text)
+
+    def on_watch(self, announce: Announce) -> Callable[[], None]:
+        self.announce.append(announce)
+        return lambda: self.announce.remove(announce)
 
 
 async def until(is_reached: Callable[[], bool]) -> None:
@@ -150,6 +161,47 @@ async def test_long_messages_are_replaced_by_one_for_all_executions(
     await until(lambda: ANY in recorder.keys)
     assert keys[0] not in recorder.keys
     await cancel_tasks(tasks)
+
+
+async def test_texts_reach_processes_that_watch_their_executions(
+    live_settings: Settings, live_database: Database, elsewhere: Database
+) -> None:
+    texts, recorder = LiveTexts(), Recorder()
+    worker = WakeNotifier(live_settings, lambda work: None, texts=texts)
+    replica = WakeNotifier(live_settings, lambda work: None, recorder)
+    tasks = [asyncio.create_task(each.run()) for each in (worker, replica)]
+    await until(lambda: recorder.states == [True])
+    watched, other = beginning(), beginning()
+    with texts.written(watched) as text, texts.written(other) as unwatched:
+        for each in (text, unwatched):
+            each.add("So far. ")
+        await until_listening(live_database, WATCHED_CHANNEL)
+        replica.notify_watched(frozenset([change_key(watched.execution_id)]), is_new=True)
+        await until(lambda: bool(recorder.texts))
+        text.add("\0" + "\u2028" * 3_000)
+    await until(lambda: sum(len(each.text) for each in recorder.texts) == 3_009)
+    assert {(each.execution_id, each.step_id, each.listener) for each in recorder.texts} == {
+        (watched.execution_id, watched.step_id, "a")
+    }
+    assert "".join(each.text for each in recorder.texts) == "So far. \ufffd" + "\u2028" * 3_000
+    offsets = [sum(len(each.text) for each in recorder.texts[:number]) for number in range(len(recorder.texts))]
+    assert [each.offset for each in recorder.texts] == offsets
+    await cancel_tasks(tasks)
+
+
+def beginning() -> AgentText:
+    return AgentText(uuid4(), uuid4(), "a", 1, 1, 0, "")
+
+
+async def until_listening(database: Database, channel: str) -> None:
+    """Wait until a connection of this database has begun to listen."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE :query AND datname = current_database()"
+    async with asyncio.timeout(20):
+        while True:
+            async with database.transaction(read_only=True) as session:
+                if await session.scalar(sa.text(query), {"query": f"LISTEN%{channel}%"}):
+                    return
+            await asyncio.sleep(0.01)
 
 
 async def test_stream_on_another_replica_learns_of_steps_and_of_the_end(
