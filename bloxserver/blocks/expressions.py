@@ -14,11 +14,14 @@ from bloxserver.blocks.cel.function import Function
 from bloxserver.blocks.cel.functions import FUNCTIONS
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.syntax import MAX_CHARACTERS, parse
-from bloxserver.blocks.cel.values import Budget, EvaluationError, Run, to_json_value
-from bloxserver.blocks.json_values import storable
-from bloxserver.blocks.names import ROOTS
+from bloxserver.blocks.cel.values import Budget, EvaluationError, Run, kind_of, to_json_value
+from bloxserver.blocks.checking import known_names
+from bloxserver.blocks.json_values import MAX_BYTES, storable
+from bloxserver.blocks.names import MESSAGE_ROOTS, ROOTS
 
 MAX_QUOTED = 200
+MAX_ITEMS_BYTES = 16 * 1024 * 1024
+"""More than the largest message, so that a list in it can be used as it is."""
 MAX_COMPILED = 512
 STEPS_PER_EVALUATION = 50
 STEPS_PER_CHARACTER = 6
@@ -49,16 +52,17 @@ class Expression:
     program: Node
     language: Language = CEL
 
-    def evaluate(self, scope: Mapping[str, JsonValue], budget: Budget) -> JsonValue:
-        """Return the value for `scope`: storable JSON of at most 1 MiB. Timestamps become ISO 8601 text, durations
-        become seconds, and types become their names.
+    def evaluate(self, scope: Mapping[str, JsonValue], budget: Budget, max_bytes: int = MAX_BYTES) -> JsonValue:
+        """Return the value for `scope`: storable JSON of at most `max_bytes`. Timestamps become ISO 8601 text,
+        durations become seconds, and types become their names.
 
         Raises `BlockError` (`expression_failed`), which is not retryable, and `CostLimitExceeded`.
         """
         budget.consume(STEPS_PER_EVALUATION + self.program.size)
         run = Run(dict(scope), budget, self.language.is_arithmetic)
         try:
-            return storable(self.program.evaluate(run), convert=to_json_value, budget=budget)
+            value = self.program.evaluate(run)
+            return storable(value, max_bytes=max_bytes, convert=to_json_value, budget=budget)
         except EvaluationError as failure:
             raise _error(self.text, str(failure)) from None
         except ValueError as error:
@@ -114,6 +118,23 @@ def holds(text: str, scope: Mapping[str, JsonValue], budget: Budget, names: froz
     return _compile(text, names, CEL, budget).holds(scope, budget)
 
 
+def evaluate_items(text: str, scope: Mapping[str, JsonValue], budget: Budget) -> list[JsonValue]:
+    """Return the list that the `for_each` of a listener gives, of at most `MAX_ITEMS_BYTES`.
+
+    Raises like `evaluate`, and `BlockError` (`for_each_not_a_list`), which is not retryable.
+    """
+    value = _compile(text, MESSAGE_ROOTS, CEL, budget).evaluate(scope, budget, MAX_ITEMS_BYTES)
+    if not isinstance(value, list):
+        message = f"{_shown(text)}: the value is {kind_of(value)}, not a list"
+        raise BlockError("for_each_not_a_list", message, retryable=False)
+    return value
+
+
+def check_items(text: str) -> None:
+    """Raise `ValueError` for a `for_each` that is invalid or can never be a list."""
+    type_check.check_list(compile_expression(text, MESSAGE_ROOTS).program)
+
+
 def _compile(text: str, names: frozenset[str], language: Language, budget: Budget) -> Expression:
     try:
         return compile_expression(text, names, language, budget)
@@ -122,19 +143,22 @@ def _compile(text: str, names: frozenset[str], language: Language, budget: Budge
 
 
 def _error(text: str, reason: str) -> BlockError:
-    shown = text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
-    return BlockError("expression_failed", f"{shown}: {reason}", retryable=False)
+    return BlockError("expression_failed", f"{_shown(text)}: {reason}", retryable=False)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
 
 
 def _checked(text: str, info: ValidationInfo) -> str:
     if info.context != CHECKED:
-        type_check.check(compile_expression(text).program)
+        type_check.check(compile_expression(text, known_names()).program)
     return text
 
 
 def _checked_condition(text: str, info: ValidationInfo) -> str:
     if info.context != CHECKED:
-        type_check.check_condition(compile_expression(text).program)
+        type_check.check_condition(compile_expression(text, known_names()).program)
     return text
 
 

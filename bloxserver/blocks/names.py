@@ -7,15 +7,19 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import JsonValue
 
-MESSAGE_NAMES = frozenset({"payload", "input"})
-ROOTS = MESSAGE_NAMES | {"steps", "trigger", "execution", "vars", "index", "resume"}
-"""`index` has a value only for the items of a loop."""
-CONDITION_NAMES = {"answer": ROOTS, "error": ROOTS | {"error"}}
+INPUT = "input"
+MESSAGE_NAMES = frozenset({"payload", INPUT})
+INDEX = "index"
+"""The position of an item. It has a value only in the config of a listener with `for_each`."""
+MESSAGE_ROOTS = MESSAGE_NAMES | {"steps", "trigger", "execution", "vars", "resume"}
+"""The names in expressions about a whole message."""
+ROOTS = MESSAGE_ROOTS | {INDEX}
+CONDITION_NAMES = {"answer": MESSAGE_ROOTS, "error": MESSAGE_ROOTS | {"error"}}
 """The names in the condition of a peer, by what it receives."""
 SECRETS = "secrets"
 SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 STEPS = "steps"
-MENTIONED = re.compile(rf"\b(?:{'|'.join(sorted(ROOTS - MESSAGE_NAMES))})\b")
+MENTIONED = re.compile("|".join(rf"\b{name}\b" for name in sorted(ROOTS - {"payload"})))
 STEP_NAME = re.compile(
     r"""\bsteps\s*
     (?:(?:\.\s*get\s*\(|\[)\s*(?P<quote>["'])(?P<quoted>[^"'\\]*)(?P=quote)
@@ -26,7 +30,7 @@ STEP_NAME = re.compile(
 
 
 def read_names(values: Iterable[JsonValue]) -> frozenset[str]:
-    """Return the names besides `payload` and `input` that the texts in these values may refer to.
+    """Return the names besides `payload` that the texts in these values may refer to.
 
     The values of other names need not be available. A name too many has no effect.
     """

@@ -14,7 +14,7 @@ from bloxserver.blocks.cel import nodes, type_check
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.values import Budget
 from bloxserver.blocks.expressions import Expression, compile_expression
-from bloxserver.blocks.names import SECRET_NAME, SECRETS
+from bloxserver.blocks.names import INDEX, SECRET_NAME, SECRETS
 
 _WORD = r"""(?=[^\s.]*\w)[^\s.\[\](){}|"'`&<>=!?+*/,;%~^\\]+"""
 _OPERATOR = r"(?:or|and|not|if|else|in|is|default)\b"
@@ -46,7 +46,7 @@ class Placeholder:
     @property
     def paths(self) -> list[tuple[str, ...]]:
         """The paths of the values that it refers to."""
-        return [self.path] if self.expression is None else list(_paths_in(self.expression.program))
+        return [self.path] if self.expression is None else list(paths_in(self.expression.program))
 
 
 class InvalidPlaceholder(ValueError):
@@ -118,6 +118,8 @@ def parse_placeholder(part: str | None, roots: frozenset[str], budget: Budget | 
 
 def unknown_root_hint(root: str, roots: frozenset[str]) -> str:
     """Return a hint for a path that begins with an unknown name."""
+    if root == INDEX:
+        return "only the config of a listener with for_each has an index"
     nearest = next(iter(get_close_matches(root[:MAX_SHOWN], roots, n=1)), None)
     return f"did you mean {nearest}?" if nearest else f"a path must start with {' or '.join(sorted(roots))}"
 
@@ -154,13 +156,14 @@ def _hint(text: str) -> str:
     return "write a path like payload.user.name, or a CEL expression"
 
 
-def _paths_in(node: Node) -> Iterator[tuple[str, ...]]:
+def paths_in(node: Node) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of the values that an expression refers to."""
     path = path_of(node)
     if path is not None:
         yield path
         return
     for child in node.children:
-        yield from _paths_in(child)
+        yield from paths_in(child)
 
 
 def path_of(node: Node) -> tuple[str, ...] | None:

@@ -9,6 +9,9 @@ from pydantic import BaseModel, JsonValue
 
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import AnyBlock, BlockConfig, JsonSchema, Tool
+from bloxserver.blocks.expressions import compile_expression
+from bloxserver.blocks.names import MESSAGE_ROOTS
+from bloxserver.blocks.placeholder_syntax import paths_in
 
 MAX_DESCRIPTION_CHARACTERS = 1024
 MAX_TOOL_NAME = 64
@@ -24,9 +27,10 @@ def tool_of(
     config: BlockConfig,
     taken: Collection[str],
     given: Mapping[str, JsonValue] | None = None,
+    for_each: str | None = None,
 ) -> Tool:
     """Return a listener as a tool. `given` is its config as written, `taken` the names of the agent's other tools."""
-    schema = _input_schema(block, config, given or {})
+    schema = _input_schema(block, config, given or {}) if for_each is None else _schema_of_list(for_each)
     wrapped = schema.get("type") != "object"
     if wrapped:
         definitions = schema.pop("$defs", None)
@@ -94,6 +98,12 @@ def _add(schema: JsonSchema, path: Sequence[str]) -> None:
         if "properties" not in inside:
             inside.update({"type": "object", "properties": {}, "required": []})
         schema = inside
+
+
+def _schema_of_list(for_each: str) -> JsonSchema:
+    """Return the schema of the message of a loop: with the values that its expression refers to."""
+    found = paths_in(compile_expression(for_each, MESSAGE_ROOTS).program)
+    return schema_of_paths(path[1:] for path in found if path[0] == "payload")
 
 
 def _input_schema(block: AnyBlock, config: BlockConfig, given: Mapping[str, JsonValue]) -> JsonSchema:

@@ -15,6 +15,7 @@ FUNCTIONS = {
     "agent.result": "bloxserver.blocks.agent_calls:read_result",
     "attempt.conditions": "bloxserver.engine.run.isolated_attempt:evaluate_conditions",
     "attempt.input": "bloxserver.engine.run.isolated_attempt:read_input",
+    "attempt.items": "bloxserver.engine.run.isolated_attempt:list_items",
     "attempt.redact": "bloxserver.engine.run.isolated_attempt:redact_secrets",
     "attempt.run": "bloxserver.engine.run.isolated_attempt:run_attempt",
     "body.definition": "bloxserver.api.isolated_bodies:read_definition",

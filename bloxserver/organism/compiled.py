@@ -20,6 +20,7 @@ from bloxserver.organism.model import (
 PLAIN = (
     *("name", "description", "handler", "given_config", "payload_class"),
     *("timeout_seconds", "retries", "backoff_seconds", "agent"),
+    *("for_each", "parallel", "on_item_error"),
 )
 """The attributes of a listener that are JSON values."""
 

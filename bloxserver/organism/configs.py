@@ -11,7 +11,8 @@ from pydantic_core import ErrorDetails
 from bloxserver.blocks import templates
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import AnyBlock, BlockConfig, no_targets
-from bloxserver.blocks.names import ROOTS, SECRETS
+from bloxserver.blocks.checking import knowing
+from bloxserver.blocks.names import MESSAGE_ROOTS, ROOTS, SECRETS
 from bloxserver.clients.http import HEADER_VALUE, TOKEN
 from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import Path, quoted
@@ -24,7 +25,6 @@ from bloxserver.organism.requirements import (
 from bloxserver.organism.sections import Section, nearest_of
 
 MODEL_KEYS = ("prompt", "model", "temperature", "max_tokens")
-TEMPLATE_ROOTS = ROOTS | {SECRETS}
 REQUESTS = ("http.request", "webhook.send")
 BRANCH, MAIL = "branch", "email.send"
 
@@ -55,8 +55,14 @@ class Config(NamedTuple):
         return [(name, self.base_path) for name in self.block.targets(self.valid)]
 
 
-def read_config(section: Section, block: AnyBlock | None, placeholders: Placeholders) -> Config | None:
-    """Validate the config. Returns None if there is no block, or if the config is not a mapping."""
+def read_config(
+    section: Section, block: AnyBlock | None, placeholders: Placeholders, *, is_loop: bool = False
+) -> Config | None:
+    """Validate the config. Returns None if there is no block, or if the config is not a mapping.
+
+    Only the config of a loop can refer to `index`.
+    """
+    names = ROOTS if is_loop else MESSAGE_ROOTS
     key = "config" if section.values.get("config") is not None else "tool_config"
     if key == "config" and section.values.get("tool_config") is not None:
         message = '"tool_config" is an alias of "config", and both are given'
@@ -70,9 +76,10 @@ def read_config(section: Section, block: AnyBlock | None, placeholders: Placehol
     paths: dict[str, Path] = {name: (*base_path, name) for name in given}
     if block is agent:
         _add_model_keys(section, given, paths)
-    used, secrets, rejected = _read_templates(block, given, paths, placeholders)
+    used, secrets, rejected = _read_templates(block, given, paths, placeholders, names)
     reported = block.name in REQUESTS and _check_headers(section, given.get("headers"), paths)
-    valid = _validated(section, block, given, paths, base_path, rejected, {("headers",)} if reported else ())
+    with knowing(names):
+        valid = _validated(section, block, given, paths, base_path, rejected, {("headers",)} if reported else ())
     config = Config(block, valid, given, base_path, paths, used, secrets)
     _add_requirements(section, config)
     return config
@@ -108,7 +115,11 @@ def _add_model_keys(section: Section, given: dict[str, JsonValue], paths: dict[s
 
 
 def _read_templates(
-    block: AnyBlock, given: dict[str, JsonValue], paths: dict[str, Path], placeholders: Placeholders
+    block: AnyBlock,
+    given: dict[str, JsonValue],
+    paths: dict[str, Path],
+    placeholders: Placeholders,
+    names: frozenset[str],
 ) -> tuple[frozenset[str], frozenset[str], set[str]]:
     """Return the members of the config with placeholders to replace, the names of their secrets, and the members with
     invalid placeholders.
@@ -122,7 +133,7 @@ def _read_templates(
         path = paths[name]
         if name in block.templates:
             placeholders.collect_secrets(path, value)
-            if not placeholders.are_valid(path, value, TEMPLATE_ROOTS):
+            if not placeholders.are_valid(path, value, names | {SECRETS}):
                 rejected.add(name)
             elif templates.has_placeholders(value):
                 used.add(name)
@@ -131,7 +142,7 @@ def _read_templates(
         if placeholders.reject_secrets(path, value, hint):
             rejected.add(name)
         if name in block.rendered:
-            if not placeholders.are_valid(path, value, ROOTS):
+            if not placeholders.are_valid(path, value, names):
                 rejected.add(name)
         else:
             placeholders.report_unreplaced(path, value)

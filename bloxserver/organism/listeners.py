@@ -13,6 +13,7 @@ from bloxserver.blocks.names import read_names, read_steps
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.blocks.tools import tool_of
 from bloxserver.organism.configs import MODEL_KEYS, read_config
+from bloxserver.organism.loops import LOOP_KEYS, read_loop
 from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import read_peers
 from bloxserver.organism.placeholders import Placeholders
@@ -35,6 +36,7 @@ LISTENER_KEYS = (
     "retries",
     "backoff_seconds",
     "agent",
+    *LOOP_KEYS,
     *MODEL_KEYS,
 )
 
@@ -89,7 +91,8 @@ def _read_listener(
 ) -> _ParsedListener | None:
     section.report_unknown_keys(LISTENER_KEYS, UNUSED_KEYS)
     description = section.text("description", required=True)
-    config = read_config(section, block, placeholders)
+    loop = read_loop(section, block)
+    config = read_config(section, block, placeholders, is_loop=loop.for_each is not None)
     payload_class = _read_payload_class(section, block)
     targets = config.targets() if config is not None else []
     peers, tools = read_peers(section, names, is_agent=block is agent, targets=targets)
@@ -99,7 +102,7 @@ def _read_listener(
     is_agent = section.flag("agent")
     if config is None or config.valid is None:
         return None
-    texts = (config.given, *(peer.when for peer in peers))
+    texts = (config.given, loop.for_each, *(peer.when for peer in peers))
     listener = Listener(
         name=str(section.values.get("name")),
         description=description or "",
@@ -117,6 +120,7 @@ def _read_listener(
         names=read_names(texts),
         read_steps=read_steps(texts),
         agent=is_agent,
+        **loop._asdict(),
     )
     return _ParsedListener(listener, tools)
 
@@ -126,7 +130,8 @@ def _tools(names: Sequence[str], listeners: dict[str, Listener]) -> tuple[Tool, 
     for listener in (listeners[name] for name in names if name in listeners):
         taken = {tool.name for tool in tools}
         block, config, given = listener.block, listener.config, listener.given_config
-        tools.append(tool_of(listener.name, listener.description, block, config, taken, given))
+        tool = tool_of(listener.name, listener.description, block, config, taken, given, listener.for_each)
+        tools.append(tool)
     return tuple(tools)
 
 

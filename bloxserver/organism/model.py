@@ -55,8 +55,14 @@ class Listener:
     """The maximum number of further attempts at a message after an error."""
     backoff_seconds: float = 1
     """The pause before the first retry; it doubles with each retry."""
+    for_each: str | None = None
+    """An expression over the message whose value is a list: the listener handles each of its items."""
+    parallel: int = 10
+    """The number of items that are handled at the same time."""
+    on_item_error: Literal["fail", "collect"] = "fail"
+    """Whether the error of an item fails the message, or is in the answer at the position of the item."""
     names: frozenset[str] = frozenset()
-    """The names besides `payload` and `input` that its texts may refer to."""
+    """The names besides `payload` that its texts may refer to."""
     read_steps: frozenset[str] = frozenset()
     """The listeners whose answers its texts may refer to as `steps.NAME`."""
     agent: bool = False

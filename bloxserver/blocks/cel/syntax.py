@@ -16,6 +16,7 @@ from bloxserver.blocks.cel.list_functions import KEYED
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.cel.patterns import check_pattern
 from bloxserver.blocks.cel.values import Budget, TypeName
+from bloxserver.blocks.names import INDEX
 
 MAX_CHARACTERS = 2_000
 MAX_NESTING = 32
@@ -244,6 +245,8 @@ class _Parser:
         raise _error(f"{_shown(name)} is not defined{self._suggestion(name)}", token)
 
     def _suggestion(self, name: str) -> str:
+        if name == INDEX:
+            return "; only the config of a listener with for_each has an index"
         known = sorted({*self._names, *self._variables})
         nearest = _nearest(name, known)
         if nearest or not 0 < len(known) <= MAX_LISTED:

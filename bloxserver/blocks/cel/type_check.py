@@ -56,6 +56,12 @@ def check_condition(node: Node, members: Members | None = None) -> None:
         raise ValueError("a condition must be true or false; compare the value with another value")
 
 
+def check_list(node: Node) -> None:
+    """Like `check`; also raises `ValueError` if the value can never be a list."""
+    if check(node).isdisjoint(LIST):
+        raise ValueError("the value is never a list")
+
+
 class _Checker:
     """Infers the kinds of all nodes of an expression, from its leaves to its root."""
 

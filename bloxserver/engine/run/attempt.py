@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 from uuid import UUID
 
 import structlog
@@ -30,6 +30,7 @@ from bloxserver.blocks.base import (
     Wait,
 )
 from bloxserver.blocks.cel.values import CostLimitExceeded, Invocation
+from bloxserver.blocks.names import INDEX
 from bloxserver.clients.memory import MemoryBudget, MemoryLimitReached
 from bloxserver.clock import now
 from bloxserver.engine.backoff import backoff_seconds
@@ -38,7 +39,7 @@ from bloxserver.engine.run.blocks import checked_answer, rendered_config, valida
 from bloxserver.engine.run.error_reports import CALL_FAILED
 from bloxserver.engine.run.large_messages import needs_process, redact_large, run_large
 from bloxserver.engine.run.messages import NO_TOKENS, Message, Step, Tokens
-from bloxserver.engine.run.names import ExecutionNames
+from bloxserver.engine.run.names import ExecutionNames, input_for
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.observability import metrics, tracing
 from bloxserver.organism.model import Listener
@@ -166,8 +167,16 @@ class Attempt:
         return self.failure(BlockError(CALL_FAILED, reason))
 
 
-async def handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation) -> Step:
-    """Call the block. Every failure of the block becomes an error of the step. Raises `LeaseLost`."""
+Work: TypeAlias = Callable[
+    [Attempt, ExecutionContext, RecordedConversation, Mapping[str, str]], Coroutine[Any, Any, Step]
+]
+"""What an attempt does, with the values of the listener's secrets. Raises like a block."""
+
+
+async def handle(
+    attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, work: Work | None = None
+) -> Step:
+    """Call the block, or do other work instead. Every failure becomes an error of the step. Raises `LeaseLost`."""
     started = time.perf_counter()
     name = attempt.listener.block.name
     attributes: dict[str, str | int] = {
@@ -176,7 +185,7 @@ async def handle(attempt: Attempt, context: ExecutionContext, conversation: Reco
         "bloxserver.step.attempt": attempt.number,
     }
     with tracing.child_span(f"step {name}", attributes) as span:
-        step = await _handle(attempt, context, conversation)
+        step = await _handle(attempt, context, conversation, work or _call)
         span.set_attributes({"bloxserver.step.status": step.status.value})
         if step.error_code is not None:
             span.fail(step.error_code)
@@ -190,7 +199,7 @@ _seconds_of_steps = cache(metrics.STEP_SECONDS.labels)
 """Finding the metric of labels takes as long as changing it."""
 
 
-async def _handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation) -> Step:
+async def _handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, work: Work) -> Step:
     listener = attempt.listener
     secrets: Mapping[str, str] = {}
     try:
@@ -198,7 +207,7 @@ async def _handle(attempt: Attempt, context: ExecutionContext, conversation: Rec
             secrets = await context.secrets(listener.secrets) if listener.secrets else {}
             await context.turn()
             await context.require_lease()
-            step = await _call(attempt, context, conversation, secrets)
+            step = await work(attempt, context, conversation, secrets)
     except BlockError as refusal:
         step = attempt.failure(refusal)
     except MemoryLimitReached as reached:
@@ -232,8 +241,8 @@ async def _call(
     attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, secrets: Mapping[str, str]
 ) -> Step:
     listener, message = attempt.listener, attempt.message
-    names = context.names.of(listener)
-    if needs_process(listener, message.payload, context.input, *names.values()):
+    names = _names_of(attempt, context)
+    if needs_process(listener, message.payload, input_for(listener, context.input), *names.values()):
         return await _call_in_process(attempt, context, secrets)
     # Only agents get large values here. They do not use the input of the execution.
     payload = message.payload
@@ -282,7 +291,7 @@ async def _step_in_process(
     attempt: Attempt, context: ExecutionContext, block_context: BlockContext, secrets: Mapping[str, str]
 ) -> Step:
     listener, message = attempt.listener, attempt.message
-    values = message.payload, context.input, object_of(context.names.of(listener))
+    values = message.payload, input_for(listener, context.input), object_of(_names_of(attempt, context))
     answer, described = await run_large(context.isolated, listener, values, block_context, secrets)
     if "only_config" in described:
         config = validated_config(listener, cast(dict[str, JsonValue], plain(answer)))
@@ -296,6 +305,12 @@ async def _step_in_process(
     if "called" in described:
         return _step_of(attempt, Called(UUID(described["called"])))
     return _step_of(attempt, answer)
+
+
+def _names_of(attempt: Attempt, context: ExecutionContext) -> dict[str, Value]:
+    """The values of the names that the config can refer to, besides the message and the input."""
+    names, index = context.names.of(attempt.listener), attempt.message.index
+    return names if index is None else {**names, INDEX: index}
 
 
 def _step_of(attempt: Attempt, result: Result) -> Step:

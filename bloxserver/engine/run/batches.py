@@ -33,7 +33,8 @@ class Batch:
         """Add an item. One that is not a step counts as one message."""
         self._messages += 1
         if isinstance(item, Step):
-            self._messages += len(self._organism.listener(item.message.listener).peers)
+            if item.message.call is None:
+                self._messages += len(self._organism.listener(item.message.listener).peers)
             self._characters += characters_of(item.output)
 
 

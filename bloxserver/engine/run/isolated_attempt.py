@@ -12,7 +12,7 @@ from pydantic import BaseModel, JsonValue
 
 from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Wait
 from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded, Invocation
-from bloxserver.blocks.expressions import holds
+from bloxserver.blocks.expressions import evaluate_items, holds
 from bloxserver.blocks.names import CONDITION_NAMES
 from bloxserver.blocks.registry import get_registry
 from bloxserver.engine.run.blocks import checked_answer, filled_config, rendered_config, validated_payload
@@ -126,6 +126,20 @@ def evaluate_conditions(request: bytes) -> bytes:
     return json.dumps(results).encode()
 
 
+def list_items(request: bytes) -> bytes:
+    """Evaluate the expression of a loop. The parts of the response are an error or null, and the items."""
+    header, *values = split_parts(request)
+    given = json.loads(header)
+    scope = {name: json.loads(value) for name, value in zip(given["names"], values, strict=True)}
+    try:
+        items = evaluate_items(given["for_each"], scope, Budget(MAX_ISOLATED_STEPS, isolated=True))
+    except CostLimitExceeded:
+        return _response(TOO_COSTLY)
+    except BlockError as error:
+        return _response({"code": error.code, "message": error.message})
+    return join_parts([b"null", *(json_text(item).encode() for item in items)])
+
+
 def read_input(request: bytes) -> bytes:
     """Return the payload of the entry as JSON text."""
     return json_text(payload_of(request.decode())).encode()
@@ -137,5 +151,5 @@ def redact_secrets(request: bytes) -> bytes:
     return json_text(redact(json.loads(text), cast(Mapping[str, str], json.loads(secrets)))).encode()
 
 
-def _response(header: dict[str, Any], content: bytes = b"") -> bytes:
+def _response(header: Mapping[str, Any], content: bytes = b"") -> bytes:
     return join_parts([json.dumps(header).encode(), content])

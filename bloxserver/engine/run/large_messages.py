@@ -107,6 +107,20 @@ def _described(invocation: Invocation | None) -> dict[str, str] | None:
     return None if invocation is None else {"moment": invocation.moment.isoformat(), "key": invocation.key}
 
 
+async def list_large(isolated: IsolatedTasks, for_each: str, scope: Mapping[str, Value]) -> list[str]:
+    """The items of a loop, as JSON texts. Raises `BlockError`."""
+    header = {"for_each": for_each, "names": [*scope]}
+
+    def request() -> bytes:
+        return join_parts([json.dumps(header).encode(), *(text_of_value(value).encode() for value in scope.values())])
+
+    written, *items = split_parts(await isolated.run("attempt.items", request))
+    error = json.loads(written)
+    if error is not None:
+        raise BlockError(error["code"], error["message"], retryable=False)
+    return [item.decode() for item in items]
+
+
 async def redact_large(isolated: IsolatedTasks, value: RawJson, secrets: Mapping[str, str]) -> Value:
     """The value without its secrets. Raises `BlockError`."""
 

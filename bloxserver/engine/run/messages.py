@@ -12,7 +12,9 @@ from uuid import UUID
 from bloxserver.blocks.base import StepWarning
 from bloxserver.clock import now
 from bloxserver.ids import new_id
+from bloxserver.item_keys import index_of_call
 from bloxserver.models.enums import StepStatus
+from bloxserver.organism.model import Listener
 from bloxserver.raw_json import Value, list_of, object_of
 
 CALL_CHECK = timedelta(minutes=5)
@@ -27,13 +29,20 @@ class Message:
     payload: Value
     parent_id: UUID | None = None
     call: str | None = None
-    """The id of an agent's call within its conversation: the answer goes to the agent, not to the listener's peers."""
+    """The id of a call within the step that makes it, as an agent calls a tool and a loop handles an item: the answer
+    goes to that step, not to the listener's peers.
+    """
     id: UUID = field(default_factory=new_id, compare=False)
     """The id of the step that handles the message."""
     begun_at: datetime | None = field(default=None, compare=False)
     """When the step that handles the message began, if it first began in this run."""
     key: str = field(init=False)
     """Identifies the message within its execution, and is the same in every run."""
+
+    @property
+    def index(self) -> int | None:
+        """The position of the item that this message is, in the list of a loop; None for every other message."""
+        return index_of_call(self.call)
 
     def __post_init__(self) -> None:
         call = "" if self.call is None else f":{self.call}"
@@ -48,6 +57,11 @@ class Message:
         """Return when the step began: the same time when the step is saved and when it runs."""
         self.begun_at = self.begun_at or now()
         return self.begun_at
+
+
+def is_loop(listener: Listener, message: Message) -> bool:
+    """Whether a listener handles the items of a list that it computes from the message, and not the message."""
+    return listener.for_each is not None and message.index is None
 
 
 class Tokens(NamedTuple):
@@ -114,9 +128,11 @@ class Step(NamedTuple):
 def interrupted_steps(steps: Collection[Step]) -> list[Step]:
     """The stored steps whose last try was interrupted, with the interruption counted and the number of the next try.
 
-    Every running step was interrupted, except an agent's step that waits for a call in a suspended execution.
+    Every running step was interrupted, except an agent's step that waits for a call in a suspended execution, and the
+    step of a loop, whose items are what runs.
     """
-    callers = {step.message.parent_id for step in steps if step.is_open and step.message.call is not None}
+    calls = [step for step in steps if step.message.call is not None]
+    callers = {step.message.parent_id for step in calls if step.is_open or step.message.index is not None}
     return [
         step._replace(attempt=step.attempt + 1, interruptions=step.interruptions + 1)
         for step in steps

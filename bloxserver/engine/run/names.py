@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Protocol
 
-from bloxserver.blocks.names import STEPS
+from bloxserver.blocks.names import INPUT, STEPS
 from bloxserver.engine.run.messages import Step
 from bloxserver.organism.model import Listener
 from bloxserver.raw_json import Value, object_of
@@ -18,6 +18,11 @@ class KeptAnswers(Protocol):
     @property
     def read_steps(self) -> frozenset[str]:
         """The listeners whose answers expressions refer to as `steps.NAME`."""
+
+
+def input_for(listener: Listener, execution_input: Value) -> Value:
+    """The input of the execution if the texts of a listener can refer to it, else None: it may be large."""
+    return execution_input if INPUT in listener.names else None
 
 
 class ExecutionNames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from uuid import UUID
 
 from bloxserver.engine.run.messages import Message, Step
@@ -17,8 +17,10 @@ class OpenCalls:
         self._messages: dict[str, Message] = {}
         self._answered: dict[str, Step] = {}
         """Calls that were answered in this run: another attempt at the caller's message makes the same calls."""
+        self._of_caller: defaultdict[UUID, set[str]] = defaultdict(set)
         self._waiting: Counter[UUID] = Counter()
         """How many calls a step waits for."""
+        self._expected: dict[UUID, int] = {}
 
     def answered(self, message: Message) -> Step | None:
         """Return the step that has answered this call, if any."""
@@ -31,6 +33,7 @@ class OpenCalls:
         """Return what the caller waits for. A call that is open already has a new one."""
         assert message.parent_id is not None  # noqa: S101
         self._messages.setdefault(message.key, message)
+        self._of_caller[message.parent_id].add(message.key)
         future = self._futures[message.key] = asyncio.get_running_loop().create_future()
         self._waiting[message.parent_id] += 1
         return future
@@ -43,7 +46,8 @@ class OpenCalls:
     def answer(self, step: Step) -> None:
         """Give the answer of a call that has ended to its caller."""
         message = step.message
-        self._answered[message.key] = step
+        if message.index is None:  # a loop makes each call once
+            self._answered[message.key] = step
         self._messages.pop(message.key, None)
         future = self._futures.pop(message.key, None)
         if future is not None and message.parent_id is not None and not future.done():
@@ -51,16 +55,22 @@ class OpenCalls:
             future.set_result(step)
 
     def take(self, caller: UUID) -> list[Message]:
-        """Remove the open calls of a step that has ended, and return their messages."""
-        keys = [key for key in self._futures if key.startswith(f"{caller}:")]
+        """Remove the calls of a step that has ended, and return the messages of those that are open."""
+        self._expected.pop(caller, None)
+        self._waiting.pop(caller, None)
+        keys = self._of_caller.pop(caller, ())
         for key in keys:
-            del self._futures[key]
-        return [self._messages.pop(key) for key in keys]
+            self._answered.pop(key, None)
+        return [self._messages.pop(key) for key in keys if self._futures.pop(key, None) is not None]
 
     def restart(self, caller: UUID) -> None:
         """Begin another attempt of a step: calls of earlier attempts no longer count."""
         self._waiting[caller] = 0
 
+    def expect(self, caller: UUID, calls: int) -> None:
+        """Set how many open calls a step makes before it waits. Without this, it waits if it has an open call."""
+        self._expected[caller] = calls
+
     def is_waiting(self, caller: UUID) -> bool:
-        """Whether a step waits for a call."""
-        return self._waiting[caller] > 0
+        """Whether a step can do nothing until one of its calls is answered."""
+        return self._waiting[caller] >= max(1, self._expected.get(caller, 1))

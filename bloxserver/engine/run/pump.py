@@ -19,6 +19,7 @@ from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
 from bloxserver.engine.run.batches import Item, divide, take_batch
 from bloxserver.engine.run.conversation import StoredConversation
+from bloxserver.engine.run.loops import Loops, listener_of_loop
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
     Change,
@@ -31,6 +32,7 @@ from bloxserver.engine.run.messages import (
     Suspended,
     called_by,
     interrupted_steps,
+    is_loop,
     output_of,
     wake_time,
 )
@@ -94,6 +96,7 @@ class Pump:
         """The newest attempt of each step."""
         self._waiting: dict[str, Step] = {}
         self._calls = OpenCalls()
+        self._loops = Loops(self, self._saved)
         self._cancelled: list[asyncio.Task[None]] = []
         self._unsaved: dict[UUID, Step] = {}
         """Steps that have started and are not saved."""
@@ -322,6 +325,8 @@ class Pump:
 
     def _attempt(self, step: Step) -> Attempt:
         listener = self._organism.listener(step.message.listener)
+        if is_loop(listener, step.message):
+            listener = listener_of_loop(listener)
         return Attempt(listener, step.message, step.attempt, step.started_at, step.interruptions, [*step.warnings])
 
     def _start(self, step: Step) -> None:
@@ -337,7 +342,7 @@ class Pump:
 
     async def _work(self, attempt: Attempt, conversation: StoredConversation) -> None:
         try:
-            self._inbox.put_nowait(await handle(attempt, self._context, conversation))
+            self._inbox.put_nowait(await handle(attempt, self._context, conversation, self._loops.work(attempt)))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -350,7 +355,7 @@ class Pump:
             return answered
         is_new = not self._calls.is_open(message)
         if is_new:
-            self._failure = self._failure or self._count([message])
+            self._failure = self._failure or (self._count([message]) if message.index is None else None)
         future = self._calls.open(message)
         if is_new and self._failure is None:
             self._send([message])
@@ -360,6 +365,16 @@ class Pump:
     async def keep(self, step: Step) -> None:
         """Save the progress of an agent."""
         await self._store([step], None)
+
+    async def keep_begun(self, step: Step) -> None:
+        """Save a step that makes calls, unless it was saved: calls are found by the id of their step."""
+        if step.message.key not in self._tokens:
+            await self._store([step], None)
+
+    def expect_calls(self, caller: Message, calls: int) -> None:
+        """Set how many open calls a step makes before it waits."""
+        self._calls.expect(caller.id, calls)
+        self._inbox.put_nowait(None)
 
     async def _store(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
         """One at a time: a reader that follows the sequence must not see a later change before an earlier one."""

@@ -13,8 +13,8 @@ from bloxserver.blocks.expressions import holds
 from bloxserver.blocks.names import CONDITION_NAMES
 from bloxserver.engine.run.error_reports import report_of
 from bloxserver.engine.run.large_messages import evaluate_large
-from bloxserver.engine.run.messages import Step
-from bloxserver.engine.run.names import ExecutionNames
+from bloxserver.engine.run.messages import Step, is_loop
+from bloxserver.engine.run.names import ExecutionNames, input_for
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.model import Listener, Peer
 from bloxserver.raw_json import RawJson, Value, object_of, plain
@@ -70,6 +70,8 @@ async def route(listener: Listener, step: Step, context: RoutingContext) -> list
 
 def failure_text(listener: Listener, step: Step) -> str:
     """The listener, the attempt if it has several, and the error."""
+    if is_loop(listener, step.message):
+        return f"{listener.name}: {step.error}"
     attempts = listener.retries + 1 + step.interruptions
     attempt = f" (attempt {step.attempt} of {attempts})" if attempts > 1 else ""
     return f"{listener.name}{attempt}: {step.error}"
@@ -82,7 +84,7 @@ async def _chosen(
     conditional = [peer for peer in peers if peer.when is not None]
     if not conditional:
         return [*peers]
-    names = {**scope, "input": context.input, **context.names.of(listener)}
+    names = {**scope, "input": input_for(listener, context.input), **context.names.of(listener)}
     holding = await _holding(listener, conditional, names, context, step)
     return [peer for peer in peers if peer.when is None or peer in holding]
 
