@@ -283,6 +283,7 @@ SERIES = {
 STEP: Example = {
     "id": STEP_ID,
     "parentId": None,
+    "index": None,
     "listener": "confirm",
     "handler": "text.template",
     "status": "success",

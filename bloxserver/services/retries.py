@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest
 from bloxserver.ids import new_id
+from bloxserver.item_keys import index_in_key
 from bloxserver.models.enums import AuditAction, ExecutionStatus, FlowStatus, StepStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.plans import Plan
@@ -27,6 +28,14 @@ from bloxserver.services.usage import count_run, require_storage
 from bloxserver.services.versions import current_version
 
 ROWS_PER_INSERT = 500
+CONTINUED: Mapping[str, Any] = {
+    "status": StepStatus.RUNNING,
+    "copied": False,
+    "attempt": 1,
+    "interruptions": 0,
+    **dict.fromkeys(("output_payload", "error_message", "error_code", "completed_at", "duration_ms", "warnings")),
+}
+"""The columns of a step that is continued."""
 FAILED = (ExecutionStatus.ERROR, ExecutionStatus.TIMEOUT, ExecutionStatus.CANCELLED)
 
 
@@ -106,12 +115,15 @@ class Copy(NamedTuple):
     new_parent_id: UUID | None
     new_key: str
     new_sequence: int
+    is_continued: bool
+    """Whether the new execution continues the step: a loop that has finished items."""
 
 
 def copies_of(steps: Sequence[StepLink]) -> list[Copy]:
     """The steps that need not be repeated: finished steps whose ancestors are all finished.
 
-    A failed step is finished if its error was handled: by a peer, or by the agent that called the step.
+    A failed step is finished if its error was handled: by a peer, or by the step that called it. A loop that is not
+    finished is continued with its successful items.
     """
     children: dict[UUID | None, list[StepLink]] = defaultdict(list)
     for step in steps:
@@ -122,43 +134,59 @@ def copies_of(steps: Sequence[StepLink]) -> list[Copy]:
             return step.status is StepStatus.SUCCESS
         return _is_call(step) or not all(_is_call(child) for child in children[step.id])
 
+    def has_items(step: StepLink) -> bool:
+        return any(_is_finished_item(child) for child in children[step.id])
+
     new_ids: dict[UUID | None, UUID | None] = {None: None}
+    continued: set[UUID | None] = set()
     reached: list[UUID | None] = [None]
     while reached:
-        finished = [step for step in children[reached.pop()] if is_finished(step) and step.id not in new_ids]
-        new_ids |= {step.id: new_id() for step in finished}
-        reached += [step.id for step in finished]
-    taken = [step for step in steps if step.id in new_ids]
-    return [_copy(step, new_ids, sequence) for sequence, step in enumerate(taken, 1)]
+        parent = reached.pop()
+        next_steps = [step for step in children[parent] if step.id not in new_ids]
+        if parent in continued:
+            taken = [step for step in next_steps if _is_finished_item(step)]
+        else:
+            begun = {step.id for step in next_steps if not is_finished(step) and has_items(step)}
+            taken = [step for step in next_steps if step.id in begun or is_finished(step)]
+            continued |= begun
+        new_ids |= {step.id: new_id() for step in taken}
+        reached += [step.id for step in taken]
+    copied = [step for step in steps if step.id in new_ids]
+    return [_copy(step, new_ids, sequence, step.id in continued) for sequence, step in enumerate(copied, 1)]
+
+
+def _is_finished_item(step: StepLink) -> bool:
+    return step.status is StepStatus.SUCCESS and index_in_key(step.key) is not None
 
 
 def _is_call(step: StepLink) -> bool:
-    """Whether an agent called the listener as a tool. The key then continues after the listener's name."""
+    """Whether its parent called it, as a tool or for an item. The key then continues after the listener's name."""
     return step.parent_id is not None and step.key != f"{step.parent_id}:{step.listener}"
 
 
-def _copy(step: StepLink, new_ids: dict[UUID | None, UUID | None], sequence: int) -> Copy:
+def _copy(step: StepLink, new_ids: dict[UUID | None, UUID | None], sequence: int, is_continued: bool) -> Copy:
     parent_id = new_ids[step.parent_id]
     key = step.key if parent_id is None else str(parent_id) + step.key.removeprefix(str(step.parent_id))
     id = new_ids[step.id]
     assert id is not None  # noqa: S101
-    return Copy(step.id, id, parent_id, key, sequence)
+    return Copy(step.id, id, parent_id, key, sequence, is_continued)
 
 
 async def _copy_finished_steps(session: AsyncSession, from_id: UUID, to_id: UUID) -> None:
     """Copy the steps inside the database: there may be thousands, with large payloads."""
     copies = copies_of(await read_step_links(session, from_id))
-    insert = _insert_copy(to_id)
-    for begin in range(0, len(copies), ROWS_PER_INSERT):
-        rows = [copy._asdict() for copy in copies[begin : begin + ROWS_PER_INSERT]]
-        await session.execute(insert, rows)
+    for is_continued in (False, True):
+        insert = _insert_copy(to_id, CONTINUED if is_continued else {})
+        rows = [copy._asdict() for copy in copies if copy.is_continued is is_continued]
+        for begin in range(0, len(rows), ROWS_PER_INSERT):
+            await session.execute(insert, rows[begin : begin + ROWS_PER_INSERT])
 
 
-def _insert_copy(execution_id: UUID) -> sa.Insert:
-    """Insert copies with the values of `Copy`. All other columns are unchanged."""
+def _insert_copy(execution_id: UUID, changes: Mapping[str, Any]) -> sa.Insert:
+    """Insert copies with the values of `Copy` and these changes. All other columns are unchanged."""
     table = ExecutionStepRecord.metadata.tables[ExecutionStepRecord.__tablename__]
     columns = table.c
-    values = {
+    values: dict[str, sa.ColumnElement[Any]] = {
         "id": sa.bindparam("new_id", type_=columns.id.type),
         "parent_id": sa.bindparam("new_parent_id", type_=columns.parent_id.type),
         "key": sa.bindparam("new_key", type_=columns.key.type),
@@ -168,6 +196,9 @@ def _insert_copy(execution_id: UUID) -> sa.Insert:
         "input_tokens": sa.literal(0),
         "output_tokens": sa.literal(0),
     }
+    values |= {name: sa.literal(value, columns[name].type) for name, value in changes.items()}
+    if changes:
+        values["started_at"] = sa.literal(now(), columns.started_at.type)
     values = {column.name: values.get(column.name, column) for column in columns}
     original = sa.select(*values.values()).where(columns.id == sa.bindparam("original_id"))
     return sa.insert(table).from_select(list(values), original, include_defaults=False)

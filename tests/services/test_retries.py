@@ -227,3 +227,57 @@ async def test_retry_in_a_wrong_state_is_rejected_and_not_counted(
         await retry(session, user.id, flow.id, original.id, begin=begin)
     assert (error.value.code, error.value.status) == (code, 400)
     assert await session.scalar(sa.select(sa.func.count()).select_from(UsageRecord)) == 0
+
+
+class TestLoops:
+    async def test_finished_items_are_kept_although_their_loop_failed(
+        self, session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+    ) -> None:
+        entry = await create_step(session, failed, "entry", sequence=1)
+        values: dict[str, Any] = {"error_code": "odd", "error_message": "why", "attempt": 2, "duration_ms": 7}
+        loop = await create_step(
+            session, failed, "loop", parent=entry, sequence=6, status=ERROR, completed_at=now(), **values
+        )
+        first = await create_step(session, failed, "loop", parent=loop, call="[0]", sequence=2, output_payload="1")
+        await create_step(session, failed, "tool", parent=first, call="1.0", sequence=3)
+        await create_step(session, failed, "loop", parent=loop, call="[1]", sequence=4, status=ERROR)
+        await create_step(session, failed, "loop", parent=loop, call="[2]", sequence=5, status=CANCELLED)
+        copies = await retried(session, flow, failed)
+        assert [(copy.listener, copy.status, copy.copied) for copy in copies] == [
+            ("entry", SUCCESS, True),
+            ("loop", SUCCESS, True),
+            ("tool", SUCCESS, True),
+            ("loop", StepStatus.RUNNING, False),
+        ]
+        kept, continued = copies[1], copies[3]
+        assert (kept.key, kept.parent_id) == (f"{continued.id}:loop:[0]", continued.id)
+        assert continued.key == f"{copies[0].id}:loop"
+        assert (continued.attempt, continued.error_code, continued.error_message) == (1, None, None)
+        assert (continued.completed_at, continued.duration_ms) == (None, None)
+        assert continued.started_at > loop.started_at
+
+    async def test_loop_without_finished_items_is_repeated(
+        self, session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+    ) -> None:
+        loop = await create_step(session, failed, "loop", sequence=2, status=ERROR)
+        await create_step(session, failed, "loop", parent=loop, call="[0]", sequence=1, status=ERROR)
+        assert await retried(session, flow, failed) == []
+
+    async def test_loop_whose_error_was_handled_is_copied_as_it_is(
+        self, session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+    ) -> None:
+        loop = await create_step(session, failed, "loop", sequence=3, status=ERROR)
+        await create_step(session, failed, "loop", parent=loop, call="[0]", sequence=1)
+        await create_step(session, failed, "loop", parent=loop, call="[1]", sequence=2, status=ERROR)
+        await create_step(session, failed, "handler", parent=loop, sequence=4)
+        copies = await retried(session, flow, failed)
+        assert [copy.status for copy in copies] == [SUCCESS, ERROR, ERROR, SUCCESS]
+        assert all(copy.copied for copy in copies)
+
+    async def test_loop_below_a_step_that_is_repeated_is_repeated_too(
+        self, session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+    ) -> None:
+        agent = await create_step(session, failed, "agent", sequence=3, status=ERROR)
+        loop = await create_step(session, failed, "loop", parent=agent, call="1.0", sequence=2, status=ERROR)
+        await create_step(session, failed, "loop", parent=loop, call="[0]", sequence=1)
+        assert await retried(session, flow, failed) == []

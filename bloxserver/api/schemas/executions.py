@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field, Json
+from pydantic import AliasChoices, BeforeValidator, Field, Json
 
 from bloxserver.api.large_values import LongText
 from bloxserver.api.schemas.base import RequestModel
 from bloxserver.clock import UtcTime
+from bloxserver.item_keys import index_in_key
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import ExecutionStatus, InputEncoding, StepStatus, TriggerType
 
@@ -74,13 +75,22 @@ class StepWarning(CamelModel):
     message: str
 
 
+def _index(value: object) -> object:
+    """Return the position of an item by the key of its step."""
+    return index_in_key(value) if isinstance(value, str) else value
+
+
 class StepOutline(CamelModel):
     """A step without its payloads."""
 
     id: UUID
     parent_id: UUID | None = Field(
-        description="The step whose answer or error this step handles, or the agent's step that called this tool; "
-        "null for the entry."
+        description="The step whose answer or error this step handles, the agent's step that called this tool, or the "
+        "step of the loop whose item this step handles; null for the entry."
+    )
+    index: Annotated[int | None, BeforeValidator(_index)] = Field(
+        validation_alias=AliasChoices("item_key", "index"),
+        description="The position of the item that this step of a loop handles, from 0; null for all other steps.",
     )
     listener: str = Field(description="The listener's name.")
     handler: str | None = Field(description="The name of the block that handles the message.")
