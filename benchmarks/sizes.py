@@ -40,6 +40,10 @@ class Sizes:
     """Rows that each kind of statement writes in a round of the benchmark of totals."""
     cache_hits: int = 2_000
     llm_calls: int = 1_000
+    items: int = 1_000
+    """Of the list of a loop."""
+    loops: int = 100
+    """Executions of the benchmark of loops."""
 
 
 SMALL = Sizes(
@@ -67,5 +71,7 @@ SMALL = Sizes(
     totals=200,
     cache_hits=20,
     llm_calls=5,
+    items=20,
+    loops=2,
 )
 """Minimal sizes, to check that the benchmarks run. Their results are meaningless."""

@@ -37,6 +37,7 @@ async def read_timings(installation: Installation, flow_ids: Sequence[UUID] = ()
         first_step,
         ExecutionRecord.completed_at,
         ExecutionRecord.status,
+        ExecutionRecord.error_message,
     )
     if flow_ids:
         statement = statement.where(ExecutionRecord.flow_id.in_(flow_ids))
@@ -44,7 +45,8 @@ async def read_timings(installation: Installation, flow_ids: Sequence[UUID] = ()
         rows = (await session.execute(statement)).all()
     ends = Counter(row.status for row in rows)
     if set(ends) - {ExecutionStatus.SUCCESS, ExecutionStatus.RUNNING}:
-        raise RuntimeError(f"executions failed: {dict(ends)}")
+        reason = next((row.error_message for row in rows if row.error_message), None)
+        raise RuntimeError(f"executions failed: {dict(ends)}; one of them: {reason}")
     return [Timing(*row[:4]) for row in rows]
 
 

@@ -38,7 +38,7 @@ class SlowServer:
 async def measure(environment: BenchmarkEnvironment, kind: str, sizes: Sizes) -> list[Result]:
     """Each execution sends one request. The concurrency limits allow all of them at once."""
     slots = str(sizes.waiting)
-    async with _slow_server(sizes.response_seconds) as (server, url), environment.installation(kind) as installation:
+    async with slow_server(sizes.response_seconds) as (server, url), environment.installation(kind) as installation:
         flows = await create_flows(installation, sizes.users, ONE_REQUEST.format(url=url))
         await accept_backlog(installation, flows, sizes.waiting)
         settings = {
@@ -60,7 +60,7 @@ async def measure(environment: BenchmarkEnvironment, kind: str, sizes: Sizes) ->
 
 
 @asynccontextmanager
-async def _slow_server(seconds: float) -> AsyncIterator[tuple[SlowServer, str]]:
+async def slow_server(seconds: float) -> AsyncIterator[tuple[SlowServer, str]]:
     server = SlowServer(seconds)
     async with await asyncio.start_server(server.handle, "127.0.0.1", 0, backlog=BACKLOG) as listener:
         yield server, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"

@@ -68,7 +68,12 @@ async def create_flows(
 
 
 async def accept_backlog(
-    installation: Installation, flows: Sequence[Flow], count: int, *, resume_at: datetime | None = None
+    installation: Installation,
+    flows: Sequence[Flow],
+    count: int,
+    *,
+    resume_at: datetime | None = None,
+    payload: str = INPUT,
 ) -> None:
     """Insert `count` executions as the API does, distributed over the flows. With `resume_at` they are suspended."""
     for start in range(0, count, BATCH):
@@ -78,7 +83,7 @@ async def accept_backlog(
                 "flow_id": flows[number % len(flows)].id,
                 "trigger_type": TriggerType.MANUAL,
                 "started_at": now(),
-                "input_payload": INPUT,
+                "input_payload": payload,
                 "resume_at": resume_at,
             }
             for number in range(start, min(start + BATCH, count))

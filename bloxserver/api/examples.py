@@ -323,11 +323,7 @@ API_KEY = {
     "lastUsedAddress": "203.0.113.7",
     "createdAt": "2026-03-02T08:40:00.000000Z",
 }
-CREATED_API_KEY = API_KEY | {
-    "lastUsedAt": None,
-    "lastUsedAddress": None,
-    "key": "blx_live_" + "…",
-}
+CREATED_API_KEY = API_KEY | {"lastUsedAt": None, "lastUsedAddress": None, "key": "blx_live_" + "…"}
 
 AUDIT_EVENT = {
     "id": "019cadc0-e46e-7b52-9c1d-8a3f5e7d2b40",

@@ -81,6 +81,11 @@ DEFINITIONS = {
         line("b"),
         "execution: {timeout_seconds: 10, max_iterations: 5, on_failure: {email: a@b.c}}", "triggers: []", "mine: 3",
     ),
+    "loops": definition(
+        line("a", "[b]", "handler: echo, for_each: 'payload.rows.filter(r, r.n > 1)', parallel: 5, "
+             "on_item_error: collect"),
+        line("b", "[]", "prompt: Be kind, for_each: payload"),
+    ),
     "a long prompt": definition("  - name: a", "    description: >-", "      folded", "      text", "    prompt: |2",
                                 "        Begins with spaces,", "      # is no comment", "", "      and ends.", ""),
     "names with dots": definition(line("a.b", "[c-d_e]"), line("c-d_e", "[a.b]")),

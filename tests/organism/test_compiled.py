@@ -31,6 +31,9 @@ listeners:
     retries: 3
     backoff_seconds: 2
     timeout_seconds: 5
+    for_each: payload.rows
+    parallel: 7
+    on_item_error: collect
 """
 
 
