@@ -283,7 +283,7 @@ SERIES = {
 STEP: Example = {
     "id": STEP_ID,
     "parentId": None,
-    "index": None,
+    "itemIndex": None,
     "listener": "confirm",
     "handler": "text.template",
     "status": "success",

@@ -115,7 +115,7 @@ def _outline() -> list[Any]:
     return [
         step.id,
         step.parent_id,
-        sa.case((step.key.endswith("]"), step.key)).label("item_key"),
+        sa.case((step.key.endswith("]"), step.key)).label("item_index"),
         step.listener,
         step.handler,
         step.status,

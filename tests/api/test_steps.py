@@ -51,7 +51,7 @@ async def test_response_has_every_member(client: httpx.AsyncClient, flow: FlowRe
     assert second == {
         "id": str(step.id),
         "parentId": str(entry.id),
-        "index": None,
+        "itemIndex": None,
         "listener": "next",
         "handler": "flow.call",
         "status": "error",

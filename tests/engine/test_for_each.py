@@ -107,8 +107,10 @@ async def test_thousand_items(
     assert len({request.headers["idempotency-key"] for request in stored(server)}) == 1_000
     steps = await all_steps(live_client, execution)
     assert len(steps) == 1_003
-    (loop,) = [step for step in steps if step["listener"] == "store" and step["index"] is None]
-    items = {step["index"]: step for step in steps if step["parentId"] == loop["id"] and step["listener"] == "store"}
+    (loop,) = [step for step in steps if step["listener"] == "store" and step["itemIndex"] is None]
+    items = {
+        step["itemIndex"]: step for step in steps if step["parentId"] == loop["id"] and step["listener"] == "store"
+    }
     assert sorted(items) == [*range(1_000)]
     assert json.loads(items[41]["inputPayload"]) == {"id": "row-42", "price": 42}
     assert len(json.loads(loop["outputPayload"])) == 1_000
@@ -137,9 +139,9 @@ async def test_retry_begins_at_the_failed_item(
     assert (ended["status"], ended["errorMessage"]) == ("success", None)
     assert places(server) == Counter({**dict.fromkeys(range(30), 1), 25: 2})
     steps = await all_steps(live_client, again)
-    kept = {step["index"] for step in steps if step["listener"] == "store" and step["copied"]}
+    kept = {step["itemIndex"] for step in steps if step["listener"] == "store" and step["copied"]}
     assert kept == {*range(25)}
-    (loop,) = [step for step in steps if step["listener"] == "store" and step["index"] is None]
+    (loop,) = [step for step in steps if step["listener"] == "store" and step["itemIndex"] is None]
     assert (loop["status"], loop["attempt"], loop["copied"]) == ("success", 1, False)
     assert [answer["body"]["gross"] for answer in json.loads(loop["outputPayload"])] == [*range(2, 62, 2)]
 

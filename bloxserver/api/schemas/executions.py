@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AliasChoices, BeforeValidator, Field, Json
+from pydantic import BeforeValidator, Field, Json
 
 from bloxserver.api.large_values import LongText
 from bloxserver.api.schemas.base import RequestModel
@@ -76,7 +76,7 @@ class StepWarning(CamelModel):
 
 
 def _index(value: object) -> object:
-    """Return the position of an item by the key of its step."""
+    """Return the position of an item, which is the end of the key of its step."""
     return index_in_key(value) if isinstance(value, str) else value
 
 
@@ -88,9 +88,8 @@ class StepOutline(CamelModel):
         description="The step whose answer or error this step handles, the agent's step that called this tool, or the "
         "step of the loop whose item this step handles; null for the entry."
     )
-    index: Annotated[int | None, BeforeValidator(_index)] = Field(
-        validation_alias=AliasChoices("item_key", "index"),
-        description="The position of the item that this step of a loop handles, from 0; null for all other steps.",
+    item_index: Annotated[int | None, BeforeValidator(_index)] = Field(
+        description="The position of the item that this step of a loop handles, from 0; null for all other steps."
     )
     listener: str = Field(description="The listener's name.")
     handler: str | None = Field(description="The name of the block that handles the message.")
