@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import uvloop
+
 from bloxserver.clock import now
 from bloxserver.engine.run.wake_timer import WakeTimer
 
@@ -35,3 +37,17 @@ async def test_cancelled_timer_does_not_wake() -> None:
     async with asyncio.timeout(10):
         await done.wait()
     assert woken == []
+
+
+def test_time_that_is_now_can_be_requested_again_on_uvloop() -> None:
+    async def request() -> int:
+        woken: asyncio.Queue[None] = asyncio.Queue()
+        timer = WakeTimer(lambda: woken.put_nowait(None))
+        timer.wake_by(now())
+        timer.wake_by(now() + SOON)
+        async with asyncio.timeout(10):
+            await woken.get()
+        return woken.qsize()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(request()) == 0
