@@ -15,7 +15,7 @@ from bloxserver.blocks import templates
 from bloxserver.blocks.cel import nodes
 from bloxserver.blocks.cel.nodes import Node
 from bloxserver.blocks.expressions import compile_expression
-from bloxserver.blocks.names import CONDITION_NAMES
+from bloxserver.blocks.names import CONDITION_NAMES, MESSAGE_ROOTS
 from bloxserver.blocks.placeholder_syntax import path_of
 from bloxserver.blocks.shapes import ANYTHING, Shape, object_shape
 from bloxserver.organism.flow_graph import FlowGraph
@@ -45,7 +45,11 @@ def check_expressions(organism: Organism, report: ProblemReport) -> None:
     for number, listener in enumerate(organism.listeners):
         message = graph.message_shape(listener.name)
         for use in _uses_in_config(listener, report.document.value, number):
-            checks.check(listener, use, message)
+            checks.check(listener, use, message if listener.for_each is None else ANYTHING)
+        if listener.for_each is not None:
+            program = compile_expression(listener.for_each, MESSAGE_ROOTS).program
+            for use in _uses_of(program, ("listeners", number, "for_each")):
+                checks.check(listener, use, message)
         for use, on in _uses_in_peers(report.document.value, number):
             checks.check(listener, use, message if on == "error" else graph.answer_shape(listener.name), after=on)
 

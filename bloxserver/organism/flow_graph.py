@@ -49,6 +49,8 @@ class FlowGraph:
     def answer_shape(self, name: str) -> Shape:
         """Return what is known of the answers of a listener."""
         listener = self._organism.listener(name)
+        if listener.for_each is not None:
+            return ANYTHING  # a list
         return listener.block.answer_shape(listener.config, self.message_shape(name))
 
     def _sent(self, sender: Listener, peer: Peer) -> Shape:

@@ -197,8 +197,6 @@ def _insert_copy(execution_id: UUID, changes: Mapping[str, Any]) -> sa.Insert:
         "output_tokens": sa.literal(0),
     }
     values |= {name: sa.literal(value, columns[name].type) for name, value in changes.items()}
-    if changes:
-        values["started_at"] = sa.literal(now(), columns.started_at.type)
     values = {column.name: values.get(column.name, column) for column in columns}
     original = sa.select(*values.values()).where(columns.id == sa.bindparam("original_id"))
     return sa.insert(table).from_select(list(values), original, include_defaults=False)

@@ -40,6 +40,7 @@ def template(text: str) -> str:
         (template("{{ payload.status }} {{ payload.bodyy.0 }}"), "payload.body"),
         (template("{{ payload.status + payload.bodyy }}"), "payload.body"),
         (use("trigger.nam"), "trigger.nam'"),
+        ("name: use, handler: echo, for_each: payload.bodyy", "payload.body"),
         (use("execution.ID"), "execution.ID"),
         ("name: use, handler: branch, config: {cases: [{when: 'payload.stat > 3', to: fetch}]}", "payload.stat"),
         ("name: use, handler: echo, peers: [{to: fetch, when: 'payload.stat > 3'}]", "payload.stat"),
@@ -131,3 +132,11 @@ def test_long_chains_and_cycles_end() -> None:
     assert problems(*chain, "name: n90, handler: transform, config: {expression: 'steps.n5.x + payload.y'}") == []
     cycle = ["name: a, handler: echo, peers: [{to: b, when: payload.x}]", "name: b, handler: echo, peers: [a]"]
     assert problems(*cycle) == []
+
+
+def test_members_of_items_and_of_lists_are_not_reported() -> None:
+    loop = (
+        "name: use, for_each: payload.body, handler: http.request, config: {url: 'https://x.example/{{ payload.id }}'}"
+    )
+    after = "name: after, handler: transform, config: {expression: 'payload[0].body'}"
+    assert problems(FETCH, f"{loop}, peers: [after]", after) == []

@@ -269,12 +269,16 @@ async def _call(
 
 
 def _block_context(attempt: Attempt, context: ExecutionContext, agent: AgentContext | None) -> BlockContext:
-    """The context of the block. The start of the entry is not saved before its first try; the first claim is."""
+    """The context of the block."""
     message = attempt.message
     block_context = context.context(message, attempt.counted_number, agent)
-    moment = context.picked_up_at if message.is_entry else attempt.started_at
-    block_context.budget.invocation = Invocation(moment, block_context.idempotency_key)
+    block_context.budget.invocation = Invocation(moment_of(attempt, context), block_context.idempotency_key)
     return block_context
+
+
+def moment_of(attempt: Attempt, context: ExecutionContext) -> datetime:
+    """The value of `now()` in each try: the start of the entry is not saved before its first try; the claim is."""
+    return context.picked_up_at if attempt.message.is_entry else attempt.started_at
 
 
 async def _call_in_process(attempt: Attempt, context: ExecutionContext, secrets: Mapping[str, str]) -> Step:

@@ -132,7 +132,7 @@ def list_items(request: bytes) -> bytes:
     given = json.loads(header)
     scope = {name: json.loads(value) for name, value in zip(given["names"], values, strict=True)}
     try:
-        items = evaluate_items(given["for_each"], scope, Budget(MAX_ISOLATED_STEPS, isolated=True))
+        items = evaluate_items(given["for_each"], scope, _budget(given))
     except CostLimitExceeded:
         return _response(TOO_COSTLY)
     except BlockError as error:

@@ -107,9 +107,11 @@ def _described(invocation: Invocation | None) -> dict[str, str] | None:
     return None if invocation is None else {"moment": invocation.moment.isoformat(), "key": invocation.key}
 
 
-async def list_large(isolated: IsolatedTasks, for_each: str, scope: Mapping[str, Value]) -> list[str]:
+async def list_large(
+    isolated: IsolatedTasks, for_each: str, scope: Mapping[str, Value], invocation: Invocation
+) -> list[str]:
     """The items of a loop, as JSON texts. Raises `BlockError`."""
-    header = {"for_each": for_each, "names": [*scope]}
+    header = {"for_each": for_each, "names": [*scope], "invocation": _described(invocation)}
 
     def request() -> bytes:
         return join_parts([json.dumps(header).encode(), *(text_of_value(value).encode() for value in scope.values())])

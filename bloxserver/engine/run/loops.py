@@ -15,11 +15,12 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import STOPPING, BlockError, ExecutionStopped
-from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded
+from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import evaluate_items
 from bloxserver.blocks.json_values import MAX_ANSWER_BYTES
 from bloxserver.clock import now
-from bloxserver.engine.run.attempt import Attempt, ExecutionContext, RecordedConversation, Work
+from bloxserver.engine.run.attempt import Attempt, ExecutionContext, RecordedConversation, Work, moment_of
+from bloxserver.engine.run.error_reports import report_of
 from bloxserver.engine.run.large_messages import list_large
 from bloxserver.engine.run.messages import Message, Step, is_loop
 from bloxserver.engine.run.names import input_for
@@ -136,7 +137,8 @@ class Loops:
         if listener.on_item_error == "fail":
             attempts = f" (attempt {step.attempt})" if step.attempt > 1 else ""
             raise BlockError(code, f"item {index}{attempts}: {reason}", retryable=False)
-        error: dict[str, JsonValue] = {"listener": listener.name, "code": code, "message": reason}
+        report = report_of(step)
+        error: dict[str, JsonValue] = {"listener": listener.name, "code": report.code, "message": report.message}
         return json_text({"error": error | {"attempt": step.attempt, "index": index}})
 
     def _require_same(self, message: Message) -> None:
@@ -156,10 +158,12 @@ async def _list_items(attempt: Attempt, context: ExecutionContext) -> list[str]:
         "input": input_for(listener, context.input),
         **context.names.of(listener),
     }
+    moment, key = moment_of(attempt, context), str(attempt.message.id)
     if not any(isinstance(value, RawJson) for value in scope.values()):
         try:
             small = {name: plain(value) for name, value in scope.items()}
-            return [json_text(item) for item in evaluate_items(listener.for_each, small, Budget(MAX_STEPS))]
+            budget = Budget(MAX_STEPS, invocation=Invocation(moment, key))
+            return [json_text(item) for item in evaluate_items(listener.for_each, small, budget)]
         except CostLimitExceeded:
             pass
-    return await list_large(context.isolated, listener.for_each, scope)
+    return await list_large(context.isolated, listener.for_each, scope, Invocation(moment, key))

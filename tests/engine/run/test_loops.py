@@ -346,3 +346,29 @@ async def test_agent_answers_each_item() -> None:
         outcome, log = await pump(text, ["first", "second"], settings=settings_of(model))
     assert outcome == Finished([{"text": "One."}, {"text": "Two."}])
     assert [step.tokens.output > 0 for step in items(log).values()] == [True, True]
+
+
+@pytest.mark.parametrize("pad", ["", "x" * 50_000])
+async def test_list_has_the_same_moment_and_ids_after_an_interruption(pad: str) -> None:
+    text = organism("name: z, handler: echo, peers: [a]", "name: a, handler: echo, for_each: '[string(now()), uuid()]'")
+    payload = RawJson(json.dumps([pad])) if pad else None
+    whole, log = await pump(text, payload)
+    last = items(log)[1]
+    kept = [step for step in log.steps if step.message.key != last.message.key and step.message.listener == "z"]
+    kept += [log.saved[1]._replace(output=None), items(log)[0]]
+    assert (kept[1].status, kept[1].message.index) == (StepStatus.RUNNING, None)
+    outcome, again = await pump(text, payload, kept=kept)
+    assert outcome == whole
+    answers = output(whole)
+    assert isinstance(answers, list)
+    assert items(again)[1].message.payload == answers[1]
+
+
+async def test_collected_error_does_not_tell_a_limit() -> None:
+    """A model could read the answer."""
+
+    async def act(payload: JsonValue, context: BlockContext) -> Result:
+        raise BlockError("agent_token_limit", "too many tokens", retryable=False)
+
+    outcome, _ = await pump(organism(ACT + ", on_item_error: collect"), [0], blocks=[block("act", act)])
+    assert "token" not in json.dumps(output(outcome))
