@@ -26,6 +26,7 @@ LISTENER_ORDER = (
     "config",
     "tool_config",
     "peers",
+    "join",
     "timeout_seconds",
     "retries",
     "backoff_seconds",

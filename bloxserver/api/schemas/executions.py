@@ -80,7 +80,7 @@ class StepOutline(CamelModel):
     id: UUID
     parent_id: UUID | None = Field(
         description="The step whose answer or error this step handles, or the agent's step that called this tool; "
-        "null for the entry."
+        "null for the entry. For a join, the last step whose message arrived, or with `any` the first one."
     )
     listener: str = Field(description="The listener's name.")
     handler: str | None = Field(description="The name of the block that handles the message.")
@@ -88,8 +88,10 @@ class StepOutline(CamelModel):
     attempt: int = Field(description="The number of the latest attempt, from 1.")
     copied: bool = Field(description="Whether the step was copied from the execution that this execution retries.")
     error_code: str | None = Field(description="Stable, in snake_case.")
-    error_message: str | None = Field(description="Why the latest attempt failed.")
-    routed_to: list[str] | None = Field(description="The peers that the block selected for its answer.")
+    error_message: str | None = Field(description="Why the latest attempt failed, or why the step was cancelled.")
+    routed_to: list[str] | None = Field(
+        description="The peers that the block selected for its answer, or the joins that received its error."
+    )
     called_execution_id: UUID | None = Field(description="The called execution, whose output is the step's answer.")
     started_at: UtcTime
     completed_at: UtcTime | None

@@ -28,6 +28,8 @@ class Message:
     parent_id: UUID | None = None
     call: str | None = None
     """The id of an agent's call within its conversation: the answer goes to the agent, not to the listener's peers."""
+    joined: bool = False
+    """Whether this is the message of a join. Its key is independent of the senders; `parent_id` is one of them."""
     id: UUID = field(default_factory=new_id, compare=False)
     """The id of the step that handles the message."""
     begun_at: datetime | None = field(default=None, compare=False)
@@ -36,6 +38,9 @@ class Message:
     """Identifies the message within its execution, and is the same in every run."""
 
     def __post_init__(self) -> None:
+        if self.joined:
+            self.key = join_key(self.listener)
+            return
         call = "" if self.call is None else f":{self.call}"
         self.key = f"{self.parent_id or ''}:{self.listener}{call}"
 
@@ -48,6 +53,11 @@ class Message:
         """Return when the step began: the same time when the step is saved and when it runs."""
         self.begun_at = self.begun_at or now()
         return self.begun_at
+
+
+def join_key(listener: str) -> str:
+    """The key of the message of a join. An execution has one."""
+    return f":{listener}:join"
 
 
 class Tokens(NamedTuple):

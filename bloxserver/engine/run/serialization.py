@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import StepWarning
-from bloxserver.engine.run.messages import Message, Step, Tokens
+from bloxserver.engine.run.messages import Message, Step, Tokens, join_key
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionStepRecord
 from bloxserver.raw_json import RawJson, Value, value_of_text
@@ -117,11 +117,13 @@ def step_row(step: Step, execution_id: UUID, texts: JsonTextCache, *, known: boo
 def step_of_row(record: ExecutionStepRecord) -> Step:
     """A stored step."""
     prefix = f"{record.parent_id or ''}:{record.listener}"
+    joined = record.key == join_key(record.listener)
     message = Message(
         record.listener,
         value_of_text(record.input_payload or "null"),
         record.parent_id,
-        record.key[len(prefix) + 1 :] if len(record.key) > len(prefix) else None,
+        record.key[len(prefix) + 1 :] if len(record.key) > len(prefix) and not joined else None,
+        joined,
         record.id,
     )
     return Step(
