@@ -117,13 +117,12 @@ def step_row(step: Step, execution_id: UUID, texts: JsonTextCache, *, known: boo
 def step_of_row(record: ExecutionStepRecord) -> Step:
     """A stored step."""
     prefix = f"{record.parent_id or ''}:{record.listener}"
-    joined = record.key == join_key(record.listener)
     message = Message(
         record.listener,
         value_of_text(record.input_payload or "null"),
         record.parent_id,
-        record.key[len(prefix) + 1 :] if len(record.key) > len(prefix) and not joined else None,
-        joined,
+        record.key[len(prefix) + 1 :] if len(record.key) > len(prefix) else None,
+        record.key == join_key(record.listener),
         record.id,
     )
     return Step(

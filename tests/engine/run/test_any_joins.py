@@ -8,7 +8,9 @@ import pytest
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockContext, Result
-from bloxserver.engine.run.messages import Finished
+from bloxserver.clock import now
+from bloxserver.engine.run import batches
+from bloxserver.engine.run.messages import Finished, Message, Step
 from bloxserver.models.enums import NOT_NEEDED, StepStatus
 from tests.engine.pump_runs import block, echo, organism, pump
 from tests.engine.run.join_runs import Branches, finished, join, kept_of, says, steps_of
@@ -150,6 +152,50 @@ async def test_an_open_step_of_an_earlier_run_is_cancelled_if_the_join_has_its_m
     assert outcome == Finished("fast")
     assert second.begun == []
     assert again.step("c").status is CANCELLED
+
+
+async def test_a_branch_that_is_not_needed_does_not_go_on_in_the_next_run() -> None:
+    """The branch c ended with the join's decision; the winning branch is longer, and is found again later."""
+    text = organism(
+        echo("a", "b", "c"), echo("b", "w"), echo("w", "j"), echo("c", "d"),
+        "name: d, handler: counted, peers: [j]", join("j", mode="any"),
+    )  # fmt: skip
+    _, log = await pump(text, 1, blocks=Branches().blocks)
+    kept = [step for step in log.steps if step.message.listener in "abcw"]
+    winner = next(step for step in kept if step.message.listener == "w")
+    message = Message("j", 1, winner.id, joined=True)
+    kept.append(Step(message, "echo", StepStatus.RUNNING, now(), sequence=99))
+    branches = Branches()
+    outcome, again = await pump(text, 1, kept=kept, blocks=branches.blocks)
+    assert outcome == Finished(1)
+    assert branches.begun == []
+    assert again.handled() == ["j"]
+
+
+async def test_a_step_that_has_ended_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step is taken alone, so the result of c waits while the join decides."""
+    monkeypatch.setattr(batches, "MAX_MESSAGES", 1)
+    gate = asyncio.Event()
+
+    async def first(payload: JsonValue, context: BlockContext) -> Result:
+        gate.set()
+        return payload
+
+    async def second(payload: JsonValue, context: BlockContext) -> Result:
+        await gate.wait()
+        return payload
+
+    text = organism(
+        echo("a", "c", "b"),
+        "name: b, handler: first, peers: [j]",
+        "name: c, handler: second, peers: [j]",
+        join("j", mode="any"),
+    )
+    outcome, log = await pump(text, 1, blocks=[block("first", first), block("second", second)])
+    assert outcome == Finished(1)
+    assert log.step("j").message.parent_id == log.step("b").id
+    assert [step.status for step in log.saved if step.message.listener in "bc"][-2:] == [SUCCESS, SUCCESS]
+    assert not any(step.status is CANCELLED for step in log.saved)
 
 
 async def test_the_open_calls_of_a_cancelled_agent_are_cancelled() -> None:

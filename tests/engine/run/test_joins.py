@@ -6,13 +6,19 @@ import asyncio
 
 from pydantic import JsonValue
 
-from bloxserver.blocks.base import BlockContext, Result
+from bloxserver.blocks.base import BlockContext, Called, Result
 from bloxserver.clock import now
+from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.messages import Failed, Finished, Suspended
-from bloxserver.models.enums import StepStatus
+from bloxserver.ids import new_id
+from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.raw_json import RawJson, plain
 from tests.engine.pump_runs import block, echo, organism, pump
 from tests.engine.run.join_runs import fails, finished, join, says, steps_of
+from tests.engine.run.test_agents import settings_of
+from tests.llm_server import calls as llm_calls
+from tests.llm_server import language_model
+from tests.llm_server import says as llm_says
 
 SUCCESS, CANCELLED = StepStatus.SUCCESS, StepStatus.CANCELLED
 
@@ -192,3 +198,31 @@ async def test_a_delay_before_a_join_suspends_the_execution() -> None:
     late, second = await pump(text, "m", kept=due)
     assert late == Finished({"b": "m", "c": "m"})
     assert second.handled() == ["b", "j"]
+
+
+async def test_a_called_flow_before_a_join_suspends_the_execution() -> None:
+    called_id = new_id()
+
+    async def calls_flow(payload: JsonValue, context: BlockContext) -> Result:
+        return Called(called_id)
+
+    text = organism(echo("a", "b", "c"), "name: b, handler: calls_flow, peers: [j]", echo("c", "j"), join("j"))
+    blocks = [block("calls_flow", calls_flow)]
+    outcome, first = await pump(text, "m", blocks=blocks)
+    assert isinstance(outcome, Suspended)
+    assert outcome.called == (called_id,)
+    called = {called_id: CalledResult(ExecutionStatus.SUCCESS, '{"x": 1}', None)}
+    late, second = await pump(text, "m", kept=first.steps, blocks=blocks, called=called)
+    assert late == Finished({"b": {"x": 1}, "c": "m"})
+    assert second.handled() == ["b", "j"]
+
+
+async def test_the_tools_of_an_agent_belong_to_its_branch() -> None:
+    """The tool has an answer before the agent, and is also a listener with a branch of its own."""
+    text = organism(
+        echo("a", "agent", "t"), "name: agent, prompt: p, peers: [t, {to: j, on: answer}]", echo("t", "j"), join("j")
+    )
+    async with language_model([llm_calls(("t", {"input": 1})), llm_says("Done.")]) as model:
+        outcome, log = await pump(text, "m", settings=settings_of(model))
+    assert outcome == Finished({"agent": {"text": "Done."}, "t": "m"})
+    assert log.handled() == ["a", "agent", "j", "t", "t"]
