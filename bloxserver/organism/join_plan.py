@@ -109,6 +109,24 @@ def components(edges: Mapping[str, Sequence[str]]) -> list[list[str]]:
     return found[::-1]
 
 
+def repeated_listeners(listeners: Sequence[Listener]) -> frozenset[str]:
+    """Return the listeners that may answer several times in an execution: those in or after a cycle, or two senders."""
+    edges = {listener.name: [*dict.fromkeys(peer.to for peer in listener.peers)] for listener in listeners}
+    joins = {listener.name for listener in listeners if listener.join is not None}
+    senders: dict[str, list[str]] = {name: [] for name in edges}
+    for name, peers in edges.items():
+        for peer in peers:
+            senders[peer].append(name)
+    repeated: set[str] = set()
+    for component in components(edges):
+        name = component[0]
+        if len(component) > 1 or name in edges[name]:
+            repeated.update(component)
+        elif name not in joins and (len(senders[name]) > 1 or not repeated.isdisjoint(senders[name])):
+            repeated.add(name)
+    return frozenset(repeated)
+
+
 def _upstream(edges: Mapping[str, Sequence[str]], bits: Mapping[str, int]) -> dict[str, int]:
     """Return the listeners from which each listener can be reached. One in a cycle can be reached from itself."""
     upstream = dict.fromkeys(edges, 0)

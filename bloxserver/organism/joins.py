@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from bloxserver.organism.join_plan import ALL, MODES, JoinPlan, components
+from bloxserver.organism.join_plan import ALL, MODES, JoinPlan, repeated_listeners
 from bloxserver.organism.limits import cycles, shown, unconditional_peers
 from bloxserver.organism.model import Listener, Organism
 from bloxserver.organism.problems import quoted
@@ -70,13 +70,7 @@ class _Graph:
             each.name: [] if _has_error_peer(each) else [*unconditional_peers(each)] for each in organism.listeners
         }
         self._endless = [*cycles(always)]
-        self._repeated: set[str] = set()
-        for component in components(self._edges):
-            name = component[0]
-            if len(component) > 1 or name in self._edges[name]:
-                self._repeated.update(component)
-            elif name not in plan.joins and self.can_have_several(name):
-                self._repeated.add(name)
+        self._repeated = repeated_listeners(organism.listeners)
 
     def cycle_of(self, name: str) -> list[str]:
         """Return the shortest cycle through a join, beginning with it; empty if there is none."""

@@ -168,3 +168,28 @@ def test_components_are_in_the_order_of_their_edges() -> None:
     assert sorted(found) == [["a", "b"], ["c", "d"], ["e"], ["f"]]
     assert found.index(["a", "b"]) < found.index(["c", "d"]) < found.index(["f"])
     assert found.index(["e"]) < found.index(["c", "d"])
+
+
+def expressions_after(join: str, *texts: str) -> list[str]:
+    """The warnings about the members of a join's message."""
+    branches = [
+        line("a", "[b, c, d]"),
+        line("b", "[j, {to: j, on: error}]", 'handler: http.request, config: {url: "https://example.com"}'),
+        line("c", "[j]", 'handler: http.request, config: {url: "https://example.com"}'),
+        line("d", "[e, {to: d, when: payload.x}]"),
+        line("e", "[j]", 'handler: http.request, config: {url: "https://example.com"}'),
+    ]
+    output = ", ".join(f"m{number}: '{{{{ {text} }}}}'" for number, text in enumerate(texts))
+    more = f"handler: transform, join: {join}, config: {{output: {{{output}}}}}"
+    return [message for *_, message in problems(definition(*branches, line("j", "[]", more)))]
+
+
+def test_expressions_are_checked_against_the_senders_of_a_join() -> None:
+    right = ("payload.b.body", "payload.b.error.message", "payload.c.status", "payload.e[0].body.x", "payload.e.1.body")
+    assert expressions_after("all", *right) == []
+    assert expressions_after("all", "payload.body", "payload.f", "payload.c.bodyy") == [
+        'payload has no member "body"',
+        'payload has no member "f"',
+        'payload.c has no member "bodyy"',
+    ]
+    assert expressions_after("any", "payload.body", "payload.c") == ['payload has no member "c"']
