@@ -21,7 +21,7 @@ from bloxserver.raw_json import plain
 from tests.engine.pump_runs import Log, block, organism, pump
 from tests.engine.run.join_runs import kept_of
 
-SEEDS = range(30)
+SEEDS = range(20)
 
 
 def in_any_order(value: JsonValue) -> JsonValue:
