@@ -51,7 +51,10 @@ class StepStatus(StrEnum):
     SUCCESS = "success"
     ERROR = "error"
     CANCELLED = "cancelled"
-    """The execution ended before the step."""
+    """The execution ended before the step, or, with the error code `NOT_NEEDED`, a join has another answer."""
+
+
+NOT_NEEDED = "not_needed"
 
 
 class Scope(StrEnum):

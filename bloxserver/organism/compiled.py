@@ -8,6 +8,7 @@ from typing import Any
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import CHECKED, Tool
 from bloxserver.blocks.registry import BlockRegistry
+from bloxserver.organism.join_plan import JoinPlan
 from bloxserver.organism.model import (
     ExecutionLimits,
     FailureNotification,
@@ -19,7 +20,7 @@ from bloxserver.organism.model import (
 
 PLAIN = (
     *("name", "description", "handler", "given_config", "payload_class"),
-    *("timeout_seconds", "retries", "backoff_seconds", "agent"),
+    *("timeout_seconds", "retries", "backoff_seconds", "join", "agent"),
     *("for_each", "parallel", "on_item_error"),
 )
 """The attributes of a listener that are JSON values."""
@@ -31,6 +32,7 @@ def compile_organism(organism: Organism) -> dict[str, Any]:
         "name": organism.name,
         "entry": organism.entry().name,
         "read_steps": sorted(organism.read_steps),
+        "joins": organism.joins and organism.joins.to_json(),
         "listeners": {listener.name: compiled_listener(listener) for listener in organism.listeners},
         "execution": asdict(organism.execution),
         "on_failure": organism.on_failure and asdict(organism.on_failure),
@@ -59,6 +61,7 @@ class CompiledOrganism:
         self._listeners: dict[str, Listener] = {}
         self.execution = ExecutionLimits(**compiled["execution"])
         self.read_steps = frozenset(compiled["read_steps"])
+        self.joins = None if compiled["joins"] is None else JoinPlan.of_json(compiled["joins"])
         failure = compiled["on_failure"]
         self.on_failure = None if failure is None else FailureNotification(**failure)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import cache, cached_property
 
 from bloxserver.blocks.shapes import ANYTHING, Shape, either, object_shape
+from bloxserver.organism.join_plan import ALL, repeated_listeners
 from bloxserver.organism.model import Listener, Organism, Peer
 
 ERROR_MESSAGE = object_shape("input", error=object_shape("listener", "code", "message", "attempt"))
@@ -34,6 +35,10 @@ class FlowGraph:
     def _tools(self) -> frozenset[str]:
         return frozenset(tool.listener for listener in self._organism.listeners for tool in listener.tools)
 
+    @cached_property
+    def _repeated(self) -> frozenset[str]:
+        return repeated_listeners(self._organism.listeners)
+
     def message_shape(self, name: str) -> Shape:
         """Return what is known of the messages of a listener: nothing of the input and of the calls of agents."""
         if name == self._entry or name in self._tools or not self._senders[name]:
@@ -42,9 +47,22 @@ class FlowGraph:
             self._messages[name] = ANYTHING  # for cycles
             if self._depth < MAX_DEPTH:
                 self._depth += 1
-                self._messages[name] = either([self._sent(sender, peer) for sender, peer in self._senders[name]])
+                self._messages[name] = self._joined(name) if self._is_joined(name) else self._sent_to(name)
                 self._depth -= 1
         return self._messages[name]
+
+    def _is_joined(self, name: str) -> bool:
+        return self._organism.listener(name).join == ALL
+
+    def _joined(self, name: str) -> Shape:
+        """Return an object by sender. The member of one that may answer several times can be a list."""
+        senders = dict.fromkeys(sender.name for sender, _ in self._senders[name])
+        return Shape({each: ANYTHING if each in self._repeated else self._sent_to(name, each) for each in senders})
+
+    def _sent_to(self, name: str, only: str | None = None) -> Shape:
+        """Return what all listeners, or only one, send to a listener."""
+        sent = [(sender, peer) for sender, peer in self._senders[name] if only in (None, sender.name)]
+        return either([self._sent(sender, peer) for sender, peer in sent])
 
     def answer_shape(self, name: str) -> Shape:
         """Return what is known of the answers of a listener."""

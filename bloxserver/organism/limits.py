@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import no_targets
+from bloxserver.organism.join_plan import JoinPlan, components
 from bloxserver.organism.model import Listener, Organism
 from bloxserver.organism.problems import quoted
 from bloxserver.organism.sections import ProblemReport
@@ -22,15 +23,14 @@ def check_limits(organism: Organism, report: ProblemReport) -> None:
     _check_timeouts(organism, report)
     numbers = {listener.name: number for number, listener in enumerate(organism.listeners)}
     peers = {listener.name: list(unconditional_peers(listener)) for listener in organism.listeners}
-    cycles = list(_cycles(peers))
-    for cycle in cycles:
-        shown = " → ".join(cycle[:MAX_SHOWN]) + (" → …" if len(cycle) > MAX_SHOWN else f" → {cycle[0]}")
-        message = f"the cycle {shown} never ends; the execution fails at execution.max_iterations"
+    endless = list(cycles(peers))
+    for cycle in endless:
+        message = f"the cycle {shown(cycle)} never ends; the execution fails at execution.max_iterations"
         hint = "add a condition to one of these peers: {to: name, when: condition}"
         report.warning(("listeners", numbers[cycle[0]], "peers"), "endless_circle", message, hint)
     entry = organism.entry().name
     limit = organism.execution.max_iterations
-    if not cycles and (messages := _messages(entry, peers)) > limit:
+    if not endless and (messages := _messages(entry, peers, organism.joins)) > limit:
         message = f"an execution that starts at {quoted(entry)} handles {messages} messages, and the limit is {limit}"
         path = ("execution", "max_iterations")
         report.warning(path, "too_many_messages", message, f"set execution.max_iterations to {messages} or more")
@@ -52,7 +52,12 @@ def unconditional_peers(listener: Listener) -> Iterator[str]:
         yield from (peer.to for peer in listener.peers if peer.on == "answer" and peer.when is None)
 
 
-def _cycles(peers: Mapping[str, list[str]]) -> Iterator[list[str]]:
+def shown(cycle: Sequence[str]) -> str:
+    """Return a cycle as text."""
+    return " → ".join(cycle[:MAX_SHOWN]) + (" → …" if len(cycle) > MAX_SHOWN else f" → {cycle[0]}")
+
+
+def cycles(peers: Mapping[str, list[str]]) -> Iterator[list[str]]:
     """Yield one cycle of each strongly connected group of listeners."""
     finished: set[str] = set()
     reported: set[str] = set()
@@ -74,16 +79,21 @@ def _cycles(peers: Mapping[str, list[str]]) -> Iterator[list[str]]:
                 path[other] = iter(peers[other])
 
 
-def _messages(entry: str, peers: Mapping[str, list[str]]) -> int:
-    """Return the minimum number of messages that one message to `entry` causes. There must be no cycle."""
-    counts: dict[str, int] = {}
-    waiting = [entry]
-    while waiting:
-        name = waiting[-1]
-        missing = [other for other in peers[name] if other not in counts]
-        if missing:
-            waiting.extend(missing)
-            continue
-        counts[name] = 1 + sum(counts[other] for other in peers[name])
-        waiting.pop()
-    return counts[entry]
+def _messages(entry: str, peers: Mapping[str, list[str]], plan: JoinPlan | None) -> int:
+    """Return the minimum number of messages that one message to `entry` causes. There must be no cycle.
+
+    A join handles one message. The messages that a join with `any` may make unnecessary are left out.
+    """
+    joins = {} if plan is None else plan.joins
+    replaceable = 0
+    for join in joins.values():
+        replaceable |= join.replaceable
+    counts = dict.fromkeys(peers, 0) | {entry: 1}
+    total = 0
+    for (name,) in components(peers):
+        count = min(counts[name], 1) if name in joins else counts[name]
+        for other in peers[name]:
+            counts[other] += count
+        if plan is None or not replaceable & plan.bits[name]:
+            total += count
+    return total

@@ -13,6 +13,7 @@ from bloxserver.blocks.names import read_names, read_steps
 from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.blocks.tools import tool_of
 from bloxserver.organism.configs import MODEL_KEYS, read_config
+from bloxserver.organism.joins import read_join
 from bloxserver.organism.loops import LOOP_KEYS, read_loop
 from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import read_peers
@@ -32,6 +33,7 @@ LISTENER_KEYS = (
     "config",
     "tool_config",
     "peers",
+    "join",
     "timeout_seconds",
     "retries",
     "backoff_seconds",
@@ -99,6 +101,7 @@ def _read_listener(
     timeout = section.seconds("timeout_seconds")
     retries = section.count("retries", 0, MAX_RETRIES)
     backoff = section.seconds("backoff_seconds")
+    join = read_join(section)
     is_agent = section.flag("agent")
     if config is None or config.valid is None:
         return None
@@ -119,6 +122,7 @@ def _read_listener(
         backoff_seconds=backoff or 1,
         names=read_names(texts),
         read_steps=read_steps(texts),
+        join=join,
         agent=is_agent,
         **loop._asdict(),
     )

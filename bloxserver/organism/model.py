@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import AnyBlock, BlockConfig, Tool
+from bloxserver.organism.join_plan import JoinPlan, plan_joins
 from bloxserver.organism.requirements import Requirement
 
 
@@ -65,6 +66,8 @@ class Listener:
     """The names besides `payload` that its texts may refer to."""
     read_steps: frozenset[str] = frozenset()
     """The listeners whose answers its texts may refer to as `steps.NAME`."""
+    join: str | None = None
+    """`all` or `any`: it handles one message per execution. Null: it handles each message on its own."""
     agent: bool = False
     """The key `agent` as written, which has no effect. A listener with a prompt and no handler is an agent."""
 
@@ -113,6 +116,10 @@ class Organism:
     def read_steps(self) -> frozenset[str]:
         """The listeners whose answers may be referred to as `steps.NAME`."""
         return frozenset().union(*(listener.read_steps for listener in self.listeners)) & self._by_name.keys()
+
+    @cached_property
+    def joins(self) -> JoinPlan | None:
+        return plan_joins(self.listeners)
 
     def has(self, name: str) -> bool:
         return name in self._by_name

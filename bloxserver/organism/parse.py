@@ -14,6 +14,7 @@ from bloxserver.blocks.registry import BlockRegistry
 from bloxserver.clients.mail_headers import read_mailbox
 from bloxserver.organism.called_flows import require_called_flows
 from bloxserver.organism.expression_checks import check_expressions
+from bloxserver.organism.joins import check_joins
 from bloxserver.organism.limits import check_limits
 from bloxserver.organism.listeners import read_listeners
 from bloxserver.organism.model import ExecutionLimits, FailureNotification, Organism
@@ -89,8 +90,9 @@ def _read(text: str, registry: BlockRegistry) -> Reading:
     execution = top.section("execution")
     limits, on_failure = _read_limits(execution), _read_on_failure(execution)
     organism = Organism(name, listeners, description, limits, on_failure)
-    valid = all(problem.severity != "error" for problem in report.problems)
-    if valid:
+    if report.is_valid:
+        check_joins(organism, report)
+    if report.is_valid:
         check_limits(organism, report)
         if is_checking():
             check_expressions(organism, report)
@@ -98,9 +100,8 @@ def _read(text: str, registry: BlockRegistry) -> Reading:
         _require_prices(organism, report)
     requirements = tuple(report.requirements)
     organism = replace(organism, requirements=requirements)
-    valid = all(problem.severity != "error" for problem in report.problems)
     problems = sorted(report.problems, key=lambda problem: (problem.line, problem.column))
-    return Reading(organism if valid else None, problems, requirements)
+    return Reading(organism if report.is_valid else None, problems, requirements)
 
 
 def _read_head(top: Section) -> tuple[str, str | None]:

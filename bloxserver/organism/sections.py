@@ -35,6 +35,11 @@ class ProblemReport:
         self.requirements: list[Requirement] = []
         self._suggestions = 0
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether there are no errors so far."""
+        return all(problem.severity != "error" for problem in self.problems)
+
     def error(
         self, path: Path, code: str, message: str, hint: str, *, at_key: bool = False, place: Place | None = None
     ) -> None:

@@ -29,6 +29,7 @@ LISTENER_ORDER = (
     "config",
     "tool_config",
     "peers",
+    "join",
     "timeout_seconds",
     "retries",
     "backoff_seconds",

@@ -143,13 +143,15 @@ class StepLink(NamedTuple):
     key: str
     listener: str
     status: StepStatus
+    error_code: str | None
+    routed_to: list[str] | None
 
 
 async def read_step_links(session: AsyncSession, execution_id: UUID) -> list[StepLink]:
     """All steps of an execution, in the order of their changes."""
     step = ExecutionStepRecord
     rows = await session.execute(
-        sa.select(step.id, step.parent_id, step.key, step.listener, step.status)
+        sa.select(step.id, step.parent_id, step.key, step.listener, step.status, step.error_code, step.routed_to)
         .where(step.execution_id == execution_id)
         .order_by(step.sequence, step.started_at, step.id)
     )

@@ -15,7 +15,7 @@ from bloxserver.clock import now
 from bloxserver.errors import BadRequest
 from bloxserver.ids import new_id
 from bloxserver.item_keys import index_in_key
-from bloxserver.models.enums import AuditAction, ExecutionStatus, FlowStatus, StepStatus, TriggerType
+from bloxserver.models.enums import NOT_NEEDED, AuditAction, ExecutionStatus, FlowStatus, StepStatus, TriggerType
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
 from bloxserver.plans import Plan
 from bloxserver.queries.executions import read_execution, require_execution
@@ -122,17 +122,20 @@ class Copy(NamedTuple):
 def copies_of(steps: Sequence[StepLink]) -> list[Copy]:
     """The steps that need not be repeated: finished steps whose ancestors are all finished.
 
-    A failed step is finished if its error was handled: by a peer, or by the step that called it. A loop that is not
-    finished is continued with its successful items.
+    A failed step is finished if its error was handled: by a peer, by a join, or by the step that called it. A join
+    handles its message after all steps before it have ended, so it is a descendant of finished steps only. Steps whose
+    answers a join did not need are finished too. A loop that is not finished is continued with its successful items.
     """
     children: dict[UUID | None, list[StepLink]] = defaultdict(list)
     for step in steps:
         children[step.parent_id].append(step)
 
     def is_finished(step: StepLink) -> bool:
+        if step.status is StepStatus.CANCELLED:
+            return step.error_code == NOT_NEEDED
         if step.status is not StepStatus.ERROR:
             return step.status is StepStatus.SUCCESS
-        return _is_call(step) or not all(_is_call(child) for child in children[step.id])
+        return _is_call(step) or bool(step.routed_to) or not all(_is_call(child) for child in children[step.id])
 
     def has_items(step: StepLink) -> bool:
         return any(_is_finished_item(child) for child in children[step.id])
@@ -161,12 +164,13 @@ def _is_finished_item(step: StepLink) -> bool:
 
 def _is_call(step: StepLink) -> bool:
     """Whether its parent called it, as a tool or for an item. The key then continues after the listener's name."""
-    return step.parent_id is not None and step.key != f"{step.parent_id}:{step.listener}"
+    return step.parent_id is not None and step.key.startswith(f"{step.parent_id}:{step.listener}:")
 
 
 def _copy(step: StepLink, new_ids: dict[UUID | None, UUID | None], sequence: int, is_continued: bool) -> Copy:
-    parent_id = new_ids[step.parent_id]
-    key = step.key if parent_id is None else str(parent_id) + step.key.removeprefix(str(step.parent_id))
+    """The key of a joined message does not name its parent, and stays as it is."""
+    parent_id, named = new_ids[step.parent_id], str(step.parent_id or "")
+    key = f"{parent_id or ''}{step.key.removeprefix(named)}" if step.key.startswith(named) else step.key
     id = new_ids[step.id]
     assert id is not None  # noqa: S101
     return Copy(step.id, id, parent_id, key, sequence, is_continued)

@@ -23,8 +23,10 @@ listeners:
   - name: agent
     description: An agent
     prompt: Help.
-    peers: [tool, {to: last, on: answer}, {to: last, on: error, when: 'error.code == "x"'}]
+    peers: [tool, {to: middle, on: answer}, {to: last, on: answer}, {to: last, on: error, when: 'error.code == "x"'}]
+  - {name: middle, description: d, handler: echo, peers: [last]}
   - name: last
+    join: any
     description: d
     handler: http.request
     config: {url: "https://example.com/{{ payload.id }}", headers: {Authorization: "{{ secrets.TOKEN }}"}}
@@ -55,6 +57,20 @@ def test_loaded_listeners_equal_the_parsed_ones(text: str) -> None:
     assert loaded.entry().name == organism.entry().name
     assert loaded.execution == organism.execution
     assert loaded.on_failure == organism.on_failure
+    assert loaded.joins == organism.joins
+
+
+def test_plan_of_joins_names_listeners_before_them() -> None:
+    plan = parse(TEXT, get_registry()).joins
+    assert plan is not None
+    names = {bit: name for name, bit in plan.bits.items()}
+    join = plan.joins["last"]
+    assert {name for bit, name in names.items() if join.upstream & bit} == {"agent", "middle"}
+    assert {name for bit, name in names.items() if join.replaceable & bit} == {"agent", "middle"}
+    assert (
+        parse("organism: {name: x}\nlisteners: [{name: a, description: d, handler: echo}]", get_registry()).joins
+        is None
+    )
 
 
 def test_unknown_listener_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -151,10 +152,11 @@ async def test_links_name_the_parent_of_each_step_in_the_order_of_changes(
     session: AsyncSession, flow: FlowRecord, execution: ExecutionRecord
 ) -> None:
     parent = await create_step(session, execution, "a", sequence=2)
-    child = await create_step(session, execution, "b", parent=parent, sequence=1, status=StepStatus.ERROR)
+    values: dict[str, Any] = {"status": StepStatus.ERROR, "error_code": "odd", "routed_to": ["j"]}
+    child = await create_step(session, execution, "b", parent=parent, sequence=1, **values)
     await create_step(session, await create_execution(session, flow))
     assert await read_step_links(session, execution.id) == [
-        StepLink(child.id, parent.id, f"{parent.id}:b", "b", StepStatus.ERROR),
-        StepLink(parent.id, None, ":a", "a", StepStatus.SUCCESS),
+        StepLink(child.id, parent.id, f"{parent.id}:b", "b", StepStatus.ERROR, "odd", ["j"]),
+        StepLink(parent.id, None, ":a", "a", StepStatus.SUCCESS, None, None),
     ]
     assert await read_step_links(session, uuid4()) == []

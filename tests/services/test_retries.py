@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from bloxserver.clock import now
 from bloxserver.errors import BadRequest, NotFound
 from bloxserver.ids import new_id
-from bloxserver.models.enums import StepStatus
+from bloxserver.models.enums import NOT_NEEDED, StepStatus
 from bloxserver.models.tables import (
     ExecutionRecord,
     ExecutionStatus,
@@ -136,6 +136,37 @@ async def test_calls_of_an_agent_are_copied_only_with_the_agent(
     called = copies[-1].id
     assert [copy.key for copy in copies] == [f"{called}:tool:1.0", f"{called}:tool:1.1", ":done"]
     assert copies[1].status is ERROR, "the agent received the error"
+
+
+async def test_a_join_is_copied_with_its_key_and_the_new_parent(
+    session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+) -> None:
+    entry = await create_step(session, failed, "entry", sequence=1)
+    routed = await create_step(session, failed, "b", parent=entry, sequence=2, status=ERROR, routed_to=["j"])
+    last = await create_step(session, failed, "c", parent=entry, sequence=3)
+    joined = await create_step(session, failed, "j", parent=last, sequence=4, key=":j:join")
+    await create_step(session, failed, "end", parent=joined, sequence=5, status=ERROR)
+    copies = {copy.listener: copy for copy in await retried(session, flow, failed)}
+    assert copies.keys() == {"entry", "b", "c", "j"}
+    assert (copies["j"].key, copies["j"].parent_id) == (":j:join", copies["c"].id)
+    assert copies["b"].routed_to == routed.routed_to
+
+
+async def test_a_join_that_failed_is_repeated(session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord) -> None:
+    sender = await create_step(session, failed, "entry", sequence=1)
+    await create_step(session, failed, "j", parent=sender, sequence=2, key=":j:join", status=ERROR)
+    assert [copy.listener for copy in await retried(session, flow, failed)] == ["entry"]
+
+
+async def test_steps_that_a_join_did_not_need_are_not_repeated(
+    session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+) -> None:
+    entry = await create_step(session, failed, "entry", sequence=1)
+    values: dict[str, Any] = {"status": CANCELLED, "error_code": NOT_NEEDED}
+    await create_step(session, failed, "slow", parent=entry, sequence=2, **values)
+    await create_step(session, failed, "cut", parent=entry, sequence=3, status=CANCELLED)
+    copies = await retried(session, flow, failed)
+    assert [(copy.listener, copy.status) for copy in copies] == [("entry", SUCCESS), ("slow", CANCELLED)]
 
 
 async def test_thousands_of_steps_take_few_statements(

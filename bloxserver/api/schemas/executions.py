@@ -86,7 +86,8 @@ class StepOutline(CamelModel):
     id: UUID
     parent_id: UUID | None = Field(
         description="The step whose answer or error this step handles, the agent's step that called this tool, or the "
-        "step of the loop whose item this step handles; null for the entry."
+        "step of the loop whose item this step handles; null for the entry. For a join, the last step whose message "
+        "arrived, or with `any` the first one."
     )
     item_index: Annotated[int | None, BeforeValidator(_index)] = Field(
         description="The position of the item that this step of a loop handles, from 0; null for all other steps."
@@ -97,8 +98,10 @@ class StepOutline(CamelModel):
     attempt: int = Field(description="The number of the latest attempt, from 1.")
     copied: bool = Field(description="Whether the step was copied from the execution that this execution retries.")
     error_code: str | None = Field(description="Stable, in snake_case.")
-    error_message: str | None = Field(description="Why the latest attempt failed.")
-    routed_to: list[str] | None = Field(description="The peers that the block selected for its answer.")
+    error_message: str | None = Field(description="Why the latest attempt failed, or why the step was cancelled.")
+    routed_to: list[str] | None = Field(
+        description="The peers that the block selected for its answer, or the joins that received its error."
+    )
     called_execution_id: UUID | None = Field(description="The called execution, whose output is the step's answer.")
     started_at: UtcTime
     completed_at: UtcTime | None

@@ -32,6 +32,8 @@ class Message:
     """The id of a call within the step that makes it, as an agent calls a tool and a loop handles an item: the answer
     goes to that step, not to the listener's peers.
     """
+    joined: bool = False
+    """Whether this is the message of a join. Its key is independent of the senders; `parent_id` is one of them."""
     id: UUID = field(default_factory=new_id, compare=False)
     """The id of the step that handles the message."""
     begun_at: datetime | None = field(default=None, compare=False)
@@ -45,6 +47,9 @@ class Message:
         return index_of_call(self.call)
 
     def __post_init__(self) -> None:
+        if self.joined:
+            self.key = join_key(self.listener)
+            return
         call = "" if self.call is None else f":{self.call}"
         self.key = f"{self.parent_id or ''}:{self.listener}{call}"
 
@@ -62,6 +67,11 @@ class Message:
 def is_loop(listener: Listener, message: Message) -> bool:
     """Whether a listener handles the items of a list that it computes from the message, and not the message."""
     return listener.for_each is not None and message.index is None
+
+
+def join_key(listener: str) -> str:
+    """The key of the message of a join. An execution has one."""
+    return f":{listener}:join"
 
 
 class Tokens(NamedTuple):

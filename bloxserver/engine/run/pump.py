@@ -6,7 +6,7 @@ It does not use the database: steps that have ended are passed to `save`, and a 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -19,6 +19,7 @@ from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
 from bloxserver.engine.run.batches import Item, divide, take_batch
 from bloxserver.engine.run.conversation import StoredConversation
+from bloxserver.engine.run.joins import joins_of
 from bloxserver.engine.run.loops import Loops, listener_of_loop
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
@@ -91,7 +92,7 @@ class Pump:
         self._queued = 0
         """Steps in the inbox that did not come from an attempt of this run."""
         self._running: dict[UUID, asyncio.Task[None]] = {}  # by step
-        self._ready: deque[Step] = deque()
+        self._ready: OrderedDict[UUID, Step] = OrderedDict()
         self._attempts: dict[UUID, Attempt] = {}
         """The newest attempt of each step."""
         self._waiting: dict[str, Step] = {}
@@ -100,6 +101,7 @@ class Pump:
         self._cancelled: list[asyncio.Task[None]] = []
         self._unsaved: dict[UUID, Step] = {}
         """Steps that have started and are not saved."""
+        self._joins = joins_of(organism, self._saved, self._cancel_open, context)
         self._leaves: list[Step] = []
         self._handled = 0
         self._failure: Failed | None = None
@@ -232,6 +234,9 @@ class Pump:
                     messages += await self._route(step)
                 except RoutingError as failure:
                     outcome = outcome or Failed(str(failure))
+        if self._joins is not None:
+            steps, messages, stopped = self._joins.pass_on(steps, messages)
+            abandoned += stopped
         outcome = outcome or self._failure or self._count(messages)
         if outcome is None and not (
             messages or answers or self._running or self._ready or self._waiting or self._queued
@@ -240,9 +245,11 @@ class Pump:
         # Saved before the answers are sent: a crash must not undo what a listener has received.
         first, *later = divide(messages)
         begun = self._new(first) if outcome is None else []
-        ended = [step for step in steps if self._saved.get(step.message.key) is not step]
-        keys = {step.message.key for step in steps}  # a call that has ended is saved, although its agent ended too
+        # A call that has ended is saved, although its agent ended too.
+        keys = {step.message.key for step in steps if not step.is_open}
         abandoned = [step for step in abandoned if step.message.key not in keys]
+        keys = {step.message.key for step in abandoned}
+        ended = [step for step in steps if self._saved.get(key := step.message.key) is not step and key not in keys]
         if ended or abandoned or begun or outcome:
             await self._store([*ended, *abandoned, *begun], outcome)
         if outcome is None:
@@ -254,29 +261,37 @@ class Pump:
                     await self._store(begun, None)
                 self._send(batch)
             while self._ready and len(self._running) < MAX_STARTED:
-                self._start(self._ready.popleft())
+                self._start(self._ready.popitem(last=False)[1])
             if any(step.status is StepStatus.CALLING for step in steps):
                 self._on_call()
         return outcome
 
     def _abandon_calls(self, agent: UUID) -> list[Step]:
         """Cancel the open calls of an agent's step that has ended."""
-        abandoned: list[Step] = []
-        for message in self._calls.take(agent):
-            key = message.key
-            if task := self._running.pop(message.id, None):
-                task.cancel()
-                self._cancelled.append(task)
-            step = self._waiting.pop(key, None)
-            if step is None:
-                attempt = self._attempts.get(message.id)
-                step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)
-            tokens = self._tokens.get(key, NO_TOKENS)
-            abandoned.append(step._replace(status=StepStatus.CANCELLED, completed_at=now(), state=None, tokens=tokens))
-            abandoned += self._abandon_calls(message.id)
-        return abandoned
+        return [step for message in self._calls.take(agent) for step in self._cancel(message)]
+
+    def _cancel(self, message: Message) -> list[Step]:
+        """Cancel the step of a message, and its open calls."""
+        if task := self._running.pop(message.id, None):
+            task.cancel()
+            self._cancelled.append(task)
+        step = self._waiting.pop(message.key, None) or self._ready.pop(message.id, None)
+        attempt = self._attempts.pop(message.id, None)
+        if step is None:
+            step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)
+        tokens = self._tokens.get(message.key, NO_TOKENS)
+        cancelled = step._replace(status=StepStatus.CANCELLED, completed_at=now(), state=None, tokens=tokens)
+        return [cancelled, *self._abandon_calls(message.id)]
+
+    def _cancel_open(self, message: Message) -> list[Step]:
+        """As `_cancel`. A step in the inbox is left until it is taken: it may have ended."""
+        task = self._running.get(message.id)
+        is_open = message.key in self._waiting or message.id in self._ready or (task is not None and not task.done())
+        return self._cancel(message) if is_open else []
 
     async def _route(self, step: Step) -> list[Message]:
+        if step.status is StepStatus.CANCELLED:  # in an earlier run, because a join had another answer
+            return []
         listener = self._organism.listener(step.message.listener)
         if step.status is StepStatus.SUCCESS:
             self._context.names.keep(step, self._organism)
@@ -333,7 +348,7 @@ class Pump:
         """Start the attempt that the step's number names; a conversation continues from the step's state."""
         message = step.message
         if len(self._running) >= MAX_STARTED and message.call is None:  # a call ends a step that runs
-            self._ready.append(step)
+            self._ready[step.id] = step
             return
         attempt = self._attempts[message.id] = self._attempt(step)
         self._calls.restart(message.id)

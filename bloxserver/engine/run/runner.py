@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -33,7 +34,7 @@ from bloxserver.engine.run.serialization import JsonTextCache, payload_of, step_
 from bloxserver.engine.run.storage import StorageCheck
 from bloxserver.errors import LimitReached
 from bloxserver.models.database import Database
-from bloxserver.models.enums import ExecutionStatus
+from bloxserver.models.enums import NOT_NEEDED, ExecutionStatus
 from bloxserver.observability import metrics
 from bloxserver.observability.tracing import NO_SPAN, continue_trace
 from bloxserver.organism.load import RunnableOrganism, parse_organism
@@ -41,11 +42,13 @@ from bloxserver.organism.model import FailureNotification, UnknownListener
 from bloxserver.organism.problems import OrganismError
 from bloxserver.raw_json import Value, is_large
 from bloxserver.services.notifications import enqueue_budget_notification, enqueue_failure_notification
+from bloxserver.services.transitions import cancel_executions
 from bloxserver.storable import storable_text
 
 FAILURES = frozenset({ExecutionStatus.ERROR.value, ExecutionStatus.TIMEOUT.value})
 MAX_CRASHES = 10
 """Consecutive crashes, without a completed step, after which an execution fails."""
+CALL_NOT_NEEDED = "The calling execution does not need the answer: a join has another one"
 MAX_CHARACTERS = 64 * 1024 * 1024
 """Maximum size of the inputs and outputs of all steps. An answer to several listeners is stored for each of them."""
 
@@ -193,7 +196,10 @@ class ExecutionRunner:
         await self._storage.before_saving(self._characters - before)
         warnings = {warning for step in change.steps for warning in step.warnings} - self._notified
         began_at = time.monotonic()
+        unneeded = [step.called_id for step in change.steps if step.error_code == NOT_NEEDED and step.called_id]
         match change.outcome:
+            case _ if unneeded:
+                await self._save_alone(change, rows, unneeded=unneeded)
             case _ if self._on_failure is not None and any(warning.code in BUDGET_WARNINGS for warning in warnings):
                 await self._save_alone(change, rows, warnings)
                 self._notified |= warnings
@@ -239,8 +245,14 @@ class ExecutionRunner:
         return rows
 
     async def _save_alone(
-        self, change: Change, rows: list[dict[str, Any]], warnings: Collection[StepWarning] = ()
+        self,
+        change: Change,
+        rows: list[dict[str, Any]],
+        warnings: Collection[StepWarning] = (),
+        unneeded: Sequence[UUID] = (),
     ) -> None:
+        """Save in a transaction of its own. `unneeded` are called executions that are cancelled."""
+
         async def write(session: AsyncSession) -> None:
             # First: it checks and locks the lease.
             await self._write_outcome(session, change.outcome)
@@ -248,6 +260,8 @@ class ExecutionRunner:
             if change.outcome is None and Checkpoint(self._execution, rows).made_progress:
                 await reset_crash_count(session, [self._execution.id])
             await self._record_usage(session)
+            if unneeded:
+                await cancel_executions(session, unneeded, CALL_NOT_NEEDED)
             for warning in warnings:
                 await self._notify(session, warning)
 

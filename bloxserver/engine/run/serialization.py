@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import JsonValue
 
 from bloxserver.blocks.base import StepWarning
-from bloxserver.engine.run.messages import Message, Step, Tokens
+from bloxserver.engine.run.messages import Message, Step, Tokens, join_key
 from bloxserver.models.enums import StepStatus
 from bloxserver.models.tables import ExecutionStepRecord
 from bloxserver.raw_json import RawJson, Value, value_of_text
@@ -122,6 +122,7 @@ def step_of_row(record: ExecutionStepRecord) -> Step:
         value_of_text(record.input_payload or "null"),
         record.parent_id,
         record.key[len(prefix) + 1 :] if len(record.key) > len(prefix) else None,
+        record.key == join_key(record.listener),
         record.id,
     )
     return Step(
