@@ -138,11 +138,19 @@ async def end_execution(
     *,
     output: str | None = None,
     error: str | None = None,
+    is_stopped: bool = False,
 ) -> None:
-    """Write the end of the execution; raises `LeaseLost`."""
+    """Write the end of the execution; raises `LeaseLost`. `is_stopped`: its open steps are cancelled."""
     conditions = _has_lease(execution.lease_key)
     if not await write_end(
-        session, execution.id, status, *conditions, parent_id=execution.parent_id, output=output, error=error
+        session,
+        execution.id,
+        status,
+        *conditions,
+        parent_id=execution.parent_id,
+        output=output,
+        error=error,
+        is_stopped=is_stopped,
     ):
         raise LeaseLost
 

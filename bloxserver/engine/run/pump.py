@@ -19,6 +19,7 @@ from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
 from bloxserver.engine.run.batches import Item, divide, take_batch
 from bloxserver.engine.run.conversation import StoredConversation
+from bloxserver.engine.run.endings import closed, stopped_by
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
     Change,
@@ -220,7 +221,9 @@ class Pump:
             if not step.is_open:
                 self._attempts.pop(step.id, None)
                 abandoned += self._abandon_calls(step.id)
-            if step.is_open:
+            if step.is_stop:
+                outcome = outcome or stopped_by(step)
+            elif step.is_open:
                 self._waiting[step.message.key] = step
             elif step.message.call is not None:
                 answers.append(step)
@@ -240,6 +243,7 @@ class Pump:
         ended = [step for step in steps if self._saved.get(step.message.key) is not step]
         keys = {step.message.key for step in steps}  # a call that has ended is saved, although its agent ended too
         abandoned = [step for step in abandoned if step.message.key not in keys]
+        ended = ended if outcome is None else closed(ended)
         if ended or abandoned or begun or outcome:
             await self._store([*ended, *abandoned, *begun], outcome)
         if outcome is None:
