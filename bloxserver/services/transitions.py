@@ -39,21 +39,32 @@ async def end_execution(
     output: str | None = None,
     error: str | None = None,
     is_stopped: bool = False,
+    is_filtered: bool = False,
 ) -> bool:
     """End one execution. Returns False if it was deleted, has ended, or does not meet the conditions.
 
     `parent_id` is the execution that called this one. If it is suspended, it resumes. With `is_stopped`, a successful
-    execution may have open steps and called executions; they are cancelled.
+    execution may have open steps and called executions; they are cancelled. `is_filtered`
+    tells whether no condition chose a listener for any of its outputs.
     """
     if parent_id is not None:
         await lock_executions(session, ExecutionRecord.id == parent_id)
     wanted = (ExecutionRecord.id == execution_id, *conditions)
     parent_ids = [parent_id] if parent_id else []
-    ended = await _end(session, wanted, status, parent_ids, output=output, error=error, is_stopped=is_stopped)
+    ended = await _end(
+        session,
+        wanted,
+        status,
+        parent_ids,
+        output=output,
+        error=error,
+        is_stopped=is_stopped,
+        is_filtered=is_filtered,
+    )
     return bool(ended)
 
 
-def success_of(output: sa.ColumnElement[str]) -> sa.Update:
+def success_of(output: sa.ColumnElement[str], filtered: sa.ColumnElement[bool]) -> sa.Update:
     """Return the UPDATE that ends executions as successes at the parameter `moment`. Its conditions are added to it.
 
     The calling code has locked the executions, has checked that they are running and have no caller, and calls
@@ -66,6 +77,7 @@ def success_of(output: sa.ColumnElement[str]) -> sa.Update:
         completed_at=moment,
         duration_ms=elapsed_ms(row.c.started_at, moment),
         output_payload=output,
+        filtered=filtered,
         resume_at=None,
         lease=None,
         worker_id=None,
@@ -151,6 +163,7 @@ async def _end(
     output: str | None = None,
     error: str | None = None,
     is_stopped: bool = False,
+    is_filtered: bool = False,
 ) -> list[UUID]:
     """End the wanted executions that are running, with their steps and called executions. Returns their ids.
 
@@ -165,6 +178,7 @@ async def _end(
         completed_at=moment,
         duration_ms=elapsed_ms(ExecutionRecord.started_at, _instant(moment)),
         output_payload=output,
+        filtered=is_filtered,
         error_message=error,
         resume_at=None,
         lease=None,

@@ -94,3 +94,37 @@ async def test_stop_in_a_called_flow_ends_that_execution_and_answers_its_caller(
     (step,) = await steps_of(live_client, f"{path}/executions/{ended['id']}")
     assert step["errorCode"] == (None if status == "success" else "call_failed")
     assert json.loads(step["outputPayload"] or "null") == ("done" if status == "success" else None)
+
+
+FILTER = """
+organism: {name: filter}
+listeners:
+  - {name: read, description: Reads, handler: echo, peers: [{to: alert, when: payload.total > 100}]}
+  - {name: alert, description: Alerts, handler: echo}
+"""
+
+
+async def test_filtered_executions_are_marked_and_listed(live_client: httpx.AsyncClient, engine: Engine) -> None:
+    path = await started_flow(live_client, FILTER)
+    low, high = await run(live_client, path, {"total": 7}), await run(live_client, path, {"total": 700})
+    assert [(each["filtered"], json.loads(each["outputPayload"])) for each in (low, high)] == [
+        (True, {"total": 7}),
+        (False, {"total": 700}),
+    ]
+    (step,) = await steps_of(live_client, f"{path}/executions/{low['id']}")
+    message = "no condition holds, so that no listener receives the answer: alert: payload.total > 100"
+    assert step["warnings"] == [{"code": "no_condition_held", "message": message}]
+    for wanted, expected in ((None, [high, low]), ("true", [low]), ("false", [high])):
+        for executions in (f"{path}/executions", "/api/v1/executions"):
+            page = (await live_client.get(executions, params={"filtered": wanted} if wanted else {})).json()
+            shown = [(item["id"], item["filtered"]) for item in page["items"]]
+            assert shown == [(each["id"], each["filtered"]) for each in expected]
+
+
+async def test_called_execution_can_be_filtered(live_client: httpx.AsyncClient, engine: Engine) -> None:
+    called = await started_flow(live_client, FILTER, name="Filter")
+    path = await started_flow(live_client, CALLING % called.rpartition("/")[2], name="Calling")
+    ended = await run(live_client, path, {"total": 7})
+    assert (ended["filtered"], json.loads(ended["outputPayload"])) == (False, {"total": 7})
+    (item,) = (await live_client.get(f"{called}/executions")).json()["items"]
+    assert item["filtered"] is True

@@ -74,7 +74,7 @@ DEFINITIONS = {
     "a branch": definition(line("a", "[]", BRANCH), line("b"), line("c"), line("d")),
     "a branch with peers": definition(line("a", "[b, {to: c, on: error}]", BRANCH), line("b"), line("c"), line("d")),
     "its own targets": definition(line("a", "[b]", "handler: star, config: {names: [b, c]}"), line("b"), line("c")),
-    "endings": definition(line("a", "[b]"), line("b", "[]", "handler: stop, config: {error: no, code: refused}")),
+    "endings": definition(line("a", "[b]"), line("b", "[]", "handler: stop, config: {error: unpaid, code: refused}")),
     "tool_config": definition(line("a", "[]", "handler: delay, tool_config: {seconds: 1}")),
     "everything else": definition(
         line("a", "[b]", "handler: transform, config: {output: {x: [1, 2.5, null, 'yes']}}, timeout_seconds: 5, "

@@ -139,8 +139,9 @@ async def end_execution(
     output: str | None = None,
     error: str | None = None,
     is_stopped: bool = False,
+    is_filtered: bool = False,
 ) -> None:
-    """Write the end of the execution; raises `LeaseLost`. `is_stopped`: its open steps are cancelled."""
+    """Write the end of the execution, see `transitions`; raises `LeaseLost`."""
     conditions = _has_lease(execution.lease_key)
     if not await write_end(
         session,
@@ -151,6 +152,7 @@ async def end_execution(
         output=output,
         error=error,
         is_stopped=is_stopped,
+        is_filtered=is_filtered,
     ):
         raise LeaseLost
 

@@ -131,6 +131,8 @@ class Finished:
     """All messages were handled: `output` holds the answers that no listener received. Or a step gave the output."""
 
     output: Value
+    is_filtered: bool = False
+    """Whether each output is an answer for which no condition chose a listener."""
     is_stopped: bool = False
     """Whether a step ended the execution, perhaps before others have ended."""
 

@@ -19,12 +19,11 @@ from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
 from bloxserver.engine.run.batches import Item, divide, take_batch
 from bloxserver.engine.run.conversation import StoredConversation
-from bloxserver.engine.run.endings import closed, stopped_by
+from bloxserver.engine.run.endings import closed, finished_with, stopped_by, with_unmet_conditions
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
     Change,
     Failed,
-    Finished,
     Message,
     Outcome,
     Save,
@@ -32,7 +31,6 @@ from bloxserver.engine.run.messages import (
     Suspended,
     called_by,
     interrupted_steps,
-    output_of,
     wake_time,
 )
 from bloxserver.engine.run.open_calls import OpenCalls
@@ -216,7 +214,8 @@ class Pump:
         answers: list[Step] = []
         outcome: Outcome | None = self._failure
         abandoned: list[Step] = []
-        for step in steps:
+        steps = [*steps]
+        for index, step in enumerate(steps):
             self._running.pop(step.id, None)
             if not step.is_open:
                 self._attempts.pop(step.id, None)
@@ -229,14 +228,15 @@ class Pump:
                 answers.append(step)
             else:
                 try:
-                    messages += await self._route(step)
+                    steps[index], sent = await self._route(step)
+                    messages += sent
                 except RoutingError as failure:
                     outcome = outcome or Failed(str(failure))
         outcome = outcome or self._failure or self._count(messages)
         if outcome is None and not (
             messages or answers or self._running or self._ready or self._waiting or self._queued
         ):
-            outcome = Finished(output_of(self._leaves))
+            outcome = finished_with(self._leaves)
         # Saved before the answers are sent: a crash must not undo what a listener has received.
         first, *later = divide(messages)
         begun = self._new(first) if outcome is None else []
@@ -277,14 +277,15 @@ class Pump:
             abandoned += self._abandon_calls(message.id)
         return abandoned
 
-    async def _route(self, step: Step) -> list[Message]:
+    async def _route(self, step: Step) -> tuple[Step, list[Message]]:
         listener = self._organism.listener(step.message.listener)
         if step.status is StepStatus.SUCCESS:
             self._context.names.keep(step, self._organism)
         messages = [Message(name, payload, step.id) for name, payload in await route(listener, step, self._context)]
         if not messages:
+            step = with_unmet_conditions(step, listener)
             self._leaves.append(step)
-        return messages
+        return step, messages
 
     def _count(self, messages: Sequence[Message]) -> Failed | None:
         self._handled += len(messages)

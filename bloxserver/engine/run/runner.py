@@ -199,10 +199,10 @@ class ExecutionRunner:
                 self._notified |= warnings
             case None if self._tokens == self._saved_tokens:
                 await self._checkpoints.save(Checkpoint(self._execution, rows))
-            case Finished(output, is_stopped=False) if (
+            case Finished(output, is_filtered, is_stopped=False) if (
                 self._tokens == self._saved_tokens and self._execution.parent_id is None
             ):
-                await self._checkpoints.save(Checkpoint(self._execution, rows, text_of_output(output)))
+                await self._checkpoints.save(Checkpoint(self._execution, rows, text_of_output(output), is_filtered))
             case _:
                 await self._save_alone(change, rows)
         self._lease.confirm(began_at)
@@ -275,9 +275,15 @@ class ExecutionRunner:
         match outcome:
             case None:
                 await leases.lock_lease(session, execution.lease_key)
-            case Finished(output, is_stopped):
-                status, text = ExecutionStatus.SUCCESS, text_of_output(output)
-                await leases.end_execution(session, execution, status, output=text, is_stopped=is_stopped)
+            case Finished(output, is_filtered, is_stopped):
+                await leases.end_execution(
+                    session,
+                    execution,
+                    ExecutionStatus.SUCCESS,
+                    output=text_of_output(output),
+                    is_stopped=is_stopped,
+                    is_filtered=is_filtered,
+                )
             case Failed(error):
                 await self._fail(session, ExecutionStatus.ERROR, error)
             case Suspended(until, called):
