@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, JsonValue, RootModel, StrictInt, mod
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import Block, BlockConfig, BlockContext, BlockError
 from bloxserver.blocks.json_values import answer
+from bloxserver.blocks.shapes import object_shape
 from bloxserver.blocks.templated import TemplateText, TemplateValue
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -154,6 +155,7 @@ block = Block(
     config=RespondConfig,
     handler=handle_respond,
     rendered=frozenset({"status", "headers", "body", "redirect"}),
+    answer_shape=lambda config, message: object_shape("status", "headers", "body"),
     example={
         "config": {"status": 201, "headers": {"X-Order": "{{ payload.number }}"}, "body": {"accepted": True}},
         "payload": {"number": 17},
