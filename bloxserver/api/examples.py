@@ -205,6 +205,7 @@ EXECUTION: Example = {
     "triggerType": "webhook",
     "startedAt": "2026-03-02T09:36:09.520000Z",
     "durationMs": 31,
+    "filtered": False,
     "costUsd": 0.0,
     "flowId": FLOW_ID,
     "flowVersion": 1,
@@ -220,12 +221,7 @@ EXECUTION: Example = {
     "inputPayload": INPUT_PAYLOAD,
     "outputPayload": OUTPUT_PAYLOAD,
 }
-RUNNING_EXECUTION = EXECUTION | {
-    "status": "running",
-    "durationMs": None,
-    "completedAt": None,
-    "outputPayload": None,
-}
+RUNNING_EXECUTION = EXECUTION | {"status": "running", "durationMs": None, "completedAt": None, "outputPayload": None}
 MANUAL_EXECUTION = RUNNING_EXECUTION | {"triggerType": "manual", "triggerId": None, "pickedUpAt": None}
 RETRIED_EXECUTION = MANUAL_EXECUTION | {
     "id": RETRY_ID,
@@ -240,7 +236,7 @@ CANCELLED_EXECUTION = RUNNING_EXECUTION | {
 }
 STILL_RUNNING = RUNNING_EXECUTION | {"executionId": EXECUTION_ID, "message": "Execution is still running"}
 ENDED_EXECUTION = EXECUTION | {"executionId": EXECUTION_ID, "message": "Execution has ended"}
-SUMMARISED = ("id", "status", "triggerType", "startedAt", "durationMs", "costUsd")
+SUMMARISED = ("id", "status", "triggerType", "startedAt", "durationMs", "filtered", "costUsd")
 EXECUTION_SUMMARY = {name: EXECUTION[name] for name in SUMMARISED}
 FLOW_EXECUTION_SUMMARY = EXECUTION_SUMMARY | {"flowId": FLOW_ID, "flowName": FLOW["name"]}
 NEXT_CURSOR = "AAZHhYx_FyABmU6xQ2B7gqXHPCqZ9yEKEw4fXQd2mq0="

@@ -78,6 +78,9 @@ class ExecutionQuery(BaseModel):
         None, ge=0, lt=2**63, description="Return only executions whose `durationMs` is at least this."
     )
     has_error: bool | None = Field(None, description="Return only executions with, or without, an `errorMessage`.")
+    filtered: bool | None = Field(
+        None, description="Return only executions for whose outputs no condition chose a listener, or only others."
+    )
     q: SearchText | None = Field(
         None,
         description="Return only executions whose `errorMessage` contains this text. Upper and lower case differ. The "
@@ -94,6 +97,7 @@ class ExecutionQuery(BaseModel):
             started_before=self.started_before,
             min_duration_ms=self.min_duration_ms,
             has_error=self.has_error,
+            filtered=self.filtered,
             error_text=self.q,
         )
         return ListRequest(wanted, PageRequest(self.page, self.page_size), self.cursor)

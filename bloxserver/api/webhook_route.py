@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from starlette.datastructures import URLPath
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
 
 from bloxserver.api.dependencies import call_depth, received_call, refuse_exceeded_webhook, request_admission
-from bloxserver.api.idempotency import REPLAYED
 from bloxserver.api.paths import FOUND_PATH
 from bloxserver.api.routes import webhooks
+from bloxserver.api.webhook_responses import WebhookResponse, accepted_response
 from bloxserver.models import database as models_database
 from bloxserver.models.database import get_db
 from bloxserver.services.webhook_batches import batches_of
@@ -46,6 +45,6 @@ class WebhookRoute(BaseRoute):
         depth = await call_depth(request.headers.get("bloxserver-depth", ""))
         call = await received_call(request, token, depth, admission)
         accepted = await batches_of(models_database.database).receive(call)
-        body = f'{{"status":"accepted","executionId":"{accepted.execution_id}","message":"{webhooks.ACCEPTED}"}}'
-        headers = REPLAYED if accepted.is_repeated else None
-        await Response(body, headers=headers, media_type="application/json")(scope, receive, send)
+        wait = accepted.wait
+        response = accepted_response(accepted) if wait is None else WebhookResponse(request, accepted, wait)
+        await response(scope, receive, send)

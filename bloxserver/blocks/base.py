@@ -120,8 +120,24 @@ class Called:
     execution_id: UUID
 
 
+@dataclass(frozen=True)
+class StopError:
+    """The error with which a handler ends the execution. `code` is stable and in snake_case."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Returned by a handler to end the execution at once: with `answer` as its output, or with `error`."""
+
+    answer: Value
+    error: StopError | None = None
+
+
 JsonSchema = dict[str, Any]
-Result = Value | Wait | Routed | Called
+Result = Value | Wait | Routed | Called | Stop
 
 
 class KeyValueStore(Protocol):

@@ -110,8 +110,14 @@ def _(element: Any, compiler: Any, **options: Any) -> str:
 
 @compiles(_json_object, "sqlite")
 def _(element: Any, compiler: Any, **options: Any) -> str:
-    members = (f"'{column.name}', {compiler.process(column, **options)}" for column in element.clauses)
+    members = (f"'{column.name}', {_sqlite_value(column, compiler, options)}" for column in element.clauses)
     return f"json_object({', '.join(members)})"
+
+
+def _sqlite_value(column: Any, compiler: Any, options: Any) -> str:
+    text: str = compiler.process(column, **options)
+    # SQLite stores booleans as numbers.
+    return f"json(iif({text}, 'true', 'false'))" if isinstance(column.type, sa.Boolean) else text
 
 
 def _table_of(element: Any) -> str:

@@ -343,6 +343,8 @@ class ExecutionRecord(Base):
         enum_text(InputEncoding), default=InputEncoding.TEXT, server_default=InputEncoding.TEXT.value
     )
     output_payload: Mapped[str | None] = mapped_column(sa.Text)
+    filtered: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """Whether no condition chose a listener for any of its outputs."""
     input_tokens: Mapped[Counter]
     """Input tokens of language models."""
     output_tokens: Mapped[Counter]

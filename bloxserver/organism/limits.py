@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bloxserver.blocks.agent import agent
 from bloxserver.blocks.base import no_targets
+from bloxserver.blocks.stop import block as stop
 from bloxserver.organism.join_plan import JoinPlan, components
 from bloxserver.organism.model import Listener, Organism
 from bloxserver.organism.problems import quoted
@@ -16,11 +17,12 @@ MAX_SHOWN = 6
 
 
 def check_limits(organism: Organism, report: ProblemReport) -> None:
-    """Warn about cycles that only `max_iterations` ends, about more messages than it allows, and unused timeouts.
+    """Warn about cycles that only `max_iterations` ends, about more messages than it allows, unused timeouts and peers.
 
     These are warnings, because a trigger may start at another listener and an error may end a cycle.
     """
     _check_timeouts(organism, report)
+    _check_stops(organism, report)
     numbers = {listener.name: number for number, listener in enumerate(organism.listeners)}
     peers = {listener.name: list(unconditional_peers(listener)) for listener in organism.listeners}
     endless = list(cycles(peers))
@@ -46,9 +48,17 @@ def _check_timeouts(organism: Organism, report: ProblemReport) -> None:
             report.warning(path, "unused_key", message, "reduce it, or increase execution.timeout_seconds")
 
 
+def _check_stops(organism: Organism, report: ProblemReport) -> None:
+    for number, listener in enumerate(organism.listeners):
+        if listener.block is stop and any(peer.on == "answer" for peer in listener.peers):
+            message = f"the peers of {quoted(listener.name)} receive nothing, because the execution ends there"
+            hint = "remove them, or give them to the listener that sends to this one"
+            report.warning(("listeners", number, "peers"), "unused_key", message, hint)
+
+
 def unconditional_peers(listener: Listener) -> Iterator[str]:
     """Yield the listeners that receive every answer of this listener."""
-    if listener.block.targets is no_targets:
+    if listener.block.targets is no_targets and listener.block is not stop:
         yield from (peer.to for peer in listener.peers if peer.on == "answer" and peer.when is None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ _executions, _triggers = ExecutionRecord.__table__.c, TriggerRecord.__table__.c
 class ExecutionFilter:
     """Which executions a list contains. A filter that is empty or None is not applied.
 
-    Equal filters have equal representations, which are part of cursors.
+    Equal filters have equal texts, which are part of cursors.
     """
 
     statuses: tuple[ExecutionStatus, ...] = ()
@@ -41,18 +41,26 @@ class ExecutionFilter:
     """Whether there is an error message."""
     error_text: str | None = None
     """A part of the error message."""
+    filtered: bool | None = field(default=None, repr=False)
+    """Whether no condition chose a listener for any of its outputs."""
+
+    def __str__(self) -> str:
+        # Cursors of lists without this filter are older than it, and remain valid.
+        return repr(self) if self.filtered is None else f"{self!r} filtered={self.filtered}"
 
     @cached_property
     def shape(self) -> FilterShape:
-        names = [field.name for field in fields(self) if getattr(self, field.name) not in (None, ())]
+        names = [each.name for each in fields(self) if getattr(self, each.name) not in (None, ())]
         if self.has_error is not None:
             names[names.index("has_error")] = "with_error" if self.has_error else "without_error"
+        if self.filtered is False:
+            names[names.index("filtered")] = "not_filtered"
         return FilterShape(self.statuses, frozenset(names) - {"statuses"})
 
     def parameters(self) -> dict[str, Any]:
         """The values for the statements of this filter's shape."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["statuses"], values["has_error"]
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        del values["statuses"], values["has_error"], values["filtered"]
         return values
 
 
@@ -92,4 +100,6 @@ _CONDITIONS: dict[str, sa.ColumnElement[bool]] = {
     "min_duration_ms": _executions.duration_ms >= sa.bindparam("min_duration_ms", type_=sa.BigInteger),
     "with_error": _executions.error_message.is_not(None),
     "without_error": _executions.error_message.is_(None),
+    "filtered": _executions.filtered,
+    "not_filtered": sa.not_(_executions.filtered),
 }

@@ -30,7 +30,7 @@ CACHED_STATEMENTS = 512
 _executions_table, _flows_table = ExecutionRecord.__table__, FlowRecord.__table__
 _executions, _flows, _totals = _executions_table.c, _flows_table.c, ExecutionTotalsRecord.__table__.c
 _own = _flows_table.alias("own").c
-_COLUMNS = ("id", "status", "trigger_type", "started_at", "duration_ms")
+_COLUMNS = ("id", "status", "trigger_type", "started_at", "duration_ms", "filtered")
 _LISTED = (*_COLUMNS, "cost_usd")
 _READ = [_executions[name] for name in (*_COLUMNS, "flow_id", "error_message", "input_tokens")]
 _OFFSET = sa.bindparam("offset", type_=sa.BigInteger)

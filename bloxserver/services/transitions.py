@@ -38,19 +38,33 @@ async def end_execution(
     parent_id: UUID | None,
     output: str | None = None,
     error: str | None = None,
+    is_stopped: bool = False,
+    is_filtered: bool = False,
 ) -> bool:
     """End one execution. Returns False if it was deleted, has ended, or does not meet the conditions.
 
-    `parent_id` is the execution that called this one. If it is suspended, it resumes.
+    `parent_id` is the execution that called this one. If it is suspended, it resumes. With `is_stopped`, a successful
+    execution may have open steps and called executions; they are cancelled. `is_filtered`
+    tells whether no condition chose a listener for any of its outputs.
     """
     if parent_id is not None:
         await lock_executions(session, ExecutionRecord.id == parent_id)
     wanted = (ExecutionRecord.id == execution_id, *conditions)
-    ended = await _end(session, wanted, status, [parent_id] if parent_id else [], output=output, error=error)
+    parent_ids = [parent_id] if parent_id else []
+    ended = await _end(
+        session,
+        wanted,
+        status,
+        parent_ids,
+        output=output,
+        error=error,
+        is_stopped=is_stopped,
+        is_filtered=is_filtered,
+    )
     return bool(ended)
 
 
-def success_of(output: sa.ColumnElement[str]) -> sa.Update:
+def success_of(output: sa.ColumnElement[str], filtered: sa.ColumnElement[bool]) -> sa.Update:
     """Return the UPDATE that ends executions as successes at the parameter `moment`. Its conditions are added to it.
 
     The calling code has locked the executions, has checked that they are running and have no caller, and calls
@@ -63,6 +77,7 @@ def success_of(output: sa.ColumnElement[str]) -> sa.Update:
         completed_at=moment,
         duration_ms=elapsed_ms(row.c.started_at, moment),
         output_payload=output,
+        filtered=filtered,
         resume_at=None,
         lease=None,
         worker_id=None,
@@ -147,6 +162,8 @@ async def _end(
     *,
     output: str | None = None,
     error: str | None = None,
+    is_stopped: bool = False,
+    is_filtered: bool = False,
 ) -> list[UUID]:
     """End the wanted executions that are running, with their steps and called executions. Returns their ids.
 
@@ -161,6 +178,7 @@ async def _end(
         completed_at=moment,
         duration_ms=elapsed_ms(ExecutionRecord.started_at, _instant(moment)),
         output_payload=output,
+        filtered=is_filtered,
         error_message=error,
         resume_at=None,
         lease=None,
@@ -170,7 +188,7 @@ async def _end(
         return []
     ended = [row.id for row in rows]
     _count(session, status, [row.trigger_type for row in rows])
-    if status is not ExecutionStatus.SUCCESS:
+    if status is not ExecutionStatus.SUCCESS or is_stopped:
         await _close_steps(session, ended)
         await _cancel_callees(session, ended)
     if parent_ids:
@@ -203,17 +221,23 @@ async def _close_steps(session: AsyncSession, execution_ids: Sequence[UUID]) -> 
     """Set the open steps of these executions to `cancelled`."""
     moment = now()
     other = aliased(ExecutionStepRecord)
+    # Joined: SQLite would evaluate a scalar subquery after each row, and a step that ends now could not be saved later.
     newest = (
-        sa.select(sa.func.max(other.sequence))
-        .where(other.execution_id == ExecutionStepRecord.execution_id)
-        .scalar_subquery()
+        sa.select(other.execution_id, sa.func.max(other.sequence).label("sequence"))
+        .where(other.execution_id.in_(execution_ids))
+        .group_by(other.execution_id)
+        .subquery("newest")
     )
     await session.execute(
         sa.update(ExecutionStepRecord)
-        .where(ExecutionStepRecord.execution_id.in_(execution_ids), ExecutionStepRecord.status.in_(OPEN_STEPS))
+        .where(
+            ExecutionStepRecord.execution_id == newest.c.execution_id,
+            ExecutionStepRecord.execution_id.in_(execution_ids),
+            ExecutionStepRecord.status.in_(OPEN_STEPS),
+        )
         .values(
             status=StepStatus.CANCELLED,
-            sequence=newest + 1,
+            sequence=newest.c.sequence + 1,
             completed_at=moment,
             duration_ms=elapsed_ms(ExecutionStepRecord.started_at, _instant(moment)),
         )

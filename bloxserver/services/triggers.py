@@ -20,6 +20,7 @@ from bloxserver.queries.users import read_plan
 from bloxserver.raw_json import RawJson, plain_object
 from bloxserver.services import audit
 from bloxserver.services.cron import check_schedule, upcoming
+from bloxserver.services.webhook_responses import check_response
 from bloxserver.services.webhook_schemes import check_signature
 
 TOKEN_BYTES = 32
@@ -32,7 +33,8 @@ async def create_trigger(
 ) -> TriggerRecord:
     """Create a trigger of the user's flow.
 
-    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires or an invalid signature.
+    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires, or an invalid config of a
+    webhook.
     """
     plan = await read_plan(session, user_id)
     await read_flow(session, user_id, flow_id, lock=True)  # the lock makes the count of triggers exact
@@ -42,6 +44,7 @@ async def create_trigger(
         check_schedule(plain_object(config))
     if kind is TriggerType.WEBHOOK:
         check_signature(plain_object(config))
+        check_response(plain_object(config))
     trigger = TriggerRecord(
         flow_id=flow_id,
         type=kind,
@@ -62,7 +65,8 @@ async def update_trigger(
 ) -> TriggerRecord:
     """Change the columns in `changes`.
 
-    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires or an invalid signature.
+    Raises `NotFound`, `LimitReached`, and `Unprocessable` for a schedule that never fires, or an invalid config of a
+    webhook.
     """
     # Locked: a sweep that arms the schedule meanwhile would keep the firing time of the previous config.
     trigger = await read_trigger(session, user_id, flow_id, trigger_id, lock=bool(changes))
@@ -72,6 +76,7 @@ async def update_trigger(
         changes = changes | _schedule_changes(trigger, changes)
     if trigger.type is TriggerType.WEBHOOK and "config" in changes:
         check_signature(plain_object(changes["config"]))
+        check_response(plain_object(changes["config"]))
     before = _audited(trigger)
     for name, value in changes.items():
         setattr(trigger, name, value)

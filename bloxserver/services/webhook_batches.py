@@ -35,6 +35,7 @@ from bloxserver.services.executions import target_of, trigger_context
 from bloxserver.services.rate_limits import UNLIMITED
 from bloxserver.services.usage import require_storage
 from bloxserver.services.webhook_deliveries import Rejection, not_required, record_rejection, record_rejections
+from bloxserver.services.webhook_responses import response_wait
 from bloxserver.services.webhooks import AcceptedWebhook, WebhookCall, check_webhook, receive_webhook
 
 log = structlog.stdlib.get_logger("bloxserver.request")
@@ -163,7 +164,8 @@ async def _accept_batch(
         webhook = webhooks.get(entry.call.token)
         try:
             runs.append(run := _run_of(entry, webhook))
-            results.append(AcceptedWebhook(run.execution["id"]))
+            wait = None if webhook is None else response_wait(webhook.trigger)
+            results.append(AcceptedWebhook(run.execution["id"], wait=wait))
         except _NotInBatch as error:
             results.append(error)
         except BloxError as error:

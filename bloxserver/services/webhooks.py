@@ -25,6 +25,7 @@ from bloxserver.services.idempotency import HEADER, claim_key, require_valid_key
 from bloxserver.services.rate_limits import UNLIMITED, Admission, read_admitted_webhook
 from bloxserver.services.request_facts import request_facts
 from bloxserver.services.webhook_deliveries import record_repetition
+from bloxserver.services.webhook_responses import ResponseWait, response_wait
 from bloxserver.services.webhook_schemes import Signature
 from bloxserver.services.webhook_signatures import verify_signature
 
@@ -72,6 +73,8 @@ class AcceptedWebhook(NamedTuple):
 
     execution_id: UUID
     is_repeated: bool = False
+    wait: ResponseWait | None = None
+    """How the caller waits for the response; None if they get it immediately."""
 
 
 async def receive_webhook(session: AsyncSession, call: WebhookCall) -> AcceptedWebhook:
@@ -86,10 +89,10 @@ async def receive_webhook(session: AsyncSession, call: WebhookCall) -> AcceptedW
     first = await _claim(session, webhook, call, signature, execution_id)
     if first is not None:
         await record_repetition(session, webhook.trigger_id, first, len(call.body))
-        return AcceptedWebhook(first, is_repeated=True)
+        return AcceptedWebhook(first, is_repeated=True, wait=response_wait(webhook))
     check_webhook(webhook, call.depth)
     await accept_for_trigger(session, webhook, TriggerType.WEBHOOK, call.given, call.depth, execution_id, call.facts)
-    return AcceptedWebhook(execution_id)
+    return AcceptedWebhook(execution_id, wait=response_wait(webhook))
 
 
 def check_webhook(webhook: TriggerRow, depth: int) -> None:

@@ -27,7 +27,7 @@ async def flow(session: AsyncSession, dev_user: UserRecord) -> FlowRecord:
 async def ages(session: AsyncSession, flow: FlowRecord) -> dict[str, int]:
     """The ages in minutes of the flow's executions, by id."""
     rows: list[dict[str, Any]] = [
-        {"status": ExecutionStatus.SUCCESS, "duration_ms": 5},
+        {"status": ExecutionStatus.SUCCESS, "duration_ms": 5, "filtered": True},
         {"status": ExecutionStatus.ERROR, "duration_ms": 50, "error_message": "100% of a_b failed"},
         {"status": ExecutionStatus.TIMEOUT, "trigger_type": TriggerType.SCHEDULE, "error_message": "too slow"},
         {"status": ExecutionStatus.RUNNING, "trigger_type": TriggerType.WEBHOOK},
@@ -61,6 +61,8 @@ async def test_filters_select_executions(client: httpx.AsyncClient, flow: FlowRe
         assert await listed(client, path, ages, min_duration_ms=6) == [1]
         assert await listed(client, path, ages, has_error="true") == [1, 2]
         assert await listed(client, path, ages, has_error="false") == [0, 3]
+        assert await listed(client, path, ages, filtered="true") == [0]
+        assert await listed(client, path, ages, filtered="false") == [1, 2, 3]
         for text, found in (("0%", [1]), ("a_b", [1]), ("%", [1]), ("slow", [2]), ("Slow", []), ("%of", [])):
             assert await listed(client, path, ages, q=text) == found
         assert await listed(client, path, ages, has_error="true", status_filter="error", min_duration_ms=50) == [1]
@@ -110,6 +112,7 @@ async def test_cursor_with_other_filters_is_rejected(
         ("started_before", ["0001-01-01T00:00:00+01:00", "2024-05-01T12:00:00+00:99"]),
         ("min_duration_ms", ["-1", "1.5", str(2**63), ""]),
         ("has_error", ["", "2", "maybe"]),
+        ("filtered", ["", "2", "maybe"]),
         ("q", ["", "a\0b", "x" * 1001]),
     ],
 )

@@ -141,4 +141,4 @@ async def test_execution_has_its_origin_and_token_counts(
     body = (await client.get(f"{path}/{by_hand.id}")).json()
     assert [body[name] for name in names] == [None, None, None, 0, 0]
     (item, _) = (await client.get(path)).json()["items"]
-    assert item.keys() == {"id", "status", "triggerType", "startedAt", "durationMs", "costUsd"}
+    assert item.keys() == {"id", "status", "triggerType", "startedAt", "durationMs", "filtered", "costUsd"}

@@ -77,6 +77,11 @@ DEFINITIONS = {
     "a branch": definition(line("a", "[]", BRANCH), line("b"), line("c"), line("d")),
     "a branch with peers": definition(line("a", "[b, {to: c, on: error}]", BRANCH), line("b"), line("c"), line("d")),
     "its own targets": definition(line("a", "[b]", "handler: star, config: {names: [b, c]}"), line("b"), line("c")),
+    "endings": definition(
+        line("a", "[b, c]"),
+        line("b", "[]", "handler: stop, config: {error: unpaid, code: refused}"),
+        line("c", "[]", "handler: respond, config: {headers: {X-A: '{{ payload }}'}, body: {a: [1, null]}}"),
+    ),
     "tool_config": definition(line("a", "[]", "handler: delay, tool_config: {seconds: 1}")),
     "everything else": definition(
         line("a", "[b]", "handler: transform, config: {output: {x: [1, 2.5, null, 'yes']}}, timeout_seconds: 5, "

@@ -323,6 +323,16 @@ def test_limits_that_are_always_reached_are_warnings(text: str, expected: list[t
     assert {problem.severity for problem in problems} <= {"warning"}
 
 
+def test_peers_of_a_stop_are_a_warning_and_no_cycle() -> None:
+    text = (
+        "organism: {name: o}\nlisteners:\n"
+        "- {name: a, description: d, handler: echo, peers: [b]}\n"
+        "- {name: b, description: d, handler: stop, peers: [a]}\n"
+    )
+    assert [(problem.line, problem.code) for problem in check(text, get_registry())] == [(4, "unused_key")]
+    assert check(text.replace("[a]", "[{to: a, on: error}]"), get_registry()) == []
+
+
 def test_timeout_over_the_execution_timeout_is_a_warning() -> None:
     text = listener("echo", "{}", "timeout_seconds: 301")
     assert found(text) == [(7, 5, "unused_key")]

@@ -20,10 +20,18 @@ def test_filters_with_different_conditions_have_different_shapes() -> None:
         ExecutionFilter(statuses=(ExecutionStatus.TIMEOUT,)),
         ExecutionFilter(has_error=True),
         ExecutionFilter(has_error=False),
+        ExecutionFilter(filtered=True),
+        ExecutionFilter(filtered=False),
         ExecutionFilter(min_duration_ms=0),
         ExecutionFilter(error_text="x"),
     ]
     assert len({one.shape for one in filters}) == len(filters)
+
+
+def test_texts_differ_only_for_filters_that_are_given() -> None:
+    texts = {str(ExecutionFilter(filtered=given)) for given in (None, True, False)}
+    assert len(texts) == 3
+    assert "filtered" not in str(ExecutionFilter())
 
 
 def test_total_is_maintained_without_filters_and_for_statuses_only() -> None:

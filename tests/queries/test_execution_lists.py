@@ -70,6 +70,7 @@ async def insert(session: AsyncSession, flows: Sequence[FlowRecord], count: int,
                 status=status,
                 started_at=chance.choice(moments),
                 duration_ms=None if status is S.RUNNING else chance.randrange(100),
+                filtered=chance.random() < 0.3,
                 error_message=chance.choice((None, "50% of a_b\\c", "Boom", "boom", "ébène")),
                 mode=chance.choice(("normal", "normal", "normal", "test")),
             )
@@ -80,9 +81,9 @@ async def insert(session: AsyncSession, flows: Sequence[FlowRecord], count: int,
 async def expected(session: AsyncSession, flow_ids: Sequence[UUID], wanted: ExecutionFilter) -> list[Any]:
     """The executions that match the filters apart from a search, by a plain statement and a filter in Python."""
     e = ExecutionRecord.__table__.c
-    columns = (e.id, e.flow_id, e.status, e.trigger_type, e.trigger_id, e.started_at, e.duration_ms, e.error_message)
+    names = ("id", "flow_id", "status", "trigger_type", "trigger_id", "started_at", "duration_ms", "error_message")
     rows = await session.execute(
-        sa.select(*columns)
+        sa.select(*(e[name] for name in names), e.filtered)
         .where(e.flow_id.in_(flow_ids), e.mode == "normal")
         .order_by(e.started_at.desc(), e.id.desc())
     )
@@ -106,6 +107,7 @@ def matches(row: Any, wanted: ExecutionFilter) -> bool:
             wanted.started_before is None or row.started_at < wanted.started_before,
             wanted.min_duration_ms is None or (row.duration_ms or -1) >= wanted.min_duration_ms,
             wanted.has_error in (None, row.error_message is not None),
+            wanted.filtered in (None, row.filtered),
         )
     )
 
@@ -123,6 +125,7 @@ def random_filter(chance: Random, trigger_id: UUID, flow_ids: Sequence[UUID]) ->
         started_before=sometimes(NOON + timedelta(minutes=chance.randrange(300))),
         min_duration_ms=sometimes(chance.randrange(100)),
         has_error=sometimes(chance.random() < 0.5),
+        filtered=sometimes(chance.random() < 0.5),
         error_text=sometimes(chance.choice(("b", "%", "_b\\", "é", "BOOM"))),
     )
 

@@ -15,11 +15,12 @@ from bloxserver.api.dependencies import (
 )
 from bloxserver.api.errors import error_response
 from bloxserver.api.idempotency import REPLAYED, IdempotencyHeader
-from bloxserver.api.openapi import any_body, error_of, errors, response_of, still_running
+from bloxserver.api.openapi import EXAMPLES, any_body, error_of, errors, response_of, still_running
 from bloxserver.api.schemas import AwaitedExecution, Execution, WebhookAccepted, WebhookTest
 from bloxserver.api.stream_slots import WebhookWaitSlot, refuse_webhook_wait_again
 from bloxserver.api.streaming import WaitingResponse, Watcher
 from bloxserver.api.watching import Watch
+from bloxserver.api.webhook_responses import ACCEPTED, WebhookResponse
 from bloxserver.errors import BloxError, NotFound
 from bloxserver.queries.executions import find_execution
 from bloxserver.services.rate_limits import read_admitted_webhook
@@ -28,7 +29,6 @@ from bloxserver.services.webhooks import receive_webhook
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], dependencies=[Depends(refuse_exceeded_webhook)])
 
-ACCEPTED = "Webhook received and execution started"
 NOT_FOUND = ("webhook_not_found", "Webhook not found")
 
 
@@ -40,7 +40,8 @@ NOT_FOUND = ("webhook_not_found", "Webhook not found")
     summary="Start an execution by webhook",
     responses=response_of(
         200,
-        "The execution is started. With `wait`: the execution has ended.",
+        "The execution is started. With `wait`: the execution has ended. If the trigger has `respond`, the output of "
+        "the execution, or the response of a listener with the block `respond`, which can also have another status.",
         accepted=examples.WEBHOOK_ACCEPTED,
         ended=examples.ENDED_EXECUTION,
     )
@@ -58,6 +59,12 @@ NOT_FOUND = ("webhook_not_found", "Webhook not found")
         "The trigger requires a signature, which is missing or invalid.",
         "invalid_signature",
         "The signature of the webhook is missing or invalid",
+    )
+    | error_of(
+        422,
+        "The request is invalid. If the trigger has `respond`: `execution_failed`, `execution_timed_out` or "
+        "`execution_cancelled`.",
+        *EXAMPLES[422],
     )
     | error_of(409, "The webhook is disabled.", "trigger_disabled", "Webhook is disabled"),
     openapi_extra=any_body("The input of the execution, of any content type. It becomes `inputPayload`."),
@@ -87,6 +94,8 @@ async def receive(
         return error_response(request, error)  # not raised: the record is committed
     if accepted.is_repeated:
         response.headers.update(REPLAYED)
+    if wait is None and accepted.wait is not None:
+        return WebhookResponse(request, accepted, accepted.wait)
     if wait is None:
         return WebhookAccepted(status="accepted", execution_id=accepted.execution_id, message=ACCEPTED)
     execution = await find_execution(session, accepted.execution_id)

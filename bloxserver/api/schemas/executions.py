@@ -28,6 +28,9 @@ class ExecutionSummary(CamelModel):
     duration_ms: int | None = Field(
         description="From `startedAt` to `completedAt`, in milliseconds; null until it ends."
     )
+    filtered: bool = Field(
+        description="Whether the execution succeeded, and no condition chose a listener for any of its outputs."
+    )
     cost_usd: float | None = Field(description=COST)
 
 

@@ -13,6 +13,7 @@ from bloxserver.clock import UtcTime, now
 from bloxserver.json_models import CamelModel
 from bloxserver.models.enums import FlowStatus, TriggerType
 from bloxserver.services.cron import CATCH_UP, MAX_CRON_LENGTH
+from bloxserver.services.webhook_responses import MAX_SECONDS, Respond
 from bloxserver.services.webhook_schemes import SIGNATURE_SCHEMAS
 
 
@@ -50,7 +51,13 @@ SCHEDULE_CONFIG: JsonDict = {
     },
     "required": ["cron"],
 }
-WEBHOOK_CONFIG: JsonDict = {"properties": {"signature": {"anyOf": [*SIGNATURE_SCHEMAS, {"type": "null"}]}}}
+WEBHOOK_CONFIG: JsonDict = {
+    "properties": {
+        "signature": {"anyOf": [*SIGNATURE_SCHEMAS, {"type": "null"}]},
+        "respond": {"enum": [*Respond]},
+        "respond_seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SECONDS},
+    }
+}
 
 
 def _config_of(kind: TriggerType, config: JsonDict) -> JsonDict:
@@ -74,7 +81,8 @@ class CreateTriggerRequest(RequestModel):
     name: str = Field(min_length=1, max_length=100, examples=["Orders from the shop"])
     config: MaybeRaw[dict[str, Any]] = Field(
         description="A schedule needs `cron` (five fields). `timezone` defaults to UTC. `target` is the listener that "
-        "gets the input; the default is the entry listener. `signature` is how a webhook verifies its senders.",
+        "gets the input; the default is the entry listener. `signature` is how a webhook verifies its senders, "
+        "and `respond` when it responds.",
         examples=[{"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin"}],
     )
 

@@ -38,7 +38,7 @@ CHANGING = (
 )
 """The columns of a step that change while its message is handled."""
 LEASE_COLUMNS = ("id", "lease")
-END_COLUMNS = ("id", "output")
+END_COLUMNS = ("id", "output", "filtered")
 
 
 @cache
@@ -61,10 +61,13 @@ def save_group(*, skip_locked: bool) -> sa.Executable:
     )
     valid = sa.select(locked.c.id)
     steps = _step_rows()
-    ended = array_rows("ended", {"id": _executions.c.id.type, "output": _executions.c.output_payload.type})
+    row = _executions.c
+    ended = array_rows("ended", {"id": row.id.type, "output": row.output_payload.type, "filtered": row.filtered.type})
     return valid.add_cte(
         _upsert("postgresql", sa.select(*steps.c).where(steps.c.execution_id.in_(valid))).cte("saved"),
-        success_of(ended.c.output).where(_executions.c.id == ended.c.id, ended.c.id.in_(valid)).cte("succeeded"),
+        success_of(ended.c.output, ended.c.filtered)
+        .where(_executions.c.id == ended.c.id, ended.c.id.in_(valid))
+        .cte("succeeded"),
     )
 
 
@@ -79,7 +82,8 @@ def save_steps_of(dialect: str) -> sa.Executable:
 def save_success() -> sa.Executable:
     """End an execution as a success. For SQLite; the parameters are one row `ended`, and `moment`."""
     output = sa.bindparam("ended_output", type_=_executions.c.output_payload.type)
-    return success_of(output).where(_executions.c.id == sa.bindparam("ended_id", type_=_executions.c.id.type))
+    filtered = sa.bindparam("ended_filtered", type_=_executions.c.filtered.type)
+    return success_of(output, filtered).where(_executions.c.id == sa.bindparam("ended_id", type_=_executions.c.id.type))
 
 
 def _step_rows() -> sa.TableValuedAlias:

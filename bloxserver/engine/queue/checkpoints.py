@@ -61,6 +61,8 @@ class Checkpoint:
     steps: Sequence[dict[str, Any]]
     output: str | None = None
     """Set if the execution succeeds with these steps, and no other execution waits for it."""
+    is_filtered: bool = False
+    """Whether no condition chose a listener for any of its outputs."""
 
     @property
     def characters(self) -> int:
@@ -104,7 +106,11 @@ async def _write_on_postgresql(
     """Write steps and successes; returns the leases that are valid."""
     leases = [dict(zip(LEASE_COLUMNS, each.execution.lease_key, strict=True)) for each in checkpoints]
     steps = [step for checkpoint in checkpoints for step in checkpoint.steps]
-    ended = [{"id": each.execution.id, "output": each.output} for each in checkpoints if each.output is not None]
+    ended = [
+        {"id": each.execution.id, "output": each.output, "filtered": each.is_filtered}
+        for each in checkpoints
+        if each.output is not None
+    ]
     rows = await session.scalars(
         save_group(skip_locked=skip_locked),
         arrays_of("lease", LEASE_COLUMNS, leases)
@@ -125,7 +131,12 @@ async def _write_on_sqlite(
     await save_steps(session, [step for checkpoint in saved for step in checkpoint.steps])
     moment = now()
     ended = [
-        {"ended_id": each.execution.id, "ended_output": each.output, "moment": moment}
+        {
+            "ended_id": each.execution.id,
+            "ended_output": each.output,
+            "ended_filtered": each.is_filtered,
+            "moment": moment,
+        }
         for each in saved
         if each.output is not None
     ]

@@ -138,11 +138,21 @@ async def end_execution(
     *,
     output: str | None = None,
     error: str | None = None,
+    is_stopped: bool = False,
+    is_filtered: bool = False,
 ) -> None:
-    """Write the end of the execution; raises `LeaseLost`."""
+    """Write the end of the execution, see `transitions`; raises `LeaseLost`."""
     conditions = _has_lease(execution.lease_key)
     if not await write_end(
-        session, execution.id, status, *conditions, parent_id=execution.parent_id, output=output, error=error
+        session,
+        execution.id,
+        status,
+        *conditions,
+        parent_id=execution.parent_id,
+        output=output,
+        error=error,
+        is_stopped=is_stopped,
+        is_filtered=is_filtered,
     ):
         raise LeaseLost
 

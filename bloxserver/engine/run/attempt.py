@@ -27,6 +27,8 @@ from bloxserver.blocks.base import (
     Result,
     Routed,
     StepWarning,
+    Stop,
+    StopError,
     Wait,
 )
 from bloxserver.blocks.cel.values import CostLimitExceeded, Invocation
@@ -308,6 +310,9 @@ async def _step_in_process(
         return _step_of(attempt, Routed(answer, tuple(described["to"])))
     if "called" in described:
         return _step_of(attempt, Called(UUID(described["called"])))
+    if "stop" in described:
+        error = described["stop"]
+        return _step_of(attempt, Stop(answer, None if error is None else StopError(**error)))
     return _step_of(attempt, answer)
 
 
@@ -328,5 +333,10 @@ def _step_of(attempt: Attempt, result: Result) -> Step:
             return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=checked_answer(answer), routed_to=to)
         case Called(execution_id):
             return attempt.step(StepStatus.CALLING, called_id=execution_id)
+        case Stop(answer, error):
+            if error is None:
+                return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=checked_answer(answer), is_stop=True)
+            values = {"error": error.message, "error_code": error.code[:MAX_CODE]}
+            return attempt.step(StepStatus.ERROR, completed_at=now(), is_stop=True, **values)
         case answer:
             return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=checked_answer(answer))

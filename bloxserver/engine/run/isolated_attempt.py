@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, cast
 
 from pydantic import BaseModel, JsonValue
 
-from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Wait
+from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Stop, Wait
 from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import evaluate_items, holds
 from bloxserver.blocks.names import CONDITION_NAMES
@@ -95,6 +96,8 @@ def _run(
             return answer, {"to": to}
         case Called(execution_id):
             return None, {"called": str(execution_id)}
+        case Stop(answer, error):
+            return answer, {"stop": None if error is None else asdict(error)}
         case answer:
             return answer, {}
 

@@ -117,6 +117,8 @@ class Step(NamedTuple):
     tokens: Tokens = NO_TOKENS
     sequence: int = 0
     warnings: tuple[StepWarning, ...] = ()
+    is_stop: bool = False
+    """Whether the execution ends with this step. Not stored, because the end is stored with the step."""
 
     @property
     def id(self) -> UUID:
@@ -152,9 +154,13 @@ def interrupted_steps(steps: Collection[Step]) -> list[Step]:
 
 @dataclass(frozen=True)
 class Finished:
-    """All messages were handled; `output` holds the answers that no listener received."""
+    """All messages were handled: `output` holds the answers that no listener received. Or a step gave the output."""
 
     output: Value
+    is_filtered: bool = False
+    """Whether each output is an answer for which no condition chose a listener."""
+    is_stopped: bool = False
+    """Whether a step ended the execution, perhaps before others have ended."""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
 from bloxserver.engine.run.batches import Item, divide, take_batch
 from bloxserver.engine.run.conversation import StoredConversation
+from bloxserver.engine.run.endings import closed, finished_with, stopped_by, with_unmet_conditions
 from bloxserver.engine.run.joins import joins_of
 from bloxserver.engine.run.loops import Loops, listener_of_loop
 from bloxserver.engine.run.messages import (
     NO_TOKENS,
     Change,
     Failed,
-    Finished,
     Message,
     Outcome,
     Save,
@@ -34,7 +34,6 @@ from bloxserver.engine.run.messages import (
     called_by,
     interrupted_steps,
     is_loop,
-    output_of,
     wake_time,
 )
 from bloxserver.engine.run.open_calls import OpenCalls
@@ -220,18 +219,22 @@ class Pump:
         answers: list[Step] = []
         outcome: Outcome | None = self._failure
         abandoned: list[Step] = []
-        for step in steps:
+        steps = [*steps]
+        for index, step in enumerate(steps):
             self._running.pop(step.id, None)
             if not step.is_open:
                 self._attempts.pop(step.id, None)
                 abandoned += self._abandon_calls(step.id)
-            if step.is_open:
+            if step.is_stop:
+                outcome = outcome or stopped_by(step)
+            elif step.is_open:
                 self._waiting[step.message.key] = step
             elif step.message.call is not None:
                 answers.append(step)
             else:
                 try:
-                    messages += await self._route(step)
+                    steps[index], sent = await self._route(step)
+                    messages += sent
                 except RoutingError as failure:
                     outcome = outcome or Failed(str(failure))
         if self._joins is not None:
@@ -241,7 +244,7 @@ class Pump:
         if outcome is None and not (
             messages or answers or self._running or self._ready or self._waiting or self._queued
         ):
-            outcome = Finished(output_of(self._leaves))
+            outcome = finished_with(self._leaves)
         # Saved before the answers are sent: a crash must not undo what a listener has received.
         first, *later = divide(messages)
         begun = self._new(first) if outcome is None else []
@@ -250,6 +253,7 @@ class Pump:
         abandoned = [step for step in abandoned if step.message.key not in keys]
         keys = {step.message.key for step in abandoned}
         ended = [step for step in steps if self._saved.get(key := step.message.key) is not step and key not in keys]
+        ended = ended if outcome is None else closed(ended)
         if ended or abandoned or begun or outcome:
             await self._store([*ended, *abandoned, *begun], outcome)
         if outcome is None:
@@ -289,16 +293,17 @@ class Pump:
         is_open = message.key in self._waiting or message.id in self._ready or (task is not None and not task.done())
         return self._cancel(message) if is_open else []
 
-    async def _route(self, step: Step) -> list[Message]:
+    async def _route(self, step: Step) -> tuple[Step, list[Message]]:
         if step.status is StepStatus.CANCELLED:  # in an earlier run, because a join had another answer
-            return []
+            return step, []
         listener = self._organism.listener(step.message.listener)
         if step.status is StepStatus.SUCCESS:
             self._context.names.keep(step, self._organism)
         messages = [Message(name, payload, step.id) for name, payload in await route(listener, step, self._context)]
         if not messages:
+            step = with_unmet_conditions(step, listener)
             self._leaves.append(step)
-        return messages
+        return step, messages
 
     def _count(self, messages: Sequence[Message]) -> Failed | None:
         self._handled += len(messages)

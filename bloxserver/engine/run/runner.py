@@ -205,8 +205,10 @@ class ExecutionRunner:
                 self._notified |= warnings
             case None if self._tokens == self._saved_tokens:
                 await self._checkpoints.save(Checkpoint(self._execution, rows))
-            case Finished(output) if self._tokens == self._saved_tokens and self._execution.parent_id is None:
-                await self._checkpoints.save(Checkpoint(self._execution, rows, text_of_output(output)))
+            case Finished(output, is_filtered, is_stopped=False) if (
+                self._tokens == self._saved_tokens and self._execution.parent_id is None
+            ):
+                await self._checkpoints.save(Checkpoint(self._execution, rows, text_of_output(output), is_filtered))
             case _:
                 await self._save_alone(change, rows)
         self._lease.confirm(began_at)
@@ -287,8 +289,15 @@ class ExecutionRunner:
         match outcome:
             case None:
                 await leases.lock_lease(session, execution.lease_key)
-            case Finished(output):
-                await leases.end_execution(session, execution, ExecutionStatus.SUCCESS, output=text_of_output(output))
+            case Finished(output, is_filtered, is_stopped):
+                await leases.end_execution(
+                    session,
+                    execution,
+                    ExecutionStatus.SUCCESS,
+                    output=text_of_output(output),
+                    is_stopped=is_stopped,
+                    is_filtered=is_filtered,
+                )
             case Failed(error):
                 await self._fail(session, ExecutionStatus.ERROR, error)
             case Suspended(until, called):

@@ -54,6 +54,7 @@ def output(outcome: Outcome) -> JsonValue:
         "handler: handlers.hello.handle_greeting",
         'handler: python, config: {code: \'payload["id"] + len(payload["pad"])\'}',
         "handler: delay, config: {seconds: 0}",
+        "handler: respond, config: {status: 201, headers: {X-N: '{{ payload.id }}'}}",
     ],
 )
 async def test_large_message_has_the_same_answer_as_a_small_one(listener: str) -> None:

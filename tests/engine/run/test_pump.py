@@ -121,7 +121,7 @@ async def test_conditions_select_the_receiving_peers() -> None:
 
 async def test_answer_without_a_matching_condition_is_output() -> None:
     text = organism("name: a, handler: echo, peers: [{to: b, when: payload > 10}]", echo("b"))
-    assert (await pump(text, 1))[0] == Finished(1)
+    assert (await pump(text, 1))[0] == Finished(1, is_filtered=True)
 
 
 async def test_condition_that_cannot_be_evaluated_fails_the_execution() -> None:

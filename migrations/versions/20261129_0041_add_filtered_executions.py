@@ -1,0 +1,21 @@
+"""add whether no condition chose a listener for the outputs of an execution
+
+Revision ID: 0041
+Revises: 0039
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0041"
+down_revision = "0039"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("executions", sa.Column("filtered", sa.Boolean(), server_default=sa.false(), nullable=False))
+
+
+def downgrade() -> None:
+    op.drop_column("executions", "filtered")
