@@ -50,6 +50,7 @@ from bloxserver.models.flow_data_tables import (
     FailureNotificationRecord,
     FlowVarsRecord,
     KeyValueRecord,
+    ResumptionRecord,
     SigningSecretRecord,
     WebhookDeliveryRecord,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "MeterReportRecord",
     "NotificationChannel",
     "RateCounterRecord",
+    "ResumptionRecord",
     "Scope",
     "SecretRecord",
     "SigningSecretRecord",

@@ -30,6 +30,7 @@ def compile_organism(organism: Organism) -> dict[str, Any]:
         "name": organism.name,
         "entry": organism.entry().name,
         "read_steps": sorted(organism.read_steps),
+        "waits": sorted(organism.waits),
         "listeners": {listener.name: compiled_listener(listener) for listener in organism.listeners},
         "execution": asdict(organism.execution),
         "on_failure": organism.on_failure and asdict(organism.on_failure),
@@ -58,6 +59,7 @@ class CompiledOrganism:
         self._listeners: dict[str, Listener] = {}
         self.execution = ExecutionLimits(**compiled["execution"])
         self.read_steps = frozenset(compiled["read_steps"])
+        self.waits = frozenset(compiled["waits"])
         failure = compiled["on_failure"]
         self.on_failure = None if failure is None else FailureNotification(**failure)
 

@@ -108,6 +108,11 @@ class Organism:
         """The listeners whose answers may be referred to as `steps.NAME`."""
         return frozenset().union(*(listener.read_steps for listener in self.listeners)) & self._by_name.keys()
 
+    @cached_property
+    def waits(self) -> frozenset[str]:
+        """The listeners that wait for calls of their URLs, `resume.NAME.url`."""
+        return frozenset(listener.name for listener in self.listeners if listener.block.awaits_call)
+
     def has(self, name: str) -> bool:
         return name in self._by_name
 

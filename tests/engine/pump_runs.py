@@ -95,6 +95,7 @@ class World:
         self._http = http
         self._secrets = secrets
         self.names = ExecutionNames({})
+        self.received: dict[str, Value] = {}
 
     def models(self, message: Message, attempt: int) -> LiveModels:
         return LiveModels(self._models.of(self._caller), self._texts, self._execution_id, message, attempt)
@@ -117,6 +118,9 @@ class World:
 
     async def require_lease(self) -> None:
         pass  # the pump runs without a database
+
+    async def received_calls(self) -> Mapping[str, Value]:
+        return self.received
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         return {name: self._secrets[name] for name in names}

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, JsonValue
 
-from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Wait
+from bloxserver.blocks.base import Awaited, BlockConfig, BlockContext, BlockError, Called, Result, Routed, Wait
 from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import holds
 from bloxserver.blocks.names import CONDITION_NAMES
@@ -95,6 +95,8 @@ def _run(
             return answer, {"to": to}
         case Called(execution_id):
             return None, {"called": str(execution_id)}
+        case Awaited(question):
+            return None, {"question": question}
         case answer:
             return answer, {}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -35,6 +35,7 @@ from bloxserver.engine.run.messages import (
     wake_time,
 )
 from bloxserver.engine.run.open_calls import OpenCalls
+from bloxserver.engine.run.open_waits import OpenWaits
 from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.engine.run.wake_timer import WakeTimer
 from bloxserver.models.enums import StepStatus
@@ -71,7 +72,7 @@ class Pump:
     ) -> None:
         """`called` are results of the executions that saved steps called; `sequence` is the highest of saved steps.
 
-        `on_call` is called when a step begins to wait for an execution that it called.
+        `on_call` is called when a step begins to wait for an execution that it called, or for a call of its URL.
         """
         self._visible_after = visible_after
         self._cancel_grace_seconds = cancel_grace_seconds
@@ -94,6 +95,7 @@ class Pump:
         """The newest attempt of each step."""
         self._waiting: dict[str, Step] = {}
         self._calls = OpenCalls()
+        self._waits = OpenWaits(organism, context, self._saved.values())
         self._cancelled: list[asyncio.Task[None]] = []
         self._unsaved: dict[UUID, Step] = {}
         """Steps that have started and are not saved."""
@@ -122,6 +124,16 @@ class Pump:
     def pending_calls(self) -> frozenset[UUID]:
         """The called executions that steps of this run wait for; empty once the run has ended or is being suspended."""
         return frozenset(called_by(self._waiting.values()))
+
+    @property
+    def pending_waits(self) -> frozenset[str]:
+        """The listeners that wait for calls of their URLs; empty once the run has ended or is being suspended."""
+        return self._waits.listeners
+
+    def resolve_waits(self, listeners: Collection[str]) -> None:
+        """Continue the steps of these listeners, whose URLs were called."""
+        if self._waits.look_again(listeners):
+            self._inbox.put_nowait(None)
 
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
         """Continue the steps whose called executions have ended; None means that the called execution was deleted."""
@@ -168,11 +180,16 @@ class Pump:
     async def _due_steps(self) -> list[Step]:
         """Start retries that are due; returns waiting steps whose answer is due."""
         moment = now()
-        answers: list[Step] = []
+        answers = await self._waits.take_ended(moment)
+        for step in answers:
+            del self._waiting[step.message.key]
         due = [
             (key, step)
             for key, step in self._waiting.items()
-            if step.status is not StepStatus.CALLING and step.completed_at is not None and step.completed_at <= moment
+            if step.status is not StepStatus.CALLING
+            and step.completed_at is not None
+            and step.completed_at <= moment
+            and not self._waits.is_open(step)
         ]
         if any(step.status is not StepStatus.WAITING for _, step in due):
             # Nothing was saved during the wait: another worker may have the execution by now, and have retried it.
@@ -203,9 +220,10 @@ class Pump:
         return not self._ready and all(map(self._calls.is_waiting, self._running))
 
     async def _suspend(self, until: datetime) -> Outcome:
-        outcome = Suspended(until, tuple(called_by(self._waiting.values())))
-        # From here on, the end of a called execution resumes this one in the database: `pending_calls` is empty.
+        outcome = Suspended(until, tuple(called_by(self._waiting.values())), tuple(self._waits.listeners))
+        # From here on, the end of a called execution, or a call, resumes this one in the database.
         self._waiting.clear()
+        self._waits.clear()
         await self._store([], outcome)
         return outcome
 
@@ -215,6 +233,7 @@ class Pump:
         answers: list[Step] = []
         outcome: Outcome | None = self._failure
         abandoned: list[Step] = []
+        steps = [self._waits.admit(step) for step in steps]
         for step in steps:
             self._running.pop(step.id, None)
             if not step.is_open:
@@ -252,7 +271,7 @@ class Pump:
                 self._send(batch)
             while self._ready and len(self._running) < MAX_STARTED:
                 self._start(self._ready.popleft())
-            if any(step.status is StepStatus.CALLING for step in steps):
+            if any(step.status is StepStatus.CALLING or self._waits.is_open(step) for step in steps):
                 self._on_call()
         return outcome
 
@@ -265,7 +284,9 @@ class Pump:
                 task.cancel()
                 self._cancelled.append(task)
             step = self._waiting.pop(key, None)
-            if step is None:
+            if step is not None:
+                self._waits.forget(step)
+            else:
                 attempt = self._attempts.get(message.id)
                 step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)
             tokens = self._tokens.get(key, NO_TOKENS)
@@ -317,12 +338,11 @@ class Pump:
         self._inbox.put_nowait(step)
 
     def _resolve(self, calling: Step, called: Mapping[UUID, CalledResult]) -> Step:
-        """Apply the result of the called execution; returns the same step while that execution runs."""
+        """Apply the result of the called execution, if it has ended."""
         return self._attempt(calling).resolve_call(calling, called)
 
     def _attempt(self, step: Step) -> Attempt:
-        listener = self._organism.listener(step.message.listener)
-        return Attempt(listener, step.message, step.attempt, step.started_at, step.interruptions, [*step.warnings])
+        return Attempt.of(self._organism.listener(step.message.listener), step)
 
     def _start(self, step: Step) -> None:
         """Start the attempt that the step's number names; a conversation continues from the step's state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import StreamWriter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from uuid import UUID
 
@@ -146,12 +146,16 @@ class Waiting:
 
     def __init__(self, *called: UUID) -> None:
         self.pending_calls = frozenset(called)
+        self.pending_waits: frozenset[str] = frozenset()
         self.results: list[Mapping[UUID, CalledResult | None]] = []
         self.resolved = asyncio.Event()
 
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
         self.results.append(results)
         self.resolved.set()
+
+    def resolve_waits(self, listeners: Collection[str]) -> None:
+        raise AssertionError(f"it does not wait for {listeners}")
 
 
 async def called_by(session: AsyncSession, number: int) -> list[tuple[UUID, UUID]]:
