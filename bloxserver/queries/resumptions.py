@@ -27,6 +27,9 @@ from bloxserver.queries.flows import flow_exists
 REPEATED_WAIT = "wait_repeated"
 """The error of a step whose listener has waited before in its execution. The wait of the other step is not affected."""
 
+MAX_RETRIES = 20
+"""Retries of retries to which a URL leads."""
+
 
 class Wait(NamedTuple):
     """The wait of a listener in an execution. It may not have begun."""
@@ -44,21 +47,39 @@ class Wait(NamedTuple):
 async def read_wait(session: AsyncSession, execution_id: UUID, listener: str, *, lock: bool = False) -> Wait:
     """The wait; with `lock`, the execution is locked until the transaction ends.
 
-    Raises `NotFound` if the execution was deleted, and if it or the wait has ended without a call.
+    If the execution has ended without a call, it is the wait of the latest retry of its failed steps: steps that sent
+    the URL are not repeated. Raises `NotFound` if there is none, if the execution was deleted, and if the wait is over.
     """
-    wanted = ExecutionRecord.id == execution_id, flow_exists()
-    if lock:
-        await session.execute(sa.select(ExecutionRecord.id).where(*wanted).with_for_update())
-    row = (await session.execute(_execution().where(*wanted))).first()
-    if row is None:
-        raise NotFound("Wait")
-    of_listener = ResumptionRecord.execution_id == execution_id, ResumptionRecord.listener == listener
-    is_answered = await session.scalar(sa.select(sa.exists().where(*of_listener))) or False
-    if row.status is not ExecutionStatus.RUNNING and not is_answered:
-        raise NotFound("Wait")
-    output = None if is_answered else await _read_output(session, execution_id, listener)
-    plan = get_plan(row.tier or Tier.FREE, row.limits, row.billing_status)
-    return Wait(execution_id, listener, row.user_id, plan, row.organism_yaml, is_answered, output)
+    for _ in range(MAX_RETRIES):
+        wanted = ExecutionRecord.id == execution_id, flow_exists()
+        if lock:
+            await session.execute(sa.select(ExecutionRecord.id).where(*wanted).with_for_update())
+        row = (await session.execute(_execution().where(*wanted))).first()
+        if row is None:
+            break
+        of_listener = ResumptionRecord.execution_id == execution_id, ResumptionRecord.listener == listener
+        is_answered = await session.scalar(sa.select(sa.exists().where(*of_listener))) or False
+        if is_answered or row.status is ExecutionStatus.RUNNING:
+            output = None if is_answered else await _read_output(session, execution_id, listener)
+            plan = get_plan(row.tier or Tier.FREE, row.limits, row.billing_status)
+            return Wait(execution_id, listener, row.user_id, plan, row.organism_yaml, is_answered, output)
+        retry = await session.scalar(_latest_retry(execution_id))
+        if retry is None:
+            break
+        execution_id = retry
+    raise NotFound("Wait")
+
+
+def _latest_retry(execution_id: UUID) -> sa.Select[UUID]:
+    """The latest retry that has steps of the execution."""
+    step = ExecutionStepRecord
+    has_copies = sa.exists().where(step.execution_id == ExecutionRecord.id, step.copied)
+    return (
+        sa.select(ExecutionRecord.id)
+        .where(ExecutionRecord.retry_of == execution_id, has_copies)
+        .order_by(ExecutionRecord.started_at.desc(), ExecutionRecord.id.desc())
+        .limit(1)
+    )
 
 
 def _execution() -> sa.Select[Any]:

@@ -113,9 +113,9 @@ async def open_wait(
 
 async def accept_answer(session: AsyncSession, opened: OpenWait, answer: Answer, client: Client) -> None:
     """Store the answer, and resume the execution if it is suspended. Raises `NotFound` and `AlreadyAnswered`."""
-    execution_id, listener = opened.wait.execution_id, opened.wait.listener
     # A worker that suspends the execution, or ends the wait, commits before this has the lock, or reads the answer.
-    if (await read_wait(session, execution_id, listener, lock=True)).is_answered:
+    wait = await read_wait(session, opened.wait.execution_id, opened.wait.listener, lock=True)
+    if wait.is_answered:
         raise AlreadyAnswered
     moment = now()
     answered_by = {
@@ -124,11 +124,12 @@ async def accept_answer(session: AsyncSession, opened: OpenWait, answer: Answer,
         "name": answer.name,
         "answered_at": moment.isoformat(),
     }
-    values = {"execution_id": execution_id, "listener": listener, "payload": answer.payload, "answered_by": answered_by}
+    of = {"execution_id": wait.execution_id, "listener": wait.listener}
+    values = {**of, "payload": answer.payload, "answered_by": answered_by}
     insert = insert_into(session, ResumptionRecord).values(values).on_conflict_do_nothing()
     if (await session.execute(insert.returning(ResumptionRecord.listener))).first() is None:
         raise AlreadyAnswered
-    await _resume(session, execution_id)
+    await _resume(session, wait.execution_id)
 
 
 async def _resume(session: AsyncSession, execution_id: UUID) -> None:

@@ -12,6 +12,8 @@ down_revision = "0039"
 branch_labels = None
 depends_on = None
 
+INDEX = "ix_executions_retries"
+
 
 def upgrade() -> None:
     op.create_table(
@@ -25,7 +27,10 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("execution_id", "listener", name="pk_resumptions"),
     )
+    condition = sa.text("retry_of IS NOT NULL")
+    op.create_index(INDEX, "executions", ["retry_of"], sqlite_where=condition, postgresql_where=condition)
 
 
 def downgrade() -> None:
+    op.drop_index(INDEX, "executions")
     op.drop_table("resumptions")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
 
@@ -318,3 +319,71 @@ async def test_interrupted_wait_keeps_its_time(
     assert before is not None
     [_, step] = await steps_of(live_client, execution)
     assert step["attempt"] == 1
+
+
+async def test_url_leads_to_the_retry_of_the_failed_steps(
+    working: Engine, live_client: httpx.AsyncClient, live_database: Database
+) -> None:
+    """The step that sent the URL is not repeated."""
+    path = await started_flow(live_client, SIMPLE.replace("wait.webhook", "wait.webhook, timeout_seconds: 0.05"))
+    failed = await run(live_client, path)
+    assert failed["errorMessage"] == "ask: no call within 0.05 seconds"
+    original = f"{path}/executions/{failed['id']}"
+    long = SIMPLE.replace("wait.webhook", "wait.webhook, timeout_seconds: 2592000")
+    assert (await live_client.patch(path, json={"organismYaml": long})).status_code == 200
+    retried = await live_client.post(f"{original}/retry?from=failed&version=latest")
+    assert retried.status_code == 201
+    retry = f"{path}/executions/{retried.json()['id']}"
+    await suspended(live_database, retry)
+    assert (await live_client.post(url_of(original), json=1)).status_code == 200
+    assert (await live_client.post(url_of(retry), json=2)).status_code == 409
+    assert output_of(await eventually(live_client, retry, ENDED)) == 1
+    [first, step] = await steps_of(live_client, retry)
+    assert (first["copied"], step["copied"]) == (True, False)
+
+
+async def test_answer_is_kept_for_a_retry(
+    working: Engine, live_client: httpx.AsyncClient, live_database: Database
+) -> None:
+    failing = SIMPLE.replace("wait.webhook", "wait.webhook, peers: [after]")
+    failing += "  - {name: after, description: d, handler: transform, config: {expression: payload.missing}}\n"
+    execution = await waiting(live_client, live_database, failing)
+    assert (await live_client.post(url_of(execution), json={"a": 1})).status_code == 200
+    assert (await eventually(live_client, execution, ENDED))["status"] == "error"
+    retried = await live_client.post(f"{execution}/retry?from=failed")
+    retry = f"{execution.rpartition('/')[0]}/{retried.json()['id']}"
+    assert (await eventually(live_client, retry, ENDED))["status"] == "error"
+    step = next(step for step in await steps_of(live_client, retry) if step["listener"] == "ask")
+    assert (step["status"], step["copied"], step["answeredBy"]["address"]) == ("success", True, "127.0.0.1")
+
+
+async def test_flow_that_stops_has_no_waits(
+    working: Engine, live_client: httpx.AsyncClient, live_database: Database
+) -> None:
+    execution = await waiting(live_client, live_database, SIMPLE)
+    path = execution.rpartition("/executions/")[0]
+    assert (await live_client.post(f"{path}/stop")).status_code == 200
+    assert (await eventually(live_client, execution, ENDED))["status"] == "cancelled"
+    assert (await live_client.post(url_of(execution), json=1)).status_code == 404
+
+
+async def test_either_worker_continues(
+    keyed: Settings, live_client: httpx.AsyncClient, live_database: Database
+) -> None:
+    """SQLite has one worker."""
+    async with AsyncExitStack() as engines:
+        for _ in range(1 if live_database.is_sqlite else 2):
+            await engines.enter_async_context(running_engine(keyed, live_database))
+        path = await started_flow(live_client, SIMPLE)
+        executions = [await accept(live_client, path) for _ in range(6)]
+        calls = [live_client.post(url_of(execution), json=execution) for execution in executions]
+        assert {response.status_code for response in await asyncio.gather(*calls)} == {200}
+        for execution in executions:
+            assert output_of(await eventually(live_client, execution, ENDED)) == execution
+
+
+async def test_definition_needs_a_key(live_client: httpx.AsyncClient) -> None:
+    validated = await live_client.post("/api/v1/organisms/validate", json={"organismYaml": SIMPLE})
+    [problem] = validated.json()["problems"]
+    assert (problem["code"], problem["severity"], problem["line"]) == ("missing_key", "error", 4)
+    assert problem["hint"] == "set API_KEY_ENCRYPTION_KEY on the server"
