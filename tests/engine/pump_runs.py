@@ -95,7 +95,7 @@ class World:
         self._http = http
         self._secrets = secrets
         self.names = ExecutionNames({})
-        self.received: dict[str, Value] = {}
+        self.received: Mapping[str, Value] = {}
 
     def models(self, message: Message, attempt: int) -> LiveModels:
         return LiveModels(self._models.of(self._caller), self._texts, self._execution_id, message, attempt)
@@ -165,6 +165,7 @@ async def pump(
     calling: Caller | None = None,
     secrets: Mapping[str, str] | None = None,
     called: Mapping[UUID, CalledResult] | None = None,
+    received: Mapping[str, Value] | None = None,
     visible_after: timedelta = timedelta(days=1),
     cancel_grace_seconds: float = 10,
 ) -> tuple[Outcome, Log]:
@@ -175,6 +176,7 @@ async def pump(
     models = models or LanguageModels(settings)
     parsed = parse(text, BlockRegistry([*get_registry().blocks, *blocks]))
     world = World(http, models, secrets or {}, payload, calling)
+    world.received = received or {}
     try:
         sequence = max((step.sequence for step in kept), default=0)
         runs = Pump(

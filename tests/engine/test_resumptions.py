@@ -20,6 +20,7 @@ from bloxserver.models.database import Database
 from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, ResumptionRecord
 from bloxserver.resume_tokens import ResumeTokens
 from bloxserver.settings import Settings, get_settings
+from tests.api.contract import covers
 from tests.clerk import override_settings
 from tests.clients.loopback import answer, running_server
 from tests.engine.running_engine import ENDED, accept, eventually, run, running_engine, started_flow, steps_of
@@ -111,6 +112,7 @@ def output_of(execution: dict[str, Any]) -> Any:
     return json.loads(execution["outputPayload"])
 
 
+@covers("resume.page", "resume.accept")
 async def test_form_approves(working: Engine, live_client: httpx.AsyncClient, live_database: Database) -> None:
     execution = await waiting(live_client, live_database, APPROVAL, {"amount": 12})
     first, step = await steps_of(live_client, execution)
@@ -135,6 +137,7 @@ async def test_form_approves(working: Engine, live_client: httpx.AsyncClient, li
     assert json.loads(step["outputPayload"]) == members
 
 
+@covers("resume.once", "resume.invalid")
 async def test_json_rejects(working: Engine, live_client: httpx.AsyncClient, live_database: Database) -> None:
     execution = await waiting(live_client, live_database, APPROVAL, {"amount": 12})
     invalid = await live_client.post(url_of(execution), json={"button": "maybe", "limit": True, "other": 1})
@@ -232,6 +235,7 @@ listeners:
     assert output_of(await eventually(live_client, execution, ENDED)) == {"ask": 1, "failed": "wait_repeated"}
 
 
+@covers("resume.unknown")
 async def test_cancelled_execution_has_no_wait(
     working: Engine, live_client: httpx.AsyncClient, live_database: Database
 ) -> None:
@@ -290,6 +294,7 @@ listeners:
     assert "&lt;s&gt;q" in rejected.text
 
 
+@covers("resume.too-large")
 async def test_large_body_is_refused(working: Engine, live_client: httpx.AsyncClient, live_database: Database) -> None:
     execution = await waiting(live_client, live_database, SIMPLE)
     refused = await live_client.post(url_of(execution), content=b"x" * (64 * 1024 + 1))
