@@ -137,7 +137,8 @@ WAIT = "name: ask, handler: wait.webhook"
 
 
 def test_urls_of_waits_are_known() -> None:
-    assert problems(template("{{ resume.ask.url }}"), use('resume["ask"].url'), WAIT) == []
+    assert problems(template("{{ resume.ask.url }}"), WAIT) == []
+    assert problems(use('resume["ask"].url'), WAIT) == []
 
 
 @pytest.mark.parametrize("name", ["asks", "use"])
