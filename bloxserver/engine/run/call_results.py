@@ -34,10 +34,18 @@ class Caller(Protocol):
         """Continue with these results; None means that the called execution was deleted."""
 
     @property
-    def pending_waits(self) -> frozenset[str]:
-        """The listeners that wait for calls of their URLs."""
+    def waits(self) -> Waits:
+        """Its waits for calls of URLs."""
 
-    def resolve_waits(self, listeners: Collection[str]) -> None:
+
+class Waits(Protocol):
+    """The waits of a run for calls of its URLs, such as `OpenWaits`."""
+
+    @property
+    def listeners(self) -> frozenset[str]:
+        """The listeners that wait."""
+
+    def resolve(self, listeners: Collection[str]) -> None:
         """Continue the steps of these listeners, whose URLs were called."""
 
 
@@ -82,10 +90,10 @@ class CallResults:
             for caller, calls in pending.items():
                 if (parent_id := self._callers.get(caller)) is not None:
                     caller.resolve_calls({called_id: found.get((parent_id, called_id)) for called_id in calls})
-        waiting = {execution_id: caller for caller, execution_id in self._callers.items() if caller.pending_waits}
+        waiting = {execution_id: caller for caller, execution_id in self._callers.items() if caller.waits.listeners}
         if waiting:
             async with self._database.transaction(read_only=True) as session:
                 received = await read_resumed(session, waiting)
             for execution_id, listeners in received.items():
-                waiting[execution_id].resolve_waits(listeners)
+                waiting[execution_id].waits.resolve(listeners)
         return self._poll_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 
 from bloxserver.blocks.base import BlockError
@@ -18,7 +18,15 @@ REPEATED = "wait_repeated"
 class OpenWaits:
     """A listener waits once in an execution: its URL can be called once."""
 
-    def __init__(self, organism: RunnableOrganism, context: ExecutionContext, saved: Iterable[Step]) -> None:
+    def __init__(
+        self,
+        organism: RunnableOrganism,
+        context: ExecutionContext,
+        saved: Iterable[Step],
+        wake: Callable[[], None],
+    ) -> None:
+        """`wake` is called when the pump has to look for steps that have ended."""
+        self._wake = wake
         self._organism = organism
         self._context = context
         self._steps: dict[str, Step] = {}
@@ -34,7 +42,7 @@ class OpenWaits:
 
     @property
     def listeners(self) -> frozenset[str]:
-        """The listeners that wait."""
+        """The listeners that wait; none once the run is being suspended."""
         return frozenset(self._steps)
 
     def admit(self, step: Step) -> Step:
@@ -49,11 +57,11 @@ class OpenWaits:
         self._unread.add(name)
         return step
 
-    def look_again(self, listeners: Collection[str]) -> bool:
-        """Note that these listeners were called. Returns whether one of them waits."""
-        found = self._steps.keys() & listeners
-        self._unread |= found
-        return bool(found)
+    def resolve(self, listeners: Collection[str]) -> None:
+        """Continue the steps of these listeners, whose URLs were called."""
+        if found := self._steps.keys() & listeners:
+            self._unread |= found
+            self._wake()
 
     def is_open(self, step: Step) -> bool:
         """Whether a waiting step waits for a call, and not only for a time."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -95,7 +95,7 @@ class Pump:
         """The newest attempt of each step."""
         self._waiting: dict[str, Step] = {}
         self._calls = OpenCalls()
-        self._waits = OpenWaits(organism, context, self._saved.values())
+        self.waits = OpenWaits(organism, context, self._saved.values(), wake=partial(self._inbox.put_nowait, None))
         self._cancelled: list[asyncio.Task[None]] = []
         self._unsaved: dict[UUID, Step] = {}
         """Steps that have started and are not saved."""
@@ -124,16 +124,6 @@ class Pump:
     def pending_calls(self) -> frozenset[UUID]:
         """The called executions that steps of this run wait for; empty once the run has ended or is being suspended."""
         return frozenset(called_by(self._waiting.values()))
-
-    @property
-    def pending_waits(self) -> frozenset[str]:
-        """The listeners that wait for calls of their URLs; empty once the run has ended or is being suspended."""
-        return self._waits.listeners
-
-    def resolve_waits(self, listeners: Collection[str]) -> None:
-        """Continue the steps of these listeners, whose URLs were called."""
-        if self._waits.look_again(listeners):
-            self._inbox.put_nowait(None)
 
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
         """Continue the steps whose called executions have ended; None means that the called execution was deleted."""
@@ -180,7 +170,7 @@ class Pump:
     async def _due_steps(self) -> list[Step]:
         """Start retries that are due; returns waiting steps whose answer is due."""
         moment = now()
-        answers = await self._waits.take_ended(moment)
+        answers = await self.waits.take_ended(moment)
         for step in answers:
             del self._waiting[step.message.key]
         due = [
@@ -189,7 +179,7 @@ class Pump:
             if step.status is not StepStatus.CALLING
             and step.completed_at is not None
             and step.completed_at <= moment
-            and not self._waits.is_open(step)
+            and not self.waits.is_open(step)
         ]
         if any(step.status is not StepStatus.WAITING for _, step in due):
             # Nothing was saved during the wait: another worker may have the execution by now, and have retried it.
@@ -220,10 +210,10 @@ class Pump:
         return not self._ready and all(map(self._calls.is_waiting, self._running))
 
     async def _suspend(self, until: datetime) -> Outcome:
-        outcome = Suspended(until, tuple(called_by(self._waiting.values())), tuple(self._waits.listeners))
+        outcome = Suspended(until, tuple(called_by(self._waiting.values())), tuple(self.waits.listeners))
         # From here on, the end of a called execution, or a call, resumes this one in the database.
         self._waiting.clear()
-        self._waits.clear()
+        self.waits.clear()
         await self._store([], outcome)
         return outcome
 
@@ -233,7 +223,7 @@ class Pump:
         answers: list[Step] = []
         outcome: Outcome | None = self._failure
         abandoned: list[Step] = []
-        steps = [self._waits.admit(step) for step in steps]
+        steps = [self.waits.admit(step) for step in steps]
         for step in steps:
             self._running.pop(step.id, None)
             if not step.is_open:
@@ -271,7 +261,7 @@ class Pump:
                 self._send(batch)
             while self._ready and len(self._running) < MAX_STARTED:
                 self._start(self._ready.popleft())
-            if any(step.status is StepStatus.CALLING or self._waits.is_open(step) for step in steps):
+            if any(step.status is StepStatus.CALLING or self.waits.is_open(step) for step in steps):
                 self._on_call()
         return outcome
 
@@ -285,7 +275,7 @@ class Pump:
                 self._cancelled.append(task)
             step = self._waiting.pop(key, None)
             if step is not None:
-                self._waits.forget(step)
+                self.waits.forget(step)
             else:
                 attempt = self._attempts.get(message.id)
                 step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)

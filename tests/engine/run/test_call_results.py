@@ -141,21 +141,25 @@ async def test_deleted_callee_fails_the_call(
         assert call["errorCode"] in {"call_lost", "call_failed"}
 
 
+class NoWaits:
+    listeners: frozenset[str] = frozenset()
+
+    def resolve(self, listeners: Collection[str]) -> None:
+        raise AssertionError(f"nothing waits for {listeners}")
+
+
 class Waiting:
     """A caller that waits for some executions."""
 
     def __init__(self, *called: UUID) -> None:
         self.pending_calls = frozenset(called)
-        self.pending_waits: frozenset[str] = frozenset()
+        self.waits = NoWaits()
         self.results: list[Mapping[UUID, CalledResult | None]] = []
         self.resolved = asyncio.Event()
 
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
         self.results.append(results)
         self.resolved.set()
-
-    def resolve_waits(self, listeners: Collection[str]) -> None:
-        raise AssertionError(f"it does not wait for {listeners}")
 
 
 async def called_by(session: AsyncSession, number: int) -> list[tuple[UUID, UUID]]:
