@@ -20,6 +20,7 @@ from bloxserver.billing.client import StripeUnavailable
 from bloxserver.errors import BloxError
 from bloxserver.services.executions import FlowNotRunning
 from bloxserver.services.idempotency import KeyReused
+from bloxserver.services.resumptions import AlreadyAnswered, BodyTooLarge
 from bloxserver.services.secrets import SecretUnavailable
 from bloxserver.services.users import AccountDeleted
 from bloxserver.services.webhook_signatures import InvalidSignature
@@ -45,6 +46,8 @@ STATUSES = {
     StripeUnavailable: 503,
     SecretUnavailable: 409,
     AccountDeleted: 401,
+    AlreadyAnswered: 409,
+    BodyTooLarge: 413,
 }
 
 

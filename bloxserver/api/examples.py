@@ -285,13 +285,8 @@ STEP: Example = {
     "status": "success",
     "attempt": 1,
     "copied": False,
-    "errorCode": None,
-    "errorMessage": None,
-    "routedTo": None,
-    "calledExecutionId": None,
     "startedAt": "2026-03-02T09:36:09.530000Z",
     "completedAt": "2026-03-02T09:36:09.548000Z",
-    "resumesAt": None,
     "durationMs": 18,
     "inputTokens": 0,
     "outputTokens": 0,
@@ -300,7 +295,7 @@ STEP: Example = {
     "inputPayload": INPUT_PAYLOAD,
     "outputPayload": OUTPUT_PAYLOAD,
     "payloadsOmitted": False,
-}
+} | dict.fromkeys(("errorCode", "errorMessage", "routedTo", "calledExecutionId", "resumesAt", "answeredBy"))
 
 SECRET = {
     "name": "SHOP_TOKEN",

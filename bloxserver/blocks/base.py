@@ -136,8 +136,19 @@ class Stop:
     error: StopError | None = None
 
 
+@dataclass(frozen=True)
+class Awaited:
+    """Returned by a handler to answer with the body of a call of `resume.NAME.url`, NAME being its listener.
+
+    The execution is suspended until then, or until the timeout of the listener.
+    """
+
+    question: str
+    """What a person sees who opens the URL."""
+
+
 JsonSchema = dict[str, Any]
-Result = Value | Wait | Routed | Called | Stop
+Result = Value | Wait | Routed | Called | Stop | Awaited
 
 
 class KeyValueStore(Protocol):
@@ -350,6 +361,8 @@ class Block(Generic[Payload, Config]):
     """Returns what is known of the answer, for a config and what is known of the message."""
     expressions: tuple[str, ...] = ()
     """Members of `config` that are expressions over all names, as paths like `cases.*.when`."""
+    awaits_call: bool = False
+    """Whether its handler returns `Awaited`: its listeners have a URL, `resume.NAME.url`."""
     example: dict[str, Any] = field(default_factory=dict)
     """An example `config` and `payload`."""
 

@@ -61,6 +61,21 @@ class ExecutionStepRecord(Base):
     """The conversation of an agent as JSON, with which it continues after an interruption."""
 
 
+class ResumptionRecord(Base):
+    """A call of the URL of a listener that waits for it in an execution. A row is a call that was accepted."""
+
+    __tablename__ = "resumptions"
+
+    execution_id: Mapped[uuid.UUID] = mapped_column(
+        sa.ForeignKey("executions.id", ondelete="CASCADE"), primary_key=True
+    )
+    listener: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    payload: Mapped[str | None] = mapped_column(sa.Text)
+    """The body, as the input of an execution is stored."""
+    answered_by: Mapped[dict[str, str | None]] = mapped_column(sa.JSON)
+    """The address, the user agent and the name of the client, and the time of the call."""
+
+
 class KeyValueRecord(Base):
     """A value that a flow stores across executions."""
 

@@ -50,6 +50,7 @@ from bloxserver.models.flow_data_tables import (
     FailureNotificationRecord,
     FlowVarsRecord,
     KeyValueRecord,
+    ResumptionRecord,
     SigningSecretRecord,
     WebhookDeliveryRecord,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "MeterReportRecord",
     "NotificationChannel",
     "RateCounterRecord",
+    "ResumptionRecord",
     "Scope",
     "SecretRecord",
     "SigningSecretRecord",
@@ -310,6 +312,8 @@ class ExecutionRecord(Base):
         partial_index("ix_executions_quarantined", "crash_count", where=QUARANTINED),
         # Executions that workers have claimed.
         partial_index("ix_executions_claimed", "worker_id", "flow_id", where=CLAIMED),
+        # Retries of an execution whose URLs are called.
+        partial_index("ix_executions_retries", "retry_of", where="retry_of IS NOT NULL"),
         # After a crash, a repeated step must find the execution that it started before.
         partial_index("ix_executions_calls", "parent_id", "parent_key", where="parent_id IS NOT NULL", unique=True),
     )

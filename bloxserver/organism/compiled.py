@@ -33,6 +33,7 @@ def compile_organism(organism: Organism) -> dict[str, Any]:
         "entry": organism.entry().name,
         "read_steps": sorted(organism.read_steps),
         "joins": organism.joins and organism.joins.to_json(),
+        "waits": sorted(organism.waits),
         "listeners": {listener.name: compiled_listener(listener) for listener in organism.listeners},
         "execution": asdict(organism.execution),
         "on_failure": organism.on_failure and asdict(organism.on_failure),
@@ -62,6 +63,7 @@ class CompiledOrganism:
         self.execution = ExecutionLimits(**compiled["execution"])
         self.read_steps = frozenset(compiled["read_steps"])
         self.joins = None if compiled["joins"] is None else JoinPlan.of_json(compiled["joins"])
+        self.waits = frozenset(compiled["waits"])
         failure = compiled["on_failure"]
         self.on_failure = None if failure is None else FailureNotification(**failure)
 

@@ -20,6 +20,7 @@ from bloxserver.organism.requirements import (
     AddressRequirement,
     MailRequirement,
     ModelRequirement,
+    SigningKeyRequirement,
     ValidityRequirement,
 )
 from bloxserver.organism.sections import Section, nearest_of
@@ -221,6 +222,10 @@ def _add_requirements(section: Section, config: Config) -> None:
     if config.block.name in REQUESTS and isinstance(url, str):
         path = config.paths["url"]
         report.requirements.append(AddressRequirement(report.document.place_of(path), path, url))
+    if config.block.awaits_call:
+        path = section.path_to("handler")
+        name = section.text_or_empty("name")
+        report.requirements.append(SigningKeyRequirement(report.document.place_of(path), path, name))
     if config.block.name == MAIL and given.get("server") is None:
         sender = given.get("from")
         path = config.paths["from"] if sender is not None else section.path_to("handler")

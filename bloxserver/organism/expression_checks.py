@@ -65,8 +65,10 @@ class _Checks:
         root, *members = use.path
         if root == "steps" and members:
             self._check_step(listener, use, after)
+        if root == "resume" and members:
+            self._check_wait(use)
         shape = self._shape(root, members, payload)
-        inner = members[1:] if root == "steps" else members
+        inner = members[1:] if root in ("steps", "resume") else members
         missing = None if use.is_guarded else shape.missing(inner)
         if missing is not None:
             name, known = missing
@@ -81,6 +83,8 @@ class _Checks:
         if root == "steps":
             known = bool(members) and self._organism.has(members[0])
             return self._graph.answer_shape(members[0]) if known else ANYTHING
+        if root == "resume":
+            return object_shape("url") if members else ANYTHING
         return FACTS.get(root, ANYTHING)
 
     def _check_step(self, listener: Listener, use: Use, after: str | None) -> None:
@@ -98,6 +102,13 @@ class _Checks:
             message = f"{quoted(name)} may not have answered before {quoted(listener.name)}"
             hint = f"test it first: has(steps.{name}) ? … : …, or default(steps.{name}, …)"
             self._warn(use, "step_may_be_missing", message, hint)
+
+    def _check_wait(self, use: Use) -> None:
+        name = use.path[1]
+        if name not in self._organism.waits:
+            nearest = get_close_matches(name, self._organism.waits, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "write resume and the name of a wait.webhook listener"
+            self._error(use, "unknown_wait", f"{quoted(name)} does not wait for a call", hint)
 
     def _error(self, use: Use, code: str, message: str, hint: str) -> None:
         place = self._report.document.place_within(use.at, ".".join(use.path[:REQUIRED_PARTS]))

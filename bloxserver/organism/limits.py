@@ -42,7 +42,8 @@ def _check_timeouts(organism: Organism, report: ProblemReport) -> None:
     limit = organism.execution.timeout_seconds
     for number, listener in enumerate(organism.listeners):
         # An agent waits for its tools; this time counts towards its timeout, and not towards the execution's.
-        if listener.block is not agent and (listener.timeout_seconds or 0) > limit:
+        waits = listener.block is agent or listener.block.awaits_call
+        if not waits and (listener.timeout_seconds or 0) > limit:
             path = ("listeners", number, "timeout_seconds")
             message = f'"timeout_seconds" has no effect: the execution ends after {limit:g} seconds'
             report.warning(path, "unused_key", message, "reduce it, or increase execution.timeout_seconds")

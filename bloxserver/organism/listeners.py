@@ -19,10 +19,12 @@ from bloxserver.organism.model import Listener
 from bloxserver.organism.peers import read_peers
 from bloxserver.organism.placeholders import Placeholders
 from bloxserver.organism.problems import quoted
-from bloxserver.organism.sections import MAX_NAME, UNUSED_KEYS, Section
+from bloxserver.organism.sections import MAX_NAME, MAX_TIMEOUT, UNUSED_KEYS, Section
 from bloxserver.organism.yaml_source import Place
 
 MAX_RETRIES = 20
+MAX_WAIT = 30 * 24 * 60 * 60
+"""The longest timeout of a listener that waits for a call, in seconds."""
 LISTENER_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME}}}")
 
 LISTENER_KEYS = (
@@ -98,7 +100,8 @@ def _read_listener(
     payload_class = _read_payload_class(section, block)
     targets = config.targets() if config is not None else []
     peers, tools = read_peers(section, names, is_agent=block is agent, targets=targets)
-    timeout = section.seconds("timeout_seconds")
+    awaits_call = block is not None and block.awaits_call
+    timeout = section.seconds("timeout_seconds", MAX_WAIT if awaits_call else MAX_TIMEOUT)
     retries = section.count("retries", 0, MAX_RETRIES)
     backoff = section.seconds("backoff_seconds")
     join = read_join(section)

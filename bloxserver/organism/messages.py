@@ -14,6 +14,7 @@ from bloxserver.organism.requirements import (
     PriceRequirement,
     Requirement,
     SecretRequirement,
+    SigningKeyRequirement,
     ValidityRequirement,
 )
 from bloxserver.organism.yaml_source import Place
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         SecretRequirement,
+        SigningKeyRequirement,
         ModelRequirement,
         PriceRequirement,
         MailRequirement,

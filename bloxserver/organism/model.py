@@ -121,6 +121,11 @@ class Organism:
     def joins(self) -> JoinPlan | None:
         return plan_joins(self.listeners)
 
+    @cached_property
+    def waits(self) -> frozenset[str]:
+        """The listeners that wait for calls of their URLs, `resume.NAME.url`."""
+        return frozenset(listener.name for listener in self.listeners if listener.block.awaits_call)
+
     def has(self, name: str) -> bool:
         return name in self._by_name
 

@@ -27,6 +27,13 @@ class SecretRequirement(_Requirement):
 
 
 @dataclass(frozen=True, slots=True)
+class SigningKeyRequirement(_Requirement):
+    """The installation must have a key that signs the URL of this listener."""
+
+    listener: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRequirement(_Requirement):
     """The installation must have a language model. Null is the model of the settings."""
 
@@ -78,6 +85,7 @@ class FlowRequirement(_Requirement):
 
 Requirement: TypeAlias = (
     SecretRequirement
+    | SigningKeyRequirement
     | ModelRequirement
     | PriceRequirement
     | MailRequirement

@@ -112,16 +112,16 @@ class Section:
             self._wrong_type(key, "true or false")
         return value is True
 
-    def seconds(self, key: str) -> float | None:
-        """Return a number of seconds, more than 0 and at most MAX_TIMEOUT."""
+    def seconds(self, key: str, maximum: int = MAX_TIMEOUT) -> float | None:
+        """Return a number of seconds, more than 0 and at most `maximum`."""
         value = self.values.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._wrong_type(key, "a number of seconds")
             return None
-        if not 0 < value <= MAX_TIMEOUT:
-            self.out_of_range(key, f"{quoted(key)} must be more than 0 and at most {MAX_TIMEOUT}")
+        if not 0 < value <= maximum:
+            self.out_of_range(key, f"{quoted(key)} must be more than 0 and at most {maximum}")
             return None
         return value
 

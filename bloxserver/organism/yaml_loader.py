@@ -38,7 +38,7 @@ INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 MAX_INTEGER = 20
-LOCATED = ("{{", "payload", "steps", "trigger", "execution")
+LOCATED = ("{{", "payload", "resume", "steps", "trigger", "execution")
 """A text with one of these parts may have problems at parts of it."""
 
 

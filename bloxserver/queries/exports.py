@@ -25,6 +25,7 @@ from bloxserver.models.tables import (
     FlowVersionRecord,
     KeyValueRecord,
     LlmCallRecord,
+    ResumptionRecord,
     SecretRecord,
     SigningSecretRecord,
     TriggerRecord,
@@ -119,6 +120,7 @@ PARTS = (
     Part("key_values", KeyValueRecord, Owner.FLOW, "flow_id", "key"),
     EXECUTIONS,
     Part("steps", ExecutionStepRecord, Owner.EXECUTION, "execution_id", "sequence", "id"),
+    Part("resumptions", ResumptionRecord, Owner.EXECUTION, "execution_id", "listener"),
     Part("notifications", FailureNotificationRecord, Owner.EXECUTION, "execution_id", "id"),
 )
 """The files of an export, in this order. Hashes, ciphertexts and tokens are hidden."""

@@ -10,7 +10,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from bloxserver.errors import NotFound
 from bloxserver.models.enums import StepStatus
-from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, ResumptionRecord
 from bloxserver.models.types import text_bytes
 from bloxserver.queries.execution_costs import cost_of_step, costs_of_steps
 from bloxserver.queries.paging import Page, PageRequest, read_rows
@@ -73,6 +73,7 @@ def _page_of_steps(execution_id: UUID, page: PageRequest) -> sa.Select[Any]:
         )
         .join(sized, sized.c.id == step.id)
         .outerjoin(costs, costs.c.step_id == step.id)
+        .outerjoin(ResumptionRecord, _resumed(step))
         .order_by(*order)
     )
 
@@ -97,6 +98,7 @@ async def read_step_changes(
     rows = await session.execute(
         sa.select(*_outline(), cost_of_step(ExecutionStepRecord, costs), sequence)
         .outerjoin(costs, costs.c.step_id == ExecutionStepRecord.id)
+        .outerjoin(ResumptionRecord, _resumed(ExecutionStepRecord))
         .where(
             ExecutionStepRecord.execution_id == execution_id,
             sequence >= after.sequence,
@@ -132,7 +134,17 @@ def _outline() -> list[Any]:
         step.input_tokens,
         step.output_tokens,
         sa.func.coalesce(step.warnings, sa.literal([], step.warnings.type)).label("warnings"),
+        ResumptionRecord.answered_by,
     ]
+
+
+def _resumed(step: type[ExecutionStepRecord]) -> sa.ColumnElement[bool]:
+    """The condition for the call whose body is the answer of a step."""
+    return sa.and_(
+        ResumptionRecord.execution_id == step.execution_id,
+        ResumptionRecord.listener == step.listener,
+        step.status == StepStatus.SUCCESS,
+    )
 
 
 class StepLink(NamedTuple):

@@ -29,6 +29,7 @@ from bloxserver.organism.requirements import (
     PriceRequirement,
     Requirement,
     SecretRequirement,
+    SigningKeyRequirement,
 )
 from bloxserver.organism.secret_values import severity_of
 from bloxserver.queries.flows import find_flows
@@ -94,6 +95,9 @@ def settings_problems(
                 found.append(_mail_problem(settings, requirement))
             case AddressRequirement():
                 found.append(_address_problem(settings, requirement))
+            case SigningKeyRequirement() if cipher is None:
+                message = f"{quoted(requirement.listener)} has no URL: this server has no key that signs it"
+                found.append(_problem(requirement, "missing_key", message, "set API_KEY_ENCRYPTION_KEY on the server"))
             case SecretRequirement() if cipher is None:
                 message = f"the secret {quoted(requirement.name)} cannot be used: this server stores no secrets"
                 found.append(

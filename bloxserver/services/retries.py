@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -16,7 +16,7 @@ from bloxserver.errors import BadRequest
 from bloxserver.ids import new_id
 from bloxserver.item_keys import index_in_key
 from bloxserver.models.enums import NOT_NEEDED, AuditAction, ExecutionStatus, FlowStatus, StepStatus, TriggerType
-from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord
+from bloxserver.models.tables import ExecutionRecord, ExecutionStepRecord, FlowRecord, ResumptionRecord
 from bloxserver.plans import Plan
 from bloxserver.queries.executions import read_execution, require_execution
 from bloxserver.queries.flows import read_flow
@@ -178,12 +178,25 @@ def _copy(step: StepLink, new_ids: dict[UUID | None, UUID | None], sequence: int
 
 async def _copy_finished_steps(session: AsyncSession, from_id: UUID, to_id: UUID) -> None:
     """Copy the steps inside the database: there may be thousands, with large payloads."""
-    copies = copies_of(await read_step_links(session, from_id))
+    links = await read_step_links(session, from_id)
+    copies = copies_of(links)
     for is_continued in (False, True):
         insert = _insert_copy(to_id, CONTINUED if is_continued else {})
         rows = [copy._asdict() for copy in copies if copy.is_continued is is_continued]
         for begin in range(0, len(rows), ROWS_PER_INSERT):
             await session.execute(insert, rows[begin : begin + ROWS_PER_INSERT])
+    kept = {copy.original_id for copy in copies}
+    repeated = {step.listener for step in links if step.status is StepStatus.SUCCESS and step.id not in kept}
+    await _copy_resumptions(session, from_id, to_id, repeated)
+
+
+async def _copy_resumptions(session: AsyncSession, from_id: UUID, to_id: UUID, repeated: Collection[str]) -> None:
+    """Copy the calls that were received, except for those of listeners that ask again."""
+    columns = ResumptionRecord.__table__.c
+    values = [sa.literal(to_id, columns.execution_id.type), columns.listener, columns.payload, columns.answered_by]
+    original = sa.select(*values).where(columns.execution_id == from_id, columns.listener.not_in(repeated))
+    names = ["execution_id", "listener", "payload", "answered_by"]
+    await session.execute(sa.insert(ResumptionRecord).from_select(names, original))
 
 
 def _insert_copy(execution_id: UUID, changes: Mapping[str, Any]) -> sa.Insert:

@@ -1,14 +1,14 @@
 """add whether no condition chose a listener for the outputs of an execution
 
 Revision ID: 0041
-Revises: 0039
+Revises: 0040
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0041"
-down_revision = "0039"
+down_revision = "0040"
 branch_labels = None
 depends_on = None
 

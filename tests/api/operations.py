@@ -111,6 +111,8 @@ PUBLIC = {
     "getReadiness",
     "receiveWebhook",
     "testWebhook",
+    "showQuestion",
+    "answerQuestion",
     "receiveClerkEvent",
     "receiveStripeEvent",
 }

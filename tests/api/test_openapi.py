@@ -64,6 +64,7 @@ GET /api/v1/usage/history getUsageHistory 200 401 403 422 429 503
 GET /health getHealth 200
 GET /health/live getLiveness 200
 GET /health/ready getReadiness 200 503
+GET /resume/{resume_token} showQuestion 200 404 409 422 429 503
 GET /v1/models listLanguageModels 200 401 403 422 429 503
 GET /webhooks/{webhook_token}/test testWebhook 200 404 422 429 503
 PATCH /api/v1/flows/{flow_id} updateFlow 200 401 403 404 408 412 413 422 429 503
@@ -88,6 +89,7 @@ POST /api/v1/flows/{flow_id}/versions/{number}/restore restoreFlowVersion 200 40
 POST /api/v1/llm/keys addLlmKey 201 400 401 403 408 413 422 429 503
 POST /api/v1/organisms/validate validateOrganism 200 401 403 408 413 422 429 503
 POST /api/v1/secrets createSecret 201 401 403 408 409 413 422 429 503
+POST /resume/{resume_token} answerQuestion 200 404 408 409 413 422 429 503
 POST /v1/chat/completions createChatCompletion 200 400 401 403 404 408 413 422 429 502 503 504
 POST /v1/embeddings createEmbeddings 200 400 401 403 404 408 413 422 429 502 503 504
 POST /webhooks/clerk receiveClerkEvent 200 400 404 408 413 422 429 503
@@ -259,6 +261,8 @@ class TestOperation:
                 assert set(response["content"]) == {"text/event-stream"}
             elif status.startswith("2") and path.endswith("/export"):
                 assert set(response["content"]) == {"application/zip"}
+            elif status.startswith("2") and path.startswith("/resume/") and method == "get":
+                assert set(response["content"]) == {"text/html"}
             elif status.startswith("2"):
                 schema = response["content"]["application/json"]["schema"]
                 assert all("$ref" in one for one in schema.get("anyOf", [schema.get("items", schema)]))

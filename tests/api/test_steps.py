@@ -71,6 +71,7 @@ async def test_response_has_every_member(client: httpx.AsyncClient, flow: FlowRe
         "outputTokens": 7,
         "costUsd": None,
         "warnings": [{"code": "odd", "message": "so"}],
+        "answeredBy": None,
         "payloadsOmitted": False,
     }
     assert first.keys() == second.keys()

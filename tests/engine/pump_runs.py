@@ -95,6 +95,7 @@ class World:
         self._http = http
         self._secrets = secrets
         self.names = ExecutionNames({})
+        self.received: Mapping[str, Value] = {}
 
     def models(self, message: Message, attempt: int) -> LiveModels:
         return LiveModels(self._models.of(self._caller), self._texts, self._execution_id, message, attempt)
@@ -117,6 +118,9 @@ class World:
 
     async def require_lease(self) -> None:
         pass  # the pump runs without a database
+
+    async def received_calls(self) -> Mapping[str, Value]:
+        return self.received
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         return {name: self._secrets[name] for name in names}
@@ -161,6 +165,7 @@ async def pump(
     calling: Caller | None = None,
     secrets: Mapping[str, str] | None = None,
     called: Mapping[UUID, CalledResult] | None = None,
+    received: Mapping[str, Value] | None = None,
     visible_after: timedelta = timedelta(days=1),
     cancel_grace_seconds: float = 10,
 ) -> tuple[Outcome, Log]:
@@ -171,6 +176,7 @@ async def pump(
     models = models or LanguageModels(settings)
     parsed = parse(text, BlockRegistry([*get_registry().blocks, *blocks]))
     world = World(http, models, secrets or {}, payload, calling)
+    world.received = received or {}
     try:
         sequence = max((step.sequence for step in kept), default=0)
         runs = Pump(

@@ -67,6 +67,7 @@ async def fill(session: AsyncSession) -> None:
         "execution_totals": {},
         "execution_series": {},
         "key_values": {"flow_id": flow},
+        "resumptions": {"execution_id": execution},
         "flow_vars": {"flow_id": flow},
         "signing_secrets": {"trigger_id": trigger},
         "webhook_deliveries": {"trigger_id": trigger},

@@ -32,7 +32,7 @@ async def test_migrations_run_up_down_and_up_with_data(database: Database) -> No
         before = await contents(database)
         of_triggers = {"stored_bytes": 1 + len(SOURCES), "execution_totals": 2, "execution_series": 3}
         assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(before, 1) | of_triggers
-        assert len(before) == 34
+        assert len(before) == 35
         await database.migrate()
         assert await contents(database) == before, "a second migration changes nothing"
         await downgrade(database)

@@ -140,3 +140,34 @@ def test_members_of_items_and_of_lists_are_not_reported() -> None:
     )
     after = "name: after, handler: transform, config: {expression: 'payload[0].body'}"
     assert problems(FETCH, f"{loop}, peers: [after]", after) == []
+
+
+WAIT = "name: ask, handler: wait.webhook"
+
+
+def test_urls_of_waits_are_known() -> None:
+    assert problems(template("{{ resume.ask.url }}"), WAIT) == []
+    assert problems(use('resume["ask"].url'), WAIT) == []
+
+
+@pytest.mark.parametrize("name", ["asks", "use"])
+def test_url_of_a_listener_that_does_not_wait_is_reported(name: str) -> None:
+    found = problems(use(f"[resume.{name}.url]"), WAIT)
+    assert found == [("error", "unknown_wait", f"resume.{name}.url"[:12])]
+
+
+def test_other_member_of_a_wait_is_reported() -> None:
+    assert problems(use("[resume.ask.link]"), WAIT) == [("warning", "unknown_member", "resume.ask.l")]
+
+
+@pytest.mark.parametrize(
+    ("config", "unknown"),
+    [
+        ("{fields: [{name: a}], buttons: [{value: x}]}", ["payload.b"]),
+        ("{fields: [{name: a}]}", ["payload.b", "payload.butt"]),
+        ("{}", []),
+    ],
+)
+def test_answer_of_a_form_has_its_fields(config: str, unknown: list[str]) -> None:
+    found = problems(f"{WAIT}, config: {config}, peers: [use]", use("[payload.a, payload.b, payload.button]"))
+    assert [place.split(",")[0] for _, _, place in found] == unknown

@@ -22,6 +22,7 @@ from bloxserver.api.routes import (
     llm_usage,
     metrics,
     organisms,
+    resumptions,
     secrets,
     series,
     signing_secrets,
@@ -33,7 +34,7 @@ from bloxserver.api.routes import (
     webhooks,
 )
 
-PUBLIC = [health.router, metrics.router, clerk.router, stripe_events.router, webhooks.router]
+PUBLIC = [health.router, metrics.router, clerk.router, stripe_events.router, webhooks.router, resumptions.router]
 DOCUMENTATION = [documentation.router]
 OPENAI = [language_models.router]
 AUTHENTICATED = [

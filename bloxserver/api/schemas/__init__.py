@@ -39,6 +39,7 @@ from bloxserver.api.schemas.organisms import (
     FlowEstimate,
     Validation,
 )
+from bloxserver.api.schemas.resumptions import AnswerAccepted
 from bloxserver.api.schemas.secrets import CreateSecretRequest, Secret, SetSecretRequest
 from bloxserver.api.schemas.statistics import FlowStats, SeriesBucket, StatsSeries
 from bloxserver.api.schemas.triggers import (
@@ -81,6 +82,7 @@ __all__ = [
     "AddApiKeyRequest",
     "AgentText",
     "AgentTextEvent",
+    "AnswerAccepted",
     "ApiError",
     "ApiKey",
     "ApiKeyInfo",

@@ -83,6 +83,15 @@ def _index(value: object) -> object:
     return index_in_key(value) if isinstance(value, str) else value
 
 
+class AnsweredBy(CamelModel):
+    """The client whose call of `resume.NAME.url` a step has answered with."""
+
+    address: str | None = Field(description="The address of the client.")
+    user_agent: str | None = Field(description="The header `User-Agent` of the call.")
+    name: str | None = Field(description="The name that the person entered. It is not verified.")
+    answered_at: UtcTime = Field(description="When the call was received. The wait may have begun later.")
+
+
 class StepOutline(CamelModel):
     """A step without its payloads."""
 
@@ -114,6 +123,7 @@ class StepOutline(CamelModel):
     output_tokens: int = Field(description="Output tokens of language models.")
     cost_usd: float | None = Field(description=COST)
     warnings: list[StepWarning] = Field(description="Problems that did not end the step.")
+    answered_by: AnsweredBy | None = Field(description="Who resumed a `wait.webhook`; null for other steps.")
 
 
 class Step(StepOutline):

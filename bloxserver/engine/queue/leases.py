@@ -20,6 +20,7 @@ from bloxserver.models.database import WakeReason, wake_engine_after_commit
 from bloxserver.models.enums import ExecutionStatus
 from bloxserver.models.tables import ExecutionRecord
 from bloxserver.queries.flows import flow_exists
+from bloxserver.queries.resumptions import read_received
 from bloxserver.services.transitions import end_execution as write_end
 from bloxserver.services.usage import count_tokens
 
@@ -75,11 +76,16 @@ async def record_usage(session: AsyncSession, execution: ClaimedExecution, total
 
 
 async def suspend(
-    session: AsyncSession, execution: ClaimedExecution, resume_at: datetime, called: Sequence[UUID] = ()
+    session: AsyncSession,
+    execution: ClaimedExecution,
+    resume_at: datetime,
+    called: Sequence[UUID] = (),
+    awaited: Collection[str] = (),
 ) -> None:
     """Give up the lease until `resume_at`, when a worker claims the execution again; raises `LeaseLost`.
 
-    `called` are the executions that it waits for: when one of them ends, it resumes at once.
+    `called` are the executions that it waits for: when one of them ends, it resumes at once. `awaited` are the
+    listeners that wait for calls.
     """
     values = {
         "resume_at": resume_at,
@@ -94,6 +100,7 @@ async def suspend(
     )
     if written.first() is None:
         raise LeaseLost
+    has_work = False
     if called:
         # Read after the update. An execution that ends later waits for this transaction, and then wakes the caller.
         # An execution that ended earlier woke no caller, because the caller was not suspended yet.
@@ -102,10 +109,14 @@ async def suspend(
                 ExecutionRecord.id.in_(called), ExecutionRecord.status == ExecutionStatus.RUNNING
             )
         )
-        if running != len(called):
-            await session.execute(
-                sa.update(ExecutionRecord).where(ExecutionRecord.id == execution.id).values(resume_at=now())
-            )
+        has_work = running != len(called)
+    if awaited and not has_work:
+        # The same: a call locks the row of the execution.
+        has_work = not (await read_received(session, execution.id)).keys().isdisjoint(awaited)
+    if has_work:
+        await session.execute(
+            sa.update(ExecutionRecord).where(ExecutionRecord.id == execution.id).values(resume_at=now())
+        )
     wake_engine_after_commit(session, WakeReason.EXECUTION)
 
 

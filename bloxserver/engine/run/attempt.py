@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from bloxserver.blocks.agent_calls import prompt_of
 from bloxserver.blocks.base import (
     AgentContext,
+    Awaited,
     BlockContext,
     BlockError,
     Called,
@@ -54,6 +55,8 @@ MAX_BACKOFF_SECONDS = 3600
 MAX_POSTPONED_SECONDS = 3600
 """How long a step without a timeout may be postponed."""
 MAX_CODE = 64
+DEFAULT_WAIT_SECONDS = 7 * 24 * 60 * 60
+"""How long a step without a timeout waits for a call."""
 
 
 class ExecutionContext(Protocol):
@@ -94,6 +97,12 @@ class ExecutionContext(Protocol):
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         """The values of the owner's secrets. Raises `BlockError`."""
 
+    async def received_calls(self) -> Mapping[str, Value]:
+        """The bodies of the calls that resume the execution, by listener. Raises `LeaseLost`.
+
+        A call that is accepted later is accepted after this has returned.
+        """
+
 
 class RecordedConversation(Conversation, Protocol):
     """A conversation that counts its tokens."""
@@ -114,6 +123,11 @@ class Attempt:
     """How many of the earlier tries were interrupted."""
     warnings: list[StepWarning] = field(default_factory=list)
     """Those of earlier tries, and of this one so far."""
+
+    @classmethod
+    def of(cls, listener: Listener, step: Step) -> Attempt:
+        """The latest try of a step."""
+        return cls(listener, step.message, step.attempt, step.started_at, step.interruptions, [*step.warnings])
 
     @property
     def counted_number(self) -> int:
@@ -167,6 +181,15 @@ class Attempt:
             return self.step(StepStatus.SUCCESS, completed_at=now(), output=output, called_id=calling.called_id)
         reason = f"the called execution {calling.called_id} ended as {result.status.value}: {result.error or ''}"
         return self.failure(BlockError(CALL_FAILED, reason))
+
+    def resolve_wait(self, waiting: Step, received: Mapping[str, Value], moment: datetime) -> Step:
+        """The step that waited for a call, with the body of the call, or with an error if its time is over."""
+        if self.listener.name in received:
+            return self.step(StepStatus.SUCCESS, completed_at=moment, output=received[self.listener.name])
+        if waiting.completed_at is None or waiting.completed_at > moment:
+            return waiting
+        seconds = (waiting.completed_at - waiting.started_at).total_seconds()
+        return self.failure(BlockError("wait_timeout", f"no call within {seconds:g} seconds", retryable=False))
 
 
 Work: TypeAlias = Callable[
@@ -313,6 +336,8 @@ async def _step_in_process(
     if "stop" in described:
         error = described["stop"]
         return _step_of(attempt, Stop(answer, None if error is None else StopError(**error)))
+    if "question" in described:
+        return _step_of(attempt, Awaited(described["question"]))
     return _step_of(attempt, answer)
 
 
@@ -338,5 +363,9 @@ def _step_of(attempt: Attempt, result: Result) -> Step:
                 return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=checked_answer(answer), is_stop=True)
             values = {"error": error.message, "error_code": error.code[:MAX_CODE]}
             return attempt.step(StepStatus.ERROR, completed_at=now(), is_stop=True, **values)
+        case Awaited(question):
+            # From the start of the step: an interruption before it is saved must not extend the wait.
+            until = attempt.started_at + timedelta(seconds=attempt.listener.timeout_seconds or DEFAULT_WAIT_SECONDS)
+            return attempt.step(StepStatus.WAITING, completed_at=until, output={"question": question})
         case answer:
             return attempt.step(StepStatus.SUCCESS, completed_at=now(), output=checked_answer(answer))

@@ -1,12 +1,12 @@
-"""The results of called executions, for callers that run on this worker.
+"""The results of called executions, and calls of URLs, for executions that run on this worker and wait for them.
 
-A suspended caller is resumed by the transaction that ends the called execution. A caller that still runs other branches
-gets the result from here.
+A suspended caller is resumed by the transaction that ends the called execution, or that accepts the call. A caller that
+still runs other branches gets the result from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 from uuid import UUID
@@ -15,6 +15,7 @@ from bloxserver.engine.loops import PollLoop
 from bloxserver.engine.queue.claims import read_call_results
 from bloxserver.engine.queue.values import CalledResult
 from bloxserver.models.database import Database
+from bloxserver.queries.resumptions import read_resumed
 
 MIN_INTERVAL_SECONDS = 0.02
 """Minimum time between two reads. On a busy worker, one statement reads all calls that ended in this time."""
@@ -23,7 +24,7 @@ POLL_SECONDS = 1.0
 
 
 class Caller(Protocol):
-    """A run of an execution that may wait for called executions, such as a `Pump`."""
+    """A run of an execution that may wait for called executions and for calls, such as a `Pump`."""
 
     @property
     def pending_calls(self) -> frozenset[UUID]:
@@ -31,6 +32,21 @@ class Caller(Protocol):
 
     def resolve_calls(self, results: Mapping[UUID, CalledResult | None]) -> None:
         """Continue with these results; None means that the called execution was deleted."""
+
+    @property
+    def waits(self) -> Waits:
+        """Its waits for calls of URLs."""
+
+
+class Waits(Protocol):
+    """The waits of a run for calls of its URLs, such as `OpenWaits`."""
+
+    @property
+    def listeners(self) -> frozenset[str]:
+        """The listeners that wait."""
+
+    def resolve(self, listeners: Collection[str]) -> None:
+        """Continue the steps of these listeners, whose URLs were called."""
 
 
 class CallResults:
@@ -74,4 +90,10 @@ class CallResults:
             for caller, calls in pending.items():
                 if (parent_id := self._callers.get(caller)) is not None:
                     caller.resolve_calls({called_id: found.get((parent_id, called_id)) for called_id in calls})
+        waiting = {execution_id: caller for caller, execution_id in self._callers.items() if caller.waits.listeners}
+        if waiting:
+            async with self._database.transaction(read_only=True) as session:
+                received = await read_resumed(session, waiting)
+            for execution_id, listeners in received.items():
+                waiting[execution_id].waits.resolve(listeners)
         return self._poll_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self, TypeVar
@@ -30,6 +30,7 @@ from bloxserver.engine.run.lease_check import LeaseCheck
 from bloxserver.engine.run.live_models import LiveModels
 from bloxserver.engine.run.messages import Message
 from bloxserver.engine.run.names import ExecutionNames
+from bloxserver.engine.run.serialization import payload_of
 from bloxserver.engine.run.turns import Turns
 from bloxserver.errors import BloxError
 from bloxserver.llm.budgets import Budget, ExecutionBudget
@@ -38,10 +39,13 @@ from bloxserver.llm.gateway import LanguageModels as Gateway
 from bloxserver.models.database import Database
 from bloxserver.organism.model import ExecutionLimits
 from bloxserver.queries.execution_costs import read_cost
-from bloxserver.raw_json import Value
+from bloxserver.queries.resumptions import read_received
+from bloxserver.raw_json import Value, value_of_text
+from bloxserver.resume_tokens import ResumeTokens, get_resume_tokens
 from bloxserver.services import key_values
 from bloxserver.services.secrets import SecretUnavailable, decrypt_secrets
 from bloxserver.settings import Settings
+from bloxserver.storable import json_text
 
 Result = TypeVar("Result")
 
@@ -60,6 +64,7 @@ class SharedClients:
     """The base URL of the API."""
     turns: Turns = field(default_factory=Turns)
     texts: LiveTexts = field(default_factory=LiveTexts)
+    resume_tokens: ResumeTokens | None = None
 
     @classmethod
     def of(cls, settings: Settings, database: Database | None = None) -> Self:
@@ -71,6 +76,7 @@ class SharedClients:
             shares=OutgoingShares(),
             memory=UserMemory(),
             public_url=settings.public_url,
+            resume_tokens=get_resume_tokens(settings),
         )
 
     async def aclose(self) -> None:
@@ -90,7 +96,9 @@ class ClaimedExecutionContext:
         limits: ExecutionLimits,
         *,
         lease: LeaseCheck | None = None,
+        waits: Collection[str] = (),
     ) -> None:
+        """`waits` are the listeners that wait for calls of their URLs."""
         self._database = database
         self._clients = clients
         self._execution = execution
@@ -100,7 +108,7 @@ class ClaimedExecutionContext:
         self.isolated = IsolatedTasks(execution.user_id, execution.plan, execution.cpu)
         self.memory = memory
         self._budgets = self._budgets_of(limits)
-        self.names = ExecutionNames(facts_of(execution, clients.public_url))
+        self.names = ExecutionNames(facts_of(execution, clients.public_url, waits, clients.resume_tokens))
         self._share = clients.shares.of(execution.user_id, execution.plan)
 
     def models(self, message: Message, attempt: int) -> LanguageModels:
@@ -182,6 +190,17 @@ class ClaimedExecutionContext:
 
     async def require_lease(self) -> None:
         await self._lease.require()
+
+    async def received_calls(self) -> Mapping[str, Value]:
+        execution = self._execution
+
+        async def read(session: AsyncSession) -> dict[str, str | None]:
+            # A call locks the row too: one that was accepted is committed when this transaction has the lock.
+            await leases.lock_lease(session, execution.lease_key, read=True)
+            return await read_received(session, execution.id)
+
+        received = await retry_transaction(self._database, read)
+        return {name: value_of_text(json_text(payload_of(text))) for name, text in received.items()}
 
     async def secrets(self, names: frozenset[str]) -> Mapping[str, str]:
         cipher = self._clients.cipher

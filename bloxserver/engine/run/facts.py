@@ -1,23 +1,35 @@
-"""The facts of an execution that expressions can read: `trigger`, `execution` and `vars`."""
+"""The facts of an execution that expressions can read: `trigger`, `execution`, `vars` and `resume`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.raw_json import Value, value_of_text
+from bloxserver.resume_tokens import ResumeTokens, resume_url
 
 TRIGGER_MEMBERS = ("name", "method", "headers", "query", "contentType", "scheduledFor")
 
 
-def facts_of(execution: ClaimedExecution, public_url: str) -> Mapping[str, Callable[[], Value]]:
-    """The facts by name, as functions: few definitions use them."""
+def facts_of(
+    execution: ClaimedExecution,
+    public_url: str,
+    waits: Iterable[str] = (),
+    tokens: ResumeTokens | None = None,
+) -> Mapping[str, Callable[[], Value]]:
+    """The facts by name, as functions: few definitions use them.
+
+    `waits` are the listeners that have URLs. Without `tokens`, they have none.
+    """
     return {
         "trigger": lambda: _trigger(execution),
         "execution": lambda: _execution(execution, public_url),
         "vars": lambda: value_of_text(execution.vars or "{}"),
+        "resume": lambda: {
+            name: {"url": resume_url(public_url, tokens.sign(execution.id, name))} for name in waits if tokens
+        },
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, JsonValue
 
-from bloxserver.blocks.base import BlockConfig, BlockContext, BlockError, Called, Result, Routed, Stop, Wait
+from bloxserver.blocks.base import Awaited, BlockConfig, BlockContext, BlockError, Called, Result, Routed, Stop, Wait
 from bloxserver.blocks.cel.values import MAX_ISOLATED_STEPS, Budget, CostLimitExceeded, Invocation
 from bloxserver.blocks.expressions import evaluate_items, holds
 from bloxserver.blocks.names import CONDITION_NAMES
@@ -98,6 +98,8 @@ def _run(
             return None, {"called": str(execution_id)}
         case Stop(answer, error):
             return answer, {"stop": None if error is None else asdict(error)}
+        case Awaited(question):
+            return None, {"question": question}
         case answer:
             return answer, {}
 

@@ -172,10 +172,13 @@ class Failed:
 
 @dataclass(frozen=True)
 class Suspended:
-    """Nothing can be done before `until`, or before one of the called executions has ended."""
+    """Nothing can be done before `until`, before one of the called executions has ended, or before one of the awaited
+    listeners is called.
+    """
 
     until: datetime
     called: tuple[UUID, ...] = ()
+    awaited: tuple[str, ...] = ()
 
 
 Outcome = Finished | Failed | Suspended

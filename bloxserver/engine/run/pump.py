@@ -37,6 +37,7 @@ from bloxserver.engine.run.messages import (
     wake_time,
 )
 from bloxserver.engine.run.open_calls import OpenCalls
+from bloxserver.engine.run.open_waits import OpenWaits
 from bloxserver.engine.run.routing import RoutingError, route
 from bloxserver.engine.run.wake_timer import WakeTimer
 from bloxserver.models.enums import StepStatus
@@ -73,7 +74,7 @@ class Pump:
     ) -> None:
         """`called` are results of the executions that saved steps called; `sequence` is the highest of saved steps.
 
-        `on_call` is called when a step begins to wait for an execution that it called.
+        `on_call` is called when a step begins to wait for an execution that it called, or for a call of its URL.
         """
         self._visible_after = visible_after
         self._cancel_grace_seconds = cancel_grace_seconds
@@ -97,6 +98,7 @@ class Pump:
         self._waiting: dict[str, Step] = {}
         self._calls = OpenCalls()
         self._loops = Loops(self, self._saved)
+        self.waits = OpenWaits(organism, context, self._saved.values(), wake=partial(self._inbox.put_nowait, None))
         self._cancelled: list[asyncio.Task[None]] = []
         self._unsaved: dict[UUID, Step] = {}
         """Steps that have started and are not saved."""
@@ -172,11 +174,16 @@ class Pump:
     async def _due_steps(self) -> list[Step]:
         """Start retries that are due; returns waiting steps whose answer is due."""
         moment = now()
-        answers: list[Step] = []
+        answers = await self.waits.take_ended(moment)
+        for step in answers:
+            del self._waiting[step.message.key]
         due = [
             (key, step)
             for key, step in self._waiting.items()
-            if step.status is not StepStatus.CALLING and step.completed_at is not None and step.completed_at <= moment
+            if step.status is not StepStatus.CALLING
+            and step.completed_at is not None
+            and step.completed_at <= moment
+            and not self.waits.is_open(step)
         ]
         if any(step.status is not StepStatus.WAITING for _, step in due):
             # Nothing was saved during the wait: another worker may have the execution by now, and have retried it.
@@ -207,9 +214,10 @@ class Pump:
         return not self._ready and all(map(self._calls.is_waiting, self._running))
 
     async def _suspend(self, until: datetime) -> Outcome:
-        outcome = Suspended(until, tuple(called_by(self._waiting.values())))
-        # From here on, the end of a called execution resumes this one in the database: `pending_calls` is empty.
+        outcome = Suspended(until, tuple(called_by(self._waiting.values())), tuple(self.waits.listeners))
+        # From here on, the end of a called execution, or a call, resumes this one in the database.
         self._waiting.clear()
+        self.waits.clear()
         await self._store([], outcome)
         return outcome
 
@@ -219,7 +227,7 @@ class Pump:
         answers: list[Step] = []
         outcome: Outcome | None = self._failure
         abandoned: list[Step] = []
-        steps = [*steps]
+        steps = [self.waits.admit(step) for step in steps]
         for index, step in enumerate(steps):
             self._running.pop(step.id, None)
             if not step.is_open:
@@ -266,7 +274,7 @@ class Pump:
                 self._send(batch)
             while self._ready and len(self._running) < MAX_STARTED:
                 self._start(self._ready.popitem(last=False)[1])
-            if any(step.status is StepStatus.CALLING for step in steps):
+            if any(step.status is StepStatus.CALLING or self.waits.is_open(step) for step in steps):
                 self._on_call()
         return outcome
 
@@ -280,6 +288,8 @@ class Pump:
             task.cancel()
             self._cancelled.append(task)
         step = self._waiting.pop(message.key, None) or self._ready.pop(message.id, None)
+        if step is not None:
+            self.waits.forget(step)
         attempt = self._attempts.pop(message.id, None)
         if step is None:
             step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)
@@ -340,14 +350,12 @@ class Pump:
         self._inbox.put_nowait(step)
 
     def _resolve(self, calling: Step, called: Mapping[UUID, CalledResult]) -> Step:
-        """Apply the result of the called execution; returns the same step while that execution runs."""
+        """Apply the result of the called execution, if it has ended."""
         return self._attempt(calling).resolve_call(calling, called)
 
     def _attempt(self, step: Step) -> Attempt:
         listener = self._organism.listener(step.message.listener)
-        if is_loop(listener, step.message):
-            listener = listener_of_loop(listener)
-        return Attempt(listener, step.message, step.attempt, step.started_at, step.interruptions, [*step.warnings])
+        return Attempt.of(listener_of_loop(listener) if is_loop(listener, step.message) else listener, step)
 
     def _start(self, step: Step) -> None:
         """Start the attempt that the step's number names; a conversation continues from the step's state."""

@@ -148,7 +148,14 @@ class ExecutionRunner:
         execution = self._execution
         saved = [step_of_row(step) for step in execution.steps if organism.has(step.listener)]
         context = ClaimedExecutionContext(
-            self._database, self._clients, execution, entry.payload, memory, organism.execution, lease=self._lease
+            self._database,
+            self._clients,
+            execution,
+            entry.payload,
+            memory,
+            organism.execution,
+            lease=self._lease,
+            waits=organism.waits,
         )
         sequence = max((step.sequence for step in execution.steps), default=0)
         pump = Pump(
@@ -300,8 +307,8 @@ class ExecutionRunner:
                 )
             case Failed(error):
                 await self._fail(session, ExecutionStatus.ERROR, error)
-            case Suspended(until, called):
-                await leases.suspend(session, execution, until, called)
+            case Suspended(until, called, awaited):
+                await leases.suspend(session, execution, until, called, awaited)
 
     async def _fail(self, session: AsyncSession, status: ExecutionStatus, error: str) -> None:
         await leases.end_execution(session, self._execution, status, error=storable_text(error))

@@ -13,7 +13,7 @@ from bloxserver.engine.queue.claims import ClaimedExecution
 from bloxserver.engine.queue.leases import suspend
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus
-from bloxserver.models.tables import ExecutionRecord
+from bloxserver.models.tables import ExecutionRecord, ResumptionRecord
 from bloxserver.services.transitions import end_execution
 from tests.engine.queue_claims import take
 from tests.factories import create_execution, create_flow, create_user
@@ -28,6 +28,7 @@ class Caller:
         self.database = database
         self.claimed = claimed
         self.called = called
+        self.awaited: list[str] = []
 
     async def end(self, execution_id: UUID, status: ExecutionStatus) -> None:
         async with self.database.transaction() as session:
@@ -36,7 +37,7 @@ class Caller:
     async def suspend(self, until: datetime) -> datetime:
         """Suspend with all called executions running, as the pump decided. Returns when the caller resumes."""
         async with self.database.transaction() as session:
-            await suspend(session, self.claimed, until, self.called)
+            await suspend(session, self.claimed, until, self.called, self.awaited)
         return await self.resume_at()
 
     async def resume_at(self) -> datetime:
@@ -91,3 +92,13 @@ async def test_an_execution_that_called_nothing_keeps_its_time(caller: Caller) -
     caller.called = []
     until = now() + timedelta(hours=1)
     assert await caller.suspend(until) == until
+
+
+@pytest.mark.parametrize(("awaited", "is_due"), [(["ask"], True), (["other"], False), ([], False)])
+async def test_a_call_that_was_received_before_the_suspension_resumes_the_execution(
+    caller: Caller, awaited: list[str], is_due: bool
+) -> None:
+    caller.called, caller.awaited = [], awaited
+    async with caller.database.transaction() as session:
+        session.add(ResumptionRecord(execution_id=caller.claimed.id, listener="ask", payload="1", answered_by={}))
+    assert (await caller.suspend(now() + timedelta(hours=1)) <= now()) == is_due

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import StreamWriter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from uuid import UUID
 
@@ -141,11 +141,19 @@ async def test_deleted_callee_fails_the_call(
         assert call["errorCode"] in {"call_lost", "call_failed"}
 
 
+class NoWaits:
+    listeners: frozenset[str] = frozenset()
+
+    def resolve(self, listeners: Collection[str]) -> None:
+        raise AssertionError(f"nothing waits for {listeners}")
+
+
 class Waiting:
     """A caller that waits for some executions."""
 
     def __init__(self, *called: UUID) -> None:
         self.pending_calls = frozenset(called)
+        self.waits = NoWaits()
         self.results: list[Mapping[UUID, CalledResult | None]] = []
         self.resolved = asyncio.Event()
 
