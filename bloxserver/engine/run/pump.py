@@ -23,8 +23,6 @@ from bloxserver.engine.run.endings import closed, finished_with, stopped_by, wit
 from bloxserver.engine.run.joins import joins_of
 from bloxserver.engine.run.loops import Loops, listener_of_loop
 from bloxserver.engine.run.messages import (
-    NO_TOKENS,
-    Change,
     Failed,
     Message,
     Outcome,
@@ -39,6 +37,7 @@ from bloxserver.engine.run.messages import (
 from bloxserver.engine.run.open_calls import OpenCalls
 from bloxserver.engine.run.open_waits import OpenWaits
 from bloxserver.engine.run.routing import RoutingError, route
+from bloxserver.engine.run.step_writer import StepWriter
 from bloxserver.engine.run.wake_timer import WakeTimer
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.load import RunnableOrganism
@@ -76,17 +75,13 @@ class Pump:
 
         `on_call` is called when a step begins to wait for an execution that it called, or for a call of its URL.
         """
-        self._visible_after = visible_after
         self._cancel_grace_seconds = cancel_grace_seconds
         self._organism = organism
         self._saved = {step.message.key: step for step in saved}
         self._context = context
-        self._save = save
         self._called = called or {}
         self._on_call = on_call
-        self._saving = asyncio.Lock()
-        self._sequence = sequence
-        self._tokens = {key: step.tokens for key, step in self._saved.items()}
+        self._writer = StepWriter(save, self._saved.values(), sequence, visible_after)
         self._inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._timer = WakeTimer(partial(self._inbox.put_nowait, None))
         self._queued = 0
@@ -100,8 +95,6 @@ class Pump:
         self._loops = Loops(self, self._saved)
         self.waits = OpenWaits(organism, context, self._saved.values(), wake=partial(self._inbox.put_nowait, None))
         self._cancelled: list[asyncio.Task[None]] = []
-        self._unsaved: dict[UUID, Step] = {}
-        """Steps that have started and are not saved."""
         self._joins = joins_of(organism, self._saved, self._cancel_open, context)
         self._leaves: list[Step] = []
         self._handled = 0
@@ -148,9 +141,11 @@ class Pump:
                 until = wake_time(self._waiting.values())
                 if until is not None and self._is_idle() and self._inbox.empty() and until > now() + MAX_INLINE_WAIT:
                     return await self._suspend(until)
-                steps = await self._next_steps(min(filter(None, (until, self._next_visible_time())), default=None))
+                steps = await self._next_steps(
+                    min(filter(None, (until, self._writer.next_visible_time())), default=None)
+                )
                 if not steps:
-                    await self._save_visible()
+                    await self._writer.save_visible()
             if (outcome := await self._take(steps)) is not None:
                 return outcome
 
@@ -159,7 +154,7 @@ class Pump:
         interrupted = interrupted_steps(self._saved.values())
         self._saved |= {step.message.key: step for step in interrupted}
         if interrupted:
-            await self._store(interrupted, None)
+            await self._writer.store(interrupted, None)
 
     async def _next_steps(self, until: datetime | None) -> list[Step]:
         """Wait for the next steps that have ended; none if a timer or an agent's call woke the pump."""
@@ -187,7 +182,7 @@ class Pump:
         ]
         if any(step.status is not StepStatus.WAITING for _, step in due):
             # Nothing was saved during the wait: another worker may have the execution by now, and have retried it.
-            await self._store([], None)
+            await self._writer.store([], None)
         for key, step in due:
             del self._waiting[key]
             if step.status is StepStatus.WAITING:
@@ -195,19 +190,6 @@ class Pump:
             else:
                 self._start(step._replace(attempt=step.attempt + 1))
         return answers
-
-    def _next_visible_time(self) -> datetime | None:
-        """When the next running step is to become visible."""
-        return min((step.started_at + self._visible_after for step in self._unsaved.values()), default=None)
-
-    async def _save_visible(self) -> None:
-        """Save running steps that are to become visible."""
-        latest_start = now() - self._visible_after
-        async with self._saving:
-            # Selected under the lock: an agent may have saved a later state of its step meanwhile.
-            visible = [step for step in self._unsaved.values() if step.started_at <= latest_start]
-            if visible:
-                await self._write(visible, None)
 
     def _is_idle(self) -> bool:
         """Whether all running steps are agents that wait for calls."""
@@ -218,7 +200,7 @@ class Pump:
         # From here on, the end of a called execution, or a call, resumes this one in the database.
         self._waiting.clear()
         self.waits.clear()
-        await self._store([], outcome)
+        await self._writer.store([], outcome)
         return outcome
 
     async def _take(self, steps: Sequence[Step]) -> Outcome | None:
@@ -263,14 +245,14 @@ class Pump:
         ended = [step for step in steps if self._saved.get(key := step.message.key) is not step and key not in keys]
         ended = ended if outcome is None else closed(ended)
         if ended or abandoned or begun or outcome:
-            await self._store([*ended, *abandoned, *begun], outcome)
+            await self._writer.store([*ended, *abandoned, *begun], outcome)
         if outcome is None:
             for step in answers:
                 self._calls.answer(step)
             self._send(first)
             for batch in later:
                 if begun := self._new(batch):
-                    await self._store(begun, None)
+                    await self._writer.store(begun, None)
                 self._send(batch)
             while self._ready and len(self._running) < MAX_STARTED:
                 self._start(self._ready.popitem(last=False)[1])
@@ -293,7 +275,7 @@ class Pump:
         attempt = self._attempts.pop(message.id, None)
         if step is None:
             step = self._begun(message) if attempt is None else attempt.step(StepStatus.RUNNING)
-        tokens = self._tokens.get(message.key, NO_TOKENS)
+        tokens = self._writer.tokens_of(message)
         cancelled = step._replace(status=StepStatus.CANCELLED, completed_at=now(), state=None, tokens=tokens)
         return [cancelled, *self._abandon_calls(message.id)]
 
@@ -336,8 +318,7 @@ class Pump:
             saved = self._saved.get(message.key)
             if saved is None:
                 begun = self._begun(message)
-                if message.key not in self._tokens:
-                    self._unsaved[message.id] = begun
+                self._writer.note_begun(begun)
                 self._start(begun)
             elif saved.status is StepStatus.RUNNING:
                 self._calls.continue_with(saved.message)
@@ -392,31 +373,14 @@ class Pump:
 
     async def keep(self, step: Step) -> None:
         """Save the progress of an agent."""
-        await self._store([step], None)
+        await self._writer.store([step], None)
 
     async def keep_begun(self, step: Step) -> None:
         """Save a step that makes calls, unless it was saved: calls are found by the id of their step."""
-        if step.message.key not in self._tokens:
-            await self._store([step], None)
+        if not self._writer.is_saved(step.message):
+            await self._writer.store([step], None)
 
     def expect_calls(self, caller: Message, calls: int) -> None:
         """Set how many open calls a step makes before it waits."""
         self._calls.expect(caller.id, calls)
         self._inbox.put_nowait(None)
-
-    async def _store(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
-        """One at a time: a reader that follows the sequence must not see a later change before an earlier one."""
-        async with self._saving:
-            await self._write(steps, outcome)
-
-    async def _write(self, steps: Sequence[Step], outcome: Outcome | None) -> None:
-        used = NO_TOKENS
-        numbered: list[Step] = []
-        for step in steps:
-            self._sequence += 1
-            if step.tokens != (before := self._tokens.get(step.message.key, NO_TOKENS)):
-                used = used.plus(step.tokens.minus(before))
-            self._tokens[step.message.key] = step.tokens
-            numbered.append(step._replace(sequence=self._sequence))
-            self._unsaved.pop(step.id, None)
-        await self._save(Change(numbered, used, outcome))
