@@ -34,6 +34,8 @@ def execution_of(flow_id: UUID, **values: Any) -> dict[str, Any]:
         "input_encoding": InputEncoding.DATA_URL,
         "depth": 2,
         "trace_parent": "00-trace",
+        "vars_id": None,
+        "trigger_context": None,
     } | values
 
 
