@@ -20,10 +20,12 @@ from bloxserver.models.tables import (
     FlowRecord,
     FlowStatus,
     FlowVersionRecord,
+    ResumptionRecord,
     UsageRecord,
     UserRecord,
 )
 from bloxserver.plans import PLANS
+from bloxserver.queries.resumptions import read_received
 from bloxserver.queries.usage import period_at
 from bloxserver.services.retries import RetryFrom, RetryVersion, retry_execution
 from tests.factories import create_execution, create_flow, create_user
@@ -167,6 +169,21 @@ async def test_steps_that_a_join_did_not_need_are_not_repeated(
     await create_step(session, failed, "cut", parent=entry, sequence=3, status=CANCELLED)
     copies = await retried(session, flow, failed)
     assert [(copy.listener, copy.status) for copy in copies] == [("entry", SUCCESS), ("slow", CANCELLED)]
+
+
+async def test_received_calls_are_copied_unless_their_listeners_ask_again(
+    session: AsyncSession, flow: FlowRecord, failed: ExecutionRecord
+) -> None:
+    """An answer to the tool of a failed agent must not answer what the agent asks in the retry."""
+    entry = await create_step(session, failed, "entry", sequence=1)
+    await create_step(session, failed, "answered", parent=entry, sequence=2)
+    agent = await create_step(session, failed, "agent", parent=entry, sequence=3, status=ERROR)
+    await create_step(session, failed, "tool", parent=agent, key=f"{agent.id}:tool:call", sequence=4)
+    for listener in ("answered", "tool", "not_begun"):
+        session.add(ResumptionRecord(execution_id=failed.id, listener=listener, payload="1", answered_by={}))
+    [copy, *_] = await retried(session, flow, failed)
+    copied = await read_received(session, copy.execution_id)
+    assert copied == {"answered": "1", "not_begun": "1"}
 
 
 async def test_thousands_of_steps_take_few_statements(
