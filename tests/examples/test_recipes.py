@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
@@ -10,11 +12,12 @@ import pytest
 
 from bloxserver.engine.engine import Engine
 from tests.clients.loopback import LoopbackServer, answer
-from tests.engine.running_engine import ENDED, eventually, steps_of
+from tests.engine.running_engine import ENDED, accept, eventually, steps_of
 from tests.examples.conftest import Engines
 from tests.examples.installation import EXAMPLES, Flow, Run, definition, says
 from tests.llm_server import Asked, Reply, calls, language_model
 from tests.llm_server import says as model_says
+from tests.smtp_server import SmtpServer
 
 RECIPES = sorted(path.stem for path in (EXAMPLES / "recipes").glob("*.yaml"))
 
@@ -128,3 +131,27 @@ async def test_thousand_records_are_enriched(
     flow = await started(live_client, "etl", outside)
     run = await flow.run({})
     assert (run.status, run.output) == ("success", {"loaded": 998, "failed": [7, 500]}), run.error
+
+
+@pytest.mark.parametrize("button", ["approve", "reject"])
+async def test_invoice_is_paid_after_an_approval(
+    live_client: httpx.AsyncClient, working: Engine, outside: LoopbackServer, mail: SmtpServer, button: str
+) -> None:
+    outside.answers["/payments/payments"] = says({"id": "P1"})
+    flow = await started(live_client, "approval", outside)
+    execution = await accept(live_client, flow.path, {"supplier": "Ada", "amount": 250})
+    async with asyncio.timeout(20):
+        while not mail.received:
+            await asyncio.sleep(0.02)
+    url = re.search(r"https?://\S+(/resume/\S+)", mail.received[0].message.get_content())
+    assert url is not None
+    page = await live_client.get(url[1])
+    assert page.status_code == 200
+    answered = await live_client.post(url[1], data={"button": button, "comment": "later"})
+    assert answered.status_code == 200
+    run = Run(await eventually(live_client, execution, ENDED), await steps_of(live_client, execution))
+    assert run.status == "success", run.error
+    if button == "approve":
+        assert bodies(outside) == [{"supplier": "Ada", "amount": 250}]
+    else:
+        assert (run.output, outside.received) == ({"rejected": "later"}, [])
