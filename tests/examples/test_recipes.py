@@ -141,7 +141,7 @@ async def test_invoice_is_paid_after_an_approval(
     flow = await started(live_client, "approval", outside)
     execution = await accept(live_client, flow.path, {"supplier": "Ada", "amount": 250})
     async with asyncio.timeout(20):
-        while not mail.received:
+        while not mail.received:  # noqa: ASYNC110  # the mail server is another task
             await asyncio.sleep(0.02)
     url = re.search(r"https?://\S+(/resume/\S+)", mail.received[0].message.get_content())
     assert url is not None

@@ -1,4 +1,4 @@
-"""A worker that is killed during a loop: no item is lost, and no finished item is handled again."""
+"""A worker that is killed during two joined loops: no item is lost, and no finished item is handled again."""
 
 from __future__ import annotations
 
@@ -21,14 +21,22 @@ from tests.processes import Process, free_port, wait_until_ready
 
 ITEMS, KILLS_AFTER = 300, (60, 150)
 LOOP = """\
-organism: {{name: loop}}
+organism: {{name: loops}}
 listeners:
-  - name: ask
+  - {{name: start, description: d, handler: echo, peers: [even, odd]}}
+  - name: even
     description: d
     handler: http.request
-    for_each: payload.numbers
-    parallel: 20
+    for_each: payload.numbers.filter(n, n % 2 == 0)
     config: {{url: "{url}/item/{{{{ payload }}}}"}}
+    peers: [both]
+  - name: odd
+    description: d
+    handler: http.request
+    for_each: payload.numbers.filter(n, n % 2 == 1)
+    config: {{url: "{url}/item/{{{{ payload }}}}"}}
+    peers: [both]
+  - {{name: both, description: d, handler: echo, join: all}}
 """
 
 
@@ -99,7 +107,9 @@ async def test_killed_workers_repeat_no_finished_item(
         for process in running:
             process.end(signal.SIGKILL)
     assert ended["status"] == "success"
-    assert [answer["body"] for answer in json.loads(ended["outputPayload"])] == [str(n) for n in range(ITEMS)]
+    output = json.loads(ended["outputPayload"])
+    for begin, name in enumerate(("even", "odd")):
+        assert [answer["body"] for answer in output[name]] == [str(n) for n in range(begin, ITEMS, 2)]
     assert 0 < len(finished[0]) < len(finished[1]) < ITEMS
     assert set(server.calls) == {str(n) for n in range(ITEMS)}
     # Items that were finished at the first kill were handled once, and those that were interrupted are few.
