@@ -61,6 +61,6 @@ def _check(section: Section, for_each: str, block: AnyBlock | None) -> None:
         message = f"{quoted(block.name)} cannot have for_each: the answer of a loop is a list and goes to all peers"
         hint = "select the peers after the loop, with a condition or in another listener"
         section.report.error(path, "unsupported", message, hint, at_key=True)
-    elif block.name in SINGLE:
+    elif block.name in SINGLE or block.awaits_call:
         message = f"{quoted(block.name)} cannot have for_each: it acts once in an execution"
         section.report.error(path, "unsupported", message, "remove for_each", at_key=True)

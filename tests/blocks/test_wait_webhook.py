@@ -56,3 +56,7 @@ def test_wait_can_take_longer_than_an_execution() -> None:
 
 def test_question_has_no_secrets() -> None:
     assert codes('handler: wait.webhook, config: {question: "{{ secrets.TOKEN }}"}') == ["secret_not_allowed"]
+
+
+def test_loop_does_not_wait() -> None:
+    assert codes("handler: wait.webhook, for_each: payload") == ["unsupported"]

@@ -67,3 +67,25 @@ async def test_tool_of_an_agent_waits_once() -> None:
     assert outcome == Finished({"text": "Done."})
     steps = [(step.status, step.output, step.error_code) for step in log.steps if step.message.listener == "ask"]
     assert steps == [(StepStatus.SUCCESS, "yes", None), (StepStatus.ERROR, None, "wait_repeated")]
+
+
+async def test_join_waits_for_an_approval() -> None:
+    text = organism(
+        "name: a, handler: echo, peers: [ask, j]", f"{ASK}, peers: [j]", "name: j, handler: echo, join: all"
+    )
+    first, log = await pump(text, "x")
+    assert isinstance(first, Suspended)
+    outcome, _ = await pump(text, "x", kept=log.steps, received={"ask": "yes"})
+    assert outcome == Finished({"a": "x", "ask": "yes"})
+
+
+async def test_join_of_any_branch_cancels_a_wait() -> None:
+    text = organism(
+        "name: a, handler: echo, peers: [ask, b]",
+        f"{ASK}, peers: [j]",
+        "name: b, handler: delay, config: {seconds: 0.05}, peers: [j]",
+        "name: j, handler: echo, join: any",
+    )
+    outcome, log = await pump(text, "x")
+    assert isinstance(outcome, Finished)
+    assert log.step("ask").status is StepStatus.CANCELLED
