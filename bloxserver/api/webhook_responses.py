@@ -24,7 +24,7 @@ from bloxserver.api.watching import ExecutionWatcher, Watch
 from bloxserver.errors import LimitReached, Unavailable
 from bloxserver.event_loop import in_parts
 from bloxserver.models.enums import ExecutionStatus
-from bloxserver.queries.responses import Ending, read_output, read_response
+from bloxserver.queries.webhook_responses import Ending, read_output, read_response
 from bloxserver.services.webhook_responses import Respond, ResponseWait
 from bloxserver.services.webhooks import AcceptedWebhook
 

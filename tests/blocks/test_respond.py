@@ -9,7 +9,7 @@ from pydantic import JsonValue, ValidationError
 
 from bloxserver.blocks.base import BlockContext, BlockError
 from bloxserver.blocks.respond import MAX_BODY_BYTES, MAX_HEADERS, block
-from bloxserver.queries.responses import RESPOND
+from bloxserver.queries.webhook_responses import RESPOND
 
 
 async def response(context: BlockContext, config: dict[str, Any], payload: JsonValue) -> Any:

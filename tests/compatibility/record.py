@@ -43,7 +43,6 @@ async def server_of(checkout: Path) -> AsyncIterator[tuple[httpx.AsyncClient, st
                 "LLM_BASE_URL": outside.url,
                 "LLM_API_KEY": "any",
                 "LLM_MODEL": "scripted",
-                "SWEEP_SECONDS": "0.1",
                 "ENGINE_POLL_SECONDS": "0.1",
             }
             command = [sys.executable, "-m", "bloxserver", "serve", "--host", "127.0.0.1", "--port", str(port)]

@@ -192,14 +192,14 @@ class Attempt:
         return self.failure(BlockError("wait_timeout", f"no call within {seconds:g} seconds", retryable=False))
 
 
-Work: TypeAlias = Callable[
+AttemptWork: TypeAlias = Callable[
     [Attempt, ExecutionContext, RecordedConversation, Mapping[str, str]], Coroutine[Any, Any, Step]
 ]
 """What an attempt does, with the values of the listener's secrets. Raises like a block."""
 
 
 async def handle(
-    attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, work: Work | None = None
+    attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, work: AttemptWork | None = None
 ) -> Step:
     """Call the block, or do other work instead. Every failure becomes an error of the step. Raises `LeaseLost`."""
     started = time.perf_counter()
@@ -224,7 +224,9 @@ _seconds_of_steps = cache(metrics.STEP_SECONDS.labels)
 """Finding the metric of labels takes as long as changing it."""
 
 
-async def _handle(attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, work: Work) -> Step:
+async def _handle(
+    attempt: Attempt, context: ExecutionContext, conversation: RecordedConversation, work: AttemptWork
+) -> Step:
     listener = attempt.listener
     secrets: Mapping[str, str] = {}
     try:

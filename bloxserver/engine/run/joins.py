@@ -216,13 +216,15 @@ class Joins:
 
     def _with_receivers(self, steps: Sequence[Step], messages: Sequence[Message]) -> Sequence[Step]:
         failed = {step.id for step in steps if step.status is StepStatus.ERROR and step.routed_to is None}
-        receivers: dict[UUID | None, tuple[str, ...]] = {}
+        joins_of_errors: dict[UUID | None, tuple[str, ...]] = {}
         for message in messages:
             if message.parent_id in failed and message.listener in self._plan.joins:
-                receivers[message.parent_id] = (*receivers.get(message.parent_id, ()), message.listener)
-        if not receivers:
+                joins_of_errors[message.parent_id] = (*joins_of_errors.get(message.parent_id, ()), message.listener)
+        if not joins_of_errors:
             return steps
-        return [step._replace(routed_to=receivers[step.id]) if step.id in receivers else step for step in steps]
+        return [
+            step._replace(routed_to=joins_of_errors[step.id]) if step.id in joins_of_errors else step for step in steps
+        ]
 
 
 def _not_needed(step: Step) -> Step:

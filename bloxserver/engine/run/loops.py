@@ -19,7 +19,7 @@ from bloxserver.blocks.cel.values import MAX_STEPS, Budget, CostLimitExceeded, I
 from bloxserver.blocks.expressions import evaluate_items
 from bloxserver.blocks.json_values import MAX_ANSWER_BYTES
 from bloxserver.clock import now
-from bloxserver.engine.run.attempt import Attempt, ExecutionContext, RecordedConversation, Work, moment_of
+from bloxserver.engine.run.attempt import Attempt, AttemptWork, ExecutionContext, RecordedConversation, moment_of
 from bloxserver.engine.run.error_reports import report_of
 from bloxserver.engine.run.large_messages import list_large
 from bloxserver.engine.run.messages import Message, Step, is_loop
@@ -62,7 +62,7 @@ class Loops:
         self._items: int | None = None
         """The items of the loops so far; None before the first."""
 
-    def work(self, attempt: Attempt) -> Work | None:
+    def work(self, attempt: Attempt) -> AttemptWork | None:
         """What to do at an attempt instead of calling the block; None if the block handles the message."""
         return self._answer if is_loop(attempt.listener, attempt.message) else None
 

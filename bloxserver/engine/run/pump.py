@@ -19,7 +19,6 @@ from bloxserver.engine.queue.values import CalledResult
 from bloxserver.engine.run.attempt import Attempt, ExecutionContext, handle
 from bloxserver.engine.run.batches import Item, divide, take_batch
 from bloxserver.engine.run.conversation import StoredConversation
-from bloxserver.engine.run.endings import closed, finished_with, stopped_by, with_unmet_conditions
 from bloxserver.engine.run.joins import joins_of
 from bloxserver.engine.run.loops import Loops, listener_of_loop
 from bloxserver.engine.run.messages import (
@@ -37,6 +36,7 @@ from bloxserver.engine.run.messages import (
 from bloxserver.engine.run.open_calls import OpenCalls
 from bloxserver.engine.run.open_waits import OpenWaits
 from bloxserver.engine.run.routing import RoutingError, route
+from bloxserver.engine.run.run_outcomes import closed, finished_with, stopped_by, with_unmet_conditions
 from bloxserver.engine.run.step_writer import StepWriter
 from bloxserver.engine.run.wake_timer import WakeTimer
 from bloxserver.models.enums import StepStatus

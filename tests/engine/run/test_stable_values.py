@@ -136,4 +136,4 @@ async def test_conditions_have_the_end_of_the_step(payload: Value) -> None:
     _, log = await pump(text, kept=[ended])
     assert log.handled() == ["b"]
     _, log = await pump(text, kept=[ended._replace(completed_at=now())])
-    assert log.handled() == []
+    assert "b" not in log.handled()

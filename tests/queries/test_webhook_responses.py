@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bloxserver.clock import now
 from bloxserver.models.enums import ExecutionStatus, StepStatus
 from bloxserver.models.tables import FlowRecord
-from bloxserver.queries.responses import Ending, read_output, read_response
+from bloxserver.queries.webhook_responses import Ending, read_output, read_response
 from tests.factories import create_execution
 from tests.steps import create_step
 

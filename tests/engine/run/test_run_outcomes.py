@@ -10,8 +10,8 @@ from pydantic import JsonValue
 
 from bloxserver.blocks.base import BlockContext, Result, StepWarning, Stop, Wait
 from bloxserver.clock import now
-from bloxserver.engine.run.endings import MAX_WARNING_CHARACTERS
 from bloxserver.engine.run.messages import Failed, Finished
+from bloxserver.engine.run.run_outcomes import MAX_WARNING_CHARACTERS
 from bloxserver.models.enums import StepStatus
 from bloxserver.raw_json import RawJson, plain
 from tests.engine.pump_runs import block, echo, organism, pump
