@@ -11,7 +11,7 @@ from bloxserver.isolation.functions import find_function
 
 FUNCTIONS = {name: f"{__name__}:{name}" for name in ("check_and_pause", "echo", "fork_server")}
 PAUSE_SECONDS = 0.5
-SNIPPET = b'{"code": "1", "payload": null, "timeout_seconds": 5, "memory_mb": 64}'
+SNIPPET = b'{"code": "1", "values": {}, "timeout_seconds": 5, "memory_mb": 64}'
 
 
 def echo(request: bytes) -> bytes:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 from fastapi.responses import HTMLResponse
 
-from bloxserver.blocks.wait_webhook import BUTTON, RESPONDER, WaitWebhookConfig
 from bloxserver.errors import BloxError, Conflict, NotFound, RateLimited, Unprocessable
 from bloxserver.services.resumptions import OpenWait
+from bloxserver.wait_forms import BUTTON, RESPONDER
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+    from bloxserver.blocks.wait_webhook import WaitWebhookConfig
 
 TEMPLATE = Path(__file__).with_name("assets") / "resume.html"
 STYLE = (

@@ -10,13 +10,12 @@ from pydantic import AfterValidator, Field, JsonValue, RootModel, ValidationInfo
 from bloxserver.blocks import templates
 from bloxserver.blocks.base import CHECKED, Awaited, Block, BlockConfig, BlockContext
 from bloxserver.blocks.shapes import ANYTHING, Shape, object_shape
+from bloxserver.wait_forms import BUTTON, RESPONDER
 
 MAX_FIELDS = 20
 MAX_BUTTONS = 10
 MAX_OPTIONS = 100
 MAX_QUESTION = 10_000
-BUTTON, RESPONDER = "button", "answered_by"
-"""Members of a posted form that are no fields: the value of the button, and the name of the person who answers."""
 
 
 class WaitWebhookPayload(RootModel[JsonValue]):

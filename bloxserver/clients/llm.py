@@ -178,10 +178,13 @@ def create_http_client() -> AsyncClient:
     """The HTTP client that all providers of a process share. It uses no proxy and no other environment variable."""
     import httpx2
 
+    from bloxserver.clients.whole_responses import WholeResponses
+
     # The time for a whole response is limited by `ModelClient`.
     timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
     limits = httpx2.Limits(max_connections=MAX_CONNECTIONS)
-    return httpx2.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout, limits=limits)
+    transport = WholeResponses(httpx2.AsyncHTTPTransport(verify=_tls(), trust_env=False, limits=limits))
+    return httpx2.AsyncClient(transport=transport, trust_env=False, timeout=timeout)
 
 
 @lru_cache

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -14,14 +14,12 @@ import sqlalchemy as sa
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from bloxserver.blocks.wait_webhook import BUTTON, RESPONDER, WaitField, WaitWebhookConfig
 from bloxserver.clock import now
 from bloxserver.errors import BloxError, Conflict, NotFound, Unprocessable
 from bloxserver.models.database import WakeReason, release, wake_engine_after_commit
 from bloxserver.models.tables import ExecutionRecord, ResumptionRecord
 from bloxserver.models.upsert import insert_into
 from bloxserver.organism.load import parse_organism
-from bloxserver.organism.model import UnknownListener
 from bloxserver.organism.problems import OrganismError
 from bloxserver.queries.resumptions import Wait, read_wait
 from bloxserver.resume_tokens import get_resume_tokens
@@ -29,6 +27,10 @@ from bloxserver.services.executions import input_of_body
 from bloxserver.services.rate_limits import UNLIMITED, Admission
 from bloxserver.settings import Settings
 from bloxserver.storable import json_text, storable_text
+from bloxserver.wait_forms import BUTTON, RESPONDER
+
+if TYPE_CHECKING:
+    from bloxserver.blocks.wait_webhook import WaitField, WaitWebhookConfig
 
 MAX_BODY_BYTES = 64 * 1024
 """About a millisecond to read."""
@@ -102,6 +104,10 @@ async def open_wait(
     await release(session)
     if wait.is_answered:
         raise AlreadyAnswered
+    # The blocks are imported when a URL is called, and not with the application.
+    from bloxserver.blocks.wait_webhook import WaitWebhookConfig
+    from bloxserver.organism.model import UnknownListener
+
     try:
         listener = (await parse_organism(wait.organism_yaml, wait.user_id)).listener(wait.listener)
     except (OrganismError, UnknownListener):

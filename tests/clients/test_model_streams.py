@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Literal
@@ -21,6 +22,7 @@ from bloxserver.redaction import Redactor
 from tests.llm_server import (
     LanguageModelServer,
     Reply,
+    calls,
     fails,
     hangs_up,
     language_model,
@@ -155,13 +157,31 @@ async def test_error_within_the_stream_has_the_code_of_the_same_error_before_it(
         (fails(429), "llm_rate_limited"),
         (fails(500), "llm_unavailable"),
         (page(), "llm_unusable_answer"),
-        (unstreamed(says("A response that is not streamed.")), "llm_unusable_answer"),
         (sends(""), "llm_unusable_answer"),
         (hangs_up(), "llm_cut_off"),
     ],
 )
 async def test_fault_before_the_stream_is_an_error(kind: str, reply: Reply, code: str) -> None:
     assert await error_of(kind, reply) == (code, [])
+
+
+async def test_server_that_does_not_stream_is_used_all_the_same() -> None:
+    wanted = calls(("birds", {"size": 7}), ("birds", {"size": 8}), text="Look:")
+    events = await events_of("openai", unstreamed(wanted))
+    end = events[-1]
+    assert isinstance(end, StreamEnd)
+    assert text_of(events) == "Look:"
+    assert [json.loads(str(part.args)) for part in end.response.parts if isinstance(part, ToolCallPart)] == [
+        {"size": 7},
+        {"size": 8},
+    ]
+    assert (end.response.finish_reason, end.is_usage_estimated) == ("tool_call", False)
+    assert (end.response.usage.input_tokens, end.response.usage.output_tokens) == (10, 5)
+
+
+async def test_whole_response_of_another_api_is_an_error() -> None:
+    assert await error_of("anthropic", unstreamed(says("Whole."))) == ("llm_unusable_answer", [])
+    assert await error_of("openai", sends('{"choices": [3]}')) == ("llm_unusable_answer", [])
 
 
 @pytest.mark.parametrize("responds", [False, True])
