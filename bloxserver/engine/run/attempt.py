@@ -15,6 +15,7 @@ from uuid import UUID
 import structlog
 from pydantic import JsonValue
 
+from bloxserver.blocks.agent import agent as agent_block
 from bloxserver.blocks.agent_calls import prompt_of
 from bloxserver.blocks.base import (
     AgentContext,
@@ -275,7 +276,9 @@ async def _call(
     payload = message.payload
     if isinstance(payload, RawJson):
         payload = await prompt_of(payload, context.isolated)
-    agent = AgentContext(context.models(message, attempt.number), listener.tools, conversation)
+    agent = None
+    if listener.block is agent_block:
+        agent = AgentContext(context.models(message, attempt.number), listener.tools, conversation)
     block_context = _block_context(attempt, context, agent)
     block_context.names = cast(Mapping[str, JsonValue], names)
     try:
@@ -345,6 +348,8 @@ async def _step_in_process(
 
 def _names_of(attempt: Attempt, context: ExecutionContext) -> dict[str, Value]:
     """The values of the names that the config can refer to, besides the message and the input."""
+    if not attempt.listener.names:
+        return {}
     names, index = context.names.of(attempt.listener), attempt.message.index
     return names if index is None else {**names, INDEX: index}
 

@@ -108,8 +108,14 @@ class ClaimedExecutionContext:
         self.isolated = IsolatedTasks(execution.user_id, execution.plan, execution.cpu)
         self.memory = memory
         self._budgets = self._budgets_of(limits)
-        self.names = ExecutionNames(facts_of(execution, clients.public_url, waits, clients.resume_tokens))
+        self._waits = waits
         self._share = clients.shares.of(execution.user_id, execution.plan)
+
+    @cached_property
+    def names(self) -> ExecutionNames:
+        """The values of the names in expressions. Most definitions use none."""
+        clients = self._clients
+        return ExecutionNames(facts_of(self._execution, clients.public_url, self._waits, clients.resume_tokens))
 
     def models(self, message: Message, attempt: int) -> LanguageModels:
         execution = self._execution

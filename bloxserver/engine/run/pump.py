@@ -169,7 +169,7 @@ class Pump:
     async def _due_steps(self) -> list[Step]:
         """Start retries that are due; returns waiting steps whose answer is due."""
         moment = now()
-        answers = await self.waits.take_ended(moment)
+        answers = await self.waits.take_ended(moment) if self._organism.waits else []
         for step in answers:
             del self._waiting[step.message.key]
         due = [
@@ -209,7 +209,7 @@ class Pump:
         answers: list[Step] = []
         outcome: Outcome | None = self._failure
         abandoned: list[Step] = []
-        steps = [self.waits.admit(step) for step in steps]
+        steps = [self.waits.admit(step) for step in steps] if self._organism.waits else [*steps]
         for index, step in enumerate(steps):
             self._running.pop(step.id, None)
             if not step.is_open:
@@ -289,7 +289,7 @@ class Pump:
         if step.status is StepStatus.CANCELLED:  # in an earlier run, because a join had another answer
             return step, []
         listener = self._organism.listener(step.message.listener)
-        if step.status is StepStatus.SUCCESS:
+        if self._organism.read_steps and step.status is StepStatus.SUCCESS:
             self._context.names.keep(step, self._organism)
         messages = [Message(name, payload, step.id) for name, payload in await route(listener, step, self._context)]
         if not messages:
