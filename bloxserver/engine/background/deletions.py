@@ -244,11 +244,13 @@ async def _detach_executions(session: AsyncSession, trigger_id: UUID) -> int:
         .where(ExecutionRecord.trigger_id == trigger_id)
         .limit(MAX_ROWS)
         .with_for_update(skip_locked=True)
+        # A plain subquery may be executed once for each row, and then finds more rows each time.
+        .cte("batch")
     )
     return await _changed(
         session,
         sa.update(ExecutionRecord)
-        .where(ExecutionRecord.id.in_(batch))
+        .where(ExecutionRecord.id.in_(sa.select(batch.c.id)))
         .values(trigger_id=None)
         .returning(ExecutionRecord.id),
     )
