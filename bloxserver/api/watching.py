@@ -36,7 +36,7 @@ MAX_INTERVAL_SECONDS = 0.25
 MAX_EXECUTIONS_PER_SECOND: float = 5_000
 """A statement reads so many executions per second. With more responses, it is repeated less often."""
 ANNOUNCED_SECONDS = 5.0
-"""How often workers are told which executions are watched."""
+"""How often this process announces to the workers which executions it watches."""
 MAX_HELD = 256 * 1024
 """Characters of texts that a response holds. It gets those beyond it when its client has read."""
 RUNNING = Progress(ExecutionStatus.RUNNING, None)

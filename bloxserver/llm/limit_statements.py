@@ -80,7 +80,7 @@ def delete_ended(dialect: str) -> sa.Executable:
     """Delete the reservations with these `ids`. Returns those that existed."""
     kind = _reservations.c.id.type
     if dialect == "postgresql":
-        # A list would be another statement for each number of ids, which the server prepares anew.
+        # With an expanded list, each number of ids is a statement of its own, which PostgreSQL has to prepare.
         is_ended = _reservations.c.id == sa.any_(sa.bindparam("ids", type_=sa.ARRAY(kind)))
     else:
         is_ended = _reservations.c.id.in_(sa.bindparam("ids", expanding=True, type_=kind))
