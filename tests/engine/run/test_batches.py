@@ -8,6 +8,7 @@ from bloxserver.blocks.registry import get_registry
 from bloxserver.clock import now
 from bloxserver.engine.run.batches import MAX_CHARACTERS, MAX_MESSAGES, Batch, characters_of, divide
 from bloxserver.engine.run.messages import Finished, Message, Step
+from bloxserver.ids import new_id
 from bloxserver.models.enums import StepStatus
 from bloxserver.organism.parse import parse
 from bloxserver.raw_json import RawJson, Value
@@ -75,3 +76,11 @@ async def test_a_run_that_ended_between_two_batches_continues_with_the_rest() ->
     assert resumed.handled() == ["b", "c", "d"]
     keys = {step.message.key for step in log.steps}
     assert {step.message.key for step in resumed.steps} <= keys
+
+
+def test_item_of_a_loop_counts_without_the_peers_of_its_listener() -> None:
+    batch = Batch(parse(TEXT, get_registry()))
+    item = Message("a", None, new_id(), "[0]")
+    for _ in range(MAX_MESSAGES - 1):
+        batch.add(Step(item, "echo", StepStatus.SUCCESS, now()))
+    assert not batch.is_full, "the answer of an item goes to its loop, and not to the peers"

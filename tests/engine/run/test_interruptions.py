@@ -16,7 +16,15 @@ from bloxserver.blocks.base import BlockContext, BlockError, Result
 from bloxserver.clock import now
 from bloxserver.engine.queue.recovery import reclaim_all
 from bloxserver.engine.run.context import SharedClients
-from bloxserver.engine.run.messages import Failed, Finished, Message, Step, Suspended, Tokens
+from bloxserver.engine.run.messages import (
+    Failed,
+    Finished,
+    Message,
+    Step,
+    Suspended,
+    Tokens,
+    interrupted_steps,
+)
 from bloxserver.engine.run.worker import Worker
 from bloxserver.models.database import Database
 from bloxserver.models.enums import ExecutionStatus, StepStatus
@@ -232,3 +240,12 @@ async def test_a_repeated_call_finds_the_execution_that_it_started(
             sa.select(ExecutionRecord.parent_key).where(ExecutionRecord.parent_id == parent.id)
         )
         assert set(keys) == {":a#1", ":a#2"}
+
+
+@pytest.mark.parametrize("status", [StepStatus.SUCCESS, StepStatus.ERROR])
+def test_loop_is_not_interrupted_although_its_items_have_ended(status: StepStatus) -> None:
+    loop = Step(Message("a", None), "echo", StepStatus.RUNNING, now())
+    item = Step(Message("a", 1, loop.id, "[0]"), "echo", status, now(), completed_at=now())
+    assert interrupted_steps([loop, item]) == []
+    [interrupted] = interrupted_steps([loop])
+    assert (interrupted.attempt, interrupted.interruptions) == (2, 1)
